@@ -1,0 +1,333 @@
+"""What a person may say about one trial: frozen, strict, and documented field by field.
+
+A `TrialConfig` is right from birth: unknown keys, wrong types and impossible values are refused
+with the name of the culprit, the rule, the value and the nearest right name.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+METHODS_FOLDER = Path(__file__).parent / "methods"
+
+Resource = Literal["flops", "params"]
+AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module"]
+Repair = Literal["none", "mask", "ls"]
+
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be; its message has one line a culprit."""
+
+
+class Config(BaseModel):
+    """The base of all configuration: frozen, and nothing unknown passes."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def parse(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:  # noqa: PYI019 - see below
+        """Read nested plain values, as TOML gives them.
+
+        Raises:
+            ConfigError: with one line for each unknown key, wrong type or impossible value.
+        """
+        # No `Self`: the tests execute annotations, and beartype refuses it outside its own classes.
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_lines(cls, error))) from None
+
+
+class DemoConfig(Config):
+    """The corpus that eSpeak NG speaks from a small command grammar."""
+
+    train_utterances: int = Field(1500, ge=2, le=1_000_000)
+    """Utterances in the training voices."""
+    dev_utterances: int = Field(150, ge=1, le=100_000)
+    """Utterances in the dev voices, which no other split hears."""
+    test_utterances: int = Field(200, ge=1, le=100_000)
+    """Utterances in the test voices, which no other split hears."""
+    snr_low_db: float = Field(15.0, ge=-10, le=60)
+    """Lowest signal-to-noise ratio of the added noise, in dB."""
+    snr_high_db: float = Field(30.0, ge=-10, le=60)
+    """Highest signal-to-noise ratio of the added noise, in dB."""
+    seed: int = Field(0, ge=0)
+    """Draws sentences, voices, speeds and noise; the same seed speaks the same corpus."""
+
+    @model_validator(mode="after")
+    def _noise_has_a_range(self) -> "DemoConfig":
+        if self.snr_low_db > self.snr_high_db:
+            raise ValueError(
+                f"`snr_low_db` must be at most `snr_high_db`, but is {self.snr_low_db} above"
+                f" {self.snr_high_db} instead"
+            )
+        return self
+
+
+class CorpusConfig(Config):
+    """Where speech and its transcripts come from, and what the tokens are."""
+
+    name: str = Field("demo", min_length=1)
+    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar."""
+    root: str = ""
+    """Folder of LibriSpeech, downloaded there if absent; only for `name = "librispeech"`."""
+    train: str = Field("train*", min_length=1)
+    """Glob of the splits to train on."""
+    dev: str = Field("dev*", min_length=1)
+    """Glob of the splits that the search is judged on."""
+    test: str = Field("test*", min_length=1)
+    """Glob of the splits that final points are judged on."""
+    max_seconds: float = Field(30.0, gt=0.2, le=120)
+    """Longer training utterances are left out, in seconds; dev and test are never cut."""
+    resample: bool = True
+    """Bring other sample rates to 16 kHz; if false, such a file is refused by name."""
+    tokens: Literal["word", "unigram", "bpe", "char"] = "unigram"
+    """What SentencePiece's pieces are. Whole words learn much faster on small vocabularies."""
+    vocabulary: int = Field(128, ge=3, le=65_536)
+    """Number of pieces, at most: blank and unknown included."""
+    speeds: list[float] = Field([1.0], min_length=1, max_length=8)
+    """Speeds at which the training speech is heard: 0.9 is slower and lower."""
+    demo: DemoConfig = DemoConfig()
+
+    @model_validator(mode="after")
+    def _speeds_are_speeds(self) -> "CorpusConfig":
+        for speed in self.speeds:
+            if not 0.5 <= speed <= 2.0:
+                raise ValueError(f"`speeds` must lie in [0.5, 2], but one is {speed} instead")
+        return self
+
+
+class ModelConfig(Config):
+    """The teacher's shape: a named size, any number of which may be overruled."""
+
+    size: Literal["tiny", "small", "medium", "large"] = "tiny"
+    """About 1.4, 10, 30 or 118 million parameters."""
+    blocks: int | None = Field(None, ge=1, le=64)
+    """Conformer blocks."""
+    width: int | None = Field(None, ge=4, le=4096)
+    """Residual width."""
+    inner: int | None = Field(None, ge=1, le=16_384)
+    """Inner units of each feed-forward module."""
+    heads: int | None = Field(None, ge=1, le=64)
+    """Attention heads; the width must be divisible by them."""
+    channels: int | None = Field(None, ge=1, le=8192)
+    """Channels of each convolution module."""
+    kernel: int | None = Field(None, ge=1, le=255)
+    """Kernel of the depthwise convolutions, odd, in frames of 40 ms."""
+    frontend_channels: int | None = Field(None, ge=1, le=4096)
+    """Channels of both convolutions of the front end."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout while the teacher is trained."""
+
+
+class AugmentConfig(Config):
+    """SpecAugment (Park et al., 2019): bands and spans of the features set to their mean."""
+
+    frequency_masks: int = Field(2, ge=0, le=16)
+    """Bands an utterance."""
+    frequency_width: int = Field(20, ge=0, le=80)
+    """Widest band, in mel bins."""
+    time_masks_per_second: float = Field(0.5, ge=0, le=10)
+    """Spans a second of speech."""
+    time_width_seconds: float = Field(0.25, ge=0, le=2)
+    """Longest span, in seconds."""
+
+
+class TeacherConfig(Config):
+    """The unpruned model: trained here, or a bundle from before."""
+
+    bundle: str = ""
+    """Folder of a finished bundle; if given, nothing is trained."""
+    steps: int = Field(1000, ge=1, le=10_000_000)
+    """Optimizer steps of its training."""
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    """Peak rate of AdamW, reached after the warm-up, then falling as a cosine."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly."""
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    """AdamW's decay."""
+
+
+class PruningConfig(Config):
+    """What to remove, how much of it, and how the choice is found."""
+
+    method: str = "l0"
+    """A file of core/methods: l0, magnitude, random, uniform, scratch, dense."""
+    resource: Resource = "flops"
+    """What `target_sparsity` counts."""
+    target_sparsity: float = Field(0.5, ge=0, lt=1)
+    """Share of the whole model's resource to remove."""
+    utterance_seconds: float = Field(10.0, gt=0.2, le=120)
+    """Length of the utterance at which FLOPs and latency are stated, in seconds."""
+    axes: list[AxisKind] = Field(
+        ["frontend", "width", "head", "inner", "channel", "module"], min_length=1
+    )
+    """Which kinds of units may go."""
+    steps: int = Field(400, ge=0, le=10_000_000)
+    """Steps of the search; methods that do not train while they search spend them on tuning."""
+    learning_rate: float = Field(3e-4, gt=0, le=1)
+    """Rate of the weights while gates are learned."""
+    gate_lr: float = Field(0.1, gt=0, le=10)
+    """Rate of Adam on the gates' log_alpha."""
+    lambda_lr: float = Field(0.1, gt=0, le=100)
+    """Rate of Adam's ascent on the two multipliers."""
+    lambda_quadratic: float = Field(50.0, ge=0, le=1e6)
+    """The quadratic multiplier's start; at 0 short runs swing."""
+    warmup_share: float = Field(0.3, ge=0, le=1)
+    """Share of the search in which the target rises linearly to its value."""
+    log_alpha: float = Field(3.0, ge=-8, le=8)
+    """Start of the gates of single units; 3 is open with probability 0.990."""
+    module_log_alpha: float = Field(4.6, ge=-8, le=8)
+    """Start of the gates of whole modules and of the residual width."""
+    repair: Repair = "ls"
+    """How the consumers of removed units are adjusted: not, by scaling, or by least squares."""
+    calibration_batches: int = Field(8, ge=1, le=10_000)
+    """Batches of training speech for repair and for batch-norm statistics."""
+
+
+class DistillationConfig(Config):
+    """What the pruned model learns from, while it is searched and while it is tuned."""
+
+    task_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of CTC on the transcripts."""
+    logit_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of the divergence from the teacher's output distribution."""
+    layer_weight: float = Field(0.3, ge=0, le=1e4)
+    """Weight of the distance from the teacher's hidden states."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Softens both distributions."""
+    layers: int = Field(4, ge=1, le=64)
+    """How many of the teacher's blocks are matched, equally spaced and ending with the last."""
+    matching: Literal["ordered", "fixed"] = "ordered"
+    """Nearest student block with the order kept, or block i to block i."""
+
+
+class TuningConfig(Config):
+    """The extracted model's training."""
+
+    steps: int = Field(300, ge=0, le=10_000_000)
+    """Optimizer steps."""
+    learning_rate: float = Field(6e-4, gt=0, le=1)
+    """Peak rate of AdamW."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly; it then falls as a cosine."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout while the small model is tuned; gate noise takes its place in the search."""
+
+
+class TrainingConfig(Config):
+    """What all training of a trial shares."""
+
+    batch_seconds: float = Field(60.0, gt=0, le=100_000)
+    """Speech in a batch, padding included, in seconds."""
+    clip: float = Field(5.0, gt=0, le=1e6)
+    """Largest norm of the weights' gradient; gates and multipliers are never clipped."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class EvaluationConfig(Config):
+    """How an outcome is measured."""
+
+    bootstrap_samples: int = Field(1000, ge=100, le=1_000_000)
+    """Resamples of the utterances behind an interval of the WER."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Coverage of the interval."""
+    latency_repeats: int = Field(7, ge=1, le=1000)
+    """Timed passes of one utterance at batch 1; their median is the latency."""
+
+
+class RuntimeConfig(Config):
+    """Where and how a trial computes; none of it changes what is computed, but for rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast of matrix products; gates, losses and multipliers stay in fp32."""
+    compile: bool = False
+    """`torch.compile` the stages whose shapes are fixed: teacher and tuning."""
+    threads: int = Field(1, ge=1, le=1024)
+    """CPU threads of a trial."""
+    report_steps: int = Field(100, ge=1, le=10_000_000)
+    """Steps between evaluations on dev."""
+    checkpoint_steps: int = Field(100, ge=1, le=10_000_000)
+    """Steps between checkpoints; at most so many are lost to a kill."""
+
+
+class TrialConfig(Config):
+    """One trial, whole."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Sets weights, order of the data, dropout and gate noise."""
+    corpus: CorpusConfig = CorpusConfig()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    pruning: PruningConfig = PruningConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    tuning: TuningConfig = TuningConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _method_is_a_file(self) -> "TrialConfig":
+        if self.pruning.method not in method_names():
+            near = difflib.get_close_matches(self.pruning.method, method_names(), n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise ValueError(
+                f"`pruning.method` must be one of {', '.join(method_names())},"
+                f" but is `{self.pruning.method}` instead{hint}"
+            )
+        return self
+
+
+def method_names() -> list[str]:
+    """The folder core/methods is the registry: one method a file, itself never imported here."""
+    return sorted(p.stem for p in METHODS_FOLDER.glob("*.py") if not p.stem.startswith("_"))
+
+
+def _lines(root: type[Config], error: ValidationError) -> list[str]:
+    return [_line(root, detail["type"], detail["loc"], detail) for detail in error.errors()]
+
+
+def _line(root: type[Config], kind: str, place: tuple[int | str, ...], detail: Any) -> str:
+    name = ".".join(str(part) for part in place)
+    if kind == "extra_forbidden":
+        known = _keys_at(root, place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
+        return f"`{name}` is not a key; {hint}"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    rule = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"`{name}` must be {rule}, but is {detail['input']!r} instead"
+
+
+def _keys_at(root: type[Config], place: tuple[int | str, ...]) -> list[str]:
+    node: type[BaseModel] = root
+    for part in place:
+        node = _section(node.model_fields[str(part)]) or node
+    return list(node.model_fields)
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one, optional or not."""
+    kinds = [field.annotation]
+    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
+        kinds = list(typing.get_args(field.annotation))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)

@@ -1,0 +1,118 @@
+"""Self-attention with relative positions (Dai et al., 2019), heads as units.
+
+score(i, j) = ((q_i + u) k_j + (q_i + v) p_(i-j)) / sqrt(K), where p is a projected table of sines.
+
+Shapes: B batch, T frames, D width, P width of the table, H heads, K head width, A = H K, R = 2 T -
+1 distances.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
+from core.conformer.feedforward import module_axis, producer_slices
+from core.conformer.norm import LayerNorm
+
+
+class Attention(nn.Module):
+    def __init__(
+        self, *, width: int, position_width: int, heads: int, head_width: int, name: str
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.head_width = head_width
+        self.norm = LayerNorm(width, name=f"{name}.norm")
+        self.query = nn.Linear(width, heads * head_width)
+        self.key = nn.Linear(width, heads * head_width)
+        self.value = nn.Linear(width, heads * head_width)
+        self.position = nn.Linear(position_width, heads * head_width, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_width))
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_width))
+        self.output = nn.Linear(heads * head_width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        is_frame: Bool[Tensor, "batch time"],
+        distances: Float[Tensor, "distances position_width"],
+    ) -> Float[Tensor, "batch time width"]:
+        x = self.norm(x)
+        q, k, v = self._heads(self.query(x)), self._heads(self.key(x)), self._heads(self.value(x))
+        p = self._heads(self.position(distances)[None])[0]  # (H, R, K)
+        q = q / math.sqrt(self.head_width)
+        u = self.content_bias[:, None] / math.sqrt(self.head_width)
+        w = self.position_bias[:, None] / math.sqrt(self.head_width)
+        scores = (q + u) @ k.transpose(-1, -2) + shifted((q + w) @ p.transpose(-1, -2))
+        # A finite floor keeps rows without any real frame finite.
+        floor = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~is_frame[:, None, None, :], floor)
+        mixed = F.softmax(scores, dim=-1) @ v  # (B, H, T, K)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Float[Tensor, "batch time all"]) -> Float[Tensor, "batch heads time head"]:
+        """As many heads as the tensor has, so that a narrowed module needs no new code."""
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+    def axes(self) -> list[Axis]:
+        projections = ("query", "key", "value")
+        rows = [f"{part}.{tensor}" for part in projections for tensor in ("weight", "bias")]
+        k = self.head_width
+        heads = Axis(
+            name=f"{self.name}.head",
+            kind="head",
+            size=self.content_bias.shape[0],
+            parent=self.name,
+            slices=(
+                *(
+                    Slice(tensor=f"{self.name}.{row}", dim=0, block=k)
+                    for row in (*rows, "position.weight")
+                ),
+                Slice(tensor=f"{self.name}.content_bias", dim=0),
+                Slice(tensor=f"{self.name}.position_bias", dim=0),
+                Slice(tensor=f"{self.name}.output.weight", dim=1, block=k, is_scaled=True),
+            ),
+        )
+        return [module_axis(self.name, f"{self.name}.output", self.output), heads]
+
+    def width_slices(self) -> tuple[Slice, ...]:
+        columns = ("query.weight", "key.weight", "value.weight")
+        return (
+            *self.norm.width_slices(),
+            *(Slice(tensor=f"{self.name}.{column}", dim=1) for column in columns),
+            *producer_slices(f"{self.name}.output"),
+        )
+
+    def cost(self, kept: Kept, lengths: Lengths) -> Cost:
+        d, a = kept["width"], self.head_width * kept[f"{self.name}.head"]
+        p, t = self.position.in_features, lengths.quarter
+        r = 2 * t - 1
+        return kept[self.name] * Cost(
+            params=4 * d * a + p * a + 5 * a + 3 * d,
+            flops=8 * t * d * a + 2 * r * p * a + 4 * t * t * a + 2 * t * r * a,
+        )
+
+
+def shifted(
+    scores: Float[Tensor, "batch heads time distances"],
+) -> Float[Tensor, "batch heads time time"]:
+    """Turn columns that mean a distance T - 1 ... -(T - 1) into columns that mean a frame."""
+    batch, heads, time, distances = scores.shape
+    padded = F.pad(scores, (1, 0)).view(batch, heads, distances + 1, time)
+    return padded[:, :, 1:].reshape(batch, heads, time, distances)[..., :time]
+
+
+def distance_table(
+    time: int, width: int, *, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "distances width"]:
+    """Sines and cosines, interleaved, of the distances T - 1 down to -(T - 1)."""
+    distances = torch.arange(time - 1, -time, -1, device=device, dtype=torch.float64)
+    rates = torch.exp(
+        torch.arange(0, width, 2, device=device, dtype=torch.float64) * (-math.log(1e4) / width)
+    )
+    angles = distances[:, None] * rates
+    table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+    return table[:, :width].to(dtype)

@@ -1,0 +1,85 @@
+"""The words in which a part of the model says what can be cut from it, and what it costs.
+
+A gate multiplies a unit at its consumer's input. As W (z * h) = (W diag z) h, that is the same as
+multiplying the consumer's columns, so a gate is stated as the entries of tensors that belong to its
+unit, and which of them it scales. FLOPs are counted as torch counts them: 1 multiply-add = 2 FLOPs;
+norms, activations and biases are free.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from core.config import AxisKind
+
+Number = int | Tensor
+"""An exact count, or a differentiable expectation of one."""
+Kept = Mapping[str, Number]
+"""How many units of each axis stay, by the axis's name."""
+Mask = Mapping[str, Tensor]
+"""The gates' values in [0, 1], by the axis's name; an axis without an entry is open."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Unit j owns entries offset + j * block up to offset + (j + 1) * block of one dimension."""
+
+    tensor: str
+    """Name of a parameter or buffer in the model's state."""
+    dim: int
+    block: int = 1
+    offset: int = 0
+    is_scaled: bool = False
+    """Whether the gate's value multiplies these entries, or only a closed gate removes them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """A set of like units that can be cut."""
+
+    name: str
+    """For a module axis the module's own name: closing it removes every tensor below."""
+    kind: AxisKind
+    size: int
+    slices: tuple[Slice, ...]
+    parent: str | None = None
+    """The module axis that closes when the last of these units goes, and takes them with it."""
+    floor: int = 0
+    """Units that must stay for the model to compute anything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a choice costs: exact integers, or differentiable expectations."""
+
+    params: Number
+    flops: Number
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(params=self.params + other.params, flops=self.flops + other.flops)
+
+    def __rmul__(self, share: Number) -> "Cost":
+        return Cost(params=share * self.params, flops=share * self.flops)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, start=Cost(params=0, flops=0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lengths:
+    """Frames of one utterance on its way through the front end."""
+
+    mels: int
+    half: int
+    """After the first convolution."""
+    quarter: int
+    """After the second: what the blocks see."""
+
+    @classmethod
+    def of(cls, seconds: float) -> "Lengths":
+        """At 16 kHz and a hop of 10 ms; both convolutions are 3 wide, stride 2, without padding."""
+        mels = (round(seconds * 16_000) + 80) // 160
+        half = (mels - 1) // 2
+        return cls(mels=mels, half=half, quarter=(half - 1) // 2)

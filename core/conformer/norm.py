@@ -1,0 +1,69 @@
+"""The two norms: over the residual width, and over frames a channel.
+
+Shapes: B batch, T frames, D width, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from core.conformer.axes import Slice
+
+
+class LayerNorm(nn.Module):
+    """Layer norm whose width is that of its tensors, so that a narrowed one needs no new code."""
+
+    def __init__(self, width: int, *, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-5)
+
+    def width_slices(self) -> tuple[Slice, ...]:
+        return (
+            Slice(tensor=f"{self.name}.weight", dim=0, is_scaled=True),
+            Slice(tensor=f"{self.name}.bias", dim=0, is_scaled=True),
+        )
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over real frames only: padding never touches a statistic."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.momentum: float = 0.1
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(
+        self, x: Float[Tensor, "batch time channels"], is_frame: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time channels"]:
+        if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + 1e-5)
+            return torch.addcmul(self.bias - self.running_mean * scale, x, scale)
+        frames = is_frame.flatten().nonzero().squeeze(1)
+        real = F.batch_norm(
+            x.flatten(0, 1).index_select(0, frames),  # (real frames, C)
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=True,
+            momentum=self.momentum,
+        )
+        padded = real.new_zeros(is_frame.numel(), real.shape[1]).index_copy(0, frames, real)
+        return padded.view(x.shape)
+
+    def channel_slices(self) -> tuple[Slice, ...]:
+        tensors = ("weight", "bias", "running_mean", "running_var")
+        return tuple(Slice(tensor=f"{self.name}.{tensor}", dim=0) for tensor in tensors)

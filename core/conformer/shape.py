@@ -1,0 +1,141 @@
+"""How large each part of a Conformer is: the architecture of a dense or an extracted model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from core.config import ConfigError, ModelConfig
+
+MELS = 80
+LARGEST = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockShape:
+    """Sizes of one block; 0 where a whole module is gone."""
+
+    ff1: int
+    heads: int
+    channels: int
+    ff2: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Sizes of a whole model."""
+
+    sub1: int
+    sub2: int
+    """Channels of the front end's two convolutions."""
+    width: int
+    position_width: int
+    """Width of the table of positions: the unpruned width, as it is not the residual stream."""
+    head_width: int
+    kernel: int
+    vocabulary: int
+    blocks: tuple[BlockShape, ...]
+
+    @classmethod
+    def of(cls, config: ModelConfig, vocabulary: int) -> "Shape":
+        """The unpruned shape that a config asks for.
+
+        Raises:
+            ConfigError: if the width cannot be shared by the heads, or the kernel is even.
+        """
+        size = {
+            name: getattr(config, name) if getattr(config, name) is not None else value
+            for name, value in _SIZES[config.size].items()
+        }
+        if size["width"] % size["heads"]:
+            raise ConfigError(
+                f"`model.width` must be divisible by `model.heads` = {size['heads']},"
+                f" but is {size['width']} instead"
+            )
+        if size["kernel"] % 2 == 0:
+            raise ConfigError(f"`model.kernel` must be odd, but is {size['kernel']} instead")
+        inner, heads, channels = size["inner"], size["heads"], size["channels"]
+        block = BlockShape(ff1=inner, heads=heads, channels=channels, ff2=inner)
+        return cls(
+            sub1=size["frontend_channels"],
+            sub2=size["frontend_channels"],
+            width=size["width"],
+            position_width=size["width"],
+            head_width=size["width"] // heads,
+            kernel=size["kernel"],
+            vocabulary=vocabulary,
+            blocks=(block,) * size["blocks"],
+        )
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Shape":
+        """Read back what `to_plain` wrote.
+
+        Raises:
+            ValueError: if a size is missing, unknown, not a whole number or out of range.
+        """
+        whole = dict(values)
+        blocks = whole.pop("blocks", None)
+        if not isinstance(blocks, list):
+            raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
+        checked = tuple(
+            BlockShape(**_sizes(block, BlockShape, low=0, name=f"blocks.{i}."))
+            for i, block in enumerate(blocks)
+        )
+        return cls(**_sizes(whole, cls, low=1, name=""), blocks=checked)
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+
+
+def _sizes(values: Any, kind: type, *, low: int, name: str) -> dict[str, int]:
+    """The sizes of a kind of shape, each there and in range, and nothing else."""
+    wanted = {field.name for field in fields(kind)} - {"blocks"}
+    if not isinstance(values, dict) or set(values) != wanted:
+        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(wanted))}, but is {values}.")
+    for key, size in values.items():
+        if type(size) is not int or not low <= size <= LARGEST:
+            raise ValueError(
+                f"`{name}{key}` must be a whole number from {low} to {LARGEST},"
+                f" but is {size!r} instead"
+            )
+    return values
+
+
+_SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "blocks": 6,
+        "width": 96,
+        "inner": 384,
+        "heads": 4,
+        "channels": 96,
+        "kernel": 15,
+        "frontend_channels": 40,
+    },
+    "small": {
+        "blocks": 12,
+        "width": 192,
+        "inner": 768,
+        "heads": 4,
+        "channels": 192,
+        "kernel": 31,
+        "frontend_channels": 96,
+    },
+    "medium": {
+        "blocks": 16,
+        "width": 256,
+        "inner": 1024,
+        "heads": 4,
+        "channels": 256,
+        "kernel": 31,
+        "frontend_channels": 256,
+    },
+    "large": {
+        "blocks": 17,
+        "width": 512,
+        "inner": 2048,
+        "heads": 8,
+        "channels": 512,
+        "kernel": 31,
+        "frontend_channels": 512,
+    },
+}

@@ -1,0 +1,1 @@
+"""Corpora: a name or a path becomes batches of features and tokens."""

@@ -1,0 +1,127 @@
+"""Audio files: what their headers promise, and their samples at 16 kHz.
+
+Shapes: N samples.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float
+from lhotse.audio import AudioLoadingError, DurationMismatchError
+from lhotse.cut import Cut
+from torch import Tensor
+from torchaudio.functional import resample as change_rate
+
+from core.corpora.features import SAMPLE_RATE_HZ
+
+
+class CorpusError(ValueError):
+    """Speech, a transcript or a vocabulary that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What a file says of itself before its samples are decoded."""
+
+    sample_rate_hz: int
+    num_samples: int
+
+
+def check_file(file: Path) -> None:
+    """Look whether there is anything to read.
+
+    Raises:
+        CorpusError: if the file is missing or has no bytes.
+    """
+    if not file.is_file():
+        raise CorpusError(f"`{file}` must be an audio file, but is missing instead.")
+    if file.stat().st_size == 0:
+        raise CorpusError(f"`{file}` must hold speech, but is an empty file instead.")
+
+
+def read_header(file: Path) -> Header:
+    """Look at a file without decoding it.
+
+    Raises:
+        CorpusError: if it is missing, empty, not audio or not mono.
+    """
+    check_file(file)
+    try:
+        info = soundfile.info(file)
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(file, error) from error
+    if info.frames < 1:
+        raise CorpusError(f"`{file}` must hold speech, but has no samples instead.")
+    if info.channels != 1:
+        raise CorpusError(
+            f"`{file}` must have one channel, but has {info.channels} instead; mix it down first."
+        )
+    return Header(sample_rate_hz=info.samplerate, num_samples=info.frames)
+
+
+def check_rate(name: object, sample_rate_hz: int, *, resample: bool) -> None:
+    """Refuse a foreign sample rate by name, unless it may be changed.
+
+    Raises:
+        CorpusError: naming `name`.
+    """
+    if sample_rate_hz != SAMPLE_RATE_HZ and not resample:
+        raise CorpusError(
+            f"`{name}` must have {SAMPLE_RATE_HZ} samples a second, but has {sample_rate_hz}"
+            " instead; set `corpus.resample = true` to have it changed."
+        )
+
+
+def read_file(file: Path, *, resample: bool = True) -> Float[Tensor, " samples"]:
+    """Decode a file to samples in [-1, 1] at 16 kHz.
+
+    Raises:
+        CorpusError: if it cannot be decoded, or has another rate and `resample` is false.
+    """
+    header = read_header(file)
+    check_rate(file, header.sample_rate_hz, resample=resample)
+    try:
+        samples, rate_hz = soundfile.read(file, dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(file, error) from error
+    return at_rate(torch.from_numpy(samples), rate_hz)
+
+
+def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
+    """Decode an utterance to samples in [-1, 1] at 16 kHz.
+
+    Raises:
+        CorpusError: naming the file that cannot be decoded.
+    """
+    try:
+        samples = cut.load_audio()
+    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
+        raise _unreadable(source_of(cut), error) from error
+    return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
+
+
+def files_of(cut: Cut) -> list[Path]:
+    """Files that an utterance's audio is read from; none where it lies in an archive."""
+    recording = getattr(cut, "recording", None)
+    sources = recording.sources if recording is not None else []
+    return [Path(source.source) for source in sources if source.type == "file"]
+
+
+def source_of(cut: Cut) -> str:
+    """Where an utterance's audio lies, for messages: its file, or its name in an archive."""
+    return str(next(iter(files_of(cut)), cut.id))
+
+
+def at_rate(
+    waveform: Float[Tensor, " samples"], rate_hz: int, *, speed: float = 1.0
+) -> Float[Tensor, " new_samples"]:
+    """Bring samples to 16 kHz; played at `speed`, they last 1 / speed as long."""
+    return change_rate(waveform, round(rate_hz * speed), SAMPLE_RATE_HZ)
+
+
+def _unreadable(name: object, error: Exception) -> CorpusError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return CorpusError(f"`{name}` must be readable audio, but is not ({reason[:200]}).")

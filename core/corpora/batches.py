@@ -1,0 +1,124 @@
+"""Batches of like lengths, in an order that is a pure function of seed and epoch.
+
+Shapes: B batch, T frames, M mel bins, U tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from core.corpora.features import FRAMES_PER_SECOND
+from core.corpora.store import FeatureStore
+
+_JITTER = 0.05  # lengths are sorted with so much noise, so that epochs differ in who meets whom
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Utterances padded to the longest; padding is 0 in features and tokens."""
+
+    features: Float[Tensor, "batch frames mels"]
+    num_frames: Int[Tensor, " batch"]
+    tokens: Int[Tensor, "batch tokens"]
+    num_tokens: Int[Tensor, " batch"]
+    seconds: float
+    """Speech in it, padding not counted."""
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    indices: tuple[int, ...]
+    """Each utterance's number in its store."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(
+            features=self.features.to(device, non_blocking=True),
+            num_frames=self.num_frames.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+            num_tokens=self.num_tokens.to(device, non_blocking=True),
+            seconds=self.seconds,
+            ids=self.ids,
+            texts=self.texts,
+            indices=self.indices,
+        )
+
+
+def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
+    items = [store.item(i) for i in indices]
+    return Batch(
+        features=pad_sequence([item.features for item in items], batch_first=True),
+        num_frames=torch.tensor([len(item.features) for item in items]),
+        tokens=pad_sequence([item.tokens for item in items], batch_first=True),
+        num_tokens=torch.tensor([len(item.tokens) for item in items]),
+        seconds=sum(item.seconds for item in items),
+        ids=tuple(item.id for item in items),
+        texts=tuple(item.text for item in items),
+        indices=tuple(indices),
+    )
+
+
+class TrainBatches:
+    """Batches without end: every utterance once an epoch, like lengths together.
+
+    Where it stands is two numbers, so a resumed run sees exactly what an uninterrupted one does.
+    """
+
+    def __init__(self, store: FeatureStore, batch_seconds: float, seed: int) -> None:
+        self._store, self._batch_seconds, self._seed = store, batch_seconds, seed
+        self._epoch = self._position = 0
+        self._plan = self._make_plan()
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._position == len(self._plan):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._plan = self._make_plan()
+        batch = read_batch(self._store, self._plan[self._position])
+        self._position += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._plan = self._make_plan()
+
+    def _make_plan(self) -> list[list[int]]:
+        return plan_epoch(self._store.num_frames, self._batch_seconds, self._seed, self._epoch)
+
+
+def plan_epoch(
+    num_frames: np.ndarray, batch_seconds: float, seed: int, epoch: int
+) -> list[list[int]]:
+    """Say who meets whom, and when."""
+    chance = np.random.default_rng([seed, epoch])
+    noisy = num_frames * chance.uniform(1 - _JITTER, 1 + _JITTER, len(num_frames))
+    batches = _cut(np.argsort(noisy, kind="stable"), num_frames, batch_seconds)
+    return [batches[i] for i in chance.permutation(len(batches))]
+
+
+def dev_batches(store: FeatureStore, batch_seconds: float) -> Iterator[Batch]:
+    """Every utterance once, shortest first; `indices` gives back the store's order."""
+    order = np.argsort(store.num_frames, kind="stable")
+    for indices in _cut(order, store.num_frames, batch_seconds):
+        yield read_batch(store, indices)
+
+
+def _cut(order: np.ndarray, num_frames: np.ndarray, batch_seconds: float) -> list[list[int]]:
+    """Cut an order into batches of one utterance, or at most `batch_seconds` with padding."""
+    batches: list[list[int]] = []
+    longest = 0
+    for i in order.tolist():
+        longest = max(longest, int(num_frames[i]))
+        is_full = batches and longest * (len(batches[-1]) + 1) > batch_seconds * FRAMES_PER_SECOND
+        if is_full or not batches:
+            batches.append([])
+            longest = int(num_frames[i])
+        batches[-1].append(i)
+    return batches

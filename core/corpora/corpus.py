@@ -1,0 +1,209 @@
+"""A corpus: a name or a path becomes checked utterances in three splits."""
+
+import fnmatch
+import functools
+import hashlib
+import logging
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from core.config import CorpusConfig
+from core.corpora import demo, librispeech, manifests
+from core.corpora.audio import CorpusError, check_file, check_rate, files_of, source_of
+from core.corpora.text import transcript
+
+SplitName = Literal["train", "dev", "test"]
+FEWEST_TO_TRAIN_ON = 2  # with one there is no order to shuffle and nothing to generalise from
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """Utterances with their transcripts, one a cut."""
+
+    name: str
+    train: CutSet
+    """Only utterances of at most `corpus.max_seconds`."""
+    dev: CutSet
+    test: CutSet
+    """Empty where no split matches `corpus.test`."""
+    digest: str
+    """Changes with any utterance's name, length, words or audio; not with where it lies."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layout:
+    root: Path
+    splits: list[str]
+    load_split: Callable[[Path, str], CutSet]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What one of the three globs chose."""
+
+    cuts: CutSet
+    num_cuts: int
+    num_long: int
+    digest: str
+
+
+def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
+    """Find a corpus and check all of it; `demo` is spoken into `folder` if it is not yet there.
+
+    Every header is looked at: this is for the one who prepares features, not for each trial.
+
+    Raises:
+        CorpusError: in one line naming the file or split that cannot be used.
+    """
+    layout = _layout(config, folder)
+    chosen = _choose(layout, config)
+    train, dev, test = (_open(layout, names, config) for names in chosen)
+    if train.num_long:
+        log.warning(
+            "%d of %d training utterances are longer than `corpus.max_seconds` = %g and left out.",
+            *(train.num_long, train.num_cuts, config.max_seconds),
+        )
+    num_kept = train.num_cuts - train.num_long
+    if num_kept < FEWEST_TO_TRAIN_ON:
+        raise CorpusError(
+            f"The splits {', '.join(chosen[0])} of `{layout.root}` must have at least"
+            f" {FEWEST_TO_TRAIN_ON} utterances of at most {config.max_seconds:g} s to train on,"
+            f" but have {num_kept} instead."
+        )
+    return Corpus(
+        name=config.name,
+        train=_filter(train.cuts, functools.partial(_is_short, config.max_seconds)),
+        dev=dev.cuts,
+        test=test.cuts,
+        digest=hashlib.sha256(f"{train.digest}{dev.digest}{test.digest}".encode()).hexdigest(),
+    )
+
+
+def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
+    """Find and check one split, as evaluation needs it; the corpus may lack the others.
+
+    Raises:
+        CorpusError: in one line naming the file or split that cannot be used.
+    """
+    layout = _layout(config, folder)
+    return _open(layout, _match(layout, config, split), config).cuts
+
+
+def _layout(config: CorpusConfig, folder: Path) -> _Layout:
+    """Find out where the corpus lies and who can read it."""
+    if config.name == "demo":
+        root = demo.speak(config.demo, folder / "demo")
+    elif config.name == "librispeech":
+        root = _librispeech(config)
+    else:
+        root = Path(config.name).expanduser().resolve()
+    for module in (librispeech, manifests):
+        splits = module.split_names(root)
+        if splits:
+            return _Layout(root=root, splits=splits, load_split=module.load_split)
+    what = "holds neither" if root.is_dir() else "is no folder"
+    raise CorpusError(
+        "`corpus.name` must be `demo`, `librispeech`, a folder in the LibriSpeech layout or a"
+        f" folder of lhotse manifests or Shar, but `{config.name}` {what} instead."
+    )
+
+
+def _librispeech(config: CorpusConfig) -> Path:
+    if not config.root:
+        raise CorpusError(
+            '`corpus.root` must be LibriSpeech\'s folder when `corpus.name = "librispeech"`,'
+            " but is empty instead."
+        )
+    root = Path(config.root).expanduser().resolve()
+    return librispeech.fetch(root, [config.train, config.dev, config.test])
+
+
+def _choose(layout: _Layout, config: CorpusConfig) -> tuple[list[str], list[str], list[str]]:
+    """Match the three globs; only test may match nothing, and training speech judges nothing."""
+    train, dev = _match(layout, config, "train"), _match(layout, config, "dev")
+    test = fnmatch.filter(layout.splits, config.test)
+    for name, held_out in (("dev", dev), ("test", test)):
+        shared = [split for split in train if split in held_out]
+        if shared:
+            raise CorpusError(
+                f"`corpus.train` and `corpus.{name}` must choose different splits,"
+                f" but both choose `{shared[0]}` instead."
+            )
+    return train, dev, test
+
+
+def _match(layout: _Layout, config: CorpusConfig, split: SplitName) -> list[str]:
+    glob = str(getattr(config, split))
+    names = fnmatch.filter(layout.splits, glob)
+    if not names:
+        raise CorpusError(
+            f"`corpus.{split}` must match a split of `{layout.root}`"
+            f" ({', '.join(layout.splits)}), but is `{glob}` instead."
+        )
+    return names
+
+
+def _open(layout: _Layout, names: list[str], config: CorpusConfig) -> _Part:
+    """Read splits, check each utterance and take the fingerprint of all."""
+    digest = hashlib.sha256()
+    num_cuts = num_long = 0
+    parts = []
+    for name in names:
+        cuts = layout.load_split(layout.root, name)
+        described = manifests.describe_split(layout.root, name) if cuts.is_lazy else cuts
+        before = num_cuts
+        for cut in described:
+            _check(cut, config)
+            digest.update(_fingerprint(cut))
+            num_cuts += 1
+            num_long += not _is_short(config.max_seconds, cut)
+        if num_cuts == before:
+            raise CorpusError(f"`{layout.root / name}` must have utterances, but has none instead.")
+        parts.append(cuts)
+    return _Part(cuts=_join(parts), num_cuts=num_cuts, num_long=num_long, digest=digest.hexdigest())
+
+
+def _join(parts: list[CutSet]) -> CutSet:
+    if any(cuts.is_lazy for cuts in parts):
+        return functools.reduce(operator.add, parts)
+    return CutSet.from_cuts(cut for cuts in parts for cut in cuts)
+
+
+def _filter(cuts: CutSet, keep: Callable[[Cut], bool]) -> CutSet:
+    return cuts.filter(keep) if cuts.is_lazy else CutSet.from_cuts(filter(keep, cuts))
+
+
+def _check(cut: Cut, config: CorpusConfig) -> None:
+    for file in files_of(cut):
+        check_file(file)
+    name = source_of(cut)
+    if not transcript(cut):
+        raise CorpusError(f"`{cut.id}` (`{name}`) must have words, but has none instead.")
+    if cut.num_channels != 1:
+        raise CorpusError(f"`{name}` must have one channel, but has {cut.num_channels} instead.")
+    check_rate(name, cut.sampling_rate, resample=config.resample)
+
+
+def _fingerprint(cut: Cut) -> bytes:
+    """Name, length and words, and of its audio the size and some bytes of the middle."""
+    head = f"{cut.id}\t{cut.duration:.6f}\t{cut.sampling_rate}\t{transcript(cut)}\n".encode()
+    return head + b"".join(_middle(file) for file in files_of(cut))
+
+
+def _middle(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        opened.seek(size // 2)
+        return size.to_bytes(8, "little") + opened.read(1024)
+
+
+def _is_short(max_seconds: float, cut: Cut) -> bool:
+    return bool(cut.duration <= max_seconds)

@@ -1,0 +1,99 @@
+"""Any lhotse corpus: a folder of Shar, of CutSet manifests, or of recordings and supervisions.
+
+SPLIT stands for the split's name; each may lie in any of these forms, with or without .gz:
+SPLIT/cuts.000000.jsonl.gz with its archives beside it (Shar); SPLIT.jsonl or
+PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl beside PREFIX_supervisions_SPLIT.jsonl.
+"""
+
+import re
+from pathlib import Path
+
+from lhotse import CutSet, RecordingSet, SupervisionSet
+from lhotse.cut import Cut
+
+from core.corpora.audio import CorpusError, files_of
+
+_CUTS = re.compile(r"((.*_)?cuts_)?(?P<split>[^_].*?)\.jsonl(\.gz)?")
+_RECORDINGS = re.compile(r"(.*_)?recordings_(?P<split>.+?)\.jsonl(\.gz)?")
+_NO_SPLIT = re.compile(r"(.*_)?supervisions_.+|cuts\.\d+\..+")
+
+
+def split_names(root: Path) -> list[str]:
+    """Splits of `root`, in whatever form."""
+    return sorted(_places(root))
+
+
+def load_split(root: Path, split: str) -> CutSet:
+    """Read one split: a cut an utterance; those of a Shar folder are read as they are asked for.
+
+    Raises:
+        CorpusError: naming a manifest that cannot be read.
+    """
+    place = _places(root)[split]
+    if place.is_dir():
+        cuts = CutSet.from_shar(in_dir=place)
+        return _one_utterance_a_cut(cuts, _described_shar(place))
+    cuts = _read(place)
+    return _one_utterance_a_cut(cuts, cuts)
+
+
+def describe_split(root: Path, split: str) -> CutSet:
+    """Read the same cuts without opening their audio, for all but `load_audio`."""
+    place = _places(root)[split]
+    if not place.is_dir():
+        return load_split(root, split)
+    cuts = _described_shar(place)
+    return _one_utterance_a_cut(cuts, cuts)
+
+
+def _described_shar(place: Path) -> CutSet:
+    shards = sorted(str(p) for p in place.glob("cuts.*.jsonl*"))
+    return CutSet.from_shar(fields={"cuts": shards})
+
+
+def _places(root: Path) -> dict[str, Path]:
+    """Each split's Shar folder or manifest; of several forms the first wins."""
+    if not root.is_dir():
+        return {}
+    places = {p.parent.name: p.parent for p in sorted(root.glob("*/cuts.*.jsonl*"))}
+    files = sorted(p for p in root.iterdir() if p.is_file())
+    for file in files:
+        match = _RECORDINGS.fullmatch(file.name) or _CUTS.fullmatch(file.name)
+        if match and not _NO_SPLIT.fullmatch(file.name):
+            places.setdefault(match["split"], file)
+    return places
+
+
+def _read(place: Path) -> CutSet:
+    try:
+        if not _RECORDINGS.fullmatch(place.name):
+            cuts = CutSet.from_jsonl(place)
+        else:
+            texts = place.with_name(place.name.replace("recordings_", "supervisions_"))
+            cuts = CutSet.from_manifests(
+                recordings=RecordingSet.from_jsonl(place),
+                supervisions=SupervisionSet.from_jsonl(texts),
+            )
+        return CutSet.from_cuts(_find_audio(cut, place.parent) for cut in cuts)
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"`{place}` must have `{error.filename}` beside it, but has not."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorpusError(f"`{place}` must be a lhotse manifest, but is not ({reason}).") from error
+
+
+def _find_audio(cut: Cut, folder: Path) -> Cut:
+    """Take a relative path from the manifest's folder, where it is none from here."""
+    recording = getattr(cut, "recording", None)
+    if recording and files_of(cut) and not any(file.exists() for file in files_of(cut)):
+        cut.recording = recording.with_path_prefix(folder)
+    return cut
+
+
+def _one_utterance_a_cut(cuts: CutSet, described: CutSet) -> CutSet:
+    """Cut recordings with several utterances into these."""
+    if any(len(cut.supervisions) > 1 for cut in described):
+        return cuts.trim_to_supervisions(keep_overlapping=False)
+    return cuts

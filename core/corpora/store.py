@@ -1,0 +1,274 @@
+"""The features of one split, computed once on disk and read by all trials of a sweep.
+
+A store is a folder: `features.bin` holds all utterances' frames end to end, `arrays.npz` where
+each begins and what its tokens are, `index.json` names, words and what was left out. Its own name
+changes with whatever its content depends on.
+
+Shapes: T frames, M mel bins, U tokens.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lhotse.cut import Cut
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from core.config import CorpusConfig
+from core.corpora.audio import CorpusError, at_rate, read_cut
+from core.corpora.corpus import Corpus, SplitName
+from core.corpora.features import FEATURE_VERSION, NUM_MELS, SAMPLE_RATE_HZ, log_mel
+from core.corpora.placing import placed
+from core.corpora.text import Tokenizer, transcript
+
+_SECONDS_AT_ONCE = 120
+_TOO_SHORT = "shorter than the front end's receptive field"
+_TOO_DENSE = "shorter than their tokens"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One utterance."""
+
+    features: Float[Tensor, "frames mels"]
+    tokens: Int[Tensor, " tokens"]
+    seconds: float
+    id: str
+    text: str
+
+
+class FeatureStore:
+    """Utterances by number, read straight from the file that all processes share."""
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        with (folder / "arrays.npz").open("rb") as file, np.load(file) as arrays:
+            self._begins, self._token_begins = arrays["begins"], arrays["token_begins"]
+            self._tokens, self.seconds = arrays["tokens"], arrays["seconds"]
+        self.folder = folder
+        self.ids: list[str] = index["ids"]
+        self.texts: list[str] = index["texts"]
+        self.left_out: dict[str, int] = index["left_out"]
+        self.num_frames = np.diff(self._begins)
+        self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
+
+    @classmethod
+    def open(cls, folder: Path) -> "FeatureStore":
+        """Open a store.
+
+        Raises:
+            CorpusError: if it is missing, damaged or cut short.
+        """
+        try:
+            return cls(folder)
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CorpusError(
+                f"`{folder}` must be a feature store, but is missing or damaged ({reason});"
+                " delete it, and the features are computed again."
+            ) from error
+
+    @classmethod
+    def build(
+        cls,
+        cuts: Iterable[Cut],
+        tokenizer: Tokenizer,
+        folder: Path,
+        *,
+        is_training: bool,
+        speeds: Iterable[float] = (1.0,),
+        device: torch.device | str = "cpu",
+    ) -> "FeatureStore":
+        """Compute a store, replacing what was at `folder`.
+
+        Training speech is kept at every speed, in half precision, without utterances that CTC
+        cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
+        recogniser as it will in use, and no word of it may be lost.
+
+        Raises:
+            CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
+        """
+        writer = _Writer(tokenizer=tokenizer, is_training=is_training)
+        with placed(folder) as beside:
+            with (beside / "features.bin").open("wb") as file:
+                for group in _groups(cuts, tuple(speeds) if is_training else (1.0,)):
+                    writer.write(group, file, torch.device(device))
+            writer.finish(beside)
+        return cls.open(folder)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def item(self, i: int) -> Item:
+        features = self._features[self._begins[i] : self._begins[i + 1]]
+        tokens = self._tokens[self._token_begins[i] : self._token_begins[i + 1]]
+        return Item(
+            features=torch.from_numpy(features.astype(np.float32)),
+            tokens=torch.from_numpy(tokens.astype(np.int64)),
+            seconds=float(self.seconds[i]),
+            id=self.ids[i],
+            text=self.texts[i],
+        )
+
+    def statistics(self) -> tuple[Float[Tensor, " mels"], Float[Tensor, " mels"]]:
+        """Mean and standard deviation of each mel bin over all frames."""
+        total, squares = np.zeros(NUM_MELS), np.zeros(NUM_MELS)
+        for begin in range(0, len(self._features), 1 << 16):
+            part = self._features[begin : begin + (1 << 16)].astype(np.float64)
+            total += part.sum(0)
+            squares += np.square(part).sum(0)
+        mean = total / max(len(self._features), 1)
+        variance = squares / max(len(self._features), 1) - np.square(mean)
+        std = np.sqrt(variance.clip(1e-10))
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+
+def cached(
+    corpus: Corpus,
+    split: SplitName,
+    tokenizer: Tokenizer,
+    config: CorpusConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+) -> FeatureStore:
+    """Open a split's features, computing them where they are absent, damaged or others."""
+    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config)[:16]}"
+    try:
+        return FeatureStore.open(place)
+    except CorpusError as error:
+        if place.exists():
+            log.warning("%s They are computed again now.", error)
+    cuts = getattr(corpus, split)
+    return FeatureStore.build(
+        cuts, tokenizer, place, is_training=split == "train", speeds=config.speeds, device=device
+    )
+
+
+def count_outputs(num_frames: int) -> int:
+    """Frames that two stride-2 convolutions of kernel 3 without padding leave."""
+    return max(((num_frames - 1) // 2 - 1) // 2, 0)
+
+
+def _digest(corpus: Corpus, split: str, tokenizer: Tokenizer, config: CorpusConfig) -> str:
+    parts = [FEATURE_VERSION, corpus.digest, split, tokenizer.digest]
+    if split == "train":
+        parts += [config.speeds, config.max_seconds]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Utterance:
+    id: str
+    text: str
+    waveform: Tensor
+
+
+def _utterances(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[_Utterance]:
+    for cut in cuts:
+        waveform = read_cut(cut)
+        for speed in speeds:
+            name = cut.id if speed == 1.0 else f"{cut.id}@{speed:g}"
+            heard = at_rate(waveform, SAMPLE_RATE_HZ, speed=speed)
+            yield _Utterance(id=name, text=transcript(cut), waveform=heard)
+
+
+def _groups(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[list[_Utterance]]:
+    """Utterances in order, so many at once as the device may hold padded."""
+    group: list[_Utterance] = []
+    longest = 0
+    for utterance in _utterances(cuts, speeds):
+        longest = max(longest, len(utterance.waveform))
+        if group and longest * (len(group) + 1) > _SECONDS_AT_ONCE * SAMPLE_RATE_HZ:
+            yield group
+            group, longest = [], len(utterance.waveform)
+        group.append(utterance)
+    if group:
+        yield group
+
+
+@dataclass(kw_only=True, slots=True)
+class _Writer:
+    """Gathers the index while frames go to the file."""
+
+    tokenizer: Tokenizer
+    is_training: bool
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    num_frames: list[int] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def dtype(self) -> str:
+        return "float16" if self.is_training else "float32"
+
+    def write(self, group: list[_Utterance], file: BinaryIO, device: torch.device) -> None:
+        waveforms = pad_sequence([u.waveform for u in group], batch_first=True)
+        num_samples = torch.tensor([len(u.waveform) for u in group])
+        features, num_frames = log_mel(waveforms.to(device), num_samples.to(device))
+        stored = features.cpu().numpy().astype(self.dtype)
+        for utterance, rows, length in zip(group, stored, num_frames.tolist(), strict=True):
+            tokens = self.tokenizer.encode(utterance.text)
+            reason = _why_not(length, tokens) if self.is_training else ""
+            if reason:
+                self.left_out[reason] += 1
+                continue
+            file.write(rows[:length].tobytes())
+            self.ids.append(utterance.id)
+            self.texts.append(utterance.text)
+            self.seconds.append(len(utterance.waveform) / SAMPLE_RATE_HZ)
+            self.num_frames.append(length)
+            self.tokens.append(tokens)
+
+    def finish(self, folder: Path) -> None:
+        for reason, count in sorted(self.left_out.items()):
+            log.warning("%d training utterances are %s and left out.", count, reason)
+        if self.is_training and not self.ids:
+            raise CorpusError(
+                "Training must have an utterance that is as long as its tokens,"
+                f" but all {self.left_out.total()} are too short instead."
+            )
+        np.savez(
+            folder / "arrays.npz",
+            begins=np.cumsum([0, *self.num_frames], dtype=np.int64),
+            token_begins=np.cumsum([0, *map(len, self.tokens)], dtype=np.int64),
+            tokens=np.array([token for tokens in self.tokens for token in tokens], dtype=np.int32),
+            seconds=np.array(self.seconds, dtype=np.float64),
+        )
+        index = {"dtype": self.dtype, "left_out": dict(self.left_out)}
+        index |= {"ids": self.ids, "texts": self.texts}
+        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _why_not(num_frames: int, tokens: list[int]) -> str:
+    """Say why CTC has no path for these tokens, if it has none."""
+    num_outputs = count_outputs(num_frames)
+    if num_outputs == 0:
+        return _TOO_SHORT
+    num_repeats = sum(a == b for a, b in itertools.pairwise(tokens))
+    return _TOO_DENSE if num_outputs < len(tokens) + num_repeats else ""
+
+
+def _map(file: Path, dtype: str, num_frames: int) -> np.ndarray:
+    expected = num_frames * NUM_MELS * np.dtype(dtype).itemsize
+    size = file.stat().st_size
+    if size != expected:
+        raise ValueError(f"`{file.name}` must have {expected} bytes, but has {size}")
+    if num_frames == 0:
+        return np.zeros((0, NUM_MELS), dtype)
+    return np.memmap(file, dtype=dtype, mode="r", shape=(num_frames, NUM_MELS))

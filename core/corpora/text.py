@@ -1,0 +1,135 @@
+"""Tokens: the only file that imports SentencePiece.
+
+Piece 0 is CTC's blank, piece 1 is whatever the training text never showed.
+"""
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+from lhotse.cut import Cut
+
+from core.config import CorpusConfig
+from core.corpora.audio import CorpusError
+
+BLANK = 0
+UNKNOWN = 1
+FILE_NAME = "tokenizer.model"
+
+log = logging.getLogger(__name__)
+
+
+def transcript(cut: Cut) -> str:
+    """What is said in an utterance, one space between two words."""
+    return " ".join(word for spoken in cut.supervisions for word in (spoken.text or "").split())
+
+
+class Tokenizer:
+    """Text to pieces and back."""
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], config: CorpusConfig, folder: Path) -> "Tokenizer":
+        """Learn at most `config.vocabulary` pieces and leave them in `folder`.
+
+        Equal texts give equal pieces. A text too small for the vocabulary gives fewer.
+
+        Raises:
+            CorpusError: if there is no text, or it has more characters than there may be pieces.
+        """
+        texts = list(texts)
+        if not any(text.strip() for text in texts):
+            raise CorpusError("The training text must have words, but is empty instead.")
+        tokenizer = cls(_learn(texts, config))
+        tokenizer.save(folder / FILE_NAME)
+        num_unknown = sum(UNKNOWN in tokenizer.encode(text) for text in texts)
+        if num_unknown:
+            log.warning(
+                "%d of %d training transcripts hold a %s outside the %d pieces of"
+                " `corpus.vocabulary`; it can never be recognised.",
+                *(num_unknown, len(texts), "word" if config.tokens == "word" else "character"),
+                tokenizer.size,
+            )
+        return tokenizer
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a tokenizer from its file, or from the folder that holds it.
+
+        Raises:
+            CorpusError: if the file is missing or damaged.
+        """
+        file = path / FILE_NAME if path.is_dir() else path
+        try:
+            return cls(file.read_bytes())
+        except (OSError, RuntimeError) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+            raise CorpusError(
+                f"`{file}` must be a SentencePiece model, but {reason} instead."
+            ) from error
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside.write_bytes(self.model)
+        beside.replace(file)
+
+    @property
+    def size(self) -> int:
+        """Pieces, blank and unknown included."""
+        return int(self._processor.get_piece_size())
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model).hexdigest()
+
+    @property
+    def pieces(self) -> list[str]:
+        """Each id's symbol; U+2581 starts a word."""
+        return [str(self._processor.id_to_piece(i)) for i in range(self.size)]
+
+    def encode(self, text: str) -> list[int]:
+        return [int(i) for i in self._processor.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Join pieces to words, one space between two; blanks say nothing."""
+        spoken = [i for i in ids if i != BLANK]
+        return " ".join(str(self._processor.decode(spoken)).split())
+
+
+def _learn(texts: list[str], config: CorpusConfig) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=config.tokens,
+            vocab_size=config.vocabulary,
+            hard_vocab_limit=False,
+            pad_id=BLANK,
+            pad_piece="<blk>",
+            unk_id=UNKNOWN,
+            bos_id=-1,
+            eos_id=-1,
+            # WER compares with the transcript as written: no character is folded or dropped.
+            normalization_rule_name="identity",
+            character_coverage=1.0,
+            max_sentence_length=1 << 20,
+            num_threads=1,  # sums in threads would depend on their order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        num_characters = len(set("".join(texts)) - {" "})
+        raise CorpusError(
+            f"`corpus.vocabulary` must be at least {num_characters + 3} for {config.tokens} tokens"
+            f" of this text ({num_characters} characters, word boundary, blank, unknown),"
+            f" but is {config.vocabulary} instead."
+        ) from error
+    return model.getvalue()

@@ -1,0 +1,1 @@
+"""Models in, models out."""

@@ -1,0 +1,131 @@
+"""A bundle: a folder with a whole recogniser: shape, weights, tokenizer, and what was measured.
+
+shape.json  model.safetensors  tokenizer.model  report.json  checksums.json
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from core.conformer.model import Conformer
+from core.conformer.shape import Shape
+from core.corpora.text import FILE_NAME, Tokenizer
+
+FORMAT = 1
+_FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
+
+
+class BundleError(ValueError):
+    """A folder that is no whole bundle."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    model: Conformer
+    """In evaluation mode, on the CPU."""
+    tokenizer: Tokenizer
+    report: Mapping[str, Any]
+    """What was measured of it, as plain values."""
+
+
+def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[str, Any]) -> None:
+    """Write a bundle beside, then rename: the folder is whole or not there.
+
+    Raises:
+        OSError: if the disk is full or not writable; what stood there before stands.
+    """
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        shape = {"format": FORMAT, **model.shape.to_plain()}
+        (beside / "shape.json").write_text(json.dumps(shape, indent=1))
+        weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        save_file(weights, beside / "model.safetensors")
+        tokenizer.save(beside / FILE_NAME)
+        (beside / "report.json").write_text(json.dumps(report, indent=1))
+        checksums = {name: _digest(beside / name) for name in _FILES}
+        (beside / "checksums.json").write_text(json.dumps(checksums, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def load(folder: Path) -> Bundle:
+    """Read a bundle; nothing in it is run.
+
+    Raises:
+        BundleError: in one line naming the file that is missing or damaged.
+    """
+    check(folder)
+    try:
+        plain = json.loads((folder / "shape.json").read_text())
+        if plain.pop("format", None) != FORMAT:
+            raise BundleError(f"`{folder}/shape.json` must be of format {FORMAT}, but is not.")
+        shape = Shape.from_plain(plain)
+        report = json.loads((folder / "report.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except (SafetensorError, json.JSONDecodeError, AttributeError, OSError) as error:
+        raise BundleError(f"`{folder}` must be a whole bundle, but {error}") from error
+    with torch.device("meta"):
+        model = Conformer(shape)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise BundleError(
+            f"`{folder}/model.safetensors` must fit shape.json, but: {first}"
+        ) from None
+    tokenizer = Tokenizer.load(folder / FILE_NAME)
+    if tokenizer.size != shape.vocabulary:
+        raise BundleError(
+            f"`{folder}/{FILE_NAME}` must have {shape.vocabulary} pieces, as the model has outputs,"
+            f" but has {tokenizer.size} instead."
+        )
+    return Bundle(model=model.eval(), tokenizer=tokenizer, report=report)
+
+
+def check(folder: Path) -> None:
+    """Check that every file is there and as it was written.
+
+    Raises:
+        BundleError: in one line naming the first file that is not.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"`{folder}` must be a bundle's folder, but there is no such folder.")
+    try:
+        checksums = json.loads((folder / "checksums.json").read_text())
+    except (OSError, ValueError):
+        raise BundleError(
+            f"`{folder}` must be a bundle, but its checksums.json is missing or damaged."
+        ) from None
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"`{folder}` must be a whole bundle, but {name} is missing.")
+        if not isinstance(checksums, dict) or checksums.get(name) != _digest(path):
+            raise BundleError(f"`{path}` must match its checksum, but is damaged.")
+
+
+def is_whole(folder: Path) -> bool:
+    try:
+        check(folder)
+    except BundleError:
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,52 @@
+"""A bundle at work: files to text, and a corpus to a word error rate."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from core.config import CorpusConfig
+from core.corpora.audio import read_file
+from core.corpora.corpus import SplitName, open_split
+from core.corpora.features import log_mel
+from core.corpora.store import FeatureStore
+from core.deploy.bundle import Bundle
+from core.evaluation.decoding import greedy
+from core.evaluation.recognition import SHORTEST, recognised
+from core.evaluation.wer import WerReport, wer_report
+
+
+@torch.inference_mode()
+def transcribe(
+    bundle: Bundle, files: Iterable[Path], *, resample: bool = True
+) -> Iterator[tuple[Path, str]]:
+    """One text a file, in order; speech too short for a frame gives an empty one.
+
+    Raises:
+        CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
+    """
+    for file in files:
+        waveform = read_file(file, resample=resample)
+        features, num_frames = log_mel(waveform[None], torch.tensor([len(waveform)]))
+        if int(num_frames[0]) < SHORTEST:
+            yield file, ""
+            continue
+        output = bundle.model(features, num_frames)
+        ids = greedy(output.logits.log_softmax(-1), output.num_frames)[0]
+        yield file, bundle.tokenizer.decode(ids)
+
+
+def evaluate(bundle: Bundle, corpus: CorpusConfig, split: SplitName, folder: Path) -> WerReport:
+    """Word error rate on a split; a demo corpus is spoken into `folder`.
+
+    Raises:
+        CorpusError: naming what of the corpus cannot be used.
+    """
+    cuts = open_split(corpus, folder, split)
+    with TemporaryDirectory() as scratch:
+        store = FeatureStore.build(
+            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False
+        )
+        texts = recognised(bundle.model, store, bundle.tokenizer, torch.device("cpu"))
+        return wer_report(store.texts, texts)

@@ -1,0 +1,23 @@
+"""From CTC's distributions to token ids: the best path.
+
+Shapes: B batch, T output frames, V vocabulary.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLANK = 0
+
+
+def greedy(
+    log_probabilities: Float[Tensor, "batch frames vocabulary"], num_frames: Int[Tensor, " batch"]
+) -> list[list[int]]:
+    """Take each real frame's best token, merge repeats, drop blanks."""
+    best = log_probabilities.argmax(dim=2)  # (B, T)
+    starts = torch.ones_like(best, dtype=torch.bool)
+    starts[:, 1:] = best[:, 1:] != best[:, :-1]
+    is_real = torch.arange(best.shape[1], device=best.device) < num_frames[:, None]
+    is_said = starts & (best != BLANK) & is_real
+    counts = is_said.sum(dim=1).tolist()
+    return [part.tolist() for part in best[is_said].cpu().split(counts)]

@@ -1,0 +1,87 @@
+"""The judge of a trial: word error rate on held-out speech, and cost against the unpruned model."""
+
+import torch
+
+from core.config import TrialConfig
+from core.conformer.axes import Cost
+from core.conformer.model import Conformer
+from core.corpora.prepared import Speech
+from core.corpora.store import FeatureStore
+from core.evaluation.recognition import recognised
+from core.evaluation.speed import latency_seconds
+from core.evaluation.wer import WerReport, wer_report
+from core.pruning.space import Space
+from core.report import Outcome, Report, Stage
+
+
+class Judge:
+    """Measures dense models of one trial, all alike."""
+
+    def __init__(
+        self, config: TrialConfig, space: Space, speech: Speech, device: torch.device
+    ) -> None:
+        self.config, self.space, self.speech, self.device = config, space, speech, device
+
+    def report(self, model: Conformer, stage: Stage) -> Report:
+        """On dev; steps and losses are the trainer's to fill in."""
+        cost = self.cost(model)
+        wer = self.wer(model, self.speech.dev)
+        return Report(
+            stage=stage,
+            step=0,
+            total_steps=0,
+            wer=wer.wer if wer else None,
+            gflops=float(cost.flops) / 1e9,
+            realised_sparsity=float(self.space.sparsity(cost, self.config.pruning.resource)),
+        )
+
+    def outcome(self, model: Conformer, *, target: float, steps: int) -> Outcome:
+        """On dev and test, with latency: what a finished trial is judged by."""
+        pruning, cost = self.config.pruning, self.cost(model)
+        wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
+        assert wer is not None, "a corpus has dev speech"
+        seconds = latency_seconds(
+            model,
+            utterance_seconds=pruning.utterance_seconds,
+            repeats=self.config.evaluation.latency_repeats,
+            device=self.device,
+        )
+        return Outcome(
+            method=pruning.method,
+            resource=pruning.resource,
+            target_sparsity=target,
+            realised_sparsity=float(self.space.sparsity(cost, pruning.resource)),
+            wer=wer.wer,
+            wer_low=wer.low,
+            wer_high=wer.high,
+            test_wer=test.wer if test else None,
+            test_wer_low=test.low if test else None,
+            test_wer_high=test.high if test else None,
+            gflops=float(cost.flops) / 1e9,
+            params=int(cost.params),
+            flops_sparsity=float(self.space.sparsity(cost, "flops")),
+            params_sparsity=float(self.space.sparsity(cost, "params")),
+            latency_ms=1000 * seconds,
+            real_time_factor=seconds / pruning.utterance_seconds,
+            steps=steps,
+            model="model",
+        )
+
+    def wer(self, model: Conformer, store: FeatureStore) -> WerReport | None:
+        """None where there is no speech to judge on."""
+        if not len(store):
+            return None
+        config = self.config.evaluation
+        texts = recognised(model, store, self.speech.tokenizer, self.device)
+        return wer_report(
+            store.texts,
+            texts,
+            samples=config.bootstrap_samples,
+            confidence=config.confidence,
+            seed=0,
+        )
+
+    def cost(self, model: Conformer) -> Cost:
+        """Exact cost of a dense model, whatever was cut from it."""
+        counts = {axis.name: axis.size for axis in model.axes()}
+        return model.cost(counts, self.space.seconds)

@@ -1,0 +1,174 @@
+"""Word error rate with its uncertainty: the only file that imports jiwer.
+
+Intervals come from a bootstrap over utterances: whole utterances are drawn again, because the
+errors inside one depend on each other.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+from jaxtyping import Float
+
+_DRAWS_AT_ONCE = 1 << 22  # bounds memory: 32 MB of indices
+
+Counts = Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordErrors:
+    """Errors of some utterances, in their order."""
+
+    errors: tuple[int, ...]
+    words: tuple[int, ...]
+    """Of the reference, an utterance."""
+    substitutions: int
+    deletions: int
+    insertions: int
+
+    @property
+    def wer(self) -> float:
+        return sum(self.errors) / sum(self.words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WerReport:
+    """A word error rate as a fraction, so 0.05 is 5 %, between the ends of its interval."""
+
+    wer: float
+    low: float
+    high: float
+    errors: tuple[int, ...]
+    """An utterance, in the order given."""
+    words: tuple[int, ...]
+    """Of the reference, an utterance."""
+    substitutions: int
+    deletions: int
+    insertions: int
+
+    @property
+    def num_utterances(self) -> int:
+        return len(self.words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WerDifference:
+    """WER of a minus WER of b on the same utterances; negative where a is better."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def is_significant(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
+    """Align words; an empty hypothesis is all deletions.
+
+    Raises:
+        ValueError: if the two do not pair up, or a reference has no words.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"`hypotheses` must be as many as the {len(references)} references,"
+            f" but are {len(hypotheses)} instead."
+        )
+    words = tuple(len(reference.split()) for reference in references)
+    if not all(words) or not words:
+        which = f"number {words.index(0)} is empty" if words else "there are none"
+        raise ValueError(f"`references` must have words, but {which} instead.")
+    aligned = jiwer.process_words(list(references), list(hypotheses))
+    errors = tuple(sum(map(_count, utterance)) for utterance in aligned.alignments)
+    return WordErrors(
+        errors=errors,
+        words=words,
+        substitutions=aligned.substitutions,
+        deletions=aligned.deletions,
+        insertions=aligned.insertions,
+    )
+
+
+def wer_report(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> WerReport:
+    """Measure a recogniser.
+
+    Raises:
+        ValueError: if references and hypotheses do not pair up, or a reference has no words.
+    """
+    found = word_errors(references, hypotheses)
+    low, high = bootstrap(
+        found.errors, found.words, samples=samples, confidence=confidence, seed=seed
+    )
+    return WerReport(
+        wer=found.wer,
+        low=low,
+        high=high,
+        errors=found.errors,
+        words=found.words,
+        substitutions=found.substitutions,
+        deletions=found.deletions,
+        insertions=found.insertions,
+    )
+
+
+def bootstrap(
+    errors: Counts, words: Counts, *, samples: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Ends of the percentile interval of sum(errors) / sum(words) over resampled utterances."""
+    tally = np.stack([errors, words]).astype(np.float64)  # (2, N)
+    rates = [part[0] / part[1] for part in _resampled(tally, samples, seed)]
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(rates), [outside, 1 - outside])
+    return float(low), float(high)
+
+
+def paired_difference(
+    errors_a: Counts,
+    errors_b: Counts,
+    words: Counts,
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> WerDifference:
+    """Compare two recognisers on the same utterances, drawn together.
+
+    Raises:
+        ValueError: if the three do not count the same utterances.
+    """
+    if not len(errors_a) == len(errors_b) == len(words):
+        raise ValueError(
+            "`errors_a`, `errors_b` and `words` must count the same utterances,"
+            f" but have {len(errors_a)}, {len(errors_b)} and {len(words)} instead."
+        )
+    differences = [a - b for a, b in zip(errors_a, errors_b, strict=True)]
+    low, high = bootstrap(differences, words, samples=samples, confidence=confidence, seed=seed)
+    return WerDifference(difference=sum(differences) / sum(words), low=low, high=high)
+
+
+def _resampled(
+    tally: Float[np.ndarray, "2 utterances"], samples: int, seed: int
+) -> Iterator[Float[np.ndarray, "2 part"]]:
+    """Sums over as many utterances as there are, drawn with replacement, sample by sample."""
+    chance = np.random.default_rng(seed)
+    num_utterances = tally.shape[1]
+    at_once = max(1, _DRAWS_AT_ONCE // num_utterances)
+    for begin in range(0, samples, at_once):
+        shape = (min(at_once, samples - begin), num_utterances)
+        yield tally[:, chance.integers(num_utterances, size=shape)].sum(axis=2)
+
+
+def _count(chunk: jiwer.AlignmentChunk) -> int:
+    if chunk.type == "equal":
+        return 0
+    said, heard = chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+    return int(max(said, heard))

@@ -1,0 +1,1 @@
+"""One file a pruning method; the folder is the registry."""

@@ -1,0 +1,44 @@
+"""Baseline: units with small weights go first.
+
+A unit's worth is the root mean square of its weights against the mean of its axis, so that axes can
+be compared.
+"""
+
+import torch
+from torch import Tensor
+
+from core.conformer.axes import Axis, Slice
+from core.conformer.gate import tensors_of
+from core.conformer.model import Conformer
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class Magnitude(Method):
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
+        return Found(scores=magnitudes(bench.student, units), reference={})
+
+
+@torch.no_grad()
+def magnitudes(model: Conformer, axes: list[Axis]) -> dict[str, Tensor]:
+    """Root mean square of each unit's weights, over the mean of its axis."""
+    tensors = tensors_of(model)
+    scores = {}
+    for axis in axes:
+        weights = [s for s in axis.slices if tensors[s.tensor].dim() > 1]
+        squares = sum(_unit_squares(tensors[s.tensor], s, axis.size) for s in weights)
+        entries = sum(tensors[s.tensor].numel() // tensors[s.tensor].shape[s.dim] for s in weights)
+        assert isinstance(squares, Tensor)
+        size = (squares / entries).sqrt()
+        scores[axis.name] = (size / size.mean()).cpu()
+    return scores
+
+
+def _unit_squares(tensor: Tensor, piece: Slice, size: int) -> Tensor:
+    along = tensor.transpose(0, piece.dim).flatten(1).square().sum(1)
+    return along[piece.offset : piece.offset + size * piece.block].view(size, -1).sum(1)
+
+
+METHOD = Magnitude()

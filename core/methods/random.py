@@ -1,0 +1,18 @@
+"""Baseline: units go in a random order."""
+
+import torch
+
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class Random(Method):
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        chance = torch.Generator().manual_seed(bench.config.seed)
+        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
+        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in units}
+        return Found(scores=scores, reference={})
+
+
+METHOD = Random()

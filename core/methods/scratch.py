@@ -1,0 +1,24 @@
+"""Baseline: the uniformly smaller model, trained from nothing with the same steps and teacher.
+
+It says what the teacher's weights are worth beyond the teacher's answers.
+"""
+
+import torch
+
+from core.conformer.model import Conformer
+from core.methods.uniform import Uniform
+from core.training.method import Workbench
+
+
+class Scratch(Uniform):
+    def started(self, model: Conformer, bench: Workbench) -> Conformer:
+        """The same sizes, new weights; only the features' statistics are kept."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(bench.config.seed)
+            new = Conformer(model.shape)
+        new.frontend.mean.copy_(model.frontend.mean)
+        new.frontend.deviation.copy_(model.frontend.deviation)
+        return new.to(bench.device)
+
+
+METHOD = Scratch()

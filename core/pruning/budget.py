@@ -1,0 +1,137 @@
+"""From scores to a structure that meets a budget exactly.
+
+Units are put into one order, best first; the choice is the longest beginning of that order whose
+exact cost fits. So choices are nested in the budget, and the first unit left out would exceed it. A
+head of a tiny model is more than 1 % of its FLOPs, so what such a unit leaves free may then be
+filled with smaller ones, at the price of being nested.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.config import Resource
+from core.pruning.space import Space, of_resource
+
+Scores = Mapping[str, Float[Tensor, " units"]]
+"""How much each unit is worth keeping, by axis; comparable across axes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """A share of a resource of the unpruned model to keep."""
+
+    keep: float
+    resource: Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    axis: str
+    index: int
+
+
+def order(space: Space, scores: Scores) -> list[Unit]:
+    """All units that may go, best first, those that must stay before all others.
+
+    A unit is worth no more than its module, so a module opens with its best unit and grows one unit
+    at a time: the order never has to add a whole module at once.
+    """
+    ranked: list[tuple[float, float, int, Unit]] = []
+    scored = [axis for axis in space.prunable if axis.name in scores]
+    parents = {axis.parent for axis in scored if axis.parent is not None}
+    for axis in scored:
+        if axis.name in parents:
+            continue  # it closes with its last unit, and opens with its first
+        own = scores[axis.name].double()
+        cap = scores.get(axis.parent, own.new_full((1,), torch.inf)) if axis.parent else None
+        best = own if cap is None else torch.minimum(own, cap.double())
+        must_stay = set(own.argsort(descending=True, stable=True)[: axis.floor].tolist())
+        for i, (value, tie) in enumerate(zip(best.tolist(), own.tolist(), strict=True)):
+            first = float("inf") if i in must_stay else value
+            ranked.append((-first, -tie, len(ranked), Unit(axis.name, i)))
+    return [unit for *_, unit in sorted(ranked, key=lambda entry: entry[:3])]
+
+
+def choose(
+    space: Space, scores: Scores, budget: Budget, *, is_filled: bool = False
+) -> dict[str, Tensor]:
+    """The longest beginning of the order that fits; exact, and nested in the budget.
+
+    Args:
+        space: What can be cut.
+        scores: What each unit is worth.
+        budget: What may stay.
+        is_filled: Go on down the order with every unit that still fits: no removed unit could come
+            back, but choices are no longer nested.
+
+    Raises:
+        ValueError: if even the units that must stay cost more than the budget.
+    """
+    units = order(space, scores)
+    limit = budget.keep * float(of_resource(space.full_cost(), budget.resource)) + 1e-6
+
+    def fits(length: int) -> bool:
+        cost = space.choice_cost(beginning(space, units, length))
+        return float(of_resource(cost, budget.resource)) <= limit
+
+    floors = sum(axis.floor for axis in space.prunable if axis.name in scores)
+    if not fits(floors):
+        lowest = space.choice_cost(beginning(space, units, floors))
+        share = float(of_resource(lowest, budget.resource)) / limit * budget.keep
+        raise ValueError(
+            f"`pruning.target_sparsity` must be at most {1 - share:.4f} of {budget.resource} for"
+            f" this model and these axes, but is {1 - budget.keep:.4f} instead"
+        )
+    length = _longest(fits, floors, len(units))
+    choice = beginning(space, units, length)
+    return _filled(space, choice, units[length:], limit, budget.resource) if is_filled else choice
+
+
+def beginning(space: Space, units: list[Unit], length: int) -> dict[str, Tensor]:
+    """The choice that keeps the first units of an order, and of the axes it orders nothing else."""
+    choice = space.open_choice()
+    for name in {unit.axis for unit in units}:
+        choice[name] = torch.zeros_like(choice[name])
+    for unit in units[:length]:
+        choice[unit.axis][unit.index] = True
+    for axis in space.axes:
+        if axis.parent is not None and not choice[axis.name].any():
+            choice[axis.parent] = torch.zeros_like(choice[axis.parent])
+    return choice
+
+
+def _filled(
+    space: Space,
+    choice: dict[str, Tensor],
+    rest: list[Unit],
+    limit: float,
+    resource: Resource,
+) -> dict[str, Tensor]:
+    """Add what fits, best first; once a unit is too much, so are all later ones of its axis."""
+    parents = {axis.name: axis.parent for axis in space.axes}
+    too_large: set[str] = set()
+    for unit in rest:
+        if unit.axis in too_large:
+            continue
+        parent = parents[unit.axis]
+        more = {unit.axis: choice[unit.axis].clone()}
+        more[unit.axis][unit.index] = True
+        if parent is not None:
+            more[parent] = torch.ones_like(choice[parent])
+        if float(of_resource(space.choice_cost({**choice, **more}), resource)) <= limit:
+            choice = {**choice, **more}
+        else:
+            too_large.add(unit.axis)
+    return choice
+
+
+def _longest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest length that fits; lengths that fit come first, as adding never costs less."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

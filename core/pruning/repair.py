@@ -1,0 +1,221 @@
+"""What can be mended without training when units go: their consumers, and batch-norm statistics.
+
+A consumer W of inputs X loses the columns outside S. Scaling what stays minimises |X_S diag(m) W_S
+- X W|, least squares minimises |X_S W' - X W| over all W' and the bias; so least squares is at
+least as good, and that as nothing.
+
+Shapes: N frames, I inputs of a consumer, O its outputs, U units of an axis.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from core.config import Repair
+from core.conformer.axes import Axis, Mask, Slice
+from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
+from core.conformer.model import Conformer
+from core.conformer.norm import BatchNorm
+from core.pruning.extraction import extract
+from core.pruning.space import Choice
+
+Calibration = Sequence[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
+"""Batches of features and their numbers of mel frames: speech without its words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Consumer:
+    """The module that takes in the units of an axis."""
+
+    axis: Axis
+    piece: Slice
+
+    @property
+    def module(self) -> str:
+        return self.piece.tensor.removesuffix(".weight")
+
+
+def repaired(
+    model: Conformer, reference: Mask, choice: Choice, *, how: Repair, speech: Calibration
+) -> Conformer:
+    """Extract a choice, with consumers adjusted so that their outputs stay near the reference's.
+
+    Args:
+        model: The student, all its units still there.
+        reference: Gates under which the student computes what is wanted; empty for as it is.
+        choice: The units that stay.
+        how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them anew.
+        speech: What the consumers' inputs are measured on.
+    """
+    target = reference_gates(model.axes(), reference, choice)
+    small = extract(model, {name: z * choice[name] for name, z in target.items()})
+    if how == "none":
+        return small
+    folded = fold(tensors_of(model), model.axes(), target, narrow_from=math.inf)
+    consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
+    grams = input_grams(model, folded, consumers, speech)
+    for consumer in consumers:
+        gram = grams[consumer.module]
+        _mend(small, consumer, folded, gram, choice=choice, target=target, how=how)
+    return small
+
+
+def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[str, Tensor]:
+    """The reference's gates, opened where a unit is kept although the reference had closed it."""
+    gates = {}
+    for axis in axes:
+        z = reference.get(axis.name, torch.ones(axis.size))
+        gates[axis.name] = torch.where(choice[axis.name] & (z == 0), torch.ones_like(z), z)
+    return gates
+
+
+@torch.no_grad()
+def input_grams(
+    model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
+) -> dict[str, Tensor]:
+    """X^T X of each consumer's inputs over real frames, X with a last column of ones; in fp64."""
+    grams: dict[str, Tensor] = {}
+    model.eval()
+    for features, num_frames in speech:
+        real = model.frontend.output_frames(num_frames)
+        with _watched(model, consumers, real, grams):
+            gated_forward(model, features, num_frames, folded)
+    return grams
+
+
+@torch.no_grad()
+def reestimate_statistics(model: Conformer, speech: Calibration) -> None:
+    """Batch-norm statistics anew, as the plain mean over batches; dropout stays off."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    model.eval()
+    for norm in norms:
+        norm.train()
+    for i, (features, num_frames) in enumerate(speech):
+        for norm in norms:
+            norm.momentum = 1 / (i + 1)
+        model(features, num_frames)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()
+
+
+def solved(
+    gram: Float[Tensor, "inputs1 inputs1"],
+    weight: Float[Tensor, "outputs inputs1"],
+    kept: Bool[Tensor, " inputs1"],
+) -> Float[Tensor, "outputs kept"]:
+    """Columns for the kept inputs that come nearest to what all columns give."""
+    inside = gram[kept][:, kept]
+    ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside), dtype=gram.dtype)
+    return torch.linalg.solve(inside + ridge, gram[kept] @ weight.T).T
+
+
+def scaled(
+    gram: Float[Tensor, "inputs inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    kept: Bool[Tensor, " units"],
+    block: int,
+) -> Float[Tensor, " kept"]:
+    """One factor m a kept unit, least |X_S diag(m) W_S - X W| (Kwon et al., 2022), as 1 + delta."""
+    units = len(kept)
+    products = (gram * (weight.T @ weight)).view(units, block, units, block).sum((1, 3))
+    inside = products[kept][:, kept]
+    rest = products[kept][:, ~kept].sum(1)  # what is missing of the target when m is 1
+    ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside), dtype=gram.dtype)
+    factors = 1 + torch.linalg.solve(inside + ridge, rest)
+    # Large factors mean an ill-posed axis: better left alone.
+    return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
+
+
+def _consumers(axes: list[Axis]) -> list[Consumer]:
+    """The modules whose columns a gate scales; the residual width has none of its own."""
+    return [
+        Consumer(axis=axis, piece=piece)
+        for axis in axes
+        for piece in axis.slices
+        if piece.is_scaled and piece.dim == 1 and axis.kind != "width"
+    ]
+
+
+def _is_cut(consumer: Consumer, choice: Choice, small: Conformer) -> bool:
+    kept = choice[consumer.axis.name]
+    is_there = consumer.module in dict(small.named_modules())
+    return is_there and bool(kept.any()) and not bool(kept.all())
+
+
+@contextmanager
+def _watched(
+    model: Conformer,
+    consumers: list[Consumer],
+    real: Int[Tensor, " batch"],
+    grams: dict[str, Tensor],
+) -> Iterator[None]:
+    def watch(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = _rows(module, inputs[0], real).double()
+            x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
+            grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
+
+        return model.get_submodule(consumer.module).register_forward_pre_hook(hook)
+
+    handles = [watch(consumer) for consumer in consumers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(
+    module: nn.Module, x: Float[Tensor, "batch time ..."], real: Int[Tensor, " batch"]
+) -> Float[Tensor, "frames inputs"]:
+    """A consumer's inputs, one row a product it computes, padded frames left out."""
+    if isinstance(module, nn.Conv2d):
+        bins = (x.shape[3] - module.kernel_size[1]) // module.stride[1] + 1
+        patches = F.unfold(x, module.kernel_size, stride=module.stride)  # (B, I, T * bins)
+        x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
+    time = torch.arange(x.shape[1], device=x.device)
+    return x[time < real[:, None]].reshape(-1, x.shape[-1])
+
+
+@torch.no_grad()
+def _mend(
+    small: Conformer,
+    consumer: Consumer,
+    folded: Folded,
+    gram: Float[Tensor, "inputs1 inputs1"],
+    *,
+    choice: Choice,
+    target: Mask,
+    how: Repair,
+) -> None:
+    module = small.get_submodule(consumer.module)
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    rows = _kept_rows(consumer, choice, target)
+    wanted = folded.tensors[f"{consumer.module}.weight"][rows].double().flatten(1)  # (O, I)
+    bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
+    kept = choice[consumer.axis.name]
+    block = gram.shape[0] // len(kept)
+    if how == "mask":
+        factors = scaled(gram[:-1, :-1], wanted, kept, block)
+        columns = wanted[:, kept.repeat_interleave(block)] * factors.repeat_interleave(block)
+    else:
+        inputs = torch.cat((kept.repeat_interleave(block), torch.ones(1, dtype=torch.bool)))
+        solution = solved(gram, torch.cat((wanted, bias), dim=1), inputs)
+        columns = solution[:, :-1]
+        assert module.bias is not None
+        module.bias.copy_(solution[:, -1])
+    module.weight.copy_(columns.view(module.weight.shape))
+
+
+def _kept_rows(consumer: Consumer, choice: Choice, target: Mask) -> Bool[Tensor, " rows"]:
+    """Which of the reference's rows the small model has: the width is narrowed in both."""
+    if consumer.module == "frontend.conv2":
+        return choice["frontend.sub2"]
+    return choice["width"][kept_units(target["width"])]

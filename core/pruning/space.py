@@ -1,0 +1,67 @@
+"""Space: all that can be cut from a model, with the cost of any choice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from core.config import AxisKind, Resource
+from core.conformer.axes import Axis, Cost, Mask, Number
+from core.conformer.gate import resolved
+from core.conformer.model import Conformer
+
+Choice = Mapping[str, Bool[Tensor, " units"]]
+"""Which units stay, by axis: one entry for every axis of the space."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """The axes of a model, those that may be cut among them, and what choices cost."""
+
+    model: Conformer
+    """Asked for costs only: its weights play no part."""
+    axes: tuple[Axis, ...]
+    prunable: tuple[Axis, ...]
+    seconds: float
+    """The utterance length at which FLOPs are stated."""
+
+    @classmethod
+    def of(cls, model: Conformer, kinds: Sequence[AxisKind], seconds: float) -> "Space":
+        axes = tuple(model.axes())
+        prunable = tuple(axis for axis in axes if axis.kind in kinds)
+        return cls(model=model, axes=axes, prunable=prunable, seconds=seconds)
+
+    def open_choice(self) -> dict[str, Tensor]:
+        return {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in self.axes}
+
+    def choice_cost(self, choice: Choice) -> Cost:
+        """Exact cost of the model that this choice extracts."""
+        whole = self.open_choice() | {name: units.float() for name, units in choice.items()}
+        alive = resolved(self.axes, whole)
+        return self.counted_cost({name: int((z != 0).sum()) for name, z in alive.items()})
+
+    def mask_cost(self, mask: Mask) -> Cost:
+        """Expected cost of independent gates that are open with these probabilities.
+
+        Costs are multilinear in the gates, so the expectation of a product is the product of
+        expectations.
+        """
+        return self.counted_cost({name: p.sum() for name, p in mask.items()})
+
+    def counted_cost(self, counts: Mapping[str, Number]) -> Cost:
+        """Cost of so many units an axis; axes that are not named are whole."""
+        whole: dict[str, Number] = {axis.name: axis.size for axis in self.axes}
+        return self.model.cost({**whole, **counts}, self.seconds)
+
+    def full_cost(self) -> Cost:
+        return self.counted_cost({})
+
+    def sparsity(self, cost: Cost, resource: Resource) -> float | Tensor:
+        """Share of the unpruned model's resource that this cost does without."""
+        return 1 - of_resource(cost, resource) / of_resource(self.full_cost(), resource)
+
+
+def of_resource(cost: Cost, resource: Resource) -> Number:
+    return cost.flops if resource == "flops" else cost.params

@@ -1,0 +1,64 @@
+"""What a trial says while it runs, and what it is judged by when it is done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Stage = Literal["teacher", "search", "tune", "measure"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One evaluation of a running trial; its checkpoint was on disk before this was given out."""
+
+    stage: Stage
+    step: int
+    """Optimizer steps done, all stages of this trial counted."""
+    total_steps: int
+    """Optimizer steps the trial will have done at its end."""
+    wer: float | None = None
+    """Word error rate on dev as a fraction, of the model as it would be extracted now."""
+    gflops: float | None = None
+    """Of that model, at the stated utterance length."""
+    expected_sparsity: float | None = None
+    """Share of the resource that the gates' probabilities remove."""
+    realised_sparsity: float | None = None
+    """Share of the resource that the extracted model does without."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Means since the last report, by name; multipliers too."""
+    audio_seconds_per_second: float | None = None
+    """Speech trained on a second of wall time: the one field that two equal runs differ in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a finished trial is judged by; smaller is better in wer, gflops, params, latency_ms."""
+
+    method: str
+    resource: str
+    """What the sparsities count: flops or params."""
+    target_sparsity: float
+    realised_sparsity: float
+    wer: float
+    """Word error rate on dev as a fraction, so 0.05 is 5 %."""
+    wer_low: float
+    wer_high: float
+    """Ends of the bootstrap interval over utterances."""
+    test_wer: float | None
+    test_wer_low: float | None
+    test_wer_high: float | None
+    """The same on test; None where the corpus has no test split."""
+    gflops: float
+    """1 multiply-add = 2 FLOPs; one utterance of the stated length."""
+    params: int
+    flops_sparsity: float
+    params_sparsity: float
+    """Shares removed of the unpruned model's FLOPs and parameters."""
+    latency_ms: float
+    """Median of one utterance of the stated length at batch 1."""
+    real_time_factor: float
+    """Seconds of computing a second of speech."""
+    steps: int
+    """Optimizer steps spent, search and tuning together."""
+    model: str
+    """The bundle's folder, relative to the trial's."""

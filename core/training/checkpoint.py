@@ -1,0 +1,88 @@
+"""Checkpoints that a kill at any moment leaves whole.
+
+They are written beside, checksummed, then renamed; the newest valid one wins.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+"""Older ones are deleted: one to go on from, one in case its disk block went bad."""
+
+
+class CheckpointError(ValueError):
+    """No checkpoint of a folder can be used although there are some."""
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint, then delete those it replaces.
+
+    Raises:
+        OSError: if the disk is full or not writable; earlier checkpoints are still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{step:09d}"
+    beside = folder / f".{step:09d}.{os.getpid()}"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        torch.save(state, beside / "state.pt")
+        (beside / "sha256").write_text(_digest(beside / "state.pt"))
+        _flush(beside / "state.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    for old in _found(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint whose checksum holds, or None where there never was one.
+
+    Weights only: a checkpoint runs no code.
+
+    Raises:
+        CheckpointError: if there are checkpoints and all are damaged.
+    """
+    found = _found(folder)
+    for path in found:
+        try:
+            if (path / "sha256").read_text() == _digest(path / "state.pt"):
+                return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, EOFError):
+            continue
+    if found:
+        raise CheckpointError(
+            f"`{folder}` must hold a checkpoint that matches its checksum, but all {len(found)}"
+            " are damaged; delete the folder to start this trial again"
+        )
+    return None
+
+
+def _found(folder: Path) -> list[Path]:
+    """Newest first; what a kill left half written starts with a dot."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold it before the name points to it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,133 @@
+"""Learning from the unpruned model: its output distribution, and its hidden states layer by layer.
+
+The layer term and the matching that keeps the order of layers are CoFi's (Xia et al., 2022), over a
+Conformer's blocks.
+
+Shapes: B batch, T frames, N real frames, D teacher's width, K student's width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from core.config import DistillationConfig
+from core.conformer.model import Conformer, Output
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Student:
+    """A student's output, and how it stands to the teacher."""
+
+    output: Output
+    width: Int[Tensor, " kept"]
+    """Which of the teacher's units of width the student has."""
+    alive: tuple[bool, ...]
+    """Which blocks still hold a module; the others are copies of their input but for a norm."""
+
+
+class Distillation(nn.Module):
+    """The frozen teacher, and the projection through which hidden states are compared."""
+
+    def __init__(self, teacher: Conformer, config: DistillationConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher = teacher.eval().requires_grad_(requires_grad=False)
+        self.projection = nn.Linear(teacher.shape.width, teacher.shape.width)
+        nn.init.eye_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def losses(
+        self,
+        features: Float[Tensor, "batch mel_frames mels"],
+        num_frames: Int[Tensor, " batch"],
+        student: Student,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`logit` and `layer`; terms of weight 0 are left out, and without any the teacher rests."""
+        config = self.config
+        if config.logit_weight == 0 and config.layer_weight == 0:
+            return {}
+        with torch.no_grad():
+            taught = self.teacher(features, num_frames)
+        terms = {}
+        if config.logit_weight > 0:
+            terms["logit"] = logit_loss(
+                student.output.logits, taught.logits, taught.is_frame, config.temperature
+            )
+        if config.layer_weight > 0:
+            terms["layer"] = self._layer_loss(taught, student)
+        return terms
+
+    def train(self, mode: bool = True) -> "Distillation":  # noqa: FBT001, FBT002 - torch's signature
+        """The teacher stays in evaluation mode, whatever the student does."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _layer_loss(self, taught: Output, student: Student) -> Float[Tensor, ""]:
+        layers = taught_layers(len(taught.hidden), self.config.layers)
+        wanted = [taught.hidden[i][taught.is_frame].float() for i in layers]  # (N, D)
+        weight = self.projection.weight.index_select(1, student.width)
+        seen = [
+            F.linear(hidden[taught.is_frame].float(), weight, self.projection.bias)
+            for hidden in student.output.hidden
+        ]
+        if self.config.matching == "fixed":
+            matches = list(enumerate(layers))
+        else:
+            with torch.no_grad():
+                distances = [[F.mse_loss(s, w) for s in seen] for w in wanted]
+            matches = ordered_matches(torch.tensor(distances), student.alive)
+        pairs = [F.mse_loss(seen[j], wanted[i]) for i, j in matches]
+        return torch.stack(pairs).sum() if pairs else weight.new_zeros(())
+
+
+def taught_layers(num_blocks: int, layers: int) -> list[int]:
+    """Blocks of the teacher that are taught: equally spaced, ending with the last."""
+    count = min(layers, num_blocks)
+    return [-(-(i + 1) * num_blocks // count) - 1 for i in range(count)]
+
+
+def ordered_matches(
+    distances: Float[Tensor, "taught blocks"], alive: Sequence[bool]
+) -> list[tuple[int, int]]:
+    """For each taught layer, from the last, the nearest living block before the one matched last.
+
+    A taught layer for which no block is left goes without a match.
+    """
+    matches = []
+    last = distances.shape[1]
+    for i in reversed(range(distances.shape[0])):
+        candidates = [j for j in range(last) if alive[j]]
+        if not candidates:
+            break
+        last = min(candidates, key=lambda j: float(distances[i, j]))
+        matches.append((i, last))
+    return matches
+
+
+def logit_loss(
+    student: Float[Tensor, "batch time vocabulary"],
+    teacher: Float[Tensor, "batch time vocabulary"],
+    is_frame: Bool[Tensor, "batch time"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Divergence of the student from the teacher, a frame, both softened."""
+    wanted = F.log_softmax(teacher[is_frame].float() / temperature, dim=-1)
+    given = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
+    divergence = F.kl_div(given, wanted, reduction="sum", log_target=True)
+    # Gradients shrink as 1 / temperature**2; undo that, so that the weight keeps its meaning.
+    return temperature**2 * divergence / is_frame.sum().clamp(min=1)
+
+
+def ctc_loss(
+    output: Output, tokens: Int[Tensor, "batch tokens"], num_tokens: Int[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """Mean over utterances of the loss a token; blank is 0."""
+    log_probabilities = F.log_softmax(output.logits.float(), dim=-1).transpose(0, 1)
+    return F.ctc_loss(
+        log_probabilities, tokens, output.num_frames, num_tokens, blank=0, zero_infinity=True
+    )

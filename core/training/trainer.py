@@ -1,0 +1,260 @@
+"""The loop that all training shares, and the stage that trains a dense model.
+
+A stage takes steps; `fit` walks it from checkpoint to checkpoint and yields a report at each
+evaluation, after the checkpoint that would bring a killed run back to this very point.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from core.config import AugmentConfig, RuntimeConfig
+from core.conformer.model import Conformer
+from core.corpora.batches import Batch, TrainBatches
+from core.corpora.features import spec_augment
+from core.evaluation.judge import Judge
+from core.pruning.space import Choice
+from core.report import Report, Stage
+from core.training import checkpoint
+from core.training.distillation import Distillation, Student, ctc_loss
+from core.training.optimizers import primal, set_rate, warmed_cosine
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A stage of a trial: it takes steps, and can be put away and taken up again."""
+
+    stage: Stage
+    steps: int
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One optimizer step on an augmented batch; returns the losses, detached."""
+
+    def judged(self) -> Report:
+        """The model as it would be extracted now, measured on dev, without step or losses."""
+
+    def state(self) -> dict[str, Any]:
+        """All that decides the steps to come."""
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What happened since the last report."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    """Speech trained on."""
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, losses: dict[str, Tensor], seconds: float) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.steps += 1
+        self.seconds += seconds
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.sums.items()}
+
+    def speed(self) -> float:
+        return self.seconds / (time.perf_counter() - self.started)
+
+
+@dataclass(kw_only=True, slots=True)
+class Journey:
+    """Where a trial's stages meet: its data, its chance, its checkpoints, its count of steps."""
+
+    batches: TrainBatches
+    augment: AugmentConfig
+    augment_chance: torch.Generator
+    """Its own generator, so that touching the model does not reorder the data."""
+    runtime: RuntimeConfig
+    device: torch.device
+    checkpoints: Path
+    total_steps: int
+    steps_before: int = 0
+    """Steps of the stages that are done."""
+
+    def save(self, stage: Trainable, step: int, tally: Tally) -> None:
+        state = {
+            "stage": stage.stage,
+            "step": step,
+            "sums": tally.sums,
+            "since": tally.steps,
+            "model": stage.state(),
+            "batches": self.batches.state_dict(),
+            "augment_chance": self.augment_chance.get_state(),
+            "chance": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["device_chance"] = torch.cuda.get_rng_state()
+        checkpoint.save(self.checkpoints, self.steps_before + step, state)
+
+    def restore(self, stage: Trainable, state: dict[str, Any]) -> Tally:
+        stage.restore(state["model"])
+        self.batches.load_state_dict(state["batches"])
+        self.augment_chance.set_state(state["augment_chance"])
+        torch.set_rng_state(state["chance"])
+        if "device_chance" in state:
+            torch.cuda.set_rng_state(state["device_chance"])
+        return Tally(sums=dict(state["sums"]), steps=state["since"])
+
+
+def fit(
+    stage: Trainable, journey: Journey, *, resume: dict[str, Any] | None = None
+) -> Iterator[Report]:
+    """Walk a stage to its end, from a checkpoint of it if one is given."""
+    tally = journey.restore(stage, resume) if resume else Tally()
+    first = resume["step"] if resume else 0
+    runtime = journey.runtime
+    for step, batch in zip(range(first, stage.steps), journey.batches, strict=False):
+        ready = augmented(batch.to(journey.device), journey)
+        tally.add(stage.step(ready, step), batch.seconds)
+        done = step + 1
+        is_due = done % runtime.report_steps == 0 or done == stage.steps
+        if not is_due and done % runtime.checkpoint_steps:
+            continue
+        means, speed = tally.means(), tally.speed()
+        if is_due:
+            tally = Tally()
+        journey.save(stage, done, tally)
+        if is_due:
+            yield _completed(stage.judged(), journey, done, means, speed)
+            tally.started = time.perf_counter()
+    journey.steps_before += stage.steps
+
+
+def augmented(batch: Batch, journey: Journey) -> Batch:
+    features = spec_augment(
+        batch.features, batch.num_frames, journey.augment, journey.augment_chance
+    )
+    return replace(batch, features=features)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """How fast weights move."""
+
+    peak: float
+    warmup_share: float
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taught:
+    """A teacher, and what of it a small model kept."""
+
+    distillation: Distillation
+    choice: Choice
+
+    @property
+    def width(self) -> Tensor:
+        return self.choice["width"].nonzero().squeeze(1)
+
+
+class DenseStage:
+    """Training of a model without gates: the teacher alone, or a small model from its teacher."""
+
+    def __init__(
+        self,
+        model: Conformer,
+        *,
+        stage: Stage,
+        steps: int,
+        rates: Rates,
+        judge: Judge | None,
+        runtime: RuntimeConfig,
+        taught: Taught | None = None,
+    ) -> None:
+        self.model, self.stage, self.steps = model, stage, steps
+        self.rates, self.judge, self.taught = rates, judge, taught
+        self.precision = runtime.precision
+        parameters = list(model.parameters())
+        if taught is not None:
+            parameters += list(taught.distillation.projection.parameters())
+        self.parameters = parameters
+        self.primal = primal(parameters, learning_rate=rates.peak, weight_decay=rates.weight_decay)
+        self.forward: Callable[..., Any] = (
+            torch.compile(model, dynamic=True) if runtime.compile else model
+        )
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        self.model.train()
+        share = warmed_cosine(step, steps=self.steps, warmup_share=self.rates.warmup_share)
+        set_rate(self.primal, self.rates.peak * share)
+        self.primal.zero_grad(set_to_none=True)
+        losses = self._losses(batch)
+        losses["total"].backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.rates.clip)
+        self.primal.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        with autocast(batch.features.device, self.precision):
+            output = self.forward(batch.features, batch.num_frames)
+            task = ctc_loss(output, batch.tokens, batch.num_tokens)
+            if self.taught is None:
+                return {"total": task, "task": task}
+            distillation = self.taught.distillation
+            width = self.taught.width.to(batch.features.device)
+            alive = tuple(bool(block.parts()) for block in self.model.typed_blocks())
+            student = Student(output=output, width=width, alive=alive)
+            terms = distillation.losses(batch.features, batch.num_frames, student)
+        return weighted({"task": task, **terms}, distillation)
+
+    def judged(self) -> Report:
+        assert self.judge is not None, "only a stage that is fitted is judged"
+        return self.judge.report(self.model, self.stage)
+
+    def state(self) -> dict[str, Any]:
+        state = {"model": self.model.state_dict(), "primal": self.primal.state_dict()}
+        if self.taught is not None:
+            state["projection"] = self.taught.distillation.projection.state_dict()
+            state["choice"] = dict(self.taught.choice)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.primal.load_state_dict(state["primal"])
+        if self.taught is not None:
+            self.taught.distillation.projection.load_state_dict(state["projection"])
+
+
+def weighted(terms: dict[str, Tensor], distillation: Distillation) -> dict[str, Tensor]:
+    """The terms, and their weighted sum as `total`."""
+    config = distillation.config
+    weights = {
+        "task": config.task_weight,
+        "logit": config.logit_weight,
+        "layer": config.layer_weight,
+    }
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return {"total": total, **terms}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _completed(
+    report: Report, journey: Journey, done: int, means: dict[str, float], speed: float
+) -> Report:
+    return Report(
+        stage=report.stage,
+        step=journey.steps_before + done,
+        total_steps=journey.total_steps,
+        wer=report.wer,
+        gflops=report.gflops,
+        expected_sparsity=report.expected_sparsity,
+        realised_sparsity=report.realised_sparsity,
+        losses=means,
+        audio_seconds_per_second=speed,
+    )

@@ -1,0 +1,1 @@
+"""What is swept: one TOML file a sweep; the folder is the registry."""

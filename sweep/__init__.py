@@ -1,0 +1,1 @@
+"""Many trials: what to try, where, and which stand on the front."""

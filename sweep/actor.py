@@ -1,0 +1,100 @@
+"""What runs on a worker: one trial of core, or the teacher all trials share; reports come out.
+
+A trial reads its own newest checkpoint and writes the next before it reports, so that nothing here
+needs to know of either. The driver imports this file too but never trains: core is imported inside.
+"""
+
+import fcntl
+import json
+import time
+import traceback
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from core.config import TrialConfig
+from core.report import Outcome, Report
+
+if TYPE_CHECKING:
+    from core.trial import Place
+
+PATIENCE_SECONDS = 60.0
+"""Workers of a killed driver are gone long before."""
+
+Job = dict[str, Any]
+"""A trial as Tune carries it: its number, and one text with all else, which Tune leaves alone."""
+
+
+def pack(number: int, config: TrialConfig, *, teacher: Path, features: Path, trial: Path) -> Job:
+    """A trial on its way to a worker; all paths must be absolute."""
+    place = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
+    return {"number": number, "job": json.dumps({"config": config.model_dump(), "place": place})}
+
+
+def run_trial(job: Mapping[str, Any]) -> None:
+    """Tune's function trainable: its last message carries the outcomes, or why there are none."""
+    try:
+        from core.trial import run  # noqa: PLC0415  # seconds of imports, the worker's alone
+
+        config, place = _unpacked(job)
+        with _alone(place.trial):
+            for message in _messages(run(config, place)):
+                tune.report(message)
+    except Exception as error:
+        tune.report({"failure": {"line": described(error), "traceback": traceback.format_exc()}})
+        raise  # so that Tune gives the next trial a fresh process
+
+
+def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
+    """Corpus, features and teacher, once a sweep; a streaming task of Ray."""
+    from core.trial import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
+
+    config, place = _unpacked(job)
+    with _alone(place.teacher):
+        yield from prepare(config, place)
+
+
+def described(error: BaseException) -> str:
+    """An error in one line. What a person can get wrong explains itself; the rest is named."""
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else ""
+    return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}"
+
+
+def _unpacked(job: Mapping[str, Any]) -> tuple[TrialConfig, "Place"]:
+    from core.trial import Place  # noqa: PLC0415  # seconds of imports, the worker's alone
+
+    values = json.loads(job["job"])
+    place = Place(**{name: Path(folder) for name, folder in values["place"].items()})
+    return TrialConfig.parse(values["config"]), place
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder of checkpoints: a killed driver's workers outlive it by a moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a", encoding="utf-8") as file:
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+        yield
+
+
+def _messages(trial: Generator[Report, None, list[Outcome]]) -> Iterator[dict[str, Any]]:
+    while True:
+        try:
+            report = next(trial)
+        except StopIteration as end:
+            yield {"outcomes": [asdict(outcome) for outcome in end.value]}
+            return
+        yield {"report": asdict(report)}

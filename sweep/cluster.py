@@ -1,0 +1,94 @@
+"""Starting a Ray cluster on this machine, or joining one.
+
+Workers import what is installed, never what happens to lie where the driver was started: their
+working directory is an empty one. Hence all paths are absolute before they leave the driver.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a banner whatever the verbosity
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each driver without a GPU is warned
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # of Tune's state nothing is ever read
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one trial is asked for while others run, not more
+}
+"""Ray's settings by environment; a user may overrule them."""
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Reports are small, and all else goes by path; containers often have little shared memory."""
+
+
+class ClusterError(ValueError):
+    """The cluster cannot run this sweep."""
+
+
+@contextmanager
+def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray: to the cluster at an address, or to one that lives as long as this.
+
+    Args:
+        address: as Ray takes it, `auto` for the cluster that this machine belongs to.
+        cpus: cores of a cluster of one's own; by default all.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as empty:
+        local: dict[str, Any] = (
+            {}
+            if address
+            else {
+                "num_cpus": cpus,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        )
+        ray.init(
+            address=address or "local",
+            runtime_env={"working_dir": empty},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **local,
+        )
+        # Tune warns of much that is as it should be: no metrics to restore, no logger at all.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def check_fits(*, cpus: int, gpus: float) -> None:
+    """Refuse a trial that no machine of the cluster can hold: Ray would wait for ever.
+
+    Args:
+        cpus: cores a trial.
+        gpus: GPUs a trial.
+
+    Raises:
+        ClusterError: naming what is missing.
+    """
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    for name, key, wanted in (("cpus", "CPU", cpus), ("gpus", "GPU", gpus)):
+        most = max((machine.get(key, 0) for machine in machines), default=0)
+        if wanted > most:
+            raise ClusterError(
+                f"`resources.{name}` must be at most what one machine has, {most:g},"
+                f" but is {wanted:g} instead."
+            )
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where Tune may write what nobody reads: the ledger is the state."""
+    return tempfile.TemporaryDirectory(prefix="conformer-sweep-tune-")

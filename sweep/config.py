@@ -1,0 +1,225 @@
+"""What a person may say about a sweep: one TOML file, refused whole or right from birth."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+import search_spaces
+from core.config import Config, ConfigError
+from sweep.space import SearchSpace
+
+SPACES_FOLDER = Path(str(search_spaces.__file__)).parent
+
+Objective = Literal["wer", "gflops", "params", "latency_ms"]
+Sampler = Literal["auto", "gp", "tpe", "qmc", "random"]
+
+
+class BudgetConfig(Config):
+    """The sweep itself: how much, and what is wanted."""
+
+    name: str = ""
+    """What MLflow calls it; the file's name if left out."""
+    trials: int = Field(default=32, ge=1, le=1_000_000)
+    """Trials in all, the fixed first ones included."""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Draws the points that are tried; a trial's own seed is `[trial] seed`."""
+    objectives: list[Objective] = Field(default=["wer", "gflops"], min_length=1)
+    """What is minimised; runs today with `wer` and `gflops`."""
+    max_wer: float | None = Field(default=None, gt=0, le=1)
+    """Trials above this WER, a fraction, are worth nothing to the search."""
+    max_gflops: float | None = Field(default=None, gt=0)
+    """Trials above so many GFLOPs an utterance are worth nothing to the search."""
+    max_params: float | None = Field(default=None, gt=0)
+    """Trials above so many parameters are worth nothing to the search."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Trials above this latency, in milliseconds, are worth nothing to the search."""
+
+    @model_validator(mode="after")
+    def _objectives_are_the_two(self) -> Self:
+        if self.objectives != ["wer", "gflops"]:
+            raise ValueError(
+                f'`sweep.objectives` must be ["wer", "gflops"] in this version,'
+                f" but is {json.dumps(self.objectives)} instead; limit others by `max_params`"
+                " or `max_latency_ms`"
+            )
+        return self
+
+
+class SearchConfig(Config):
+    """Who proposes the next trial."""
+
+    sampler: Sampler = "auto"
+    """`auto` takes gp for few flat ranges and tpe for choices, many leaves or many trials."""
+
+
+class EarlyStoppingConfig(Config):
+    """Which trials end before their time."""
+
+    kind: Literal["pareto", "stratified", "none"] = "none"
+    """Runs today with `none`: every trial ends by itself."""
+
+    @model_validator(mode="after")
+    def _none_is_stopped(self) -> Self:
+        if self.kind != "none":
+            raise ValueError(
+                f"`early_stopping.kind` must be `none` in this version, but is `{self.kind}`"
+                " instead; it would stop nothing"
+            )
+        return self
+
+
+class ResourcesConfig(Config):
+    """What a trial occupies on the machines, and how many run side by side."""
+
+    cpus: int = Field(default=1, ge=1, le=1024)
+    """CPU cores a trial."""
+    gpus: float = Field(default=0.0, ge=0, le=1024)
+    """GPUs a trial; a fraction shares one card, and its memory, between trials."""
+    concurrent: int = Field(default=0, ge=0, le=100_000)
+    """Trials side by side at most; 0 is as many as fit."""
+
+
+class TrackingConfig(Config):
+    """Where MLflow keeps the runs."""
+
+    uri: str = ""
+    """MLflow's tracking URI; empty is a database in the sweep's own folder."""
+
+
+class SweepConfig(Config):
+    """One sweep, whole. The trial's own table is read by `sweep.space`."""
+
+    sweep: BudgetConfig = BudgetConfig()
+    search: SearchConfig = SearchConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    trial: dict[str, Any] = Field(default={})
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace.parse(self.trial)
+
+    def with_trials(self, trials: int) -> Self:
+        """The same sweep with another number of trials."""
+        return self.parse(_merged(self.model_dump(), {"sweep": {"trials": trials}}))
+
+    def toml(self) -> str:
+        """The sweep with every default written out, so that a later default changes nothing."""
+        table = self.model_dump()
+        fixed = self.space.base.model_dump()
+        table["trial"] = _merged(fixed, self.trial)
+        return "\n".join(_toml_lines(table)) + "\n"
+
+
+def load(path_or_name: str) -> SweepConfig:
+    """Read a search space: a TOML file, or the name of one in the folder search_spaces.
+
+    Raises:
+        ConfigError: one line for each culprit, each beginning with the file.
+    """
+    path = find(path_or_name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: must be a readable text file, but: {error}") from None
+    return parse(text, source=str(path))
+
+
+def parse(text: str, *, source: str) -> SweepConfig:
+    """Read a search space from its text; `source` begins every line of an error."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: must be TOML, but: {error}") from None
+    try:
+        config = SweepConfig.parse(_with_name(_with_absolute_paths(table), source))
+        config.space  # noqa: B018  # reads the trial's table, and refuses it here
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+    return config
+
+
+def names() -> list[str]:
+    """The folder search_spaces is the registry: one sweep a file."""
+    return sorted(path.stem for path in SPACES_FOLDER.glob("*.toml"))
+
+
+def find(path_or_name: str) -> Path:
+    """The file that is meant, absolute."""
+    path = Path(path_or_name)
+    if path.is_file():
+        return path.resolve()
+    if path_or_name in names():
+        return SPACES_FOLDER / f"{path_or_name}.toml"
+    near = difflib.get_close_matches(path_or_name, names(), n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    raise ConfigError(
+        f"`{path_or_name}` must be a TOML file or one of {', '.join(names())}, but is neither{hint}"
+    )
+
+
+def _with_name(table: dict[str, Any], source: str) -> dict[str, Any]:
+    if isinstance(table.get("sweep", {}), dict):
+        return _merged({"sweep": {"name": Path(source).stem}}, table)
+    return table
+
+
+def _with_absolute_paths(table: dict[str, Any]) -> dict[str, Any]:
+    """Workers start elsewhere: relative paths are the caller's, and are made whole here."""
+    for section, key, names_allowed in (
+        ("corpus", "name", ("demo", "librispeech")),
+        ("corpus", "root", ("",)),
+        ("teacher", "bundle", ("",)),
+    ):
+        values = table.get("trial", {})
+        values = values.get(section, {}) if isinstance(values, dict) else {}
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str) and value not in names_allowed:
+            values[key] = str(Path(value).expanduser().resolve())
+    return table
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section; a distribution replaces a value."""
+    table = dict(below)
+    for key, value in above.items():
+        under = table.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            value = _merged(under, value)  # noqa: PLW2901
+        table[key] = value
+    return table
+
+
+def _toml_lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """TOML of nested plain values; the standard library reads it but does not write it."""
+    sections = {k: v for k, v in table.items() if _is_section(v)}
+    values = {k: v for k, v in table.items() if k not in sections and v is not None}
+    if prefix and values:
+        yield f"\n[{prefix.removesuffix('.')}]"
+    for key, value in values.items():
+        yield f"{key} = {_toml_value(value)}"
+    for key, section in sections.items():
+        yield from _toml_lines(section, f"{prefix}{key}.")
+
+
+def _is_section(value: Any) -> bool:
+    """A distribution is a table too, but its only value is a list of plain values."""
+    return isinstance(value, Mapping) and not (
+        len(value) == 1 and next(iter(value)) in ("uniform", "log_uniform", "int_uniform", "choice")
+    )
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # JSON's scalars are TOML's

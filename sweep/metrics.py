@@ -1,0 +1,62 @@
+"""By what names and numbers a trial is told to a tracker. Pure."""
+
+import re
+from collections.abc import Mapping
+
+from core.report import Outcome, Report
+
+STAGES = ("teacher", "search", "tune", "measure")
+
+
+def key(name: str) -> str:
+    """The name in the letters that MLflow allows in one."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
+
+
+def order(report: Report) -> tuple[int, int]:
+    """Where a report stands in its trial's life: by steps, then by stage."""
+    return (report.step, STAGES.index(report.stage))
+
+
+def report_metrics(report: Report) -> dict[str, float]:
+    """The curves of a running trial; `wer` and `gflops` themselves are kept for its end."""
+    stage = report.stage
+    values: Mapping[str, float | None] = {
+        "val/wer": report.wer,
+        "val/gflops": report.gflops,
+        f"{stage}/expected_sparsity": report.expected_sparsity,
+        f"{stage}/realised_sparsity": report.realised_sparsity,
+        **{f"losses/{key(name)}": value for name, value in report.losses.items()},
+        "speed/audio_seconds_per_second": report.audio_seconds_per_second,
+        "progress/step": float(report.step),
+        "progress/stage": float(STAGES.index(stage)),
+        "progress/share": report.step / report.total_steps if report.total_steps else None,
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def heard(latest: Mapping[str, float]) -> tuple[int, int]:
+    """The `order` of the last report behind the latest values of a run's metrics."""
+    return (int(latest.get("progress/step", -1)), int(latest.get("progress/stage", -1)))
+
+
+def outcome_metrics(outcome: Outcome) -> dict[str, float]:
+    """What a finished trial is judged by: one value each, logged once."""
+    values = {
+        "wer": outcome.wer,
+        "wer_low": outcome.wer_low,
+        "wer_high": outcome.wer_high,
+        "test_wer": outcome.test_wer,
+        "test_wer_low": outcome.test_wer_low,
+        "test_wer_high": outcome.test_wer_high,
+        "gflops": outcome.gflops,
+        "params": outcome.params,
+        "latency_ms": outcome.latency_ms,
+        "real_time_factor": outcome.real_time_factor,
+        "target_sparsity": outcome.target_sparsity,
+        "realised_sparsity": outcome.realised_sparsity,
+        "flops_sparsity": outcome.flops_sparsity,
+        "params_sparsity": outcome.params_sparsity,
+        "steps": outcome.steps,
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}

@@ -1,0 +1,31 @@
+"""What the ledger knows of a trial, as plain data that every view shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from core.report import Outcome
+
+State = Literal["waiting", "running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One row of the ledger."""
+
+    number: int
+    state: State
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The sampled leaves, by dotted name under `[trial]`: `pruning.target_sparsity` and so on."""
+    outcomes: tuple[Outcome, ...] = ()
+    """None until the trial is finished; one for a point method, one a budget for a curve."""
+    attempts: int = 0
+    """How often it was started."""
+    steps: int = 0
+    """Optimizer steps last heard of."""
+    total_steps: int = 0
+    seconds: float = 0.0
+    """Wall time spent, over all attempts."""
+    mlflow_run_id: str | None = None
+    error: str | None = None
+    """Why it failed, in one line."""

@@ -1,0 +1,168 @@
+"""Law 1: what is extracted computes what was masked; and gates do what their definition says."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.conformer.gate import fold, gated_forward, kept_units, resolved, tensors_of
+from core.conformer.model import Conformer
+from core.conformer.norm import LayerNorm
+from core.pruning.extraction import extract
+from core.testing import MASK_KINDS, deeper, ragged_speech, random_mask, small_model
+
+
+def masked(model, features, num_frames, mask, **how):
+    return gated_forward(
+        model, features, num_frames, fold(tensors_of(model), model.axes(), mask, **how)
+    )
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, tolerance, seed):
+    model = small_model(seed, shape=deeper(3)).to(dtype)
+    mask = random_mask(model.axes(), kind, seed)
+    features, num_frames = ragged_speech(61, 40, 9, 7, seed=seed, dtype=dtype)
+
+    expected = masked(model, features, num_frames, mask, narrow_from=1.1)
+    actual = extract(model, mask)(features, num_frames)
+
+    real = expected.is_frame
+    torch.testing.assert_close(
+        actual.logits[real], expected.logits[real], rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes"])
+def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
+    model = small_model(shape=deeper(2)).double().train()
+    mask = random_mask(model.axes(), kind)
+    features, num_frames = ragged_speech(61, 40, 33, dtype=torch.float64)
+
+    expected = masked(model, features, num_frames, mask, narrow_from=1.1)
+    actual = extract(model, mask)(features, num_frames)
+
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
+def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
+    model = small_model(shape=deeper(2)).double()
+    mask = resolved(model.axes(), random_mask(model.axes(), kind))
+    features, num_frames = ragged_speech(61, 40, dtype=torch.float64)
+
+    expected = by_hooks(model, features, num_frames, mask)
+    actual = masked(model, features, num_frames, mask)
+
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-9, atol=1e-9)
+
+
+def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
+    model = small_model()
+    features, num_frames = ragged_speech(61, 40)
+
+    expected = model(features, num_frames).logits
+    actual = masked(model, features, num_frames, random_mask(model.axes(), "open")).logits
+
+    assert torch.equal(actual, expected)
+
+
+def test_a_gradient_reaches_every_open_gate():
+    model = small_model()
+    mask = random_mask(model.axes(), "soft")
+    for gates in mask.values():
+        gates.requires_grad_()
+    features, num_frames = ragged_speech(61, 40)
+
+    masked(model, features, num_frames, mask).logits.square().sum().backward()
+
+    for name, gates in mask.items():
+        assert gates.grad is not None, name
+        assert (gates.grad[gates != 0] != 0).all(), name
+
+
+def test_extracting_twice_is_extracting_once():
+    model = small_model()
+    once = extract(model, random_mask(model.axes(), "soft"))
+
+    twice = extract(once, {axis.name: torch.ones(axis.size) for axis in once.axes()})
+
+    assert twice.shape == once.shape
+    for name, tensor in once.state_dict().items():
+        assert torch.equal(twice.state_dict()[name], tensor)
+
+
+def test_the_extracted_model_shares_nothing_with_the_masked_one():
+    model = small_model()
+    small = extract(model, random_mask(model.axes(), "open"))
+
+    with torch.no_grad():
+        for tensor in small.state_dict().values():
+            tensor.fill_(7.0)
+
+    assert not any((t == 7.0).all() for t in model.state_dict().values())
+
+
+def test_an_axis_below_its_floor_is_refused_by_name():
+    model = small_model()
+
+    with pytest.raises(ValueError, match=r"`frontend.sub1` must keep at least 1 units.*keeps 0"):
+        extract(model, {"frontend.sub1": torch.zeros(6)})
+
+
+def by_hooks(model: Conformer, features, num_frames, mask):
+    """Gates by their definition: activations are multiplied, and norms count kept units only."""
+    handles = [*unit_hooks(model, mask), *width_hooks(model, mask["width"].double())]
+    try:
+        return model(features, num_frames)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unit_hooks(model, mask):
+    for axis in model.axes():
+        if axis.kind == "width":
+            continue
+        z = mask[axis.name].double()
+        scaled = next(piece for piece in axis.slices if piece.is_scaled)
+        consumer = model.get_submodule(scaled.tensor.rpartition(".")[0])
+        if axis.kind == "module":
+            yield consumer.register_forward_hook(multiply_output(z))
+        else:
+            yield consumer.register_forward_pre_hook(multiply_input(z, scaled.block))
+
+
+def width_hooks(model, width):
+    for name, module in model.named_modules():
+        if name.endswith((".down", ".output")) or name == "frontend.linear":
+            yield module.register_forward_hook(multiply_output(width))
+        if isinstance(module, LayerNorm):
+            yield module.register_forward_hook(norm_over_kept(width))
+
+
+def multiply_input(z, block):
+    def hook(module, inputs):
+        x = inputs[0]
+        if isinstance(module, nn.Conv2d):
+            return (x * z[:, None, None],)
+        return (x * z.repeat_interleave(block),)
+
+    return hook
+
+
+def multiply_output(z):
+    return lambda _module, _inputs, output: output * z
+
+
+def norm_over_kept(width):
+    def hook(module, inputs, _output):
+        kept = kept_units(width)
+        y = F.layer_norm(inputs[0][..., kept], (len(kept),), eps=1e-5)
+        out = torch.zeros_like(inputs[0])
+        out[..., kept] = (y * module.weight[kept] + module.bias[kept]) * width[kept]
+        return out
+
+    return hook

@@ -1,0 +1,114 @@
+"""Law 4: padding never reaches a real frame; and the parts of a Conformer are what they say."""
+
+import pytest
+import torch
+
+from core.config import ConfigError, ModelConfig
+from core.conformer.attention import distance_table, shifted
+from core.conformer.model import Conformer
+from core.conformer.shape import Shape
+from core.testing import ragged_speech, small_model
+
+LENGTHS = (90, 64, 63, 31, 12, 7)
+
+
+@pytest.mark.parametrize("i", range(len(LENGTHS)))
+def test_padding_does_not_reach_real_frames(i):
+    model = small_model()
+    features, num_frames = ragged_speech(*LENGTHS)
+
+    together = model(features, num_frames)
+    alone = model(features[i : i + 1, : LENGTHS[i]], num_frames[i : i + 1])
+
+    real = int(alone.num_frames[0])
+    assert int(together.num_frames[i]) == real > 0
+    torch.testing.assert_close(together.logits[i, :real], alone.logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_moves_no_batch_norm_statistic():
+    features, num_frames = ragged_speech(90, 40)
+    quiet, loud = small_model().train(), small_model().train()
+
+    quiet(features, num_frames)
+    loud(
+        torch.where(torch.arange(90)[:, None] < num_frames[:, None, None], features, 9.0),
+        num_frames,
+    )
+
+    for name, buffer in quiet.named_buffers():
+        torch.testing.assert_close(dict(loud.named_buffers())[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_an_utterance_without_a_single_output_frame_disturbs_nobody():
+    model = small_model()
+    features, num_frames = ragged_speech(90, 3)
+
+    output = model(features, num_frames)
+
+    assert output.num_frames.tolist() == [21, 0]
+    assert torch.isfinite(output.logits).all()
+
+
+def test_a_position_score_stands_where_its_distance_says():
+    time = 5
+    scores = torch.arange(time - 1, -time, -1.0).expand(1, 1, time, -1)
+
+    actual = shifted(scores)[0, 0]
+
+    frames = torch.arange(5.0)
+    assert torch.equal(actual, frames[:, None] - frames[None])
+
+
+def test_distances_are_encoded_by_their_sines():
+    table = distance_table(4, 6, device=torch.device("cpu"), dtype=torch.float64)
+
+    assert table.shape == (7, 6)
+    torch.testing.assert_close(table[3], torch.tensor([0.0, 1, 0, 1, 0, 1], dtype=torch.float64))
+    torch.testing.assert_close(table[0, 0], torch.tensor(3.0, dtype=torch.float64).sin())
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("tiny", 1.4), ("small", 11), ("medium", 28), ("large", 116)]
+)
+def test_named_sizes_are_about_as_large_as_they_say(size, millions):
+    with torch.device("meta"):
+        model = Conformer(Shape.of(ModelConfig(size=size), vocabulary=1000))
+
+    actual = sum(p.numel() for p in model.parameters()) / 1e6
+
+    assert actual == pytest.approx(millions, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("overrule", "message"),
+    [
+        ({"width": 90}, r"`model.width` must be divisible by `model.heads` = 4, but is 90"),
+        ({"kernel": 8}, r"`model.kernel` must be odd, but is 8"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(overrule, message):
+    with pytest.raises(ConfigError, match=message):
+        Shape.of(ModelConfig(**overrule), vocabulary=10)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"width": 0}, r"`width` must be a whole number from 1 to 65536, but is 0"),
+        ({"width": "16"}, r"`width` must be a whole number"),
+        ({"widht": 3}, r"must be exactly"),
+        ({"blocks": [{"ff1": 1}]}, r"`blocks.0.\*` must be exactly"),
+        ({"blocks": 3}, r"`blocks` must be a list"),
+    ],
+)
+def test_a_damaged_shape_is_refused(damage, message):
+    plain = small_model().shape.to_plain()
+
+    with pytest.raises(ValueError, match=message):
+        Shape.from_plain(plain | damage)
+
+
+def test_a_shape_survives_plain_values():
+    shape = small_model().shape
+
+    assert Shape.from_plain(shape.to_plain()) == shape

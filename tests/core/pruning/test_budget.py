@@ -1,0 +1,149 @@
+"""Law 3: the chosen structure meets its budget exactly, and is nested in it."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from core.config import ModelConfig
+from core.conformer.model import Conformer
+from core.conformer.shape import Shape
+from core.pruning.budget import Budget, beginning, choose, order
+from core.pruning.space import Space, of_resource
+from core.testing import deeper, small_model
+
+KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
+RESOURCES = ["flops", "params"]
+KEEPS = [0.95, 0.7, 0.5, 0.3]
+
+
+def a_space(kinds=KINDS):
+    return Space.of(small_model(shape=deeper(4)), kinds, 4.0)
+
+
+def some_scores(space, seed=0):
+    torch.manual_seed(seed)
+    return {
+        axis.name: torch.randn(axis.size) + (1.0 if axis.kind in ("module", "width") else 0.0)
+        for axis in space.prunable
+    }
+
+
+def spent(space, choice, resource):
+    return of_resource(space.choice_cost(choice), resource)
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_a_choice_meets_its_budget_and_the_best_removed_unit_would_exceed_it(
+    resource, keep, is_filled
+):
+    space = a_space()
+    scores = some_scores(space)
+    limit = keep * of_resource(space.full_cost(), resource)
+
+    choice = choose(space, scores, Budget(keep=keep, resource=resource), is_filled=is_filled)
+
+    assert spent(space, choice, resource) <= limit
+    best = next(u for u in order(space, scores) if not choice[u.axis][u.index])
+    assert spent(space, opened(space, choice, best), resource) > limit
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_once_filled_no_removed_unit_at_all_could_come_back(resource):
+    space = a_space()
+    scores = some_scores(space)
+    limit = 0.5 * of_resource(space.full_cost(), resource)
+
+    choice = choose(space, scores, Budget(keep=0.5, resource=resource), is_filled=True)
+
+    removed = [u for u in order(space, scores) if not choice[u.axis][u.index]]
+    assert removed
+    for unit in removed:
+        assert spent(space, opened(space, choice, unit), resource) > limit
+
+
+def opened(space, choice, unit):
+    parents = {axis.name: axis.parent for axis in space.axes}
+    more = {name: units.clone() for name, units in choice.items()}
+    more[unit.axis][unit.index] = True
+    if parents[unit.axis] is not None:
+        more[parents[unit.axis]][:] = True
+    return more
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_choices_are_nested_in_the_budget(resource):
+    space = a_space()
+    scores = some_scores(space)
+
+    choices = [choose(space, scores, Budget(keep=k, resource=resource)) for k in KEEPS]
+
+    for larger, smaller in pairwise(choices):
+        for name, units in smaller.items():
+            assert (larger[name] | ~units).all(), name
+
+
+def test_a_module_opens_with_its_best_unit_and_not_before_its_own_worth():
+    space = a_space(["inner", "module"])
+    scores = {axis.name: torch.linspace(1, 2, axis.size) for axis in space.prunable}
+    scores["blocks.0.ff1"] = torch.tensor([-5.0])
+
+    units = order(space, scores)
+
+    last = units[-space.model.shape.blocks[0].ff1 :]
+    assert {unit.axis for unit in last} == {"blocks.0.ff1.inner"}
+    assert [unit.index for unit in last] == list(range(11, -1, -1))
+
+
+def test_floors_come_first_whatever_they_are_worth():
+    space = a_space()
+    scores = some_scores(space)
+    scores["frontend.sub1"] -= 100.0
+
+    choice = choose(space, scores, Budget(keep=0.2, resource="flops"))
+
+    assert choice["frontend.sub1"].any()
+    assert choice["width"].sum() >= 8
+
+
+def test_a_budget_below_the_floors_is_refused_with_the_lowest_there_is():
+    space = a_space()
+
+    with pytest.raises(ValueError, match=r"`pruning.target_sparsity` must be at most 0\.\d+"):
+        choose(space, some_scores(space), Budget(keep=0.001, resource="params"))
+
+
+def test_axes_without_scores_stay_whole():
+    space = a_space()
+    scores = {"width": torch.rand(16)}
+
+    choice = choose(space, scores, Budget(keep=0.8, resource="params"))
+
+    assert not choice["width"].all()
+    assert all(units.all() for name, units in choice.items() if name != "width")
+
+
+def test_the_empty_beginning_closes_every_module():
+    space = a_space()
+
+    choice = beginning(space, order(space, some_scores(space)), 0)
+
+    assert not any(choice[axis.name].any() for axis in space.axes if axis.kind == "module")
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_filled_choice_lies_within_a_hundredth_of_its_target(size, sparsity, seed):
+    with torch.device("meta"):
+        model = Conformer(Shape.of(ModelConfig(size=size), vocabulary=100))
+    space = Space.of(model, KINDS, 10.0)
+
+    choice = choose(
+        space, some_scores(space, seed), Budget(keep=1 - sparsity, resource="flops"), is_filled=True
+    )
+
+    realised = space.sparsity(space.choice_cost(choice), "flops")
+    assert sparsity <= realised <= sparsity + 0.01

@@ -1,0 +1,92 @@
+"""Law 2: what a choice is said to cost is counted on the extracted model, to the integer."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.conformer.axes import Lengths
+from core.pruning.extraction import as_mask, extract
+from core.pruning.space import Space
+from core.testing import MASK_KINDS, deeper, random_mask, small_model
+
+KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
+SECONDS = 1.3
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_cost_is_what_is_counted_on_the_extracted_model(seed):
+    model = small_model(shape=deeper(3))
+    space = Space.of(model, KINDS, SECONDS)
+    kind = MASK_KINDS[seed % len(MASK_KINDS)]
+    choice = {name: z != 0 for name, z in random_mask(space.axes, kind, seed).items()}
+
+    cost = space.choice_cost(choice)
+
+    small = extract(model, as_mask(choice))
+    assert cost.params == sum(p.numel() for p in small.parameters())
+    assert cost.flops == counted_flops(small)
+
+
+def counted_flops(model):
+    frames = Lengths.of(SECONDS).mels
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, frames, 80), torch.tensor([frames]))
+    return counter.get_total_flops()
+
+
+def test_expected_cost_at_certainty_is_the_exact_cost():
+    space = Space.of(small_model(), KINDS, SECONDS)
+    mask = random_mask(space.axes, "binary")
+
+    expected = space.mask_cost(mask)
+    exact = space.choice_cost({name: z != 0 for name, z in mask.items()})
+
+    assert int(expected.params) == exact.params
+    assert int(expected.flops) == exact.flops
+
+
+def test_expected_cost_is_the_mean_cost_of_drawn_choices():
+    space = Space.of(small_model(), ["inner", "channel", "head"], SECONDS)
+    probabilities = {axis.name: torch.full((axis.size,), 0.9) for axis in space.prunable}
+    torch.manual_seed(0)
+
+    draws = [
+        space.choice_cost({name: torch.rand(len(p)) < p for name, p in probabilities.items()}).flops
+        for _ in range(400)
+    ]
+
+    drawn = torch.tensor(draws, dtype=torch.float64)
+    gap = (drawn.mean() - space.mask_cost(probabilities).flops).abs()
+    assert gap < 4 * drawn.std() / len(draws) ** 0.5
+
+
+def test_expected_cost_falls_when_any_gate_closes():
+    space = Space.of(small_model(), KINDS, SECONDS)
+    probabilities = {
+        axis.name: torch.full((axis.size,), 0.7, requires_grad=True) for axis in space.prunable
+    }
+
+    cost = space.mask_cost(probabilities)
+    for resource in (cost.params, cost.flops):
+        gradients = torch.autograd.grad(resource, list(probabilities.values()), retain_graph=True)
+        for name, gradient in zip(probabilities, gradients, strict=True):
+            assert (gradient > 0).all(), name
+
+
+def test_expected_costs_gradient_is_its_finite_difference():
+    space = Space.of(small_model(), KINDS, SECONDS)
+    probabilities = {
+        axis.name: torch.full((axis.size,), 0.7, dtype=torch.float64, requires_grad=True)
+        for axis in space.prunable
+    }
+
+    gradients = torch.autograd.grad(
+        space.mask_cost(probabilities).flops, list(probabilities.values())
+    )
+
+    for name, gradient in zip(probabilities, gradients, strict=True):
+        with torch.no_grad():
+            more = {**probabilities, name: probabilities[name].clone()}
+            more[name][0] += 0.1
+            difference = (space.mask_cost(more).flops - space.mask_cost(probabilities).flops) / 0.1
+        torch.testing.assert_close(gradient[0], difference, rtol=1e-6, atol=1e-3)

@@ -1,0 +1,211 @@
+"""Law 5: equal config and seed give equal reports, interrupted or not; and what a trial leaves."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.config import TrialConfig, method_names
+from core.corpora.audio import CorpusError
+from core.deploy import bundle
+from core.report import Report
+from core.trial import Place, prepare, price, run
+
+pytestmark = pytest.mark.slow
+
+
+def trial_config(**sections) -> TrialConfig:
+    """A trial of a few seconds."""
+    base = {
+        "seed": 3,
+        "corpus": {
+            "tokens": "word",
+            "demo": {"train_utterances": 60, "dev_utterances": 10, "test_utterances": 12},
+        },
+        "model": {
+            "blocks": 2,
+            "width": 16,
+            "inner": 24,
+            "heads": 2,
+            "channels": 16,
+            "frontend_channels": 8,
+        },
+        "teacher": {"steps": 6},
+        "pruning": {"steps": 6, "calibration_batches": 2},
+        "tuning": {"steps": 4, "dropout": 0.1},
+        "training": {"batch_seconds": 16.0},
+        "evaluation": {"latency_repeats": 1, "bootstrap_samples": 100},
+        "runtime": {"report_steps": 2, "checkpoint_steps": 3},
+    }
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values
+    return TrialConfig.parse(base)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """Speech and teacher, made once."""
+    folder = tmp_path_factory.mktemp("sweep")
+    list(prepare(trial_config(), place_in(folder, "unused")))
+    return folder
+
+
+def place_in(shared: Path, name: str) -> Place:
+    return Place(
+        teacher=shared / "teacher", features=shared / "features", trial=shared / "trials" / name
+    )
+
+
+def finished(config, place, *, kill_after: int | None = None):
+    """Run a trial, killing it once after some reports; timings are left out."""
+    reports = []
+    if kill_after is not None:
+        doomed = run(config, place)
+        reports = [timeless(next(doomed)) for _ in range(kill_after)]
+        doomed.close()
+        torch.manual_seed(999)  # another process would not know this one's chance
+    going = run(config, place)
+    while True:
+        try:
+            reports.append(timeless(next(going)))
+        except StopIteration as stop:
+            (outcome,) = stop.value
+            return reports, replace(outcome, latency_ms=0.0, real_time_factor=0.0)
+
+
+def timeless(report: Report) -> Report:
+    return replace(report, audio_seconds_per_second=None)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(shared, method):
+    config = trial_config(pruning={"method": method})
+    untouched = finished(config, place_in(shared, f"{method}-untouched"))
+
+    for kill_after in (1, 2, 4):
+        place = place_in(shared, f"{method}-{kill_after}")
+        assert finished(config, place, kill_after=kill_after) == untouched
+
+    steps = [report.step for report in untouched[0]]
+    assert steps == [2, 4, 6, 8, 10]
+
+
+def test_equal_configs_give_equal_models_and_another_seed_another(shared):
+    config = trial_config()
+    first, second = place_in(shared, "equal-1"), place_in(shared, "equal-2")
+
+    assert finished(config, first) == finished(config, second)
+
+    weights = [bundle.load(p.trial / "model").model.state_dict() for p in (first, second)]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name])
+    other = config.model_copy(update={"seed": 4})
+    assert finished(other, place_in(shared, "equal-3")) != finished(config, first)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_an_outcome_says_what_its_bundle_is(shared, method):
+    config = trial_config(pruning={"method": method, "target_sparsity": 0.6})
+    place = place_in(shared, f"{method}-outcome")
+
+    _, outcome = finished(config, place)
+
+    model = bundle.load(place.trial / outcome.model).model
+    assert outcome.params == sum(p.numel() for p in model.parameters())
+    counts = {axis.name: axis.size for axis in model.axes()}
+    assert outcome.gflops == model.cost(counts, 10.0).flops / 1e9
+    assert outcome.target_sparsity == (0.0 if method == "dense" else 0.6)
+    assert outcome.realised_sparsity >= outcome.target_sparsity
+    assert outcome.steps == 10
+    assert outcome.wer_low <= outcome.wer <= outcome.wer_high
+
+
+@pytest.mark.parametrize("resource", ["flops", "params"])
+def test_the_resource_is_the_one_that_was_asked_for(shared, resource):
+    config = trial_config(pruning={"resource": resource, "target_sparsity": 0.5})
+
+    _, outcome = finished(config, place_in(shared, resource))
+
+    realised = {"flops": outcome.flops_sparsity, "params": outcome.params_sparsity}
+    assert outcome.realised_sparsity == realised[resource] >= 0.5
+
+
+def test_a_finished_trial_says_its_outcome_again_without_a_step(shared):
+    config, place = trial_config(), place_in(shared, "again")
+    first = finished(config, place)
+
+    assert finished(config, place) == ([], first[1])
+
+
+def test_an_unmet_target_is_refused_before_it_is_tuned(shared):
+    config = trial_config(pruning={"target_sparsity": 0.999, "method": "magnitude"})
+
+    with pytest.raises(ValueError, match=r"`pruning.target_sparsity` must be at most"):
+        finished(config, place_in(shared, "unmet"))
+
+
+def test_a_killed_teacher_goes_on_to_the_same_weights(tmp_path, shared):
+    config = trial_config()
+    place = Place(teacher=tmp_path / "t", features=shared / "features", trial=tmp_path / "0")
+    doomed = prepare(config, place)
+    next(doomed)
+    doomed.close()
+
+    list(prepare(config, place))
+
+    whole = bundle.load(shared / "teacher" / "model").model.state_dict()
+    for name, tensor in bundle.load(tmp_path / "t" / "model").model.state_dict().items():
+        assert torch.equal(tensor, whole[name])
+
+
+def test_what_is_prepared_is_not_prepared_again(shared):
+    before = {p: p.stat().st_mtime_ns for p in shared.rglob("*") if p.is_file()}
+
+    assert list(prepare(trial_config(), place_in(shared, "unused"))) == []
+
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_bundle_may_be_the_teacher(shared, tmp_path):
+    config = trial_config(teacher={"bundle": str(shared / "teacher" / "model")})
+    place = Place(teacher=tmp_path / "t", features=tmp_path / "f", trial=tmp_path / "0")
+
+    assert list(prepare(config, place)) == []
+    _, outcome = finished(config, place)
+
+    assert outcome.flops_sparsity >= 0.5
+
+
+def test_missing_speech_is_named(tmp_path):
+    place = Place(teacher=tmp_path, features=tmp_path / "nowhere", trial=tmp_path / "0")
+
+    with pytest.raises(CorpusError, match=r"nowhere` must hold prepared speech"):
+        next(run(trial_config(), place))
+
+
+def test_the_price_is_that_of_the_unpruned_model():
+    found = price(trial_config(corpus={"vocabulary": 20}))
+
+    assert found.params > 0
+    assert found.gflops > 0
+    assert found.seconds_per_step > 0
+
+
+def test_outcomes_are_plain_values_on_disk(shared):
+    config, place = trial_config(), place_in(shared, "plain")
+    _, outcome = finished(config, place)
+
+    (plain,) = json.loads((place.trial / "outcomes.json").read_text())
+
+    assert plain | {"latency_ms": 0.0, "real_time_factor": 0.0} == asdict(outcome)
+
+
+def test_precision_bf16_trains_and_keeps_gates_exact(shared):
+    config = trial_config(runtime={"precision": "bf16"})
+
+    reports, outcome = finished(config, place_in(shared, "bf16"))
+
+    assert all(torch.isfinite(torch.tensor(list(r.losses.values()))).all() for r in reports)
+    assert outcome.flops_sparsity >= 0.5

@@ -1,0 +1,130 @@
+"""Law 7, distillation's part: a model distilled from itself costs nothing."""
+
+import pytest
+import torch
+
+from core.config import DistillationConfig
+from core.conformer.gate import fold, gated_forward, kept_units, tensors_of
+from core.conformer.model import Output
+from core.pruning.extraction import clone
+from core.testing import deeper, ragged_speech, random_mask, small_model
+from core.training.distillation import (
+    Distillation,
+    Student,
+    ctc_loss,
+    logit_loss,
+    ordered_matches,
+    taught_layers,
+)
+
+
+@pytest.mark.parametrize("matching", ["ordered", "fixed"])
+def test_distilling_a_model_from_itself_costs_nothing(matching):
+    model = small_model(shape=deeper(4))
+    distillation = Distillation(clone(model), DistillationConfig(matching=matching, layers=2))
+    features, num_frames = ragged_speech(61, 40)
+    student = Student(output=model(features, num_frames), width=torch.arange(16), alive=(True,) * 4)
+
+    losses = distillation.losses(features, num_frames, student)
+
+    assert losses["logit"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["layer"].item() == pytest.approx(0, abs=1e-10)
+
+
+def test_a_narrower_student_is_compared_through_the_columns_it_has():
+    model = small_model(shape=deeper(2))
+    mask = {"width": random_mask(model.axes(), "binary")["width"]}
+    distillation = Distillation(clone(model), DistillationConfig())
+    features, num_frames = ragged_speech(61, 40)
+    output = gated_forward(model, features, num_frames, fold(tensors_of(model), model.axes(), mask))
+    student = Student(output=output, width=kept_units(mask["width"]), alive=(True, True))
+
+    losses = distillation.losses(features, num_frames, student)
+    losses["layer"].backward()
+
+    assert losses["layer"].item() > 0
+    gradient = distillation.projection.weight.grad.abs().sum(0)
+    assert torch.equal(gradient > 0, mask["width"] > 0)
+
+
+def test_the_teacher_neither_learns_nor_leaves_evaluation_mode():
+    distillation = Distillation(small_model(), DistillationConfig()).train()
+
+    assert not any(p.requires_grad for p in distillation.teacher.parameters())
+    assert not any(m.training for m in distillation.teacher.modules())
+    assert distillation.projection.training
+
+
+def test_without_weights_there_are_no_terms():
+    config = DistillationConfig(logit_weight=0.0, layer_weight=0.0)
+    features, num_frames = ragged_speech(61)
+    model = small_model()
+    student = Student(
+        output=model(features, num_frames), width=torch.arange(16), alive=(True, True)
+    )
+
+    assert Distillation(model, config).losses(features, num_frames, student) == {}
+
+
+def test_padding_is_not_distilled():
+    model, teacher = small_model(0), small_model(1)
+    distillation = Distillation(teacher, DistillationConfig())
+    features, num_frames = ragged_speech(61, 40)
+
+    def losses():
+        output = model(features, num_frames)
+        student = Student(output=output, width=torch.arange(16), alive=(True, True))
+        return distillation.losses(features, num_frames, student)
+
+    before = losses()
+    features[1, 40:] = 100.0
+    after = losses()
+
+    for name, loss in before.items():
+        torch.testing.assert_close(after[name], loss, rtol=1e-4, atol=1e-5)
+
+
+def test_matches_keep_the_order_of_layers_and_pass_over_dead_blocks():
+    # Rows: taught layers. Columns: student blocks. The nearest of row 1 is block 2; the nearest of
+    # row 0 is block 3, which may no longer be taken.
+    distances = torch.tensor([[5.0, 4.0, 3.0, 0.0], [9.0, 9.0, 1.0, 2.0]])
+
+    assert ordered_matches(distances, (True,) * 4) == [(1, 2), (0, 1)]
+    assert ordered_matches(distances, (True, False, True, True)) == [(1, 2), (0, 0)]
+    assert ordered_matches(distances, (True, True, False, True)) == [(1, 3), (0, 1)]
+    assert ordered_matches(distances, (False, False, False, True)) == [(1, 3)]
+    assert ordered_matches(distances, (False,) * 4) == []
+
+
+@pytest.mark.parametrize(
+    ("blocks", "layers", "expected"),
+    [(12, 4, [2, 5, 8, 11]), (6, 4, [1, 2, 4, 5]), (2, 4, [0, 1]), (5, 1, [4])],
+)
+def test_taught_layers_are_equally_spaced_and_end_with_the_last(blocks, layers, expected):
+    assert taught_layers(blocks, layers) == expected
+
+
+def test_the_logit_term_is_the_divergence_by_definition():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    is_frame = torch.tensor([[True, True, True], [True, False, False]])
+
+    actual = logit_loss(student, teacher, is_frame, 2.0)
+
+    p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
+    expected = 4 * (p * (p / q).log()).sum(-1)[is_frame].mean()
+    torch.testing.assert_close(actual, expected)
+
+
+def test_ctc_costs_nothing_where_the_words_are_said_and_much_where_others_are():
+    # Blank is 0; the second utterance ends after three frames, whatever its logits say later.
+    path = torch.tensor([[1, 0, 1, 2, 2], [3, 3, 0, 1, 1]])
+    logits = 20 * torch.nn.functional.one_hot(path, 4).float()
+    is_frame = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    output = Output(logits=logits, is_frame=is_frame, hidden=())
+
+    right = ctc_loss(output, torch.tensor([[1, 1, 2], [3, 0, 0]]), torch.tensor([3, 1]))
+    wrong = ctc_loss(output, torch.tensor([[1, 1, 3], [3, 0, 0]]), torch.tensor([3, 1]))
+
+    assert right.item() == pytest.approx(0, abs=1e-6)
+    assert wrong.item() > 1
