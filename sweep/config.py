@@ -11,9 +11,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 import search_spaces
-from core.config import Config, ConfigError
+from core.config import Config, ConfigError, CorpusConfig
 from sweep.space import SearchSpace
 
+CONFIG_FILE = "sweep.toml"
+ORIGINAL_FILE = "sweep.original.toml"
+
+KNOWN_CORPORA = ("demo", "librispeech")
 SPACES_FOLDER = Path(str(search_spaces.__file__)).parent
 
 Objective = Literal["wer", "gflops", "params", "latency_ms"]
@@ -125,11 +129,25 @@ def load(path_or_name: str) -> SweepConfig:
         ConfigError: one line for each culprit, each beginning with the file.
     """
     path = find(path_or_name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: must be a readable text file, but: {error}") from None
-    return parse(text, source=str(path))
+    config = parse(_read(path), source=str(path))
+    check_corpus(config.space.base.corpus)
+    return config
+
+
+def check_corpus(corpus: CorpusConfig) -> None:
+    """Refuse at once a corpus that is not there: workers would find out much later.
+
+    Raises:
+        ConfigError: if its name is neither known nor a folder.
+    """
+    if corpus.name in KNOWN_CORPORA or Path(corpus.name).exists():
+        return
+    near = difflib.get_close_matches(Path(corpus.name).name, KNOWN_CORPORA, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    raise ConfigError(
+        f"`corpus.name` must be {', '.join(KNOWN_CORPORA)} or a folder,"
+        f" but `{corpus.name}` is not there{hint}"
+    )
 
 
 def parse(text: str, *, source: str) -> SweepConfig:
@@ -145,6 +163,35 @@ def parse(text: str, *, source: str) -> SweepConfig:
         lines = str(error).splitlines()
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
     return config
+
+
+def create(folder: Path, config: SweepConfig, original: str) -> None:
+    """Make the sweep's directory, with the search space as given and with all defaults written out.
+
+    Raises:
+        ConfigError: if a sweep is there already.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"`{folder}` must be a new folder, but holds a sweep;"
+            f" `conformer-sweep resume {folder}` goes on with it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ORIGINAL_FILE).write_text(original, encoding="utf-8")
+    beside = folder / f"{CONFIG_FILE}.new"
+    beside.write_text(config.toml(), encoding="utf-8")
+    beside.rename(folder / CONFIG_FILE)
+
+
+def open_config(folder: Path) -> SweepConfig:
+    """The config of a sweep's directory.
+
+    Raises:
+        ConfigError: if there is none, or it cannot be.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"`{folder}` must hold a sweep, but has no {CONFIG_FILE}.")
+    return parse(_read(folder / CONFIG_FILE), source=str(folder / CONFIG_FILE))
 
 
 def names() -> list[str]:
@@ -166,25 +213,46 @@ def find(path_or_name: str) -> Path:
     )
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: must be a readable text file, but: {error}") from None
+
+
 def _with_name(table: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(table.get("sweep", {}), dict):
         return _merged({"sweep": {"name": Path(source).stem}}, table)
     return table
 
 
+def absolute_corpus(corpus: dict[str, Any]) -> dict[str, Any]:
+    """The corpus's table with its paths made whole."""
+    name, root = corpus.get("name"), corpus.get("root")
+    table = dict(corpus)
+    if isinstance(root, str) and root:
+        table["root"] = _absolute(root)
+    if isinstance(name, str) and name not in KNOWN_CORPORA:
+        table["name"] = _absolute(name)
+    return table
+
+
 def _with_absolute_paths(table: dict[str, Any]) -> dict[str, Any]:
     """Workers start elsewhere: relative paths are the caller's, and are made whole here."""
-    for section, key, names_allowed in (
-        ("corpus", "name", ("demo", "librispeech")),
-        ("corpus", "root", ("",)),
-        ("teacher", "bundle", ("",)),
-    ):
-        values = table.get("trial", {})
-        values = values.get(section, {}) if isinstance(values, dict) else {}
-        value = values.get(key) if isinstance(values, dict) else None
-        if isinstance(value, str) and value not in names_allowed:
-            values[key] = str(Path(value).expanduser().resolve())
-    return table
+    trial = table.get("trial")
+    if not isinstance(trial, dict):
+        return table
+    trial = dict(trial)
+    if isinstance(trial.get("corpus"), dict):
+        trial["corpus"] = absolute_corpus(trial["corpus"])
+    teacher = trial.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("bundle"), str) and teacher["bundle"]:
+        trial["teacher"] = {**teacher, "bundle": _absolute(teacher["bundle"])}
+    return {**table, "trial": trial}
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

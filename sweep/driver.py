@@ -15,10 +15,10 @@ from typing import Any
 import ray
 from ray import tune
 
-from core.config import ConfigError, TrialConfig
+from core.config import TrialConfig
 from core.report import Outcome, Report
 from sweep import actor, cluster
-from sweep.config import SweepConfig, load
+from sweep.config import SweepConfig, open_config
 from sweep.ledger import FILE, Ledger, locked
 from sweep.progress import Progress
 from sweep.records import TrialRecord
@@ -29,9 +29,6 @@ from sweep.searcher import LedgerSearcher
 DONE, SOME_FAILED, INTERRUPTED = 0, 3, 75
 """What a segment ends with; exit codes of the program."""
 
-CONFIG_FILE = "sweep.toml"
-ORIGINAL_FILE = "sweep.original.toml"
-
 SIGNAL_SECONDS = 1.0
 """Signals are heard at least so often."""
 MOST_LOST_WORKERS = 3
@@ -41,34 +38,7 @@ MOST_LOST_WORKERS = 3
 class SweepError(RuntimeError):
     """The sweep cannot go on; what is done is kept."""
 
-
-def create(folder: Path, config: SweepConfig, original: str) -> None:
-    """Make the sweep's directory, with the search space as given and with all defaults written out.
-
-    Raises:
-        ConfigError: if a sweep is there already.
-    """
-    if (folder / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"`{folder}` must be a new folder, but holds a sweep;"
-            f" `conformer-sweep resume {folder}` goes on with it."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ORIGINAL_FILE).write_text(original, encoding="utf-8")
-    beside = folder / f"{CONFIG_FILE}.new"
-    beside.write_text(config.toml(), encoding="utf-8")
-    beside.rename(folder / CONFIG_FILE)
-
-
-def open_config(folder: Path) -> SweepConfig:
-    """The config of a sweep's directory.
-
-    Raises:
-        ConfigError: if there is none, or it cannot be.
-    """
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"`{folder}` must hold a sweep, but has no {CONFIG_FILE}.")
-    return load(str(folder / CONFIG_FILE))
+    exit_code = SOME_FAILED
 
 
 def run(folder: Path, *, address: str | None = None) -> int:

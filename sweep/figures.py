@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -74,6 +75,15 @@ def write_front(
     files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
     files.markdown.write_text(markdown(shown), encoding="utf-8")
     return files
+
+
+def teacher_wer(folder: Path) -> float | None:
+    """The teacher's word error rate on dev, once a sweep's directory has a trained teacher."""
+    try:
+        report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
+        return float(report["wer"]["wer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, str]]:

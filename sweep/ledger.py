@@ -146,7 +146,8 @@ class Ledger:
             intermediate_values={},
         )
         number = len(self._records)
-        self._ids[number] = self._storage.create_new_trial(self._study, trial)
+        with _written():
+            self._ids[number] = self._storage.create_new_trial(self._study, trial)
         self._records[number] = TrialRecord(number=number, state="waiting", params=dict(params))
         return self._records[number]
 
@@ -174,7 +175,8 @@ class Ledger:
             return self.fail(number, fault)
         self._write(self._with_time(number))
         told = [asdict(outcome) for outcome in outcomes]
-        self._storage.set_trial_user_attr(self._ids[number], OUTCOMES, told)
+        with _written():
+            self._storage.set_trial_user_attr(self._ids[number], OUTCOMES, told)
         self._records[number] = replace(self._records[number], outcomes=tuple(outcomes))
         return self._turn(number, TrialState.COMPLETE)
 
@@ -219,7 +221,8 @@ class Ledger:
             "mlflow_run_id": record.mlflow_run_id,
             "error": record.error,
         }
-        self._storage.set_trial_user_attr(self._ids[record.number], ROW, row)
+        with _written():
+            self._storage.set_trial_user_attr(self._ids[record.number], ROW, row)
         self._records[record.number] = record
         return record
 
@@ -228,11 +231,22 @@ class Ledger:
         values = None
         if state == TrialState.COMPLETE:
             values = [float(getattr(record.outcomes[0], name)) for name in OBJECTIVES]
-        self._storage.set_trial_state_values(self._ids[number], state, values)
+        with _written():
+            self._storage.set_trial_state_values(self._ids[number], state, values)
         if state != TrialState.RUNNING:
             self._started.pop(number, None)
         self._records[number] = replace(record, state=STATES[state])
         return self._records[number]
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """A write that fails is an OSError, as any other on a full disk is."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        reason = error.__cause__ or error
+        raise OSError(f"`{FILE}` must be writable, but: {_first_line(reason)}") from error
 
 
 def as_optuna(distribution: Distribution) -> BaseDistribution:
@@ -332,8 +346,12 @@ def _check_database(path: Path) -> None:
 
 
 def _damaged(path: Path, reason: object) -> str:
-    line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     return (
-        f"`{path}` must be an intact ledger, but is damaged: {line}."
+        f"`{path}` must be an intact ledger, but is damaged: {_first_line(reason)}."
         " Nothing was changed; put a copy in its place."
     )
+
+
+def _first_line(reason: object) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0] if lines else type(reason).__name__

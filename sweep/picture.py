@@ -136,7 +136,9 @@ def _landmarks(axes: Axes, scene: Scene) -> None:
             "edgecolors": BLACK,
             "linewidths": 1.2,
         }
-        axes.scatter(*_places([scene.knee]), **ring, zorder=6, label="knee")
+        axes.scatter(
+            *_places([scene.knee]), **ring, zorder=6, label=f"knee (trial {scene.knee.name})"
+        )
     for point in scene.front if len(scene.front) <= MAX_LABELS else ():
         axes.annotate(
             point.name,

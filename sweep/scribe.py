@@ -19,6 +19,7 @@ from sweep.figures import write_front
 from sweep.ledger import Ledger
 from sweep.records import TrialRecord
 from sweep.tracking import Tracker
+from sweep.views import teacher_wer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Scribe:
         self.tracker = Tracker(folder, config.sweep.name, config.tracking.uri)
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._runs: dict[int, Future[str | None]] = {}
+        self._num_drawn = 0
         self._drawn_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scribe")
 
@@ -80,6 +82,10 @@ class Scribe:
 
     def _draw(self, records: list[TrialRecord]) -> None:
         """Draw the front as it stood, and show it in MLflow."""
+        num_finished = sum(record.state == "finished" for record in records)
+        if num_finished == self._num_drawn:
+            return
+        self._num_drawn = num_finished
         files = write_front(
             records,
             self.folder / "front",
@@ -106,15 +112,6 @@ class Scribe:
         future = self._thread.submit(call, *args)
         future.add_done_callback(_complain)
         return future
-
-
-def teacher_wer(folder: Path) -> float | None:
-    """The teacher's word error rate on dev, once it is trained."""
-    try:
-        report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
-        return float(report["wer"]["wer"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _plain(report: Report) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from core.report import Report
-from sweep import front, view
+from sweep import front, mlflow_view
 from sweep.figures import FrontFiles, csv_text
 from sweep.metrics import heard, key, order, outcome_metrics, report_metrics
 from sweep.records import TrialRecord
@@ -100,8 +100,6 @@ class Tracker:
         self.folder = folder.absolute()
         self.name = name
         self.uri = uri or database_uri(self.folder)
-        self.sweep_id = _identity(self.folder)
-        self._view_id = f"pareto-{self.sweep_id[:12]}"
         self.parent = ""
         self._runs: dict[str, _Known] = {}
         self._trials: dict[int, _Known] = {}
@@ -109,6 +107,8 @@ class Tracker:
         self._retry_at = 0.0
         self._is_away = False
         try:
+            self.sweep_id = _identity(self.folder)
+            self._view_id = f"pareto-{self.sweep_id[:12]}"
             self.client = MlflowClient(tracking_uri=self.uri)
             self.experiment = self._open_experiment()
         except (MlflowException, OSError) as error:
@@ -211,7 +211,7 @@ class Tracker:
         for path in (files.html, files.svg, files.png, files.csv, files.markdown):
             self.client.log_artifact(self.parent, str(path), "front")
         note = files.markdown.read_text(encoding="utf-8")
-        self.client.set_tag(self.parent, "mlflow.note.content", view.note(note))
+        self.client.set_tag(self.parent, "mlflow.note.content", mlflow_view.note(note))
         records = list(records)
         num_finished = sum(record.state == "finished" for record in records)
         if num_finished <= self._finished_at_front:
@@ -230,18 +230,18 @@ class Tracker:
     @_survives
     def install_view(self) -> None:
         """Save a view of the trials as points, WER against GFLOPs, in the experiment."""
-        value = view.pareto_view(self.parent, name=self.name)
-        self.client.set_experiment_tag(self.experiment, f"{view.TAG}{self._view_id}", value)
+        value = mlflow_view.pareto_view(self.parent, name=self.name)
+        self.client.set_experiment_tag(self.experiment, f"{mlflow_view.TAG}{self._view_id}", value)
 
     def link(self, base_url: str) -> str:
         """Where a browser finds the installed view, if MLflow's pages are at the base."""
-        return view.scatter_link(base_url, experiment=self.experiment, view_id=self._view_id)
+        return mlflow_view.scatter_link(base_url, experiment=self.experiment, view_id=self._view_id)
 
     def front_link(self, base_url: str) -> str:
         """Where a browser finds the front's page, among the artifacts of the parent run."""
         if not self.parent and (run := self._find()):
             self.parent = run.info.run_id
-        return view.front_link(base_url, experiment=self.experiment, parent=self.parent)
+        return mlflow_view.front_link(base_url, experiment=self.experiment, parent=self.parent)
 
     def _open_experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.name)

@@ -28,18 +28,23 @@ from core.corpora.placing import placed
 
 VERSION = 1  # raise it when anything that is heard changes: the corpus is then spoken again
 
-# eSpeak's variants, without whispers, robots and whatever clips; relatives (f1, f2, ...) together.
+# eSpeak's variants, without whispers, robots, whatever clips, and two (Alicia, Lee) that a
+# recogniser of the others misheard twice as often as any; relatives (f1, f2, ...) are in one split.
 VOICES = {
     "train": """
-        Andrea Andy Gene Gene2 Henrique Hugo Mario Mike Nguyen Storm Tweaky anika announcer antonio
+        Andrea Andy Gene Gene2 Hugo Mario Mike Nguyen Storm Tweaky anika announcer antonio
         caleb ed edward edward2 f1 f2 f3 f4 f5 grandma gustave ian iven2 iven3 iven4 klatt3 klatt4
         klatt5 klatt6 m1 m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel mike2 pablo pedro quincy rob
-        sandro steph steph2 steph3 travis zac
+        steph steph2 steph3 travis zac
     """,
-    "dev": "Alex Annie Diogo Lee adam belinda benjamin linda norbert robert",
-    "test": "Alicia Denis Michael Reed aunty boris david grandpa john paul shelby victor",
+    "dev": "Alex Annie Diogo Henrique adam belinda benjamin linda norbert robert",
+    "test": "Denis Michael Reed aunty boris david grandpa john paul sandro shelby victor",
 }
-ACCENTS = "en en-us en-us-nyc en-029 en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-gb-x-rp"
+ACCENTS = "en en-us en-gb-scotland en-gb-x-rp"
+# Words a minute, and pitch on eSpeak's scale around each voice's own. Training hears a wider range:
+# it has to make up for the voices it will never hear.
+PACES = {"train": (135, 216), "dev": (145, 196), "test": (145, 196)}
+PITCHES = {"train": (10, 91), "dev": (30, 71), "test": (30, 71)}
 
 # A rule is a choice of sentences; a name in capitals is replaced by one of its own choices. No two
 # words sound alike.
@@ -50,37 +55,24 @@ GRAMMAR = {
         "MOVE the ROOM OPENING",
         "MOVE the OPENING",
         "set CLOCK to NUMBER UNIT",
-        "play NUMBER SONGS",
-        "play NUMBER SONGS in the ROOM",
+        "play NUMBER songs",
+        "play NUMBER songs in the ROOM",
         "make the ROOM DEGREE",
         "call PERSON",
         "stop the SOUND",
-        "wake me in NUMBER UNIT",
         "what time is it",
     ),
     "SWITCH": ("on", "off"),
-    "ROOM": ("kitchen", "bedroom", "bathroom", "office", "garden"),
-    "DEVICE": ("light", "heater", "fan", "radio"),
+    "ROOM": ("kitchen", "bedroom", "garden"),
+    "DEVICE": ("light", "heater", "radio"),
     "MOVE": ("open", "close"),
-    "OPENING": ("door", "window", "curtain"),
+    "OPENING": ("door", "window"),
     "CLOCK": ("timer", "alarm"),
-    "NUMBER": (
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "fifteen",
-        "twenty",
-    ),
-    "UNIT": ("seconds", "minutes", "hours"),
-    "SONGS": ("songs", "stories"),
-    "DEGREE": ("warmer", "cooler", "brighter"),
-    "PERSON": ("mother", "doctor", "police"),
-    "SOUND": ("music", "radio", "timer", "alarm"),
+    "NUMBER": ("three", "five", "seven", "ten", "twenty"),
+    "UNIT": ("minutes", "hours"),
+    "DEGREE": ("warmer", "cooler"),
+    "PERSON": ("mother", "doctor"),
+    "SOUND": ("music", "radio", "alarm"),
 }
 
 _AT_ONCE = 500  # utterances a process speaks; a fresh one starts from the same state
@@ -163,8 +155,8 @@ def _cast(split: str, texts: list[str], chance: Generator) -> list[Line]:
             speaker=_SPEAKERS_FROM[split] + speaker,
             voice=f"{accents[chance.integers(len(accents))]}+{voices[speaker]}",
             text=text,
-            words_per_minute=int(chance.integers(140, 211)),
-            pitch=int(chance.integers(30, 71)),
+            words_per_minute=int(chance.integers(*PACES[split])),
+            pitch=int(chance.integers(*PITCHES[split])),
         )
         for speaker, text in zip(speakers, texts, strict=True)
     ]

@@ -18,12 +18,14 @@ class Judge:
     """Measures dense models of one trial, all alike."""
 
     def __init__(
-        self, config: TrialConfig, space: Space, speech: Speech, device: torch.device
+        self, config: TrialConfig, space: Space, speech: Speech | None, device: torch.device
     ) -> None:
+        """`speech` may be None where only costs will be asked for."""
         self.config, self.space, self.speech, self.device = config, space, speech, device
 
     def report(self, model: Conformer, stage: Stage) -> Report:
         """On dev; steps and losses are the trainer's to fill in."""
+        assert self.speech is not None
         cost = self.cost(model)
         wer = self.wer(model, self.speech.dev)
         return Report(
@@ -37,6 +39,7 @@ class Judge:
 
     def outcome(self, model: Conformer, *, target: float, steps: int) -> Outcome:
         """On dev and test, with latency: what a finished trial is judged by."""
+        assert self.speech is not None
         pruning, cost = self.config.pruning, self.cost(model)
         wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
         assert wer is not None, "a corpus has dev speech"
@@ -71,6 +74,7 @@ class Judge:
         """None where there is no speech to judge on."""
         if not len(store):
             return None
+        assert self.speech is not None
         config = self.config.evaluation
         texts = recognised(model, store, self.speech.tokenizer, self.device)
         return wer_report(

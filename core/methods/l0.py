@@ -78,8 +78,9 @@ class GateStage:
         losses["total"] = losses["total"] + self.lagrangian.penalty(violation)
         return losses | {
             "violation": violation,
-            "lambda_linear": self.lagrangian.lambda_linear,
-            "lambda_quadratic": self.lagrangian.lambda_quadratic,
+            # Copies: the step that follows changes the multipliers in place.
+            "lambda_linear": self.lagrangian.lambda_linear.clone(),
+            "lambda_quadratic": self.lagrangian.lambda_quadratic.clone(),
         }
 
     def _expected_sparsity(self) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sweep import front, scene
-from sweep.figures import COLUMNS, front_table, write_front
+from sweep.figures import COLUMNS, front_table, teacher_wer, write_front
 from sweep.records import TrialRecord
 from sweep.testing import made_outcome, made_records
 
@@ -180,6 +180,18 @@ def test_the_terminal_table_fits_eighty_columns():
     for point in found:
         assert f"{100 * point.result.wer_low:.2f} to {100 * point.result.wer_high:.2f}" in shown
     assert f"{front.knee(found).name} *" in shown
+
+
+def test_the_teacher_is_drawn_once_it_is_trained(tmp_path):
+    report = tmp_path / "teacher" / "model" / "report.json"
+    assert teacher_wer(tmp_path) is None
+
+    report.parent.mkdir(parents=True)
+    for damaged in ("", "[]", '{"wer": 0.1}', '{"wer": {"wer": null}}'):
+        report.write_text(damaged)
+        assert teacher_wer(tmp_path) is None
+    report.write_text('{"wer": {"wer": 0.1}}')
+    assert teacher_wer(tmp_path) == 0.1
 
 
 def test_a_table_of_nothing_has_only_its_head():

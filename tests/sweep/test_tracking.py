@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from core.report import Report
-from sweep import tracking, view
+from sweep import mlflow_view, tracking
 from sweep.figures import write_front
 from sweep.records import TrialRecord
 from sweep.testing import made_outcome, made_records
@@ -266,9 +266,9 @@ def test_the_front_lies_on_the_sweep_s_run(folder):
 def test_a_note_too_long_for_mlflow_ends_with_a_whole_line():
     table = "\n".join(f"| {number} | l0 | 0.123 |" for number in range(2000))
 
-    *rows, empty, last = view.note(table).splitlines()
+    *rows, empty, last = mlflow_view.note(table).splitlines()
 
-    assert len(view.note(table)) <= view.MAX_NOTE
+    assert len(mlflow_view.note(table)) <= mlflow_view.MAX_NOTE
     assert all(row.endswith("|") for row in rows)
     assert not empty
     assert "front/front.csv" in last
@@ -281,8 +281,10 @@ def test_the_installed_view_shows_the_trials_of_this_sweep_as_points(folder):
     tracker.install_view()
 
     tags = tracker.client.get_experiment(tracker.experiment).tags
-    (name,) = [name for name in tags if name.startswith(view.TAG)]
-    assert f"viewStateShareKey={name.removeprefix(view.TAG)}&" in tracker.link("http://host/")
+    (name,) = [name for name in tags if name.startswith(mlflow_view.TAG)]
+    assert f"viewStateShareKey={name.removeprefix(mlflow_view.TAG)}&" in tracker.link(
+        "http://host/"
+    )
     packed = json.loads(tags[name])["state"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert tracker.parent in state["searchFilter"]
@@ -324,6 +326,11 @@ def test_an_mlflow_that_cannot_be_reached_stops_the_sweep_at_once(tmp_path, uri,
 
     with pytest.raises(TrackingError, match=rf"MLflow at `{uri}` cannot be opened: .+"):
         Tracker(tmp_path, "demo", uri).open_sweep("", {})
+
+
+def test_a_folder_that_cannot_be_written_stops_the_sweep_at_once():
+    with pytest.raises(TrackingError, match=r"/proc/nowhere/mlflow.db` cannot be opened: .+"):
+        Tracker(Path("/proc/nowhere"), "demo")
 
 
 def test_a_deleted_experiment_is_named(folder):

@@ -1,0 +1,89 @@
+"""What benchmarks share: arguments, the machine's kind, a table for people, JSON for scripts."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="one object, last on stdout")
+    parser.add_argument("--save", action="store_true", help="keep the object under results/")
+    return parser
+
+
+def emit(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> None:
+    """Print the table, keep the object if asked for, and print it last if asked for."""
+    Console().print(_table(name, rows))
+    whole = {"benchmark": name, **values, "rows": list(rows), "provenance": provenance()}
+    if args.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    if args.json:
+        print(json.dumps(whole))
+
+
+def provenance() -> dict[str, Any]:
+    names = ("torch", "torchaudio", "ray", "optuna", "mlflow", "lhotse")
+    return {
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def machine() -> str:
+    """The kind of machine, not its name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} cores of {_processor()}"
+
+
+def interleaved(runs: Mapping[str, Callable[[], None]], *, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, in turn, so that drift of the machine meets all alike; one round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=f"{name} ({machine()})")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

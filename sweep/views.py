@@ -1,0 +1,334 @@
+"""What the ledger shows to people and to scripts: rows, counts, tables. It prints nothing."""
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich import box
+from rich.table import Table
+
+from core.config import ConfigError, CorpusConfig
+from core.report import Outcome
+from sweep import front
+from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
+from sweep.front import Point
+from sweep.ledger import FILE, Ledger, driver_pid
+from sweep.records import State, TrialRecord
+
+if TYPE_CHECKING:  # torch takes seconds that a table should not
+    from core.evaluation.wer import WerReport
+    from core.trial import Price
+
+NOT_SHOWN = ("steps", "model")
+"""Of an outcome: the row says them otherwise."""
+LAST_LINES = 12
+"""Of a failed trial's log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """A sweep's directory as it is now, from outside."""
+
+    folder: Path
+    config: SweepConfig
+    records: tuple[TrialRecord, ...]
+    driver: int | None
+    """Process that runs it, if one does."""
+
+    @property
+    def points(self) -> list[Point]:
+        return front.points(self.records)
+
+    def record(self, number: int) -> TrialRecord:
+        """One trial.
+
+        Raises:
+            ConfigError: if the sweep has none of that number.
+        """
+        if not 0 <= number < len(self.records):
+            raise ConfigError(
+                f"`trial` must be one of the {len(self.records)} of `{self.folder}`,"
+                f" counted from 0, but is {number} instead."
+            )
+        return self.records[number]
+
+
+def see(folder: Path) -> Seen:
+    """Read a sweep's directory without touching it.
+
+    Raises:
+        ConfigError, LedgerError: if it holds no sweep, or a damaged one.
+    """
+    folder = folder.absolute()
+    config = open_config(folder)
+    driver = driver_pid(folder)
+    records: list[TrialRecord] = []
+    if (folder / FILE).exists() or driver is None:
+        ledger = Ledger.open(folder)
+        records = ledger.records()
+        ledger.close()
+    if driver is None:  # whoever ran, runs no more
+        records = [replace(r, state="waiting") if r.state == "running" else r for r in records]
+    return Seen(folder=folder, config=config, records=tuple(records), driver=driver)
+
+
+def trial_rows(seen: Seen) -> list[dict[str, Any]]:
+    """One row an outcome, or one a trial that has none yet; plain values."""
+    on_front = {(p.trial, p.outcome) for p in front.pareto_front(seen.points)}
+    return [
+        {
+            **_row(seen, record),
+            **_told(outcome),
+            "outcome": place,
+            "on_front": (record.number, place) in on_front,
+        }
+        for record in seen.records
+        for place, outcome in enumerate(record.outcomes or (None,))
+    ]
+
+
+def _row(seen: Seen, record: TrialRecord) -> dict[str, Any]:
+    config = seen.config.space.trial_config(record.params).model_dump()
+    return {
+        "trial": record.number,
+        "state": record.state,
+        "attempts": record.attempts,
+        "steps": record.steps,
+        "total_steps": record.total_steps,
+        "seconds": record.seconds,
+        "mlflow_run_id": record.mlflow_run_id,
+        "error": record.error,
+        "method": config["pruning"]["method"],
+        "target_sparsity": config["pruning"]["target_sparsity"],
+        "params_searched": dict(record.params),
+        "config": config,
+    }
+
+
+def _told(outcome: Outcome | None) -> dict[str, Any]:
+    """What is known of an outcome; the same keys without one."""
+    names = [n for n in Outcome.__dataclass_fields__ if n not in NOT_SHOWN]
+    if outcome is None:
+        unknown = (n for n in names if n not in ("method", "target_sparsity"))
+        return dict.fromkeys(unknown)
+    return {name: getattr(outcome, name) for name in names}
+
+
+def status_values(seen: Seen) -> dict[str, Any]:
+    """How far a sweep has come."""
+    counts = Counter(record.state for record in seen.records)
+    states: tuple[State, ...] = ("waiting", "running", "finished", "stopped", "failed")
+    points = seen.points
+    return {
+        "name": seen.config.sweep.name,
+        "folder": str(seen.folder),
+        "driver": seen.driver,
+        "trials": seen.config.sweep.trials,
+        **{state: counts[state] for state in states},
+        "seconds": sum(record.seconds for record in seen.records),
+        "front": len(front.pareto_front(points)),
+        "hypervolume": front.hypervolume_share(points),
+    }
+
+
+def status_lines(values: Mapping[str, Any]) -> list[str]:
+    """The same, to be read."""
+    driver = values["driver"]
+    runs = f"runs in process {driver}" if driver else "does not run"
+    states = ("finished", "running", "waiting", "stopped", "failed")
+    counts = ", ".join(f"{values[state]} {state}" for state in states if values[state])
+    return [
+        f"{values['name']} in {values['folder']} {runs}",
+        f"{counts or 'nothing yet'}, of {values['trials']} trials",
+        f"front: {values['front']} points, hypervolume {values['hypervolume']:.3f}",
+    ]
+
+
+def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """All trials for the terminal; those on the front stand out."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", collapse_padding=True)
+    headings = ("trial", "state", "method", "target\n(%)", "removed\n(%)", "WER\n(%)", "GFLOPs")
+    for name in (*headings, "latency\n(ms)", "attempts", "step"):
+        justify: Literal["left", "right"] = "left" if name in ("state", "method") else "right"
+        table.add_column(name, justify=justify, vertical="bottom")
+    for row in rows:
+        name = f"{row['trial']}.{row['outcome']}" if row["outcome"] else str(row["trial"])
+        table.add_row(
+            *(name, row["state"], row["method"]),
+            *(_number(row["target_sparsity"], 100, 1), _number(row["realised_sparsity"], 100, 1)),
+            *(_number(row["wer"], 100, 2), _number(row["gflops"], 1, 4)),
+            *(_number(row["latency_ms"], 1, 1), str(row["attempts"])),
+            f"{row['steps']}/{row['total_steps']}" if row["total_steps"] else "",
+            style="bold green" if row["on_front"] else "",
+        )
+    return table
+
+
+def _number(value: float | None, scale: float, digits: int) -> str:
+    return "" if value is None else f"{scale * value:.{digits}f}"
+
+
+def pareto_values(seen: Seen, points: Iterable[Point]) -> dict[str, Any]:
+    """The front for scripts: the control, the points given, and how much all points cover."""
+    rows = {(row["trial"], row["outcome"]): row for row in trial_rows(seen)}
+    dense = next((p for p in seen.points if p.result.method == "dense"), None)
+    return {
+        "dense": rows[dense.trial, dense.outcome] if dense else None,
+        "points": [rows[point.trial, point.outcome] for point in points],
+        "hypervolume": front.hypervolume_share(seen.points),
+    }
+
+
+def trial_lines(seen: Seen, record: TrialRecord) -> list[str]:
+    """One trial, whole: what was tried, what came of it, and why not if it failed."""
+    lines = [
+        f"trial {record.number} of {seen.config.sweep.name}: {record.state}",
+        f"  step {record.steps} of {record.total_steps}",
+        f"  {record.seconds:.0f} s in {record.attempts} attempts",
+        *(f"  {name} = {value}" for name, value in record.params.items()),
+    ]
+    for outcome in record.outcomes:
+        lines.append("outcome")
+        lines += [f"  {name} = {value}" for name, value in asdict(outcome).items()]
+    if record.mlflow_run_id:
+        lines.append(f"MLflow run {record.mlflow_run_id}")
+    if record.error:
+        lines.append(f"failed: {record.error}")
+        lines += [f"  {line}" for line in last_lines(seen.folder, record.number)]
+    return lines
+
+
+def last_lines(folder: Path, number: int) -> list[str]:
+    """The end of a trial's log, if it has one."""
+    path = folder / "logs" / f"trial-{number:04}.log"
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+
+
+def teacher_wer(folder: Path) -> float | None:
+    """The teacher's word error rate on dev, once it is trained."""
+    try:
+        report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
+        return float(report["wer"]["wer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_folder(name: str) -> Path:
+    """The bundle that `FOLDER` or `DIR:TRIAL` means; an outcome beyond the first is `7.2`.
+
+    Raises:
+        ConfigError: if the trial has no such outcome.
+    """
+    folder, colon, trial = name.rpartition(":")
+    number, _, place = trial.partition(".")
+    if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
+        return Path(name).absolute()
+    seen = see(Path(folder))
+    record = seen.record(int(number))
+    if int(place or 0) >= len(record.outcomes):
+        raise ConfigError(
+            f"`{name}` must be a finished trial, but trial {number} is {record.state}"
+            f" with {len(record.outcomes)} outcomes instead."
+        )
+    model = record.outcomes[int(place or 0)].model
+    return seen.folder / "trials" / f"{record.number:04}" / model
+
+
+def corpus_config(name: str, root: str) -> CorpusConfig:
+    """A corpus named on the command line."""
+    corpus = CorpusConfig.parse(absolute_corpus({"name": name, "root": root}))
+    check_corpus(corpus)
+    return corpus
+
+
+def corpus_folder() -> TemporaryDirectory[str]:
+    """Where the demo's speech is spoken to, if that is the corpus."""
+    return TemporaryDirectory(prefix="conformer-sweep-speech-")
+
+
+def wer_values(report: "WerReport") -> dict[str, Any]:
+    """A word error rate as a fraction, for scripts."""
+    return {
+        "wer": report.wer,
+        "wer_low": report.low,
+        "wer_high": report.high,
+        "utterances": report.num_utterances,
+        "words": sum(report.words),
+    }
+
+
+def wer_line(values: Mapping[str, Any]) -> str:
+    """The same, to be read."""
+    low, high = 100 * values["wer_low"], 100 * values["wer_high"]
+    return (
+        f"WER {100 * values['wer']:.2f} % ({low:.2f} to {high:.2f})"
+        f" on {values['utterances']} utterances, {values['words']} words"
+    )
+
+
+def price_values(config: SweepConfig, price: "Price") -> dict[str, Any]:
+    """What a sweep will cost: sizes, and hours of work by one measured step.
+
+    A masked step costs a little more than the dense one measured, an extracted model's less.
+    """
+    base = config.space.base
+    steps = base.pruning.steps + base.tuning.steps
+    teacher = 0 if base.teacher.bundle else base.teacher.steps
+    seconds = price.seconds_per_step * (teacher + steps * config.sweep.trials)
+    return {
+        "name": config.sweep.name,
+        "trials": config.sweep.trials,
+        "searched": list(config.space.distributions),
+        "params": price.params,
+        "gflops": price.gflops,
+        "seconds_per_step": price.seconds_per_step,
+        "teacher_steps": teacher,
+        "trial_steps": steps,
+        "worker_hours": seconds / 3600,
+    }
+
+
+def price_lines(values: Mapping[str, Any]) -> list[str]:
+    """The same, to be read."""
+    return [
+        f"{values['name']}: {values['trials']} trials over {', '.join(values['searched'])}",
+        f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",
+        f"one step: {values['seconds_per_step']:.2f} s on this machine",
+        f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial:"
+        + f" about {values['worker_hours']:.1f} hours of one worker",
+    ]
+
+
+def write_copies(seen: Seen, wanted: Mapping[str, Path]) -> None:
+    """Draw the front now, and put the kinds wanted where they are wanted."""
+    if not wanted:
+        return
+    from sweep.figures import write_front  # noqa: PLC0415  # drawing takes a second to import
+
+    wer = teacher_wer(seen.folder)
+    with TemporaryDirectory() as scratch:
+        title = seen.config.sweep.name
+        files = write_front(seen.records, Path(scratch), title=title, teacher_wer=wer)
+        for kind, path in wanted.items():
+            shutil.copyfile(getattr(files, kind), path)
+
+
+def as_json(values: Any) -> str:
+    """One object on one line; not-a-number becomes null, which every reader understands."""
+    return json.dumps(_finite(values))
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -1,0 +1,193 @@
+"""What each method says of units; the laws all methods share stand in tests/core/test_trial.py."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+
+from core.config import AxisKind, TrialConfig, method_names
+from core.conformer.gate import tensors_of
+from core.corpora.batches import Batch
+from core.evaluation.judge import Judge
+from core.methods.l0 import GateStage
+from core.methods.magnitude import magnitudes
+from core.pruning.budget import Budget, choose
+from core.pruning.extraction import as_mask, clone, extract
+from core.pruning.space import Space
+from core.testing import deeper, ragged_speech, small_model
+from core.training.distillation import Distillation
+from core.training.method import Workbench, load_method
+
+CPU = torch.device("cpu")
+
+
+def a_bench(model, **pruning) -> Workbench:
+    config = TrialConfig.parse({"pruning": pruning})
+    space = Space.of(clone(model), get_args(AxisKind), 4.0)
+
+    def chosen(scores):
+        budget = Budget(keep=1 - config.pruning.target_sparsity, resource=config.pruning.resource)
+        return choose(space, scores, budget, is_filled=True)
+
+    return Workbench(
+        config=config,
+        student=clone(model),
+        distillation=Distillation(clone(model), config.distillation),
+        space=space,
+        speech=[ragged_speech(90, 60)],
+        choose=chosen,
+        judge=Judge(config, space, None, CPU),
+        device=CPU,
+    )
+
+
+def a_batch(seed=0) -> Batch:
+    features, num_frames = ragged_speech(90, 80, 60, seed=seed)
+    return Batch(
+        features=features,
+        num_frames=num_frames,
+        tokens=torch.tensor([[1, 2, 3], [2, 4, 0], [5, 0, 0]]),
+        num_tokens=torch.tensor([3, 2, 1]),
+        seconds=2.3,
+        ids=("a", "b", "c"),
+        texts=("", "", ""),
+        indices=(0, 1, 2),
+    )
+
+
+def test_the_folder_is_the_registry():
+    assert set(method_names()) >= {"l0", "magnitude", "random", "uniform", "scratch", "dense"}
+    for name in method_names():
+        load_method(name)
+
+
+def test_magnitude_ranks_a_unit_by_its_weights_in_every_tensor():
+    model = small_model()
+    tensors = tensors_of(model)
+    with torch.no_grad():
+        for axis in model.axes():
+            for piece in axis.slices:
+                if axis.kind != "module":
+                    rows = tensors[piece.tensor].transpose(0, piece.dim)
+                    rows[piece.offset + 2 * piece.block : piece.offset + 3 * piece.block] *= 1e-3
+
+    scores = magnitudes(model, [axis for axis in model.axes() if axis.size > 2])
+
+    for name, values in scores.items():
+        assert values.argmin() == 2, name
+
+
+def test_magnitudes_are_comparable_across_axes():
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].ff1.up.weight *= 100
+        model.blocks[0].ff1.down.weight *= 100
+
+    scores = magnitudes(model, [axis for axis in model.axes() if axis.kind == "inner"])
+
+    for values in scores.values():
+        assert values.mean().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_uniform_takes_the_same_share_of_every_axis(sparsity):
+    bench = a_bench(small_model(shape=deeper(4)), method="uniform", target_sparsity=sparsity)
+    scores = load_method("uniform").found(bench, None).scores
+
+    choice = choose(bench.space, scores, Budget(keep=1 - sparsity, resource="flops"))
+
+    shares = {name: choice[name].double().mean().item() for name in scores}
+    for axis in bench.space.prunable:
+        if axis.name in shares and axis.size > axis.floor:
+            middle = sum(shares.values()) / len(shares)
+            assert shares[axis.name] == pytest.approx(middle, abs=1 / axis.size + 0.05), axis.name
+
+
+def test_random_depends_on_the_seed_and_on_nothing_else():
+    bench = a_bench(small_model())
+    other = a_bench(small_model(seed=1))
+    method = load_method("random")
+
+    first, second = method.found(bench, None).scores, method.found(other, None).scores
+    config = bench.config.model_copy(update={"seed": 5})
+    third = method.found(replace(bench, config=config), None).scores
+
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_scratch_keeps_the_sizes_and_forgets_the_weights():
+    model = small_model()
+    bench = a_bench(model, method="scratch")
+    method = load_method("scratch")
+    small = extract(model, as_mask(bench.choose(method.found(bench, None).scores)))
+    state = torch.get_rng_state()
+
+    new = method.started(small, bench)
+
+    assert new.shape == small.shape
+    assert torch.equal(new.frontend.mean, small.frontend.mean)
+    assert not torch.equal(new.head.weight, small.head.weight)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dense_removes_nothing_whatever_is_asked_for():
+    method = load_method("dense")
+
+    assert method.target(TrialConfig.parse({"pruning": {"target_sparsity": 0.7}})) == 0.0
+    assert method.found(a_bench(small_model()), None).scores == {}
+
+
+@pytest.mark.slow
+def test_l0_closes_units_that_do_nothing_before_units_that_do():
+    model = small_model(shape=deeper(3))
+    idle = {}
+    with torch.no_grad():
+        for axis in model.axes():
+            if axis.kind in ("inner", "channel"):
+                half = axis.size // 2
+                consumer = model.get_submodule(axis.slices[-1].tensor.removesuffix(".weight"))
+                consumer.weight[:, :half] = 0
+                consumer.weight[:, half:] *= 4
+                idle[axis.name] = half
+    stage = trained_gates(model, steps=60, target_sparsity=0.3, learning_rate=1e-8)
+
+    scores = stage.found().scores
+
+    for name, half in idle.items():
+        assert scores[name][:half].mean() < scores[name][half:].mean(), name
+
+
+@pytest.mark.slow
+def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
+    stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5)
+
+    expected = float(stage._expected_sparsity().detach())
+    space = stage.bench.space
+    cost = space.choice_cost(stage.bench.choose(stage.found().scores))
+
+    assert expected == pytest.approx(0.5, abs=0.1)
+    assert space.sparsity(cost, "flops") == pytest.approx(0.5, abs=0.03)
+    assert space.sparsity(cost, "flops") >= 0.5
+
+
+def trained_gates(model, *, steps, **pruning) -> GateStage:
+    torch.manual_seed(0)
+    stage = GateStage(a_bench(model, steps=steps, **pruning))
+    for step in range(steps):
+        stage.step(a_batch(), step)
+    return stage
+
+
+def test_l0s_multipliers_climb_and_its_weights_descend():
+    torch.manual_seed(0)
+    stage = GateStage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
+
+    first = stage.step(a_batch(), 0)
+    for step in range(1, 20):
+        last = stage.step(a_batch(), step)
+
+    assert first["violation"] > 0
+    assert last["lambda_linear"] > first["lambda_linear"]
+    assert last["violation"] < first["violation"]

@@ -1,0 +1,57 @@
+"""The house: names that are ours alone, one home a library, modules that introduce themselves."""
+
+import re
+from importlib import import_module
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ["core", "sweep", "search_spaces"]
+MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+HOMES = {  # one file, or one folder, per outside library
+    "ray": {
+        "sweep/cluster.py",
+        "sweep/searcher.py",
+        "sweep/scheduler.py",
+        "sweep/driver.py",
+        "sweep/actor.py",
+    },
+    "optuna": {"sweep/ledger.py", "sweep/sampling.py"},
+    "mlflow": {"sweep/tracking.py"},
+    "jiwer": {"core/evaluation/wer.py"},
+    "sentencepiece": {"core/corpora/text.py"},
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_import_name_is_ours_alone(name):
+    assert Path(import_module(name).__file__).parent == ROOT / name
+    assert set(packages_distributions().get(name, [])) <= {"conformer-sweep"}
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_library_is_imported_only_at_home(library):
+    imports_it = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
+    users = {str(p.relative_to(ROOT)) for p in MODULES if imports_it.search(p.read_text())}
+    assert users <= HOMES[library]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_module_is_short_and_introduces_itself(path):
+    source = path.read_text()
+    assert source.count("\n") <= 400
+    assert source.startswith(('"""', 'r"""'))
+
+
+def test_no_test_folder_is_a_package():
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_the_readmes_tree_names_every_module():
+    tree = (ROOT / "README.md").read_text()
+
+    missing = [p.name for p in MODULES if p.name != "__init__.py" and p.name not in tree]
+
+    assert missing == []
