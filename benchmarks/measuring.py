@@ -58,7 +58,7 @@ def machine() -> str:
 
 
 def interleaved(runs: Mapping[str, Callable[[], None]], *, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, in turn, so that drift of the machine meets all alike; one round warms up."""
+    """Seconds of each, in turn, so that drift of the machine meets all alike; after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():

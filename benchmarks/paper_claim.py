@@ -1,7 +1,7 @@
-"""The paper's claim in our terms: its method, ablations and baselines at equal steps, with intervals.
+"""The paper's claim in our terms: its method, ablations and baselines at equal steps.
 
-Every row is trained with the same total steps from the same teacher, several seeds each; WER is over
-dev and test together, intervals by a bootstrap over utterances, differences to the dense control
+Every row is trained with the same total steps from the same teacher, several seeds each; WER is
+over dev and test together, intervals by a bootstrap over utterances, differences to dense
 paired. Trials are kept in --dir, so an interrupted run goes on where it stopped.
 """
 
@@ -151,13 +151,13 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
         groups[cell.target, cell.name].append(cell)
     outcome = bundle.load(root / "teacher" / "model").report["outcome"]
     teacher = errors_of([root / "teacher"])
-    rows = [row("teacher", "", [outcome], teacher, teacher, 1)]
     control = groups.get(("", "dense"), [])
     dense = errors_of([root / "cells" / cell.folder for cell in control]) if control else teacher
-    for (target, name), group in groups.items():
+    rows = [row(("", "teacher"), [outcome], teacher, dense, 1)]
+    for key, group in groups.items():
         folders = [root / "cells" / cell.folder for cell in group]
         outcomes = [bundle.load(f / "model").report["outcome"] for f in folders]
-        rows.append(row(name, target, outcomes, errors_of(folders), dense, len(group)))
+        rows.append(row(key, outcomes, errors_of(folders), dense, len(group)))
     return rows
 
 
@@ -172,8 +172,9 @@ def errors_of(folders: list[Path]) -> Errors:
 
 
 def row(
-    name: str, target: str, outcomes: list[dict[str, Any]], own: Errors, dense: Errors, seeds: int
+    group: tuple[str, str], outcomes: list[dict[str, Any]], own: Errors, dense: Errors, seeds: int
 ) -> dict[str, Any]:
+    target, name = group
     errors, words = own
     low, high = bootstrap(errors, words, samples=10_000, confidence=0.95, seed=0)
     against = paired_difference(errors, dense[0], words, samples=10_000)

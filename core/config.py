@@ -257,8 +257,9 @@ class RuntimeConfig(Config):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast of matrix products; gates, losses and multipliers stay in fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 is autocast of matrix products while training; gates, losses and multipliers stay in
+    fp32. `auto` takes it where the processor has instructions for it: elsewhere it is slower."""
     compile: bool = False
     """`torch.compile` the stages whose shapes are fixed: teacher and tuning."""
     threads: int = Field(1, ge=1, le=1024)

@@ -246,6 +246,9 @@ def _journey(
 def _set_chance(config: TrialConfig, threads: int) -> None:
     """The one door through which chance comes in; the order of the data has its own generator."""
     torch.set_num_threads(threads)
+    # oneDNN keeps what it compiled for 1024 shapes, and every batch is one: gigabytes. It reads
+    # this when it is first needed.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     torch.manual_seed(config.seed)
 
 

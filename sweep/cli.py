@@ -63,7 +63,8 @@ def _end(text: str, code: int) -> None:
 
 
 def _print_table(table: Table) -> None:
-    out.print(table, width=None if out.is_terminal else WIDE)
+    console = out if out.is_terminal else Console(width=WIDE)
+    console.print(table)
 
 
 # ---- running ----
@@ -108,14 +109,14 @@ def _create(space: str, folder: Path, trials: int | None) -> None:
     config = load(space)
     if trials is not None:
         config = config.with_trials(trials)
-    create(folder.absolute(), config, find(space).read_text(encoding="utf-8"))
+    create(folder.resolve(), config, find(space).read_text(encoding="utf-8"))
 
 
 def _run(folder: Path, address: str | None) -> None:
     from sweep.driver import run as run_segment
 
     code = run_segment(folder, address=address)
-    _show_end(folder.absolute(), code)
+    _show_end(folder.resolve(), code)
     sys.exit(code)
 
 
@@ -286,7 +287,7 @@ def ui(
     from sweep.config import open_config
     from sweep.tracking import Tracker, ui_command
 
-    folder = folder.absolute()
+    folder = folder.resolve()
     config = open_config(folder)
     uri = config.tracking.uri
     is_served = uri.startswith("http")

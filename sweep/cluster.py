@@ -36,10 +36,15 @@ class ClusterError(ValueError):
 def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray: to the cluster at an address, or to one that lives as long as this.
 
+    Who is connected already stays so.
+
     Args:
         address: as Ray takes it, `auto` for the cluster that this machine belongs to.
         cpus: cores of a cluster of one's own; by default all.
     """
+    if ray.is_initialized():
+        yield
+        return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as empty:

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-import search_spaces
 from core.config import Config, ConfigError, CorpusConfig
 from sweep.space import SearchSpace
 
@@ -18,7 +17,7 @@ CONFIG_FILE = "sweep.toml"
 ORIGINAL_FILE = "sweep.original.toml"
 
 KNOWN_CORPORA = ("demo", "librispeech")
-SPACES_FOLDER = Path(str(search_spaces.__file__)).parent
+SPACES_FOLDER = Path(__file__).parent.parent / "search_spaces"
 
 Objective = Literal["wer", "gflops", "params", "latency_ms"]
 Sampler = Literal["auto", "gp", "tpe", "qmc", "random"]

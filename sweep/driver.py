@@ -53,7 +53,7 @@ def run(folder: Path, *, address: str | None = None) -> int:
         CorpusError, BundleError: if the teacher cannot be made.
         SweepError: if the sweep cannot go on.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     config = open_config(folder)
     with locked(folder):
         ledger = Ledger.open(folder) if (folder / FILE).exists() else Ledger.create(folder)

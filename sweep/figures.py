@@ -81,7 +81,7 @@ def teacher_wer(folder: Path) -> float | None:
     """The teacher's word error rate on dev, once a sweep's directory has a trained teacher."""
     try:
         report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
-        return float(report["wer"]["wer"])
+        return float(report["outcome"]["wer"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

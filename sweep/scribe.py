@@ -15,11 +15,10 @@ from typing import Any
 
 from core.report import Report
 from sweep.config import SweepConfig
-from sweep.figures import write_front
+from sweep.figures import teacher_wer, write_front
 from sweep.ledger import Ledger
 from sweep.records import TrialRecord
 from sweep.tracking import Tracker
-from sweep.views import teacher_wer
 
 logger = logging.getLogger(__name__)
 

@@ -121,8 +121,9 @@ class SearchSpace:
             for value in leaf.probes()
             for line in self._culprits({name: value})
         ] or self._culprits({})
+        first = {line.split(" ")[0]: line for line in reversed(culprits)}  # one line a culprit
         if culprits:
-            raise ConfigError("\n".join(dict.fromkeys(culprits)))
+            raise ConfigError("\n".join(first.values()))
 
     def _culprits(self, params: Mapping[str, Any]) -> list[str]:
         try:

@@ -65,7 +65,7 @@ def see(folder: Path) -> Seen:
     Raises:
         ConfigError, LedgerError: if it holds no sweep, or a damaged one.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     config = open_config(folder)
     driver = driver_pid(folder)
     records: list[TrialRecord] = []
@@ -212,15 +212,6 @@ def last_lines(folder: Path, number: int) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
 
 
-def teacher_wer(folder: Path) -> float | None:
-    """The teacher's word error rate on dev, once it is trained."""
-    try:
-        report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
-        return float(report["wer"]["wer"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def model_folder(name: str) -> Path:
     """The bundle that `FOLDER` or `DIR:TRIAL` means; an outcome beyond the first is `7.2`.
 
@@ -302,8 +293,8 @@ def price_lines(values: Mapping[str, Any]) -> list[str]:
         f"{values['name']}: {values['trials']} trials over {', '.join(values['searched'])}",
         f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",
         f"one step: {values['seconds_per_step']:.2f} s on this machine",
-        f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial:"
-        + f" about {values['worker_hours']:.1f} hours of one worker",
+        f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial",
+        f"about {values['worker_hours']:.1f} hours of one worker",
     ]
 
 
@@ -311,7 +302,7 @@ def write_copies(seen: Seen, wanted: Mapping[str, Path]) -> None:
     """Draw the front now, and put the kinds wanted where they are wanted."""
     if not wanted:
         return
-    from sweep.figures import write_front  # noqa: PLC0415  # drawing takes a second to import
+    from sweep.figures import teacher_wer, write_front  # noqa: PLC0415  # a second to import
 
     wer = teacher_wer(seen.folder)
     with TemporaryDirectory() as scratch:

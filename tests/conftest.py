@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""What all tests share: one torch thread, speech, one Ray cluster, one tiny sweep's config."""
 
 from pathlib import Path
 
@@ -10,7 +10,71 @@ from core.corpora.corpus import Corpus, open_corpus
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
-torch.set_num_threads(1)
+TINY = """
+[sweep]
+trials = 4
+seed = 1
+
+[trial.corpus]
+tokens = "word"
+vocabulary = 64
+
+[trial.corpus.demo]
+train_utterances = 40
+dev_utterances = 8
+test_utterances = 8
+
+[trial.model]
+blocks = 1
+width = 16
+inner = 32
+heads = 2
+channels = 16
+kernel = 7
+frontend_channels = 4
+
+[trial.teacher]
+steps = 2
+
+[trial.pruning]
+target_sparsity = { uniform = [0.2, 0.8] }
+lambda_lr = { log_uniform = [0.03, 0.3] }
+steps = 2
+calibration_batches = 2
+
+[trial.tuning]
+steps = 2
+
+[trial.evaluation]
+bootstrap_samples = 100
+latency_repeats = 1
+
+[trial.runtime]
+report_steps = 2
+checkpoint_steps = 2
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_space(tmp_path):
+    """A search space whose trials take a second."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One cluster for all tests that need one, started as the program starts its own."""
+    from sweep import cluster  # noqa: PLC0415  # seconds, of these tests alone
+
+    with cluster.joined(cpus=2):
+        yield
 
 
 def _beside(name: str) -> Path:

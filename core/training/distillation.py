@@ -46,7 +46,7 @@ class Distillation(nn.Module):
         num_frames: Int[Tensor, " batch"],
         student: Student,
     ) -> dict[str, Float[Tensor, ""]]:
-        """`logit` and `layer`; terms of weight 0 are left out, and without any the teacher rests."""
+        """`logit` and `layer`; terms of weight 0 are left out; without any, the teacher rests."""
         config = self.config
         if config.logit_weight == 0 and config.layer_weight == 0:
             return {}

@@ -241,7 +241,16 @@ def weighted(terms: dict[str, Tensor], distillation: Distillation) -> dict[str, 
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    is_half = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 have instructions of their own; elsewhere they are slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for it that the oldest version we allow answers, too.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 def _completed(

@@ -187,10 +187,10 @@ def test_the_teacher_is_drawn_once_it_is_trained(tmp_path):
     assert teacher_wer(tmp_path) is None
 
     report.parent.mkdir(parents=True)
-    for damaged in ("", "[]", '{"wer": 0.1}', '{"wer": {"wer": null}}'):
+    for damaged in ("", "[]", '{"outcome": 0.1}', '{"outcome": {"wer": null}}'):
         report.write_text(damaged)
         assert teacher_wer(tmp_path) is None
-    report.write_text('{"wer": {"wer": 0.1}}')
+    report.write_text('{"outcome": {"wer": 0.1}}')
     assert teacher_wer(tmp_path) == 0.1
 
 

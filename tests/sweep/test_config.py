@@ -1,0 +1,101 @@
+import tomllib
+
+import pytest
+
+from core.config import ConfigError
+from sweep.config import create, find, load, names, open_config, parse
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_search_space_is_valid_and_survives_being_written_out(name):
+    config = parse(find(name).read_text(), source=name)
+    again = parse(config.toml(), source=name)
+
+    assert again.toml() == config.toml()
+    assert again.space.distributions == config.space.distributions
+    assert again.space.base == config.space.base
+
+
+def test_what_is_written_out_names_every_default():
+    table = tomllib.loads(parse("", source="x.toml").toml())
+
+    assert table["trial"]["distillation"]["temperature"] == 2.0
+    assert table["sweep"]["name"] == "x"
+
+
+def test_a_file_may_be_named_by_its_stem():
+    assert load("demo").sweep.name == "demo"
+
+
+def test_relative_paths_are_the_callers_and_made_whole(tmp_path, monkeypatch):
+    (tmp_path / "speech").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = parse('[trial.corpus]\nname = "speech"\n[trial.teacher]\nbundle = "b"', source="x")
+
+    assert config.space.base.corpus.name == str(tmp_path / "speech")
+    assert config.space.base.teacher.bundle == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a =", "f.toml: must be TOML"),
+        ("[sweeep]", "`sweeep` is not a key; did you mean `sweep`"),
+        ("[sweep]\ntrails = 3", "`sweep.trails` is not a key; did you mean `trials`"),
+        ("[sweep]\ntrials = 0", "`sweep.trials` must be"),
+        ('[sweep]\ntrials = "3"', "`sweep.trials` must be"),
+        ("sweep = 3", "`sweep` must be"),
+        ("trial = 3", "`trial` must be"),
+        ("[trial]\npruning = 3", "`pruning` must be"),
+        ('[sweep]\nobjectives = ["wer"]', "`sweep.objectives` must be"),
+        ('[early_stopping]\nkind = "pareto"', "`early_stopping.kind` must be `none`"),
+        ('[search]\nsampler = "nsga"', "`search.sampler` must be"),
+        ("[resources]\ncpus = 0", "`resources.cpus` must be"),
+        ("[trial.pruning]\nlambda_lrr = 1.0", "f.toml: .*did you mean `lambda_lr`"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(text, source="f.toml")
+
+
+def test_an_unknown_space_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="did you mean `commands`"):
+        load("comands")
+
+
+def test_a_corpus_that_is_not_there_is_refused_at_once(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text('[trial.corpus]\nname = "dmeo"')
+
+    with pytest.raises(ConfigError, match=r"`corpus.name`.*did you mean `demo`"):
+        load(str(path))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(ConfigError, match="must be a readable text file"):
+        load(str(path))
+
+
+def test_a_sweeps_directory_is_made_once(tiny_space, tmp_path):
+    folder = tmp_path / "sweep"
+    create(folder, load(str(tiny_space)), tiny_space.read_text())
+
+    assert open_config(folder).toml() == load(str(tiny_space)).toml()
+    with pytest.raises(ConfigError, match="must be a new folder"):
+        create(folder, load(str(tiny_space)), "")
+
+
+def test_a_folder_without_a_sweep_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="must hold a sweep"):
+        open_config(tmp_path)
+
+
+def test_another_number_of_trials_leaves_the_rest():
+    config = load("demo")
+
+    assert config.with_trials(3).sweep.trials == 3
+    assert config.with_trials(3).space.base == config.space.base

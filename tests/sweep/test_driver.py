@@ -1,0 +1,186 @@
+"""Real sweeps of tiny trials: real speech, real training, real Ray, real MLflow."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+from mlflow import MlflowClient
+
+from core.config import ConfigError
+from sweep import driver
+from sweep.config import create, load
+from sweep.ledger import Ledger, LockedError, locked
+from sweep.tracking import database_uri
+from sweep.views import see, trial_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def make(tiny_space, tmp_path):
+    """Make a sweep's directory from the tiny space, with some of its text replaced."""
+
+    def made(**replaced):
+        text = tiny_space.read_text()
+        for before, after in replaced.values():
+            assert before in text
+            text = text.replace(before, after)
+        tiny_space.write_text(text)
+        create(tmp_path / "sweep", load(str(tiny_space)), text)
+        return tmp_path / "sweep"
+
+    return made
+
+
+def records_of(folder):
+    ledger = Ledger.open(folder)
+    ledger.close()
+    return ledger.records()
+
+
+def runs_of(folder):
+    client = MlflowClient(database_uri(folder))
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(experiments, max_results=1000))
+
+
+def events_of(folder):
+    path = folder / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
+    folder = make()
+
+    assert driver.run(folder) == driver.DONE
+    records = records_of(folder)
+    assert [record.state for record in records] == ["finished"] * 4
+    assert records[0].params == {"pruning.method": "dense"}
+    assert [r.params["pruning.target_sparsity"] for r in records[1:]] == [0.2, 0.8, 0.5]
+    runs = {run.info.run_id: run.info.status for run in runs_of(folder)}
+    assert len(runs) == 5
+    assert set(runs.values()) == {"FINISHED"}
+    assert {record.mlflow_run_id for record in records} < set(runs)
+    for record in records:
+        model = folder / "trials" / f"{record.number:04}" / record.outcomes[0].model
+        assert (model / "model.safetensors").exists()
+    assert (folder / "front" / "front.html").exists()
+    rows = trial_rows(see(folder))
+    assert {"trial", "state", "wer", "on_front", "config", "mlflow_run_id"} <= set(rows[0])
+
+    assert driver.run(folder) == driver.DONE, "a finished sweep has nothing left to do"
+    assert [record.attempts for record in records_of(folder)] == [1] * 4
+    assert len(runs_of(folder)) == 5
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_cannot_be_fails_in_one_line_and_alone(make):
+    folder = make(
+        axes=("steps = 2\ncalibration", 'axes = ["head"]\nsteps = 2\ncalibration'),
+        target=("[0.2, 0.8]", "[0.01, 0.8]"),
+        trials=("trials = 4", "trials = 3"),
+    )
+
+    assert driver.run(folder) == driver.SOME_FAILED
+    states = [record.state for record in records_of(folder)]
+    assert states == ["finished", "finished", "failed"]
+    failed = records_of(folder)[2]
+    assert failed.error
+    assert "\n" not in failed.error
+    assert "Traceback" in (folder / "logs" / "trial-0002.log").read_text()
+    assert Counter(r.info.status for r in runs_of(folder)) == {"FINISHED": 3, "FAILED": 1}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_corpus_that_cannot_be_used_is_the_callers_to_put_right(make, tmp_path):
+    (tmp_path / "speech").mkdir()
+    folder = make(corpus=("[trial.corpus]", f'[trial.corpus]\nname = "{tmp_path / "speech"}"'))
+
+    with pytest.raises(ValueError, match="speech"):
+        driver.run(folder)
+    assert records_of(folder) == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_fits_no_machine_is_refused(make):
+    folder = make(cpus=("[trial.corpus]", "[resources]\ncpus = 999\n[trial.corpus]"))
+
+    with pytest.raises(ValueError, match=r"`resources.cpus` must be at most"):
+        driver.run(folder)
+
+
+def test_a_live_sweep_is_nobody_elses(make):
+    folder = make()
+
+    with locked(folder), pytest.raises(LockedError, match="runs this sweep"):
+        driver.run(folder)
+
+
+def test_a_folder_without_a_sweep_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="must hold a sweep"):
+        driver.run(tmp_path)
+
+
+def start(folder):
+    code = f"""
+import sys
+from pathlib import Path
+from sweep import driver
+sys.exit(driver.run(Path({str(folder)!r})))
+"""
+    return subprocess.Popen([sys.executable, "-P", "-c", code])  # noqa: S603
+
+
+def wait_for_reports(folder, count):
+    deadline = time.monotonic() + 120
+    while sum(event["event"] == "report" for event in events_of(folder)) < count:
+        assert time.monotonic() < deadline, "no reports"
+        time.sleep(0.1)
+
+
+def longer(make):
+    """Trials of some seconds, so that there is a middle to interrupt."""
+    return make(
+        search=("lambda_lr = { log", "gate_lr = 0.1\nlambda_lr = { log"),
+        steps=("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 60"),
+    )
+
+
+def test_a_killed_driver_costs_nothing_but_time(make):
+    folder = longer(make)
+    process = start(folder)
+    wait_for_reports(folder, 6)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any(record.state == "running" for record in records_of(folder))
+
+    assert start(folder).wait() == driver.DONE
+    records = records_of(folder)
+    assert [record.state for record in records] == ["finished"] * 4
+    assert max(record.attempts for record in records) == 2
+    runs = runs_of(folder)
+    numbers = Counter(run.data.tags.get("sweep.trial", "parent") for run in runs)
+    assert numbers == {"parent": 1, "0": 1, "1": 1, "2": 1, "3": 1}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    over = Counter(e["trial"] for e in events_of(folder) if e["event"] == "finished")
+    assert over == {0: 1, 1: 1, 2: 1, 3: 1}
+    client = MlflowClient(database_uri(folder))
+    for run in runs:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val/wer")]
+        assert steps == sorted(set(steps))
+
+
+def test_a_terminated_driver_ends_in_order_and_can_be_resumed(make):
+    folder = longer(make)
+    process = start(folder)
+    wait_for_reports(folder, 3)
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=60) == driver.INTERRUPTED
+    assert {record.state for record in records_of(folder)} <= {"finished", "waiting"}
+    assert "RUNNING" not in {run.info.status for run in runs_of(folder)}

@@ -1,0 +1,129 @@
+import pytest
+
+from sweep.config import parse
+from sweep.records import TrialRecord
+from sweep.sampling import STARTUP_TRIALS, Sampling, anchors, chosen
+from sweep.testing import made_outcome
+
+SPACE = """
+[trial]
+seed = { int_uniform = [0, 100] }
+[trial.pruning]
+target_sparsity = { uniform = [0.1, 0.9] }
+lambda_lr = { log_uniform = [0.01, 1.0] }
+"""
+
+
+def config(sampler="auto", *, text=SPACE, sweep=""):
+    head = f'[sweep]\ntrials = 30\n{sweep}\n[search]\nsampler = "{sampler}"\n'
+    return parse(head + text, source="x.toml")
+
+
+def sampling_of(config):
+    return Sampling(config.space, sampler=config.search.sampler, budget=config.sweep)
+
+
+def finished(number, params):
+    target = params.get("pruning.target_sparsity", 0.0)
+    outcome = made_outcome(0.05 + 0.3 * target**3, 3.2 * (1 - target), target_sparsity=target)
+    return TrialRecord(number=number, state="finished", params=params, outcomes=(outcome,))
+
+
+def play(config, count, *, delay=2):
+    """Propose so many trials; each ends when `delay` others have been proposed after it."""
+    sampling, proposed = sampling_of(config), []
+    for number in range(count):
+        proposed.append(sampling.propose(number))
+        if number >= delay:
+            sampling.observe(finished(number - delay, proposed[number - delay]))
+    return proposed
+
+
+def test_the_first_trials_are_the_control_and_three_targets():
+    control, *others = anchors(config().space)
+
+    assert control == {"pruning.method": "dense"}
+    assert [params["pruning.target_sparsity"] for params in others] == [0.1, 0.9, 0.5]
+    assert len({params["pruning.lambda_lr"] for params in others}) == 1
+
+
+def test_without_a_target_to_search_there_are_two():
+    text = "[trial.pruning]\nlambda_lr = { log_uniform = [0.01, 1.0] }"
+
+    assert len(anchors(config(text=text).space)) == 2
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "random"])
+def test_points_without_a_model_depend_on_seed_and_number_alone(sampler):
+    orderly = play(config(sampler), 12)
+    alone = [sampling_of(config(sampler)).propose(number) for number in range(12)]
+
+    assert orderly == alone
+    assert orderly != play(config(sampler, sweep="seed = 8"), 12)
+
+
+SLOW_GP = pytest.param("gp", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("sampler", [SLOW_GP, "tpe", "qmc", "random"])
+def test_every_point_makes_a_valid_trial(sampler):
+    found = config(sampler)
+    proposed = play(found, STARTUP_TRIALS + 3)
+
+    for params in proposed:
+        found.space.trial_config(params)
+    assert len({str(params) for params in proposed}) == len(proposed)
+
+
+@pytest.mark.parametrize("sampler", [SLOW_GP, "tpe"])
+def test_a_resumed_sampler_proposes_what_an_unbroken_one_would(sampler):
+    found = config(sampler)
+    proposed = play(found, STARTUP_TRIALS + 3)
+    again = sampling_of(found)
+    number = STARTUP_TRIALS + 2
+    for earlier in range(number):
+        is_over = earlier < number - 2
+        record = finished(earlier, proposed[earlier])
+        state = "finished" if is_over else "waiting"
+        again.observe(
+            TrialRecord(number=earlier, state=state, params=proposed[earlier])
+            if not is_over
+            else record
+        )
+
+    assert again.propose(number) == pytest.approx(proposed[number])
+
+
+@pytest.mark.slow
+def test_a_model_leaves_the_worthless_alone():
+    """With WER limited to what small targets reach, the model stays near those."""
+    free = play(config("gp"), 17)[STARTUP_TRIALS + 2 :]
+    limited = play(config("gp", sweep="max_wer = 0.07"), 17)[STARTUP_TRIALS + 2 :]
+
+    def mean(found):
+        return sum(params["pruning.target_sparsity"] for params in found) / len(found)
+
+    assert mean(limited) < mean(free)
+
+
+@pytest.mark.slow
+def test_failed_and_control_trials_do_not_disturb_the_model():
+    sampling = sampling_of(config("gp"))
+    for number in range(STARTUP_TRIALS):
+        params = sampling.propose(number)
+        if number % 2:
+            sampling.observe(finished(number, params))
+        else:
+            sampling.observe(TrialRecord(number=number, state="failed", params=params))
+
+    assert set(sampling.propose(STARTUP_TRIALS)) == set(sampling.space.distributions)
+
+
+def test_auto_takes_tpe_where_there_are_choices_or_many_trials():
+    flat = config().space
+    choice = config(text='[trial.pruning]\nrepair = { choice = ["none", "ls"] }').space
+
+    assert chosen("auto", flat, 30) == "gp"
+    assert chosen("auto", flat, 1000) == "tpe"
+    assert chosen("auto", choice, 30) == "tpe"
+    assert chosen("random", flat, 30) == "random"

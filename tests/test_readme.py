@@ -1,0 +1,29 @@
+"""The README says what the files under benchmarks/results say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def readme():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readmes_tables_are_those_of_the_results(readme):
+    text = (ROOT / "README.md").read_text()
+
+    assert readme.rendered(text) == text
+
+
+def test_every_result_says_on_what_machine_it_was_measured():
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert {"machine", "versions", "date"} <= set(found["provenance"]), path.name
