@@ -20,7 +20,7 @@ def extract(model: Conformer, mask: Mask) -> Conformer:
     """
     axes = model.axes()
     with torch.no_grad():
-        floats = {name: values.to(model.head.weight.dtype) for name, values in mask.items()}
+        floats = {name: values.to(model.head.weight) for name, values in mask.items()}
         folded = fold(tensors_of(model), axes, floats)
     with torch.device("meta"):
         small = Conformer(kept_shape(model.shape, axes, floats))

@@ -46,6 +46,9 @@ def repaired(
 ) -> Conformer:
     """Extract a choice, with consumers adjusted so that their outputs stay near the reference's.
 
+    Batch-norm statistics of the student become those of the reference: gates that were drawn anew
+    each step have left none that fit.
+
     Args:
         model: The student, all its units still there.
         reference: Gates under which the student computes what is wanted; empty for as it is.
@@ -53,11 +56,15 @@ def repaired(
         how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them anew.
         speech: What the consumers' inputs are measured on.
     """
+    device = model.head.weight.device
+    choice = {name: units.to(device) for name, units in choice.items()}
     target = reference_gates(model.axes(), reference, choice)
+    folded = fold(tensors_of(model), model.axes(), target, narrow_from=math.inf)
+    if reference and speech:
+        reestimate_statistics(model, speech, folded=folded)
     small = extract(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
         return small
-    folded = fold(tensors_of(model), model.axes(), target, narrow_from=math.inf)
     consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
     grams = input_grams(model, folded, consumers, speech)
     for consumer in consumers:
@@ -70,8 +77,9 @@ def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[s
     """The reference's gates, opened where a unit is kept although the reference had closed it."""
     gates = {}
     for axis in axes:
-        z = reference.get(axis.name, torch.ones(axis.size))
-        gates[axis.name] = torch.where(choice[axis.name] & (z == 0), torch.ones_like(z), z)
+        kept = choice[axis.name]
+        z = reference.get(axis.name, torch.ones(axis.size)).to(kept.device)
+        gates[axis.name] = torch.where(kept & (z == 0), torch.ones_like(z), z)
     return gates
 
 
@@ -90,8 +98,13 @@ def input_grams(
 
 
 @torch.no_grad()
-def reestimate_statistics(model: Conformer, speech: Calibration) -> None:
-    """Batch-norm statistics anew, as the plain mean over batches; dropout stays off."""
+def reestimate_statistics(
+    model: Conformer, speech: Calibration, *, folded: Folded | None = None
+) -> None:
+    """Batch-norm statistics anew, as the plain mean over batches; dropout stays off.
+
+    With `folded`, those of the model under its gates, whose channels must not be narrowed.
+    """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     model.eval()
     for norm in norms:
@@ -99,7 +112,10 @@ def reestimate_statistics(model: Conformer, speech: Calibration) -> None:
     for i, (features, num_frames) in enumerate(speech):
         for norm in norms:
             norm.momentum = 1 / (i + 1)
-        model(features, num_frames)
+        if folded is None:
+            model(features, num_frames)
+        else:
+            gated_forward(model, features, num_frames, folded)
     for norm in norms:
         norm.momentum = 0.1
         norm.eval()
@@ -112,7 +128,7 @@ def solved(
 ) -> Float[Tensor, "outputs kept"]:
     """Columns for the kept inputs that come nearest to what all columns give."""
     inside = gram[kept][:, kept]
-    ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside), dtype=gram.dtype)
+    ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside)).to(gram)
     return torch.linalg.solve(inside + ridge, gram[kept] @ weight.T).T
 
 
@@ -127,7 +143,7 @@ def scaled(
     products = (gram * (weight.T @ weight)).view(units, block, units, block).sum((1, 3))
     inside = products[kept][:, kept]
     rest = products[kept][:, ~kept].sum(1)  # what is missing of the target when m is 1
-    ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside), dtype=gram.dtype)
+    ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside)).to(gram)
     factors = 1 + torch.linalg.solve(inside + ridge, rest)
     # Large factors mean an ill-posed axis: better left alone.
     return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
@@ -206,7 +222,7 @@ def _mend(
         factors = scaled(gram[:-1, :-1], wanted, kept, block)
         columns = wanted[:, kept.repeat_interleave(block)] * factors.repeat_interleave(block)
     else:
-        inputs = torch.cat((kept.repeat_interleave(block), torch.ones(1, dtype=torch.bool)))
+        inputs = torch.cat((kept.repeat_interleave(block), kept.new_ones(1)))
         solution = solved(gram, torch.cat((wanted, bias), dim=1), inputs)
         columns = solution[:, :-1]
         assert module.bias is not None

@@ -139,3 +139,21 @@ def test_a_choice_is_extracted_as_it_is_where_nothing_is_to_be_repaired():
 
     for name, tensor in extract(model, as_mask(choice)).state_dict().items():
         assert torch.equal(small.state_dict()[name], tensor)
+
+
+def test_a_reference_under_gates_is_repaired_towards_with_statistics_of_its_own():
+    model = small_model(shape=deeper(2)).double()
+    mask = {name: z.double() for name, z in random_mask(model.axes(), "soft").items()}
+    choice = {name: z > 0.3 for name, z in mask.items()}
+    choice["width"], choice["frontend.sub1"] = mask["width"] > 0, mask["frontend.sub1"] > 0
+    speech = [ragged_speech(240, 180, dtype=torch.float64)]
+    stale = small_model(shape=deeper(2)).double()
+    for name, buffer in stale.named_buffers():
+        if "running" in name:
+            buffer.mul_(30)
+
+    fresh = repaired(model, mask, choice, how="ls", speech=speech)
+    mended = repaired(stale, mask, choice, how="ls", speech=speech)
+
+    for name, tensor in fresh.state_dict().items():
+        torch.testing.assert_close(mended.state_dict()[name], tensor)

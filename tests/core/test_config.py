@@ -1,0 +1,73 @@
+"""Unknown input is refused by name, never dropped."""
+
+import pytest
+
+from core.config import Config, ConfigError, TrialConfig, method_names
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pruning": {"lambda_lrr": 1.0}}, r"`pruning.lambda_lrr`.*did you mean `lambda_lr`"),
+        ({"prunin": {}}, r"`prunin` is not a key; did you mean `pruning`"),
+        ({"pruning": {"zzz": 1}}, r"`pruning.zzz` is not a key; known are method, resource"),
+        ({"corpus": {"demo": {"sed": 1}}}, r"`corpus.demo.sed` is not a key; did you mean `seed`"),
+        ({"pruning": {"target_sparsity": 1.0}}, r"`pruning.target_sparsity` must be less than 1"),
+        ({"pruning": {"target_sparsity": "half"}}, r"must be number, but is 'half' instead"),
+        ({"pruning": {"target_sparsity": float("nan")}}, r"`pruning.target_sparsity` must be"),
+        ({"pruning": {"steps": 1.5}}, r"`pruning.steps` must be integer"),
+        ({"pruning": {"steps": True}}, r"`pruning.steps` must be integer"),
+        ({"pruning": {"method": "magnitud"}}, r"`pruning.method`.*did you mean `magnitude`"),
+        ({"pruning": {"axes": ["heads"]}}, r"`pruning.axes.0` must be .*but is 'heads'"),
+        ({"pruning": {"axes": []}}, r"`pruning.axes`"),
+        ({"pruning": "l0"}, r"`pruning` must be"),
+        ({"corpus": {"speeds": [3.0]}}, r"`speeds` must lie in \[0.5, 2\], but one is 3.0"),
+        (
+            {"corpus": {"demo": {"snr_low_db": 40.0}}},
+            r"`snr_low_db` must be at most `snr_high_db`, but is 40.0",
+        ),
+        ({"model": {"size": "huge"}}, r"`model.size` must be 'tiny', 'small', 'medium' or 'large'"),
+        ({"runtime": {"device": "tpu"}}, r"`runtime.device` must be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TrialConfig.parse(values)
+
+
+def test_every_culprit_has_a_line():
+    with pytest.raises(ConfigError) as caught:
+        TrialConfig.parse({"seed": -1, "pruning": {"stepps": 1, "gate_lr": 0.0}})
+
+    lines = str(caught.value).splitlines()
+    assert [line.split("`")[1] for line in lines] == ["seed", "pruning.gate_lr", "pruning.stepps"]
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        TrialConfig().seed = 3
+
+
+def test_what_is_written_out_is_read_back():
+    config = TrialConfig.parse({"seed": 5, "pruning": {"axes": ["head"]}})
+
+    assert TrialConfig.parse(config.model_dump()) == config
+
+
+def test_every_field_says_what_it_means():
+    def silent(section: type[Config], place: str) -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Config):
+                found += silent(kind, f"{place}{name}.")
+            elif not field.description:
+                found.append(place + name)
+        return found
+
+    assert silent(TrialConfig, "") == []
+
+
+def test_the_registry_of_methods_is_its_folder():
+    assert method_names() == sorted(method_names())
+    assert not any(name.startswith("_") for name in method_names())
