@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["teacher", "search", "tune", "measure"]
+Stage = Literal["speech", "teacher", "search", "tune", "measure"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +13,7 @@ class Report:
 
     stage: Stage
     step: int
-    """Optimizer steps done, all stages of this trial counted."""
+    """Optimizer steps done, all stages of this trial counted; of `speech`, parts made ready."""
     total_steps: int
     """Optimizer steps the trial will have done at its end."""
     wer: float | None = None

@@ -17,7 +17,7 @@ from core.config import ConfigError, TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
 from core.corpora.batches import Batch, TrainBatches
-from core.corpora.prepared import Speech, is_prepared, open_speech, prepare_speech
+from core.corpora.prepared import NUM_PARTS, Speech, is_prepared, open_speech, prepare_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
 from core.pruning.budget import Budget, Scores, choose
@@ -66,7 +66,8 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
     if not is_prepared(config.corpus, place.features):
         torch.set_num_threads(_cores())
         tokens = given.tokenizer if given else None
-        prepare_speech(config.corpus, place.features, tokenizer=tokens)
+        for part in prepare_speech(config.corpus, place.features, tokenizer=tokens):
+            yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
     if bundle.is_whole(place.teacher / "model"):
         return
     if given is not None:
@@ -246,9 +247,6 @@ def _journey(
 def _set_chance(config: TrialConfig, threads: int) -> None:
     """The one door through which chance comes in; the order of the data has its own generator."""
     torch.set_num_threads(threads)
-    # oneDNN keeps what it compiled for 1024 shapes, and every batch is one: gigabytes. It reads
-    # this when it is first needed.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     torch.manual_seed(config.seed)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from core.report import Outcome, Report
 
-STAGES = ("teacher", "search", "tune", "measure")
+STAGES = ("speech", "teacher", "search", "tune", "measure")
 
 
 def key(name: str) -> str:

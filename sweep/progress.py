@@ -85,11 +85,11 @@ class Progress:
             self._live = None
 
     def teacher(self, report: Report) -> None:
-        """The teacher came a step further."""
+        """What all trials share came a step further: speech, then teacher."""
         with self._lock:
             self._teacher = report
         if not self.is_live:
-            self._say(f"teacher: {_described(report)}")
+            self._say(f"{report.stage}: {_described(report)}")
 
     def trial(self, record: TrialRecord) -> None:
         """A trial's record changed; news only if its state did."""
@@ -135,7 +135,7 @@ class Progress:
         bars.title, bars.title_justify, bars.title_style = self.title, "left", "bold"
         if self._teacher is not None:
             share = self._teacher.step / max(1, self._teacher.total_steps)
-            bars.add_row("teacher", _bar(share), _described(self._teacher))
+            bars.add_row(self._teacher.stage, _bar(share), _described(self._teacher))
         bars.add_row("sweep", _bar(self._share()), self._count_line())
         bars.add_row("front", "", self._front_line())
         bars.add_row("time", "", self._time_line())
@@ -215,6 +215,8 @@ class Progress:
 
 
 def _described(report: Report) -> str:
+    if report.stage == "speech":
+        return f"{report.step} of {report.total_steps} parts ready"
     stage = "" if report.stage == "teacher" else f"{report.stage}, "
     parts = [f"{stage}step {report.step} of {report.total_steps}"]
     if report.wer is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -48,8 +49,10 @@ class Batch:
 
 def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
     items = [store.item(i) for i in indices]
+    features = pad_sequence([item.features for item in items], batch_first=True)
+    frames = features.shape[1]
     return Batch(
-        features=pad_sequence([item.features for item in items], batch_first=True),
+        features=F.pad(features, (0, 0, 0, padded_frames(frames) - frames)),
         num_frames=torch.tensor([len(item.features) for item in items]),
         tokens=pad_sequence([item.tokens for item in items], batch_first=True),
         num_tokens=torch.tensor([len(item.tokens) for item in items]),
@@ -58,6 +61,16 @@ def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
         texts=tuple(item.text for item in items),
         indices=tuple(indices),
     )
+
+
+def padded_frames(num_frames: int) -> int:
+    """The next of few lengths, eight an octave.
+
+    Kernels are compiled for each shape that is new: with every length a batch has of its own, that
+    took a third of the training time in bf16 on a CPU, and gigabytes for what was kept.
+    """
+    step = 1 << max(0, (num_frames - 1).bit_length() - 4)
+    return -(-num_frames // step) * step
 
 
 class TrainBatches:
@@ -115,10 +128,10 @@ def _cut(order: np.ndarray, num_frames: np.ndarray, batch_seconds: float) -> lis
     batches: list[list[int]] = []
     longest = 0
     for i in order.tolist():
-        longest = max(longest, int(num_frames[i]))
+        longest = max(longest, padded_frames(int(num_frames[i])))
         is_full = batches and longest * (len(batches[-1]) + 1) > batch_seconds * FRAMES_PER_SECOND
         if is_full or not batches:
             batches.append([])
-            longest = int(num_frames[i])
+            longest = padded_frames(int(num_frames[i]))
         batches[-1].append(i)
     return batches

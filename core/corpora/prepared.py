@@ -2,16 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
-from core.corpora.corpus import open_corpus
+from core.corpora.corpus import SplitName, open_corpus
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import FILE_NAME, Tokenizer, transcript
 
-_SPLITS = ("train", "dev", "test")
+_SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
+NUM_PARTS = 1 + len(_SPLITS)
 _INDEX = "prepared.json"
 
 
@@ -52,22 +54,25 @@ def is_prepared(config: CorpusConfig, folder: Path) -> bool:
 
 def prepare_speech(
     config: CorpusConfig, folder: Path, *, tokenizer: Tokenizer | None = None
-) -> Speech:
+) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
+
+    Yields:
+        How many of the `NUM_PARTS` are ready: the corpus, then each split's features.
 
     Raises:
         CorpusError: naming what of the corpus cannot be used.
     """
     corpus = open_corpus(config, folder)
+    yield 1
     if tokenizer is None:
         tokenizer = Tokenizer.train(map(transcript, corpus.train), config, folder)
     tokenizer.save(folder / FILE_NAME)
-    stores = {
-        split: cached(corpus, split, tokenizer, config, folder).folder.name
-        for split in ("train", "dev", "test")
-    }
+    stores = {}
+    for split in _SPLITS:
+        stores[split] = cached(corpus, split, tokenizer, config, folder).folder.name
+        yield 1 + len(stores)
     prepared = {"corpus": config.model_dump(), "digest": corpus.digest, "stores": stores}
     beside = folder / f".{_INDEX}.{os.getpid()}"
     beside.write_text(json.dumps(prepared, indent=1))
     beside.replace(folder / _INDEX)
-    return open_speech(folder)
