@@ -5,6 +5,7 @@ worth, after training gates or at once; selection, repair, extraction, tuning an
 shared.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -54,7 +55,7 @@ class Workbench:
         return self.config.pruning.target_sparsity
 
 
-class Method:
+class Method(ABC):
     """Override what differs; most methods need only `found`."""
 
     def target(self, config: TrialConfig) -> float:
@@ -66,9 +67,9 @@ class Method:
         del bench
         return None
 
+    @abstractmethod
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         """What the search left, or what can be said at once."""
-        raise NotImplementedError
 
     def started(self, model: Conformer, bench: Workbench) -> Conformer:
         """The extracted model as its tuning starts."""
