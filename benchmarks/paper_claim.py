@@ -104,7 +104,7 @@ def cell(
 def trained(cells: list[Cell], root: Path, workers: int) -> None:
     console = Console(stderr=True)
     for report in prepare(cells[0].config, place_of(root, "none")):
-        console.print(f"teacher {report.step}/{report.total_steps} WER {report.wer:.4f}")
+        console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
     measure(root, root / "teacher", bundle.load(root / "teacher" / "model"))
     jobs = [(cell, root) for cell in cells]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:

@@ -358,6 +358,7 @@ def server(folder, tmp_path):
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    cwd=tmp_path,  # where the server keeps what is uploaded to it
                 )
             )
         for _ in range(240):
