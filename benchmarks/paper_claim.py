@@ -1,13 +1,16 @@
 """The paper's claim in our terms: its method, ablations and baselines at equal steps.
 
 Every row is trained with the same total steps from the same teacher, several seeds each; WER is
-over dev and test together, intervals by a bootstrap over utterances, differences to dense
-paired. Trials are kept in --dir, so an interrupted run goes on where it stopped.
+over dev and test together, intervals by a bootstrap over utterances, differences paired: to the
+teacher, to dense, and to L0 at the same target. Speed-ups are measured when all training is over,
+each model side by side with the teacher. Trials are kept in --dir, so an interrupted run goes on
+where it stopped.
 """
 
 import argparse
 import json
 import multiprocessing
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import arguments, emit
+from measuring import arguments, emit, interleaved
 from rich.console import Console
 
 from core.config import TrialConfig
+from core.conformer.shape import MELS
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.recognition import recognised
@@ -42,6 +46,7 @@ TARGETS = (
     ("flops", 0.9),
     ("flops", 0.95),
 )
+LATENCY_REPEATS = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,22 +151,32 @@ def heard(found: bundle.Bundle, speech: Speech) -> tuple[list[str], list[str]]:
 
 def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
     """One row a name and target, seeds pooled utterance by utterance."""
-    groups: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    groups["teacher", ""] = [root / "teacher"]
     for cell in cells:
-        groups[cell.target, cell.name].append(cell)
-    outcome = bundle.load(root / "teacher" / "model").report["outcome"]
-    teacher = errors_of([root / "teacher"])
-    control = groups.get(("", "dense"), [])
-    dense = errors_of([root / "cells" / cell.folder for cell in control]) if control else teacher
-    rows = [row(("", "teacher"), [outcome], teacher, dense, 1)]
-    for key, group in groups.items():
-        folders = [root / "cells" / cell.folder for cell in group]
-        outcomes = [bundle.load(f / "model").report["outcome"] for f in folders]
-        rows.append(row(key, outcomes, errors_of(folders), dense, len(group)))
-    return rows
+        groups[cell.name, cell.target].append(root / "cells" / cell.folder)
+    errors = {key: errors_of(folders) for key, folders in groups.items()}
+    speedups = measured_speedups(groups)
+    return [
+        {
+            "name": name,
+            "target": target,
+            **outcome_of(groups[name, target]),
+            "speedup": speedups[name, target],
+            **wer_of(own),
+            **against("teacher", own, errors["teacher", ""]),
+            **against("dense", own, errors.get(("dense", ""), own)),
+            **against("l0", own, errors.get(("l0", target), own)),
+            "seeds": len(groups[name, target]),
+        }
+        for (name, target), own in errors.items()
+    ]
 
 
+Key = tuple[str, str]
+"""A row's name and target."""
 Errors = tuple[list[float], list[float]]
+"""Errors and words, an utterance."""
 
 
 def errors_of(folders: list[Path]) -> Errors:
@@ -171,33 +186,55 @@ def errors_of(folders: list[Path]) -> Errors:
     return errors, kept[0]["words"]
 
 
-def row(
-    group: tuple[str, str], outcomes: list[dict[str, Any]], own: Errors, dense: Errors, seeds: int
-) -> dict[str, Any]:
-    target, name = group
-    errors, words = own
-    low, high = bootstrap(errors, words, samples=10_000, confidence=0.95, seed=0)
-    against = paired_difference(errors, dense[0], words, samples=10_000)
+def outcome_of(folders: list[Path]) -> dict[str, float]:
+    """What the models are, in the mean over seeds."""
+    reports = [bundle.load(folder / "model").report["outcome"] for folder in folders]
 
     def mean(key: str) -> float:
-        return sum(outcome[key] for outcome in outcomes) / len(outcomes)
+        return sum(outcome[key] for outcome in reports) / len(reports)
 
     return {
-        "name": name,
-        "target": target,
         "params": round(mean("params")),
         "gflops": mean("gflops"),
         "params_removed": mean("params_sparsity"),
         "flops_removed": mean("flops_sparsity"),
-        "latency_ms": mean("latency_ms"),
-        "wer": sum(errors) / sum(words),
-        "wer_low": low,
-        "wer_high": high,
-        "to_dense": against.difference,
-        "to_dense_low": against.low,
-        "to_dense_high": against.high,
-        "seeds": seeds,
     }
+
+
+def wer_of(own: Errors) -> dict[str, float]:
+    errors, words = own
+    low, high = bootstrap(errors, words, samples=10_000, confidence=0.95, seed=0)
+    return {"wer": sum(errors) / sum(words), "wer_low": low, "wer_high": high}
+
+
+def against(name: str, own: Errors, other: Errors) -> dict[str, float]:
+    """How much more of the words are wrong than with the other, with a paired interval."""
+    errors, words = own
+    paired = paired_difference(errors, other[0], words, samples=10_000)
+    key = f"to_{name}"
+    return {key: paired.difference, f"{key}_low": paired.low, f"{key}_high": paired.high}
+
+
+@torch.inference_mode()
+def measured_speedups(groups: dict[Key, list[Path]]) -> dict[Key, float]:
+    """Teacher's time over the model's, batch 1, 10 s of audio, one thread: median over seeds."""
+    torch.set_num_threads(1)
+    teacher = bundle.load(groups["teacher", ""][0] / "model").model.eval()
+    features, num_frames = torch.randn(1, 1000, MELS), torch.tensor([1000])
+
+    def speedup(folder: Path) -> float:
+        model = bundle.load(folder / "model").model.eval()
+        seconds = interleaved(
+            {
+                "teacher": lambda: teacher(features, num_frames),
+                "model": lambda: model(features, num_frames),
+            },
+            repeats=LATENCY_REPEATS,
+        )
+        pairs = zip(seconds["teacher"], seconds["model"], strict=True)
+        return statistics.median(whole / small for whole, small in pairs)
+
+    return {key: statistics.median(map(speedup, folders)) for key, folders in groups.items()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ A table stands between `<!-- NAME -->` and `<!-- end -->`; a test checks that fi
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,54 @@ def rendered(text: str) -> str:
 
 
 def table(name: str) -> str:
-    result = json.loads((RESULTS / f"{name}.json").read_text())
-    rows = COLUMNS[name](result["rows"])
+    file, columns = TABLES[name]
+    rows = columns(json.loads((RESULTS / f"{file}.json").read_text())["rows"])
     head = list(rows[0])
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def paper_claim(rows: Sequence[Row]) -> list[dict[str, str]]:
+def claim_wer(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The teacher and its further training have no target, and a column of their own."""
+    unpruned = [row for row in rows if not row["target"]]
+    empty = dict.fromkeys(targets(rows), "")
     return [
-        {
-            "model": row["name"],
-            "asked to remove": row["target"] or "-",
-            "parameters": f"{row['params'] / 1e6:.2f} M",
-            "FLOPs": f"-{percent(row['flops_removed'])}",
-            "WER % (95 %)": with_interval(row, "wer"),
-            "against dense": with_interval(row, "to_dense", sign="+"),
-            "seeds": str(row["seeds"]),
-        }
-        for row in rows
+        *({"model": row["name"], "unpruned": wer_of(row), **empty} for row in unpruned),
+        *({"model": "", "unpruned": "", **row} for row in by_target(rows, wer_of)),
     ]
+
+
+def claim_to_l0(rows: Sequence[Row]) -> list[dict[str, str]]:
+    others = [row for row in rows if row["name"] != "l0"]
+    return by_target(others, lambda row: with_interval(row, "to_l0", sign="+"))
+
+
+def claim_size(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return by_target(
+        rows,
+        lambda row: (
+            f"{percent(row['params_removed'])}, {percent(row['flops_removed'])},"
+            f" {row['speedup']:.2f} x"
+        ),
+    )
+
+
+def by_target(rows: Sequence[Row], said: Callable[[Row], str]) -> list[dict[str, str]]:
+    """A row a method, a column a target."""
+    names = dict.fromkeys(row["name"] for row in rows if row["target"])
+    cells = {(row["name"], row["target"]): said(row) for row in rows}
+    return [
+        {"model": name} | {target: cells.get((name, target), "") for target in targets(rows)}
+        for name in names
+    ]
+
+
+def targets(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["target"] for row in rows if row["target"]))
+
+
+def wer_of(row: Row) -> str:
+    return with_interval(row, "wer")
 
 
 def masked_overhead(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -87,12 +115,15 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
-COLUMNS = {
-    "paper_claim": paper_claim,
-    "masked_overhead": masked_overhead,
-    "realised_speed": realised_speed,
-    "orchestration": orchestration,
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
+    "paper_claim": ("paper_claim", claim_wer),
+    "paper_claim_to_l0": ("paper_claim", claim_to_l0),
+    "paper_claim_size": ("paper_claim", claim_size),
+    "masked_overhead": ("masked_overhead", masked_overhead),
+    "realised_speed": ("realised_speed", realised_speed),
+    "orchestration": ("orchestration", orchestration),
 }
+"""What stands between the marks: of which result, and how it is said."""
 
 
 def percent(share: float) -> str:
