@@ -104,7 +104,7 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     shutil.copytree(shared.features, sweep_folder / "features")
     row = sweep_times(sweep_folder)
     records = see(sweep_folder).records
-    configs = [config.space.trial_config(record.params) for record in records]
+    configs = [config.space.trial_config(record.settings) for record in records]
     seconds = loop_seconds(configs, shared, args.concurrent)
     return {
         "name": f"{args.trials} trials, {args.concurrent} side by side",

@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     parser.add_argument("--search-steps", type=int, default=200)
     parser.add_argument("--tuning-steps", type=int, default=200)
+    parser.add_argument("--tuning-rate", type=float, default=6e-4, help="its peak")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--removed", nargs="+", type=float, help="only these shares")
     parser.add_argument("--table-only", action="store_true", help="of the trials that are done")
     args = parser.parse_args()
     root = args.dir.resolve()
@@ -78,21 +81,29 @@ def main() -> None:
     if not args.table_only:
         trained(cells, root, args.workers)
     finished = [cell for cell in cells if (root / "cells" / cell.folder / "errors.json").is_file()]
-    values = {"steps": args.search_steps + args.tuning_steps, "trials": len(finished)}
-    emit("paper_claim", tabulated(finished, root), values, args)
+    values = {
+        "steps": args.search_steps + args.tuning_steps,
+        "tuning_rate": args.tuning_rate,
+        "trials": len(finished),
+    }
+    emit(root.name, tabulated(finished, root), values, args)
 
 
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed and target by target, so that whatever is done can be compared."""
     base = load(args.space).space.base.model_dump()
     base["pruning"]["steps"], base["tuning"]["steps"] = args.search_steps, args.tuning_steps
+    base["tuning"]["learning_rate"] = args.tuning_rate
     every = args.search_steps + args.tuning_steps
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     for seed in range(args.seeds):
         yield cell(base, "dense", {"pruning": {"method": "dense"}}, "", seed)
         for resource, sparsity in TARGETS:
+            if args.removed and sparsity not in args.removed:
+                continue
             target = f"{round(100 * sparsity)} % {resource}"
-            for name, overrides in METHODS.items():
+            for name in args.methods:
+                overrides = METHODS[name]
                 wanted = {"resource": resource, "target_sparsity": sparsity}
                 merged = {**overrides, "pruning": {**overrides["pruning"], **wanted}}
                 yield cell(base, name, merged, target, seed)

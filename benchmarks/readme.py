@@ -77,6 +77,21 @@ def wer_of(row: Row) -> str:
     return with_interval(row, "wer")
 
 
+def front(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "model": row["name"],
+            "method": row["method"],
+            "parameters": f"{row['params'] / 1e6:.3f} M",
+            "removed": f"{percent(row['params_sparsity'])} of parameters,"
+            f" {percent(row['flops_sparsity'])} of FLOPs",
+            "WER % on dev (95 %)": with_interval(row, "wer"),
+            "on test": with_interval(row, "test_wer"),
+        }
+        for row in rows
+    ]
+
+
 def masked_overhead(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
@@ -116,9 +131,11 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
+    "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
     "paper_claim_to_l0": ("paper_claim", claim_to_l0),
     "paper_claim_size": ("paper_claim", claim_size),
+    "paper_claim_rate": ("paper_claim_rate", claim_wer),
     "masked_overhead": ("masked_overhead", masked_overhead),
     "realised_speed": ("realised_speed", realised_speed),
     "orchestration": ("orchestration", orchestration),

@@ -236,6 +236,8 @@ class TrainingConfig(Config):
 
     batch_seconds: float = Field(60.0, gt=0, le=100_000)
     """Speech in a batch, padding included, in seconds."""
+    micro_batches: int = Field(1, ge=1, le=1024)
+    """Parts in which a batch passes, for less memory; batch-norm sees one part at a time."""
     clip: float = Field(5.0, gt=0, le=1e6)
     """Largest norm of the weights' gradient; gates and multipliers are never clipped."""
     augment: AugmentConfig = AugmentConfig()

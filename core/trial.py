@@ -62,6 +62,8 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
         CorpusError: naming what of the corpus cannot be used.
         BundleError: if a given teacher is no whole bundle.
     """
+    if is_prepared(config.corpus, place.features) and bundle.is_whole(place.teacher / "model"):
+        return
     given = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
     if not is_prepared(config.corpus, place.features):
         torch.set_num_threads(_cores())
@@ -165,7 +167,13 @@ def _train_teacher(config: TrialConfig, place: Place) -> Iterator[Report]:
     )
     steps = config.teacher.steps
     stage = DenseStage(
-        model, stage="teacher", steps=steps, rates=rates, judge=judge, runtime=config.runtime
+        model,
+        stage="teacher",
+        steps=steps,
+        rates=rates,
+        judge=judge,
+        runtime=config.runtime,
+        micro_batches=config.training.micro_batches,
     )
     journey = _journey(config, place.teacher, speech, device, steps)
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
@@ -227,6 +235,7 @@ def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -
         judge=bench.judge,
         runtime=config.runtime,
         taught=Taught(distillation=bench.distillation, choice=choice),
+        micro_batches=config.training.micro_batches,
     )
 
 

@@ -18,6 +18,8 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a banner whatever the verbosity
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each driver without a GPU is warned
+    # Ray's own killing of a worker is an error that ends all of Tune; the system's is heard by it.
+    "RAY_memory_monitor_refresh_ms": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # of Tune's state nothing is ever read
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one trial is asked for while others run, not more

@@ -4,35 +4,39 @@
 ledger says what is left; Ray Tune places and runs it, and nothing of Tune's is ever restored.
 """
 
-import signal
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
 from ray import tune
 
 from core.config import TrialConfig
-from core.report import Outcome, Report
+from core.report import Report
 from sweep import actor, cluster
-from sweep.config import SweepConfig, open_config
-from sweep.ledger import FILE, Ledger, locked
+from sweep.changes import changes, check
+from sweep.config import SweepConfig, open_config, parse
+from sweep.interruption import SIGNAL_SECONDS, Interruption
+from sweep.ledger import FILE, Ledger
+from sweep.limits import reached
+from sweep.lock import clear_stop, locked
 from sweep.progress import Progress
+from sweep.provenance import code_version
 from sweep.records import TrialRecord
 from sweep.sampling import Sampling
+from sweep.scheduler import FrontScheduler
 from sweep.scribe import Scribe
 from sweep.searcher import LedgerSearcher
+from sweep.stopping import Stopping, first_step
+from sweep.warm_start import recalled
+from sweep.watch import Watch
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 3, 75
 """What a segment ends with; exit codes of the program."""
-
-SIGNAL_SECONDS = 1.0
-"""Signals are heard at least so often."""
-MOST_LOST_WORKERS = 3
-"""A trial whose worker dies so often in one segment is at fault itself."""
+MOST_BREAKS = 3
+"""So often a segment begins anew when Tune breaks."""
 
 
 class SweepError(RuntimeError):
@@ -41,12 +45,13 @@ class SweepError(RuntimeError):
     exit_code = SOME_FAILED
 
 
-def run(folder: Path, *, address: str | None = None) -> int:
+def run(folder: Path, *, address: str | None = None, should_retry: bool = False) -> int:
     """Run what is left of a sweep, and return the exit code.
 
     Args:
         folder: the sweep's directory.
         address: of the Ray cluster to join; by default one is started on this machine.
+        should_retry: whether failed trials are tried again, too.
 
     Raises:
         ConfigError, LedgerError, LockedError, TrackingError, ClusterError: before anything runs.
@@ -56,9 +61,15 @@ def run(folder: Path, *, address: str | None = None) -> int:
     folder = folder.resolve()
     config = open_config(folder)
     with locked(folder):
-        ledger = Ledger.open(folder) if (folder / FILE).exists() else Ledger.create(folder)
+        clear_stop(folder)
+        ledger = (
+            Ledger.open(folder)
+            if (folder / FILE).exists()
+            else Ledger.create(folder, config.sweep.objectives)
+        )
         try:
-            return Segment(folder, config, ledger).run(address)
+            segment = Segment(folder, config, ledger)
+            return segment.run(address, should_retry=should_retry)
         finally:
             ledger.close()
 
@@ -76,32 +87,38 @@ class Segment:
         self.folder = folder
         self.config = config
         self.ledger = ledger
-        self._interruption = Interruption()
+        self.interruption = Interruption(folder)
 
     @property
     def is_complete(self) -> bool:
         """Whether every trial wanted is there and over."""
         records = self.ledger.records()
         is_over = all(record.state not in ("waiting", "running") for record in records)
-        return is_over and len(records) >= self.config.sweep.trials
+        return is_over and reached(records, self.config) is not None
 
-    def run(self, address: str | None) -> int:
+    def run(self, address: str | None, *, should_retry: bool) -> int:
         """Everything in order; SIGINT, SIGTERM and SIGUSR1 end it early and in order, too."""
-        (self.folder / "logs").mkdir(exist_ok=True)
+        changed = self._admitted()
         self.ledger.reconcile()
+        failed = [r.number for r in self.ledger.records() if r.state == "failed"]
+        for number in failed if should_retry else ():
+            self.ledger.retry(number)
         scribe = Scribe(self.folder, self.config, self.ledger)
         with ExitStack() as stack:
-            stack.enter_context(self._interruption.heeded())
+            stack.enter_context(self.interruption.heeded())
             progress = stack.enter_context(self._progress())
             scribe.open()
+            for change in changed:
+                scribe.event("changed", what=change)
+                progress.event(f"changed since the last run: {change}")
             try:
                 if not self.is_complete:
                     progress.event(f"joining Ray at {address}" if address else "starting Ray")
                     stack.enter_context(cluster.joined(address))
-                    stack.enter_context(self._interruption.heeded())
-                    self._interruption.check()
+                    stack.enter_context(self.interruption.heeded())
+                    self.interruption.check()
                     self._make_teacher(scribe, progress)
-                    self._run_trials(scribe, progress)
+                    self._run_trials_to_the_end(scribe, progress)
             except (KeyboardInterrupt, SystemExit):  # the latter is Ray's, while it starts
                 pass  # the ledger says what is left
             finally:
@@ -111,9 +128,28 @@ class Segment:
                 scribe.close(is_interrupted=not self.is_complete)
         return self._verdict()
 
+    def _admitted(self) -> list[str]:
+        """What changed since the last segment, in words; what must not is refused.
+
+        Raises:
+            ConfigError: if the sweep was begun with another config, naming where it differs.
+        """
+        before, code = self.ledger.noted("config"), self.ledger.noted("code")
+        now, code_now = self.config.toml(), code_version()
+        found = changes(parse(before, source="the ledger"), self.config) if before else []
+        check(found)
+        said = [str(change) for change in found]
+        if code not in (None, code_now):
+            said.append(f"the program: {code} -> {code_now}")
+        if before != now:
+            self.ledger.note("config", now)
+        if code != code_now:
+            self.ledger.note("code", code_now)
+        return said
+
     def _progress(self) -> Progress:
         budget = self.config.sweep
-        return Progress(budget.name, budget.trials, records=self.ledger.records())
+        return Progress(budget.name, self.config.num_trials, records=self.ledger.records())
 
     def _verdict(self) -> int:
         if not self.is_complete:
@@ -139,7 +175,7 @@ class Segment:
                 progress.teacher(report)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
-            self.log("teacher", str(error))
+            scribe.log("teacher", str(error))
             if isinstance(cause, ValueError):
                 raise cause from None  # a person's to put right, and in one line already
             raise SweepError(
@@ -150,7 +186,8 @@ class Segment:
         """What a streaming task yields, while listening for signals, too."""
         while True:
             ready, _ = ray.wait([reports], timeout=SIGNAL_SECONDS)
-            self._interruption.check()
+            self.interruption.listen()
+            self.interruption.check()
             if not ready:
                 continue
             try:
@@ -158,16 +195,33 @@ class Segment:
             except StopIteration:
                 return
 
+    def _run_trials_to_the_end(self, scribe: Scribe, progress: Progress) -> None:
+        """Run the trials, beginning again where Tune itself breaks: the ledger knows how far."""
+        for remaining in reversed(range(MOST_BREAKS + 1)):
+            try:
+                self._run_trials(scribe, progress)
+            except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
+                scribe.log("driver", traceback.format_exc())
+                self.interruption.check()
+                line = actor.described(error)
+                if not remaining:
+                    raise SweepError(
+                        f"Ray broke again and again: {line} (see logs/driver.log)"
+                    ) from error
+                progress.event(f"Ray broke; going on from the ledger: {line}")
+                scribe.event("broke", why=line)
+                self.ledger.reconcile()
+            else:
+                return
+
     def _run_trials(self, scribe: Scribe, progress: Progress) -> None:
-        sampling = Sampling(
-            self.config.space, sampler=self.config.search.sampler, budget=self.config.sweep
-        )
-        for record in self.ledger.records():
+        sampling = Sampling(self.config.space, search=self.config.search, budget=self.config.sweep)
+        for record in (*recalled(self.folder), *self.ledger.records()):
             sampling.observe(record)
         searcher = LedgerSearcher(
             self.ledger,
             sampling,
-            trials=self.config.sweep.trials,
+            config=self.config,
             concurrent=self.config.resources.concurrent,
             pack=self._packed_record,
         )
@@ -179,6 +233,7 @@ class Segment:
                 ),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
+                    scheduler=self._scheduler(),
                     num_samples=-1,  # the searcher knows the end
                     reuse_actors=True,
                     trial_name_creator=_trial_name,
@@ -187,7 +242,16 @@ class Segment:
                 run_config=tune.RunConfig(
                     name="segment",
                     storage_path=scratch,
-                    callbacks=[Watch(self, searcher, scribe, progress)],
+                    callbacks=[
+                        Watch(
+                            ledger=self.ledger,
+                            searcher=searcher,
+                            scribe=scribe,
+                            progress=progress,
+                            interruption=self.interruption,
+                            config_of=self._config_of,
+                        )
+                    ],
                     verbose=0,
                 ),
             )
@@ -196,8 +260,25 @@ class Segment:
             finally:
                 searcher.end()
 
+    def _scheduler(self) -> FrontScheduler | None:
+        """None is Tune's own: every trial ends by itself."""
+        rule, space = self.config.early_stopping, self.config.space
+        if rule.kind == "none":
+            return None
+        stopping = Stopping(
+            kind=rule.kind,
+            first=first_step(space.base),
+            keep=rule.keep,
+            growth=rule.growth,
+            strata=rule.strata,
+        )
+        return FrontScheduler(stopping, self.ledger, space)
+
     def _packed_record(self, record: TrialRecord) -> actor.Job:
-        return self._packed(record.number, self.config.space.trial_config(record.params))
+        return self._packed(record.number, self._config_of(record))
+
+    def _config_of(self, record: TrialRecord) -> TrialConfig:
+        return self.config.space.trial_config(record.settings)
 
     def _packed(self, number: int, config: TrialConfig) -> actor.Job:
         return actor.pack(
@@ -208,110 +289,6 @@ class Segment:
             trial=self.folder / "trials" / f"{number:04}",
         )
 
-    def log(self, name: str, text: str) -> None:
-        with (self.folder / "logs" / f"{name}.log").open("a", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n")
-
-
-class Watch(tune.Callback):
-    """Hears everything from Tune: to the ledger first, then to whoever shows it."""
-
-    def __init__(
-        self, segment: Segment, searcher: LedgerSearcher, scribe: Scribe, progress: Progress
-    ) -> None:
-        self._segment = segment
-        self._ledger = segment.ledger
-        self._searcher = searcher
-        self._scribe = scribe
-        self._progress = progress
-        self._failures: dict[int, Mapping[str, str]] = {}
-        self._losses: Counter[int] = Counter()
-
-    def on_trial_start(self, *_: Any, **info: Any) -> None:
-        record = self._ledger.start(info["trial"].config["number"])
-        self._scribe.started(record)
-        self._progress.trial(record)
-
-    def on_trial_result(self, *_: Any, **info: Any) -> None:
-        number = info["trial"].config["number"]
-        result = info["result"]
-        if "failure" in result:
-            self._failures[number] = result["failure"]
-        if "report" in result:
-            self._track(number, should_wait=False)
-            report = Report(**result["report"])
-            self._ledger.advance(number, steps=report.step, total_steps=report.total_steps)
-            self._scribe.reported(number, report)
-            self._progress.report(number, report)
-
-    def on_trial_complete(self, *_: Any, **info: Any) -> None:
-        number = info["trial"].config["number"]
-        self._track(number)
-        outcomes = [Outcome(**values) for values in info["trial"].last_result["outcomes"]]
-        self._end(self._ledger.finish(number, outcomes))
-
-    def on_trial_error(self, *_: Any, **info: Any) -> None:
-        number = info["trial"].config["number"]
-        self._track(number)
-        failure = self._failures.pop(number, None)
-        if failure is not None:
-            self._segment.log(f"trial-{number:04}", failure["traceback"])
-            self._end(self._ledger.fail(number, failure["line"]))
-            return
-        self._losses[number] += 1
-        if self._losses[number] < MOST_LOST_WORKERS:
-            self._end(self._ledger.release(number))
-        else:
-            line = f"Its worker died {MOST_LOST_WORKERS} times; out of memory, perhaps."
-            self._end(self._ledger.fail(number, line))
-
-    def _track(self, number: int, *, should_wait: bool = True) -> None:
-        run_id = self._scribe.run_id(number, should_wait=should_wait)
-        if run_id is not None:
-            self._ledger.track(number, run_id)
-
-    def _end(self, record: TrialRecord) -> None:
-        self._searcher.ended(record)
-        if record.state != "waiting":
-            self._scribe.ended(record)
-        self._progress.trial(record)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks, for a restore that is never asked for."""
-        return {}
-
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config['number']:04}-{trial.trial_id}"
-
-
-class Interruption:
-    """Whether an orderly end was asked for: SIGINT, SIGTERM and SIGUSR1 are one and the same.
-
-    What a handler raises can be lost inside Ray, so it is also written down.
-    """
-
-    def __init__(self) -> None:
-        self._is_asked = False
-
-    def check(self) -> None:
-        if self._is_asked:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Listen; to be entered again after Ray has started, which takes SIGTERM."""
-        names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = [signal.signal(name, self._ask) for name in names]
-        try:
-            yield
-        finally:
-            for name, handler in zip(names, before, strict=True):
-                signal.signal(name, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self._is_asked = True
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGINT)  # Tune, while it runs, makes an orderly end of it

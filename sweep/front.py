@@ -1,6 +1,7 @@
 """The front: which outcomes no other beats, how much they cover, and where it bends. Pure.
 
-Word error rate and FLOPs are minimised. Only finished trials stand on it.
+Word error rate and FLOPs are minimised, and in some sweeps a third. Only finished trials stand on
+it. Hypervolume and knee are those of the two.
 """
 
 import math
@@ -51,14 +52,21 @@ def points(records: Iterable[TrialRecord]) -> list[Point]:
     ]
 
 
-def pareto_front(points: Iterable[Point]) -> list[Point]:
+def pareto_front(
+    points: Iterable[Point], objectives: Sequence[str] = ("wer", "gflops")
+) -> list[Point]:
     """Keep the points that no other beats, cheapest first.
 
-    A point beats another if it is no worse in both objectives and better in one. Of points equal
-    in both, the one with the lowest trial and outcome number stays, whatever order they come in.
+    A point beats another if it is no worse in all objectives and better in one. Of points equal
+    in all, the one with the lowest trial and outcome number stays, whatever order they come in.
     """
+    ordered = sorted(points, key=lambda p: (p.gflops, p.wer, p.trial, p.outcome))
+    if len(objectives) > 2:
+        values = np.array([[getattr(p.result, name) for name in objectives] for p in ordered])
+        is_kept = moocore.is_nondominated(values.reshape(-1, len(objectives)), keep_weakly=False)
+        return [point for point, is_best in zip(ordered, is_kept, strict=True) if is_best]
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.gflops, p.wer, p.trial, p.outcome)):
+    for point in ordered:
         if not front or point.wer < front[-1].wer:
             front.append(point)
     return front

@@ -1,19 +1,18 @@
-"""The sweep's single truth: an Optuna study in the sweep's directory, and the lock on it.
+"""The sweep's single truth: an Optuna study in the sweep's directory.
 
 Every change is one or two SQLite transactions in an order that a kill between them cannot spoil:
 what a trial found is written before its state says that it is finished.
 """
 
-import fcntl
+import json
 import math
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -25,14 +24,13 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from core.report import Outcome
-from sweep.records import State, TrialRecord
+from core.report import Outcome, Report
+from sweep.records import Heard, State, TrialRecord
 from sweep.space import Choice, Distribution
 
 STUDY = "sweep"
 OBJECTIVES = ("wer", "gflops")
 FILE = "ledger.db"
-LOCK = "lock"
 
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -43,19 +41,17 @@ STATES: dict[TrialState, State] = {
 }
 
 # User attributes, for what Optuna has no place for.
+NUMBER = "trial"
+"""The trial's number; a retried one takes a second row of Optuna's, and keeps its number."""
 OTHERS = "params"
 """Parameters outside the search space: the control trial sets the method, mostly not searched."""
 ROW = "record"
-"""Attempts, steps, time, MLflow's run and the error."""
+"""Attempts, steps, the curve, time, MLflow's run and the error."""
 OUTCOMES = "outcomes"
 
 
 class LedgerError(ValueError):
     """A ledger that cannot be read; nothing was changed."""
-
-
-class LockedError(RuntimeError):
-    """Another driver lives in the sweep's directory."""
 
 
 class Ledger:
@@ -67,23 +63,28 @@ class Ledger:
     def __init__(self, storage: RDBStorage) -> None:
         self._storage = storage
         self._study = storage.get_study_id_from_name(STUDY)
+        self._objectives = json.loads(self.noted("objectives") or json.dumps(OBJECTIVES))
         self._ids: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
         self._started: dict[int, float] = {}
+        self._choices: dict[str, BaseDistribution] = {}
         for trial in storage.get_all_trials(self._study, deepcopy=False):
-            self._ids[trial.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
-            self._records[trial.number] = _record(trial)
+            record = _record(trial)
+            self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
+            self._records[record.number] = record
+            self._remember_choices(trial.distributions)
 
     @classmethod
-    def create(cls, folder: Path) -> "Ledger":
+    def create(cls, folder: Path, objectives: Sequence[str] = OBJECTIVES) -> "Ledger":
         """Start an empty ledger; it appears whole or not at all."""
         beside = folder / f"{FILE}.new"
         beside.unlink(missing_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = RDBStorage(f"sqlite:///{beside}")
-        optuna.create_study(
-            study_name=STUDY, storage=storage, directions=["minimize"] * len(OBJECTIVES)
+        study = optuna.create_study(
+            study_name=STUDY, storage=storage, directions=["minimize"] * len(objectives)
         )
+        study.set_user_attr("objectives", json.dumps(list(objectives)))
         storage.engine.dispose()
         beside.rename(folder / FILE)
         return cls.open(folder)
@@ -129,9 +130,32 @@ class Ledger:
         self, params: Mapping[str, Any], distributions: Mapping[str, Distribution]
     ) -> TrialRecord:
         """A new waiting trial. What lies outside the distributions is kept beside them."""
-        known = {name: as_optuna(distributions[name]) for name in params if name in distributions}
-        searched = {name: params[name] for name in known}
-        others = {name: value for name, value in params.items() if name not in known}
+        wanted = {name: as_optuna(distributions[name]) for name in params if name in distributions}
+        # Optuna keeps a choice's options for a study's whole life; more of them go beside, too.
+        known = {name: d for name, d in wanted.items() if self._choices.get(name, d) == d}
+        self._remember_choices(known)
+        record = TrialRecord(number=len(self._records), state="waiting", params=dict(params))
+        return self._create(record, known)
+
+    def retry(self, number: int) -> TrialRecord:
+        """A failed trial waits again, with all it had reached.
+
+        What is over in Optuna stays over: it goes on in a new row there, under its old number.
+
+        Raises:
+            LedgerError: if it has not failed.
+        """
+        record = self._records[number]
+        if record.state != "failed":
+            raise LedgerError(f"`trial` {number} must have failed, but is {record.state} instead.")
+        known = self._storage.get_trial(self._ids[number]).distributions
+        return self._create(replace(record, state="waiting", error=None), known)
+
+    def _create(
+        self, record: TrialRecord, distributions: Mapping[str, BaseDistribution]
+    ) -> TrialRecord:
+        others = {k: v for k, v in record.params.items() if k not in distributions}
+        attributes = {NUMBER: record.number, OTHERS: others, ROW: _row(record)}
         trial = FrozenTrial(
             number=-1,
             trial_id=-1,
@@ -139,17 +163,31 @@ class Ledger:
             value=None,
             datetime_start=None,
             datetime_complete=None,
-            params=searched,
-            distributions=known,
-            user_attrs={OTHERS: others},
+            params={name: record.params[name] for name in distributions},
+            distributions=dict(distributions),
+            user_attrs=attributes,
             system_attrs={},
             intermediate_values={},
         )
-        number = len(self._records)
         with _written():
-            self._ids[number] = self._storage.create_new_trial(self._study, trial)
-        self._records[number] = TrialRecord(number=number, state="waiting", params=dict(params))
-        return self._records[number]
+            self._ids[record.number] = self._storage.create_new_trial(self._study, trial)
+        self._records[record.number] = record
+        return record
+
+    def _remember_choices(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        for name, distribution in distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                self._choices.setdefault(name, distribution)
+
+    def note(self, key: str, value: str) -> None:
+        """Remember something of the sweep itself."""
+        with _written():
+            self._storage.set_study_user_attr(self._study, key, value)
+
+    def noted(self, key: str) -> str | None:
+        """What `note` was told."""
+        found: dict[str, str] = self._storage.get_study_user_attrs(self._study)
+        return found.get(key)
 
     def start(self, number: int) -> TrialRecord:
         """One more attempt begins."""
@@ -163,14 +201,18 @@ class Ledger:
         if self._records[number].mlflow_run_id != run_id:
             self._write(replace(self._records[number], mlflow_run_id=run_id))
 
-    def advance(self, number: int, *, steps: int, total_steps: int) -> TrialRecord:
-        """A running trial was heard of."""
+    def advance(self, number: int, report: Report) -> TrialRecord:
+        """A running trial was heard of; what a resumed one repeats takes its old place."""
         record = self._with_time(number)
-        return self._write(replace(record, steps=steps, total_steps=total_steps))
+        curve = tuple(heard for heard in record.curve if heard.step < report.step)
+        if report.wer is not None and report.gflops is not None:
+            curve += (Heard(step=report.step, wer=report.wer, gflops=report.gflops),)
+        steps, total_steps = report.step, report.total_steps
+        return self._write(replace(record, steps=steps, total_steps=total_steps, curve=curve))
 
     def finish(self, number: int, outcomes: Sequence[Outcome]) -> TrialRecord:
         """The trial is over; an outcome that cannot be judged makes it a failed one."""
-        fault = _fault(outcomes)
+        fault = _fault(outcomes, self._objectives)
         if fault:
             return self.fail(number, fault)
         self._write(self._with_time(number))
@@ -185,14 +227,20 @@ class Ledger:
         self._write(replace(self._with_time(number), error=error))
         return self._turn(number, TrialState.FAIL)
 
-    def stop(self, number: int) -> TrialRecord:
+    def stop(self, number: int, reason: str) -> TrialRecord:
         """The trial was ended before its time: told to samplers as pruned, never as a result."""
-        self._write(self._with_time(number))
+        self._write(replace(self._with_time(number), error=reason))
         return self._turn(number, TrialState.PRUNED)
 
-    def release(self, number: int) -> TrialRecord:
-        """The trial lost its worker or its driver, and waits to be continued."""
-        self._write(self._with_time(number))
+    def release(self, number: int, adjustments: Mapping[str, Any] | None = None) -> TrialRecord:
+        """The trial lost its worker, or could not go on as it was: it waits to be continued.
+
+        Args:
+            number: the trial's.
+            adjustments: what it shall be continued with, beside its parameters.
+        """
+        record = self._with_time(number)
+        self._write(replace(record, adjustments={**record.adjustments, **(adjustments or {})}))
         return self._turn(number, TrialState.WAITING)
 
     def reconcile(self) -> list[TrialRecord]:
@@ -213,16 +261,8 @@ class Ledger:
         return replace(record, seconds=record.seconds + spent)
 
     def _write(self, record: TrialRecord) -> TrialRecord:
-        row = {
-            "attempts": record.attempts,
-            "steps": record.steps,
-            "total_steps": record.total_steps,
-            "seconds": record.seconds,
-            "mlflow_run_id": record.mlflow_run_id,
-            "error": record.error,
-        }
         with _written():
-            self._storage.set_trial_user_attr(self._ids[record.number], ROW, row)
+            self._storage.set_trial_user_attr(self._ids[record.number], ROW, _row(record))
         self._records[record.number] = record
         return record
 
@@ -230,7 +270,7 @@ class Ledger:
         record = self._records[number]
         values = None
         if state == TrialState.COMPLETE:
-            values = [float(getattr(record.outcomes[0], name)) for name in OBJECTIVES]
+            values = [float(getattr(record.outcomes[0], name)) for name in self._objectives]
         with _written():
             self._storage.set_trial_state_values(self._ids[number], state, values)
         if state != TrialState.RUNNING:
@@ -258,72 +298,39 @@ def as_optuna(distribution: Distribution) -> BaseDistribution:
     return FloatDistribution(distribution.low, distribution.high, log=distribution.is_log)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the sweep's directory: two drivers never write one ledger.
-
-    The system frees the lock with the process that holds it, however that ends.
-
-    Raises:
-        LockedError: if another live process holds it.
-    """
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        if not _seize(file):
-            raise LockedError(
-                f"`{folder}` must be free, but process {_holder(folder)} runs this sweep;"
-                " wait for it, or end it and resume."
-            )
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
-def driver_pid(folder: Path) -> int | None:
-    """The process that runs the sweep now, or None."""
-    try:
-        with (folder / LOCK).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        return _holder(folder)
-    return None
-
-
-def _seize(file: TextIO) -> bool:
-    for _ in range(5):  # `driver_pid` holds it too, for an instant
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        else:
-            return True
-    return False
-
-
-def _holder(folder: Path) -> int:
-    text = (folder / LOCK).read_text(encoding="utf-8").strip()
-    return int(text) if text.isdigit() else 0
+def _row(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "attempts": record.attempts,
+        "steps": record.steps,
+        "total_steps": record.total_steps,
+        "adjustments": dict(record.adjustments),
+        "curve": [[heard.step, heard.wer, heard.gflops] for heard in record.curve],
+        "seconds": record.seconds,
+        "mlflow_run_id": record.mlflow_run_id,
+        "error": record.error,
+    }
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
+    row = dict(attributes.get(ROW, {}))
+    curve = (Heard(step=step, wer=wer, gflops=gflops) for step, wer, gflops in row.pop("curve", ()))
     return TrialRecord(
-        number=trial.number,
+        number=attributes.get(NUMBER, trial.number),
         state=STATES[trial.state],
         params={**trial.params, **attributes.get(OTHERS, {})},
         outcomes=tuple(Outcome(**told) for told in attributes.get(OUTCOMES, ())),
-        **attributes.get(ROW, {}),
+        curve=tuple(curve),
+        **row,
     )
 
 
-def _fault(outcomes: Sequence[Outcome]) -> str | None:
+def _fault(outcomes: Sequence[Outcome], objectives: Sequence[str]) -> str | None:
     """Why these outcomes cannot be judged, in one line, if they cannot."""
     if not outcomes:
         return "A finished trial must have an outcome, but has none instead."
     for outcome in outcomes:
-        for name in OBJECTIVES:
+        for name in objectives:
             value = getattr(outcome, name)
             if not math.isfinite(value):
                 return f"`{name}` must be a finite number, but is {value} instead."

@@ -99,6 +99,12 @@ class Scribe:
         self._events.write(json.dumps(line) + "\n")
         self._events.flush()
 
+    def log(self, name: str, text: str) -> None:
+        """Keep what is too long to show, in logs/NAME.log."""
+        (self.folder / "logs").mkdir(exist_ok=True)
+        with (self.folder / "logs" / f"{name}.log").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+
     def close(self, *, is_interrupted: bool) -> None:
         """Draw the front, end the sweep's run, and wait until all is written."""
         self.event("interrupted" if is_interrupted else "done")

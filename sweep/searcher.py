@@ -11,7 +11,9 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from sweep.config import SweepConfig
 from sweep.ledger import Ledger
+from sweep.limits import reached
 from sweep.records import TrialRecord
 from sweep.sampling import Params, Sampling
 
@@ -25,7 +27,7 @@ class LedgerSearcher(Searcher):
     Args:
         ledger: what is there already; new trials are added to it.
         sampling: proposes new ones, and has been told of all in the ledger.
-        trials: how many there shall be in all.
+        config: how many there shall be in all, and what else is a limit.
         concurrent: how many side by side at most; 0 is as many as the cluster holds.
         pack: a record as Tune carries it to a worker.
     """
@@ -35,19 +37,21 @@ class LedgerSearcher(Searcher):
         ledger: Ledger,
         sampling: Sampling,
         *,
-        trials: int,
+        config: SweepConfig,
         concurrent: int,
         pack: Callable[[TrialRecord], dict[str, Any]],
     ) -> None:
         super().__init__()
         self._ledger = ledger
         self._sampling = sampling
-        self._trials = trials
+        self._config = config
         self._concurrent = concurrent
         self._pack = pack
         self._waiting = deque(r.number for r in ledger.records() if r.state == "waiting")
         self._live: set[int] = set()
         self._is_ending = False
+        self._limit: str | None = None
+        self._limit_is_stale = True
         self._proposal: Future[Params] | None = None
         # One thread, so that proposals and what they are based on follow each other.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
@@ -62,7 +66,7 @@ class LedgerSearcher(Searcher):
             return None
         if self._waiting:
             return self._hand_out(self._ledger.record(self._waiting.popleft()))
-        if len(self._ledger) < self._trials:
+        if self._should_add():
             params = self._proposed()
             if params is None:
                 return None
@@ -73,6 +77,7 @@ class LedgerSearcher(Searcher):
     def ended(self, record: TrialRecord) -> None:
         """A trial is over, or waits again because its worker was lost."""
         self._live.discard(record.number)
+        self._limit_is_stale = True
         if record.state == "waiting":
             self._waiting.append(record.number)
         else:
@@ -82,6 +87,15 @@ class LedgerSearcher(Searcher):
         """Hand out no more."""
         self._is_ending = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _should_add(self) -> bool:
+        """Whether the sweep wants another trial; asked anew only when one has ended."""
+        if len(self._ledger) >= self._config.num_trials:
+            return False
+        if self._limit_is_stale:
+            self._limit = reached(self._ledger.records(), self._config)
+            self._limit_is_stale = False
+        return self._limit is None
 
     def _hand_out(self, record: TrialRecord) -> dict[str, Any]:
         self._live.add(record.number)

@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from core.config import ConfigError, TrialConfig
@@ -41,6 +42,14 @@ class Range:
         value = math.exp(value) if self.is_log else value
         return min(max(value, self.low), self.high)  # rounding must not leave the range
 
+    def holds(self, value: Any) -> bool:
+        return _is_number(value) and self.low <= value <= self.high
+
+    def levels(self, count: int) -> tuple[Scalar, ...]:
+        """So many values from end to end, or as many as there are."""
+        values = (self.at(i / (count - 1)) for i in range(count))
+        return tuple(dict.fromkeys(values))
+
     def probes(self) -> tuple[float, float]:
         """What must be valid for all between to be: both ends."""
         return (int(self.low), int(self.high)) if self.is_integer else (self.low, self.high)
@@ -55,6 +64,14 @@ class Choice:
     def at(self, share: float) -> Scalar:
         """The option at a share of the way through the list."""
         return self.options[min(int(share * len(self.options)), len(self.options) - 1)]
+
+    def holds(self, value: Any) -> bool:
+        return value in self.options
+
+    def levels(self, count: int) -> tuple[Scalar, ...]:
+        """All of them, whatever the count."""
+        del count
+        return self.options
 
     def probes(self) -> tuple[Scalar, ...]:
         return self.options
@@ -98,6 +115,16 @@ class SearchSpace:
 
     def middle(self) -> dict[str, Scalar]:
         return {name: leaf.at(0.5) for name, leaf in self.distributions.items()}
+
+    def grid(self, levels: int, *, without: tuple[str, ...] = ()) -> list[dict[str, Scalar]]:
+        """All combinations of the choices and of so many values of each range, ends included."""
+        leaves = {k: v for k, v in self.distributions.items() if k not in without}
+        values = [leaf.levels(levels) for leaf in leaves.values()]
+        return [dict(zip(leaves, point, strict=True)) for point in product(*values)]
+
+    def grid_size(self, levels: int, *, without: tuple[str, ...] = ()) -> int:
+        leaves = (v for k, v in self.distributions.items() if k not in without)
+        return math.prod(len(leaf.levels(levels)) for leaf in leaves)
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
         """One trial: fixed leaves, given ones, and the middle of the ranges not given."""

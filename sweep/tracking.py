@@ -19,6 +19,7 @@ from core.report import Report
 from sweep import front, mlflow_view
 from sweep.figures import FrontFiles, csv_text
 from sweep.metrics import heard, key, order, outcome_metrics, report_metrics
+from sweep.moving import ARTIFACTS, follow
 from sweep.records import TrialRecord
 
 # MLflow reads the first when it is imported, the others at each call; a user may overrule them.
@@ -108,6 +109,7 @@ class Tracker:
         self._is_away = False
         try:
             self.sweep_id = _identity(self.folder)
+            follow(self.folder)
             self._view_id = f"pareto-{self.sweep_id[:12]}"
             self.client = MlflowClient(tracking_uri=self.uri)
             self.experiment = self._open_experiment()
@@ -248,7 +250,7 @@ class Tracker:
         if found is None:
             # A server keeps artifacts where it likes; beside a mere database they would go astray.
             is_server = self.uri.startswith(("http:", "https:", "databricks"))
-            location = None if is_server else (self.folder / "mlartifacts").as_uri()
+            location = None if is_server else (self.folder / ARTIFACTS).as_uri()
             return str(self.client.create_experiment(self.name, artifact_location=location))
         if found.lifecycle_stage != "active":
             raise TrackingError(

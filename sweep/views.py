@@ -18,12 +18,14 @@ from core.report import Outcome
 from sweep import front
 from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
 from sweep.front import Point
-from sweep.ledger import FILE, Ledger, driver_pid
+from sweep.ledger import FILE, Ledger
+from sweep.lock import driver_pid
 from sweep.records import State, TrialRecord
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
     from core.trial import Price
+    from sweep.confirming import Confirmed
 
 NOT_SHOWN = ("steps", "model")
 """Of an outcome: the row says them otherwise."""
@@ -44,6 +46,10 @@ class Seen:
     @property
     def points(self) -> list[Point]:
         return front.points(self.records)
+
+    @property
+    def front(self) -> list[Point]:
+        return front.pareto_front(self.points, self.config.sweep.objectives)
 
     def record(self, number: int) -> TrialRecord:
         """One trial.
@@ -80,7 +86,7 @@ def see(folder: Path) -> Seen:
 
 def trial_rows(seen: Seen) -> list[dict[str, Any]]:
     """One row an outcome, or one a trial that has none yet; plain values."""
-    on_front = {(p.trial, p.outcome) for p in front.pareto_front(seen.points)}
+    on_front = {(p.trial, p.outcome) for p in seen.front}
     return [
         {
             **_row(seen, record),
@@ -94,7 +100,7 @@ def trial_rows(seen: Seen) -> list[dict[str, Any]]:
 
 
 def _row(seen: Seen, record: TrialRecord) -> dict[str, Any]:
-    config = seen.config.space.trial_config(record.params).model_dump()
+    config = seen.config.space.trial_config(record.settings).model_dump()
     return {
         "trial": record.number,
         "state": record.state,
@@ -132,7 +138,7 @@ def status_values(seen: Seen) -> dict[str, Any]:
         "trials": seen.config.sweep.trials,
         **{state: counts[state] for state in states},
         "seconds": sum(record.seconds for record in seen.records),
-        "front": len(front.pareto_front(points)),
+        "front": len(seen.front),
         "hypervolume": front.hypervolume_share(points),
     }
 
@@ -183,6 +189,25 @@ def pareto_values(seen: Seen, points: Iterable[Point]) -> dict[str, Any]:
         "points": [rows[point.trial, point.outcome] for point in points],
         "hypervolume": front.hypervolume_share(seen.points),
     }
+
+
+def confirmed_rows(found: Iterable["Confirmed"]) -> list[dict[str, Any]]:
+    """Front points and how they did again, cheapest first; plain values."""
+    return [asdict(each) for each in found]
+
+
+def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The same for the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", title="Front, confirmed")
+    for name in ("trial", "method", "GFLOPs", "params", "WER (%)", "again", "+-", "test", "seeds"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        table.add_row(
+            *(str(row["trial"]), row["method"], f"{row['gflops']:.4f}", f"{row['params']:,.0f}"),
+            *(_number(row[key], 100, 2) for key in ("wer", "again_wer", "again_deviation")),
+            *(_number(row["test_wer"], 100, 2), str(row["seeds"])),
+        )
+    return table
 
 
 def trial_lines(seen: Seen, record: TrialRecord) -> list[str]:

@@ -3,6 +3,7 @@
 Shapes: B batch, T frames, M mel bins, U tokens.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,27 @@ class Batch:
             ids=self.ids,
             texts=self.texts,
             indices=self.indices,
+        )
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The same utterances in so many batches, or in as many as there are utterances."""
+        if count == 1:
+            return [self]
+        size = math.ceil(len(self.ids) / count)
+        starts = range(0, len(self.ids), size)
+        return [self._part(slice(start, start + size)) for start in starts]
+
+    def _part(self, some: slice) -> "Batch":
+        ids = self.ids[some]
+        return Batch(
+            features=self.features[some],
+            num_frames=self.num_frames[some],
+            tokens=self.tokens[some],
+            num_tokens=self.num_tokens[some],
+            seconds=self.seconds * len(ids) / len(self.ids),
+            ids=ids,
+            texts=self.texts[some],
+            indices=self.indices[some],
         )
 
 

@@ -23,7 +23,7 @@ from core.report import Report, Stage
 from core.training.distillation import Student, ctc_loss
 from core.training.method import Found, Method, Workbench
 from core.training.optimizers import primal
-from core.training.trainer import Trainable, autocast, weighted
+from core.training.trainer import Trainable, accumulated, autocast, weighted
 
 # Leaving out a handful of closed units makes odd sizes, which matrix products pay for.
 NARROW_FROM = 0.125
@@ -54,13 +54,13 @@ class GateStage:
         optimizers = (self.primal, self.gate_primal, self.dual)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(batch, step)
-        losses["total"].backward()
+        parts = self.bench.config.training.micro_batches
+        losses = accumulated(batch, lambda part: self._losses(part, step), parts=parts)
         nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
         for optimizer in optimizers:
             optimizer.step()  # the first two descend, on weights and on gates; the dual ascends
         self.gates.clamp()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return losses
 
     def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         distillation = self.bench.distillation

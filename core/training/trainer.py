@@ -4,6 +4,7 @@ A stage takes steps; `fit` walks it from checkpoint to checkpoint and yields a r
 evaluation, after the checkpoint that would bring a killed run back to this very point.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,10 @@ from core.report import Report, Stage
 from core.training import checkpoint
 from core.training.distillation import Distillation, Student, ctc_loss
 from core.training.optimizers import primal, set_rate, warmed_cosine
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no number any more; the last checkpoint is from before."""
 
 
 @runtime_checkable
@@ -122,6 +127,11 @@ def fit(
         if not is_due and done % runtime.checkpoint_steps:
             continue
         means, speed = tally.means(), tally.speed()
+        if not math.isfinite(means["total"]):
+            raise DivergenceError(
+                f"The mean loss must be a number, but is {means['total']} at step {done} of"
+                f" `{stage.stage}` instead; lower rates, perhaps."
+            )
         if is_due:
             tally = Tally()
         journey.save(stage, done, tally)
@@ -173,10 +183,11 @@ class DenseStage:
         judge: Judge | None,
         runtime: RuntimeConfig,
         taught: Taught | None = None,
+        micro_batches: int = 1,
     ) -> None:
         self.model, self.stage, self.steps = model, stage, steps
         self.rates, self.judge, self.taught = rates, judge, taught
-        self.precision = runtime.precision
+        self.precision, self.micro_batches = runtime.precision, micro_batches
         parameters = list(model.parameters())
         if taught is not None:
             parameters += list(taught.distillation.projection.parameters())
@@ -191,11 +202,10 @@ class DenseStage:
         share = warmed_cosine(step, steps=self.steps, warmup_share=self.rates.warmup_share)
         set_rate(self.primal, self.rates.peak * share)
         self.primal.zero_grad(set_to_none=True)
-        losses = self._losses(batch)
-        losses["total"].backward()
+        losses = accumulated(batch, self._losses, parts=self.micro_batches)
         nn.utils.clip_grad_norm_(self.parameters, self.rates.clip)
         self.primal.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return losses
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.features.device, self.precision):
@@ -226,6 +236,20 @@ class DenseStage:
         self.primal.load_state_dict(state["primal"])
         if self.taught is not None:
             self.taught.distillation.projection.load_state_dict(state["projection"])
+
+
+def accumulated(
+    batch: Batch, losses: Callable[[Batch], dict[str, Tensor]], *, parts: int
+) -> dict[str, Tensor]:
+    """Leave the gradients of a batch's losses, taken part by part; return the losses, detached."""
+    sums: dict[str, Tensor] = {}
+    for part in batch.parts(parts):
+        share = len(part.ids) / len(batch.ids)
+        found = losses(part)
+        (share * found["total"]).backward()
+        for name, loss in found.items():
+            sums[name] = sums.get(name, 0.0) + share * loss.detach()
+    return sums
 
 
 def weighted(terms: dict[str, Tensor], distillation: Distillation) -> dict[str, Tensor]:

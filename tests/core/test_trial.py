@@ -11,6 +11,7 @@ from core.config import TrialConfig, method_names
 from core.corpora.audio import CorpusError
 from core.deploy import bundle
 from core.report import Report
+from core.training.trainer import DivergenceError
 from core.trial import Place, prepare, price, run
 
 pytestmark = pytest.mark.slow
@@ -209,3 +210,24 @@ def test_precision_bf16_trains_and_keeps_gates_exact(shared):
 
     assert all(torch.isfinite(torch.tensor(list(r.losses.values()))).all() for r in reports)
     assert outcome.flops_sparsity >= 0.5
+
+
+@pytest.mark.parametrize("method", ["l0", "magnitude"])
+def test_a_trial_with_little_memory_passes_its_batches_in_parts(shared, method):
+    config = trial_config(pruning={"method": method}, training={"micro_batches": 2})
+    reports, outcome = finished(config, place_in(shared, f"parts {method}"))
+
+    assert outcome.steps == 10
+    assert {report.stage for report in reports} >= {"tune"}
+
+
+def test_a_loss_that_is_no_number_ends_the_trial_with_a_reason(shared, tmp_path):
+    found = bundle.load(shared / "teacher" / "model")
+    with torch.no_grad():
+        for parameter in found.model.parameters():
+            parameter.fill_(float("nan"))
+    bundle.save(tmp_path / "model", found.model, found.tokenizer, found.report)
+    place = replace(place_in(shared, "nan"), teacher=tmp_path)
+
+    with pytest.raises(DivergenceError, match="mean loss must be a number, but is nan at step 2"):
+        finished(trial_config(), place)

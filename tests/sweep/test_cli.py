@@ -144,7 +144,8 @@ def test_a_check_says_what_a_sweep_would_cost(run, tiny_space):
         (["resume", "{tmp}"], "must hold a sweep"),
         (["status", "{tmp}/nowhere"], "must hold a sweep"),
         (["show", "{sweep}", "99"], "`trial` must be one of the 5"),
-        (["run", "{space}", "--dir", "{sweep}"], "must be a new folder"),
+        (["extend", "{sweep}"], "must be told by how much"),
+        (["stop", "{tmp}"], "must hold a sweep"),
         (["transcribe", "{sweep}:3", "x.wav"], "must be a finished trial"),
         (["transcribe", "{tmp}", "x.wav"], "must be a bundle"),
         (["evaluate", "{tmp}", "demo"], "must be a bundle"),
@@ -161,6 +162,29 @@ def test_what_a_person_gets_wrong_is_one_line_and_code_2(run, places, words, mes
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert ledger.read_bytes() == before
+
+
+def test_another_space_in_a_sweep_s_directory_is_refused_by_name(run, sweep):
+    before = (sweep / FILE).read_bytes()
+    code, _, err = run("run", "demo", "--dir", sweep)
+
+    assert code == 2
+    assert "`trial.tuning.steps` must stay what it was in this sweep" in err
+    assert (sweep / FILE).read_bytes() == before
+
+
+def test_a_sweep_is_packed_and_unpacked(run, sweep, tmp_path):
+    assert run("pack", sweep, tmp_path / "s.tar.gz")[0] == 0
+    assert run("unpack", tmp_path / "s.tar.gz", tmp_path / "again")[0] == 0
+
+    assert run("trials", tmp_path / "again", "--json") == run("trials", sweep, "--json")
+
+
+def test_stopping_what_does_not_run_is_no_fault(run, sweep):
+    code, out, _ = run("stop", sweep)
+
+    assert code == 0
+    assert "does not run" in out
 
 
 def test_a_damaged_ledger_is_one_line(run, sweep):

@@ -48,7 +48,7 @@ def test_relative_paths_are_the_callers_and_made_whole(tmp_path, monkeypatch):
         ("trial = 3", "`trial` must be"),
         ("[trial]\npruning = 3", "`pruning` must be"),
         ('[sweep]\nobjectives = ["wer"]', "`sweep.objectives` must be"),
-        ('[early_stopping]\nkind = "pareto"', "`early_stopping.kind` must be `none`"),
+        ('[early_stopping]\nkind = "asha"', "`early_stopping.kind` must be"),
         ('[search]\nsampler = "nsga"', "`search.sampler` must be"),
         ("[resources]\ncpus = 0", "`resources.cpus` must be"),
         ("[trial.pruning]\nlambda_lrr = 1.0", "f.toml: .*did you mean `lambda_lr`"),
@@ -97,5 +97,5 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path):
 def test_another_number_of_trials_leaves_the_rest():
     config = load("demo")
 
-    assert config.with_trials(3).sweep.trials == 3
-    assert config.with_trials(3).space.base == config.space.base
+    assert config.with_budget(trials=3).sweep.trials == 3
+    assert config.with_budget(trials=3).space.base == config.space.base

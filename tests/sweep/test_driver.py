@@ -12,8 +12,11 @@ from mlflow import MlflowClient
 
 from core.config import ConfigError
 from sweep import driver
-from sweep.config import create, load
-from sweep.ledger import Ledger, LockedError, locked
+from sweep.config import create, load, open_config, rewrite
+from sweep.confirming import confirmations, confirmed, plan
+from sweep.ledger import Ledger
+from sweep.limits import extended
+from sweep.lock import LockedError, ask_to_stop, locked
 from sweep.tracking import database_uri
 from sweep.views import see, trial_rows
 
@@ -184,3 +187,108 @@ def test_a_terminated_driver_ends_in_order_and_can_be_resumed(make):
     assert process.wait(timeout=60) == driver.INTERRUPTED
     assert {record.state for record in records_of(folder)} <= {"finished", "waiting"}
     assert "RUNNING" not in {run.info.status for run in runs_of(folder)}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_sweep_is_extended_under_the_same_parent(make):
+    folder = make()
+    assert driver.run(folder) == driver.DONE
+    before = records_of(folder)
+    config = open_config(folder)
+    rewrite(folder, config.with_budget(**extended(before, config, trials=2, hours=None)))
+
+    assert driver.run(folder) == driver.DONE
+    after = records_of(folder)
+    assert after[:4] == before
+    assert [record.state for record in after] == ["finished"] * 6
+    parents = [r for r in runs_of(folder) if r.data.tags.get("sweep.role") == "sweep"]
+    assert len(parents) == 1
+    assert len(runs_of(folder)) == 7
+    changed = [event["what"] for event in events_of(folder) if event["event"] == "changed"]
+    assert changed == ["sweep.trials: 4 -> 6"]
+
+
+def test_another_config_than_the_sweep_was_begun_with_is_refused_by_name(make):
+    folder = make()
+    config = open_config(folder)
+    ledger = Ledger.create(folder)
+    ledger.note("config", config.toml())
+    ledger.close()
+    text = (folder / "sweep.toml").read_text()
+    (folder / "sweep.toml").write_text(
+        text.replace("lambda_quadratic = 50.0", "lambda_quadratic = 5.0")
+    )
+
+    with pytest.raises(ConfigError, match=r"`trial.pruning.lambda_quadratic`.*50.0, but is 5.0"):
+        driver.run(folder)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_failed_trials_are_tried_again_if_asked_for(make):
+    folder = make(trials=("trials = 4", "trials = 2"))
+    ledger = Ledger.create(folder)
+    ledger.add({"pruning.method": "dense"}, {})
+    ledger.start(0)
+    ledger.fail(0, "the machine was too small")
+    ledger.close()
+
+    assert driver.run(folder) == driver.SOME_FAILED
+    assert driver.run(folder, should_retry=True) == driver.DONE
+    assert [(r.number, r.state) for r in records_of(folder)] == [(0, "finished"), (1, "finished")]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_trials_beaten_by_too_many_are_stopped_and_stand_on_no_front(make):
+    folder = make(
+        trials=("trials = 4", "trials = 10"),
+        steps=("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 12"),
+        rule=(
+            "[trial.corpus]",
+            '[early_stopping]\nkind = "pareto"\nkeep = 0.2\n[trial.corpus]',
+        ),
+    )
+
+    assert driver.run(folder) == driver.DONE
+    records = records_of(folder)
+    stopped = [r for r in records if r.state == "stopped"]
+    assert stopped
+    assert records[0].state == "finished", "the control is never stopped"
+    assert all(not r.outcomes and r.steps < r.total_steps and r.error for r in stopped)
+    ended = {
+        r.data.tags["sweep.trial"]: r.info.status
+        for r in runs_of(folder)[:-1]
+        if "sweep.trial" in r.data.tags
+    }
+    assert {ended[str(r.number)] for r in stopped} == {"KILLED"}
+    on_front = {row["trial"] for row in trial_rows(see(folder)) if row["on_front"]}
+    assert on_front.isdisjoint(r.number for r in stopped)
+    assert driver.run(folder) == driver.DONE, "what was stopped stays so"
+    assert records_of(folder) == records
+
+
+def test_a_word_in_the_directory_ends_a_sweep_in_order(make):
+    folder = longer(make)
+    process = start(folder)
+    wait_for_reports(folder, 3)
+    ask_to_stop(folder)
+
+    assert process.wait(timeout=60) == driver.INTERRUPTED
+    assert {record.state for record in records_of(folder)} <= {"finished", "waiting"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_front_points_are_confirmed_with_fresh_seeds(make):
+    folder = make(trials=("trials = 4", "trials = 2"))
+    assert driver.run(folder) == driver.DONE
+    front = see(folder).front
+    place = plan(see(folder), seeds=2)
+
+    assert driver.run(place) == driver.DONE
+    ledger = Ledger.open(place)
+    found = confirmed(front, ledger.records(), confirmations(ledger))
+    ledger.close()
+    assert [each.trial for each in found] == [point.trial for point in front]
+    assert {each.seeds for each in found} == {2}
+    assert [r.params["seed"] for r in records_of(place)] == [1, 2] * len(front)
+    plan(see(folder), seeds=2)
+    assert len(records_of(place)) == 2 * len(front), "what is there is not planned again"

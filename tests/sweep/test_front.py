@@ -187,3 +187,15 @@ def test_an_empty_front_has_no_knee():
 def test_no_points_tell_no_unpruned_model():
     with pytest.raises(ValueError, match="`points` must be one or more"):
         front.unpruned_gflops([])
+
+
+def test_with_a_third_objective_more_points_stand_on_the_front():
+    values = [(0.2, 1.0, 1.0), (0.1, 1.0, 2.0), (0.2, 1.5, 2.5), (0.1, 1.0, 2.0)]
+    fast, good, beaten, twin = (
+        Point(trial=n, outcome=0, result=outcome(wer, gflops, latency_ms=latency))
+        for n, (wer, gflops, latency) in enumerate(values)
+    )
+    found = [beaten, twin, good, fast]
+
+    assert front.pareto_front(found) == [good]
+    assert front.pareto_front(found, ("wer", "gflops", "latency_ms")) == [good, fast]

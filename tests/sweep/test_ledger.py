@@ -6,7 +6,9 @@ import sys
 import optuna
 import pytest
 
-from sweep.ledger import FILE, Ledger, LedgerError, LockedError, driver_pid, locked
+from core.report import Report
+from sweep.ledger import FILE, Ledger, LedgerError
+from sweep.lock import LockedError, driver_pid, locked
 from sweep.space import Choice, Range
 from sweep.testing import made_outcome
 
@@ -24,6 +26,10 @@ def ledger(tmp_path):
     ledger.close()
 
 
+def report(step, wer=None, gflops=None):
+    return Report(stage="search", step=step, total_steps=9, wer=wer, gflops=gflops)
+
+
 def reopened(tmp_path):
     ledger = Ledger.open(tmp_path)
     ledger.close()
@@ -38,7 +44,7 @@ def test_what_is_written_is_read_again(ledger, tmp_path):
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     ledger.track(0, "run")
-    ledger.advance(0, steps=5, total_steps=9)
+    ledger.advance(0, report(5))
     ledger.finish(0, [made_outcome(0.2, 1.0), made_outcome(0.3, 0.5)])
     ledger.add({"pruning.method": "dense"}, LEAVES)
     ledger.start(1)
@@ -86,8 +92,8 @@ def test_a_trial_without_outcomes_fails(ledger):
 def test_a_stopped_trial_is_no_result(ledger, tmp_path):
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
-    ledger.advance(0, steps=5, total_steps=9)
-    ledger.stop(0)
+    ledger.advance(0, report(5))
+    ledger.stop(0, "beaten")
 
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / FILE}")
     assert study.trials[0].state == optuna.trial.TrialState.PRUNED
@@ -97,7 +103,7 @@ def test_a_stopped_trial_is_no_result(ledger, tmp_path):
 def test_what_ran_when_the_driver_died_waits_again_under_its_number(ledger, tmp_path):
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
-    ledger.advance(0, steps=5, total_steps=9)
+    ledger.advance(0, report(5))
 
     second = Ledger.open(tmp_path)
     second.reconcile()
@@ -174,7 +180,7 @@ def test_the_lock_dies_with_its_process(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from sweep.ledger import locked
+from sweep.lock import locked
 with locked(Path({str(tmp_path)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -182,3 +188,61 @@ with locked(Path({str(tmp_path)!r})):
 
     with locked(tmp_path):
         pass
+
+
+def test_a_curve_is_kept_and_what_a_resumed_trial_repeats_takes_its_old_place(ledger, tmp_path):
+    ledger.add(PARAMS, LEAVES)
+    ledger.start(0)
+    for step in (2, 4, 6, 4, 6, 8):
+        ledger.advance(0, report(step, wer=1 / step, gflops=2.0))
+
+    (record,) = reopened(tmp_path).records()
+    assert [heard.step for heard in record.curve] == [2, 4, 6, 8]
+    assert record.curve[-1].wer == 1 / 8
+
+
+def test_a_failed_trial_can_be_tried_again_under_its_number(ledger, tmp_path):
+    for _ in range(3):
+        ledger.add(PARAMS, LEAVES)
+    ledger.start(1)
+    ledger.track(1, "run")
+    ledger.fail(1, "why")
+    ledger.retry(1)
+
+    records = reopened(tmp_path).records()
+    assert [(r.number, r.state) for r in records] == [
+        (0, "waiting"),
+        (1, "waiting"),
+        (2, "waiting"),
+    ]
+    assert (records[1].attempts, records[1].mlflow_run_id, records[1].error) == (1, "run", None)
+    ledger.start(1)
+    ledger.finish(1, [made_outcome()])
+    ledger.add(PARAMS, LEAVES)
+    assert reopened(tmp_path).records() == ledger.records()
+    assert [r.number for r in ledger.records()] == [0, 1, 2, 3]
+
+
+def test_what_has_not_failed_is_not_tried_again(ledger):
+    ledger.add(PARAMS, LEAVES)
+
+    with pytest.raises(LedgerError, match="must have failed, but is waiting"):
+        ledger.retry(0)
+
+
+def test_a_choice_may_grow(ledger, tmp_path):
+    ledger.add(PARAMS, LEAVES)
+    wider = LEAVES | {"pruning.repair": Choice(options=("mask", "none", "ls"))}
+    ledger.add(PARAMS | {"pruning.repair": "mask"}, wider)
+
+    assert [r.params["pruning.repair"] for r in reopened(tmp_path).records()] == ["ls", "mask"]
+
+
+def test_the_ledger_remembers_what_it_is_told_of_the_sweep(ledger, tmp_path):
+    assert ledger.noted("code") is None
+    ledger.note("code", "1")
+    ledger.note("code", "2")
+
+    ledger = Ledger.open(tmp_path)
+    assert ledger.noted("code") == "2"
+    ledger.close()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from sweep.config import parse
@@ -20,7 +22,7 @@ def config(sampler="auto", *, text=SPACE, sweep=""):
 
 
 def sampling_of(config):
-    return Sampling(config.space, sampler=config.search.sampler, budget=config.sweep)
+    return Sampling(config.space, search=config.search, budget=config.sweep)
 
 
 def finished(number, params):
@@ -65,7 +67,7 @@ def test_points_without_a_model_depend_on_seed_and_number_alone(sampler):
 SLOW_GP = pytest.param("gp", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("sampler", [SLOW_GP, "tpe", "qmc", "random"])
+@pytest.mark.parametrize("sampler", [SLOW_GP, "tpe", "nsga2", "qmc", "random", "grid"])
 def test_every_point_makes_a_valid_trial(sampler):
     found = config(sampler)
     proposed = play(found, STARTUP_TRIALS + 3)
@@ -75,7 +77,7 @@ def test_every_point_makes_a_valid_trial(sampler):
     assert len({str(params) for params in proposed}) == len(proposed)
 
 
-@pytest.mark.parametrize("sampler", [SLOW_GP, "tpe"])
+@pytest.mark.parametrize("sampler", [SLOW_GP, "tpe", "nsga2"])
 def test_a_resumed_sampler_proposes_what_an_unbroken_one_would(sampler):
     found = config(sampler)
     proposed = play(found, STARTUP_TRIALS + 3)
@@ -127,3 +129,37 @@ def test_auto_takes_tpe_where_there_are_choices_or_many_trials():
     assert chosen("auto", flat, 1000) == "tpe"
     assert chosen("auto", choice, 30) == "tpe"
     assert chosen("random", flat, 30) == "random"
+
+
+def test_a_grid_is_walked_whole_and_once():
+    found = config("grid")
+    sampling = sampling_of(found)
+    points = [sampling.propose(number) for number in range(found.num_trials)]
+    searched = [{k: v for k, v in p.items() if k != "seed"} for p in points[1:]]
+
+    assert found.num_trials == 26
+    assert points[0] == {"pruning.method": "dense"}
+    targets = sorted({p["pruning.target_sparsity"] for p in searched})
+    assert targets == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert len({str(p) for p in searched}) == 25
+
+
+def test_a_third_objective_is_searched_too():
+    found = config("tpe", sweep='objectives = ["wer", "gflops", "latency_ms"]')
+
+    assert len(play(found, STARTUP_TRIALS + 3)) == STARTUP_TRIALS + 3
+
+
+@pytest.mark.slow
+def test_a_model_leaves_what_misses_its_target_alone():
+    """Every other trial misses its target by far; a limit on that makes it worthless."""
+    sampling = sampling_of(config("gp", sweep="max_sparsity_gap = 0.02"))
+    for number in range(STARTUP_TRIALS + 2):
+        params = sampling.propose(number)
+        record = finished(number, params)
+        target = params.get("pruning.target_sparsity", 0.0)
+        missed = made_outcome(0.01, 0.1, target_sparsity=target, realised_sparsity=target / 2)
+        sampling.observe(replace(record, outcomes=(missed,)) if target > 0.6 else record)
+
+    proposed = [sampling.propose(STARTUP_TRIALS + 2 + i) for i in range(3)]
+    assert min(p["pruning.target_sparsity"] for p in proposed) < 0.6

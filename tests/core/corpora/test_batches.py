@@ -112,3 +112,15 @@ def test_dev_batches_are_sorted_and_lead_back_to_the_store(store):
 def test_a_utterance_longer_than_a_batch_is_a_batch_alone(store):
     assert all(len(batch.ids) == 1 for batch in dev_batches(store, 0.01))
     assert read_batch(store, [0]).ids == (store.ids[0],)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_the_parts_of_a_batch_are_the_batch(store, count):
+    batch = next(TrainBatches(store, 20.0, seed=0))
+    parts = batch.parts(count)
+
+    assert len(parts) <= min(count, len(batch.ids))
+    assert tuple(name for part in parts for name in part.ids) == batch.ids
+    assert torch.equal(torch.cat([part.features for part in parts]), batch.features)
+    assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)
+    assert sum(part.seconds for part in parts) == pytest.approx(batch.seconds)

@@ -1,0 +1,33 @@
+"""Keep the trials of a finished sweep, with their whole curves, to replay schedulers on them.
+
+One line a trial under benchmarks/data/trials.jsonl.gz: parameters, curve, outcome.
+"""
+
+import argparse
+import gzip
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from measuring import provenance
+from replaying import FILE
+
+from sweep.views import see
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, default=Path("runs/recorded"))
+    args = parser.parse_args()
+    seen = see(args.dir)
+    kept = [r for r in seen.records if r.state == "finished" and r.number]
+    head = {"sweep": seen.config.toml(), "provenance": provenance()}
+    lines = [head, *({**asdict(r), "mlflow_run_id": None} for r in kept)]
+    FILE.parent.mkdir(exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
+    print(f"kept {len(kept)} trials in {FILE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Recorded trials, run again in a moment: what a scheduler or a sampler would have made of them."""
+
+import gzip
+import heapq
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.report import Outcome
+from sweep import front
+from sweep.front import Point
+from sweep.records import Heard, TrialRecord
+from sweep.stopping import Standing
+
+FILE = Path(__file__).parent / "data" / "trials.jsonl.gz"
+
+Judge = Callable[[int, Standing], bool]
+"""Whether a trial that stands so at a step shall end there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay:
+    """What a sweep of recorded trials came to."""
+
+    finished: tuple[TrialRecord, ...]
+    steps: int
+
+    @property
+    def points(self) -> list[Point]:
+        return front.points(self.finished)
+
+
+def recorded(file: Path = FILE) -> list[TrialRecord]:
+    """The recorded trials; they are finished, with their curves."""
+    _, *lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    return [_record(json.loads(line)) for line in lines]
+
+
+def replayed(
+    trials: Sequence[TrialRecord], judge: Judge | None, *, workers: int, seed: int
+) -> Replay:
+    """Run the trials in an order of the seed's, so many side by side; each step takes as long."""
+    waiting = list(trials)
+    random.Random(seed).shuffle(waiting)  # noqa: S311
+    waiting.reverse()
+    running = [(0, place, waiting.pop(), 0) for place in range(min(workers, len(waiting)))]
+    heapq.heapify(running)
+    finished: list[TrialRecord] = []
+    steps, place = 0, workers
+    while running:
+        clock, _, trial, done = heapq.heappop(running)
+        heard = trial.curve[done]
+        since = heard.step - (trial.curve[done - 1].step if done else 0)
+        clock, steps, place = clock + since, steps + since, place + 1
+        is_last = done + 1 == len(trial.curve)
+        if is_last:
+            finished.append(trial)
+        if is_last or (judge is not None and judge(heard.step, standing(trial, heard))):
+            if not waiting:
+                continue
+            trial, done = waiting.pop(), -1
+        heapq.heappush(running, (clock, place, trial, done + 1))
+    return Replay(finished=tuple(finished), steps=steps)
+
+
+def standing(trial: TrialRecord, heard: Heard) -> Standing:
+    target = trial.outcomes[0].target_sparsity
+    return Standing(trial=trial.number, wer=heard.wer, gflops=heard.gflops, target=target)
+
+
+def _record(values: dict[str, object]) -> TrialRecord:
+    curve = tuple(Heard(**heard) for heard in values.pop("curve"))  # type: ignore[attr-defined]
+    outcomes = tuple(Outcome(**o) for o in values.pop("outcomes"))  # type: ignore[attr-defined]
+    return TrialRecord(curve=curve, outcomes=outcomes, **values)  # type: ignore[arg-type]

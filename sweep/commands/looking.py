@@ -1,0 +1,114 @@
+"""Commands that look at a sweep: status, trials, show, pareto, ui."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweep.commands.terminal import Json, Sweep, out, print_table
+
+
+def status(
+    folder: Sweep,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option(help="Again every two seconds.")] = False,
+) -> None:
+    """How far a sweep has come."""
+    from sweep.views import as_json as to_json
+    from sweep.views import see, status_lines, status_values
+
+    while True:
+        values = status_values(see(folder))
+        lines = [to_json(values)] if as_json else status_lines(values)
+        out.print("\n".join(lines), markup=False)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def trials(folder: Sweep, as_json: Json = False) -> None:
+    """All trials of a sweep; those on the front stand out."""
+    from sweep.views import as_json as to_json
+    from sweep.views import see, trial_rows, trials_table
+
+    rows = trial_rows(see(folder))
+    if as_json:
+        out.print(to_json(rows), markup=False)
+    else:
+        print_table(trials_table(rows))
+
+
+def show(
+    folder: Sweep,
+    trial: Annotated[int, typer.Argument(help="Its number, from 0.")],
+    as_json: Json = False,
+) -> None:
+    """One trial, whole; of a failed one, why."""
+    from sweep.views import as_json as to_json
+    from sweep.views import see, trial_lines, trial_rows
+
+    seen = see(folder)
+    record = seen.record(trial)
+    if as_json:
+        out.print(to_json([row for row in trial_rows(seen) if row["trial"] == trial]), markup=False)
+    else:
+        out.print("\n".join(trial_lines(seen, record)), markup=False)
+
+
+def pareto(
+    folder: Sweep,
+    max_wer: Annotated[float | None, typer.Option(help="A fraction: 0.05 is 5 %.")] = None,
+    max_gflops: Annotated[float | None, typer.Option(help="An utterance.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="An utterance.")] = None,
+    knee: Annotated[bool, typer.Option(help="Only the point where the front bends.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the page there.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all outcomes there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The front of a sweep: outcomes that no other beats."""
+    from sweep import front
+    from sweep.figures import front_table
+    from sweep.views import as_json as to_json
+    from sweep.views import pareto_values, see, write_copies
+
+    seen = see(folder)
+    within = front.feasible(
+        seen.points,
+        max_wer=max_wer,
+        max_gflops=max_gflops,
+        max_params=max_params,
+        max_latency_ms=max_latency_ms,
+    )
+    points = front.pareto_front(within, seen.config.sweep.objectives)
+    points = [front.knee(points)] if knee and points else points
+    wanted = {"html": html, "svg": svg, "png": png, "csv": csv}
+    write_copies(seen, {kind: path for kind, path in wanted.items() if path is not None})
+    if as_json:
+        out.print(to_json(pareto_values(seen, points)), markup=False)
+    elif points:
+        print_table(front_table(points))
+    else:
+        out.print("no finished trial within these limits yet")
+
+
+def ui(
+    folder: Sweep, port: Annotated[int, typer.Option(help="Of the local server.")] = 5000
+) -> None:
+    """Serve the sweep's MLflow pages to this machine, and say where the front is."""
+    from sweep.config import open_config
+    from sweep.tracking import Tracker, ui_command
+
+    folder = folder.resolve()
+    config = open_config(folder)
+    uri = config.tracking.uri
+    is_served = uri.startswith("http")
+    tracker = Tracker(folder, config.sweep.name, uri)
+    out.print(tracker.link(uri if is_served else f"http://127.0.0.1:{port}"), markup=False)
+    if not is_served:
+        sys.exit(subprocess.run(ui_command(folder, port), check=False).returncode)  # noqa: S603

@@ -1,0 +1,49 @@
+"""Commands that put a model to work: transcribe, evaluate."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sweep.commands.terminal import Json, Model, out
+
+
+def transcribe(
+    model: Model,
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    as_json: Json = False,
+) -> None:
+    """What a model hears in audio files."""
+    from core.deploy import bundle
+    from core.deploy.recognise import transcribe as recognise
+    from sweep.views import as_json as to_json
+    from sweep.views import model_folder
+
+    opened = bundle.load(model_folder(model))
+    heard: list[dict[str, str]] = []
+    for file, text in recognise(opened, files):
+        heard.append({"file": str(file), "text": text})
+        if not as_json:
+            out.print(f"{file}: {text}", markup=False)
+    if as_json:
+        out.print(to_json(heard), markup=False)
+
+
+def evaluate(
+    model: Model,
+    corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
+    split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
+    root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Word error rate of a model on a corpus, with its interval."""
+    from core.deploy import bundle
+    from core.deploy.recognise import evaluate as judge
+    from sweep.views import as_json as to_json
+    from sweep.views import corpus_config, corpus_folder, model_folder, wer_line, wer_values
+
+    opened = bundle.load(model_folder(model))
+    with corpus_folder() as speech:
+        report: Any = judge(opened, corpus_config(corpus, root), split, Path(speech))
+    values = wer_values(report)
+    out.print(to_json(values) if as_json else wer_line(values), markup=False)

@@ -1,0 +1,213 @@
+"""Commands that run a sweep: demo, run, resume, extend, stop."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sweep.commands.terminal import (
+    RESUMABLE,
+    Address,
+    Hours,
+    Json,
+    Space,
+    Sweep,
+    Trials,
+    end,
+    out,
+    print_table,
+)
+
+DEMO_FOLDER = Path("demo-sweep")
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where to.")] = DEMO_FOLDER,
+) -> None:
+    """The whole story on this machine: speech, teacher, sweep, front. Minutes; goes on if there."""
+    from sweep.config import CONFIG_FILE
+
+    if not (folder / CONFIG_FILE).exists():
+        _create("demo", folder, None, None)
+    _run(folder, None)
+
+
+def run(
+    space: Space,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where to; runs/NAME.")] = None,
+    trials: Trials = None,
+    hours: Hours = None,
+    address: Address = None,
+) -> None:
+    """Start a sweep; if the directory holds it already, go on with it."""
+    from sweep.config import CONFIG_FILE, find
+
+    folder = folder or Path("runs") / find(space).stem
+    if (folder / CONFIG_FILE).exists():
+        _adopt(space, folder.resolve(), trials, hours)
+    else:
+        _create(space, folder, trials, hours)
+    _run(folder, address)
+
+
+def resume(
+    folder: Sweep,
+    address: Address = None,
+    retry_failed: Annotated[bool, typer.Option(help="Failed trials are tried again, too.")] = False,
+) -> None:
+    """Go on with a sweep, whatever ended it."""
+    _run(folder, address, should_retry=retry_failed)
+
+
+def extend(
+    folder: Sweep,
+    trials: Annotated[int | None, typer.Option(help="So many more.", min=1)] = None,
+    hours: Annotated[float | None, typer.Option(help="So many more.", min=0)] = None,
+    address: Address = None,
+) -> None:
+    """More of a sweep, finished or not: the sampler knows all that was found."""
+    from sweep.config import rewrite
+    from sweep.limits import extended
+    from sweep.lock import locked
+    from sweep.views import see
+
+    if trials is None and hours is None:
+        raise ValueError("`extend` must be told by how much: --trials, --hours or both.")
+    folder = folder.resolve()
+    seen = see(folder)
+    values = extended(seen.records, seen.config, trials=trials, hours=hours)
+    with locked(folder):
+        rewrite(folder, seen.config.with_budget(**values))
+    _run(folder, address)
+
+
+def confirm(
+    folder: Sweep,
+    seeds: Annotated[int, typer.Option(help="Fresh ones a point.", min=1)] = 3,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Train the front's points again with fresh seeds, and say what was luck."""
+    from sweep.confirming import confirmations, confirmed, plan
+    from sweep.driver import run as run_segment
+    from sweep.ledger import Ledger
+    from sweep.views import as_json as to_json
+    from sweep.views import confirmed_rows, confirmed_table, see
+
+    seen = see(folder)
+    if not seen.front:
+        raise ValueError(f"`{folder}` must have a finished trial to confirm, but has none.")
+    place = plan(seen, seeds=seeds)
+    code = run_segment(place, address=address)
+    ledger = Ledger.open(place)
+    rows = confirmed_rows(confirmed(seen.front, ledger.records(), confirmations(ledger)))
+    ledger.close()
+    if as_json:
+        out.print(to_json(rows), markup=False)
+    else:
+        print_table(confirmed_table(rows))
+    sys.exit(code)
+
+
+def warm_start(
+    folder: Annotated[Path, typer.Argument(metavar="NEW", help="The new sweep's directory.")],
+    olds: Annotated[list[Path], typer.Option("--from", help="An old one's; may be repeated.")],
+    space: Annotated[
+        str | None, typer.Option(help="Its search space; by default the first old one's.")
+    ] = None,
+    trials: Trials = None,
+    hours: Hours = None,
+    address: Address = None,
+) -> None:
+    """Start a sweep whose sampler knows what others found, with their teacher."""
+    from sweep.config import create, find, load, open_config
+    from sweep.views import see
+    from sweep.warm_start import begin, check
+
+    seen = [see(old) for old in olds]
+    given = _given(trials=trials, hours=hours, name=folder.resolve().name)
+    config = (load(space) if space else open_config(olds[0])).with_budget(**given)
+    for old in seen:
+        check(config, old)
+    original = find(space).read_text(encoding="utf-8") if space else config.toml()
+    create(folder.resolve(), config, original)
+    count = begin(folder.resolve(), config, seen)
+    out.print(f"begins with {count} outcomes of {len(seen)} sweeps", markup=False)
+    _run(folder, address)
+
+
+def stop(
+    folder: Sweep,
+    wait: Annotated[float, typer.Option(help="Seconds until its end at most.", min=0)] = 60.0,
+) -> None:
+    """End a live sweep in order, from here or from another machine; `resume` goes on with it."""
+    from sweep.config import open_config
+    from sweep.lock import ask_to_stop, driver_pid
+
+    folder = folder.resolve()
+    open_config(folder)
+    if driver_pid(folder) is None:
+        out.print(f"{folder} does not run", markup=False)
+        return
+    ask_to_stop(folder)
+    deadline = time.monotonic() + wait
+    while driver_pid(folder) is not None:
+        if time.monotonic() > deadline:
+            end(f"`{folder}` was asked to stop, but still runs after {wait:g} s.", RESUMABLE)
+        time.sleep(0.2)
+    out.print(f"stopped; conformer-sweep resume {folder} goes on", markup=False)
+
+
+def _create(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
+    from sweep.config import create, find, load
+
+    config = load(space).with_budget(**_given(trials=trials, hours=hours))
+    create(folder.resolve(), config, find(space).read_text(encoding="utf-8"))
+
+
+def _adopt(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
+    """Go on with a sweep by the space it is given now; the driver says what differs."""
+    from sweep.changes import changes, check
+    from sweep.config import load, open_config, rewrite
+    from sweep.lock import locked
+
+    before = open_config(folder)
+    given = _given(trials=trials, hours=hours, name=before.sweep.name)
+    config = load(space).with_budget(**given)
+    found = changes(before, config)
+    check(found)
+    if found:
+        with locked(folder):
+            rewrite(folder, config)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> None:
+    from sweep.driver import run as run_segment
+
+    code = run_segment(folder, address=address, should_retry=should_retry)
+    _showend(folder.resolve(), code)
+    sys.exit(code)
+
+
+def _showend(folder: Path, code: int) -> None:
+    from sweep.figures import front_table
+    from sweep.front import pareto_front
+    from sweep.views import see, status_lines, status_values
+
+    seen = see(folder)
+    points = pareto_front(seen.points, seen.config.sweep.objectives)
+    if points:
+        print_table(front_table(points, title="Pareto front"))
+        out.print(f"page     {folder}/front/front.html", markup=False)
+        out.print(f"picture  {folder}/front/front.png", markup=False)
+        out.print(f"MLflow   conformer-sweep ui {folder}", markup=False)
+    for line in status_lines(status_values(seen)):
+        out.print(line, markup=False)
+    if code == RESUMABLE:
+        out.print(f"interrupted; conformer-sweep resume {folder} goes on", markup=False)

@@ -1,0 +1,38 @@
+"""What commands share: where they print, how they end, and what their arguments are called."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+BAD_INPUT, RESUMABLE = 2, 75
+WIDE = 160
+"""Columns of a table that goes into a file."""
+
+Space = Annotated[str, typer.Argument(help="A TOML file, or the name of one in search_spaces.")]
+Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="The sweep's directory.")]
+Model = Annotated[str, typer.Argument(help="A bundle's folder, or DIR:TRIAL of a sweep.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value for scripts.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join; `auto` is the one of this machine.")
+]
+Trials = Annotated[int | None, typer.Option(help="Instead of the file's number.")]
+Hours = Annotated[float | None, typer.Option(help="Of all trials together, at most.")]
+
+
+def end(text: str, code: int) -> None:
+    """Say what went wrong, a line a culprit, and end."""
+    for line in text.splitlines():
+        err.print(f"error: {line}", markup=False)
+    sys.exit(code)
+
+
+def print_table(table: Table) -> None:
+    console = out if out.is_terminal else Console(width=WIDE)
+    console.print(table)

@@ -1,0 +1,102 @@
+"""A sweep that begins with what others found: its sampler knows their outcomes at once.
+
+What is fixed in both must be equal, or the outcomes would be of another kind. The teacher and the
+prepared speech are taken along where they are the same.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core.config import ConfigError
+from core.report import Outcome
+from sweep.changes import leaves
+from sweep.config import SweepConfig
+from sweep.records import TrialRecord
+from sweep.space import Distribution
+from sweep.views import Seen
+
+FILE = "before.json"
+SHARED = ("teacher", "features")
+
+
+def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
+    """Leave in a new sweep's directory what the old ones found; gives how many outcomes.
+
+    Raises:
+        ConfigError: if an old sweep holds something else fixed, naming it.
+    """
+    found: list[dict[str, Any]] = []
+    for old in olds:
+        check(config, old)
+        found += known(config, old)
+        _take_along(folder, old)
+    (folder / FILE).write_text(json.dumps(found), encoding="utf-8")
+    return len(found)
+
+
+def recalled(folder: Path) -> list[TrialRecord]:
+    """What the sweep began with, as finished trials numbered from -1 down: they are not its own."""
+    if not (folder / FILE).is_file():
+        return []
+    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return [
+        TrialRecord(
+            number=-1 - place,
+            state="finished",
+            params=each["params"],
+            outcomes=(Outcome(**each["outcome"]),),
+        )
+        for place, each in enumerate(found)
+    ]
+
+
+def check(config: SweepConfig, old: Seen) -> None:
+    """Refuse outcomes of another kind.
+
+    Raises:
+        ConfigError: one line a culprit.
+    """
+    before, now = dict(leaves(old.config)), dict(leaves(config))
+    culprits = [
+        f"`{name}` must be the same in `{old.folder}`, {now[name]}, but is {value} there instead."
+        for name, value in before.items()
+        if name.startswith("trial.")
+        and not name.startswith("trial.runtime.")
+        and not isinstance(value, Distribution)
+        and not isinstance(now[name], Distribution)
+        and value != now[name]
+    ]
+    if culprits:
+        raise ConfigError("\n".join(culprits))
+
+
+def known(config: SweepConfig, old: Seen) -> Iterator[dict[str, Any]]:
+    """Outcomes of an old sweep that lie in the new one's space, as plain values."""
+    searched = config.space.distributions
+    for record in old.records:
+        if record.state != "finished":
+            continue
+        whole = old.config.space.trial_config(record.settings)
+        params = {name: _leaf(whole.model_dump(), name) for name in searched}
+        is_control = whole.pruning.method == "dense"
+        if not is_control and all(searched[name].holds(params[name]) for name in searched):
+            yield {"params": params, "outcome": asdict(record.outcomes[0])}
+
+
+def _leaf(values: Mapping[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def _take_along(folder: Path, old: Seen) -> None:
+    for name in SHARED:
+        if (old.folder / name).is_dir() and not (folder / name).exists():
+            beside = folder / f".{name}.new"
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(old.folder / name, beside)
+            beside.rename(folder / name)

@@ -1,0 +1,118 @@
+"""What Ray Tune says of its trials: to the ledger first, then to whoever shows it."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+
+from core.config import TrialConfig
+from core.report import Outcome, Report
+from sweep import retries
+from sweep.interruption import Interruption
+from sweep.ledger import Ledger
+from sweep.progress import Progress
+from sweep.records import TrialRecord
+from sweep.scribe import Scribe
+from sweep.searcher import LedgerSearcher
+
+MOST_LOST_WORKERS = 3
+"""A trial whose worker dies so often in one segment is at fault itself."""
+
+
+class Watch(tune.Callback):
+    """Hears everything from Tune: to the ledger first, then to whoever shows it."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        searcher: LedgerSearcher,
+        scribe: Scribe,
+        progress: Progress,
+        interruption: Interruption,
+        config_of: Callable[[TrialRecord], TrialConfig],
+    ) -> None:
+        self._ledger = ledger
+        self._interruption = interruption
+        self._config_of = config_of
+        self._searcher = searcher
+        self._scribe = scribe
+        self._progress = progress
+        self._failures: dict[int, Mapping[str, Any]] = {}
+        self._losses: Counter[int] = Counter()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._interruption.listen()
+
+    def on_trial_start(self, *_: Any, **info: Any) -> None:
+        record = self._ledger.start(info["trial"].config["number"])
+        self._scribe.started(record)
+        self._progress.trial(record)
+
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        number = info["trial"].config["number"]
+        result = info["result"]
+        if "failure" in result:
+            self._failures[number] = result["failure"]
+        if "report" in result:
+            self._track(number, should_wait=False)
+            report = Report(**result["report"])
+            self._ledger.advance(number, report)
+            self._scribe.reported(number, report)
+            self._progress.report(number, report)
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        number = info["trial"].config["number"]
+        self._track(number)
+        told = info["trial"].last_result.get("outcomes")
+        if told is None:
+            steps = self._ledger.record(number).steps
+            self._end(self._ledger.stop(number, f"beaten by too many at step {steps}"))
+        else:
+            self._end(self._ledger.finish(number, [Outcome(**values) for values in told]))
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        number = info["trial"].config["number"]
+        self._track(number)
+        failure = self._failures.pop(number, None)
+        if failure is not None:
+            self._fail(number, failure)
+            return
+        self._losses[number] += 1
+        if self._losses[number] < MOST_LOST_WORKERS:
+            self._end(self._ledger.release(number))
+        else:
+            line = f"Its worker died {MOST_LOST_WORKERS} times; out of memory, perhaps."
+            self._end(self._ledger.fail(number, line))
+
+    def _fail(self, number: int, failure: Mapping[str, Any]) -> None:
+        """Try again with what may help, or else let the trial be over."""
+        self._scribe.log(f"trial-{number:04}", failure["traceback"])
+        config = self._config_of(self._ledger.record(number))
+        adjustments = retries.adjusted(failure["kind"], config, self._ledger.record(number))
+        if adjustments is not None:
+            said = ", ".join(f"{name} = {value:g}" for name, value in adjustments.items())
+            self._progress.event(f"trial {number} again with {said}: {failure['line']}")
+            self._scribe.event("adjusted", trial=number, why=failure["line"], what=adjustments)
+            self._end(self._ledger.release(number, adjustments))
+            return
+        self._end(self._ledger.fail(number, failure["line"]))
+        if failure["kind"] == "data" and retries.is_hopeless(self._ledger.records()):
+            self._progress.event("the first trials all failed by the same fault of the corpus")
+            self._interruption.ask()
+
+    def _track(self, number: int, *, should_wait: bool = True) -> None:
+        run_id = self._scribe.run_id(number, should_wait=should_wait)
+        if run_id is not None:
+            self._ledger.track(number, run_id)
+
+    def _end(self, record: TrialRecord) -> None:
+        self._searcher.ended(record)
+        if record.state != "waiting":
+            self._scribe.ended(record)
+        self._progress.trial(record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks, for a restore that is never asked for."""
+        return {}

@@ -1,0 +1,63 @@
+"""The replay of recorded trials: what the benchmarks of early stopping stand on."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweep.records import Heard, TrialRecord
+from sweep.stopping import Stopping
+from sweep.testing import made_outcome
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "replaying.py"
+
+
+@pytest.fixture(scope="module")
+def replaying():
+    spec = importlib.util.spec_from_file_location("replaying", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["replaying"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["replaying"]
+
+
+def trials(count):
+    """Trials of four reports, each 10 steps after the other, as good on the way as at the end."""
+    made = []
+    for number in range(count):
+        target = number / count
+        wer, gflops = 0.05 + 0.3 * target**3 + 0.2 * (number % 2), 3.2 * (1 - target)
+        curve = tuple(Heard(step=s, wer=wer, gflops=gflops) for s in (10, 20, 30, 40))
+        outcome = made_outcome(wer, gflops, target_sparsity=target)
+        record = TrialRecord(number=number, state="finished", curve=curve, outcomes=(outcome,))
+        made.append(record)
+    return made
+
+
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_without_a_rule_every_trial_ends_by_itself(replaying, workers):
+    found = replaying.replayed(trials(20), None, workers=workers, seed=0)
+
+    assert sorted(r.number for r in found.finished) == list(range(20))
+    assert found.steps == 20 * 40
+
+
+def test_what_is_stopped_costs_no_more_steps(replaying):
+    found = replaying.replayed(trials(20), lambda step, _: step >= 20, workers=3, seed=0)
+
+    assert found.finished == ()
+    assert found.steps == 20 * 20
+
+
+def test_a_rule_that_keeps_the_front_saves_steps_and_loses_little(replaying):
+    everything = trials(60)
+    rule = Stopping(kind="pareto", first=10, keep=0.6)
+    whole = replaying.replayed(everything, None, workers=4, seed=0)
+    found = replaying.replayed(everything, rule.should_stop, workers=4, seed=0)
+
+    assert found.steps < 0.8 * whole.steps
+    assert {r.number for r in found.finished} < {r.number for r in whole.finished}
+    best = [r for r in found.finished if r.number % 2 == 0]
+    assert len(best) > 0.8 * len(found.finished), "what is beaten is what is stopped"
