@@ -1,7 +1,8 @@
-"""By what code a sweep is run: the program's version, and a digest of its sources."""
+"""Which sweep this is, and by what code it is run."""
 
 import functools
 import hashlib
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,3 +20,14 @@ def code_version() -> str:
             digest.update(str(path.relative_to(ROOT)).encode())
             digest.update(path.read_bytes())
     return f"{version('conformer-sweep')} {digest.hexdigest()[:DIGITS]}"
+
+
+def identity(folder: Path) -> str:
+    """By what its runs are known: drawn once, kept in the folder, wherever that moves."""
+    file = folder / "sweep.id"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".new")
+        beside.write_text(uuid.uuid4().hex, encoding="utf-8")
+        beside.replace(file)
+    return file.read_text(encoding="utf-8").strip()

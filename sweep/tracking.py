@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sweep import front, mlflow_view
 from sweep.figures import FrontFiles, csv_text
 from sweep.metrics import heard, key, order, outcome_metrics, report_metrics
 from sweep.moving import ARTIFACTS, follow
+from sweep.provenance import identity
 from sweep.records import TrialRecord
 
 # MLflow reads the first when it is imported, the others at each call; a user may overrule them.
@@ -108,7 +108,7 @@ class Tracker:
         self._retry_at = 0.0
         self._is_away = False
         try:
-            self.sweep_id = _identity(self.folder)
+            self.sweep_id = identity(self.folder)
             follow(self.folder)
             self._view_id = f"pareto-{self.sweep_id[:12]}"
             self.client = MlflowClient(tracking_uri=self.uri)
@@ -379,17 +379,6 @@ def ui_command(folder: Path, port: int) -> list[str]:
         *("--backend-store-uri", database_uri(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]
-
-
-def _identity(folder: Path) -> str:
-    """By what its runs are known: drawn once, kept in the folder, wherever that moves."""
-    file = folder / "sweep.id"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".new")
-        beside.write_text(uuid.uuid4().hex, encoding="utf-8")
-        beside.replace(file)
-    return file.read_text(encoding="utf-8").strip()
 
 
 def _now() -> int:
