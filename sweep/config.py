@@ -15,6 +15,8 @@ from sweep.space import SearchSpace
 
 CONFIG_FILE = "sweep.toml"
 ORIGINAL_FILE = "sweep.original.toml"
+SHARED_FOLDERS = ("teacher", "features")
+"""Of a sweep's directory: what all its trials share, and other sweeps may take along."""
 
 MOST_TRIALS = 1_000_000
 

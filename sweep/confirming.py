@@ -12,16 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.report import Outcome
-from sweep.config import CONFIG_FILE, EarlyStoppingConfig, SweepConfig, create, rewrite
+from sweep.config import (
+    CONFIG_FILE,
+    SHARED_FOLDERS,
+    EarlyStoppingConfig,
+    SweepConfig,
+    create,
+    rewrite,
+)
 from sweep.front import Point
-from sweep.ledger import FILE, Ledger
+from sweep.ledger import Ledger
 from sweep.lock import locked
 from sweep.records import TrialRecord
 from sweep.sampling import SEED
 from sweep.views import Seen
 
 FOLDER = "confirm"
-SHARED = ("teacher", "features")
 OF = "confirms"
 """Under this the ledger notes whose confirmation each of its trials is, by number."""
 
@@ -54,12 +60,11 @@ def plan(seen: Seen, *, seeds: int) -> Path:
     folder, config = seen.folder / FOLDER, _config(seen.config)
     if not (folder / CONFIG_FILE).exists():
         create(folder, config, config.toml())
-    for name in SHARED:
+    for name in SHARED_FOLDERS:
         if not (folder / name).exists():
             (folder / name).symlink_to(Path("..") / name, target_is_directory=True)
     with locked(folder):
-        exists = (folder / FILE).exists()
-        ledger = Ledger.open(folder) if exists else Ledger.create(folder, config.sweep.objectives)
+        ledger = Ledger.open_or_create(folder, config.sweep.objectives)
         _add_missing(ledger, seen, seeds)
         rewrite(folder, config.with_budget(trials=max(1, len(ledger))))
         ledger.close()

@@ -19,7 +19,7 @@ from sweep import actor, cluster
 from sweep.changes import changes, check
 from sweep.config import SweepConfig, open_config, parse
 from sweep.interruption import SIGNAL_SECONDS, Interruption
-from sweep.ledger import FILE, Ledger
+from sweep.ledger import Ledger
 from sweep.limits import reached
 from sweep.lock import clear_stop, locked
 from sweep.progress import Progress
@@ -62,11 +62,7 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
     config = open_config(folder)
     with locked(folder):
         clear_stop(folder)
-        ledger = (
-            Ledger.open(folder)
-            if (folder / FILE).exists()
-            else Ledger.create(folder, config.sweep.objectives)
-        )
+        ledger = Ledger.open_or_create(folder, config.sweep.objectives)
         try:
             segment = Segment(folder, config, ledger)
             return segment.run(address, should_retry=should_retry)
@@ -93,7 +89,7 @@ class Segment:
     def is_complete(self) -> bool:
         """Whether every trial wanted is there and over."""
         records = self.ledger.records()
-        is_over = all(record.state not in ("waiting", "running") for record in records)
+        is_over = all(record.is_over for record in records)
         return is_over and reached(records, self.config) is not None
 
     def run(self, address: str | None, *, should_retry: bool) -> int:

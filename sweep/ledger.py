@@ -110,6 +110,16 @@ class Ledger:
             storage.engine.dispose()
             raise LedgerError(_damaged(path, error)) from error
 
+    @classmethod
+    def open_or_create(cls, folder: Path, objectives: Sequence[str]) -> "Ledger":
+        """The ledger that is there, or else a new one.
+
+        Raises:
+            LedgerError: if the one there is damaged.
+        """
+        exists = (folder / FILE).exists()
+        return cls.open(folder) if exists else cls.create(folder, objectives)
+
     def close(self) -> None:
         self._storage.engine.dispose()
 

@@ -58,7 +58,7 @@ def spent_hours(records: Sequence[TrialRecord]) -> float:
 
 def _has_settled(records: Sequence[TrialRecord], budget: BudgetConfig) -> bool:
     """Whether the hypervolume hardly grew over the last trials that ended."""
-    over = [record for record in records if record.state in ("finished", "stopped", "failed")]
+    over = [record for record in records if record.is_over]
     if not budget.plateau_trials or len(over) <= budget.plateau_trials:
         return False
     # Of all points, or a share would change its meaning with them.

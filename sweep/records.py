@@ -44,6 +44,10 @@ class TrialRecord:
     """Why it failed or was stopped, in one line."""
 
     @property
+    def is_over(self) -> bool:
+        return self.state in ("finished", "stopped", "failed")
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the trial is run with."""
         return {**self.params, **self.adjustments}

@@ -39,7 +39,7 @@ def adjusted(kind: Kind, config: TrialConfig, record: TrialRecord) -> dict[str, 
 
 def is_hopeless(records: Sequence[TrialRecord]) -> bool:
     """Whether the first trials that ended all failed by the same words."""
-    over = [r for r in records if r.state in ("finished", "stopped", "failed")]
+    over = [r for r in records if r.is_over]
     lines = {r.error for r in over}
     has_only_failed = all(r.state == "failed" for r in over)
     return len(over) >= HOPELESS_TRIALS and has_only_failed and len(lines) == 1

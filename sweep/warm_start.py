@@ -14,13 +14,12 @@ from typing import Any
 from core.config import ConfigError
 from core.report import Outcome
 from sweep.changes import leaves
-from sweep.config import SweepConfig
+from sweep.config import SHARED_FOLDERS, SweepConfig
 from sweep.records import TrialRecord
 from sweep.space import Distribution
 from sweep.views import Seen
 
 FILE = "before.json"
-SHARED = ("teacher", "features")
 
 
 def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
@@ -94,7 +93,7 @@ def _leaf(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _take_along(folder: Path, old: Seen) -> None:
-    for name in SHARED:
+    for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
             beside = folder / f".{name}.new"
             shutil.rmtree(beside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Commands that run a sweep: demo, run, resume, extend, stop."""
+"""Commands that run a sweep: demo, run, resume, extend, confirm, warm-start, stop."""
 
 import sys
 import time
@@ -191,19 +191,17 @@ def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> No
     from sweep.driver import run as run_segment
 
     code = run_segment(folder, address=address, should_retry=should_retry)
-    _showend(folder.resolve(), code)
+    _show_end(folder.resolve(), code)
     sys.exit(code)
 
 
-def _showend(folder: Path, code: int) -> None:
+def _show_end(folder: Path, code: int) -> None:
     from sweep.figures import front_table
-    from sweep.front import pareto_front
     from sweep.views import see, status_lines, status_values
 
     seen = see(folder)
-    points = pareto_front(seen.points, seen.config.sweep.objectives)
-    if points:
-        print_table(front_table(points, title="Pareto front"))
+    if seen.front:
+        print_table(front_table(seen.front, title="Pareto front"))
         out.print(f"page     {folder}/front/front.html", markup=False)
         out.print(f"picture  {folder}/front/front.png", markup=False)
         out.print(f"MLflow   conformer-sweep ui {folder}", markup=False)
