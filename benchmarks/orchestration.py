@@ -20,7 +20,7 @@ from measuring import arguments, emit
 
 from core.config import TrialConfig
 from core.trial import Place, prepare, run
-from sweep import driver
+from sweep import cluster, driver
 from sweep.config import create, parse
 from sweep.views import see
 
@@ -102,7 +102,7 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     create(sweep_folder, config, text)
     shutil.copytree(shared.teacher, sweep_folder / "teacher")
     shutil.copytree(shared.features, sweep_folder / "features")
-    row = sweep_times(sweep_folder)
+    row = sweep_times(sweep_folder, args.concurrent)
     records = see(sweep_folder).records
     configs = [config.space.trial_config(record.settings) for record in records]
     seconds = loop_seconds(configs, shared, args.concurrent)
@@ -114,11 +114,13 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def sweep_times(folder: Path) -> dict[str, float]:
+def sweep_times(folder: Path, concurrent: int) -> dict[str, float]:
     """Seconds until the first trial started, and from there to the end of everything."""
     began = time.time()
-    code = driver.run(folder)
-    ended = time.time()
+    # So many trials side by side as asked for, on whatever cores there are, as in the loop.
+    with cluster.joined(cpus=concurrent):
+        code = driver.run(folder)
+        ended = time.time()
     if code != driver.DONE:
         raise SystemExit(f"the sweep ended with {code}; see {folder}")
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]

@@ -229,6 +229,8 @@ class TuningConfig(Config):
     """Share of the steps in which the rate rises linearly; it then falls as a cosine."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout while the small model is tuned; gate noise takes its place in the search."""
+    more_steps: int = Field(0, ge=0, le=10_000_000)
+    """Optimizer steps by which a finished model is tuned on, at rates that rise and fall anew."""
 
 
 class TrainingConfig(Config):

@@ -30,6 +30,8 @@ from core.training.distillation import Distillation
 from core.training.method import Found, Method, Workbench, load_method
 from core.training.trainer import DenseStage, Journey, Rates, Taught, fit
 
+OUTCOMES_FILE = "outcomes.json"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
@@ -86,16 +88,24 @@ def run(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outco
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if the target cannot be met by this model and these axes.
     """
-    done = place.trial / "outcomes.json"
-    if done.is_file():
-        return [Outcome(**values) for values in json.loads(done.read_text())]
+    outcomes = _told(place)
+    if not outcomes:
+        outcomes = yield from _first_outcomes(config, place)
+    if outcomes[0].steps < _total_steps(config):
+        outcomes = yield from _later_outcomes(config, place, outcomes[0])
+    return outcomes
+
+
+def _first_outcomes(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outcome]]:
+    """Search, extraction and tuning."""
     _set_chance(config, config.runtime.threads)
     speech, method = open_speech(place.features), load_method(config.pruning.method)
     bench = _open_bench(config, place, speech, method)
     search = method.search(bench)
     search_steps = search.steps if search else 0
     steps = config.pruning.steps + config.tuning.steps
-    journey = _journey(config, place.trial, speech, bench.device, steps)
+    folder = place.trial / "checkpoints"
+    journey = _journey(config, folder, speech, bench.device, _total_steps(config))
     resume = checkpoint.load_newest(journey.checkpoints)
     if resume is not None and resume["stage"] == "tune":
         journey.steps_before = search_steps
@@ -110,12 +120,53 @@ def run(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outco
         small = method.started(_extracted(bench, found, choice), bench)
     stage = _tuning(bench, small, choice, steps=steps - search_steps)
     yield from fit(stage, journey, resume=resume)
+    return _judged(bench, place, stage, target=method.target(config), steps=steps, name="model")
+
+
+def _later_outcomes(
+    config: TrialConfig, place: Place, earlier: Outcome
+) -> Generator[Report, None, list[Outcome]]:
+    """The finished model, tuned on; it stands until a later one is whole."""
+    _set_chance(config, config.runtime.threads)
+    speech, method = open_speech(place.features), load_method(config.pruning.method)
+    bench = _open_bench(config, place, speech, method)
+    found = bundle.load(place.trial / earlier.model)
+    choice = bench.space.choice_of(found.report["kept"])
+    steps = _total_steps(config)
+    stage = _tuning(bench, found.model.to(bench.device), choice, steps=steps - earlier.steps)
+    again = config.model_copy(update={"seed": config.seed + earlier.steps})  # other batches first
+    folder = place.trial / f"checkpoints-{earlier.steps}"
+    journey = _journey(again, folder, speech, bench.device, steps)
+    journey.steps_before = earlier.steps
+    yield from fit(stage, journey, resume=checkpoint.load_newest(folder))
+    target, name = method.target(config), f"model-{steps}"
+    return _judged(bench, place, stage, target=target, steps=steps, name=name)
+
+
+def _judged(
+    bench: Workbench, place: Place, stage: DenseStage, *, target: float, steps: int, name: str
+) -> list[Outcome]:
+    """Measure a tuned model and keep it, and only then say that it is there."""
+    small, taught, speech = stage.model, stage.taught, bench.judge.speech
+    assert taught is not None, "a small model has a teacher"
+    assert speech is not None, "whoever judges has speech"
     reestimate_statistics(small, bench.speech)
-    outcome = bench.judge.outcome(small, target=method.target(config), steps=steps)
-    report = {"outcome": asdict(outcome), "config": config.model_dump()}
-    bundle.save(place.trial / "model", small, speech.tokenizer, report)
-    _write(done, json.dumps([asdict(outcome)]))
+    outcome = bench.judge.outcome(small, target=target, steps=steps, folder=name)
+    kept = {axis: units.nonzero().flatten().tolist() for axis, units in taught.choice.items()}
+    report = {"outcome": asdict(outcome), "config": bench.config.model_dump(), "kept": kept}
+    bundle.save(place.trial / name, small, speech.tokenizer, report)
+    _write(place.trial / OUTCOMES_FILE, json.dumps([asdict(outcome)]))
     return [outcome]
+
+
+def _told(place: Place) -> list[Outcome]:
+    """What this trial came to in an earlier run."""
+    done = place.trial / OUTCOMES_FILE
+    return [Outcome(**values) for values in json.loads(done.read_text())] if done.is_file() else []
+
+
+def _total_steps(config: TrialConfig) -> int:
+    return config.pruning.steps + config.tuning.steps + config.tuning.more_steps
 
 
 def price(config: TrialConfig) -> Price:
@@ -175,7 +226,7 @@ def _train_teacher(config: TrialConfig, place: Place) -> Iterator[Report]:
         runtime=config.runtime,
         micro_batches=config.training.micro_batches,
     )
-    journey = _journey(config, place.teacher, speech, device, steps)
+    journey = _journey(config, place.teacher / "checkpoints", speech, device, steps)
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     reestimate_statistics(model, calibration_speech(config, speech, device))
     outcome = judge.outcome(model, target=0.0, steps=steps)
@@ -240,7 +291,7 @@ def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -
 
 
 def _journey(
-    config: TrialConfig, folder: Path, speech: Speech, device: torch.device, steps: int
+    config: TrialConfig, checkpoints: Path, speech: Speech, device: torch.device, steps: int
 ) -> Journey:
     return Journey(
         batches=TrainBatches(speech.train, config.training.batch_seconds, config.seed),
@@ -248,7 +299,7 @@ def _journey(
         augment_chance=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
         device=device,
-        checkpoints=folder / "checkpoints",
+        checkpoints=checkpoints,
         total_steps=steps,
     )
 

@@ -49,6 +49,8 @@ ROW = "record"
 """Attempts, steps, the curve, time, MLflow's run and the error."""
 OUTCOMES = "outcomes"
 
+MORE_STEPS = "tuning.more_steps"
+
 
 class LedgerError(ValueError):
     """A ledger that cannot be read; nothing was changed."""
@@ -68,8 +70,10 @@ class Ledger:
         self._records: dict[int, TrialRecord] = {}
         self._started: dict[int, float] = {}
         self._choices: dict[str, BaseDistribution] = {}
+        self._earlier: dict[int, tuple[Outcome, ...]] = {}
         for trial in storage.get_all_trials(self._study, deepcopy=False):
             record = _record(trial)
+            self._remember_earlier(record.number)
             self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
             self._records[record.number] = record
             self._remember_choices(trial.distributions)
@@ -148,18 +152,31 @@ class Ledger:
         return self._create(record, known)
 
     def retry(self, number: int) -> TrialRecord:
-        """A failed trial waits again, with all it had reached.
+        """A failed trial waits again, with all it had reached; any other is a LedgerError."""
+        return self._reopen(number, "failed")
 
-        What is over in Optuna stays over: it goes on in a new row there, under its old number.
+    def tune_on(self, number: int, steps: int) -> TrialRecord:
+        """A finished trial waits again, to be tuned on by so many steps.
 
         Raises:
-            LedgerError: if it has not failed.
+            LedgerError: if it is not finished.
         """
+        adjustments = self._records[number].adjustments
+        steps += adjustments.get(MORE_STEPS, 0)
+        return self._reopen(number, "finished", {**adjustments, MORE_STEPS: steps})
+
+    def _reopen(
+        self, number: int, state: State, adjustments: Mapping[str, Any] | None = None
+    ) -> TrialRecord:
+        """What is over in Optuna stays over: a trial goes on in a new row, under its old number."""
         record = self._records[number]
-        if record.state != "failed":
-            raise LedgerError(f"`trial` {number} must have failed, but is {record.state} instead.")
+        if record.state != state:
+            raise LedgerError(f"`trial` {number} must be {state}, but is {record.state} instead.")
+        self._remember_earlier(number)
         known = self._storage.get_trial(self._ids[number]).distributions
-        return self._create(replace(record, state="waiting", error=None), known)
+        changed = record.adjustments if adjustments is None else adjustments
+        waiting = replace(record, state="waiting", error=None, outcomes=(), adjustments=changed)
+        return self._create(waiting, known)
 
     def _create(
         self, record: TrialRecord, distributions: Mapping[str, BaseDistribution]
@@ -183,6 +200,11 @@ class Ledger:
             self._ids[record.number] = self._storage.create_new_trial(self._study, trial)
         self._records[record.number] = record
         return record
+
+    def _remember_earlier(self, number: int) -> None:
+        """What a trial had found before it was taken up again."""
+        if number in self._records and self._records[number].outcomes:
+            self._earlier[number] = self._records[number].outcomes
 
     def _remember_choices(self, distributions: Mapping[str, BaseDistribution]) -> None:
         for name, distribution in distributions.items():
@@ -233,8 +255,10 @@ class Ledger:
         return self._turn(number, TrialState.COMPLETE)
 
     def fail(self, number: int, error: str) -> TrialRecord:
-        """The trial is over, and has nothing to show but one line."""
+        """The trial is over, and has to show but one line, and what it had found before."""
         self._write(replace(self._with_time(number), error=error))
+        if number in self._earlier:
+            return self.finish(number, self._earlier[number])
         return self._turn(number, TrialState.FAIL)
 
     def stop(self, number: int, reason: str) -> TrialRecord:

@@ -10,7 +10,10 @@ from sweep.space import SearchSpace
 from sweep.stopping import Standing, Stopping
 
 CONTROL = "dense"
-"""The method of the control, which no trial can be better than at its FLOPs: never stopped."""
+"""The method of the control, which no trial can be better than at its FLOPs: never stopped.
+
+Nor is what was finished once and is tuned on.
+"""
 
 
 class FrontScheduler(FIFOScheduler):
@@ -43,11 +46,11 @@ class FrontScheduler(FIFOScheduler):
         return TrialScheduler.STOP if should_stop else TrialScheduler.CONTINUE
 
     def _standing(self, record: TrialRecord, heard: Heard) -> Standing:
-        pruning = self._space.trial_config(record.settings).pruning
+        config = self._space.trial_config(record.settings)
         return Standing(
             trial=record.number,
             wer=heard.wer,
             gflops=heard.gflops,
-            target=pruning.target_sparsity,
-            is_safe=pruning.method == CONTROL,
+            target=config.pruning.target_sparsity,
+            is_safe=config.pruning.method == CONTROL or config.tuning.more_steps > 0,
         )

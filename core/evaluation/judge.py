@@ -37,8 +37,17 @@ class Judge:
             realised_sparsity=float(self.space.sparsity(cost, self.config.pruning.resource)),
         )
 
-    def outcome(self, model: Conformer, *, target: float, steps: int) -> Outcome:
-        """On dev and test, with latency: what a finished trial is judged by."""
+    def outcome(
+        self, model: Conformer, *, target: float, steps: int, folder: str = "model"
+    ) -> Outcome:
+        """On dev and test, with latency: what a finished trial is judged by.
+
+        Args:
+            model: dense.
+            target: the share of the resource that it was to do without.
+            steps: optimizer steps that it took.
+            folder: its bundle's name.
+        """
         assert self.speech is not None
         pruning, cost = self.config.pruning, self.cost(model)
         wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
@@ -67,7 +76,7 @@ class Judge:
             latency_ms=1000 * seconds,
             real_time_factor=seconds / pruning.utterance_seconds,
             steps=steps,
-            model="model",
+            model=folder,
         )
 
     def wer(self, model: Conformer, store: FeatureStore) -> WerReport | None:

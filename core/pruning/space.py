@@ -36,6 +36,13 @@ class Space:
     def open_choice(self) -> dict[str, Tensor]:
         return {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in self.axes}
 
+    def choice_of(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """The choice that keeps the units of these numbers; axes that are not named stay whole."""
+        choice = self.open_choice()
+        for name, numbers in kept.items():
+            choice[name].zero_()[list(numbers)] = True
+        return choice
+
     def choice_cost(self, choice: Choice) -> Cost:
         """Exact cost of the model that this choice extracts."""
         whole = self.open_choice() | {name: units.float() for name, units in choice.items()}

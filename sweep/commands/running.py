@@ -65,22 +65,47 @@ def extend(
     folder: Sweep,
     trials: Annotated[int | None, typer.Option(help="So many more.", min=1)] = None,
     hours: Annotated[float | None, typer.Option(help="So many more.", min=0)] = None,
+    trial: Annotated[int | None, typer.Option(help="One finished trial, by --steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Tune it on by so many.", min=1)] = None,
     address: Address = None,
 ) -> None:
-    """More of a sweep, finished or not: the sampler knows all that was found."""
+    """More of a sweep, finished or not: trials, hours, or steps of one trial."""
+    if (trial is None) != (steps is None):
+        raise ValueError("`--trial` and `--steps` must be given together: which trial, how far on.")
+    if trials is None and hours is None and trial is None:
+        raise ValueError("`extend` must be told by how much: --trials, --hours, --trial --steps.")
+    folder = folder.resolve()
+    if trial is not None and steps is not None:
+        _tune_on(folder, trial, steps)
+    if trials is not None or hours is not None:
+        _enlarge(folder, trials, hours)
+    _run(folder, address)
+
+
+def _tune_on(folder: Path, trial: int, steps: int) -> None:
+    from sweep.ledger import Ledger
+    from sweep.lock import locked
+    from sweep.views import see
+
+    see(folder).record(trial)  # complains if there is none
+    with locked(folder):
+        ledger = Ledger.open(folder)
+        try:
+            ledger.tune_on(trial, steps)
+        finally:
+            ledger.close()
+
+
+def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.config import rewrite
     from sweep.limits import extended
     from sweep.lock import locked
     from sweep.views import see
 
-    if trials is None and hours is None:
-        raise ValueError("`extend` must be told by how much: --trials, --hours or both.")
-    folder = folder.resolve()
     seen = see(folder)
     values = extended(seen.records, seen.config, trials=trials, hours=hours)
     with locked(folder):
         rewrite(folder, seen.config.with_budget(**values))
-    _run(folder, address)
 
 
 def confirm(

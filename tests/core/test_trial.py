@@ -140,6 +140,25 @@ def test_a_finished_trial_says_its_outcome_again_without_a_step(shared):
     assert finished(config, place) == ([], first[1])
 
 
+def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(shared):
+    config = trial_config(tuning={"more_steps": 6})
+    place = place_in(shared, "on-untouched")
+    _, first = finished(trial_config(), place)
+    reports, outcome = finished(config, place)
+
+    assert [report.step for report in reports] == [12, 14, 16]
+    assert {report.total_steps for report in reports} == {16}
+    assert (first.steps, outcome.steps) == (10, 16)
+    assert outcome.gflops == first.gflops
+    old, new = (bundle.load(place.trial / o.model).model.state_dict() for o in (first, outcome))
+    assert old.keys() == new.keys()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    for kill_after in (1, 6):
+        assert finished(config, place_in(shared, f"on-{kill_after}"), kill_after=kill_after)[1] == (
+            outcome
+        )
+
+
 def test_an_unmet_target_is_refused_before_it_is_tuned(shared):
     config = trial_config(pruning={"target_sparsity": 0.999, "method": "magnitude"})
 

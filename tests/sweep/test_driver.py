@@ -208,6 +208,26 @@ def test_a_finished_sweep_is_extended_under_the_same_parent(make):
     assert changed == ["sweep.trials: 4 -> 6"]
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_finished_trial_is_tuned_on_in_its_own_run(make):
+    folder = make(trials=("trials = 4", "trials = 2"))
+    assert driver.run(folder) == driver.DONE
+    before = records_of(folder)
+    ledger = Ledger.open(folder)
+    ledger.tune_on(1, 4)
+    ledger.close()
+
+    assert driver.run(folder) == driver.DONE
+    after = records_of(folder)
+    assert after[0] == before[0]
+    assert after[1].outcomes[0].steps == before[1].outcomes[0].steps + 4
+    assert after[1].mlflow_run_id == before[1].mlflow_run_id
+    assert len(runs_of(folder)) == 3
+    run = MlflowClient(database_uri(folder)).get_run(after[1].mlflow_run_id)
+    assert run.data.metrics["wer"] == after[1].outcomes[0].wer
+    assert run.info.status == "FINISHED"
+
+
 def test_another_config_than_the_sweep_was_begun_with_is_refused_by_name(make):
     folder = make()
     config = open_config(folder)

@@ -226,8 +226,37 @@ def test_a_failed_trial_can_be_tried_again_under_its_number(ledger, tmp_path):
 def test_what_has_not_failed_is_not_tried_again(ledger):
     ledger.add(PARAMS, LEAVES)
 
-    with pytest.raises(LedgerError, match="must have failed, but is waiting"):
+    with pytest.raises(LedgerError, match="must be failed, but is waiting"):
         ledger.retry(0)
+
+
+def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(ledger, tmp_path):
+    ledger.add(PARAMS, LEAVES)
+    ledger.start(0)
+    ledger.finish(0, [made_outcome(wer=0.2)])
+    ledger.tune_on(0, 100)
+    ledger.start(0)
+
+    (waiting,) = reopened(tmp_path).reconcile()
+    assert (waiting.state, waiting.outcomes) == ("waiting", ())
+    assert waiting.settings["tuning.more_steps"] == 100
+    ledger = reopened(tmp_path)
+    ledger.start(0)
+    fallen_back = ledger.fail(0, "why")
+    assert fallen_back.outcomes == (made_outcome(wer=0.2),)
+    assert (fallen_back.state, fallen_back.error) == ("finished", "why")
+    ledger.tune_on(0, 50)
+    assert ledger.record(0).settings["tuning.more_steps"] == 150
+    ledger.start(0)
+    assert ledger.finish(0, [made_outcome(wer=0.1)]).outcomes[0].wer == 0.1
+    assert reopened(tmp_path).records() == ledger.records()
+
+
+def test_what_is_not_finished_is_not_tuned_on(ledger):
+    ledger.add(PARAMS, LEAVES)
+
+    with pytest.raises(LedgerError, match="must be finished, but is waiting"):
+        ledger.tune_on(0, 10)
 
 
 def test_a_choice_may_grow(ledger, tmp_path):
