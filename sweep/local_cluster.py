@@ -1,0 +1,185 @@
+"""A Ray cluster of several nodes on this one machine, any but the first of which can be lost.
+
+Each node is a `ray start --block` of its own, with an address of its own on the loopback and a
+session of its own, so that all of a node dies at once, as when a machine loses its power.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OBJECT_STORE_BYTES = 80 * 2**20
+"""The least that Ray allows, and a little."""
+START_SECONDS = 120.0
+STARTED = "Ray runtime started"
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    # A lost node is missed after three seconds, not after twenty.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class LocalCluster:
+    """Nodes by number, 0 being the head, with which the cluster stands and falls."""
+
+    address: str
+    """What drivers take as `--address`."""
+    environment: Mapping[str, str]
+    """What a driver's environment must hold: the cluster's token."""
+    folder: Path
+    """Ray's sessions and the nodes' logs."""
+    processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    """The nodes that live; each process leads the session of all others of its node."""
+    num_started: int = 0
+
+    def add_node(
+        self,
+        *,
+        cpus: int = 1,
+        labels: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a node, wait until it has joined, and return its number."""
+        number = self.start_node(cpus=cpus, labels=labels, environment=environment)
+        self.wait_for(number)
+        return number
+
+    def start_node(
+        self,
+        *,
+        cpus: int = 1,
+        labels: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a node without waiting for it; `environment` is this node's alone."""
+        number = self.num_started
+        self.num_started += 1
+        command = [*_command(number, cpus=cpus, labels=labels or {}), *self._membership(number)]
+        with self._log(number).open("wb") as log:
+            self.processes[number] = subprocess.Popen(  # noqa: S603  (our own command)
+                command,
+                env={**os.environ, **SETTINGS, **self.environment, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return number
+
+    def wait_for(self, number: int) -> None:
+        """Wait until a node has joined.
+
+        Raises:
+            RuntimeError: if it does not, with the last that it said.
+        """
+        give_up = time.monotonic() + START_SECONDS
+        while STARTED not in (said := self._log(number).read_text(errors="replace")):
+            if self.processes[number].poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"Node {number} must start, but does not: {said[-2000:]}")
+            time.sleep(0.1)
+
+    def kill_node(self, number: int) -> None:
+        """Kill all of a node at once: nothing of it says goodbye.
+
+        Raises:
+            ValueError: if it is the head, or does not live.
+        """
+        others = sorted(self.processes.keys() - {0})
+        if number not in others:
+            raise ValueError(f"`number` must be one of {others}, but is {number} instead.")
+        self._kill(number)
+
+    def stop(self) -> None:
+        for number in sorted(self.processes, reverse=True):
+            self._kill(number)
+
+    def _kill(self, number: int) -> None:
+        process = self.processes.pop(number)
+        while alive := _of_session(process.pid):  # what one forked meanwhile is seen the next time
+            for pid in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.01)
+        process.wait()
+
+    def _membership(self, number: int) -> list[str]:
+        if number:
+            return ["--address", self.address]
+        port = self.address.rpartition(":")[2]
+        head = ["--head", "--port", port, "--include-dashboard", "false"]
+        return [*head, "--temp-dir", str(self.folder)]
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"node-{number}.log"
+
+
+@contextmanager
+def local_cluster(*, nodes: int = 3, cpus: int = 1) -> Iterator[LocalCluster]:
+    """Nodes of so many cores each, logically: they share what this machine has."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: paths of sockets
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    cluster = LocalCluster(
+        address=f"{node_address(0)}:{_free_port()}", environment=token, folder=folder
+    )
+    try:
+        cluster.add_node(cpus=cpus)
+        for number in [cluster.start_node(cpus=cpus) for _ in range(1, nodes)]:
+            cluster.wait_for(number)
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def node_address(number: int) -> str:
+    """Of the loopback: Linux answers to all of 127/8. Ray has a mind of its own about 127.0.0.1."""
+    high, low = divmod(number + 2, 250)
+    return f"127.0.{high}.{low + 1}"
+
+
+def _command(number: int, *, cpus: int, labels: Mapping[str, str]) -> list[str]:
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+        *("--node-ip-address", node_address(number)),
+        *("--num-cpus", str(cpus), "--num-gpus", "0"),
+        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+        *(("--labels", ",".join(f"{k}={v}" for k, v in labels.items())) if labels else ()),
+    ]
+
+
+def _of_session(leader: int) -> list[int]:
+    """The processes of a session that still run; its id is the sixth field of their `stat`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            # A name may hold spaces and brackets; what follows its last bracket does not.
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
