@@ -1,21 +1,34 @@
-"""Early stopping on recorded trials: hypervolume and steps against no stopping, by rule."""
+"""Early stopping on recorded trials: hypervolume and steps against no stopping, by rule.
+
+Beside our rules stands Syne Tune's MOASHA (Schmucker et al., 2021), its own code, where the package
+`syne-tune` is installed; it asks for much that nothing else here needs.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 from measuring import arguments, emit
 from replaying import Judge, Replay, recorded, replayed
 
 from sweep import front
 from sweep.records import TrialRecord
-from sweep.stopping import Kind, Stopping
+from sweep.stopping import Kind, Standing, Stopping
 
 RULES: dict[str, Kind] = {
     "by non-domination": "pareto",
     "by strata of target": "stratified",
     "by WER alone (ordinary halving)": "wer",
 }
+OURS = "by non-domination"
+REDUCTIONS = (1.5, 2.0, 3.0)
+"""Of MOASHA, each rung keeps one in so many, and lies so many times as far; 3 is its default."""
+
+MakeJudge = Callable[[int], Judge | None]
+"""A fresh judge for a seed."""
 
 
 def main() -> None:
@@ -28,36 +41,41 @@ def main() -> None:
     args = parser.parse_args()
     trials = recorded()
 
-    def rule(kind: Kind) -> Callable[[], Judge]:
-        return lambda: (
+    def rule(kind: Kind) -> MakeJudge:
+        return lambda _: (
             Stopping(kind=kind, first=args.first, keep=args.keep, growth=args.growth).should_stop
         )
 
-    rows = [measured("none", None, trials, args.seeds, args.workers)]
-    rows += [measured(n, rule(kind), trials, args.seeds, args.workers) for n, kind in RULES.items()]
+    judges: dict[str, MakeJudge] = {"none": lambda _: None}
+    judges |= {name: rule(kind) for name, kind in RULES.items()}
+    judges |= peers(first=args.first, last=max(trial.curve[-1].step for trial in trials))
+    replays = {
+        name: [
+            replayed(trials, make(seed), workers=args.workers, seed=seed)
+            for seed in range(args.seeds)
+        ]
+        for name, make in judges.items()
+    }
+    rows = [row(name, found, replays, trials) for name, found in replays.items()]
+    ours = next(each for each in rows if each["name"] == OURS)
     values = {
-        "hypervolume_ratio": rows[1]["hypervolume_ratio"],
-        "steps_ratio": rows[1]["steps_ratio"],
+        "hypervolume_ratio": ours["hypervolume_ratio"],
+        "steps_ratio": ours["steps_ratio"],
         "trials": len(trials),
         "seeds": args.seeds,
+        "rule": {"first": args.first, "keep": args.keep, "growth": args.growth},
     }
     emit("early_stopping", rows, values, args)
 
 
-def measured(
+def row(
     name: str,
-    rule: Callable[[], Judge] | None,
+    found: Sequence[Replay],
+    replays: dict[str, list[Replay]],
     trials: Sequence[TrialRecord],
-    seeds: int,
-    workers: int,
 ) -> dict[str, Any]:
-    """Means over the orders; a fresh rule each."""
-    whole = [replayed(trials, None, workers=workers, seed=seed) for seed in range(seeds)]
-    found = [
-        replayed(trials, rule() if rule else None, workers=workers, seed=seed)
-        for seed in range(seeds)
-    ]
-    pairs = list(zip(found, whole, strict=True))
+    """Means over the orders, each against the same order without stopping, and against ours."""
+    pairs = list(zip(found, replays["none"], strict=True))
     shares = [covered(a, trials) / covered(b, trials) for a, b in pairs]
     return {
         "name": name,
@@ -65,13 +83,64 @@ def measured(
         "lowest": min(shares),
         "steps_ratio": statistics.mean(a.steps / b.steps for a, b in pairs),
         "finished": statistics.mean(len(a.finished) for a in found),
+        "ours_at_equal_steps": statistics.mean(
+            at_equal_steps(ours, other, trials)
+            for ours, other in zip(replays[OURS], found, strict=True)
+        ),
     }
 
 
-def covered(replay: Replay, trials: Sequence[TrialRecord]) -> float:
+def at_equal_steps(ours: Replay, other: Replay, trials: Sequence[TrialRecord]) -> float:
+    """Our hypervolume over the other's, when both had spent what the thriftier spent in all."""
+    steps = min(ours.steps, other.steps)
+    return covered(ours, trials, most_steps=steps) / covered(other, trials, most_steps=steps)
+
+
+def covered(
+    replay: Replay, trials: Sequence[TrialRecord], *, most_steps: int | None = None
+) -> float:
     """Hypervolume to the corner of the unpruned model's FLOPs and a WER of 1."""
     corner = front.unpruned_gflops(front.points(trials))
-    return front.hypervolume(replay.points, worst_wer=1.0, worst_gflops=corner)
+    points = replay.points(most_steps=most_steps)
+    return front.hypervolume(points, worst_wer=1.0, worst_gflops=corner)
+
+
+def peers(*, first: int, last: int) -> dict[str, MakeJudge]:
+    """Syne Tune's MOASHA, where it is installed, with the same first rung as ours."""
+    if find_spec("syne_tune") is None:
+        return {}
+    return {
+        f"Syne Tune's MOASHA, reduction {reduction:g}": lambda seed, r=reduction: _moasha(
+            seed, first=first, last=last, reduction=r
+        )
+        for reduction in REDUCTIONS
+    }
+
+
+def _moasha(seed: int, *, first: int, last: int, reduction: float) -> Judge:
+    from syne_tune.backend.trial_status import Trial  # noqa: PLC0415  # where it is installed
+    from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA  # noqa: PLC0415
+
+    np.random.seed(seed)  # noqa: NPY002  # it draws from there
+    scheduler = MOASHA(
+        config_space={},
+        metrics=["wer", "gflops"],
+        time_attr="step",
+        max_t=last,
+        grace_period=first,
+        reduction_factor=reduction,
+        random_seed=seed,
+    )
+    known: dict[int, Any] = {}
+
+    def judge(step: int, standing: Standing) -> bool:
+        if standing.trial not in known:
+            known[standing.trial] = Trial(standing.trial, {}, datetime.now(UTC))
+            scheduler.on_trial_add(known[standing.trial])
+        result = {"step": step, "wer": standing.wer, "gflops": standing.gflops}
+        return str(scheduler.on_trial_result(known[standing.trial], result)) == "STOP"
+
+    return judge
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ most. All by SIGKILL; outcomes are compared with those of a sweep of the same se
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -105,7 +106,7 @@ def main() -> None:
 
 def campaigns(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     unbroken = begun(folder / "unbroken")
-    with running(unbroken) as process:
+    with running(unbroken, Bed()) as process:
         assert process.wait() == driver.DONE, "the sweep must end when nobody hurts it"
     rows = []
     for kind in args.kinds:
@@ -151,6 +152,8 @@ class Bed:
     """Where sweeps run and what dies there: at first the driver itself."""
 
     address: str | None = None
+    environment: Mapping[str, str] = {}  # nobody changes it
+    """What a driver needs beside its own, to get in."""
     uri = ""
     """Of the tracking server, if there is one."""
     database = ""
@@ -190,11 +193,13 @@ class NodeBed(Bed):
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.address = cluster.address
+        self.environment = cluster.environment
         self._cluster = cluster
 
     def kill(self, process: "subprocess.Popen[bytes]", chance: random.Random) -> bool:
         del process
-        self._cluster.kill_node(chance.randrange(1, NODES))  # 0 is the head: Ray is gone without it
+        # Without the head, 0, there is no cluster to lose a node of.
+        self._cluster.kill_node(chance.choice(sorted(self._cluster.processes.keys() - {0})))
         return True
 
     def mend(self, chance: random.Random) -> None:
@@ -281,7 +286,7 @@ def hurt(folder: Path, bed: Bed, wanted: int, chance: random.Random) -> tuple[in
     kills = 0
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        with running(folder, bed.address) as process:
+        with running(folder, bed) as process:
             while kills < wanted and not _ends(process, chance.uniform(*bed.pause)):
                 if bed.kill(process, chance):
                     kills += 1
@@ -292,13 +297,14 @@ def hurt(folder: Path, bed: Bed, wanted: int, chance: random.Random) -> tuple[in
 
 
 @contextmanager
-def running(folder: Path, address: str | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+def running(folder: Path, bed: Bed) -> Iterator["subprocess.Popen[bytes]"]:
     """A driver of the sweep, in a process of its own."""
     program = "from sweep.cli import main; main()"
     command = [sys.executable, "-P", "-c", program, "resume", str(folder)]
-    command += ["--address", address] if address else []
+    command += ["--address", bed.address] if bed.address else []
+    environment = {**os.environ, **bed.environment}
     with (folder / "driver.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603
         try:
             yield process
         finally:

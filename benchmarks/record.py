@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/recorded"))
     args = parser.parse_args()
     seen = see(args.dir)
-    kept = [r for r in seen.records if r.state == "finished" and r.number]
+    kept = [r for r in seen.records if r.state == "finished"]
     head = {"sweep": seen.config.toml(), "provenance": provenance()}
     lines = [head, *({**asdict(r), "mlflow_run_id": None} for r in kept)]
     FILE.parent.mkdir(exist_ok=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from core.report import Outcome
 from sweep import front
+from sweep.config import SweepConfig, parse
 from sweep.front import Point
 from sweep.records import Heard, TrialRecord
+from sweep.scheduler import CONTROL
 from sweep.stopping import Standing
 
 FILE = Path(__file__).parent / "data" / "trials.jsonl.gz"
@@ -25,17 +27,28 @@ class Replay:
     """What a sweep of recorded trials came to."""
 
     finished: tuple[TrialRecord, ...]
+    """In the order in which they ended."""
+    steps_then: tuple[int, ...]
+    """What all trials together had spent when each of them ended."""
     steps: int
+    """What all trials together spent, those that were stopped too."""
 
-    @property
-    def points(self) -> list[Point]:
-        return front.points(self.finished)
+    def points(self, *, most_steps: int | None = None) -> list[Point]:
+        """What was found, by the time that so many steps were spent."""
+        ends = zip(self.finished, self.steps_then, strict=True)
+        return front.points(t for t, then in ends if most_steps is None or then <= most_steps)
 
 
 def recorded(file: Path = FILE) -> list[TrialRecord]:
     """The recorded trials; they are finished, with their curves."""
     _, *lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     return [_record(json.loads(line)) for line in lines]
+
+
+def recorded_config(file: Path = FILE) -> SweepConfig:
+    """The sweep that recorded them."""
+    head, *_ = gzip.decompress(file.read_bytes()).decode().splitlines()
+    return parse(json.loads(head)["sweep"], source=str(file))
 
 
 def replayed(
@@ -48,6 +61,7 @@ def replayed(
     running = [(0, place, waiting.pop(), 0) for place in range(min(workers, len(waiting)))]
     heapq.heapify(running)
     finished: list[TrialRecord] = []
+    steps_then: list[int] = []
     steps, place = 0, workers
     while running:
         clock, _, trial, done = heapq.heappop(running)
@@ -57,17 +71,23 @@ def replayed(
         is_last = done + 1 == len(trial.curve)
         if is_last:
             finished.append(trial)
+            steps_then.append(steps)
         if is_last or (judge is not None and judge(heard.step, standing(trial, heard))):
             if not waiting:
                 continue
             trial, done = waiting.pop(), -1
         heapq.heappush(running, (clock, place, trial, done + 1))
-    return Replay(finished=tuple(finished), steps=steps)
+    return Replay(finished=tuple(finished), steps_then=tuple(steps_then), steps=steps)
 
 
 def standing(trial: TrialRecord, heard: Heard) -> Standing:
-    target = trial.outcomes[0].target_sparsity
-    return Standing(trial=trial.number, wer=heard.wer, gflops=heard.gflops, target=target)
+    return Standing(
+        trial=trial.number,
+        wer=heard.wer,
+        gflops=heard.gflops,
+        target=trial.outcomes[0].target_sparsity,
+        is_safe=trial.outcomes[0].method == CONTROL,
+    )
 
 
 def _record(values: dict[str, object]) -> TrialRecord:

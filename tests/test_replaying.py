@@ -44,6 +44,14 @@ def test_without_a_rule_every_trial_ends_by_itself(replaying, workers):
     assert found.steps == 20 * 40
 
 
+def test_what_was_found_by_a_time_is_what_had_ended_by_then(replaying):
+    found = replaying.replayed(trials(20), None, workers=2, seed=0)
+
+    assert found.points(most_steps=39) == []
+    assert len(found.points(most_steps=found.steps // 2)) in (9, 10)
+    assert len(found.points()) == 20
+
+
 def test_what_is_stopped_costs_no_more_steps(replaying):
     found = replaying.replayed(trials(20), lambda step, _: step >= 20, workers=3, seed=0)
 
