@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, model_validator
 
@@ -55,6 +56,17 @@ class BudgetConfig(Config):
     max_sparsity_gap: float | None = Field(default=None, gt=0, le=1)
     """Trials that miss their target by more are worth nothing to the search."""
 
+    ledger: str = "sqlite"
+    """Where the trials are kept: `sqlite`, a file in the sweep's folder; `journal`, one for shared
+    file systems whose locks are not to be trusted; or `postgresql://user@host/database`, whose
+    password comes from PGPASSWORD or ~/.pgpass and never from here."""
+
+    @model_validator(mode="after")
+    def _ledger_is_a_place_without_a_password(self) -> Self:
+        if self.ledger not in ("sqlite", "journal"):
+            check_address(self.ledger)
+        return self
+
     @model_validator(mode="after")
     def _objectives_begin_with_the_two(self) -> Self:
         """Pages and pictures show these; a third is searched, too, and stands in the tables."""
@@ -65,6 +77,25 @@ class BudgetConfig(Config):
                 f" and `latency_ms`, but is {json.dumps(names)} instead"
             )
         return self
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no PostgreSQL database, and any password.
+
+    Raises:
+        ValueError: which does not repeat a password.
+    """
+    parts = urlsplit(address)
+    if parts.password is not None or "password" in parse_qs(parts.query):
+        raise ValueError(
+            "`sweep.ledger` must be an address without a password, but has one instead;"
+            " put it into PGPASSWORD or ~/.pgpass"
+        )
+    if parts.scheme != "postgresql" or not parts.path.strip("/"):
+        raise ValueError(
+            "`sweep.ledger` must be `sqlite`, `journal` or `postgresql://user@host/database`,"
+            f" but is `{address}` instead"
+        )
 
 
 class SearchConfig(Config):

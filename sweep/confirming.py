@@ -64,7 +64,7 @@ def plan(seen: Seen, *, seeds: int) -> Path:
         if not (folder / name).exists():
             (folder / name).symlink_to(Path("..") / name, target_is_directory=True)
     with locked(folder):
-        ledger = Ledger.open_or_create(folder, config.sweep.objectives)
+        ledger = Ledger.open_or_create(folder, config.sweep.objectives, kind=config.sweep.ledger)
         _add_missing(ledger, seen, seeds)
         rewrite(folder, config.with_budget(trials=max(1, len(ledger))))
         ledger.close()

@@ -62,7 +62,7 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
     config = open_config(folder)
     with locked(folder):
         clear_stop(folder)
-        ledger = Ledger.open_or_create(folder, config.sweep.objectives)
+        ledger = Ledger.open_or_create(folder, config.sweep.objectives, kind=config.sweep.ledger)
         try:
             segment = Segment(folder, config, ledger)
             return segment.run(address, should_retry=should_retry)

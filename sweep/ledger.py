@@ -1,15 +1,14 @@
-"""The sweep's single truth: an Optuna study in the sweep's directory.
+"""The sweep's single truth: an Optuna study, in the sweep's directory or on a server.
 
-Every change is one or two SQLite transactions in an order that a kill between them cannot spoil:
-what a trial found is written before its state says that it is finished.
+Every change is one or two transactions in an order that a kill between them cannot spoil: what a
+trial found is written before its state says that it is finished.
 """
 
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,15 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from core.report import Outcome, Report
+from sweep import ledger_storage
+from sweep.ledger_storage import LedgerError, Opened, damaged, first_line
 from sweep.records import Heard, State, TrialRecord
 from sweep.space import Choice, Distribution
 
-STUDY = "sweep"
 OBJECTIVES = ("wer", "gflops")
-FILE = "ledger.db"
 
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -52,19 +50,16 @@ OUTCOMES = "outcomes"
 MORE_STEPS = "tuning.more_steps"
 
 
-class LedgerError(ValueError):
-    """A ledger that cannot be read; nothing was changed."""
-
-
 class Ledger:
     """All trials of a sweep. One process writes; any number may read.
 
     The writer keeps all records in memory, so that reading them costs no query.
     """
 
-    def __init__(self, storage: RDBStorage) -> None:
-        self._storage = storage
-        self._study = storage.get_study_id_from_name(STUDY)
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._storage = storage = opened.storage
+        self._study = storage.get_study_id_from_name(opened.study)
         self._objectives = json.loads(self.noted("objectives") or json.dumps(OBJECTIVES))
         self._ids: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
@@ -77,21 +72,23 @@ class Ledger:
             self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
             self._records[record.number] = record
             self._remember_choices(trial.distributions)
+        if sorted(self._records) != list(range(len(self._records))):
+            raise ValueError("trials are missing between others")
 
     @classmethod
-    def create(cls, folder: Path, objectives: Sequence[str] = OBJECTIVES) -> "Ledger":
-        """Start an empty ledger; it appears whole or not at all."""
-        beside = folder / f"{FILE}.new"
-        beside.unlink(missing_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = RDBStorage(f"sqlite:///{beside}")
-        study = optuna.create_study(
-            study_name=STUDY, storage=storage, directions=["minimize"] * len(objectives)
-        )
-        study.set_user_attr("objectives", json.dumps(list(objectives)))
-        storage.engine.dispose()
-        beside.rename(folder / FILE)
-        return cls.open(folder)
+    def create(
+        cls, folder: Path, objectives: Sequence[str] = OBJECTIVES, *, kind: str = "sqlite"
+    ) -> "Ledger":
+        """Start an empty ledger; it appears whole or not at all.
+
+        Args:
+            folder: the sweep's directory.
+            objectives: what is minimised.
+            kind: where it shall lie, as `sweep.ledger` says it.
+        """
+        place = ledger_storage.place(folder, kind)
+        place.create(objectives)
+        return cls._of(place.open(is_writer=False))
 
     @classmethod
     def open(cls, folder: Path) -> "Ledger":
@@ -100,32 +97,34 @@ class Ledger:
         Raises:
             LedgerError: if there is none, or it is damaged; it is left as it is.
         """
-        path = folder / FILE
-        _check_database(path)
-        # Whoever reads while the driver writes, or the other way round, waits for its turn.
-        storage = RDBStorage(
-            f"sqlite:///{path}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            skip_table_creation=True,
-        )
-        try:
-            return cls(storage)
-        except Exception as error:
-            storage.engine.dispose()
-            raise LedgerError(_damaged(path, error)) from error
+        place = ledger_storage.found(folder) or ledger_storage.place(folder)
+        return cls._of(place.open(is_writer=False))
 
     @classmethod
-    def open_or_create(cls, folder: Path, objectives: Sequence[str]) -> "Ledger":
-        """The ledger that is there, or else a new one.
+    def open_or_create(
+        cls, folder: Path, objectives: Sequence[str], *, kind: str = "sqlite"
+    ) -> "Ledger":
+        """The ledger that is there, or else a new one, for whoever holds the directory and writes.
 
         Raises:
-            LedgerError: if the one there is damaged.
+            LedgerError: if the one there is damaged, or of another kind.
+            LockedError: if another writes it, from wherever.
         """
-        exists = (folder / FILE).exists()
-        return cls.open(folder) if exists else cls.create(folder, objectives)
+        place, is_there = ledger_storage.agreed(folder, kind)
+        if not is_there:
+            place.create(objectives)
+        return cls._of(place.open(is_writer=True))
+
+    @classmethod
+    def _of(cls, opened: Opened) -> "Ledger":
+        try:
+            return cls(opened)
+        except Exception as error:
+            opened.close()
+            raise LedgerError(damaged(opened.name, error)) from error
 
     def close(self) -> None:
-        self._storage.engine.dispose()
+        self._opened.close()
 
     # ---- reading ----
 
@@ -196,7 +195,7 @@ class Ledger:
             system_attrs={},
             intermediate_values={},
         )
-        with _written():
+        with self._written():
             self._ids[record.number] = self._storage.create_new_trial(self._study, trial)
         self._records[record.number] = record
         return record
@@ -213,7 +212,7 @@ class Ledger:
 
     def note(self, key: str, value: str) -> None:
         """Remember something of the sweep itself."""
-        with _written():
+        with self._written():
             self._storage.set_study_user_attr(self._study, key, value)
 
     def noted(self, key: str) -> str | None:
@@ -249,7 +248,7 @@ class Ledger:
             return self.fail(number, fault)
         self._write(self._with_time(number))
         told = [asdict(outcome) for outcome in outcomes]
-        with _written():
+        with self._written():
             self._storage.set_trial_user_attr(self._ids[number], OUTCOMES, told)
         self._records[number] = replace(self._records[number], outcomes=tuple(outcomes))
         return self._turn(number, TrialState.COMPLETE)
@@ -295,7 +294,7 @@ class Ledger:
         return replace(record, seconds=record.seconds + spent)
 
     def _write(self, record: TrialRecord) -> TrialRecord:
-        with _written():
+        with self._written():
             self._storage.set_trial_user_attr(self._ids[record.number], ROW, _row(record))
         self._records[record.number] = record
         return record
@@ -305,22 +304,23 @@ class Ledger:
         values = None
         if state == TrialState.COMPLETE:
             values = [float(getattr(record.outcomes[0], name)) for name in self._objectives]
-        with _written():
+        with self._written():
             self._storage.set_trial_state_values(self._ids[number], state, values)
         if state != TrialState.RUNNING:
             self._started.pop(number, None)
         self._records[number] = replace(record, state=STATES[state])
         return self._records[number]
 
-
-@contextmanager
-def _written() -> Iterator[None]:
-    """A write that fails is an OSError, as any other on a full disk is."""
-    try:
-        yield
-    except optuna.exceptions.StorageInternalError as error:
-        reason = error.__cause__ or error
-        raise OSError(f"`{FILE}` must be writable, but: {_first_line(reason)}") from error
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """A write that fails is an OSError, as any other on a full disk is."""
+        self._opened.check()
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, OSError) as error:
+            self._opened.mend()
+            reason = first_line(error.__cause__ or error)
+            raise OSError(f"`{self._opened.name}` must be writable, but: {reason}") from error
 
 
 def as_optuna(distribution: Distribution) -> BaseDistribution:
@@ -369,30 +369,3 @@ def _fault(outcomes: Sequence[Outcome], objectives: Sequence[str]) -> str | None
             if not math.isfinite(value):
                 return f"`{name}` must be a finite number, but is {value} instead."
     return None
-
-
-def _check_database(path: Path) -> None:
-    """Refuse what Optuna would try to mend: it fills empty files and half databases."""
-    if not path.is_file():
-        raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
-    try:
-        # Not read-only: what a kill left half written, SQLite rolls back here.
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
-            verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            studies = database.execute("SELECT study_name FROM studies").fetchall()
-    except sqlite3.Error as error:
-        raise LedgerError(_damaged(path, error)) from error
-    if verdict != "ok" or (STUDY,) not in studies:
-        raise LedgerError(_damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
-
-
-def _damaged(path: Path, reason: object) -> str:
-    return (
-        f"`{path}` must be an intact ledger, but is damaged: {_first_line(reason)}."
-        " Nothing was changed; put a copy in its place."
-    )
-
-
-def _first_line(reason: object) -> str:
-    lines = str(reason).strip().splitlines()
-    return lines[0] if lines else type(reason).__name__

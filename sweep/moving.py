@@ -9,15 +9,17 @@ import shutil
 import sqlite3
 import tarfile
 import zlib
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from core.config import ConfigError
-from sweep.config import CONFIG_FILE, open_config
-from sweep.ledger import FILE
+from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
+from sweep.ledger_storage import ADDRESS, FILE, FILES, JOURNAL, copy_as_sqlite
 from sweep.lock import LOCK, STOP, locked
 
-NOT_PACKED = (LOCK, STOP)
+NOT_PACKED = (LOCK, STOP, f"{JOURNAL}.lock")
 """Of the driver's life, not of the sweep's."""
 ARTIFACTS = "mlartifacts"
 ADDRESSES = (
@@ -37,18 +39,38 @@ def pack(folder: Path, file: Path) -> None:
         LockedError: if the sweep runs.
     """
     folder, file = folder.resolve(), file.resolve()
-    open_config(folder)
+    config = open_config(folder)
     if file.exists():
         raise ConfigError(f"`{file}` must be new, but is there already.")
     beside = file.with_name(f".{file.name}.packing")
     try:
-        with locked(folder), tarfile.open(beside, "w:gz", compresslevel=1) as archive:
+        with (
+            locked(folder),
+            _instead(folder, config) as others,
+            tarfile.open(beside, "w:gz", compresslevel=1) as archive,
+        ):
             for path in sorted(folder.iterdir()):
-                if path.name not in NOT_PACKED and path.resolve() != beside:
+                if path.name not in (*NOT_PACKED, *others) and path.resolve() != beside:
                     archive.add(path, arcname=path.name)
+            for name, other in others.items():
+                if other is not None:
+                    archive.add(other, arcname=name)
         beside.rename(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _instead(folder: Path, config: SweepConfig) -> Iterator[dict[str, Path | None]]:
+    """What goes into a pack in place of what lies in the folder: a server's ledger, as SQLite."""
+    with TemporaryDirectory(prefix="conformer-sweep-pack-") as scratch:
+        if not (folder / ADDRESS).exists():
+            yield {}
+            return
+        copy_as_sqlite(folder, Path(scratch))
+        rewrite(Path(scratch), config.with_budget(ledger="sqlite"))
+        names = (FILE, CONFIG_FILE)
+        yield {ADDRESS: None, **{name: Path(scratch) / name for name in names}}
 
 
 def unpack(file: Path, folder: Path) -> None:
@@ -65,9 +87,10 @@ def unpack(file: Path, folder: Path) -> None:
     beside.parent.mkdir(parents=True, exist_ok=True)
     try:
         _extract(file, beside)
-        if not (beside / CONFIG_FILE).is_file() or not (beside / FILE).is_file():
+        names = {path.name for path in beside.iterdir()}
+        if CONFIG_FILE not in names or names.isdisjoint(FILES):
             raise ConfigError(
-                f"`{file}` must be a packed sweep, but has no {CONFIG_FILE} or no {FILE}."
+                f"`{file}` must be a packed sweep, but has no {CONFIG_FILE} or ledger."
             )
         if folder.exists():
             folder.rmdir()

@@ -18,7 +18,8 @@ from core.report import Outcome
 from sweep import front
 from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
 from sweep.front import Point
-from sweep.ledger import FILE, Ledger
+from sweep.ledger import Ledger
+from sweep.ledger_storage import found
 from sweep.lock import driver_pid
 from sweep.records import State, TrialRecord
 
@@ -75,7 +76,7 @@ def see(folder: Path) -> Seen:
     config = open_config(folder)
     driver = driver_pid(folder)
     records: list[TrialRecord] = []
-    if (folder / FILE).exists() or driver is None:
+    if found(folder) is not None or driver is None:
         ledger = Ledger.open(folder)
         records = ledger.records()
         ledger.close()

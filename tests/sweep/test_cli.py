@@ -6,7 +6,8 @@ import pytest
 
 from sweep import cli
 from sweep.config import create, load
-from sweep.ledger import FILE, Ledger
+from sweep.ledger import Ledger
+from sweep.ledger_storage import FILE
 from sweep.space import Range
 from sweep.testing import made_outcome
 

@@ -1,13 +1,18 @@
+import errno
+import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 
 import optuna
+import psycopg
 import pytest
 
 from core.report import Report
-from sweep.ledger import FILE, Ledger, LedgerError
+from sweep.ledger import Ledger
+from sweep.ledger_storage import ADDRESS, FILE, JOURNAL, LedgerError, copy_as_sqlite, found
 from sweep.lock import LockedError, driver_pid, locked
 from sweep.space import Choice, Range
 from sweep.testing import made_outcome
@@ -19,11 +24,31 @@ LEAVES = {
 PARAMS = {"pruning.target_sparsity": 0.3, "pruning.repair": "ls"}
 
 
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def kind(request):
+    """Where the ledger lies: every law holds everywhere."""
+    return request.getfixturevalue("postgres") if request.param == "postgresql" else request.param
+
+
 @pytest.fixture
-def ledger(tmp_path):
-    ledger = Ledger.create(tmp_path)
+def ledger(tmp_path, kind):
+    ledger = Ledger.create(tmp_path, kind=kind)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Open the ledger as Optuna does."""
+    opened = []
+
+    def study_now():
+        opened.append(found(tmp_path).open(is_writer=False))
+        return optuna.load_study(study_name=opened[-1].study, storage=opened[-1].storage)
+
+    yield study_now
+    for each in opened:
+        each.close()
 
 
 def report(step, wer=None, gflops=None):
@@ -62,14 +87,13 @@ def test_what_is_written_is_read_again(ledger, tmp_path):
     assert second.params == {"pruning.method": "dense"}
 
 
-def test_it_is_a_study_that_optuna_opens(ledger, tmp_path):
+def test_it_is_a_study_that_optuna_opens(ledger, study):
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     ledger.finish(0, [made_outcome(0.2, 1.5)])
 
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / FILE}")
-    assert [t.values for t in study.best_trials] == [[0.2, 1.5]]
-    assert study.trials[0].params == PARAMS
+    assert [t.values for t in study().best_trials] == [[0.2, 1.5]]
+    assert study().trials[0].params == PARAMS
 
 
 @pytest.mark.parametrize("wer", [float("nan"), float("inf")])
@@ -89,14 +113,13 @@ def test_a_trial_without_outcomes_fails(ledger):
     assert ledger.finish(0, []).state == "failed"
 
 
-def test_a_stopped_trial_is_no_result(ledger, tmp_path):
+def test_a_stopped_trial_is_no_result(ledger, tmp_path, study):
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     ledger.advance(0, report(5))
     ledger.stop(0, "beaten")
 
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / FILE}")
-    assert study.trials[0].state == optuna.trial.TrialState.PRUNED
+    assert study().trials[0].state == optuna.trial.TrialState.PRUNED
     assert reopened(tmp_path).record(0).state == "stopped"
 
 
@@ -113,7 +136,7 @@ def test_what_ran_when_the_driver_died_waits_again_under_its_number(ledger, tmp_
     assert record.params == PARAMS
 
 
-def test_a_kill_between_outcomes_and_state_loses_nothing(ledger, tmp_path, monkeypatch):
+def test_a_kill_between_outcomes_and_state_loses_nothing(ledger, tmp_path, monkeypatch, study):
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     with monkeypatch.context() as patch:
@@ -125,8 +148,7 @@ def test_a_kill_between_outcomes_and_state_loses_nothing(ledger, tmp_path, monke
     second.reconcile()
     assert second.record(0).state == "finished"
     second.close()
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / FILE}")
-    assert study.trials[0].values == [0.2, 1.5]
+    assert study().trials[0].values == [0.2, 1.5]
 
 
 def test_a_lost_worker_costs_an_attempt_not_the_trial(ledger):
@@ -137,6 +159,7 @@ def test_a_lost_worker_costs_an_attempt_not_the_trial(ledger):
     assert ledger.start(0).attempts == 2
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("damage", ["garbage", "empty", "half", "another", "attribute"])
 def test_a_damaged_ledger_is_refused_and_left_as_it_is(ledger, tmp_path, damage):
     ledger.add(PARAMS, LEAVES)
@@ -160,6 +183,182 @@ def test_a_damaged_ledger_is_refused_and_left_as_it_is(ledger, tmp_path, damage)
     with pytest.raises(LedgerError, match="is damaged"):
         Ledger.open(tmp_path)
     assert path.read_bytes() == before
+
+
+def lines_of(journal):
+    return journal.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("kind", ["journal"], indirect=True)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda lines: lines[0][:9],
+        lambda lines: b"".join([*lines[:3], b"garbage\n", *lines[3:]]),
+        lambda lines: b"".join([*lines[:3], lines[3][:9], *lines[4:]]),
+        lambda lines: b"".join(line for line in lines if b'"op_code":0' not in line),
+        lambda lines: b"".join([*lines[:2], *lines[3:]]),
+        lambda lines: b"".join([*lines, b"garbage\n"]),
+        lambda lines: b"".join([*lines, b"[3]\n", lines[-1]]),
+    ],
+    ids=["empty", "torn first", "garbage", "torn", "no study", "a line less", "last", "no record"],
+)
+def test_a_damaged_journal_is_refused_and_left_as_it_is(ledger, tmp_path, damage):
+    for _ in range(3):
+        ledger.add(PARAMS, LEAVES)
+    path = tmp_path / JOURNAL
+    path.write_bytes(damage(lines_of(path)))
+    before = path.read_bytes()
+
+    with pytest.raises(LedgerError, match="is damaged"):
+        Ledger.open(tmp_path)
+    with pytest.raises(LedgerError, match="is damaged"):
+        Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind="journal")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["journal"], indirect=True)
+def test_a_line_that_a_kill_tore_off_is_survived(ledger, tmp_path):
+    ledger.add(PARAMS, LEAVES)
+    ledger.add(PARAMS, LEAVES)
+    whole = lines_of(tmp_path / JOURNAL)
+    for torn in (whole[-1][:1], whole[-1][:40], whole[-1][:-1], b"\0" * 100):
+        (tmp_path / JOURNAL).write_bytes(b"".join([*whole[:-1], torn]))
+
+        assert len(reopened(tmp_path)) == 1, "who reads passes over it"
+        writer = Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind="journal")
+        writer.add(PARAMS, LEAVES)
+        writer.close()
+        assert len(reopened(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["journal"], indirect=True)
+def test_a_write_that_fails_half_way_is_taken_back(ledger, tmp_path, monkeypatch):
+    ledger.add(PARAMS, LEAVES)
+
+    def full_disk(_):
+        with (tmp_path / JOURNAL).open("ab") as file:
+            file.write(b'{"op_code"')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match=r"must be writable, but: .*No space left"):
+            ledger.start(0)
+    ledger.start(0)
+    assert reopened(tmp_path).record(0).state == "running"
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_ledger_stays_where_it_was_begun(tmp_path, kind):
+    other = "journal" if kind == "sqlite" else "sqlite"
+
+    with pytest.raises(LedgerError, match=f"`sweep.ledger` must stay .* but is {other} instead"):
+        Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind=other)
+
+
+def test_a_ledger_is_copied_as_sqlite_wherever_it_lies(ledger, tmp_path):
+    for number, record in enumerate([PARAMS, {"pruning.method": "dense"}, PARAMS]):
+        ledger.add(record, LEAVES)
+        ledger.start(number)
+    ledger.finish(0, [made_outcome(0.2, 1.0)])
+    ledger.fail(1, "why")
+    ledger.retry(1)
+    ledger.note("code", "1")
+    (tmp_path / "copy").mkdir()
+    copy_as_sqlite(tmp_path, tmp_path / "copy")
+
+    assert (tmp_path / "copy" / FILE).is_file()
+    copy = Ledger.open(tmp_path / "copy")
+    assert copy.records() == ledger.records()
+    assert copy.noted("code") == "1"
+    copy.close()
+
+
+def test_one_server_holds_many_sweeps(postgres, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        ledger = Ledger.create(tmp_path / name, kind=postgres)
+        ledger.add({"pruning.method": name}, {})
+        ledger.close()
+
+    assert reopened(tmp_path / "a").record(0).params == {"pruning.method": "a"}
+    assert len(reopened(tmp_path / "b")) == 1
+
+
+def test_two_drivers_never_write_one_ledger_of_a_server(postgres, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    writer = Ledger.open_or_create(first, ["wer", "gflops"], kind=postgres)
+    shutil.copytree(first, second)
+
+    with pytest.raises(LockedError, match=f"process {os.getpid()} on .* runs this sweep"):
+        Ledger.open_or_create(second, ["wer", "gflops"], kind=postgres)
+    assert reopened(second).records() == [], "who only reads is let in"
+    writer.close()
+    Ledger.open_or_create(second, ["wer", "gflops"], kind=postgres).close()
+
+
+def test_a_server_s_lock_dies_with_its_process(postgres, tmp_path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from sweep.ledger import Ledger
+ledger = Ledger.open_or_create(Path({str(tmp_path)!r}), ["wer", "gflops"], kind={postgres!r})
+ledger.add({{"pruning.method": "dense"}}, {{}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)  # noqa: S603
+
+    ledger = Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind=postgres)
+    assert len(ledger) == 1
+    ledger.close()
+
+
+def test_who_lost_the_server_s_lock_writes_no_more(postgres, tmp_path):
+    ledger = Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind=postgres)
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks"
+            " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        )
+
+    with pytest.raises(OSError, match="must stay connected"):
+        ledger.add(PARAMS, LEAVES)
+    ledger.close()
+    assert reopened(tmp_path).records() == []
+
+
+def test_no_password_is_kept(postgres, tmp_path):
+    Ledger.create(tmp_path, kind=postgres).close()
+
+    assert os.environ["PGPASSWORD"] not in (tmp_path / ADDRESS).read_text()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("postgresql://sweeper@127.0.0.1:1/none", "must be a PostgreSQL server that can be used"),
+        ("{postgres}_other", "database .* does not exist"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named(postgres, tmp_path, address, message):
+    with pytest.raises(LedgerError, match=message):
+        Ledger.create(tmp_path, kind=address.format(postgres=postgres))
+    assert not (tmp_path / ADDRESS).exists()
+
+
+def test_a_study_that_is_gone_from_the_server_is_named(postgres, tmp_path):
+    Ledger.create(tmp_path, kind=postgres).close()
+    note = json.loads((tmp_path / ADDRESS).read_text())
+    (tmp_path / ADDRESS).write_text(json.dumps(note | {"study": "another"}))
+
+    with pytest.raises(LedgerError, match="must hold the trials of this sweep, `another`"):
+        Ledger.open(tmp_path)
+    (tmp_path / ADDRESS).write_text("{}")
+    with pytest.raises(LedgerError, match="must name a server and a study"):
+        Ledger.open(tmp_path)
 
 
 def test_a_folder_without_a_ledger_is_refused(tmp_path):

@@ -7,7 +7,8 @@ import tarfile
 import pytest
 
 from core.config import ConfigError
-from sweep.config import create, load, open_config
+from sweep.changes import changes, check
+from sweep.config import create, load, open_config, parse
 from sweep.ledger import Ledger
 from sweep.lock import LockedError, locked
 from sweep.moving import pack, unpack
@@ -46,6 +47,28 @@ def test_what_is_unpacked_is_what_was_packed(sweep, tmp_path):
     packed.pop("lock")
     assert contents(tmp_path / "elsewhere") == packed
     assert open_config(tmp_path / "elsewhere") == open_config(sweep)
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, tmp_path, kind):
+    place = request.getfixturevalue("postgres") if kind == "postgresql" else kind
+    folder, again = tmp_path / "sweep", tmp_path / "elsewhere"
+    config = load(str(tiny_space)).with_budget(ledger=place)
+    create(folder, config, tiny_space.read_text())
+    ledger = Ledger.open_or_create(folder, ["wer", "gflops"], kind=place)
+    ledger.note("config", config.toml())
+    ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
+    ledger.close()
+    pack(folder, tmp_path / "sweep.tar.gz")
+    unpack(tmp_path / "sweep.tar.gz", again)
+
+    kind_there = "sqlite" if kind == "postgresql" else "journal"
+    assert open_config(again) == config.with_budget(ledger=kind_there)
+    there = Ledger.open_or_create(again, ["wer", "gflops"], kind=kind_there)
+    assert there.records() == ledger.records()
+    check(changes(parse(there.noted("config"), source="the ledger"), open_config(again)))
+    there.close()
+    assert not (again / "ledger.address").exists()
 
 
 def test_a_live_sweep_is_not_packed(sweep, tmp_path):

@@ -1,0 +1,270 @@
+"""Where a ledger lies: an SQLite file, a journal file or a PostgreSQL server; opened and checked.
+
+What lies in a sweep's directory says which it is, so that whoever reads needs no config. Optuna
+mends what it does not understand, so all that could be damaged is looked at before it is asked.
+"""
+
+import json
+import mmap
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+FILE = "ledger.db"
+JOURNAL = "ledger.journal"
+ADDRESS = "ledger.address"
+"""Of a ledger on a server: where, and by which name."""
+FILES = (FILE, JOURNAL, ADDRESS)
+STUDY = "sweep"
+OBJECTIVES = "objectives"
+"""Written last into a new ledger: one without it was never finished."""
+
+
+class LedgerError(ValueError):
+    """A ledger that cannot be read; nothing was changed."""
+
+
+def _nothing() -> None:
+    """What a reader does where a writer has something to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A ledger's storage, and what goes with it."""
+
+    storage: BaseStorage
+    study: str
+    """By which name Optuna knows the sweep there."""
+    name: str
+    """What errors call it: a path or an address."""
+    close: Callable[[], None]
+    check: Callable[[], None] = _nothing
+    """Before each write: raises OSError if the ledger is not this process's any more."""
+    mend: Callable[[], None] = _nothing
+    """After a write that failed: takes back what was half written."""
+
+
+class Place(Protocol):
+    """One kind of place."""
+
+    kind: str
+    name: str
+
+    def create(self, objectives: Sequence[str]) -> None:
+        """Start an empty ledger; it appears whole or not at all."""
+
+    def open(self, *, is_writer: bool) -> Opened:
+        """Open the ledger that is there.
+
+        Raises:
+            LedgerError: if there is none, or it is damaged; it is left as it is.
+            LockedError: if another writes it.
+        """
+
+
+def place(folder: Path, kind: str = "sqlite") -> Place:
+    """The ledger's place in a new directory.
+
+    Args:
+        folder: the sweep's directory.
+        kind: `sqlite`, `journal` or the address of a PostgreSQL server.
+    """
+    if kind == "sqlite":
+        return SqliteFile(folder)
+    if kind == "journal":
+        return JournalFile(folder)
+    from sweep.ledger_server import Server  # noqa: PLC0415  # its driver is an extra
+
+    return Server.at(folder, kind)
+
+
+def found(folder: Path) -> Place | None:
+    """The ledger that a directory holds or points to, if any."""
+    if (folder / FILE).exists():
+        return SqliteFile(folder)
+    if (folder / JOURNAL).exists():
+        return JournalFile(folder)
+    if (folder / ADDRESS).exists():
+        from sweep.ledger_server import Server  # noqa: PLC0415  # its driver is an extra
+
+        return Server.noted(folder)
+    return None
+
+
+def agreed(folder: Path, kind: str) -> tuple[Place, bool]:
+    """The place of a directory's ledger, and whether it is there already.
+
+    Raises:
+        LedgerError: if it lies elsewhere than is wanted now.
+    """
+    there, wanted = found(folder), place(folder, kind)
+    if there is None:
+        return wanted, False
+    if there.kind != wanted.kind:
+        raise LedgerError(
+            f"`sweep.ledger` must stay what this sweep was begun with, {there.kind}"
+            f" ({there.name}), but is {wanted.kind} instead; `pack` and `unpack` make it sqlite."
+        )
+    return wanted, True
+
+
+class SqliteFile:
+    """The default: one file, and SQLite's own locks."""
+
+    kind = "sqlite"
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self.name = str(self.path)
+
+    def create(self, objectives: Sequence[str]) -> None:
+        beside = self.path.with_name(f"{FILE}.new")
+        beside.unlink(missing_ok=True)
+        _quiet()
+        storage = RDBStorage(f"sqlite:///{beside}")
+        begin(storage, STUDY, objectives)
+        storage.engine.dispose()
+        beside.rename(self.path)
+
+    def open(self, *, is_writer: bool) -> Opened:
+        del is_writer  # the directory's lock sees to that
+        _check_database(self.path)
+        # Whoever reads while the driver writes, or the other way round, waits for its turn.
+        storage = RDBStorage(
+            f"sqlite:///{self.path}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            skip_table_creation=True,
+        )
+        return Opened(storage=storage, study=STUDY, name=self.name, close=storage.engine.dispose)
+
+
+class JournalFile:
+    """A file that only grows, for shared file systems whose locks SQLite should not trust."""
+
+    kind = "journal"
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+        self.name = str(self.path)
+
+    def create(self, objectives: Sequence[str]) -> None:
+        beside = self.path.with_name(f"{JOURNAL}.new")
+        beside.unlink(missing_ok=True)
+        _quiet()
+        begin(JournalStorage(JournalFileBackend(str(beside))), STUDY, objectives)
+        beside.rename(self.path)
+
+    def open(self, *, is_writer: bool) -> Opened:
+        if not self.path.is_file():
+            raise LedgerError(f"`{self.path.parent}` must hold a sweep, but has no {JOURNAL}.")
+        whole = _whole_bytes(self.path)
+        if is_writer:  # else what is written next would be glued to what a kill tore off
+            os.truncate(self.path, whole)
+        with _readable(self.path):
+            storage = JournalStorage(JournalFileBackend(str(self.path)))
+        return Opened(storage=storage, study=STUDY, name=self.name, close=_nothing, mend=self._mend)
+
+    def _mend(self) -> None:
+        os.truncate(self.path, _whole_bytes(self.path))
+
+
+def begin(storage: BaseStorage, study: str, objectives: Sequence[str]) -> None:
+    """Make the study, or finish making it."""
+    made = optuna.create_study(
+        study_name=study,
+        storage=storage,
+        directions=["minimize"] * len(objectives),
+        load_if_exists=True,
+    )
+    if OBJECTIVES not in made.user_attrs:
+        made.set_user_attr(OBJECTIVES, json.dumps(list(objectives)))
+
+
+def copy_as_sqlite(folder: Path, into: Path) -> None:
+    """Write the ledger of a directory, wherever it lies, as SQLite into another.
+
+    Raises:
+        LedgerError: if it cannot be read.
+    """
+    source = found(folder)
+    assert source is not None, "whoever packs has opened it"
+    opened = source.open(is_writer=False)
+    beside = into / f"{FILE}.new"
+    storage = RDBStorage(f"sqlite:///{beside}")
+    try:
+        optuna.copy_study(
+            from_study_name=opened.study,
+            from_storage=opened.storage,
+            to_storage=storage,
+            to_study_name=STUDY,
+        )
+    finally:
+        storage.engine.dispose()
+        opened.close()
+    beside.rename(into / FILE)
+
+
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _whole_bytes(path: Path) -> int:
+    """How much of a journal is whole lines: the last one may be torn by a kill, no other.
+
+    Raises:
+        LedgerError: if nothing is whole, or the last whole line is no record.
+    """
+    with (
+        _readable(path),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        end = text.rfind(b"\n") + 1
+        json.loads(text[text.rfind(b"\n", 0, max(0, end - 1)) + 1 : end])
+    return end
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is a damaged ledger."""
+    try:
+        yield
+    except Exception as error:
+        raise LedgerError(damaged(path, error)) from error
+
+
+def _check_database(path: Path) -> None:
+    """Refuse what Optuna would try to mend: it fills empty files and half databases."""
+    if not path.is_file():
+        raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
+    try:
+        # Not read-only: what a kill left half written, SQLite rolls back here.
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
+            verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            studies = database.execute("SELECT study_name FROM studies").fetchall()
+    except sqlite3.Error as error:
+        raise LedgerError(damaged(path, error)) from error
+    if verdict != "ok" or (STUDY,) not in studies:
+        raise LedgerError(damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
+
+
+def damaged(path: Path | str, reason: object) -> str:
+    """What is said of a ledger that cannot be read."""
+    return (
+        f"`{path}` must be an intact ledger, but is damaged: {first_line(reason)}."
+        " Nothing was changed; put a copy in its place."
+    )
+
+
+def first_line(reason: object) -> str:
+    """The first line of an error, or its name."""
+    lines = str(reason).strip().splitlines()
+    return lines[0] if lines else type(reason).__name__
