@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def spread(counts: Sequence[int]) -> dict[str, float]:
     return {"quarter": float(low), "three quarters": float(high), "most": max(counts)}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What a sampler plays against: a made-up trial for any point of the space."""
 
@@ -92,18 +93,21 @@ class Task:
             control=control,
         )
 
-    def wers(self, points: np.ndarray, *, without: int | None = None) -> np.ndarray:
-        """Interpolated WER at points (any, leaves), perhaps as if one trial had never been."""
-        keep = np.arange(len(self.logits)) != (-1 if without is None else without)
+    @cached_property
+    def surface(self) -> RBFInterpolator:
+        return self.surface_without(None)
+
+    def surface_without(self, number: int | None) -> RBFInterpolator:
+        """The logit of the WER over the space, perhaps as if one trial had never been."""
+        keep = np.arange(len(self.logits)) != (-1 if number is None else number)
         # Beyond the reach of data a plain mean is the safest guess: degree 0.
-        surface = RBFInterpolator(
-            self.shares[keep],
-            self.logits[keep],
-            kernel="linear",
-            degree=0,
-            smoothing=SMOOTHING,
+        return RBFInterpolator(
+            self.shares[keep], self.logits[keep], kernel="linear", degree=0, smoothing=SMOOTHING
         )
-        return np.asarray(1 / (1 + np.exp(-surface(points))))
+
+    def wers(self, points: np.ndarray) -> np.ndarray:
+        """Interpolated WER at points (any, leaves)."""
+        return np.asarray(1 / (1 + np.exp(-self.surface(points))))
 
     def flops(self, points: np.ndarray) -> np.ndarray:
         """GFLOPs, which the target alone decides."""
@@ -158,7 +162,7 @@ class Task:
 
 def left_out(task: Task) -> float:
     """Rank correlation of each trial's WER with what the others say of it."""
-    told = [float(task.wers(task.shares[[i]], without=i)[0]) for i in range(len(task.logits))]
+    told = [float(task.surface_without(i)(task.shares[[i]])[0]) for i in range(len(task.logits))]
     return float(spearmanr(told, task.logits).statistic)
 
 
