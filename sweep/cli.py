@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from sweep.commands import keeping, looking, models, planning, running
+from sweep.commands import keeping, looking, models, planning, running, submitting
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
 
 COMMANDS = (
@@ -26,6 +26,7 @@ COMMANDS = (
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.ui),
     *(models.transcribe, models.evaluate),
     *(keeping.pack, keeping.unpack),
+    submitting.submit,
 )
 
 app = typer.Typer(

@@ -179,10 +179,20 @@ def load(path_or_name: str) -> SweepConfig:
     Raises:
         ConfigError: one line for each culprit, each beginning with the file.
     """
-    path = find(path_or_name)
-    config = parse(_read(path), source=str(path))
+    config, _, _ = read(path_or_name)
     check_corpus(config.space.base.corpus)
     return config
+
+
+def read(path_or_name: str) -> tuple[SweepConfig, Path, str]:
+    """A search space, its file, and what that says; its corpus may be on other machines.
+
+    Raises:
+        ConfigError: one line for each culprit, each beginning with the file.
+    """
+    path = find(path_or_name)
+    text = _read(path)
+    return parse(text, source=str(path)), path, text
 
 
 def check_corpus(corpus: CorpusConfig) -> None:

@@ -20,7 +20,7 @@ from sweep.config import (
     create,
     rewrite,
 )
-from sweep.front import Point
+from sweep.front import Point, points
 from sweep.ledger import Ledger
 from sweep.lock import locked
 from sweep.records import TrialRecord
@@ -106,6 +106,27 @@ def _confirmed(point: Point, outcomes: list[Outcome]) -> Confirmed:
         test_wer=statistics.mean(tests) if tests else None,
         seeds=len(outcomes),
     )
+
+
+def runs(seen: Seen) -> list[list[Point]]:
+    """The front's confirmed points again, a seed a run; none if nothing was confirmed yet.
+
+    Only whole runs count: with a point missing, one would attain less for no fault of its own.
+    """
+    folder = seen.folder / FOLDER
+    if not (folder / CONFIG_FILE).exists():
+        return []
+    ledger = Ledger.open(folder)
+    of, records = confirmations(ledger), ledger.records()
+    ledger.close()
+    again: dict[int, list[TrialRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.params.get(SEED, 0)):
+        if record.state == "finished" and record.number in of:
+            again[of[record.number]].append(record)
+    return [
+        [point for record in found for point in points([record])]
+        for found in zip(*again.values(), strict=False)
+    ]
 
 
 def _config(config: SweepConfig) -> SweepConfig:

@@ -131,7 +131,7 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
             "arrayminus": np.maximum(0, y - low),
             "thickness": 1,
             "width": 3,
-            "color": _faded(mark.color),
+            "color": faded(mark.color, 0.5),
             "visible": scene.has_intervals(is_front=is_front),
         },
         customdata=np.array([_told(scene, p, numbers) for p in points], dtype=np.float32),
@@ -231,6 +231,11 @@ def _landmarks(scene: Scene) -> list[go.Scatter]:
 def _layout(scene: Scene) -> dict[str, Any]:
     whole = scene.unpruned_gflops
     right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
+    return layout(whole, right=right, is_logarithmic=scene.is_logarithmic)
+
+
+def layout(whole: float, *, right: float, is_logarithmic: bool) -> dict[str, Any]:
+    """Axes and buttons of WER over GFLOPs, where the unpruned model has `whole` of these."""
     shares = range(0, 101, 10)
     grid = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999", "ticks": "outside"}
     return {
@@ -257,16 +262,16 @@ def _layout(scene: Scene) -> dict[str, Any]:
         "yaxis": grid
         | {
             "title": {"text": "word error rate on dev (%)"},
-            "type": "log" if scene.is_logarithmic else "linear",
+            "type": "log" if is_logarithmic else "linear",
             "rangemode": "tozero",
             "showline": True,
             "tickformat": "~g",
         },
-        "updatemenus": [_scales(scene)],
+        "updatemenus": [_scales(is_logarithmic=is_logarithmic)],
     }
 
 
-def _scales(scene: Scene) -> dict[str, Any]:
+def _scales(*, is_logarithmic: bool) -> dict[str, Any]:
     """Two buttons that change the scale of the WER axis."""
     return {
         "type": "buttons",
@@ -276,7 +281,7 @@ def _scales(scene: Scene) -> dict[str, Any]:
         "y": 1.0,
         "yanchor": "bottom",
         "pad": {"b": 26},
-        "active": int(scene.is_logarithmic),
+        "active": int(is_logarithmic),
         "font": {"size": 11},
         "buttons": [
             {
@@ -311,6 +316,6 @@ def _notes(scene: Scene) -> str:
     return f"{told} {hidden} points far from the front are not drawn." if hidden else told
 
 
-def _faded(color: str) -> str:
+def faded(color: str, opacity: float) -> str:
     red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.5)"
+    return f"rgba({red},{green},{blue},{opacity})"

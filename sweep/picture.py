@@ -1,5 +1,6 @@
 """The front as a picture, drawn by matplotlib without a screen or global state."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,24 @@ def draw(scene: Scene, *, svg: Path, png: Path) -> None:
 
 
 def _frame(axes: Axes, scene: Scene) -> None:
-    """Axes, their scales and names; on top the share of FLOPs removed."""
+    """Axes, their scales and names, around all that is drawn."""
     whole = scene.unpruned_gflops
-    axes.grid(color="#E6E6E6", linewidth=0.8)
-    axes.set_xlabel("GFLOPs for one utterance (1 multiply-add = 2 FLOPs)")
-    axes.set_ylabel("word error rate on dev (%)")
-    axes.set_xlim(0, 1.04 * max(whole, *(p.gflops for p in scene.shown)))
     wers = [100 * p.wer for p in scene.shown] + [100 * p.result.wer_high for p in scene.front]
     if scene.teacher_wer is not None:
         wers.append(100 * scene.teacher_wer)
-    if scene.is_logarithmic:
+    right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
+    frame(axes, whole, right=right, wers=wers, is_logarithmic=scene.is_logarithmic)
+
+
+def frame(
+    axes: Axes, whole: float, *, right: float, wers: Sequence[float], is_logarithmic: bool
+) -> None:
+    """WER in percent over GFLOPs; on top the share removed of the unpruned model's `whole`."""
+    axes.grid(color="#E6E6E6", linewidth=0.8)
+    axes.set_xlabel("GFLOPs for one utterance (1 multiply-add = 2 FLOPs)")
+    axes.set_ylabel("word error rate on dev (%)")
+    axes.set_xlim(0, right)
+    if is_logarithmic:
         axes.set_yscale("log")
         axes.set_ylim(0.8 * min(filter(None, wers)), 1.25 * max(wers))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -16,6 +16,9 @@ MAX_BEATEN = 3000
 MANY = 120
 """Above so many points only the front shows its intervals, and it only while it is no longer."""
 
+WIDE = 12
+"""WERs whose largest is so many times the smallest need a logarithmic axis."""
+
 # Okabe and Ito's colours, told apart with any colour vision; the markers differ as well.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#1A1A1A"
@@ -86,7 +89,7 @@ class Scene:
     def is_logarithmic(self) -> bool:
         """Whether WERs spread so far that the good ones would stick together on a linear axis."""
         wers = [point.wer for point in self.shown]
-        return bool(wers) and min(wers) > 0 and max(wers) / min(wers) > 12
+        return bool(wers) and min(wers) > 0 and max(wers) / min(wers) > WIDE
 
     @property
     def summary(self) -> str:

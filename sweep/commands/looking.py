@@ -65,6 +65,9 @@ def pareto(
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="An utterance.")] = None,
     knee: Annotated[bool, typer.Option(help="Only the point where the front bends.")] = False,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="DIR2", help="Another sweep, beside this one.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the page there.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
@@ -77,24 +80,57 @@ def pareto(
     from sweep.views import as_json as to_json
     from sweep.views import pareto_values, see, write_copies
 
+    limits = {
+        "max_wer": max_wer,
+        "max_gflops": max_gflops,
+        "max_params": max_params,
+        "max_latency_ms": max_latency_ms,
+    }
+    copies = {"html": html, "svg": svg, "png": png, "csv": csv}
+    wanted = {kind: path for kind, path in copies.items() if path is not None}
+    if compare is not None:
+        if knee or csv is not None:
+            raise ValueError(
+                "`--knee` and `--csv` are of one sweep; leave them or `--compare` out."
+            )
+        _compare((folder, compare), limits, wanted, as_json=as_json)
+        return
     seen = see(folder)
-    within = front.feasible(
-        seen.points,
-        max_wer=max_wer,
-        max_gflops=max_gflops,
-        max_params=max_params,
-        max_latency_ms=max_latency_ms,
-    )
-    points = front.pareto_front(within, seen.config.sweep.objectives)
+    points = front.pareto_front(front.feasible(seen.points, **limits), seen.config.sweep.objectives)
     points = [front.knee(points)] if knee and points else points
-    wanted = {"html": html, "svg": svg, "png": png, "csv": csv}
-    write_copies(seen, {kind: path for kind, path in wanted.items() if path is not None})
+    write_copies(seen, wanted)
     if as_json:
         out.print(to_json(pareto_values(seen, points)), markup=False)
     elif points:
         print_table(front_table(points))
     else:
         out.print("no finished trial within these limits yet")
+
+
+def _compare(
+    folders: tuple[Path, Path],
+    limits: dict[str, float | None],
+    wanted: dict[str, Path],
+    *,
+    as_json: bool,
+) -> None:
+    from sweep.comparison import compare, unlike, values
+    from sweep.side_by_side import labels, side, tables, write
+    from sweep.views import as_json as to_json
+    from sweep.views import see
+
+    one, other = (see(folder) for folder in folders)
+    first, second = labels(one, other)
+    compared = compare(side(first, one, limits), side(second, other, limits))
+    write(compared, wanted)
+    found = unlike(one.config, other.config)
+    if as_json:
+        out.print(to_json({**values(compared), "unlike": found}), markup=False)
+        return
+    for table in tables(compared):
+        print_table(table)
+    for line in found:
+        out.print(f"not alike: {line}", markup=False)
 
 
 def ui(
