@@ -25,7 +25,7 @@ COMMANDS = (
     *(planning.init, planning.check, planning.doctor),
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.ui),
     *(models.transcribe, models.evaluate),
-    *(keeping.pack, keeping.unpack),
+    *(keeping.pack, keeping.unpack, keeping.promote),
 )
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sweep.metrics import (
@@ -115,7 +116,8 @@ class Runs:
             )
             found = next(children, None)
         else:
-            found = self._remembered(record.mlflow_run_id)
+            remembered = record.mlflow_run_id
+            found = active_run(self.client, remembered) if remembered else None
         return found or self._create("trial", name, tags)
 
     def children(self, parent: str) -> dict[int, Run]:
@@ -233,17 +235,58 @@ class Runs:
         self._doubtful.discard(name)
         return run
 
-    def _remembered(self, run_id: str | None) -> Run | None:
-        """The run, if MLflow has it still."""
-        if run_id is None:
-            return None
+
+class Registry:
+    """MLflow's model registry."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self.client = client
+
+    def has_run(self, run_id: str) -> bool:
+        return active_run(self.client, run_id) is not None
+
+    def version_with(self, name: str, tags: Mapping[str, str]) -> str | None:
+        """The first version of a model that has these tags."""
+        told = "".join(f" AND tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_model_versions(f"name = '{name}'{told}")
+        return min((str(each.version) for each in found), key=int, default=None)
+
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        run_id: str,
+        path: str,
+        tags: Mapping[str, str],
+        description: str,
+    ) -> str:
+        """A new version of what lies in the folder, kept among the run's artifacts."""
+        self.client.log_artifacts(run_id, str(folder), path)
         try:
-            run = self.client.get_run(run_id)
+            self.client.create_registered_model(name)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
+        made = self.client.create_model_version(
+            name, source, run_id=run_id, tags=dict(tags), description=description
+        )
+        return str(made.version)
+
+    def point(self, name: str, alias: str, version: str) -> None:
+        self.client.set_registered_model_alias(name, alias, version)
+
+
+def active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, if MLflow has it still."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def is_refusal(error: Exception) -> bool:

@@ -66,7 +66,6 @@ def _block(small: BlockShape, whole: BlockShape) -> tuple[Left, ...]:
 def _shape(bundle: Path) -> Shape | None:
     try:
         plain = json.loads((bundle / "shape.json").read_text(encoding="utf-8"))
-        plain.pop("format", None)
-        return Shape.from_plain(plain)
-    except (OSError, ValueError, AttributeError):
+        return Shape.from_plain({key: plain[key] for key in plain if key != "format"})
+    except (OSError, ValueError, TypeError):
         return None

@@ -99,3 +99,11 @@ def test_another_number_of_trials_leaves_the_rest():
 
     assert config.with_budget(trials=3).sweep.trials == 3
     assert config.with_budget(trials=3).space.base == config.space.base
+
+
+@pytest.mark.parametrize("uri", ["https://me:hush@host:5000", "postgresql://me:hush@host/mlflow"])
+def test_a_password_in_the_file_is_refused_and_not_repeated(uri):
+    with pytest.raises(ConfigError, match=r"`tracking\.uri` must hold no password") as told:
+        parse(f'[tracking]\nuri = "{uri}"', source="x.toml")
+
+    assert "hush" not in str(told.value)
