@@ -25,8 +25,8 @@ COMMANDS = (
     *(planning.init, planning.check, planning.doctor),
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.ui),
     *(models.transcribe, models.evaluate),
-    *(keeping.pack, keeping.unpack),
     submitting.submit,
+    *(keeping.pack, keeping.unpack, keeping.promote),
 )
 
 app = typer.Typer(

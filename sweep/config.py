@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.config import Config, ConfigError, CorpusConfig
 from sweep.space import SearchSpace
@@ -136,7 +136,20 @@ class TrackingConfig(Config):
     """Where MLflow keeps the runs."""
 
     uri: str = ""
-    """MLflow's tracking URI; empty is a database in the sweep's own folder."""
+    """MLflow's tracking URI; empty is a database in the sweep's own folder. A server that asks who
+    is there is told by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, never here."""
+
+    @field_validator("uri")
+    @classmethod
+    def _has_no_password(cls, uri: str) -> str:
+        """This file is copied to MLflow, where many may read it."""
+        if "@" in uri and urlsplit(uri).password:
+            raise ValueError(
+                "`tracking.uri` must hold no password, but does; a server's goes into"
+                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, a database's into the"
+                " file that its client reads, like PostgreSQL's .pgpass"
+            )
+        return uri
 
 
 class SweepConfig(Config):

@@ -46,6 +46,8 @@ OTHERS = "params"
 ROW = "record"
 """Attempts, steps, the curve, time, MLflow's run and the error."""
 OUTCOMES = "outcomes"
+RUN = "mlflow run of trial "
+"""Of the study itself: a run that was not known before its trial was over."""
 
 MORE_STEPS = "tuning.more_steps"
 
@@ -64,6 +66,7 @@ class Ledger:
         self._ids: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
         self._started: dict[int, float] = {}
+        self._reached: dict[int, int] = {}
         self._choices: dict[str, BaseDistribution] = {}
         self._earlier: dict[int, tuple[Outcome, ...]] = {}
         for trial in storage.get_all_trials(self._study, deepcopy=False):
@@ -74,6 +77,10 @@ class Ledger:
             self._remember_choices(trial.distributions)
         if sorted(self._records) != list(range(len(self._records))):
             raise ValueError("trials are missing between others")
+        for key, run_id in storage.get_study_user_attrs(self._study).items():
+            if key.startswith(RUN):
+                number = int(key.removeprefix(RUN))
+                self._records[number] = replace(self._records[number], mlflow_run_id=run_id)
 
     @classmethod
     def create(
@@ -224,17 +231,25 @@ class Ledger:
         """One more attempt begins."""
         record = self._records[number]
         self._started[number] = time.monotonic()
+        self._reached[number] = record.steps
         self._write(replace(record, attempts=record.attempts + 1))
         return self._turn(number, TrialState.RUNNING)
 
     def track(self, number: int, run_id: str) -> None:
-        """Remember which MLflow run is the trial's."""
-        if self._records[number].mlflow_run_id != run_id:
-            self._write(replace(self._records[number], mlflow_run_id=run_id))
+        """Remember which MLflow run is the trial's; what is over never changes in Optuna's row."""
+        record = replace(self._records[number], mlflow_run_id=run_id)
+        if record == self._records[number]:
+            return
+        if record.is_over:
+            self.note(f"{RUN}{number}", run_id)
+            self._records[number] = record
+        else:
+            self._write(record)
 
     def advance(self, number: int, report: Report) -> TrialRecord:
         """A running trial was heard of; what a resumed one repeats takes its old place."""
-        record = self._with_time(number)
+        is_repeated = 0 < report.step <= self._reached.get(number, 0)
+        record = self._with_time(number, is_wasted=is_repeated)
         curve = tuple(heard for heard in record.curve if heard.step < report.step)
         if report.wer is not None and report.gflops is not None:
             curve += (Heard(step=report.step, wer=report.wer, gflops=report.gflops),)
@@ -272,7 +287,7 @@ class Ledger:
             number: the trial's.
             adjustments: what it shall be continued with, beside its parameters.
         """
-        record = self._with_time(number)
+        record = self._with_time(number, is_wasted=True)
         self._write(replace(record, adjustments={**record.adjustments, **(adjustments or {})}))
         return self._turn(number, TrialState.WAITING)
 
@@ -286,12 +301,13 @@ class Ledger:
             for record in left
         ]
 
-    def _with_time(self, number: int) -> TrialRecord:
+    def _with_time(self, number: int, *, is_wasted: bool = False) -> TrialRecord:
         """The record with the wall time since it was last noted."""
         record, now = self._records[number], time.monotonic()
         spent = now - self._started.get(number, now)
         self._started[number] = now
-        return replace(record, seconds=record.seconds + spent)
+        wasted = record.wasted_seconds + (spent if is_wasted else 0.0)
+        return replace(record, seconds=record.seconds + spent, wasted_seconds=wasted)
 
     def _write(self, record: TrialRecord) -> TrialRecord:
         with self._written():
@@ -340,6 +356,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "adjustments": dict(record.adjustments),
         "curve": [[heard.step, heard.wer, heard.gflops] for heard in record.curve],
         "seconds": record.seconds,
+        "wasted_seconds": record.wasted_seconds,
         "mlflow_run_id": record.mlflow_run_id,
         "error": record.error,
     }

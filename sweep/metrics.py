@@ -4,8 +4,13 @@ import re
 from collections.abc import Mapping
 
 from core.report import Outcome, Report
+from sweep.records import Heard
 
 STAGES = ("speech", "teacher", "search", "tune", "measure")
+AFTER_ALL = len(STAGES)
+"""In the `order` of what is filled up from the ledger, which knows no stages."""
+FILLED = "curve.filled"
+"""A run's tag: up to which step its curve came from the ledger."""
 
 
 def key(name: str) -> str:
@@ -35,9 +40,19 @@ def report_metrics(report: Report) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def heard(latest: Mapping[str, float]) -> tuple[int, int]:
+def curve_metrics(point: Heard) -> dict[str, float]:
+    """What the ledger remembers of a report, by the same names."""
+    return {
+        "val/wer": point.wer,
+        "val/gflops": point.gflops,
+        "progress/step": float(point.step),
+    }
+
+
+def heard(latest: Mapping[str, float], *, filled: int = -1) -> tuple[int, int]:
     """The `order` of the last report behind the latest values of a run's metrics."""
-    return (int(latest.get("progress/step", -1)), int(latest.get("progress/stage", -1)))
+    reported = (int(latest.get("progress/step", -1)), int(latest.get("progress/stage", -1)))
+    return max(reported, (filled, AFTER_ALL))
 
 
 def outcome_metrics(outcome: Outcome) -> dict[str, float]:

@@ -27,6 +27,7 @@ ADDRESSES = (
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
     ("model_versions", "source"),
+    ("model_versions", "storage_location"),
 )
 """Where MLflow's database holds addresses of artifacts."""
 

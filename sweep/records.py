@@ -39,6 +39,8 @@ class TrialRecord:
     """Evaluations on the way, by step; early stopping compares them."""
     seconds: float = 0.0
     """Wall time spent, over all attempts."""
+    wasted_seconds: float = 0.0
+    """Of these, what lost attempts did after their last report, and what was done again."""
     mlflow_run_id: str | None = None
     error: str | None = None
     """Why it failed or was stopped, in one line."""

@@ -8,22 +8,31 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core.lineage import bundle_digest, speech_lineage
 from core.report import Report
+from sweep import front, heatmap, provenance
 from sweep.config import SweepConfig
 from sweep.figures import teacher_wer, write_front
+from sweep.front import Point
+from sweep.heatmap import Panel
+from sweep.hours import hours
 from sweep.ledger import Ledger
 from sweep.records import TrialRecord
+from sweep.structure import read_structure
 from sweep.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
 FRONT_SECONDS = 30.0
 """The front is drawn again at most so often while trials run."""
+RUN_SECONDS = 2.0
+"""How long a trial's end waits for MLflow to name its run; what comes later is noted at the end."""
 
 
 class Scribe:
@@ -33,10 +42,13 @@ class Scribe:
         self.folder = folder
         self.config = config
         self.ledger = ledger
-        self.tracker = Tracker(folder, config.sweep.name, config.tracking.uri)
+        self.tracker = Tracker(
+            folder, config.sweep.name, config.tracking.uri, artifacts=self._artifacts
+        )
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._runs: dict[int, Future[str | None]] = {}
         self._num_drawn = 0
+        self._has_lineage = False
         self._drawn_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scribe")
 
@@ -48,28 +60,33 @@ class Scribe:
         """
         leaves = self.config.space.distributions
         params = {"sampler": self.config.search.sampler, "searched": ", ".join(leaves)}
-        self.tracker.open_sweep(self.config.toml(), params)
+        code = provenance.code()
+        self.tracker.open_sweep(self.config.toml(), params, code.tags)
         self._submit(self.tracker.install_view)
+        self._submit(self.tracker.log_text, "provenance/code.diff", lambda: code.diff)
+        self._submit(self.tracker.log_text, "provenance/packages.txt", provenance.packages)
+        self._submit(self._tell_lineage)
         self._submit(self.tracker.reconcile, self.ledger.records())
 
     def teacher(self, report: Report) -> None:
         self.event("teacher", **_plain(report))
-        self._submit(self.tracker.log_reports, self.tracker.parent, [report])
+        self._submit(self.tracker.log_reports, None, [report])
 
     def started(self, record: TrialRecord) -> None:
         self.event("started", trial=record.number, attempt=record.attempts, params=record.params)
+        self._submit(self._tell_lineage)
         self._runs[record.number] = self._submit(self.tracker.open_trial, record)
 
     def reported(self, number: int, report: Report) -> None:
         self.event("report", trial=number, **_plain(report))
-        self._submit(lambda: self.tracker.log_reports(self._runs[number].result(), [report]))
+        self._submit(self.tracker.log_reports, number, [report])
 
     def run_id(self, number: int, *, should_wait: bool) -> str | None:
         """MLflow's run of a trial; None if it is not known (yet), or MLflow is away."""
-        run = self._runs.get(number)
-        if run is None or not (should_wait or run.done()) or run.exception() is not None:
-            return None
-        return run.result()
+        opening = self._runs.get(number)
+        if should_wait and opening is not None and not self.tracker.is_away:
+            wait([opening], timeout=RUN_SECONDS)
+        return self.tracker.run_id(number)
 
     def ended(self, record: TrialRecord) -> None:
         outcomes = [asdict(outcome) for outcome in record.outcomes]
@@ -79,8 +96,24 @@ class Scribe:
             self._drawn_at = time.monotonic()
             self._submit(self._draw, self.ledger.records())
 
+    def _tell_lineage(self) -> None:
+        """On what the sweep is trained and judged, once that is made ready."""
+        speech = None if self._has_lineage else speech_lineage(self.folder / "features")
+        teacher = bundle_digest(self._teacher)
+        if speech is None or teacher is None:
+            return
+        self._has_lineage = True
+        tags = {
+            "corpus.digest": speech.corpus_digest,
+            "tokenizer.digest": speech.tokenizer_digest,
+            "teacher.digest": teacher,
+        }
+        self.tracker.log_datasets(provenance.datasets(speech), tags)
+
     def _draw(self, records: list[TrialRecord]) -> None:
         """Draw the front as it stood, and show it in MLflow."""
+        resources = self.config.resources
+        self.tracker.log_hours(hours(records, cpus=resources.cpus, gpus=resources.gpus))
         num_finished = sum(record.state == "finished" for record in records)
         if num_finished == self._num_drawn:
             return
@@ -91,13 +124,48 @@ class Scribe:
             title=self.config.sweep.name,
             teacher_wer=teacher_wer(self.folder),
         )
-        self.tracker.log_front(files, records)
+        self.tracker.log_front(files, records, self._draw_kept(records))
+
+    def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
+        """What the front's models have left, side by side."""
+        points = front.pareto_front(front.points(records), self.config.sweep.objectives)
+        panels = [panel for point in points if (panel := self._panel(point)) is not None]
+        if not panels:
+            return []
+        svg, png = (self.folder / "front" / f"kept.{kind}" for kind in ("svg", "png"))
+        heatmap.draw_front(panels, svg=svg, png=png)
+        return [svg, png]
+
+    def _artifacts(self, record: TrialRecord) -> dict[str, str]:
+        """Of a finished trial: what its model has left, and all that it was made with."""
+        if not record.outcomes:
+            return {}
+        point = Point(trial=record.number, outcome=0, result=record.outcomes[0])
+        found = {}
+        with suppress(OSError):
+            found["trial.json"] = (self._bundle(point) / "report.json").read_text("utf-8")
+        panel = self._panel(point)
+        return found if panel is None else {**found, "kept.svg": heatmap.svg_of(panel)}
+
+    def _panel(self, point: Point) -> Panel | None:
+        found = read_structure(self._bundle(point), self._teacher)
+        removed = 100 * point.result.flops_sparsity
+        title = f"trial {point.name}\n{100 * point.wer:.1f} % WER, {removed:.0f} % of FLOPs gone"
+        return None if found is None else Panel(title=title, structure=found)
+
+    def _bundle(self, point: Point) -> Path:
+        return self.folder / "trials" / f"{point.trial:04}" / point.result.model
+
+    @property
+    def _teacher(self) -> Path:
+        return self.folder / "teacher" / "model"
 
     def event(self, kind: str, **values: Any) -> None:
         """One line of events.jsonl: what happened, and when."""
         line = {"time": round(time.time(), 3), "event": kind, **values}
-        self._events.write(json.dumps(line) + "\n")
-        self._events.flush()
+        with suppress(OSError):  # a full disk stops no sweep here: the ledger is the truth
+            self._events.write(json.dumps(line) + "\n")
+            self._events.flush()
 
     def log(self, name: str, text: str) -> None:
         """Keep what is too long to show, in logs/NAME.log."""
@@ -111,7 +179,11 @@ class Scribe:
         self._submit(self._draw, self.ledger.records())
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
-        self._events.close()
+        with suppress(OSError):
+            for number, run_id in self.tracker.run_ids().items():
+                self.ledger.track(number, run_id)
+        with suppress(OSError):
+            self._events.close()
 
     def _submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
         future = self._thread.submit(call, *args)

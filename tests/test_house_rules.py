@@ -27,7 +27,7 @@ HOMES = {  # one file, or one folder, per outside library
     },
     "sqlalchemy": {"sweep/ledger_server.py"},
     "fsspec": {"sweep/store/remote.py"},
-    "mlflow": {"sweep/tracking.py"},
+    "mlflow": {"sweep/mlflow_runs.py"},
     "jiwer": {"core/evaluation/wer.py"},
     "sentencepiece": {"core/corpora/text.py"},
     "yaml": {"sweep/submit.py"},

@@ -1,11 +1,11 @@
-"""Commands that keep a sweep: pack, unpack."""
+"""Commands that keep what a sweep found: pack, unpack, promote."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sweep.commands.terminal import Sweep, out
+from sweep.commands.terminal import Json, Sweep, out
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A packed sweep, .tar.gz.")]
 
@@ -24,3 +24,24 @@ def unpack(file: File, folder: Sweep) -> None:
 
     read(file, folder)
     out.print(f"made {folder}; conformer-sweep status {folder} says how far it has come")
+
+
+def promote(
+    folder: Sweep,
+    trial: Annotated[str, typer.Argument(help="Its number; 7.2 is a later outcome of trial 7.")],
+    name: Annotated[str, typer.Option(help="Of the registered model.")],
+    alias: Annotated[str, typer.Option(help="What points at it from now on.")],
+    as_json: Json = False,
+) -> None:
+    """Put a finished trial's model into MLflow's registry, where NAME@ALIAS finds it."""
+    from dataclasses import asdict
+
+    from sweep.registry import promote as register
+    from sweep.views import as_json as to_json
+
+    done = register(folder.resolve(), trial, name=name, alias=alias)
+    if as_json:
+        out.print(to_json({**asdict(done), "uri": done.uri}), markup=False)
+    else:
+        what = "registered as" if done.is_new else "was there already as"
+        out.print(f"{what} version {done.version}; {done.uri} points at it", markup=False)

@@ -138,7 +138,8 @@ def ui(
 ) -> None:
     """Serve the sweep's MLflow pages to this machine, and say where the front is."""
     from sweep.config import open_config
-    from sweep.tracking import Tracker, ui_command
+    from sweep.mlflow_server import ui_command
+    from sweep.tracking import Tracker
 
     folder = folder.resolve()
     config = open_config(folder)

@@ -1,4 +1,4 @@
-"""A real browser for pages that people will open in one, and a real PostgreSQL server."""
+"""Real MLflow, on a database and behind servers, a real PostgreSQL, a real browser for pages."""
 
 import importlib.util
 import os
@@ -6,12 +6,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sweep.tracking import Tracker
 
 FLAGS = [
     "--headless",
@@ -28,17 +35,23 @@ FLAGS = [
 ]
 
 
-@pytest.fixture
-def browse(tmp_path: Path) -> Callable[..., str]:
-    """Opens a page without any network and gives its elements after so many (virtual) seconds."""
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where it is."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         pytest.skip("needs Chromium; Debian has it as the package chromium")
+    return found
+
+
+@pytest.fixture
+def browse(tmp_path: Path, chromium: str) -> Callable[..., str]:
+    """Opens a page without any network and gives its elements after so many (virtual) seconds."""
 
     def opened(url: str, *, seconds: int = 10) -> str:
         command = [
-            *(found, *FLAGS),
+            *(chromium, *FLAGS),
             f"--user-data-dir={tmp_path / 'browser'}",
             f"--virtual-time-budget={1000 * seconds}",
             *("--dump-dom", url),
@@ -121,3 +134,126 @@ def postgres(postgres_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) 
     address, password = postgres_server
     monkeypatch.setenv("PGPASSWORD", password)
     return address
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables; here once for all tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    Tracker(folder, "template").client.search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_database: Path) -> Path:
+    """A sweep's directory, with letters that a path may have and an address may not."""
+    folder = tmp_path / "a swéep #1"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def opened(folder: Path) -> Callable[..., Tracker]:
+    """A tracker that has opened its sweep; called again, as the next driver would have it."""
+
+    def made(uri: str = "", **words: Any) -> Tracker:
+        tracker = Tracker(folder, "demo", uri, **words)
+        tracker.open_sweep("[sweep]\n", {"trials": 4})
+        return tracker
+
+    return made
+
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight more processes, for chat applications
+}
+
+
+@dataclass(kw_only=True)
+class Server:
+    """A real `mlflow server` at a port of its own, which can go and come again."""
+
+    folder: Path
+    database: str
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> str:
+        """Where it is, once it answers."""
+        self.port = self.port or free_port()
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", self.database),
+            *("--artifacts-destination", str(self.folder / "uploads"), *self.arguments),
+        ]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603  (our own command)
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
+                env={**os.environ, **QUIET, **self.environment},
+            )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if self.answers():
+                return self.base
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.base}/health", timeout=1).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            return True  # it answers, if only to ask who is there
+        except OSError:
+            return False
+        return True
+
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """The server and its workers at once, as a power cut would."""
+        if self.process is not None:
+            os.killpg(self.process.pid, number)
+            self.process.wait(30)
+            self.process = None
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def server(tmp_path: Path, empty_database: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers, on a database of their own or on the sweep's; they end with the test."""
+    made: list[Server] = []
+
+    def make(database: Path | None = None, *arguments: str, **environment: str) -> Server:
+        place = tmp_path / f"server{len(made)}"
+        place.mkdir()
+        if database is None:
+            database = shutil.copy(empty_database, place / "mlflow.db")
+        made.append(
+            Server(
+                folder=place,
+                database=f"sqlite:///{database}",
+                arguments=arguments,
+                environment=environment,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()

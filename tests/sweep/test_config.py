@@ -119,3 +119,11 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(address):
 def test_no_other_place_is_a_ledger_s(kind):
     with pytest.raises(ConfigError, match=r"`sweep.ledger` must be `sqlite`, `journal` or"):
         parse(f'[sweep]\nledger = "{kind}"', source="x.toml")
+
+
+@pytest.mark.parametrize("uri", ["https://me:hush@host:5000", "postgresql://me:hush@host/mlflow"])
+def test_a_password_in_the_file_is_refused_and_not_repeated(uri):
+    with pytest.raises(ConfigError, match=r"`tracking\.uri` must hold no password") as told:
+        parse(f'[tracking]\nuri = "{uri}"', source="x.toml")
+
+    assert "hush" not in str(told.value)

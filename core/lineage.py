@@ -1,0 +1,75 @@
+"""By what a sweep's inputs are known: digests of its speech, its tokens and its models.
+
+Reads only what preparing left beside them, so that who asks need not wait for torch.
+"""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitLineage:
+    """One split's features."""
+
+    split: str
+    """`train`, `dev` or `test`."""
+    digest: str
+    """Changes with the utterances, the tokens and how features are computed."""
+    num_utterances: int
+    seconds: float
+    """Of speech; in training, of all speeds together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechLineage:
+    """What a sweep's models are trained and judged on."""
+
+    corpus: str
+    """The corpus's name or folder."""
+    corpus_digest: str
+    tokenizer_digest: str
+    splits: tuple[SplitLineage, ...]
+    """Those that have utterances."""
+
+
+def speech_lineage(features: Path) -> SpeechLineage | None:
+    """Of the folder where speech was prepared; None as long as it is not."""
+    try:
+        prepared = json.loads((features / "prepared.json").read_text())
+        splits = [_split(features, *store) for store in prepared["stores"].items()]
+        return SpeechLineage(
+            corpus=prepared["corpus"]["name"],
+            corpus_digest=prepared["digest"],
+            tokenizer_digest=_sha256(features / "tokenizer.model"),
+            splits=tuple(found for found in splits if found.num_utterances),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        return None
+
+
+def bundle_digest(bundle: Path) -> str | None:
+    """Of a whole recogniser, through its files' checksums; None where there is no bundle."""
+    try:
+        return _sha256(bundle / "checksums.json")
+    except OSError:
+        return None
+
+
+def _split(features: Path, split: str, store: str) -> SplitLineage:
+    with np.load(features / store / "arrays.npz") as arrays:
+        seconds = arrays["seconds"]
+    return SplitLineage(
+        split=split,
+        digest=store.rpartition("-")[2],
+        num_utterances=len(seconds),
+        seconds=float(seconds.sum()),
+    )
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

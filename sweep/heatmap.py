@@ -1,0 +1,140 @@
+"""What is left of models as heat maps: a row a block, a column a kind of unit."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from sweep.picture import STYLE
+from sweep.structure import Left, Structure
+
+COLUMNS = ("feed-\nforward 1", "attention\nheads", "convolution\nchannels", "feed-\nforward 2")
+MODULES = "whole\nmodules"
+TRUNK = ("front\nend 1", "front\nend 2", "width")
+SHORT, SHORT_TRUNK = ("FF 1", "heads", "conv", "FF 2", "parts"), ("front 1", "front 2", "width")
+WIDTH = len(SHORT)
+TRUNK_PLACES = (0, 2, 4)
+"""Below which columns the trunk's three cells stand."""
+COLORS = "Blues"
+DARK = 0.6
+"""Above this share a cell is so dark that its number is white."""
+MOST_PANELS = 12
+"""Models side by side; of a longer front an even choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One model to be drawn."""
+
+    title: str
+    structure: Structure
+
+
+def svg_of(panel: Panel) -> str:
+    """One model, large enough for counts in every cell."""
+    depth = len(panel.structure.blocks)
+    height = 2.1 + 0.36 * depth
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, height))
+        axes = figure.add_axes((0.11, 0.55 / height, 0.72, 1 - 1.6 / height))
+        figure.text(0.02, 1 - 0.45 / height, panel.title, fontsize=12, fontweight="bold")
+        _draw(axes, [panel.structure], size=9.0, has_whole=True)
+        axes.set_yticks(range(depth), [f"block {place}" for place in range(1, depth + 1)])
+        axes.set_xticks(TRUNK_PLACES, TRUNK)
+        _on_top(axes, (*COLUMNS, MODULES), size=10.0)
+        _legend(figure, (0.86, 0.3, 0.025, 0.4))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()
+
+
+def draw_front(panels: Sequence[Panel], *, svg: Path, png: Path) -> None:
+    """Models side by side, from the smallest to the largest."""
+    shown = evenly(panels, MOST_PANELS)
+    depth = max(len(panel.structure.blocks) for panel in shown)
+    width, height = 1.6 + 2.2 * len(shown), 1.8 + 0.34 * depth
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        place = (0.5 / width, 0.4 / height, 1 - 1.5 / width, 1 - 1.2 / height)
+        axes = figure.add_axes(place)
+        _draw(axes, [panel.structure for panel in shown], size=7.5, has_whole=False)
+        begins = [number * (WIDTH + 1) for number in range(len(shown))]
+        for begin, panel in zip(begins, shown, strict=True):
+            axes.text(begin - 0.45, -1.25, panel.title, fontsize=8.5, va="bottom")
+        axes.set_yticks(range(depth), [str(number) for number in range(1, depth + 1)])
+        axes.set_ylabel("block")
+        below = [begin + place for begin in begins for place in TRUNK_PLACES]
+        axes.set_xticks(below, SHORT_TRUNK * len(shown), fontsize=7.5)
+        _on_top(axes, (*SHORT, "") * len(shown), size=7.5)
+        _legend(figure, (1 - 0.75 / width, 0.25, 0.18 / width, 0.5))
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, dpi=130, metadata={"Software": None})
+
+
+def evenly(panels: Sequence[Panel], count: int) -> list[Panel]:
+    """At most so many, both ends among them."""
+    if len(panels) <= count:
+        return list(panels)
+    places = np.linspace(0, len(panels) - 1, count).round().astype(int)
+    return [panels[place] for place in places]
+
+
+def _draw(axes: Axes, models: Sequence[Structure], *, size: float, has_whole: bool) -> None:
+    """Coloured cells with their counts in them: blocks above, the trunk below, a gap between."""
+    cells = _placed(models)
+    shape = max(y for y, _ in cells) + 1, max(x for _, x in cells) + 1
+    shares = np.full(shape, np.nan)
+    for (y, x), left in cells.items():
+        shares[y, x] = left.share
+        axes.text(
+            *(x, y, str(left) if has_whole else str(left.kept)),
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="white" if left.share > DARK else "#222222",
+        )
+    edges = (np.arange(shape[1] + 1) - 0.5, np.arange(shape[0] + 1) - 0.5)
+    axes.pcolormesh(
+        *(*edges, np.ma.masked_invalid(shares)),
+        cmap=COLORS,
+        vmin=0,
+        vmax=1,
+        edgecolors="white",
+        linewidth=1.5,
+    )
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _placed(models: Sequence[Structure]) -> dict[tuple[int, int], Left]:
+    """Row and column of every cell."""
+    cells: dict[tuple[int, int], Left] = {}
+    depth = max(len(model.blocks) for model in models)
+    for number, model in enumerate(models):
+        begin = number * (WIDTH + 1)
+        for y, row in enumerate(model.blocks):
+            cells |= {(y, begin + x): left for x, left in enumerate(row)}
+        below = zip(TRUNK_PLACES, model.trunk, strict=True)
+        cells |= {(depth + 1, begin + x): left for x, left in below}
+    return cells
+
+
+def _on_top(axes: Axes, names: Sequence[str], *, size: float) -> None:
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(range(len(names)), names, fontsize=size)
+    top.tick_params(length=0)
+    top.spines[:].set_visible(False)
+
+
+def _legend(figure: Figure, place: tuple[float, float, float, float]) -> None:
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), cax=figure.add_axes(place))
+    bar.set_label("share kept")
+    bar.outline.set_visible(False)

@@ -1,0 +1,309 @@
+"""The only file that imports MLflow: a sweep's runs, found again by tag, written in batches.
+
+Everything here may be done twice: whoever does not know whether MLflow heard, says it again.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweep.metrics import (
+    AFTER_ALL,
+    FILLED,
+    curve_metrics,
+    heard,
+    key,
+    order,
+    report_metrics,
+)
+from sweep.outbox import Told
+from sweep.provenance import Dataset
+from sweep.records import TrialRecord
+
+# MLflow reads the first when it is imported, the others at each call; a user may overrule them.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A request repeated by itself makes a second run of one whose answer was lost: we ask first.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+
+from mlflow import MlflowClient, entities
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+FAILURES = (MlflowException, OSError)
+"""What MLflow's client raises."""
+REFUSED = (
+    *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"),
+    *("NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
+)
+"""MLflow heard, and will never take it; all else is worth saying again."""
+
+# MLflow's own limits, as its server validates them.
+METRICS_A_BATCH = 1000
+PARAM_LENGTH = 6000
+DIGEST_LENGTH = 36
+
+
+@dataclass(kw_only=True, slots=True)
+class KnownRun:
+    """What is known of a run without asking MLflow again."""
+
+    run_id: str
+    status: str
+    heard: tuple[int, int]
+    """Order of the last report logged; a resumed trial repeats some."""
+    params: frozenset[str]
+    """Logged already: MLflow's params never change."""
+    has_datasets: bool
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's client for a server or database; it is silent, as we say ourselves what fails."""
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=uri)
+
+
+def know(run: Run) -> KnownRun:
+    return KnownRun(
+        run_id=run.info.run_id,
+        status=run.info.status,
+        heard=heard(run.data.metrics, filled=int(run.data.tags.get(FILLED, -1))),
+        params=frozenset(run.data.params),
+        has_datasets=bool(run.inputs and run.inputs.dataset_inputs),
+    )
+
+
+class Runs:
+    """One sweep's runs in one experiment.
+
+    Args:
+        client: of the tracking server or database.
+        experiment: its id.
+        sweep_id: by what the runs are found again.
+    """
+
+    def __init__(self, client: MlflowClient, experiment: str, sweep_id: str) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.sweep_id = sweep_id
+        self.tags: Mapping[str, str] = {}
+        """What every new run says of where it comes from."""
+        self._doubtful: set[str] = set()
+        """Runs that MLflow may have made without our hearing of it, by name."""
+
+    def parent(self, name: str) -> Run:
+        """The sweep's own run: from an earlier day, or a new one."""
+        return self.find_parent() or self._create("sweep", name)
+
+    def find_parent(self) -> Run | None:
+        query = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`sweep.role` = 'sweep'"
+        return next(self.search(query), None)
+
+    def trial(self, record: TrialRecord, parent: str) -> Run:
+        """A trial's run: the one that the ledger remembers, or a new one."""
+        tags = {"mlflow.parentRunId": parent, "sweep.trial": str(record.number)}
+        name = f"trial {record.number}"
+        if name in self._doubtful:
+            children = self.search(
+                f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`sweep.trial` = '{record.number}'"
+            )
+            found = next(children, None)
+        else:
+            remembered = record.mlflow_run_id
+            found = active_run(self.client, remembered) if remembered else None
+        return found or self._create("trial", name, tags)
+
+    def children(self, parent: str) -> dict[int, Run]:
+        """The trials' runs. Of a trial that has two, the one made first; the other is deleted."""
+        found: dict[int, Run] = {}
+        for run in self.search(f"tags.`mlflow.parentRunId` = '{parent}'"):
+            number = int(run.data.tags["sweep.trial"])
+            if number in found:
+                self.client.delete_run(run.info.run_id)
+            else:
+                found[number] = run
+        return found
+
+    def search(self, query: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                query,
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def set_running(self, known: KnownRun) -> None:
+        tags = [RunTag("state", "running"), RunTag("reason", "")]
+        self.client.log_batch(known.run_id, tags=tags)
+        self.client.update_run(known.run_id, status="RUNNING")
+        known.status = "RUNNING"
+
+    def set_waiting(self, known: KnownRun) -> None:
+        """SCHEDULED in MLflow's words, so that RUNNING is only what runs."""
+        self.client.set_tag(known.run_id, "state", "waiting")
+        self.client.update_run(known.run_id, status="SCHEDULED")
+        known.status = "SCHEDULED"
+
+    def end(self, known: KnownRun, status: str) -> None:
+        self.client.set_terminated(known.run_id, status=status)
+        known.status = status
+
+    def log_params(self, known: KnownRun, params: Mapping[str, Any]) -> None:
+        fresh = [
+            Param(key(name), str(value)[:PARAM_LENGTH])
+            for name, value in params.items()
+            if key(name) not in known.params
+        ]
+        if fresh:  # fewer than the hundred that fit a request: a config has no more leaves
+            self.client.log_batch(known.run_id, params=fresh)
+        known.params |= {param.key for param in fresh}
+
+    def log_tags(self, known: KnownRun, tags: Mapping[str, object]) -> None:
+        self.client.log_batch(known.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def log_metrics(
+        self,
+        known: KnownRun,
+        values: Mapping[str, float],
+        *,
+        at: int,
+        step: int = 0,
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Values of one moment, `at` so many milliseconds; said again it must be the same one."""
+        metrics = [Metric(name, float(value), at, step) for name, value in values.items()]
+        self._log(known, metrics, tags or {})
+
+    def log_reports(self, known: KnownRun, reports: Sequence[Told]) -> None:
+        """Their curves, but for what was logged before: so that steps only ever rise."""
+        fresh = [told for told in reports if order(told.report) > known.heard]
+        metrics = [
+            Metric(name, value, told.milliseconds, told.report.step)
+            for told in fresh
+            for name, value in report_metrics(told.report).items()
+        ]
+        if fresh:
+            self._log(known, metrics, {"stage": fresh[-1].report.stage})
+            known.heard = max(order(told.report) for told in fresh)
+
+    def fill_up(self, known: KnownRun, record: TrialRecord, *, at: int) -> None:
+        """What the ledger heard of a trial and MLflow never did: its curve, at least."""
+        missing = [point for point in record.curve if point.step > known.heard[0]]
+        if not missing:
+            return
+        metrics = [
+            Metric(name, value, at, point.step)
+            for point in missing
+            for name, value in curve_metrics(point).items()
+        ]
+        self._log(known, metrics, {FILLED: missing[-1].step})
+        known.heard = (missing[-1].step, AFTER_ALL)
+
+    def log_datasets(self, known: KnownRun, datasets: Sequence[Dataset]) -> None:
+        """What the run is trained and judged on, once."""
+        if datasets and not known.has_datasets:
+            self.client.log_inputs(known.run_id, datasets=[_input(each) for each in datasets])
+            known.has_datasets = True
+
+    def _log(self, known: KnownRun, metrics: Sequence[Metric], tags: Mapping[str, object]) -> None:
+        """Equal points at equal times are one to MLflow, so that a part may be said twice."""
+        labels = [RunTag(name, str(value)) for name, value in tags.items()]
+        for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
+            part = metrics[start : start + METRICS_A_BATCH]
+            self.client.log_batch(known.run_id, metrics=part, tags=() if start else labels)
+
+    def _create(self, role: str, name: str, tags: Mapping[str, str] | None = None) -> Run:
+        own = {"sweep.id": self.sweep_id, "sweep.role": role, "state": "running"}
+        own |= {"mlflow.source.name": "conformer-sweep", "mlflow.source.type": "LOCAL"}
+        own |= {**self.tags, **(tags or {})}
+        self._doubtful.add(name)
+        run = self.client.create_run(self.experiment, run_name=name, tags=own)
+        self._doubtful.discard(name)
+        return run
+
+
+class Registry:
+    """MLflow's model registry."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self.client = client
+
+    def has_run(self, run_id: str) -> bool:
+        return active_run(self.client, run_id) is not None
+
+    def version_with(self, name: str, tags: Mapping[str, str]) -> str | None:
+        """The first version of a model that has these tags."""
+        told = "".join(f" AND tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_model_versions(f"name = '{name}'{told}")
+        return min((str(each.version) for each in found), key=int, default=None)
+
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        run_id: str,
+        path: str,
+        tags: Mapping[str, str],
+        description: str,
+    ) -> str:
+        """A new version of what lies in the folder, kept among the run's artifacts."""
+        self.client.log_artifacts(run_id, str(folder), path)
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
+        made = self.client.create_model_version(
+            name, source, run_id=run_id, tags=dict(tags), description=description
+        )
+        return str(made.version)
+
+    def point(self, name: str, alias: str, version: str) -> None:
+        self.client.set_registered_model_alias(name, alias, version)
+
+
+def active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, if MLflow has it still."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow is there, and saying it again would change nothing."""
+    if isinstance(error, MlflowException):
+        return str(error.error_code) in REFUSED
+    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
+
+
+def _input(dataset: Dataset) -> entities.DatasetInput:
+    return entities.DatasetInput(
+        entities.Dataset(
+            name=dataset.name,
+            digest=dataset.digest[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": dataset.source}),
+            profile=json.dumps(dict(dataset.profile)),
+        ),
+        tags=[entities.InputTag("mlflow.data.context", dataset.role)],
+    )
