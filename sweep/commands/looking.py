@@ -102,9 +102,11 @@ def ui(
 ) -> None:
     """Serve the sweep's MLflow pages to this machine, and say where the front is."""
     from sweep.config import open_config
+    from sweep.store.copy import refresh
     from sweep.tracking import Tracker, ui_command
 
     folder = folder.resolve()
+    refresh(folder, is_whole=True)
     config = open_config(folder)
     uri = config.tracking.uri
     is_served = uri.startswith("http")
