@@ -21,6 +21,7 @@ from ray import tune
 from core.config import TrialConfig
 from core.report import Outcome, Report
 from sweep.retries import Kind
+from sweep.store.workers import Luggage, brought, prepared, written
 
 if TYPE_CHECKING:
     from core.trial import Place
@@ -32,10 +33,19 @@ Job = dict[str, Any]
 """A trial as Tune carries it: its number, and one text with all else, which Tune leaves alone."""
 
 
-def pack(number: int, config: TrialConfig, *, teacher: Path, features: Path, trial: Path) -> Job:
+def pack(
+    number: int,
+    config: TrialConfig,
+    *,
+    teacher: Path,
+    features: Path,
+    trial: Path,
+    luggage: Luggage | None = None,
+) -> Job:
     """A trial on its way to a worker; all paths must be absolute."""
     place = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
-    return {"number": number, "job": json.dumps({"config": config.model_dump(), "place": place})}
+    job = {"config": config.model_dump(), "place": place, "luggage": written(luggage)}
+    return {"number": number, "job": json.dumps(job)}
 
 
 def run_trial(job: Mapping[str, Any]) -> None:
@@ -45,7 +55,10 @@ def run_trial(job: Mapping[str, Any]) -> None:
 
         config, place = _unpacked(job)
         with _alone(place.trial):
-            for message in _messages(run(config, place)):
+            trial = brought(
+                run(config, place), _luggage(job), folder=place.trial, sweep=place.teacher.parent
+            )
+            for message in _messages(trial):
                 tune.report(message)
     except Exception as error:
         failure = {
@@ -65,7 +78,7 @@ def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
 
     config, place = _unpacked(job)
     with _alone(place.teacher):
-        yield from prepare(config, place)
+        yield from prepared(prepare(config, place), _luggage(job), sweep=place.teacher.parent)
 
 
 def described(error: BaseException) -> str:
@@ -107,6 +120,11 @@ def _unpacked(job: Mapping[str, Any]) -> tuple[TrialConfig, "Place"]:
     values = json.loads(job["job"])
     place = Place(**{name: Path(folder) for name, folder in values["place"].items()})
     return TrialConfig.parse(values["config"]), place
+
+
+def _luggage(job: Mapping[str, Any]) -> Luggage | None:
+    values = json.loads(job["job"])["luggage"]
+    return Luggage(**values) if values else None
 
 
 @contextmanager

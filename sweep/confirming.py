@@ -25,6 +25,7 @@ from sweep.ledger import Ledger
 from sweep.lock import locked
 from sweep.records import TrialRecord
 from sweep.sampling import SEED
+from sweep.store.copy import nest
 from sweep.views import Seen
 
 FOLDER = "confirm"
@@ -58,6 +59,7 @@ def plan(seen: Seen, *, seeds: int) -> Path:
         LockedError: if it runs.
     """
     folder, config = seen.folder / FOLDER, _config(seen.config)
+    nest(seen.folder, folder)
     if not (folder / CONFIG_FILE).exists():
         create(folder, config, config.toml())
     for name in SHARED_FOLDERS:

@@ -30,6 +30,8 @@ from sweep.scheduler import FrontScheduler
 from sweep.scribe import Scribe
 from sweep.searcher import LedgerSearcher
 from sweep.stopping import Stopping, first_step
+from sweep.store.copy import address_of
+from sweep.store.workers import Luggage, sign_of
 from sweep.warm_start import recalled
 from sweep.watch import Watch
 
@@ -61,6 +63,7 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
     folder = folder.resolve()
     config = open_config(folder)
     with locked(folder):
+        config = open_config(folder)  # of a store's directory it may have come only now
         clear_stop(folder)
         ledger = Ledger.open_or_create(folder, config.sweep.objectives, kind=config.sweep.ledger)
         try:
@@ -271,18 +274,20 @@ class Segment:
         return FrontScheduler(stopping, self.ledger, space)
 
     def _packed_record(self, record: TrialRecord) -> actor.Job:
-        return self._packed(record.number, self._config_of(record))
+        return self._packed(record.number, self._config_of(record), sign_of(record.params))
 
     def _config_of(self, record: TrialRecord) -> TrialConfig:
         return self.config.space.trial_config(record.settings)
 
-    def _packed(self, number: int, config: TrialConfig) -> actor.Job:
+    def _packed(self, number: int, config: TrialConfig, sign: str = "") -> actor.Job:
+        address = address_of(self.folder)
         return actor.pack(
             number,
             config,
             teacher=self.folder / "teacher",
             features=self.folder / "features",
             trial=self.folder / "trials" / f"{number:04}",
+            luggage=Luggage(address=address, sign=sign) if address else None,
         )
 
 

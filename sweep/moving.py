@@ -18,8 +18,9 @@ from core.config import ConfigError
 from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
 from sweep.ledger_storage import ADDRESS, FILE, FILES, JOURNAL, copy_as_sqlite
 from sweep.lock import LOCK, STOP, locked
+from sweep.store.copy import CARRIED_BY_WORKERS, NOTES, bring
 
-NOT_PACKED = (LOCK, STOP, f"{JOURNAL}.lock")
+NOT_PACKED = (LOCK, STOP, NOTES, f"{JOURNAL}.lock")
 """Of the driver's life, not of the sweep's."""
 ARTIFACTS = "mlartifacts"
 ADDRESSES = (
@@ -50,6 +51,7 @@ def pack(folder: Path, file: Path) -> None:
             _instead(folder, config) as others,
             tarfile.open(beside, "w:gz", compresslevel=1) as archive,
         ):
+            bring(folder, *CARRIED_BY_WORKERS)
             for path in sorted(folder.iterdir()):
                 if path.name not in (*NOT_PACKED, *others) and path.resolve() != beside:
                     archive.add(path, arcname=path.name)

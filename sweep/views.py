@@ -22,6 +22,7 @@ from sweep.ledger import Ledger
 from sweep.ledger_storage import found
 from sweep.lock import driver_pid
 from sweep.records import State, TrialRecord
+from sweep.store.copy import at, bring, refresh, shown
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
@@ -73,6 +74,7 @@ def see(folder: Path) -> Seen:
         ConfigError, LedgerError: if it holds no sweep, or a damaged one.
     """
     folder = folder.resolve()
+    refresh(folder)
     config = open_config(folder)
     driver = driver_pid(folder)
     records: list[TrialRecord] = []
@@ -134,7 +136,7 @@ def status_values(seen: Seen) -> dict[str, Any]:
     points = seen.points
     return {
         "name": seen.config.sweep.name,
-        "folder": str(seen.folder),
+        "folder": shown(seen.folder),
         "driver": seen.driver,
         "trials": seen.config.sweep.trials,
         **{state: counts[state] for state in states},
@@ -248,7 +250,7 @@ def model_folder(name: str) -> Path:
     number, _, place = trial.partition(".")
     if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
         return Path(name).absolute()
-    seen = see(Path(folder))
+    seen = see(at(folder))
     record = seen.record(int(number))
     if int(place or 0) >= len(record.outcomes):
         raise ConfigError(
@@ -256,7 +258,9 @@ def model_folder(name: str) -> Path:
             f" with {len(record.outcomes)} outcomes instead."
         )
     model = record.outcomes[int(place or 0)].model
-    return seen.folder / "trials" / f"{record.number:04}" / model
+    place = f"trials/{record.number:04}/{model}"
+    bring(seen.folder, place)
+    return seen.folder / place
 
 
 def corpus_config(name: str, root: str) -> CorpusConfig:

@@ -17,6 +17,7 @@ from sweep.changes import leaves
 from sweep.config import SHARED_FOLDERS, SweepConfig
 from sweep.records import TrialRecord
 from sweep.space import Distribution
+from sweep.store.copy import bring
 from sweep.views import Seen
 
 FILE = "before.json"
@@ -93,6 +94,7 @@ def _leaf(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _take_along(folder: Path, old: Seen) -> None:
+    bring(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
             beside = folder / f".{name}.new"

@@ -139,9 +139,11 @@ def ui(
     """Serve the sweep's MLflow pages to this machine, and say where the front is."""
     from sweep.config import open_config
     from sweep.mlflow_server import ui_command
+    from sweep.store.copy import refresh
     from sweep.tracking import Tracker
 
     folder = folder.resolve()
+    refresh(folder, is_whole=True)
     config = open_config(folder)
     uri = config.tracking.uri
     is_served = uri.startswith("http")

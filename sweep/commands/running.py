@@ -17,6 +17,7 @@ from sweep.commands.terminal import (
     Trials,
     end,
     out,
+    place,
     print_table,
 )
 
@@ -36,7 +37,9 @@ def demo(
 
 def run(
     space: Space,
-    folder: Annotated[Path | None, typer.Option("--dir", help="Where to; runs/NAME.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Where to; runs/NAME, or s3://...", parser=place)
+    ] = None,
     trials: Trials = None,
     hours: Hours = None,
     address: Address = None,
@@ -137,8 +140,12 @@ def confirm(
 
 
 def warm_start(
-    folder: Annotated[Path, typer.Argument(metavar="NEW", help="The new sweep's directory.")],
-    olds: Annotated[list[Path], typer.Option("--from", help="An old one's; may be repeated.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="NEW", help="The new sweep's directory.", parser=place)
+    ],
+    olds: Annotated[
+        list[Path], typer.Option("--from", help="An old one's; may be repeated.", parser=place)
+    ],
     space: Annotated[
         str | None, typer.Option(help="Its search space; by default the first old one's.")
     ] = None,
@@ -170,19 +177,20 @@ def stop(
     """End a live sweep in order, from here or from another machine; `resume` goes on with it."""
     from sweep.config import open_config
     from sweep.lock import ask_to_stop, driver_pid
+    from sweep.store.copy import shown
 
     folder = folder.resolve()
     open_config(folder)
     if driver_pid(folder) is None:
-        out.print(f"{folder} does not run", markup=False)
+        out.print(f"{shown(folder)} does not run", markup=False)
         return
     ask_to_stop(folder)
     deadline = time.monotonic() + wait
     while driver_pid(folder) is not None:
         if time.monotonic() > deadline:
-            end(f"`{folder}` was asked to stop, but still runs after {wait:g} s.", RESUMABLE)
+            end(f"`{shown(folder)}` was asked to stop, but still runs after {wait:g} s.", RESUMABLE)
         time.sleep(0.2)
-    out.print(f"stopped; conformer-sweep resume {folder} goes on", markup=False)
+    out.print(f"stopped; conformer-sweep resume {shown(folder)} goes on", markup=False)
 
 
 def _create(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
@@ -222,15 +230,16 @@ def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> No
 
 def _show_end(folder: Path, code: int) -> None:
     from sweep.figures import front_table
+    from sweep.store.copy import shown
     from sweep.views import see, status_lines, status_values
 
-    seen = see(folder)
+    seen, place = see(folder), shown(folder)
     if seen.front:
         print_table(front_table(seen.front, title="Pareto front"))
-        out.print(f"page     {folder}/front/front.html", markup=False)
-        out.print(f"picture  {folder}/front/front.png", markup=False)
-        out.print(f"MLflow   conformer-sweep ui {folder}", markup=False)
+        out.print(f"page     {place}/front/front.html", markup=False)
+        out.print(f"picture  {place}/front/front.png", markup=False)
+        out.print(f"MLflow   conformer-sweep ui {place}", markup=False)
     for line in status_lines(status_values(seen)):
         out.print(line, markup=False)
     if code == RESUMABLE:
-        out.print(f"interrupted; conformer-sweep resume {folder} goes on", markup=False)
+        out.print(f"interrupted; conformer-sweep resume {place} goes on", markup=False)

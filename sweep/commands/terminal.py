@@ -16,7 +16,18 @@ WIDE = 160
 """Columns of a table that goes into a file."""
 
 Space = Annotated[str, typer.Argument(help="A TOML file, or the name of one in search_spaces.")]
-Sweep = Annotated[Path, typer.Argument(metavar="DIR", help="The sweep's directory.")]
+
+
+def place(text: str) -> Path:
+    """A sweep's directory; of an address, the working copy on this machine."""
+    from sweep.store.copy import at
+
+    return at(text)
+
+
+Sweep = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The sweep's directory, or s3://...", parser=place)
+]
 Model = Annotated[str, typer.Argument(help="A bundle's folder, or DIR:TRIAL of a sweep.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value for scripts.")]
 Address = Annotated[

@@ -63,7 +63,7 @@ def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, t
     unpack(tmp_path / "sweep.tar.gz", again)
 
     kind_there = "sqlite" if kind == "postgresql" else "journal"
-    assert open_config(again) == config.with_budget(ledger=kind_there)
+    assert open_config(again) == open_config(folder).with_budget(ledger=kind_there)
     there = Ledger.open_or_create(again, ["wer", "gflops"], kind=kind_there)
     assert there.records() == ledger.records()
     check(changes(parse(there.noted("config"), source="the ledger"), open_config(again)))

@@ -1,0 +1,1 @@
+"""A sweep's directory on an object store: worked on here, kept there."""

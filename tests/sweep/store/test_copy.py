@@ -1,0 +1,196 @@
+import shutil
+
+import pytest
+
+from sweep.config import create, load
+from sweep.ledger import Ledger
+from sweep.lock import LockedError, ask_to_stop, driver_pid, is_stop_asked, locked
+from sweep.moving import pack, unpack
+from sweep.space import Range
+from sweep.store import mirror
+from sweep.store.copy import GENERATION, address_of, at, refresh, shown
+from sweep.store.mirror import UnsentError
+from sweep.store.remote import Remote
+from sweep.testing import made_outcome
+from sweep.views import model_folder, see
+
+LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
+
+
+@pytest.fixture
+def store(address):
+    return Remote(address)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch, address):
+    """The working copy of the sweep on a machine of that name."""
+
+    def copy(name):
+        monkeypatch.setenv("CONFORMER_SWEEP_SCRATCH", str(tmp_path / name))
+        return at(address)
+
+    return copy
+
+
+@pytest.fixture
+def sweep(machine, tiny_space):
+    """A sweep with one trial, begun on the first machine, and kept."""
+    folder = machine("first")
+    create(folder, load(str(tiny_space)), tiny_space.read_text())
+    with locked(folder):
+        add_trial(folder)
+    return folder
+
+
+def add_trial(folder):
+    ledger = Ledger.open_or_create(folder, ["wer", "gflops"])
+    record = ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
+    ledger.start(record.number)
+    ledger.finish(record.number, [made_outcome()])
+    ledger.close()
+
+
+def num_trials(folder):
+    return len(see(folder).records)
+
+
+def test_a_path_is_itself(tmp_path):
+    assert at(str(tmp_path)) == tmp_path
+    assert address_of(tmp_path) is None
+    assert shown(tmp_path) == str(tmp_path)
+
+
+def test_each_address_has_one_copy(machine, address):
+    assert machine("first") == at(f"{address}/")
+    assert at(f"{address}2") != machine("first")
+    assert shown(machine("first")) == address
+
+
+def test_what_one_machine_leaves_another_goes_on_with(sweep, machine):
+    second = machine("second")
+
+    assert second != sweep
+    assert see(second).records == see(sweep).records
+    with locked(second):
+        add_trial(second)
+    assert num_trials(sweep) == 2
+
+
+def test_a_copy_whose_driver_was_killed_is_newer_than_the_store(sweep, machine, store):
+    add_trial(sweep)  # and nothing was sent
+
+    assert num_trials(machine("first")) == 2
+    assert num_trials(machine("second")) == 1
+    with locked(sweep):
+        pass
+    assert num_trials(machine("second")) == 2
+    assert store.read(GENERATION) is not None
+
+
+def test_who_went_on_elsewhere_is_newer_than_an_old_copy(sweep, machine):
+    add_trial(sweep)
+    add_trial(sweep)  # lost: nobody sent them, and another machine went on
+    second = machine("second")
+    with locked(second):
+        add_trial(second)
+
+    with locked(sweep):
+        assert num_trials(sweep) == 2
+    assert num_trials(machine("third")) == 2
+
+
+def test_a_killed_writer_s_journal_does_not_spoil_a_ledger_that_is_fetched(sweep, machine):
+    second = machine("second")
+    with locked(second):
+        add_trial(second)
+    (sweep / "ledger.db-journal").write_bytes(b"\xd9\xd5\x05\xf9 \xa1c\xd7" + b"\0" * 600)
+
+    assert num_trials(sweep) == 2
+
+
+def test_who_only_looks_leaves_a_living_driver_s_copy_alone(sweep, machine):
+    with locked(sweep):
+        add_trial(sweep)
+        assert num_trials(machine("first")) == 2
+    second = machine("second")
+    assert not (second / "mlflow.db").exists()
+
+
+def test_pictures_and_mlflow_are_fetched_by_who_needs_them(sweep, machine):
+    with locked(sweep):
+        (sweep / "front").mkdir()
+        (sweep / "front" / "front.html").write_text("page")
+    second = machine("second")
+    assert not (second / "front").exists()
+
+    refresh(second, is_whole=True)
+    assert (second / "front" / "front.html").read_text() == "page"
+
+
+def test_two_machines_never_drive_one_sweep(sweep, machine, monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS", 1.0)
+    with locked(sweep):
+        second = machine("second")
+        assert driver_pid(second) is not None
+        refused = pytest.raises(LockedError, match=r"`s3://.*` must be free, but process .* runs")
+        with refused, locked(second):
+            pass
+    assert driver_pid(second) is None
+    with locked(second):
+        pass
+
+
+def test_a_word_reaches_a_driver_on_another_machine(sweep, machine, monkeypatch):
+    monkeypatch.setattr(mirror, "STOP_SECONDS", 0.1)
+    second = machine("second")
+    with locked(sweep):
+        ask_to_stop(second)
+        for _ in range(100):
+            if is_stop_asked(sweep):
+                break
+            mirror.threading.Event().wait(0.1)
+        assert is_stop_asked(sweep)
+
+
+def test_a_store_that_is_away_at_the_end_loses_nothing(sweep, machine, monkeypatch):
+    monkeypatch.setattr(mirror, "END_SECONDS", 0)
+    endpoint = mirror.Remote.upload
+
+    def away(*_):
+        raise mirror.StoreError("away")
+
+    def work():
+        with locked(sweep):
+            monkeypatch.setattr(mirror.Remote, "upload", away)
+            add_trial(sweep)
+
+    with pytest.raises(UnsentError, match=f"away; what it lacks lies in `{sweep}`"):
+        work()
+    monkeypatch.setattr(mirror.Remote, "upload", endpoint)
+    assert num_trials(machine("second")) == 1
+    with locked(sweep):
+        pass
+    assert num_trials(machine("second")) == 2
+
+
+def test_a_sweep_of_a_store_is_packed_whole(sweep, machine, store, tmp_path):
+    store.write("trials/0000/model/model.safetensors", b"model")
+    store.write("features/features.bin", b"features")
+    second = machine("second")
+    pack(second, tmp_path / "sweep.tar.gz")
+    unpack(tmp_path / "sweep.tar.gz", tmp_path / "plain")
+
+    plain = tmp_path / "plain"
+    assert address_of(plain) is None
+    assert see(plain).records == see(sweep).records
+    assert (plain / "trials" / "0000" / "model" / "model.safetensors").read_bytes() == b"model"
+    assert (plain / "features" / "features.bin").exists()
+
+
+def test_a_model_is_fetched_by_its_trial(sweep, store, address):
+    store.write("trials/0000/model/model.safetensors", b"model")
+    shutil.rmtree(sweep)
+
+    folder = model_folder(f"{address}:0")
+    assert (folder / "model.safetensors").read_bytes() == b"model"
