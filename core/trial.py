@@ -24,11 +24,15 @@ from core.pruning.budget import Budget, Scores, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import Calibration, reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
+from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
 from core.training import checkpoint
 from core.training.distillation import Distillation
 from core.training.method import Found, Method, Workbench, load_method
 from core.training.trainer import DenseStage, Journey, Rates, Taught, fit
+
+OUTCOMES = "outcomes.json"
+"""Of a trial's folder: that it is done, and what it found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,25 +82,32 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
         yield from _train_teacher(config, place)
 
 
-def run(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outcome]]:
+def run(
+    config: TrialConfig, place: Place, ranks: Ranks = ALONE
+) -> Generator[Report, None, list[Outcome]]:
     """One trial to its end, from wherever it had come to.
+
+    Of several ranks all run it, on their parts of the same batches, and the first alone reports,
+    writes and has outcomes. But for rounding, and for dropout, it is the trial that one would run.
 
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if the target cannot be met by this model and these axes.
     """
-    done = place.trial / "outcomes.json"
-    if done.is_file():
-        return [Outcome(**values) for values in json.loads(done.read_text())]
-    _set_chance(config, config.runtime.threads)
+    done = place.trial / OUTCOMES
+    if ranks.first(done.is_file()):
+        return _kept(done) if ranks.is_first else []
+    _set_chance(config, config.runtime.threads, ranks)
     speech, method = open_speech(place.features), load_method(config.pruning.method)
     bench = _open_bench(config, place, speech, method)
     search = method.search(bench)
     search_steps = search.steps if search else 0
     steps = config.pruning.steps + config.tuning.steps
     journey = _journey(config, place.trial, speech, bench.device, steps)
-    resume = checkpoint.load_newest(journey.checkpoints)
+    journey.ranks = ranks
+    # What the first can read counts: shared folders show the others older ones for a while.
+    resume = ranks.first(checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None)
     if resume is not None and resume["stage"] == "tune":
         journey.steps_before = search_steps
         choice = resume["model"]["choice"]
@@ -105,16 +116,16 @@ def run(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outco
         if search is not None:
             yield from fit(search, journey, resume=resume)
         resume = None
-        found = method.found(bench, search)
+        found = ranks.first(method.found(bench, search))
         choice = bench.choose(found.scores)
         small = method.started(_extracted(bench, found, choice), bench)
     stage = _tuning(bench, small, choice, steps=steps - search_steps)
     yield from fit(stage, journey, resume=resume)
+    if not ranks.is_first:
+        return []
     reestimate_statistics(small, bench.speech)
     outcome = bench.judge.outcome(small, target=method.target(config), steps=steps)
-    report = {"outcome": asdict(outcome), "config": config.model_dump()}
-    bundle.save(place.trial / "model", small, speech.tokenizer, report)
-    _write(done, json.dumps([asdict(outcome)]))
+    _keep(outcome, small, config, place, speech)
     return [outcome]
 
 
@@ -181,6 +192,18 @@ def _train_teacher(config: TrialConfig, place: Place) -> Iterator[Report]:
     outcome = judge.outcome(model, target=0.0, steps=steps)
     report = {"outcome": asdict(outcome), "config": config.model_dump()}
     bundle.save(place.teacher / "model", model, speech.tokenizer, report)
+
+
+def _keep(
+    outcome: Outcome, small: Conformer, config: TrialConfig, place: Place, speech: Speech
+) -> None:
+    report = {"outcome": asdict(outcome), "config": config.model_dump()}
+    bundle.save(place.trial / "model", small, speech.tokenizer, report)
+    _write(place.trial / OUTCOMES, json.dumps([asdict(outcome)]))
+
+
+def _kept(file: Path) -> list[Outcome]:
+    return [Outcome(**values) for values in json.loads(file.read_text())]
 
 
 def _open_bench(config: TrialConfig, place: Place, speech: Speech, method: Method) -> Workbench:
@@ -253,10 +276,13 @@ def _journey(
     )
 
 
-def _set_chance(config: TrialConfig, threads: int) -> None:
-    """The one door through which chance comes in; the order of the data has its own generator."""
+def _set_chance(config: TrialConfig, threads: int, ranks: Ranks = ALONE) -> None:
+    """The one door through which chance comes in; the order of the data has its own generator.
+
+    What all ranks must draw alike is the first one's to draw; dropout should differ between them.
+    """
     torch.set_num_threads(threads)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + 2**31 * ranks.rank)
 
 
 def _cores() -> int:
