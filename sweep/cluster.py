@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.authentication import authentication_token_setup as setup
 
 QUIET = {
@@ -58,6 +58,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
         _show_token()
     else:
         _stay_inside()
+    worker.print_to_stdstream = _unprinted
     with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as empty:
         local: dict[str, Any] = (
             {}
@@ -94,6 +95,10 @@ def _show_token() -> None:
     """Use a token that lies here: Ray itself does so only for clusters that it starts."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _unprinted(*_: Any, **__: Any) -> None:
+    """Ray prints the last words of a lost machine, whatever it was told of logs."""
 
 
 def _stay_inside() -> None:

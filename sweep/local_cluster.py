@@ -139,11 +139,12 @@ class LocalCluster:
         process.wait()
 
     def _membership(self, number: int) -> list[str]:
+        # Machines do not share what Ray unpacks for workers: who dies must not take it along.
+        own = ["--temp-dir", str(self.folder / str(number))]
         if number:
-            return ["--address", self.address]
+            return ["--address", self.address, *own]
         port = self.address.rpartition(":")[2]
-        head = ["--head", "--port", port, "--include-dashboard", "false"]
-        return [*head, "--temp-dir", str(self.folder)]
+        return ["--head", "--port", port, "--include-dashboard", "false", *own]
 
     def _log(self, number: int) -> Path:
         return self.folder / f"node-{number}.log"
