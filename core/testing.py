@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from core.config import TrialConfig
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
+from core.ranks import joined
+from core.trial import Place, run
 
 MaskKind = Literal["open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty"]
 MASK_KINDS: tuple[MaskKind, ...] = (
@@ -66,6 +69,13 @@ def ragged_speech(
     chance = torch.Generator().manual_seed(seed)
     features = torch.randn(len(lengths), max(lengths), 80, generator=chance, dtype=dtype)
     return features, torch.tensor(lengths)
+
+
+def run_as_rank(config: TrialConfig, place: Place, rank: int, size: int, store: str) -> int:
+    """A further rank of a trial, in a process of its own; returns how often it reported."""
+    torch.set_num_threads(1)
+    with joined(rank=rank, size=size, store=store, device=torch.device("cpu")) as ranks:
+        return sum(1 for _ in run(config, place, ranks))
 
 
 def random_mask(axes: Sequence[Axis], kind: MaskKind, seed: int = 0) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,13 +25,15 @@ from core.pruning.budget import Budget, Scores, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import Calibration, reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
+from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
 from core.training import checkpoint
 from core.training.distillation import Distillation
 from core.training.method import Found, Method, Workbench, load_method
 from core.training.trainer import DenseStage, Journey, Rates, Taught, fit
 
-OUTCOMES_FILE = "outcomes.json"
+OUTCOMES = "outcomes.json"
+"""Of a trial's folder: that it is done, and what it found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,33 +83,40 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
         yield from _train_teacher(config, place)
 
 
-def run(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outcome]]:
+def run(
+    config: TrialConfig, place: Place, ranks: Ranks = ALONE
+) -> Generator[Report, None, list[Outcome]]:
     """One trial to its end, from wherever it had come to.
+
+    Of several ranks all run it, on their parts of the same batches, and the first alone reports,
+    writes and has outcomes. But for rounding, and for dropout, it is the trial that one would run.
 
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if the target cannot be met by this model and these axes.
     """
-    outcomes = _told(place)
+    outcomes = ranks.first(_told(place))
     if not outcomes:
-        outcomes = yield from _first_outcomes(config, place)
+        outcomes = yield from _first_outcomes(config, place, ranks)
     if outcomes[0].steps < _total_steps(config):
-        outcomes = yield from _later_outcomes(config, place, outcomes[0])
-    return outcomes
+        outcomes = yield from _later_outcomes(config, place, ranks, outcomes[0])
+    return outcomes if ranks.is_first else []
 
 
-def _first_outcomes(config: TrialConfig, place: Place) -> Generator[Report, None, list[Outcome]]:
+def _first_outcomes(
+    config: TrialConfig, place: Place, ranks: Ranks
+) -> Generator[Report, None, list[Outcome]]:
     """Search, extraction and tuning."""
-    _set_chance(config, config.runtime.threads)
+    _set_chance(config, config.runtime.threads, ranks)
     speech, method = open_speech(place.features), load_method(config.pruning.method)
     bench = _open_bench(config, place, speech, method)
     search = method.search(bench)
     search_steps = search.steps if search else 0
     steps = config.pruning.steps + config.tuning.steps
-    folder = place.trial / "checkpoints"
-    journey = _journey(config, folder, speech, bench.device, _total_steps(config))
-    resume = checkpoint.load_newest(journey.checkpoints)
+    journey = _journey(config, place.trial, speech, bench.device, _total_steps(config))
+    journey.ranks = ranks
+    resume = _newest(journey)
     if resume is not None and resume["stage"] == "tune":
         journey.steps_before = search_steps
         choice = resume["model"]["choice"]
@@ -115,37 +125,55 @@ def _first_outcomes(config: TrialConfig, place: Place) -> Generator[Report, None
         if search is not None:
             yield from fit(search, journey, resume=resume)
         resume = None
-        found = method.found(bench, search)
+        found = ranks.first(method.found(bench, search))
         choice = bench.choose(found.scores)
         small = method.started(_extracted(bench, found, choice), bench)
     stage = _tuning(bench, small, choice, steps=steps - search_steps)
     yield from fit(stage, journey, resume=resume)
-    return _judged(bench, place, stage, target=method.target(config), steps=steps, name="model")
+    target = method.target(config)
+    return ranks.first(
+        [_judged(bench, place, stage, target=target, steps=steps, name="model")]
+        if ranks.is_first
+        else []
+    )
 
 
 def _later_outcomes(
-    config: TrialConfig, place: Place, earlier: Outcome
+    config: TrialConfig, place: Place, ranks: Ranks, earlier: Outcome
 ) -> Generator[Report, None, list[Outcome]]:
     """The finished model, tuned on; it stands until a later one is whole."""
-    _set_chance(config, config.runtime.threads)
+    _set_chance(config, config.runtime.threads, ranks)
     speech, method = open_speech(place.features), load_method(config.pruning.method)
     bench = _open_bench(config, place, speech, method)
-    found = bundle.load(place.trial / earlier.model)
-    choice = bench.space.choice_of(found.report["kept"])
+    found = bundle.load(place.trial / earlier.model) if ranks.is_first else None
+    choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
+    small = extract(bench.student, as_mask(choice))
+    small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
     steps = _total_steps(config)
-    stage = _tuning(bench, found.model.to(bench.device), choice, steps=steps - earlier.steps)
+    stage = _tuning(bench, small, choice, steps=steps - earlier.steps)
     again = config.model_copy(update={"seed": config.seed + earlier.steps})  # other batches first
-    folder = place.trial / f"checkpoints-{earlier.steps}"
-    journey = _journey(again, folder, speech, bench.device, steps)
-    journey.steps_before = earlier.steps
-    yield from fit(stage, journey, resume=checkpoint.load_newest(folder))
+    journey = _journey(again, place.trial, speech, bench.device, steps)
+    journey.ranks, journey.steps_before = ranks, earlier.steps
+    resume = _newest(journey)
+    is_on_its_way = resume is not None and resume["steps_before"] == earlier.steps
+    yield from fit(stage, journey, resume=resume if is_on_its_way else None)
     target, name = method.target(config), f"model-{steps}"
-    return _judged(bench, place, stage, target=target, steps=steps, name=name)
+    return ranks.first(
+        [_judged(bench, place, stage, target=target, steps=steps, name=name)]
+        if ranks.is_first
+        else []
+    )
+
+
+def _newest(journey: Journey) -> dict[str, Any] | None:
+    """The first rank's newest checkpoint: shared folders show the others older ones for a while."""
+    ranks = journey.ranks
+    return ranks.first(checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None)
 
 
 def _judged(
     bench: Workbench, place: Place, stage: DenseStage, *, target: float, steps: int, name: str
-) -> list[Outcome]:
+) -> Outcome:
     """Measure a tuned model and keep it, and only then say that it is there."""
     small, taught, speech = stage.model, stage.taught, bench.judge.speech
     assert taught is not None, "a small model has a teacher"
@@ -155,13 +183,13 @@ def _judged(
     kept = {axis: units.nonzero().flatten().tolist() for axis, units in taught.choice.items()}
     report = {"outcome": asdict(outcome), "config": bench.config.model_dump(), "kept": kept}
     bundle.save(place.trial / name, small, speech.tokenizer, report)
-    _write(place.trial / OUTCOMES_FILE, json.dumps([asdict(outcome)]))
-    return [outcome]
+    _write(place.trial / OUTCOMES, json.dumps([asdict(outcome)]))
+    return outcome
 
 
 def _told(place: Place) -> list[Outcome]:
     """What this trial came to in an earlier run."""
-    done = place.trial / OUTCOMES_FILE
+    done = place.trial / OUTCOMES
     return [Outcome(**values) for values in json.loads(done.read_text())] if done.is_file() else []
 
 
@@ -226,7 +254,7 @@ def _train_teacher(config: TrialConfig, place: Place) -> Iterator[Report]:
         runtime=config.runtime,
         micro_batches=config.training.micro_batches,
     )
-    journey = _journey(config, place.teacher / "checkpoints", speech, device, steps)
+    journey = _journey(config, place.teacher, speech, device, steps)
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     reestimate_statistics(model, calibration_speech(config, speech, device))
     outcome = judge.outcome(model, target=0.0, steps=steps)
@@ -291,7 +319,7 @@ def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -
 
 
 def _journey(
-    config: TrialConfig, checkpoints: Path, speech: Speech, device: torch.device, steps: int
+    config: TrialConfig, folder: Path, speech: Speech, device: torch.device, steps: int
 ) -> Journey:
     return Journey(
         batches=TrainBatches(speech.train, config.training.batch_seconds, config.seed),
@@ -299,15 +327,18 @@ def _journey(
         augment_chance=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
         device=device,
-        checkpoints=checkpoints,
+        checkpoints=folder / "checkpoints",
         total_steps=steps,
     )
 
 
-def _set_chance(config: TrialConfig, threads: int) -> None:
-    """The one door through which chance comes in; the order of the data has its own generator."""
+def _set_chance(config: TrialConfig, threads: int, ranks: Ranks = ALONE) -> None:
+    """The one door through which chance comes in; the order of the data has its own generator.
+
+    What all ranks must draw alike is the first one's to draw; dropout should differ between them.
+    """
     torch.set_num_threads(threads)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + 2**31 * ranks.rank)
 
 
 def _cores() -> int:

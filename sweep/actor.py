@@ -10,8 +10,8 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,19 @@ from ray import tune
 
 from core.config import TrialConfig
 from core.report import Outcome, Report
+from sweep.cluster import ClusterError
+from sweep.machines import check_here
+from sweep.provenance import code_version
+from sweep.ranks import LostWorkerError, gathered
 from sweep.retries import Kind
-from sweep.store.workers import Luggage, brought, prepared, written
+from sweep.store.workers import Luggage, brought, prepared, ready, written
 
 if TYPE_CHECKING:
+    from core.ranks import Ranks
     from core.trial import Place
 
-PATIENCE_SECONDS = 60.0
-"""Workers of a killed driver are gone long before."""
+PATIENCE_SECONDS = 200.0
+"""Workers of a killed driver are gone long before; NFS keeps a dead machine's locks for longer."""
 
 Job = dict[str, Any]
 """A trial as Tune carries it: its number, and one text with all else, which Tune leaves alone."""
@@ -40,26 +45,34 @@ def pack(
     teacher: Path,
     features: Path,
     trial: Path,
+    ranks: int = 1,
     luggage: Luggage | None = None,
 ) -> Job:
-    """A trial on its way to a worker; all paths must be absolute."""
+    """A trial on its way to a worker, and how many work on it; all paths must be absolute."""
     place = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
-    job = {"config": config.model_dump(), "place": place, "luggage": written(luggage)}
+    job = {"config": config.model_dump(), "place": place, "ranks": ranks, "code": code_version()}
+    job["luggage"] = written(luggage)
     return {"number": number, "job": json.dumps(job)}
 
 
 def run_trial(job: Mapping[str, Any]) -> None:
     """Tune's function trainable: its last message carries the outcomes, or why there are none."""
     try:
-        from core.trial import run  # noqa: PLC0415  # seconds of imports, the worker's alone
+        from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
 
         config, place = _unpacked(job)
-        with _alone(place.trial):
-            trial = brought(
-                run(config, place), _luggage(job), folder=place.trial, sweep=place.teacher.parent
-            )
+        values, luggage = json.loads(job["job"]), _luggage(job)
+        check_here(None if luggage else place.teacher, values["code"])
+        with (
+            _alone(place.trial),
+            gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,
+        ):
+            sweep = place.teacher.parent
+            trial = brought(run(config, place, ranks), luggage, folder=place.trial, sweep=sweep)
             for message in _messages(trial):
                 tune.report(message)
+    except LostWorkerError:
+        raise  # without a word: it is as if this worker itself had been lost
     except Exception as error:
         failure = {
             "kind": kind_of(error),
@@ -68,6 +81,22 @@ def run_trial(job: Mapping[str, Any]) -> None:
         }
         tune.report({"failure": failure})
         raise  # so that Tune gives the next trial a fresh process
+    finally:
+        _give_back_memory()
+
+
+def run_rank(
+    job: Mapping[str, Any], join: Callable[[Any], AbstractContextManager["Ranks"]]
+) -> None:
+    """A further rank of a trial, which has nothing to tell."""
+    from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
+
+    config, place = _unpacked(job)
+    try:
+        with join(device_of(config)) as ranks:
+            ready(_luggage(job), sweep=place.teacher.parent)
+            for _ in run(config, place, ranks):
+                pass
     finally:
         _give_back_memory()
 
@@ -107,6 +136,8 @@ def kind_of(error: BaseException) -> Kind:
 
     if isinstance(error, CorpusError):
         return "data"
+    if isinstance(error, ClusterError):
+        return "cluster"
     if isinstance(error, DivergenceError):
         return "divergence"
     # A GPU's error has a type; a CPU's is told by its words alone.
@@ -137,10 +168,12 @@ def _alone(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
+            except BlockingIOError as error:
                 if time.monotonic() > give_up:
-                    raise
+                    raise LostWorkerError(f"`{folder}` is held by another worker.") from error
                 time.sleep(0.1)
+            except OSError:
+                break  # a file system without locks; Ray gives a trial to one worker at a time
         yield
 
 

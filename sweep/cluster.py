@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import ray_constants, worker
+from ray._private.authentication import authentication_token_setup as setup
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,12 +45,20 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
     Args:
         address: as Ray takes it, `auto` for the cluster that this machine belongs to.
         cpus: cores of a cluster of one's own; by default all.
+
+    Raises:
+        ClusterError: if there is no cluster at the address, or it does not let us in.
     """
     if ray.is_initialized():
         yield
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if address:
+        _show_token()
+    else:
+        _stay_inside()
+    worker.print_to_stdstream = _unprinted
     with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as empty:
         local: dict[str, Any] = (
             {}
@@ -59,13 +69,19 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
         )
-        ray.init(
-            address=address or "local",
-            runtime_env={"working_dir": empty},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **local,
-        )
+        try:
+            ray.init(
+                address=address or "local",
+                runtime_env={"working_dir": empty},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **local,
+            )
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ClusterError(
+                f"`--address` must be a Ray cluster that answers, but {address} does not ({error});"
+                " if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
+            ) from error
         # Tune warns of much that is as it should be: no metrics to restore, no logger at all.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
@@ -75,25 +91,25 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
             ray.shutdown()
 
 
-def check_fits(*, cpus: int, gpus: float) -> None:
-    """Refuse a trial that no machine of the cluster can hold: Ray would wait for ever.
+def _show_token() -> None:
+    """Use a token that lies here: Ray itself does so only for clusters that it starts."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
-    Args:
-        cpus: cores a trial.
-        gpus: GPUs a trial.
 
-    Raises:
-        ClusterError: naming what is missing.
+def _unprinted(*_: Any, **__: Any) -> None:
+    """Ray prints the last words of a lost machine, whatever it was told of logs."""
+
+
+def _stay_inside() -> None:
+    """Listen on the loopback alone: nobody else needs to reach a cluster of one machine.
+
+    Ray has a switch for it, under the name of the systems where it is on by default, and has read
+    it before we could set it.
     """
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    machines = [node["Resources"] for node in nodes if node["Alive"]]
-    for name, key, wanted in (("cpus", "CPU", cpus), ("gpus", "GPU", gpus)):
-        most = max((machine.get(key, 0) for machine in machines), default=0)
-        if wanted > most:
-            raise ClusterError(
-                f"`resources.{name}` must be at most what one machine has, {most:g},"
-                f" but is {wanted:g} instead."
-            )
+    os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+    if os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "0":
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

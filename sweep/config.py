@@ -125,11 +125,24 @@ class ResourcesConfig(Config):
     """What a trial occupies on the machines, and how many run side by side."""
 
     cpus: int = Field(default=1, ge=1, le=1024)
-    """CPU cores a trial."""
-    gpus: float = Field(default=0.0, ge=0, le=1024)
-    """GPUs a trial; a fraction shares one card, and its memory, between trials."""
+    """CPU cores a rank."""
+    gpus: float = Field(default=0.0, ge=0, le=1)
+    """GPUs a rank; a fraction shares one card, and its memory, between trials of one rank."""
+    ranks: int = Field(default=1, ge=1, le=1024)
+    """Processes a trial, each on its part of every batch; what a trial finds stays the same."""
+    labels: dict[str, str] = Field(default={})
+    """Only machines of the cluster with these labels; `accelerator_type` is Ray's own."""
     concurrent: int = Field(default=0, ge=0, le=100_000)
     """Trials side by side at most; 0 is as many as fit."""
+
+    @model_validator(mode="after")
+    def _ranks_have_whole_gpus(self) -> Self:
+        """Ranks talk from card to card, each with its own."""
+        if self.ranks > 1 and self.gpus not in (0, 1):
+            raise ValueError(
+                f"`resources.gpus` must be 0 or 1 with several ranks, but is {self.gpus:g} instead"
+            )
+        return self
 
 
 class TrackingConfig(Config):
@@ -352,9 +365,15 @@ def _toml_lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     if prefix and values:
         yield f"\n[{prefix.removesuffix('.')}]"
     for key, value in values.items():
-        yield f"{key} = {_toml_value(value)}"
+        yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, section in sections.items():
-        yield from _toml_lines(section, f"{prefix}{key}.")
+        yield from _toml_lines(section, f"{prefix}{_toml_key(key)}.")
+
+
+def _toml_key(key: str) -> str:
+    """Labels may have dots and slashes."""
+    is_bare = key.replace("-", "_").isidentifier() and key.isascii()
+    return key if is_bare else json.dumps(key, ensure_ascii=False)
 
 
 def _is_section(value: Any) -> bool:

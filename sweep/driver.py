@@ -15,7 +15,7 @@ from ray import tune
 
 from core.config import TrialConfig
 from core.report import Report
-from sweep import actor, cluster
+from sweep import actor, cluster, machines
 from sweep.changes import changes, check
 from sweep.config import SweepConfig, open_config, parse
 from sweep.interruption import SIGNAL_SECONDS, Interruption
@@ -116,6 +116,7 @@ class Segment:
                     stack.enter_context(cluster.joined(address))
                     stack.enter_context(self.interruption.heeded())
                     self.interruption.check()
+                    self._look_at_machines(address, progress)
                     self._make_teacher(scribe, progress)
                     self._run_trials_to_the_end(scribe, progress)
             except (KeyboardInterrupt, SystemExit):  # the latter is Ray's, while it starts
@@ -156,30 +157,52 @@ class Segment:
         has_failed = any(record.state == "failed" for record in self.ledger.records())
         return SOME_FAILED if has_failed else DONE
 
+    def _look_at_machines(self, address: str | None, progress: Progress) -> None:
+        """Refuse machines that cannot run this; of more, a cluster may yet get some."""
+        lack = machines.lack(self.config.resources)
+        if lack and not address:
+            raise cluster.ClusterError(lack)
+        if address:
+            machines.examine(None if address_of(self.folder) else self.folder)
+        if lack:
+            progress.event(f"waiting for machines: {lack}")
+
     def _make_teacher(self, scribe: Scribe, progress: Progress) -> None:
         """Corpus, features and teacher, on a worker: it may have the GPU that the driver lacks."""
         resources = self.config.resources
-        cluster.check_fits(cpus=resources.cpus, gpus=resources.gpus)
         task = ray.remote(actor.prepare_shared).options(
             num_returns="streaming",
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
+            label_selector=machines.selector(resources),
             max_retries=0,
         )
         progress.event("preparing speech and teacher")
-        try:
-            reports: Any = task.remote(self._packed(0, self.config.space.base))
-            for report in self._heard(reports):
-                scribe.teacher(report)
-                progress.teacher(report)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            scribe.log("teacher", str(error))
-            if isinstance(cause, ValueError):
-                raise cause from None  # a person's to put right, and in one line already
-            raise SweepError(
-                f"The teacher failed: {actor.described(cause)} (see logs/teacher.log)"
-            ) from error
+        for remaining in reversed(range(MOST_BREAKS + 1)):
+            try:
+                reports: Any = task.remote(self._packed(0, self.config.space.base))
+                for report in self._heard(reports):
+                    scribe.teacher(report)
+                    progress.teacher(report)
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                scribe.log("teacher", str(error))
+                if isinstance(cause, ValueError):
+                    raise cause from None  # a person's to put right, and in one line already
+                raise SweepError(
+                    f"The teacher failed: {actor.described(cause)} (see logs/teacher.log)"
+                ) from error
+            except ray.exceptions.RayError as error:
+                line = actor.described(error)
+                if not remaining:
+                    raise SweepError(
+                        f"The teacher's worker died again and again: {line}"
+                    ) from error
+                progress.event(
+                    f"the teacher's worker was lost; going on from its checkpoint: {line}"
+                )
+            else:
+                return
 
     def _heard(self, reports: Any) -> Iterator[Report]:
         """What a streaming task yields, while listening for signals, too."""
@@ -224,12 +247,9 @@ class Segment:
             concurrent=self.config.resources.concurrent,
             pack=self._packed_record,
         )
-        resources = self.config.resources
         with cluster.scratch_folder() as scratch:
             tuner = tune.Tuner(
-                tune.with_resources(
-                    actor.run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}
-                ),
+                tune.with_resources(actor.run_trial, machines.request(self.config.resources)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=self._scheduler(),
@@ -249,6 +269,7 @@ class Segment:
                             progress=progress,
                             interruption=self.interruption,
                             config_of=self._config_of,
+                            resources=self.config.resources,
                         )
                     ],
                     verbose=0,
@@ -287,6 +308,7 @@ class Segment:
             teacher=self.folder / "teacher",
             features=self.folder / "features",
             trial=self.folder / "trials" / f"{number:04}",
+            ranks=self.config.resources.ranks,
             luggage=Luggage(address=address, sign=sign) if address else None,
         )
 

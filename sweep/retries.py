@@ -10,7 +10,7 @@ from typing import Any, Literal
 from core.config import TrialConfig
 from sweep.records import TrialRecord
 
-Kind = Literal["memory", "divergence", "data", "other"]
+Kind = Literal["memory", "divergence", "data", "cluster", "other"]
 
 MOST_MICRO_BATCHES = 16
 CALMER = 0.3

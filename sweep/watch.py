@@ -1,7 +1,8 @@
 """What Ray Tune says of its trials: to the ledger first, then to whoever shows it."""
 
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -9,8 +10,10 @@ from ray import tune
 from core.config import TrialConfig
 from core.report import Outcome, Report
 from sweep import retries
+from sweep.config import ResourcesConfig
 from sweep.interruption import Interruption
 from sweep.ledger import Ledger
+from sweep.machines import lack, machines
 from sweep.progress import Progress
 from sweep.records import TrialRecord
 from sweep.scribe import Scribe
@@ -18,6 +21,8 @@ from sweep.searcher import LedgerSearcher
 
 MOST_LOST_WORKERS = 3
 """A trial whose worker dies so often in one segment is at fault itself."""
+LOOK_SECONDS = 10.0
+"""So often it is asked whether the cluster can hold a trial at all."""
 
 
 class Watch(tune.Callback):
@@ -32,6 +37,7 @@ class Watch(tune.Callback):
         progress: Progress,
         interruption: Interruption,
         config_of: Callable[[TrialRecord], TrialConfig],
+        resources: ResourcesConfig,
     ) -> None:
         self._ledger = ledger
         self._interruption = interruption
@@ -41,12 +47,28 @@ class Watch(tune.Callback):
         self._progress = progress
         self._failures: dict[int, Mapping[str, Any]] = {}
         self._losses: Counter[int] = Counter()
+        self._resources = resources
+        self._machines: dict[int, set[str]] = {}
+        self._looked_at = time.monotonic()
+        self._lack: str | None = None
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_step_begin(self, *_: Any, **info: Any) -> None:
         self._interruption.listen()
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._say_what_lacks(info["trials"])
+
+    def _say_what_lacks(self, trials: Sequence[Any]) -> None:
+        """Once, when trials wait for a machine that the cluster does not have (any more)."""
+        is_idle = all(trial.status == "PENDING" for trial in trials if not trial.is_finished())
+        what = lack(self._resources) if is_idle else None
+        if what not in (None, self._lack):
+            self._progress.event(f"waiting for machines: {what}")
+        self._lack = what
 
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         record = self._ledger.start(info["trial"].config["number"])
+        self._machines[record.number] = {machine.id for machine in machines()}
         self._scribe.started(record)
         self._progress.trial(record)
 
@@ -79,7 +101,9 @@ class Watch(tune.Callback):
         if failure is not None:
             self._fail(number, failure)
             return
-        self._losses[number] += 1
+        # What was lost with its machine is no sign of a fault of its own.
+        is_gone = self._machines[number] - {machine.id for machine in machines()}
+        self._losses[number] += not is_gone
         if self._losses[number] < MOST_LOST_WORKERS:
             self._end(self._ledger.release(number))
         else:
@@ -89,6 +113,11 @@ class Watch(tune.Callback):
     def _fail(self, number: int, failure: Mapping[str, Any]) -> None:
         """Try again with what may help, or else let the trial be over."""
         self._scribe.log(f"trial-{number:04}", failure["traceback"])
+        if failure["kind"] == "cluster":
+            self._end(self._ledger.release(number))
+            self._progress.event(failure["line"])
+            self._interruption.ask()
+            return
         config = self._config_of(self._ledger.record(number))
         adjustments = retries.adjusted(failure["kind"], config, self._ledger.record(number))
         if adjustments is not None:

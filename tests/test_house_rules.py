@@ -17,6 +17,8 @@ HOMES = {  # one file, or one folder, per outside library
         "sweep/scheduler.py",
         "sweep/driver.py",
         "sweep/actor.py",
+        "sweep/machines.py",
+        "sweep/ranks.py",
         "sweep/watch.py",
     },
     "optuna": {

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.axes import Slice
+from core.ranks import current, moments
 
 
 class LayerNorm(nn.Module):
@@ -52,8 +53,18 @@ class BatchNorm(nn.Module):
             scale = self.weight * torch.rsqrt(self.running_var + 1e-5)
             return torch.addcmul(self.bias - self.running_mean * scale, x, scale)
         frames = is_frame.flatten().nonzero().squeeze(1)
-        real = F.batch_norm(
-            x.flatten(0, 1).index_select(0, frames),  # (real frames, C)
+        real = self._normalised(x.flatten(0, 1).index_select(0, frames))
+        padded = real.new_zeros(is_frame.numel(), real.shape[1]).index_copy(0, frames, real)
+        return padded.view(x.shape)
+
+    def _normalised(
+        self, real: Float[Tensor, "frames channels"]
+    ) -> Float[Tensor, "frames channels"]:
+        """By the frames' own statistics, over all ranks."""
+        if current().size > 1:
+            return self._normalised_together(real)
+        return F.batch_norm(
+            real,
             self.running_mean,
             self.running_var,
             self.weight,
@@ -61,8 +72,16 @@ class BatchNorm(nn.Module):
             training=True,
             momentum=self.momentum,
         )
-        padded = real.new_zeros(is_frame.numel(), real.shape[1]).index_copy(0, frames, real)
-        return padded.view(x.shape)
+
+    def _normalised_together(
+        self, real: Float[Tensor, "frames channels"]
+    ) -> Float[Tensor, "frames channels"]:
+        mean, spread, num_frames = moments(real.float())
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(spread * num_frames / (num_frames - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(spread + 1e-5)
+        return torch.addcmul(self.bias - mean * scale, real, scale).to(real.dtype)
 
     def channel_slices(self) -> tuple[Slice, ...]:
         tensors = ("weight", "bias", "running_mean", "running_var")

@@ -55,6 +55,13 @@ class Batch:
         starts = range(0, len(self.ids), size)
         return [self._part(slice(start, start + size)) for start in starts]
 
+    def share(self, rank: int, size: int) -> "Batch | None":
+        """One rank's utterances of so many ranks'; None where there are too few for all."""
+        if size == 1:
+            return self
+        some = slice(len(self.ids) * rank // size, len(self.ids) * (rank + 1) // size)
+        return self._part(some) if some.start < some.stop else None
+
     def _part(self, some: slice) -> "Batch":
         ids = self.ids[some]
         return Batch(

@@ -19,6 +19,7 @@ from core.corpora.batches import Batch
 from core.pruning.constraint import Lagrangian, warmed_target
 from core.pruning.hard_concrete import HardConcrete
 from core.pruning.repair import reestimate_statistics, repaired
+from core.ranks import part_of_same
 from core.report import Report, Stage
 from core.training.distillation import Student, ctc_loss
 from core.training.method import Found, Method, Workbench
@@ -55,7 +56,9 @@ class GateStage:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = self.bench.config.training.micro_batches
-        losses = accumulated(batch, lambda part: self._losses(part, step), parts=parts)
+        losses = accumulated(
+            batch, lambda part: self._losses(part, step), parts=parts, optimizers=optimizers
+        )
         nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
         for optimizer in optimizers:
             optimizer.step()  # the first two descend, on weights and on gates; the dual ascends
@@ -75,13 +78,14 @@ class GateStage:
         expected = self._expected_sparsity()
         warmup = round(self.config.warmup_share * self.steps)
         violation = warmed_target(self.bench.target, step=step, warmup_steps=warmup) - expected
-        losses["total"] = losses["total"] + self.lagrangian.penalty(violation)
-        return losses | {
+        losses["total"] = losses["total"] + part_of_same(self.lagrangian.penalty(violation))
+        alike = {
             "violation": violation,
             # Copies: the step that follows changes the multipliers in place.
             "lambda_linear": self.lagrangian.lambda_linear.clone(),
             "lambda_quadratic": self.lagrangian.lambda_quadratic.clone(),
         }
+        return losses | {name: part_of_same(value) for name, value in alike.items()}
 
     def _expected_sparsity(self) -> Tensor:
         space = self.bench.space

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis
+from core.ranks import drawn_once
 
 TEMPERATURE = 2 / 3
 LOWER, UPPER = -0.1, 1.1
@@ -37,7 +38,7 @@ class HardConcrete(nn.Module):
 
     def sample(self) -> dict[str, Tensor]:
         """One draw of all gates; differentiable in log_alpha."""
-        uniform = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+        uniform = drawn_once(torch.rand_like(self.log_alpha)).clamp(1e-6, 1 - 1e-6)
         noise = uniform.log() - torch.log1p(-uniform)
         soft = torch.sigmoid((noise + self.log_alpha) / TEMPERATURE)
         return self._by_axis((soft * (UPPER - LOWER) + LOWER).clamp(0, 1))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from core.config import DistillationConfig
 from core.conformer.model import Conformer, Output
+from core.ranks import part_of_mean, whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +80,15 @@ class Distillation(nn.Module):
             matches = list(enumerate(layers))
         else:
             with torch.no_grad():
-                distances = [[F.mse_loss(s, w) for s in seen] for w in wanted]
-            matches = ordered_matches(torch.tensor(distances), student.alive)
+                distances = torch.tensor([[F.mse_loss(s, w) for s in seen] for w in wanted])
+            distances = whole(part_of_mean(distances, len(wanted[0])))
+            matches = ordered_matches(distances, student.alive)
         pairs = [F.mse_loss(seen[j], wanted[i]) for i, j in matches]
-        return torch.stack(pairs).sum() if pairs else weight.new_zeros(())
+        return (
+            part_of_mean(torch.stack(pairs).sum(), len(wanted[0]))
+            if pairs
+            else weight.new_zeros(())
+        )
 
 
 def taught_layers(num_blocks: int, layers: int) -> list[int]:
@@ -120,7 +126,8 @@ def logit_loss(
     given = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
     divergence = F.kl_div(given, wanted, reduction="sum", log_target=True)
     # Gradients shrink as 1 / temperature**2; undo that, so that the weight keeps its meaning.
-    return temperature**2 * divergence / is_frame.sum().clamp(min=1)
+    mean = temperature**2 * divergence / is_frame.sum().clamp(min=1)
+    return part_of_mean(mean, is_frame.sum())
 
 
 def ctc_loss(
@@ -128,6 +135,7 @@ def ctc_loss(
 ) -> Float[Tensor, ""]:
     """Mean over utterances of the loss a token; blank is 0."""
     log_probabilities = F.log_softmax(output.logits.float(), dim=-1).transpose(0, 1)
-    return F.ctc_loss(
+    mean = F.ctc_loss(
         log_probabilities, tokens, output.num_frames, num_tokens, blank=0, zero_infinity=True
     )
+    return part_of_mean(mean, len(num_tokens))

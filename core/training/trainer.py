@@ -6,7 +6,7 @@ evaluation, after the checkpoint that would bring a killed run back to this very
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from core.corpora.batches import Batch, TrainBatches
 from core.corpora.features import spec_augment
 from core.evaluation.judge import Judge
 from core.pruning.space import Choice
+from core.ranks import ALONE, Ranks, current, together
 from core.report import Report, Stage
 from core.training import checkpoint
 from core.training.distillation import Distillation, Student, ctc_loss
@@ -86,42 +87,62 @@ class Journey:
     total_steps: int
     steps_before: int = 0
     """Steps of the stages that are done."""
+    ranks: Ranks = ALONE
+    """Who walks together; each has a journey of its own, and all come by the same places."""
 
     def save(self, stage: Trainable, step: int, tally: Tally) -> None:
+        first, *others = self.ranks.gathered(self._chance())
+        if not self.ranks.is_first:
+            return
         state = {
             "stage": stage.stage,
             "step": step,
+            "steps_before": self.steps_before,
             "sums": tally.sums,
             "since": tally.steps,
             "model": stage.state(),
             "batches": self.batches.state_dict(),
             "augment_chance": self.augment_chance.get_state(),
-            "chance": torch.get_rng_state(),
+            **first,
+            "others": others,
         }
-        if self.device.type == "cuda":
-            state["device_chance"] = torch.cuda.get_rng_state()
         checkpoint.save(self.checkpoints, self.steps_before + step, state)
+
+    def _chance(self) -> dict[str, Tensor]:
+        chance = {"chance": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            chance["device_chance"] = torch.cuda.get_rng_state()
+        return chance
 
     def restore(self, stage: Trainable, state: dict[str, Any]) -> Tally:
         stage.restore(state["model"])
         self.batches.load_state_dict(state["batches"])
         self.augment_chance.set_state(state["augment_chance"])
-        torch.set_rng_state(state["chance"])
-        if "device_chance" in state:
-            torch.cuda.set_rng_state(state["device_chance"])
+        chances = [state, *state.get("others", ())]
+        if self.ranks.rank < len(chances):  # there may be more ranks now than there were
+            chance = chances[self.ranks.rank]
+            torch.set_rng_state(chance["chance"])
+            if "device_chance" in chance and self.device.type == "cuda":
+                torch.cuda.set_rng_state(chance["device_chance"])
         return Tally(sums=dict(state["sums"]), steps=state["since"])
 
 
 def fit(
     stage: Trainable, journey: Journey, *, resume: dict[str, Any] | None = None
 ) -> Iterator[Report]:
-    """Walk a stage to its end, from a checkpoint of it if one is given."""
+    """Walk a stage to its end, from a checkpoint of it if one is given.
+
+    Only the first rank evaluates and yields; the others wait for it at their next step.
+    """
     tally = journey.restore(stage, resume) if resume else Tally()
     first = resume["step"] if resume else 0
-    runtime = journey.runtime
+    runtime, ranks = journey.runtime, journey.ranks
+    ranks.align(stage.state())
     for step, batch in zip(range(first, stage.steps), journey.batches, strict=False):
         ready = augmented(batch.to(journey.device), journey)
-        tally.add(stage.step(ready, step), batch.seconds)
+        with together(ranks):
+            losses = stage.step(ready, step)
+        tally.add(losses, batch.seconds)
         done = step + 1
         is_due = done % runtime.report_steps == 0 or done == stage.steps
         if not is_due and done % runtime.checkpoint_steps:
@@ -135,7 +156,7 @@ def fit(
         if is_due:
             tally = Tally()
         journey.save(stage, done, tally)
-        if is_due:
+        if is_due and ranks.is_first:
             yield _completed(stage.judged(), journey, done, means, speed)
             tally.started = time.perf_counter()
     journey.steps_before += stage.steps
@@ -202,7 +223,9 @@ class DenseStage:
         share = warmed_cosine(step, steps=self.steps, warmup_share=self.rates.warmup_share)
         set_rate(self.primal, self.rates.peak * share)
         self.primal.zero_grad(set_to_none=True)
-        losses = accumulated(batch, self._losses, parts=self.micro_batches)
+        losses = accumulated(
+            batch, self._losses, parts=self.micro_batches, optimizers=[self.primal]
+        )
         nn.utils.clip_grad_norm_(self.parameters, self.rates.clip)
         self.primal.step()
         return losses
@@ -239,16 +262,29 @@ class DenseStage:
 
 
 def accumulated(
-    batch: Batch, losses: Callable[[Batch], dict[str, Tensor]], *, parts: int
+    batch: Batch,
+    losses: Callable[[Batch], dict[str, Tensor]],
+    *,
+    parts: int,
+    optimizers: Iterable[torch.optim.Optimizer],
 ) -> dict[str, Tensor]:
-    """Leave the gradients of a batch's losses, taken part by part; return the losses, detached."""
+    """Leave the gradients of a batch's losses, taken part by part; return the losses, detached.
+
+    Of each part every rank takes its share; the sums over ranks are what one would have found.
+    """
+    ranks = current()
     sums: dict[str, Tensor] = {}
     for part in batch.parts(parts):
         share = len(part.ids) / len(batch.ids)
-        found = losses(part)
+        own = part.share(ranks.rank, ranks.size)
+        # Who gets nothing goes the same way with what counts nothing: the others wait for it.
+        with together(replace(ranks, is_idle=own is None)):
+            found = losses(own or part.parts(len(part.ids))[0])
         (share * found["total"]).backward()
         for name, loss in found.items():
             sums[name] = sums.get(name, 0.0) + share * loss.detach()
+    held = [p.grad for o in optimizers for group in o.param_groups for p in group["params"]]
+    ranks.add_up([*(grad for grad in held if grad is not None), *sums.values()])
     return sums
 
 

@@ -74,13 +74,24 @@ def brought(
     """
     if luggage is None:
         return (yield from trial)
+    ready(luggage, sweep=sweep)
     remote = Remote(luggage.address)
-    patiently(lambda: fetch_shared(remote, sweep), seconds=PATIENCE_SECONDS)
     state = State(remote, folder, folder.relative_to(sweep).as_posix())
     patiently(lambda: state.fetch(luggage.sign), seconds=PATIENCE_SECONDS)
     result = yield from _sent(trial, state)
     patiently(state.finish, seconds=PATIENCE_SECONDS)
     return result
+
+
+def ready(luggage: Luggage | None, *, sweep: Path) -> None:
+    """Have on this machine what all trials share; a further rank of a trial needs no more.
+
+    Raises:
+        StoreError: if the store was away too long.
+    """
+    if luggage is not None:
+        remote = Remote(luggage.address)
+        patiently(lambda: fetch_shared(remote, sweep), seconds=PATIENCE_SECONDS)
 
 
 def prepared(
@@ -90,8 +101,8 @@ def prepared(
     if luggage is None:
         yield from reports
         return
+    ready(luggage, sweep=sweep)
     remote = Remote(luggage.address)
-    patiently(lambda: fetch_shared(remote, sweep), seconds=PATIENCE_SECONDS)
     state = State(remote, sweep / "teacher", "teacher")
     patiently(state.fetch_checkpoint, seconds=PATIENCE_SECONDS)
     yield from _sent(_as_generator(reports), state)
@@ -132,15 +143,12 @@ class State:
     def fetch(self, sign: str) -> None:
         """Have here what the store has of this trial, and nothing of another of its number."""
         self._begin(sign)
-        if (self._folder / DONE).is_file():
-            return
         there = self._remote.under(self._key)
-        if f"{self._key}/{DONE}" not in there:
-            self.fetch_checkpoint()
-            return
-        own = [key for key in there if not self._is_of_checkpoints(key)]
-        for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
-            self._remote.download(key, self._folder / key.removeprefix(f"{self._key}/"))
+        if f"{self._key}/{DONE}" in there and not (self._folder / DONE).is_file():
+            own = [key for key in there if not self._is_of_checkpoints(key)]
+            for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
+                self._remote.download(key, self._folder / key.removeprefix(f"{self._key}/"))
+        self.fetch_checkpoint()  # what is finished may be on its way again, to be tuned on
 
     def fetch_checkpoint(self) -> None:
         """Have here the newest whole checkpoint of the store, unless there is a newer one."""

@@ -30,7 +30,7 @@ def test_a_batch_in_parts_leaves_the_gradient_of_the_whole(batch, parts):
 
     whole = losses(batch)["total"]
     (wanted,) = torch.autograd.grad(whole, weight)
-    found = accumulated(batch, losses, parts=parts)
+    found = accumulated(batch, losses, parts=parts, optimizers=[torch.optim.SGD([weight])])
 
     torch.testing.assert_close(weight.grad, wanted)
     torch.testing.assert_close(found["total"], whole.detach())
