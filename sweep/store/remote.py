@@ -1,5 +1,6 @@
 """The only file that knows fsspec: objects under one address, whichever store it is of."""
 
+import errno
 import hashlib
 import os
 import time
@@ -24,6 +25,14 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 class StoreError(ConnectionError):
     """A store that cannot be used or reached; what lies here is kept."""
+
+
+class RefusedError(StoreError):
+    """What will not be otherwise by waiting: no right, no bucket, another content than told."""
+
+
+FINAL = (PermissionError, FileNotFoundError)
+FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,24 +93,37 @@ class Remote:
             What lies there now, or None if another was faster.
         """
         with self._reached(key):
-            if self.scheme in EXTRAS:
-                wanted = {"mode": "create"} if version is None else {"IfMatch": version}
-                try:
-                    self._fs.pipe_file(self._path(key), data, **wanted)
-                except (FileExistsError, FileNotFoundError):
-                    return None
-                except OSError as error:
-                    if not _is_condition(error):
-                        raise
-                    return None
-            else:
-                found = self.read(key)
-                if (found.version if found else None) != version:
-                    return None
-                self._fs.pipe_file(self._path(key), data)
-                time.sleep(SETTLED_SECONDS)
-        now = self.read(key)
+            has_won = self._set_if(key, data, version)
+            if has_won is None:
+                has_won = self._set_and_settle(key, data, version)
+        now = self.read(key) if has_won else None
         return now if now is not None and now.data == data else None
+
+    def _set_if(self, key: str, data: bytes, version: str | None) -> bool | None:
+        """Compare and set in one; None where the store cannot."""
+        if self.scheme not in EXTRAS:
+            return None
+        wanted = {"mode": "create"} if version is None else {"IfMatch": version}
+        try:
+            self._fs.pipe_file(self._path(key), data, **wanted)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                return None
+            if _is_condition(error):
+                return False
+            raise
+        return True
+
+    def _set_and_settle(self, key: str, data: bytes, version: str | None) -> bool:
+        """Set, and wait until whoever came last can be seen."""
+        found = self.read(key)
+        if (found.version if found else None) != version:
+            return False
+        self._fs.pipe_file(self._path(key), data)
+        time.sleep(SETTLED_SECONDS)
+        return True
 
     def upload(self, path: Path, key: str) -> None:
         """Put a file there; whole or not at all."""
@@ -120,7 +142,7 @@ class Remote:
             with self._reached(key):
                 self._fs.get_file(self._path(key), str(beside))
             if sha256 and digest(beside) != sha256:
-                raise StoreError(f"`{self.address}/{key}` must match its checksum, but does not.")
+                raise RefusedError(f"`{self.address}/{key}` must match its checksum, but does not.")
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -171,11 +193,13 @@ class Remote:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StoreError(f"`{self.address}/{key}` must be reachable, but: {reason}") from error
+            is_final = isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES
+            kind = RefusedError if is_final else StoreError
+            raise kind(f"`{self.address}/{key}` must be reachable, but: {reason}") from error
 
 
 def patiently(act: Callable[[], T], *, seconds: float) -> T:
-    """Do it again and again while the store is away, for so long.
+    """Do it again and again while the store is away, for so long, if waiting can help.
 
     Raises:
         StoreError: of the last try.
@@ -184,8 +208,8 @@ def patiently(act: Callable[[], T], *, seconds: float) -> T:
     while True:
         try:
             return act()
-        except StoreError:
-            if time.monotonic() + pause > give_up:
+        except StoreError as error:
+            if isinstance(error, RefusedError) or time.monotonic() + pause > give_up:
                 raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

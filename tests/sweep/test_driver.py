@@ -82,6 +82,21 @@ def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_a_sweep_runs_and_is_extended_wherever_its_ledger_lies(make, request, kind):
+    place = request.getfixturevalue("postgres") if kind == "postgresql" else kind
+    folder = make(trials=("trials = 4", f'trials = 2\nledger = "{place}"'))
+
+    assert driver.run(folder) == driver.DONE
+    before, config = records_of(folder), open_config(folder)
+    rewrite(folder, config.with_budget(**extended(before, config, trials=1, hours=None)))
+    assert driver.run(folder) == driver.DONE
+    assert [record.state for record in see(folder).records] == ["finished"] * 3
+    assert records_of(folder)[:2] == before
+    assert not (folder / "ledger.db").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_that_cannot_be_fails_in_one_line_and_alone(make):
     folder = make(
         axes=("steps = 2\ncalibration", 'axes = ["head"]\nsteps = 2\ncalibration'),

@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from sweep.config import create, load
+from sweep.confirming import plan
 from sweep.ledger import Ledger
 from sweep.lock import LockedError, ask_to_stop, driver_pid, is_stop_asked, locked
 from sweep.moving import pack, unpack
@@ -186,6 +187,18 @@ def test_a_sweep_of_a_store_is_packed_whole(sweep, machine, store, tmp_path):
     assert see(plain).records == see(sweep).records
     assert (plain / "trials" / "0000" / "model" / "model.safetensors").read_bytes() == b"model"
     assert (plain / "features" / "features.bin").exists()
+
+
+def test_the_confirmations_of_a_copy_are_a_copy_too(sweep, machine, store, address):
+    store.write("teacher/model/model.safetensors", b"model")
+    place = plan(see(machine("second")), seeds=2)
+
+    assert shown(place) == f"{address}/confirm"
+    assert (place / "teacher" / "model" / "model.safetensors").read_bytes() == b"model"
+    again = plan(see(machine("third")), seeds=2)
+    assert again != place
+    assert see(again).records == see(place).records
+    assert num_trials(sweep) == 1
 
 
 def test_a_model_is_fetched_by_its_trial(sweep, store, address):

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from sweep.store import remote
@@ -74,6 +78,38 @@ def test_a_store_that_is_away_is_named_in_one_line(address):
 
     with pytest.raises(StoreError, match=r"`s3://nowhere-.*/x` must be reachable, but: .*bucket"):
         away.write("x", b"1")
+
+
+def test_who_has_no_right_is_told_at_once(store_server, tmp_path):
+    code = """
+from sweep.store.remote import Remote, StoreError, patiently
+try:
+    patiently(lambda: Remote("s3://bucket/x").read("a"), seconds=600)
+except StoreError as error:
+    print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if "AWS" not in name}
+    environment |= {"AWS_ENDPOINT_URL": store_server, "AWS_EC2_METADATA_DISABLED": "true"}
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-P", "-c", code],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+    assert "must be reachable, but: " in done.stdout
+
+
+def test_a_store_that_cannot_compare_and_set_has_one_winner_too(store, monkeypatch):
+    monkeypatch.setattr(remote, "EXTRAS", {})
+    monkeypatch.setattr(remote, "SETTLED_SECONDS", 0.1)
+    first = store.replace("lease", b"1", None)
+
+    assert first.data == b"1"
+    assert store.replace("lease", b"2", None) is None
+    assert store.replace("lease", b"2", first.version).data == b"2"
 
 
 def test_patience_ends(monkeypatch):
