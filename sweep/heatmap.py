@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -25,8 +26,10 @@ TRUNK_PLACES = (0, 2, 4)
 COLORS = "Blues"
 DARK = 0.6
 """Above this share a cell is so dark that its number is white."""
-MOST_PANELS = 12
+MOST_PANELS, PANELS_A_ROW = 12, 4
 """Models side by side; of a longer front an even choice."""
+GAP = 6
+"""Between two rows of models, in cells: trunk, names and title."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ def svg_of(panel: Panel) -> str:
         figure = Figure(figsize=(6.8, height))
         axes = figure.add_axes((0.11, 0.55 / height, 0.72, 1 - 1.6 / height))
         figure.text(0.02, 1 - 0.45 / height, panel.title, fontsize=12, fontweight="bold")
-        _draw(axes, [panel.structure], size=9.0, has_whole=True)
+        _draw(axes, [panel.structure], [(0, 0)], size=9.0, has_whole=True)
         axes.set_yticks(range(depth), [f"block {place}" for place in range(1, depth + 1)])
         axes.set_xticks(TRUNK_PLACES, TRUNK)
         _on_top(axes, (*COLUMNS, MODULES), size=10.0)
@@ -56,26 +59,39 @@ def svg_of(panel: Panel) -> str:
 
 
 def draw_front(panels: Sequence[Panel], *, svg: Path, png: Path) -> None:
-    """Models side by side, from the smallest to the largest."""
+    """Models side by side in rows, from the smallest to the largest."""
     shown = evenly(panels, MOST_PANELS)
     depth = max(len(panel.structure.blocks) for panel in shown)
-    width, height = 1.6 + 2.2 * len(shown), 1.8 + 0.34 * depth
+    columns, rows = min(len(shown), PANELS_A_ROW), -(-len(shown) // PANELS_A_ROW)
+    pitch = depth + GAP
+    width, height = 1.4 + 2.3 * columns, 0.1 + 0.32 * pitch * rows
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        place = (0.5 / width, 0.4 / height, 1 - 1.5 / width, 1 - 1.2 / height)
-        axes = figure.add_axes(place)
-        _draw(axes, [panel.structure for panel in shown], size=7.5, has_whole=False)
-        begins = [number * (WIDTH + 1) for number in range(len(shown))]
-        for begin, panel in zip(begins, shown, strict=True):
-            axes.text(begin - 0.45, -1.25, panel.title, fontsize=8.5, va="bottom")
-        axes.set_yticks(range(depth), [str(number) for number in range(1, depth + 1)])
-        axes.set_ylabel("block")
-        below = [begin + place for begin in begins for place in TRUNK_PLACES]
-        axes.set_xticks(below, SHORT_TRUNK * len(shown), fontsize=7.5)
-        _on_top(axes, (*SHORT, "") * len(shown), size=7.5)
-        _legend(figure, (1 - 0.75 / width, 0.25, 0.18 / width, 0.5))
+        axes = figure.add_axes((0.4 / width, 0.01, 1 - 1.4 / width, 0.98))
+        corners = [divmod(number, PANELS_A_ROW) for number in range(len(shown))]
+        begins = [(pitch * row, (WIDTH + 1) * column) for row, column in corners]
+        _draw(axes, [panel.structure for panel in shown], begins, size=7.5, has_whole=False)
+        for (y, x), panel in zip(begins, shown, strict=True):
+            _label(axes, y, x, panel)
+        axes.set_ylim(pitch * rows - 2.4, -2.9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        _legend(figure, (1 - 0.75 / width, 0.5 - 0.9 / height, 0.16 / width, 1.8 / height))
         figure.savefig(svg, metadata={"Date": None})
         figure.savefig(png, dpi=130, metadata={"Software": None})
+
+
+def _label(axes: Axes, y: int, x: int, panel: Panel) -> None:
+    """Names around one of many."""
+    depth = len(panel.structure.blocks)
+    axes.text(x - 0.45, y - 1.15, panel.title, fontsize=8.5, va="bottom")
+    grey: dict[str, Any] = {"fontsize": 7, "color": "#555555", "va": "center"}
+    for place, name in enumerate(SHORT):
+        axes.text(x + place, y - 0.85, name, ha="center", **grey)
+    for place, name in zip(TRUNK_PLACES, SHORT_TRUNK, strict=True):
+        axes.text(x + place, y + depth + 1.85, name, ha="center", **grey)
+    for block in range(depth):
+        axes.text(x - 0.6, y + block, str(block + 1), ha="right", **grey)
 
 
 def evenly(panels: Sequence[Panel], count: int) -> list[Panel]:
@@ -86,9 +102,16 @@ def evenly(panels: Sequence[Panel], count: int) -> list[Panel]:
     return [panels[place] for place in places]
 
 
-def _draw(axes: Axes, models: Sequence[Structure], *, size: float, has_whole: bool) -> None:
+def _draw(
+    axes: Axes,
+    models: Sequence[Structure],
+    begins: Sequence[tuple[int, int]],
+    *,
+    size: float,
+    has_whole: bool,
+) -> None:
     """Coloured cells with their counts in them: blocks above, the trunk below, a gap between."""
-    cells = _placed(models)
+    cells = _placed(models, begins)
     shape = max(y for y, _ in cells) + 1, max(x for _, x in cells) + 1
     shares = np.full(shape, np.nan)
     for (y, x), left in cells.items():
@@ -114,16 +137,16 @@ def _draw(axes: Axes, models: Sequence[Structure], *, size: float, has_whole: bo
     axes.spines[:].set_visible(False)
 
 
-def _placed(models: Sequence[Structure]) -> dict[tuple[int, int], Left]:
+def _placed(
+    models: Sequence[Structure], begins: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], Left]:
     """Row and column of every cell."""
     cells: dict[tuple[int, int], Left] = {}
-    depth = max(len(model.blocks) for model in models)
-    for number, model in enumerate(models):
-        begin = number * (WIDTH + 1)
+    for model, (top, begin) in zip(models, begins, strict=True):
         for y, row in enumerate(model.blocks):
-            cells |= {(y, begin + x): left for x, left in enumerate(row)}
+            cells |= {(top + y, begin + x): left for x, left in enumerate(row)}
         below = zip(TRUNK_PLACES, model.trunk, strict=True)
-        cells |= {(depth + 1, begin + x): left for x, left in below}
+        cells |= {(top + len(model.blocks) + 1, begin + x): left for x, left in below}
     return cells
 
 

@@ -9,6 +9,8 @@ from sweep.records import Heard
 STAGES = ("speech", "teacher", "search", "tune", "measure")
 AFTER_ALL = len(STAGES)
 """In the `order` of what is filled up from the ledger, which knows no stages."""
+NOTHING = (-1, -1)
+"""The `order` of what comes before every report."""
 FILLED = "curve.filled"
 """A run's tag: up to which step its curve came from the ledger."""
 
@@ -19,8 +21,12 @@ def key(name: str) -> str:
 
 
 def order(report: Report) -> tuple[int, int]:
-    """Where a report stands in its trial's life: by steps, then by stage."""
-    return (report.step, STAGES.index(report.stage))
+    """Where a report stands in its trial's life: by steps, then by stage; first of all speech."""
+    return _order(report.step, STAGES.index(report.stage))
+
+
+def _order(step: int, stage: int) -> tuple[int, int]:
+    return (-1, step) if STAGES[stage] == "speech" else (step, stage)
 
 
 def report_metrics(report: Report) -> dict[str, float]:
@@ -49,10 +55,14 @@ def curve_metrics(point: Heard) -> dict[str, float]:
     }
 
 
-def heard(latest: Mapping[str, float], *, filled: int = -1) -> tuple[int, int]:
+def heard(latest: Mapping[str, float], *, filled: int | None = None) -> tuple[int, int]:
     """The `order` of the last report behind the latest values of a run's metrics."""
-    reported = (int(latest.get("progress/step", -1)), int(latest.get("progress/stage", -1)))
-    return max(reported, (filled, AFTER_ALL))
+    found = [NOTHING]
+    if "progress/stage" in latest:
+        found.append(_order(int(latest["progress/step"]), int(latest["progress/stage"])))
+    if filled is not None:
+        found.append((filled, AFTER_ALL))
+    return max(found)
 
 
 def outcome_metrics(outcome: Outcome) -> dict[str, float]:

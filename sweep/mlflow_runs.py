@@ -71,10 +71,11 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def know(run: Run) -> KnownRun:
+    filled = run.data.tags.get(FILLED)
     return KnownRun(
         run_id=run.info.run_id,
         status=run.info.status,
-        heard=heard(run.data.metrics, filled=int(run.data.tags.get(FILLED, -1))),
+        heard=heard(run.data.metrics, filled=int(filled) if filled else None),
         params=frozenset(run.data.params),
         has_datasets=bool(run.inputs and run.inputs.dataset_inputs),
     )

@@ -110,12 +110,12 @@ class Scribe:
         }
         self.tracker.log_datasets(provenance.datasets(speech), tags)
 
-    def _draw(self, records: list[TrialRecord]) -> None:
-        """Draw the front as it stood, and show it in MLflow."""
+    def _draw(self, records: list[TrialRecord], *, is_last: bool = False) -> None:
+        """Draw the front as it stood, and show it in MLflow; what takes longest only at the end."""
         resources = self.config.resources
         self.tracker.log_hours(hours(records, cpus=resources.cpus, gpus=resources.gpus))
         num_finished = sum(record.state == "finished" for record in records)
-        if num_finished == self._num_drawn:
+        if num_finished == (0 if is_last else self._num_drawn):
             return
         self._num_drawn = num_finished
         files = write_front(
@@ -124,7 +124,7 @@ class Scribe:
             title=self.config.sweep.name,
             teacher_wer=teacher_wer(self.folder),
         )
-        self.tracker.log_front(files, records, self._draw_kept(records))
+        self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
 
     def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
         """What the front's models have left, side by side."""
@@ -176,7 +176,7 @@ class Scribe:
     def close(self, *, is_interrupted: bool) -> None:
         """Draw the front, end the sweep's run, and wait until all is written."""
         self.event("interrupted" if is_interrupted else "done")
-        self._submit(self._draw, self.ledger.records())
+        self._submit(self._draw, self.ledger.records(), is_last=True)
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
         with suppress(OSError):
@@ -185,8 +185,8 @@ class Scribe:
         with suppress(OSError):
             self._events.close()
 
-    def _submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
-        future = self._thread.submit(call, *args)
+    def _submit(self, call: Callable[..., Any], *args: Any, **named: Any) -> Future[Any]:
+        future = self._thread.submit(call, *args, **named)
         future.add_done_callback(_complain)
         return future
 

@@ -1,6 +1,9 @@
 """Real MLflow, on a database and behind servers, a real PostgreSQL, a real browser for pages."""
 
+import asyncio
+import base64
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -15,7 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from sweep.tracking import Tracker
@@ -134,6 +139,154 @@ def postgres(postgres_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) 
     address, password = postgres_server
     monkeypatch.setenv("PGPASSWORD", password)
     return address
+
+
+@dataclass(kw_only=True)
+class Visit:
+    """What a page turned out to be."""
+
+    text: str
+    """Its words, frames included."""
+    urls: list[str]
+    """All that it asked for."""
+
+    @property
+    def hosts(self) -> set[str]:
+        return {urlsplit(url).hostname or "" for url in self.urls}
+
+
+class Browser:
+    """A browser spoken to over its debugging socket, in real time: pages in frames come to life."""
+
+    def __init__(self, socket_url: str) -> None:
+        self._socket_url = socket_url
+
+    def visit(self, url: str, *, shows: str, picture: Path | None = None) -> Visit:
+        """Open a page and wait until it shows some words, in whichever frame.
+
+        Raises:
+            AssertionError: if it never does.
+        """
+        visit, image = asyncio.run(self._visit(url, shows))
+        if picture is not None:
+            picture.write_bytes(image)
+        return visit
+
+    async def _visit(self, url: str, shows: str) -> tuple[Visit, bytes]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(self._socket_url, max_msg_size=0) as line,
+        ):
+            talk = _Talk(line)
+            reading = asyncio.create_task(talk.read())
+            try:
+                target = await talk.ask("Target.createTarget", url="about:blank")
+                page = await talk.ask("Target.attachToTarget", flatten=True, **target)
+                await talk.follow(page["sessionId"])
+                await talk.ask("Page.navigate", page["sessionId"], url=url)
+                await talk.wait_for(shows)
+                await asyncio.sleep(1.0)  # what glides in has arrived
+                shot = await talk.ask("Page.captureScreenshot", page["sessionId"])
+                text = await talk.text()
+                await talk.ask("Target.closeTarget", **target)
+            finally:
+                reading.cancel()
+        return Visit(text=text, urls=talk.urls), base64.b64decode(shot["data"])
+
+
+class _Talk:
+    """Questions and answers over one socket, and what is told unasked."""
+
+    def __init__(self, line: aiohttp.ClientWebSocketResponse) -> None:
+        self.urls: list[str] = []
+        self._line = line
+        self._count = 0
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._frames: dict[tuple[str, int], None] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def ask(self, method: str, session: str = "", **words: Any) -> dict[str, Any]:
+        self._count += 1
+        answer = self._asked[self._count] = asyncio.get_running_loop().create_future()
+        message = {"id": self._count, "method": method, "params": words}
+        await self._line.send_json(message | ({"sessionId": session} if session else {}))
+        return await asyncio.wait_for(answer, 60)
+
+    async def follow(self, session: str) -> None:
+        """Hear of every request of a page, and of the frames in it from their first moment."""
+        for domain in ("Network", "Runtime", "Page"):
+            await self.ask(f"{domain}.enable", session)
+        await self.ask(
+            "Target.setAutoAttach",
+            session,
+            autoAttach=True,
+            waitForDebuggerOnStart=True,
+            flatten=True,
+        )
+        await self.ask("Runtime.runIfWaitingForDebugger", session)
+
+    async def read(self) -> None:
+        async for message in self._line:
+            told = json.loads(message.data)
+            if "id" in told:
+                answer = self._asked.pop(told["id"])
+                if not answer.done():
+                    answer.set_result(told.get("result", {}))
+            else:
+                self._hear(told["method"], told["params"], told.get("sessionId", ""))
+
+    def _hear(self, method: str, told: dict[str, Any], session: str) -> None:
+        if method == "Network.requestWillBeSent":
+            self.urls.append(told["request"]["url"])
+        elif method == "Network.webSocketCreated":
+            self.urls.append(told["url"])
+        elif method == "Runtime.executionContextCreated":
+            self._frames[session, told["context"]["id"]] = None
+        elif method == "Runtime.executionContextDestroyed":
+            self._frames.pop((session, told["executionContextId"]), None)
+        elif method == "Target.attachedToTarget":
+            self._tasks.append(asyncio.create_task(self.follow(told["sessionId"])))
+
+    async def text(self) -> str:
+        texts = [
+            await self.ask(
+                "Runtime.evaluate",
+                session,
+                expression="document.body ? document.body.innerText + [...document.images]"
+                ".map(i => i.naturalWidth ? '\\nimage ' + i.alt + i.src.slice(-60) : '').join('')"
+                ": ''",
+                contextId=context,
+            )
+            for session, context in list(self._frames)
+        ]
+        return "\n".join(str(each.get("result", {}).get("value", "")) for each in texts)
+
+    async def wait_for(self, words: str) -> None:
+        deadline = time.monotonic() + 90
+        while words not in (text := await self.text()):
+            assert time.monotonic() < deadline, f"{words!r} is not in:\n{text}"
+            await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+def browser(tmp_path: Path, chromium: str) -> Iterator[Browser]:
+    """A browser without any network but this machine."""
+    profile = tmp_path / "browser"
+    command = [chromium, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0"]
+    process = subprocess.Popen(  # noqa: S603  (our own command)
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        told = profile / "DevToolsActivePort"
+        deadline = time.monotonic() + 60
+        while not (told.exists() and told.read_text().count("\n")):
+            assert time.monotonic() < deadline, "the browser does not start"
+            time.sleep(0.1)
+        port, path = told.read_text().split()
+        yield Browser(f"ws://127.0.0.1:{port}{path}")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
 
 
 @pytest.fixture(scope="session")

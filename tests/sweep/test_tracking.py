@@ -119,6 +119,16 @@ def test_the_teacher_reports_to_the_sweep_s_own_run(opened):
     assert steps(tracker, tracker.parent) == [100]
 
 
+def test_a_teacher_of_few_steps_is_heard_after_its_speech(opened):
+    tracker = opened()
+    tracker.log_reports(
+        None, [Report(stage="speech", step=step, total_steps=4) for step in (1, 2, 3, 4)]
+    )
+    tracker.log_reports(None, [replace(report(2), stage="teacher")])
+
+    assert steps(tracker, tracker.parent) == [2]
+
+
 @pytest.mark.parametrize(
     ("record", "status"),
     [
@@ -234,17 +244,6 @@ def test_the_front_lies_on_the_sweep_s_run(opened, folder):
     assert "| trial | method |" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["front/finished"] == 200
     assert steps(tracker, tracker.parent, "front/hypervolume") == [200]
-
-
-def test_a_note_too_long_for_mlflow_ends_with_a_whole_line():
-    table = "\n".join(f"| {number} | l0 | 0.123 |" for number in range(2000))
-
-    *rows, empty, last = mlflow_view.note(table).splitlines()
-
-    assert len(mlflow_view.note(table)) <= mlflow_view.MAX_NOTE
-    assert all(row.endswith("|") for row in rows)
-    assert not empty
-    assert "front/front.csv" in last
 
 
 def test_the_installed_view_shows_the_trials_of_this_sweep_as_points(opened):
