@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -23,6 +24,10 @@ MOST_TRIALS = 1_000_000
 
 KNOWN_CORPORA = ("demo", "librispeech")
 SPACES_FOLDER = Path(__file__).parent.parent / "search_spaces"
+
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LABEL_RULE = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, *{_LABEL})*\))")
+"""What Ray takes for the label of a machine."""
 
 Objective = Literal["wer", "gflops", "params", "latency_ms"]
 Sampler = Literal["auto", "gp", "tpe", "nsga2", "qmc", "random", "grid"]
@@ -134,6 +139,16 @@ class ResourcesConfig(Config):
     """Only machines of the cluster with these labels; `accelerator_type` is Ray's own."""
     concurrent: int = Field(default=0, ge=0, le=100_000)
     """Trials side by side at most; 0 is as many as fit."""
+
+    @model_validator(mode="after")
+    def _labels_are_rules(self) -> Self:
+        for name, rule in self.labels.items():
+            if not LABEL_RULE.fullmatch(rule):
+                raise ValueError(
+                    "`resources.labels` must be values, `in(a, b)`, or either with `!` before it,"
+                    f" but `{name}` is `{rule}` instead"
+                )
+        return self
 
     @model_validator(mode="after")
     def _ranks_have_whole_gpus(self) -> Self:

@@ -5,6 +5,7 @@ session of its own, so that all of a node dies at once, as when a machine loses 
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -24,6 +25,7 @@ START_SECONDS = 120.0
 MOST_STARTS = 4
 """Ray gives up a node that takes thirty seconds, as it does on a busy machine."""
 STARTED = "Ray runtime started"
+WORKER = re.compile(r"ray::(?!IDLE|DashboardAgent|RuntimeEnvAgent)")
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -124,6 +126,12 @@ class LocalCluster:
             raise ValueError(f"`number` must be one of {others}, but is {number} instead.")
         self._kill(number)
 
+    def workers(self) -> dict[int, str]:
+        """What works, by process: `ray::ImplicitFunc.train` a trial, `ray::_Rank.run` a rank."""
+        leaders = [process.pid for process in self.processes.values()]
+        titles = {pid: _title(pid) for leader in leaders for pid in _of_session(leader)}
+        return {pid: title for pid, title in titles.items() if WORKER.match(title)}
+
     def stop(self) -> None:
         for number in sorted(self.processes, reverse=True):
             self._kill(number)
@@ -151,15 +159,20 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(*, nodes: int = 3, cpus: int = 1) -> Iterator[LocalCluster]:
-    """Nodes of so many cores each, logically: they share what this machine has."""
+def local_cluster(
+    *, nodes: int = 3, cpus: int = 1, head_cpus: int | None = None
+) -> Iterator[LocalCluster]:
+    """Nodes of so many cores each, logically: they share what this machine has.
+
+    Drivers join at the head, which cannot be lost; with `head_cpus = 0` no trial runs there.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: paths of sockets
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     cluster = LocalCluster(
         address=f"{node_address(0)}:{_free_port()}", environment=token, folder=folder
     )
     try:
-        cluster.add_node(cpus=cpus)
+        cluster.add_node(cpus=cpus if head_cpus is None else head_cpus)
         for number in [cluster.start_node(cpus=cpus) for _ in range(1, nodes)]:
             cluster.wait_for(number)
         yield cluster
@@ -182,6 +195,12 @@ def _command(number: int, *, cpus: int, labels: Mapping[str, str]) -> list[str]:
         *("--object-store-memory", str(OBJECT_STORE_BYTES)),
         *(("--labels", ",".join(f"{k}={v}" for k, v in labels.items())) if labels else ()),
     ]
+
+
+def _title(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    return ""
 
 
 def _of_session(leader: int) -> list[int]:

@@ -48,7 +48,8 @@ class Watch(tune.Callback):
         self._failures: dict[int, Mapping[str, Any]] = {}
         self._losses: Counter[int] = Counter()
         self._resources = resources
-        self._machines: dict[int, set[str]] = {}
+        self._at_first = _alive()
+        self._at_start: dict[int, set[str]] = {}
         self._looked_at = time.monotonic()
         self._lack: str | None = None
 
@@ -68,7 +69,7 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         record = self._ledger.start(info["trial"].config["number"])
-        self._machines[record.number] = {machine.id for machine in machines()}
+        self._at_start[record.number] = _alive()
         self._scribe.started(record)
         self._progress.trial(record)
 
@@ -102,8 +103,8 @@ class Watch(tune.Callback):
             self._fail(number, failure)
             return
         # What was lost with its machine is no sign of a fault of its own.
-        is_gone = self._machines[number] - {machine.id for machine in machines()}
-        self._losses[number] += not is_gone
+        before = self._at_start.get(number, self._at_first)  # some never start
+        self._losses[number] += before <= _alive()
         if self._losses[number] < MOST_LOST_WORKERS:
             self._end(self._ledger.release(number))
         else:
@@ -145,3 +146,7 @@ class Watch(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks, for a restore that is never asked for."""
         return {}
+
+
+def _alive() -> set[str]:
+    return {machine.id for machine in machines()}

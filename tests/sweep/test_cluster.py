@@ -1,0 +1,258 @@
+"""Sweeps on a real cluster of three machines, any of which is lost, and what is asked of them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from core.config import ConfigError
+from sweep.config import ResourcesConfig, create, load, parse
+from sweep.ledger import Ledger
+from sweep.local_cluster import local_cluster
+from sweep.machines import Machine, fault, request
+from sweep.provenance import code_version
+from sweep.tracking import database_uri
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+LONGER = ("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 120")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three machines, the first of which runs no trial; two are just enough for two ranks."""
+    with local_cluster(head_cpus=0) as made:
+        yield made
+
+
+@pytest.fixture
+def make(tiny_space, tmp_path):
+    """Make a sweep's directory from the tiny space, with some of its text replaced."""
+
+    def made(resources, *replaced):
+        text = tiny_space.read_text()
+        for before, after in (("[trial.corpus]\n", f"{resources}\n[trial.corpus]\n"), *replaced):
+            assert before in text
+            text = text.replace(before, after)
+        tiny_space.write_text(text)
+        create(tmp_path / "sweep", load(str(tiny_space)), text)
+        return tmp_path / "sweep"
+
+    return made
+
+
+@pytest.fixture
+def start(cluster):
+    """Start the command line, in a process of its own."""
+    drivers = []
+
+    def started(folder):
+        code = "from sweep.cli import main; main()"
+        command = [sys.executable, "-P", "-c", code, "resume", str(folder)]
+        driver = subprocess.Popen(  # noqa: S603
+            [*command, "--address", cluster.address],
+            env=os.environ | cluster.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        drivers.append(driver)
+        return driver
+
+    yield started
+    for driver in drivers:
+        driver.kill()
+        driver.communicate()
+
+
+def asked(cluster, code):
+    """What a driver of the cluster prints of some Python, as JSON."""
+    program = f"""
+import json, os
+from sweep import cluster, machines
+from sweep.config import ResourcesConfig
+import ray
+with cluster.joined({cluster.address!r}):
+    print(json.dumps({code}))
+"""
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(  # noqa: S603
+        command, env=os.environ | cluster.environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def wait_until(is_so, what, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def events_of(folder, kind):
+    path = folder / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def records_of(folder):
+    ledger = Ledger.open(folder)
+    ledger.close()
+    return ledger.records()
+
+
+def test_a_sweep_outlives_a_lost_rank_and_a_lost_machine(cluster, make, start):
+    folder = make("[resources]\nranks = 2", LONGER)
+    driver = start(folder)
+
+    wait_until(lambda: len(events_of(folder, "report")) > 3, "no reports")
+    rank = next(pid for pid, title in cluster.workers().items() if "_Rank.run" in title)
+    os.kill(rank, signal.SIGKILL)
+    wait_until(lambda: len(events_of(folder, "started")) == 2, "the lost rank was not missed")
+    done = len(events_of(folder, "report"))
+    wait_until(lambda: len(events_of(folder, "report")) > done + 3, "no reports again")
+    machine = max(cluster.processes)
+    cluster.kill_node(machine)
+    cluster.add_node()
+
+    said, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, said
+    assert "(raylet)" not in said
+    records = records_of(folder)
+    assert [record.state for record in records] == ["finished"] * 4
+    assert sum(record.attempts for record in records) == 6
+    over = Counter(event["trial"] for event in events_of(folder, "finished"))
+    assert over == {0: 1, 1: 1, 2: 1, 3: 1}
+    client = MlflowClient(database_uri(folder))
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = list(client.search_runs(experiments))
+    assert Counter(run.data.tags.get("sweep.trial", "parent") for run in runs) == Counter(
+        ["parent", "0", "1", "2", "3"]
+    )
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for number in range(4):
+        steps = [e["step"] for e in events_of(folder, "report") if e["trial"] == number]
+        assert steps == sorted(set(steps)), "lost work is done again, but not told again"
+    table = "[g['state'] for g in ray.util.placement_group_table().values()]"
+    assert set(asked(cluster, table)) == {"REMOVED"}
+    wait_until(lambda: not cluster.workers(), "workers were left", seconds=20)
+
+
+def test_trials_go_to_the_machines_with_their_labels(cluster):
+    number = cluster.add_node(labels={"kind": "big"})
+    wanted = "ResourcesConfig(labels={'kind': 'big'})"
+    try:
+        there = f"""[
+    [m.labels.get('kind') for m in machines.machines() if m.id in ray.util.placement_group_table(
+        [g := machines.request({wanted}).to_placement_group(), g.wait(60)][0]
+    )['bundles_to_node_id'].values()],
+    machines.lack({wanted}),
+    machines.lack(ResourcesConfig(labels={{'kind': 'huge'}})),
+    machines.lack(ResourcesConfig(ranks=9)),
+    machines.lack(ResourcesConfig(gpus=1)),
+]"""
+        kinds, none, label, ranks, gpus = asked(cluster, there)
+    finally:
+        cluster.kill_node(number)
+
+    assert kinds == ["big"]
+    assert none is None
+    assert label.startswith("`resources.labels` must be those of a machine, but none of 4 has")
+    assert ranks.startswith("`resources.ranks` must be at most what all machines hold together, 3,")
+    assert gpus.startswith("`resources.gpus` must be at most what one machine has, 0,")
+
+
+def test_a_machine_with_another_program_is_refused_by_name(cluster, make, start, tmp_path):
+    for package in ("core", "sweep", "search_spaces"):
+        shutil.copytree(ROOT / package, tmp_path / "other" / package)
+    (tmp_path / "other" / "core" / "more.py").write_text('"""More."""\n')
+    number = cluster.add_node(environment={"PYTHONPATH": str(tmp_path / "other")})
+    try:
+        driver = start(make(""))
+        said, _ = driver.communicate(timeout=300)
+    finally:
+        cluster.kill_node(number)
+
+    assert driver.returncode == 2, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: On the machine 127.0.0.")
+    assert f"the program must be the driver's, {code_version()}, but is" in last
+    assert "Traceback" not in said
+
+
+def test_a_directory_that_is_not_shared_is_named(tmp_path):
+    found = fault(str(tmp_path / "elsewhere" / ".seen"), "word", code_version())
+
+    assert found is not None
+    assert found.startswith(
+        f"`{tmp_path / 'elsewhere'}` must be a directory that all machines share"
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_our_own_ray_listens_on_the_loopback_alone():
+    files = [
+        str(link.readlink())
+        for pid in descendants(os.getpid())
+        for link in Path(f"/proc/{pid}/fd").glob("*")
+        if link.is_symlink()
+    ]
+    sockets = {name[8:-1] for name in files if name.startswith("socket:[")}
+    listening = [
+        row[1].partition(":")[0]
+        for table in ("tcp", "tcp6")
+        for row in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
+        if row[3] == "0A" and row[9] in sockets
+    ]
+
+    assert listening
+    assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {pid}.union(*(descendants(int(child)) for child in children))
+
+
+def test_a_machine_has_a_label_if_the_rule_says_so():
+    machine = Machine(id="1", address="", resources={}, labels={"kind": "big", "zone": "a"})
+
+    assert machine.has({"kind": "big", "zone": "in(a, b)"})
+    assert machine.has({"kind": "!small", "other": "!x"})
+    assert not machine.has({"kind": "!in(big, small)"})
+    assert not machine.has({"other": "x"})
+
+
+def test_a_trial_of_several_ranks_takes_a_bundle_each():
+    wanted = request(ResourcesConfig(ranks=3, cpus=2, gpus=1))
+
+    assert wanted.bundles == [{"CPU": 2.0, "GPU": 1.0}] * 3
+
+
+@pytest.mark.parametrize(
+    ("resources", "culprit"),
+    [
+        ("ranks = 2\ngpus = 0.5", "`resources.gpus` must be 0 or 1 with several ranks"),
+        ("ranks = 0", "`resources.ranks` must be greater than or equal to 1"),
+        ('labels = { kind = "in(a" }', "`resources.labels` must be values"),
+    ],
+)
+def test_resources_that_cannot_be_are_refused_by_name(resources, culprit):
+    with pytest.raises(ConfigError, match=culprit):
+        parse(f"[resources]\n{resources}\n", source="space")
+
+
+def test_labels_survive_being_written():
+    text = '[sweep]\nname = "x"\n[resources]\nlabels = { "ray.io/zone" = "!a", kind = "b" }\n'
+    config = parse(text, source="space")
+
+    assert parse(config.toml(), source="written").resources == config.resources
