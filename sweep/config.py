@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from core.config import Config, ConfigError, CorpusConfig
+from sweep import toml_text
 from sweep.space import SearchSpace
 
 CONFIG_FILE = "sweep.toml"
@@ -211,7 +212,7 @@ class SweepConfig(Config):
         table = self.model_dump()
         fixed = self.space.base.model_dump()
         table["trial"] = _merged(fixed, self.trial)
-        return "\n".join(_toml_lines(table)) + "\n"
+        return "\n".join(toml_text.lines(table)) + "\n"
 
 
 def load(path_or_name: str) -> SweepConfig:
@@ -371,36 +372,3 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
             value = _merged(under, value)  # noqa: PLW2901
         table[key] = value
     return table
-
-
-def _toml_lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """TOML of nested plain values; the standard library reads it but does not write it."""
-    sections = {k: v for k, v in table.items() if _is_section(v)}
-    values = {k: v for k, v in table.items() if k not in sections and v is not None}
-    if prefix and values:
-        yield f"\n[{prefix.removesuffix('.')}]"
-    for key, value in values.items():
-        yield f"{_toml_key(key)} = {_toml_value(value)}"
-    for key, section in sections.items():
-        yield from _toml_lines(section, f"{prefix}{_toml_key(key)}.")
-
-
-def _toml_key(key: str) -> str:
-    """Labels may have dots and slashes."""
-    is_bare = key.replace("-", "_").isidentifier() and key.isascii()
-    return key if is_bare else json.dumps(key, ensure_ascii=False)
-
-
-def _is_section(value: Any) -> bool:
-    """A distribution is a table too, but its only value is a list of plain values."""
-    return isinstance(value, Mapping) and not (
-        len(value) == 1 and next(iter(value)) in ("uniform", "log_uniform", "int_uniform", "choice")
-    )
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # JSON's scalars are TOML's

@@ -1,0 +1,38 @@
+"""Nested plain values as TOML, which the standard library reads but does not write. Pure."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """TOML of nested plain values."""
+    sections = {k: v for k, v in table.items() if _is_section(v)}
+    values = {k: v for k, v in table.items() if k not in sections and v is not None}
+    if prefix and values:
+        yield f"\n[{prefix.removesuffix('.')}]"
+    for key, value in values.items():
+        yield f"{_key(key)} = {_value(value)}"
+    for key, section in sections.items():
+        yield from lines(section, f"{prefix}{_key(key)}.")
+
+
+def _key(key: str) -> str:
+    """Labels may have dots and slashes."""
+    is_bare = key.replace("-", "_").isidentifier() and key.isascii()
+    return key if is_bare else json.dumps(key, ensure_ascii=False)
+
+
+def _is_section(value: Any) -> bool:
+    """A distribution is a table too, but its only value is a list of plain values."""
+    return isinstance(value, Mapping) and not (
+        len(value) == 1 and next(iter(value)) in ("uniform", "log_uniform", "int_uniform", "choice")
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # JSON's scalars are TOML's
