@@ -82,10 +82,8 @@ def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
-def test_a_sweep_runs_and_is_extended_wherever_its_ledger_lies(make, request, kind):
-    place = request.getfixturevalue("postgres") if kind == "postgresql" else kind
-    folder = make(trials=("trials = 4", f'trials = 2\nledger = "{place}"'))
+def test_a_sweep_runs_and_is_extended_with_its_ledger_on_a_server(make, postgres):
+    folder = make(trials=("trials = 4", f'trials = 2\nledger = "{postgres}"'))
 
     assert driver.run(folder) == driver.DONE
     before, config = records_of(folder), open_config(folder)
