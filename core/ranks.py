@@ -208,7 +208,7 @@ def joined(*, rank: int, size: int, store: str | TCPStore, device: torch.device)
         host, _, port = store.rpartition(":")
         store = TCPStore(host, int(port), timeout=PATIENCE)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # Ray shows a rank no card but its own
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from core.config import ConfigError
-from sweep.config import ResourcesConfig, create, load, parse
+from sweep.config import create, load
 from sweep.ledger import Ledger
 from sweep.local_cluster import local_cluster
-from sweep.machines import Machine, fault, request
 from sweep.provenance import code_version
 from sweep.tracking import database_uri
 
@@ -74,17 +72,21 @@ def start(cluster):
         driver.communicate()
 
 
-def asked(cluster, code):
-    """What a driver of the cluster prints of some Python, as JSON."""
-    program = f"""
-import json, os
+JOINED = """
+import json, sys
+import ray
 from sweep import cluster, machines
 from sweep.config import ResourcesConfig
-import ray
-with cluster.joined({cluster.address!r}):
-    print(json.dumps({code}))
+with cluster.joined(sys.argv[1]):
+    {}
+    print(json.dumps(answer))
 """
-    command = [sys.executable, "-P", "-c", program]
+
+
+def asked(cluster, code):
+    """The `answer` that some Python finds as a driver of the cluster."""
+    program = JOINED.format(code.strip())
+    command = [sys.executable, "-P", "-c", program, cluster.address]
     done = subprocess.run(  # noqa: S603
         command, env=os.environ | cluster.environment, capture_output=True, text=True, check=True
     )
@@ -142,25 +144,26 @@ def test_a_sweep_outlives_a_lost_rank_and_a_lost_machine(cluster, make, start):
     for number in range(4):
         steps = [e["step"] for e in events_of(folder, "report") if e["trial"] == number]
         assert steps == sorted(set(steps)), "lost work is done again, but not told again"
-    table = "[g['state'] for g in ray.util.placement_group_table().values()]"
-    assert set(asked(cluster, table)) == {"REMOVED"}
+    states = "answer = [g['state'] for g in ray.util.placement_group_table().values()]"
+    assert set(asked(cluster, states)) == {"REMOVED"}
     wait_until(lambda: not cluster.workers(), "workers were left", seconds=20)
+
+
+LABELS = """
+    wanted = ResourcesConfig(labels={"kind": "big"})
+    group = machines.request(wanted).to_placement_group()
+    is_placed = group.wait(60)
+    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"].values()
+    kinds = [m.labels.get("kind") for m in machines.machines() if m.id in nodes]
+    others = [{"labels": {"kind": "huge"}}, {"ranks": 9}, {"gpus": 1}]
+    answer = [kinds, *(machines.lack(ResourcesConfig.parse(r)) for r in ({}, *others))]
+"""
 
 
 def test_trials_go_to_the_machines_with_their_labels(cluster):
     number = cluster.add_node(labels={"kind": "big"})
-    wanted = "ResourcesConfig(labels={'kind': 'big'})"
     try:
-        there = f"""[
-    [m.labels.get('kind') for m in machines.machines() if m.id in ray.util.placement_group_table(
-        [g := machines.request({wanted}).to_placement_group(), g.wait(60)][0]
-    )['bundles_to_node_id'].values()],
-    machines.lack({wanted}),
-    machines.lack(ResourcesConfig(labels={{'kind': 'huge'}})),
-    machines.lack(ResourcesConfig(ranks=9)),
-    machines.lack(ResourcesConfig(gpus=1)),
-]"""
-        kinds, none, label, ranks, gpus = asked(cluster, there)
+        kinds, none, label, ranks, gpus = asked(cluster, LABELS)
     finally:
         cluster.kill_node(number)
 
@@ -187,72 +190,3 @@ def test_a_machine_with_another_program_is_refused_by_name(cluster, make, start,
     assert last.startswith("error: On the machine 127.0.0.")
     assert f"the program must be the driver's, {code_version()}, but is" in last
     assert "Traceback" not in said
-
-
-def test_a_directory_that_is_not_shared_is_named(tmp_path):
-    found = fault(str(tmp_path / "elsewhere" / ".seen"), "word", code_version())
-
-    assert found is not None
-    assert found.startswith(
-        f"`{tmp_path / 'elsewhere'}` must be a directory that all machines share"
-    )
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_our_own_ray_listens_on_the_loopback_alone():
-    files = [
-        str(link.readlink())
-        for pid in descendants(os.getpid())
-        for link in Path(f"/proc/{pid}/fd").glob("*")
-        if link.is_symlink()
-    ]
-    sockets = {name[8:-1] for name in files if name.startswith("socket:[")}
-    listening = [
-        row[1].partition(":")[0]
-        for table in ("tcp", "tcp6")
-        for row in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
-        if row[3] == "0A" and row[9] in sockets
-    ]
-
-    assert listening
-    assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F"}
-
-
-def descendants(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {pid}.union(*(descendants(int(child)) for child in children))
-
-
-def test_a_machine_has_a_label_if_the_rule_says_so():
-    machine = Machine(id="1", address="", resources={}, labels={"kind": "big", "zone": "a"})
-
-    assert machine.has({"kind": "big", "zone": "in(a, b)"})
-    assert machine.has({"kind": "!small", "other": "!x"})
-    assert not machine.has({"kind": "!in(big, small)"})
-    assert not machine.has({"other": "x"})
-
-
-def test_a_trial_of_several_ranks_takes_a_bundle_each():
-    wanted = request(ResourcesConfig(ranks=3, cpus=2, gpus=1))
-
-    assert wanted.bundles == [{"CPU": 2.0, "GPU": 1.0}] * 3
-
-
-@pytest.mark.parametrize(
-    ("resources", "culprit"),
-    [
-        ("ranks = 2\ngpus = 0.5", "`resources.gpus` must be 0 or 1 with several ranks"),
-        ("ranks = 0", "`resources.ranks` must be greater than or equal to 1"),
-        ('labels = { kind = "in(a" }', "`resources.labels` must be values"),
-    ],
-)
-def test_resources_that_cannot_be_are_refused_by_name(resources, culprit):
-    with pytest.raises(ConfigError, match=culprit):
-        parse(f"[resources]\n{resources}\n", source="space")
-
-
-def test_labels_survive_being_written():
-    text = '[sweep]\nname = "x"\n[resources]\nlabels = { "ray.io/zone" = "!a", kind = "b" }\n'
-    config = parse(text, source="space")
-
-    assert parse(config.toml(), source="written").resources == config.resources
