@@ -132,15 +132,15 @@ class State:
     def fetch(self, sign: str) -> None:
         """Have here what the store has of this trial, and nothing of another of its number."""
         self._begin(sign)
-        if (self._folder / DONE).is_file():
-            return
-        there = self._remote.under(self._key)
-        if f"{self._key}/{DONE}" not in there:
-            self.fetch_checkpoint()
-            return
-        own = [key for key in there if not self._is_of_checkpoints(key)]
-        for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
-            self._remote.download(key, self._folder / key.removeprefix(f"{self._key}/"))
+        found = self._remote.read(f"{self._key}/{DONE}")
+        here = self._folder / DONE
+        # Outcomes are only ever added: the longer list is the later one.
+        if found is not None and len(found.data) > (here.stat().st_size if here.is_file() else 0):
+            there = self._remote.under(self._key)
+            own = [key for key in there if not self._is_of_checkpoints(key)]
+            for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
+                self._remote.download(key, self._folder / key.removeprefix(f"{self._key}/"))
+        self.fetch_checkpoint()
 
     def fetch_checkpoint(self) -> None:
         """Have here the newest whole checkpoint of the store, unless there is a newer one."""
