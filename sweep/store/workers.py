@@ -143,12 +143,15 @@ class State:
     def fetch(self, sign: str) -> None:
         """Have here what the store has of this trial, and nothing of another of its number."""
         self._begin(sign)
-        there = self._remote.under(self._key)
-        if f"{self._key}/{DONE}" in there and not (self._folder / DONE).is_file():
+        found = self._remote.read(f"{self._key}/{DONE}")
+        here = self._folder / DONE
+        had = _steps_of(here.read_bytes()) if here.is_file() else -1
+        if found is not None and _steps_of(found.data) > had:  # else it was not tuned on elsewhere
+            there = self._remote.under(self._key)
             own = [key for key in there if not self._is_of_checkpoints(key)]
             for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
                 self._remote.download(key, self._folder / key.removeprefix(f"{self._key}/"))
-        self.fetch_checkpoint()  # what is finished may be on its way again, to be tuned on
+        self.fetch_checkpoint()
 
     def fetch_checkpoint(self) -> None:
         """Have here the newest whole checkpoint of the store, unless there is a newer one."""
@@ -296,6 +299,12 @@ def _shared_files(sweep: Path) -> Iterator[Path]:
             parts = path.relative_to(sweep / name).parts
             if path.is_file() and not any(part.startswith(".") for part in parts):
                 yield path
+
+
+def _steps_of(outcomes: bytes) -> int:
+    """Optimizer steps after which a trial was judged last."""
+    told: list[dict[str, Any]] = json.loads(outcomes)
+    return max(int(outcome["steps"]) for outcome in told)
 
 
 def _noted(note: Path) -> dict[str, str]:

@@ -1,10 +1,12 @@
+import json
+
 import pytest
 import torch
 
 from core.report import Report
 from core.training import checkpoint
 from sweep.store.remote import Remote, StoreError
-from sweep.store.workers import Luggage, brought, prepared, sign_of
+from sweep.store.workers import Luggage, State, brought, prepared, sign_of
 
 SIGN = sign_of({"pruning.target_sparsity": 0.5})
 
@@ -23,7 +25,7 @@ def machine(tmp_path):
 def steps(folder, last, *, every=1, save=True):
     """A trial of so many steps: it counts from its newest checkpoint on, and leaves a model."""
     if (folder / "outcomes.json").is_file():
-        return (folder / "outcomes.json").read_text()
+        return json.loads((folder / "outcomes.json").read_text())[0]["how"]
     found = checkpoint.load_newest(folder / "checkpoints")
     first = found["step"] if found else 0
     for step in range(first + 1, last + 1):
@@ -33,8 +35,9 @@ def steps(folder, last, *, every=1, save=True):
             yield Report(stage="tune", step=step, total_steps=last)
     (folder / "model").mkdir()
     (folder / "model" / "model.safetensors").write_bytes(b"model")
-    (folder / "outcomes.json").write_text(f"from {first}")
-    return f"from {first}"
+    outcome = {"steps": last, "how": f"from {first}"}
+    (folder / "outcomes.json").write_text(json.dumps([outcome]))
+    return outcome["how"]
 
 
 def trial(store, sweep, last, *, sign=SIGN, number=7, **others):
@@ -110,7 +113,21 @@ def test_a_finished_trial_is_finished_everywhere(store, machine):
     assert ended(trial(store, machine("b"), 2)) == ([], "from 0")
     folder = machine("b") / "trials" / "0007"
     assert (folder / "model" / "model.safetensors").read_bytes() == b"model"
-    assert not (folder / "checkpoints").exists()
+
+
+def test_a_finished_trial_that_was_prolonged_goes_on_elsewhere_from_there(store, machine):
+    ended(trial(store, machine("a"), 2))
+    ended(trial(store, machine("b"), 2))
+    prolonged = machine("a") / "trials" / "0007"
+    checkpoint.save(prolonged / "checkpoints", 5, {"step": 5})
+    (prolonged / "outcomes.json").write_text('[{"steps": 5, "how": "on"}]')
+    ended(trial(store, machine("a"), 2))
+    state = State(store, prolonged, "trials/0007")
+    state.send_checkpoint()
+
+    assert ended(trial(store, machine("b"), 2)) == ([], "on")
+    newest = checkpoint.load_newest(machine("b") / "trials" / "0007" / "checkpoints")
+    assert newest["step"] == 5
 
 
 def test_another_trial_of_the_same_number_starts_afresh(store, machine):
@@ -119,7 +136,8 @@ def test_another_trial_of_the_same_number_starts_afresh(store, machine):
 
     assert ended(trial(store, machine("b"), 2, sign=other)) == ([1, 2], "from 0")
     assert ended(trial(store, machine("a"), 2, sign=other)) == ([], "from 0")
-    assert not (machine("a") / "trials" / "0007" / "checkpoints").exists()
+    newest = checkpoint.load_newest(machine("a") / "trials" / "0007" / "checkpoints")
+    assert newest["step"] == 2
 
 
 def test_checkpoints_between_reports_are_sent_too(store, machine, monkeypatch):
