@@ -25,7 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from core.report import Outcome, Report
-from sweep.records import Heard, State, TrialRecord
+from sweep.records import Heard, State, TrialRecord, record_of
 from sweep.space import Choice, Distribution
 
 STUDY = "sweep"
@@ -73,6 +73,8 @@ class Ledger:
             self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
             self._records[record.number] = record
             self._remember_choices(trial.distributions)
+        if sorted(self._records) != list(range(len(self._records))):
+            raise ValueError("trials are missing between others")
 
     @classmethod
     def create(cls, folder: Path, objectives: Sequence[str] = OBJECTIVES) -> "Ledger":
@@ -99,15 +101,17 @@ class Ledger:
         path = folder / FILE
         _check_database(path)
         # Whoever reads while the driver writes, or the other way round, waits for its turn.
-        storage = RDBStorage(
-            f"sqlite:///{path}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            skip_table_creation=True,
-        )
+        storage = None
         try:
+            storage = RDBStorage(
+                f"sqlite:///{path}",
+                engine_kwargs={"connect_args": {"timeout": 60}},
+                skip_table_creation=True,
+            )
             return cls(storage)
         except Exception as error:
-            storage.engine.dispose()
+            if storage is not None:
+                storage.engine.dispose()
             raise LedgerError(_damaged(path, error)) from error
 
     @classmethod
@@ -324,14 +328,16 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 def _record(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
     row = dict(attributes.get(ROW, {}))
-    curve = (Heard(step=step, wer=wer, gflops=gflops) for step, wer, gflops in row.pop("curve", ()))
-    return TrialRecord(
-        number=attributes.get(NUMBER, trial.number),
-        state=STATES[trial.state],
-        params={**trial.params, **attributes.get(OTHERS, {})},
-        outcomes=tuple(Outcome(**told) for told in attributes.get(OUTCOMES, ())),
-        curve=tuple(curve),
-        **row,
+    curve = row.pop("curve", ())
+    return record_of(
+        {
+            **row,
+            "number": attributes.get(NUMBER, trial.number),
+            "state": STATES[trial.state],
+            "params": {**trial.params, **attributes.get(OTHERS, {})},
+            "outcomes": tuple(attributes.get(OUTCOMES, ())),
+            "curve": tuple({"step": s, "wer": w, "gflops": g} for s, w, g in curve),
+        }
     )
 
 
@@ -356,10 +362,20 @@ def _check_database(path: Path) -> None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
             verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             studies = database.execute("SELECT study_name FROM studies").fetchall()
+            if verdict == "ok":
+                verdict = _missing_version(database) or verdict
     except sqlite3.Error as error:
         raise LedgerError(_damaged(path, error)) from error
     if verdict != "ok" or (STUDY,) not in studies:
         raise LedgerError(_damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
+
+
+def _missing_version(database: sqlite3.Connection) -> str | None:
+    """Which table is empty that must not be: Optuna would write its own version there."""
+    for table in ("version_info", "alembic_version"):
+        if database.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):  # noqa: S608
+            return f"`{table}` is empty"
+    return None
 
 
 def _damaged(path: Path, reason: object) -> str:

@@ -1,8 +1,9 @@
 """What the ledger knows of a trial, as plain data that every view shares."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from core.report import Outcome
 
@@ -51,3 +52,44 @@ class TrialRecord:
     def settings(self) -> dict[str, Any]:
         """What the trial is run with."""
         return {**self.params, **self.adjustments}
+
+
+def record_of(values: Mapping[str, Any]) -> TrialRecord:
+    """The record that plain values say; they come from a file, which may say anything.
+
+    Raises:
+        ValueError: naming the first value that cannot be.
+    """
+    record: TrialRecord = _read(TrialRecord, values)
+    outcomes = tuple(_read(Outcome, told, "outcomes.") for told in values["outcomes"])
+    curve = tuple(_read(Heard, told, "curve.") for told in values["curve"])
+    return replace(record, outcomes=outcomes, curve=curve)
+
+
+def _read(kind: type[Any], values: Any, prefix: str = "") -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"`{prefix}*` must be a table, but is {values!r} instead")  # noqa: TRY004
+    for name, value in values.items():
+        allowed = KINDS[kind].get(name)
+        if allowed is None:
+            raise ValueError(f"`{prefix}{name}` is not known")
+        if type(value) not in allowed:
+            names = " or ".join(each.__name__ for each in allowed)
+            raise ValueError(f"`{prefix}{name}` must be {names}, but is {value!r} instead")
+    return kind(**values)
+
+
+def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+    """Of each field, the types that plain values may have."""
+    plain: dict[Any, tuple[type, ...]]
+    plain = {float: (float, int), State: (str,), Mapping: (dict,)}
+    found: dict[str, tuple[type, ...]] = {}
+    for name, hint in get_type_hints(kind).items():
+        each = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        origins: list[Any]
+        origins = [part if part is State else get_origin(part) or part for part in each]
+        found[name] = tuple(t for part in origins for t in plain.get(part, (part,)))
+    return found
+
+
+KINDS = {kind: _kinds(kind) for kind in (TrialRecord, Outcome, Heard)}

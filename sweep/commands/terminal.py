@@ -12,6 +12,8 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 BAD_INPUT, RESUMABLE = 2, 75
+MOST_LINES, LONGEST_LINE = 20, 800
+"""Of an error: a person reads no more."""
 WIDE = 160
 """Columns of a table that goes into a file."""
 
@@ -28,9 +30,18 @@ Hours = Annotated[float | None, typer.Option(help="Of all trials together, at mo
 
 def end(text: str, code: int) -> None:
     """Say what went wrong, a line a culprit, and end."""
-    for line in text.splitlines():
-        err.print(f"error: {line}", markup=False)
+    lines = text.splitlines()
+    for line in lines[:MOST_LINES]:
+        err.print(f"error: {_printable(line)}", markup=False)
+    if len(lines) > MOST_LINES:
+        err.print(f"error: and {len(lines) - MOST_LINES} more like these", markup=False)
     sys.exit(code)
+
+
+def _printable(line: str) -> str:
+    """What a file says may be long, and must not command the terminal."""
+    cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
 
 
 def print_table(table: Table) -> None:
