@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from core.report import Outcome
-from sweep import front, page, picture, scene
+from sweep import front, scene
 from sweep.front import Point
 from sweep.records import TrialRecord
 from sweep.scene import Scene
@@ -60,6 +60,8 @@ def write_front(
         title: the sweep's name.
         teacher_wer: of the unpruned model as it was trained, as a fraction; drawn if known.
     """
+    from sweep import page, picture  # noqa: PLC0415  # seconds that no table should wait for
+
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     shown = scene.compose(list(records), title=title, teacher_wer=teacher_wer)

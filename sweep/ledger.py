@@ -69,7 +69,7 @@ class Ledger:
         self._started: dict[int, float] = {}
         self._choices: dict[str, BaseDistribution] = {}
         for trial in storage.get_all_trials(self._study, deepcopy=False):
-            record = _record(trial)
+            record = recorded(trial.number, trial.state.name, trial.params, trial.user_attrs)
             self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
             self._records[record.number] = record
             self._remember_choices(trial.distributions)
@@ -99,7 +99,7 @@ class Ledger:
             LedgerError: if there is none, or it is damaged; it is left as it is.
         """
         path = folder / FILE
-        _check_database(path)
+        check_database(path)
         # Whoever reads while the driver writes, or the other way round, waits for its turn.
         storage = None
         try:
@@ -112,7 +112,7 @@ class Ledger:
         except Exception as error:
             if storage is not None:
                 storage.engine.dispose()
-            raise LedgerError(_damaged(path, error)) from error
+            raise damaged(path, error) from error
 
     @classmethod
     def open_or_create(cls, folder: Path, objectives: Sequence[str]) -> "Ledger":
@@ -325,18 +325,22 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    row = dict(attributes.get(ROW, {}))
-    curve = row.pop("curve", ())
+def recorded(
+    number: int, state: str, params: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> TrialRecord:
+    """The record of a row of Optuna's, by its number, its state's name and what it holds.
+
+    Raises:
+        ValueError: if it holds what none can.
+    """
     return record_of(
         {
-            **row,
-            "number": attributes.get(NUMBER, trial.number),
-            "state": STATES[trial.state],
-            "params": {**trial.params, **attributes.get(OTHERS, {})},
-            "outcomes": tuple(attributes.get(OUTCOMES, ())),
-            "curve": tuple({"step": s, "wer": w, "gflops": g} for s, w, g in curve),
+            "curve": (),
+            **attributes.get(ROW, {}),
+            "number": attributes.get(NUMBER, number),
+            "state": STATES[TrialState[state]],
+            "params": {**params, **attributes.get(OTHERS, {})},
+            "outcomes": attributes.get(OUTCOMES, ()),
         }
     )
 
@@ -353,7 +357,7 @@ def _fault(outcomes: Sequence[Outcome], objectives: Sequence[str]) -> str | None
     return None
 
 
-def _check_database(path: Path) -> None:
+def check_database(path: Path) -> None:
     """Refuse what Optuna would try to mend: it fills empty files and half databases."""
     if not path.is_file():
         raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
@@ -365,9 +369,9 @@ def _check_database(path: Path) -> None:
             if verdict == "ok":
                 verdict = _missing_version(database) or verdict
     except sqlite3.Error as error:
-        raise LedgerError(_damaged(path, error)) from error
+        raise damaged(path, error) from error
     if verdict != "ok" or (STUDY,) not in studies:
-        raise LedgerError(_damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
+        raise damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`")
 
 
 def _missing_version(database: sqlite3.Connection) -> str | None:
@@ -378,8 +382,9 @@ def _missing_version(database: sqlite3.Connection) -> str | None:
     return None
 
 
-def _damaged(path: Path, reason: object) -> str:
-    return (
+def damaged(path: Path, reason: object) -> LedgerError:
+    """What to raise for a ledger that cannot be read."""
+    return LedgerError(
         f"`{path}` must be an intact ledger, but is damaged: {_first_line(reason)}."
         " Nothing was changed; put a copy in its place."
     )

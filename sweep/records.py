@@ -1,7 +1,7 @@
 """What the ledger knows of a trial, as plain data that every view shares."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -57,24 +57,33 @@ class TrialRecord:
 def record_of(values: Mapping[str, Any]) -> TrialRecord:
     """The record that plain values say; they come from a file, which may say anything.
 
+    A point of the curve is `[step, wer, gflops]`.
+
     Raises:
         ValueError: naming the first value that cannot be.
     """
-    record: TrialRecord = _read(TrialRecord, values)
     outcomes = tuple(_read(Outcome, told, "outcomes.") for told in values["outcomes"])
-    curve = tuple(_read(Heard, told, "curve.") for told in values["curve"])
-    return replace(record, outcomes=outcomes, curve=curve)
+    curve = tuple(map(_heard, values["curve"]))
+    record: TrialRecord = _read(TrialRecord, {**values, "outcomes": outcomes, "curve": curve})
+    return record
+
+
+def _heard(point: Any) -> Heard:
+    step, wer, gflops = point
+    if type(step) is not int or type(wer) not in NUMBER or type(gflops) not in NUMBER:
+        raise ValueError(f"`curve` must hold a step and two numbers, but {point!r} instead")
+    return Heard(step=step, wer=wer, gflops=gflops)
 
 
 def _read(kind: type[Any], values: Any, prefix: str = "") -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"`{prefix}*` must be a table, but is {values!r} instead")  # noqa: TRY004
+    allowed = KINDS[kind]
     for name, value in values.items():
-        allowed = KINDS[kind].get(name)
-        if allowed is None:
+        if name not in allowed:
             raise ValueError(f"`{prefix}{name}` is not known")
-        if type(value) not in allowed:
-            names = " or ".join(each.__name__ for each in allowed)
+        if type(value) not in allowed[name]:
+            names = " or ".join(each.__name__ for each in allowed[name])
             raise ValueError(f"`{prefix}{name}` must be {names}, but is {value!r} instead")
     return kind(**values)
 
@@ -92,4 +101,5 @@ def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
     return found
 
 
-KINDS = {kind: _kinds(kind) for kind in (TrialRecord, Outcome, Heard)}
+NUMBER = (float, int)
+KINDS = {kind: _kinds(kind) for kind in (TrialRecord, Outcome)}

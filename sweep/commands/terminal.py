@@ -1,6 +1,7 @@
 """What commands share: where they print, how they end, and what their arguments are called."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,11 @@ def _printable(line: str) -> str:
     """What a file says may be long, and must not command the terminal."""
     cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
+
+
+def write(lines: Iterable[str]) -> None:
+    """Print many or very long lines as they are: a console would measure each."""
+    out.file.writelines(f"{line}\n" for line in lines)
 
 
 def print_table(table: Table) -> None:
