@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,12 +133,11 @@ def csv_text(points: Sequence[Point], params: Mapping[int, Mapping[str, Any]]) -
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "outcome", "on_front", *told, *names])
     for point in points:
-        values = asdict(point.result)
         sampled = params.get(point.trial, {})
         writer.writerow(
             [
                 *(point.trial, point.outcome, int((point.trial, point.outcome) in on_front)),
-                *(values[name] for name in told),
+                *(getattr(point.result, name) for name in told),
                 *(sampled.get(name) for name in names),
             ]
         )

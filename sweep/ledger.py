@@ -25,7 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from core.report import Outcome, Report
-from sweep.records import Heard, State, TrialRecord, record_of
+from sweep.records import Heard, State, TrialRecord, in_order, record_of
 from sweep.space import Choice, Distribution
 
 STUDY = "sweep"
@@ -73,8 +73,7 @@ class Ledger:
             self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
             self._records[record.number] = record
             self._remember_choices(trial.distributions)
-        if sorted(self._records) != list(range(len(self._records))):
-            raise ValueError("trials are missing between others")
+        self._records = in_order(self._records)
 
     @classmethod
     def create(cls, folder: Path, objectives: Sequence[str] = OBJECTIVES) -> "Ledger":
@@ -130,7 +129,7 @@ class Ledger:
     # ---- reading ----
 
     def records(self) -> list[TrialRecord]:
-        return [self._records[number] for number in sorted(self._records)]
+        return list(self._records.values())  # in order: a new one has the highest number
 
     def record(self, number: int) -> TrialRecord:
         return self._records[number]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.ledger import FILE, STUDY, Ledger, check_database, damaged, recorded
-from sweep.records import TrialRecord
+from sweep.records import TrialRecord, in_order
 
 TRIALS = """
 SELECT trial_id, number, state FROM trials
@@ -53,9 +53,7 @@ def _records(database: sqlite3.Connection) -> list[TrialRecord]:
     for row, number, state in database.execute(TRIALS, (STUDY,)):
         record = recorded(number, state, params[row], attributes[row])
         found[record.number] = record  # of a retried trial the last row counts
-    if sorted(found) != list(range(len(found))):
-        raise ValueError("trials are missing between others")
-    return [found[number] for number in range(len(found))]
+    return list(in_order(found).values())
 
 
 def _params(database: sqlite3.Connection) -> dict[int, dict[str, Any]]:

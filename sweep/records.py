@@ -54,6 +54,17 @@ class TrialRecord:
         return {**self.params, **self.adjustments}
 
 
+def in_order(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]:
+    """The same by number, from 0 on.
+
+    Raises:
+        ValueError: if one is missing between others.
+    """
+    if records.keys() != set(range(len(records))):
+        raise ValueError("trials are missing between others")
+    return {number: records[number] for number in range(len(records))}
+
+
 def record_of(values: Mapping[str, Any]) -> TrialRecord:
     """The record that plain values say; they come from a file, which may say anything.
 

@@ -130,8 +130,9 @@ class Tracker:
             self._log_params(known, params)
             self.client.log_text(self.parent, config_text, "sweep.toml")
             self._finished_at_front = int(run.data.metrics.get("front/finished", -1))
-            for child in self._search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
-                self._trials[int(child.data.tags["sweep.trial"])] = self._know(child)
+            for status in ("RUNNING", "SCHEDULED"):  # of the others the ledger knows enough
+                for child in self._children(f"attributes.status = '{status}'"):
+                    self._trials[int(child.data.tags["sweep.trial"])] = self._know(child)
         except (MlflowException, OSError) as error:
             raise self._cannot_open(error) from error
         return self.parent
@@ -201,6 +202,8 @@ class Tracker:
         """Let the runs know how their trials stand, where a driver died before it could tell."""
         for record in records:
             known = self._trials.get(record.number)
+            if known is None and record.is_over and record.mlflow_run_id:
+                continue  # its run was not among the open ones: it is over, too
             status = known.status if known else ""
             if record.state in STATUS and status != STATUS[record.state]:
                 self.finish_trial(record)
@@ -264,10 +267,19 @@ class Tracker:
         query = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`sweep.role` = 'sweep'"
         return next(self._search(query), None)
 
+    def _children(self, which: str) -> Iterator[Run]:
+        """Some of the trials' runs: MLflow takes milliseconds for each that it tells."""
+        return self._search(f"tags.`mlflow.parentRunId` = '{self.parent}' AND {which}")
+
     def _trial(self, record: TrialRecord) -> _Known:
         """The trial's run: the one at hand, the one that the ledger remembers, or a new one."""
         if record.number not in self._trials:
-            run = self._remembered(record.mlflow_run_id) or self._create(
+            # One that was over may have ended before the ledger heard which run is its.
+            lost = self._children(f"tags.`sweep.trial` = '{record.number}'")
+            run = self._remembered(record.mlflow_run_id) or next(
+                lost if record.is_over else iter(()), None
+            )
+            run = run or self._create(
                 "trial",
                 f"trial {record.number}",
                 {"mlflow.parentRunId": self.parent, "sweep.trial": str(record.number)},
