@@ -4,10 +4,8 @@ All are in the real storages: the ledger is written by `Ledger`, trial by trial;
 whose runs take a tenth of a second each, gets copies of the runs of the trials that were run.
 """
 
-import json
 import math
 import random
-import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -86,29 +84,25 @@ def make(folder: Path, count: int) -> None:
     grow(folder, count)
 
 
-def copy(folder: Path, other: Path, *, trials: int) -> None:
-    """Another such sweep, grown to so many trials."""
-    shutil.copytree(folder, other)
-    (other / "sweep.id").unlink(missing_ok=True)
-    grow(other, trials)
-
-
-def grow(folder: Path, count: int) -> None:
+def grow(folder: Path, count: int, *, should_copy_runs: bool = True) -> None:
     """Add made-up finished trials until there are so many."""
     config = open_config(folder)
     ledger = Ledger.open(folder)
-    real = [record for record in ledger.records() if record.outcomes]
+    real = [record.outcomes[0] for record in ledger.records() if record.outcomes]
     before = len(ledger)
     for made in made_records(count)[before:]:
         params = {k: v for k, v in made.params.items() if k in config.space.distributions}
         number = ledger.add(params, config.space.distributions).number
         whole = replace(made, mlflow_run_id=uuid.uuid4().hex, curve=tuple(_curve(made)))
         # What a real one gathers while it runs: `finish` writes it with the outcome.
-        ledger._records[number] = replace(whole, number=number, state="waiting", params=params)
-        ledger.finish(number, [_judged(made.outcomes[0], real[-1].outcomes[0])])
+        ledger._records[number] = replace(  # noqa: SLF001
+            whole, number=number, state="waiting", params=params
+        )
+        ledger.finish(number, [_judged(made.outcomes[0], real[-1] if real else made.outcomes[0])])
     records = ledger.records()
     ledger.close()
-    copy_runs(folder / "mlflow.db", [r for r in records if r.mlflow_run_id], before)
+    if should_copy_runs:
+        copy_runs(folder / "mlflow.db", records, before)
     rewrite(folder, config.with_budget(trials=count))
 
 
@@ -149,22 +143,10 @@ def _judged(made: Outcome, real: Outcome) -> Outcome:
 
 
 def _curve(record: TrialRecord) -> Iterator[Heard]:
-    """From all wrong down to the outcome, as learning goes; FLOPs fall with the target's warm-up."""
+    """From all wrong down to the outcome, as learning goes; FLOPs fall as the target warms up."""
     chance, outcome = random.Random(record.number), record.outcomes[0]  # noqa: S311
     for place in range(1, EVALUATIONS + 1):
         share = place / EVALUATIONS
         excess = math.exp(-5 * share) * (1 + 0.2 * chance.random())
         gflops = outcome.gflops * (1 + max(0.0, 0.6 - share))
         yield Heard(step=100 * place, wer=outcome.wer + (1 - outcome.wer) * excess, gflops=gflops)
-
-
-def runs_in(database: Path) -> int:
-    with closing(sqlite3.connect(database)) as connection:
-        return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
-
-
-if __name__ == "__main__":
-    import sys
-
-    make(Path(sys.argv[1]).absolute(), int(sys.argv[2]))
-    print(json.dumps({"runs": runs_in(Path(sys.argv[1]) / "mlflow.db")}))

@@ -276,9 +276,7 @@ class Tracker:
         if record.number not in self._trials:
             # One that was over may have ended before the ledger heard which run is its.
             lost = self._children(f"tags.`sweep.trial` = '{record.number}'")
-            run = self._remembered(record.mlflow_run_id) or next(
-                lost if record.is_over else iter(()), None
-            )
+            run = self._remembered(record.mlflow_run_id) or (record.is_over and next(lost, None))
             run = run or self._create(
                 "trial",
                 f"trial {record.number}",

@@ -248,7 +248,7 @@ def trial_lines(seen: Seen, record: TrialRecord) -> list[str]:
     if record.mlflow_run_id:
         lines.append(f"MLflow run {record.mlflow_run_id}")
     if record.error:
-        lines.append(f"failed: {record.error}")
+        lines.append(f"{'stopped' if record.state == 'stopped' else 'failed'}: {record.error}")
         lines += [f"  {line}" for line in last_lines(seen.folder, record.number)]
     return lines
 
