@@ -6,6 +6,7 @@ sweep is made first (recorded_sweep.py), which takes minutes; `--dir` keeps it f
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -53,7 +54,9 @@ def main() -> None:
 def measured(
     folder: Path, scratch: Path, args: argparse.Namespace
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    looks = {name: command_seconds(name, folder, args.repeats) for name in LOOKS}
+    looks, cpu = {}, {}
+    for name in LOOKS:
+        looks[name], cpu[name] = command_seconds(name, folder, args.repeats)
     resumes = {"finished": resume_seconds(folder, scratch)}
     resumes["one to add"] = one_more_seconds(folder, scratch)
     page = scratch / "front.html"
@@ -64,12 +67,14 @@ def measured(
     Ledger.create(few, ("wer", "gflops")).close()
     grow(few, FEW, should_copy_runs=False)
     costs = {place.name: driver_costs(place, scratch, args.repeats) for place in (few, folder)}
-    small, large = (sum(cost.values()) for cost in costs.values())
+    # Proposals aside: they are made beside running trials, by another model when there are many.
+    small, large = (sum(cost.values()) - cost["sampling"] for cost in costs.values())
+    first, last = (cost["sampling"] for cost in costs.values())
     rows = [
-        *({"name": name, "seconds": seconds} for name, seconds in looks.items()),
-        *({"name": f"resume, {name}", "seconds": s} for name, s in resumes.items()),
+        *({"name": name, "seconds": s, "cpu": cpu[name]} for name, s in looks.items()),
+        *({"name": f"resume, {name}", "seconds": s, "cpu": ""} for name, s in resumes.items()),
         *(
-            {"name": f"one trial of {count}: {part}", "seconds": seconds}
+            {"name": f"one trial of {count}: {part}", "seconds": seconds, "cpu": ""}
             for count, cost in zip((FEW, args.trials), costs.values(), strict=True)
             for part, seconds in cost.items()
         ),
@@ -81,7 +86,9 @@ def measured(
         "page_bytes": page.stat().st_size,
         **smooth,
         "add_ratio": large / small,
-        "add_seconds": {"100": small, str(args.trials): large},
+        "add_seconds": {str(FEW): small, str(args.trials): large},
+        "proposal_seconds": {str(FEW): first, str(args.trials): last},
+        "cpu_seconds": cpu,
     }
     return values, rows
 
@@ -89,12 +96,21 @@ def measured(
 LOOKS = ("status", "trials", "pareto", "status --json", "trials --json", "pareto --json")
 
 
-def command_seconds(name: str, folder: Path, repeats: int) -> float:
-    """The median of the whole process."""
+def command_seconds(name: str, folder: Path, repeats: int) -> tuple[float, float]:
+    """Medians of the whole process: on the wall clock, and of the processor."""
     command, *options = name.split()
-    return statistics.median(
-        seconds(lambda: run(command, str(folder), *options)) for _ in range(repeats)
-    )
+    walls, cpus = [], []
+    for _ in range(repeats):
+        before = children_seconds()
+        walls.append(seconds(lambda: run(command, str(folder), *options)))
+        cpus.append(children_seconds() - before)
+    return statistics.median(walls), statistics.median(cpus)
+
+
+def children_seconds() -> float:
+    """Of the processor, by all processes that were waited for."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def run(*words: str) -> None:

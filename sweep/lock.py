@@ -43,6 +43,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def driver_pid(folder: Path) -> int | None:
     """The process that runs the sweep now, or None."""
+    if (folder / LOCK).is_fifo():  # to open it would wait for ever
+        raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

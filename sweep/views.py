@@ -256,7 +256,7 @@ def trial_lines(seen: Seen, record: TrialRecord) -> list[str]:
 def last_lines(folder: Path, number: int) -> list[str]:
     """The end of a trial's log, if it has one."""
     path = folder / "logs" / f"trial-{number:04}.log"
-    if not path.exists():
+    if not path.is_file():
         return []
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
 

@@ -440,7 +440,7 @@ def test_a_part_of_a_directory_that_is_not_what_it_should_be(copy, whole, name, 
     look(folder, [str(word).format(whole=whole) for word in words])
 
 
-@pytest.mark.parametrize("kind", ["gone", "file", "empty", "loop", "long", "null"])
+@pytest.mark.parametrize("kind", ["gone", "file", "empty", "loop", "long"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -458,7 +458,7 @@ def test_a_directory_that_holds_no_sweep(tmp_path, kind, words):
     elif kind == "loop":
         folder.symlink_to("sweep")
     command, *rest = words
-    named = {"long": "x" * 5000, "null": "a\0b"}.get(kind, folder)
+    named = "x" * 5000 if kind == "long" else folder
 
     judge(tmp_path, command, named, *rest, must_fail=True)
 
@@ -590,7 +590,8 @@ def test_a_part_of_a_bundle_that_says_something_else(model, place, name, value):
     if name != "checksums.json":
         vouch(folder)
 
-    must_fail = name != "report.json"
+    is_table = value.lstrip().startswith("{")
+    must_fail = name != "report.json" or not is_table
     judge(folder, "transcribe", folder, model / "x.wav", must_fail=must_fail)
 
 
