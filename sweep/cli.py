@@ -4,6 +4,7 @@ What a command needs is imported inside it: Ray, torch and MLflow take seconds t
 misspelt option should not.
 """
 
+import errno
 import os
 import sys
 
@@ -40,6 +41,20 @@ for command in COMMANDS:
     app.command()(command)
 
 
+WRONG_PATH = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+)
+"""What the system says of a path that a person has to put right."""
+
+
+def _said(error: OSError) -> str:
+    """What the system says, with the culprit first."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"`{error.filename}` cannot be used: {error.strerror}"
+
+
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
@@ -47,11 +62,13 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
-    except (ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, ConnectionError) as error:
         end(str(error), BAD_INPUT)
     except OSError as error:  # a full disk, most often: what is done is kept
-        end(str(error), RESUMABLE)
+        end(_said(error), BAD_INPUT if error.errno in WRONG_PATH else RESUMABLE)
     except RuntimeError as error:
+        if str(error).startswith("Symlink loop"):  # so says `Path.resolve` before Python 3.13
+            end(str(error), BAD_INPUT)
         if not type(error).__module__.startswith(("core.", "sweep.")):
             raise  # a fault of the program, to be reported whole
         end(str(error), getattr(error, "exit_code", BAD_INPUT))

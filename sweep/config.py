@@ -257,7 +257,7 @@ def parse(text: str, *, source: str) -> SweepConfig:
     """Read a search space from its text; `source` begins every line of an error."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         raise ConfigError(f"{source}: must be TOML, but: {error}") from None
     try:
         config = SweepConfig.parse(_with_name(_with_absolute_paths(table), source))

@@ -149,7 +149,8 @@ class Segment:
 
     def _progress(self) -> Progress:
         budget = self.config.sweep
-        return Progress(budget.name, self.config.num_trials, records=self.ledger.records())
+        known = self.ledger.records()
+        return Progress(budget.name, self.config.num_trials, records=known, hours=budget.hours)
 
     def _verdict(self) -> int:
         if not self.is_complete:

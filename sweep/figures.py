@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from core.report import Outcome
-from sweep import front, page, picture, scene
+from sweep import front, scene
 from sweep.front import Point
 from sweep.records import TrialRecord
 from sweep.scene import Scene
@@ -60,6 +60,8 @@ def write_front(
         title: the sweep's name.
         teacher_wer: of the unpruned model as it was trained, as a fraction; drawn if known.
     """
+    from sweep import page, picture  # noqa: PLC0415  # seconds that no table should wait for
+
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     shown = scene.compose(list(records), title=title, teacher_wer=teacher_wer)
@@ -131,12 +133,11 @@ def csv_text(points: Sequence[Point], params: Mapping[int, Mapping[str, Any]]) -
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "outcome", "on_front", *told, *names])
     for point in points:
-        values = asdict(point.result)
         sampled = params.get(point.trial, {})
         writer.writerow(
             [
                 *(point.trial, point.outcome, int((point.trial, point.outcome) in on_front)),
-                *(values[name] for name in told),
+                *(getattr(point.result, name) for name in told),
                 *(sampled.get(name) for name in names),
             ]
         )

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from core.report import Outcome, Report
 from sweep import ledger_storage
 from sweep.ledger_storage import LedgerError, Opened, damaged, first_line
-from sweep.records import Heard, State, TrialRecord
+from sweep.records import Heard, State, TrialRecord, in_order, record_of
 from sweep.space import Choice, Distribution
 
 OBJECTIVES = ("wer", "gflops")
@@ -70,17 +70,15 @@ class Ledger:
         self._choices: dict[str, BaseDistribution] = {}
         self._earlier: dict[int, tuple[Outcome, ...]] = {}
         for trial in storage.get_all_trials(self._study, deepcopy=False):
-            record = _record(trial)
+            record = recorded(trial.number, trial.state.name, trial.params, trial.user_attrs)
             self._remember_earlier(record.number)
             self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
             self._records[record.number] = record
             self._remember_choices(trial.distributions)
-        if sorted(self._records) != list(range(len(self._records))):
-            raise ValueError("trials are missing between others")
-        for key, run_id in storage.get_study_user_attrs(self._study).items():
-            if key.startswith(RUN):
-                number = int(key.removeprefix(RUN))
-                self._records[number] = replace(self._records[number], mlflow_run_id=run_id)
+        self._records = in_order(self._records)
+        known = run_ids(storage.get_study_user_attrs(self._study))
+        for number, run_id in known.items():
+            self._records[number] = replace(self._records[number], mlflow_run_id=run_id)
 
     @classmethod
     def create(
@@ -136,7 +134,7 @@ class Ledger:
     # ---- reading ----
 
     def records(self) -> list[TrialRecord]:
-        return [self._records[number] for number in sorted(self._records)]
+        return list(self._records.values())  # in order: a new one has the highest number
 
     def record(self, number: int) -> TrialRecord:
         return self._records[number]
@@ -162,11 +160,7 @@ class Ledger:
         return self._reopen(number, "failed")
 
     def tune_on(self, number: int, steps: int) -> TrialRecord:
-        """A finished trial waits again, to be tuned on by so many steps.
-
-        Raises:
-            LedgerError: if it is not finished.
-        """
+        """A finished trial waits again, to be tuned on; any other is a LedgerError."""
         adjustments = self._records[number].adjustments
         steps += adjustments.get(MORE_STEPS, 0)
         return self._reopen(number, "finished", {**adjustments, MORE_STEPS: steps})
@@ -362,18 +356,33 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    row = dict(attributes.get(ROW, {}))
-    curve = (Heard(step=step, wer=wer, gflops=gflops) for step, wer, gflops in row.pop("curve", ()))
-    return TrialRecord(
-        number=attributes.get(NUMBER, trial.number),
-        state=STATES[trial.state],
-        params={**trial.params, **attributes.get(OTHERS, {})},
-        outcomes=tuple(Outcome(**told) for told in attributes.get(OUTCOMES, ())),
-        curve=tuple(curve),
-        **row,
+def recorded(
+    number: int, state: str, params: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> TrialRecord:
+    """The record of a row of Optuna's, by its number, its state's name and what it holds.
+
+    Raises:
+        ValueError: if it holds what none can.
+    """
+    return record_of(
+        {
+            "curve": (),
+            **attributes.get(ROW, {}),
+            "number": attributes.get(NUMBER, number),
+            "state": STATES[TrialState[state]],
+            "params": {**params, **attributes.get(OTHERS, {})},
+            "outcomes": attributes.get(OUTCOMES, ()),
+        }
     )
+
+
+def run_ids(attributes: Mapping[str, Any]) -> dict[int, str]:
+    """Of MLflow's runs that were not known before their trials were over, by trial."""
+    return {
+        int(key.removeprefix(RUN)): str(run_id)
+        for key, run_id in attributes.items()
+        if key.startswith(RUN)
+    }
 
 
 def _fault(outcomes: Sequence[Outcome], objectives: Sequence[str]) -> str | None:

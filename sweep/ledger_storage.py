@@ -136,13 +136,14 @@ class SqliteFile:
 
     def open(self, *, is_writer: bool) -> Opened:
         del is_writer  # the directory's lock sees to that
-        _check_database(self.path)
+        check_database(self.path)
         # Whoever reads while the driver writes, or the other way round, waits for its turn.
-        storage = RDBStorage(
-            f"sqlite:///{self.path}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            skip_table_creation=True,
-        )
+        with readable(self.path):
+            storage = RDBStorage(
+                f"sqlite:///{self.path}",
+                engine_kwargs={"connect_args": {"timeout": 60}},
+                skip_table_creation=True,
+            )
         return Opened(storage=storage, study=STUDY, name=self.name, close=storage.engine.dispose)
 
 
@@ -168,7 +169,7 @@ class JournalFile:
         whole = _whole_bytes(self.path)
         if is_writer:  # else what is written next would be glued to what a kill tore off
             os.truncate(self.path, whole)
-        with _readable(self.path):
+        with readable(self.path):
             storage = JournalStorage(JournalFileBackend(str(self.path)))
         return Opened(storage=storage, study=STUDY, name=self.name, close=_nothing, mend=self._mend)
 
@@ -223,7 +224,7 @@ def _whole_bytes(path: Path) -> int:
         LedgerError: if nothing is whole, or the last whole line is no record.
     """
     with (
-        _readable(path),
+        readable(path),
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
     ):
@@ -233,7 +234,7 @@ def _whole_bytes(path: Path) -> int:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Whatever goes wrong inside is a damaged ledger."""
     try:
         yield
@@ -241,7 +242,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise LedgerError(damaged(path, error)) from error
 
 
-def _check_database(path: Path) -> None:
+def check_database(path: Path) -> None:
     """Refuse what Optuna would try to mend: it fills empty files and half databases."""
     if not path.is_file():
         raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
@@ -250,10 +251,20 @@ def _check_database(path: Path) -> None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
             verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             studies = database.execute("SELECT study_name FROM studies").fetchall()
+            if verdict == "ok":
+                verdict = _missing_version(database) or verdict
     except sqlite3.Error as error:
         raise LedgerError(damaged(path, error)) from error
     if verdict != "ok" or (STUDY,) not in studies:
         raise LedgerError(damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
+
+
+def _missing_version(database: sqlite3.Connection) -> str | None:
+    """Which table is empty that must not be: Optuna would write its own version there."""
+    for table in ("version_info", "alembic_version"):
+        if database.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):  # noqa: S608
+            return f"`{table}` is empty"
+    return None
 
 
 def damaged(path: Path | str, reason: object) -> str:

@@ -56,6 +56,8 @@ def driver_pid(folder: Path) -> int | None:
 
 def driver_here(folder: Path) -> int | None:
     """The process that works in this very directory, or None."""
+    if (folder / LOCK).is_fifo():  # to open it would wait for ever
+        raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

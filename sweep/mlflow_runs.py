@@ -43,6 +43,9 @@ REFUSED = (
 )
 """MLflow heard, and will never take it; all else is worth saying again."""
 
+OPEN = ("RUNNING", "SCHEDULED")
+"""What MLflow calls a run that is not over."""
+
 # MLflow's own limits, as its server validates them.
 METRICS_A_BATCH = 1000
 PARAM_LENGTH = 6000
@@ -110,27 +113,32 @@ class Runs:
     def trial(self, record: TrialRecord, parent: str) -> Run:
         """A trial's run: the one that the ledger remembers, or a new one."""
         tags = {"mlflow.parentRunId": parent, "sweep.trial": str(record.number)}
-        name = f"trial {record.number}"
-        if name in self._doubtful:
-            children = self.search(
-                f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`sweep.trial` = '{record.number}'"
-            )
-            found = next(children, None)
+        name, remembered = f"trial {record.number}", record.mlflow_run_id
+        # One that was over may have ended before the ledger heard which run is its.
+        if name in self._doubtful or (record.is_over and not remembered):
+            found = next(self._children(parent, f"tags.`sweep.trial` = '{record.number}'"), None)
         else:
-            remembered = record.mlflow_run_id
             found = active_run(self.client, remembered) if remembered else None
         return found or self._create("trial", name, tags)
 
-    def children(self, parent: str) -> dict[int, Run]:
-        """The trials' runs. Of a trial that has two, the one made first; the other is deleted."""
+    def open_children(self, parent: str) -> dict[int, Run]:
+        """The trials' runs that are not over: of the others the ledger knows enough.
+
+        Of a trial that has two, the one made first; the other is deleted.
+        """
         found: dict[int, Run] = {}
-        for run in self.search(f"tags.`mlflow.parentRunId` = '{parent}'"):
-            number = int(run.data.tags["sweep.trial"])
-            if number in found:
-                self.client.delete_run(run.info.run_id)
-            else:
-                found[number] = run
+        for status in OPEN:
+            for run in self._children(parent, f"attributes.status = '{status}'"):
+                number = int(run.data.tags["sweep.trial"])
+                if number in found:
+                    self.client.delete_run(run.info.run_id)
+                else:
+                    found[number] = run
         return found
+
+    def _children(self, parent: str, which: str) -> Iterator[Run]:
+        """Some of them: MLflow takes milliseconds for each that it tells."""
+        return self.search(f"tags.`mlflow.parentRunId` = '{parent}' AND {which}")
 
     def search(self, query: str) -> Iterator[Run]:
         token = None

@@ -26,6 +26,8 @@ NUM_EVENTS = 5
 """Last events in the live view."""
 MAX_RUNNING = 12
 """Running trials in the live view."""
+MAX_FRONT = 8
+"""Points of the front in the live view: both ends and the knee, the others evenly."""
 OVER: tuple[State, ...] = ("finished", "stopped", "failed")
 
 
@@ -36,6 +38,7 @@ class Progress:
         title: the sweep's name.
         total_trials: how many the sweep will have.
         records: those known from before, which are counted but not announced.
+        hours: of all trials together, after which no new one begins.
         console: where to; by default standard error.
     """
 
@@ -45,16 +48,19 @@ class Progress:
         total_trials: int,
         *,
         records: Iterable[TrialRecord] = (),
+        hours: float | None = None,
         console: Console | None = None,
     ) -> None:
         self.title = title
         self.total_trials = total_trials
+        self.hours = hours
         self.console = console or Console(stderr=True)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._lock = threading.RLock()
         self._began = time.monotonic()
         self._states: dict[int, State] = {}
         self._counts: Counter[State] = Counter()
+        self._seconds: dict[int, float] = {}
         self._reports: dict[int, Report] = {}
         self._teacher: Report | None = None
         self._front: list[Point] = []
@@ -125,6 +131,8 @@ class Progress:
     def __rich__(self) -> RenderableType:
         with self._lock:
             parts: list[RenderableType] = [self._bars()]
+            if self._front:
+                parts.append(self._best())
             if self._reports:
                 parts.append(self._running())
             parts += [Text(line, style="dim", no_wrap=True) for line in self._events]
@@ -137,13 +145,33 @@ class Progress:
             share = self._teacher.step / max(1, self._teacher.total_steps)
             bars.add_row(self._teacher.stage, _bar(share), _described(self._teacher))
         bars.add_row("sweep", _bar(self._share()), self._count_line())
-        bars.add_row("front", "", self._front_line())
+        if self.hours is not None:
+            spent = sum(self._seconds.values()) / 3600
+            told = f"{spent:.2f} of {self.hours:g} hours of trials spent"
+            bars.add_row("budget", _bar(min(1.0, spent / self.hours)), told)
         bars.add_row("time", "", self._time_line())
+        bars.add_row("front", "", self._front_line())
         return bars
+
+    def _best(self) -> Table:
+        """The front, or as much of it as there is room for."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("front", "method", "WER (%)", "GFLOPs", "removed (%)"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        knee = front.knee(self._front) if len(self._front) > 2 else None
+        for point in _spread(self._front, knee):
+            table.add_row(
+                f"{point.name} *" if point == knee else point.name,
+                point.result.method,
+                _percent(point.wer),
+                f"{point.gflops:#.3g}",
+                _percent(point.result.flops_sparsity, digits=1),
+            )
+        return table
 
     def _running(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("trial", "stage", "step", "WER (%)", "GFLOPs", "removed (%)"):
+        for column in ("running", "stage", "step", "WER (%)", "GFLOPs", "removed (%)"):
             table.add_column(column, justify="left" if column == "stage" else "right")
         for number, report in sorted(self._reports.items())[:MAX_RUNNING]:
             table.add_row(
@@ -179,6 +207,7 @@ class Progress:
             self._counts[before] -= 1
         self._states[record.number] = record.state
         self._counts[record.state] += 1
+        self._seconds[record.number] = record.seconds
 
     def _widen_front(self, records: Iterable[TrialRecord]) -> bool:
         """Take new points in; at the cost of the front, not of all points. True if it moved."""
@@ -202,7 +231,7 @@ class Progress:
             return None
         began, share_then = self._pace_from
         done = self._share() - share_then
-        if done <= 0.01:
+        if done <= 0.01 or self._share() >= 1:
             return None
         return (time.monotonic() - began) * (1 - self._share()) / done
 
@@ -212,6 +241,15 @@ class Progress:
             line = f"{_clock(time.monotonic() - self._began)} {text}\n"
             self.console.file.write(line)
             self.console.file.flush()
+
+
+def _spread(points: list[Point], knee: Point | None) -> list[Point]:
+    """At most so many points, cheapest first, that show the whole front."""
+    if len(points) <= MAX_FRONT:
+        return points
+    step = (len(points) - 1) / (MAX_FRONT - 1)
+    places = {round(place * step) for place in range(MAX_FRONT)}
+    return [p for place, p in enumerate(points) if place in places or p == knee]
 
 
 def _described(report: Report) -> str:

@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import qmc
 
+from core.report import Outcome
 from sweep.config import BudgetConfig, Sampler, SearchConfig
 from sweep.ledger import as_optuna
 from sweep.records import TrialRecord
@@ -108,7 +109,11 @@ class Sampling:
         if not self._is_inside(record.params):
             return
         self._num_before += record.number < 0
-        trial = self._pending.pop(record.number, None) or self._place(record.params)
+        pending = self._pending.pop(record.number, None)
+        if record.state == "finished" and pending is None and self._holds(record.params):
+            self._add(record)
+            return
+        trial = pending or self._place(record.params)
         if record.state == "finished":
             self._tell(record, trial)
         elif record.state in ("failed", "stopped"):
@@ -204,15 +209,39 @@ class Sampling:
         self._study.enqueue_trial({name: params[name] for name in self._searched})
         return self._study.ask(self._searched)
 
+    def _holds(self, params: Mapping[str, Any]) -> bool:
+        return all(self.space.distributions[name].holds(params[name]) for name in self._searched)
+
+    def _add(self, record: TrialRecord) -> None:
+        """A trial that was never pending here, at a fifth of the time that asking would take."""
+        trial = optuna.trial.create_trial(
+            params={name: record.params[name] for name in self._searched},
+            distributions=self._searched,
+            values=self._values(record.outcomes[0]),
+            constraints=self._constraints(record.outcomes[0]),
+        )
+        self._study.add_trial(trial)
+        self._finished[record.number] = trial
+
     def _tell(self, record: TrialRecord, trial: Trial) -> None:
         outcome = record.outcomes[0]
+        for name, value in self._constraints(outcome).items():
+            trial.set_constraint(name, value)
+        self._finished[record.number] = self._study.tell(trial, self._values(outcome))
+
+    def _values(self, outcome: Outcome) -> list[float]:
+        return [float(getattr(outcome, name)) for name in self.budget.objectives]
+
+    def _constraints(self, outcome: Outcome) -> dict[str, float]:
+        """By how much each limit is missed, as a share of it; at most 0 is within."""
+        found = {}
         for limit in ("wer", "gflops", "params", "latency_ms"):
             most = getattr(self.budget, f"max_{limit}")
             if most is not None:
-                trial.set_constraint(limit, float(getattr(outcome, limit)) / most - 1)
+                found[limit] = float(getattr(outcome, limit)) / most - 1
         gap = self.budget.max_sparsity_gap
         if gap is not None:
-            missed = abs(outcome.realised_sparsity - outcome.target_sparsity)
-            trial.set_constraint("sparsity_gap", missed / gap - 1)
-        values = [float(getattr(outcome, name)) for name in self.budget.objectives]
-        self._finished[record.number] = self._study.tell(trial, values)
+            found["sparsity_gap"] = (
+                abs(outcome.realised_sparsity - outcome.target_sparsity) / gap - 1
+            )
+        return found

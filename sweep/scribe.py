@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 FRONT_SECONDS = 30.0
 """The front is drawn again at most so often while trials run."""
+FRONT_SHARE = 0.05
+"""Nor may drawing take more of the time than this, however many trials there are."""
 RUN_SECONDS = 2.0
 """How long a trial's end waits for MLflow to name its run; what comes later is noted at the end."""
 
@@ -50,6 +52,7 @@ class Scribe:
         self._num_drawn = 0
         self._has_lineage = False
         self._drawn_at = time.monotonic()
+        self._draw_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scribe")
 
     def open(self) -> None:
@@ -92,7 +95,8 @@ class Scribe:
         outcomes = [asdict(outcome) for outcome in record.outcomes]
         self.event(record.state, trial=record.number, error=record.error, outcomes=outcomes)
         self._submit(self.tracker.finish_trial, record)
-        if time.monotonic() - self._drawn_at > FRONT_SECONDS:
+        pause = max(FRONT_SECONDS, self._draw_seconds / FRONT_SHARE)
+        if time.monotonic() - self._drawn_at > pause:
             self._drawn_at = time.monotonic()
             self._submit(self._draw, self.ledger.records())
 
@@ -118,6 +122,7 @@ class Scribe:
         if num_finished == (0 if is_last else self._num_drawn):
             return
         self._num_drawn = num_finished
+        began = time.monotonic()
         files = write_front(
             records,
             self.folder / "front",
@@ -125,6 +130,7 @@ class Scribe:
             teacher_wer=teacher_wer(self.folder),
         )
         self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
+        self._draw_seconds = time.monotonic() - began
 
     def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
         """What the front's models have left, side by side."""

@@ -50,7 +50,7 @@ def side(name: str, seen: Seen, limits: Mapping[str, float | None]) -> Side:
     return Side(name=name, points=points, runs=[run for run in found if run])
 
 
-def write(compared: Comparison, wanted: Mapping[str, Path]) -> None:
+def draw_copies(compared: Comparison, wanted: Mapping[str, Path]) -> None:
     """Draw it, in the kinds wanted, where they are wanted."""
     if "html" in wanted:
         wanted["html"].write_text(render(compared), encoding="utf-8")

@@ -185,6 +185,19 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     values[key] = value
 
 
+def overlaid(table: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested table with other values at some dotted names; sections not named are shared."""
+    found = dict(table)
+    for name, value in leaves.items():
+        *sections, key = name.split(".")
+        inner = found
+        for section in sections:
+            inner[section] = dict(inner.get(section, {}))
+            inner = inner[section]
+        inner[key] = value
+    return found
+
+
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
 

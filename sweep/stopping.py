@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import moocore
 import numpy as np
 
 from core.config import TrialConfig
@@ -101,12 +102,10 @@ def by_domination(standings: Sequence[Standing]) -> list[int]:
     values = np.array([(s.wer, s.gflops) for s in standings], dtype=float)
     spread = np.ptp(values, axis=0)
     scaled = (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0)
-    left = list(range(len(standings)))
+    layers = moocore.pareto_rank(values)
     order: list[int] = []
-    while left:
-        layer = [i for i in left if not any(_beats(values[j], values[i]) for j in left)]
-        order += _spread(layer, scaled)
-        left = [i for i in left if i not in layer]
+    for number in np.unique(layers):
+        order += _spread([int(i) for i in np.flatnonzero(layers == number)], scaled)
     return [standings[i].trial for i in order]
 
 
@@ -121,15 +120,17 @@ def _spread(layer: list[int], scaled: np.ndarray) -> list[int]:
     """An epsilon net: both ends first, then always what lies farthest from all taken."""
     ends = [min(layer, key=lambda i: (*scaled[i], i)), max(layer, key=lambda i: (*scaled[i], -i))]
     taken = list(dict.fromkeys(ends))
-    while len(taken) < len(layer):
-        left = [i for i in layer if i not in taken]
-        gaps = [min(float(np.abs(scaled[i] - scaled[j]).max()) for j in taken) for i in left]
-        taken.append(left[int(np.argmax(gaps))])
+    left = np.array([i for i in layer if i not in taken], dtype=int)
+    gaps = np.full(len(left), np.inf)
+    for end in taken:
+        gaps = np.minimum(gaps, np.abs(scaled[left] - scaled[end]).max(axis=1, initial=0.0))
+    while len(left):
+        place = int(np.argmax(gaps))
+        taken.append(int(left[place]))
+        left, gaps = np.delete(left, place), np.delete(gaps, place)
+        farthest = np.abs(scaled[left] - scaled[taken[-1]]).max(axis=1, initial=0.0)
+        gaps = np.minimum(gaps, farthest)
     return taken
-
-
-def _beats(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool((a <= b).all() and (a < b).any())
 
 
 def _kept(count: int, share: float) -> int:

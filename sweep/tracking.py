@@ -106,7 +106,7 @@ class Tracker:
             self.runs.log_tags(self._sweep, self.runs.tags)
             self.runs.log_params(self._sweep, params)
             self.client.log_text(self.parent, config_text, "sweep.toml")
-            children = self.runs.children(self.parent)
+            children = self.runs.open_children(self.parent)
         except FAILURES as error:
             raise cannot_open(self.uri, error) from error
         self._trials = {number: know(child) for number, child in children.items()}
@@ -172,6 +172,8 @@ class Tracker:
         """Let the runs know how their trials stand, where a driver died before it could tell."""
         for record in records:
             known = self._trials.get(record.number)
+            if known is None and record.is_over and record.mlflow_run_id:
+                continue  # its run was not among the open ones: it is over, too
             status = known.status if known else ""
             if record.state in STATUS and status != STATUS[record.state]:
                 self.finish_trial(record)

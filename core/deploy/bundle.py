@@ -69,14 +69,13 @@ def load(folder: Path) -> Bundle:
         BundleError: in one line naming the file that is missing or damaged.
     """
     check(folder)
+    plain, report = _table(folder / "shape.json"), _table(folder / "report.json")
+    if plain.pop("format", None) != FORMAT:
+        raise BundleError(f"`{folder}/shape.json` must be of format {FORMAT}, but is not.")
     try:
-        plain = json.loads((folder / "shape.json").read_text())
-        if plain.pop("format", None) != FORMAT:
-            raise BundleError(f"`{folder}/shape.json` must be of format {FORMAT}, but is not.")
         shape = Shape.from_plain(plain)
-        report = json.loads((folder / "report.json").read_text())
         weights = load_file(folder / "model.safetensors")
-    except (SafetensorError, json.JSONDecodeError, AttributeError, OSError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"`{folder}` must be a whole bundle, but {error}") from error
     with torch.device("meta"):
         model = Conformer(shape)
@@ -124,6 +123,21 @@ def is_whole(folder: Path) -> bool:
     except BundleError:
         return False
     return True
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A file of JSON with a table in it.
+
+    Raises:
+        BundleError: if it is none.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"`{path}` must be JSON, but: {error}") from error
+    if not isinstance(table, dict):
+        raise BundleError(f"`{path}` must be a table, but is {str(table)[:80]} instead.")
+    return table
 
 
 def _digest(path: Path) -> str:

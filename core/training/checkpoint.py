@@ -55,10 +55,13 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     found = _found(folder)
     for path in found:
         try:
-            if (path / "sha256").read_text() == _digest(path / "state.pt"):
-                return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, EOFError):
+            if (path / "sha256").read_text() != _digest(path / "state.pt"):
+                continue
+            state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        except Exception:  # noqa: BLE001, S112  # torch raises whatever its reader trips over
             continue
+        if isinstance(state, dict):
+            return state
     if found:
         raise CheckpointError(
             f"`{folder}` must hold a checkpoint that matches its checksum, but all {len(found)}"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sweep.commands.terminal import Json, Sweep, out, print_table
+from sweep.commands.terminal import Json, Sweep, out, print_table, write
 
 
 def status(
@@ -31,12 +31,14 @@ def status(
 
 def trials(folder: Sweep, as_json: Json = False) -> None:
     """All trials of a sweep; those on the front stand out."""
+    from sweep.views import MANY_ROWS, see, trial_lines_of, trial_rows, trials_table
     from sweep.views import as_json as to_json
-    from sweep.views import see, trial_rows, trials_table
 
     rows = trial_rows(see(folder))
     if as_json:
-        out.print(to_json(rows), markup=False)
+        write([to_json(rows)])
+    elif len(rows) > MANY_ROWS:
+        write(trial_lines_of(rows))
     else:
         print_table(trials_table(rows))
 
@@ -100,7 +102,7 @@ def pareto(
     points = [front.knee(points)] if knee and points else points
     write_copies(seen, wanted)
     if as_json:
-        out.print(to_json(pareto_values(seen, points)), markup=False)
+        write([to_json(pareto_values(seen, points))])
     elif points:
         print_table(front_table(points))
     else:
@@ -115,14 +117,14 @@ def _compare(
     as_json: bool,
 ) -> None:
     from sweep.comparison import compare, unlike, values
-    from sweep.side_by_side import labels, side, tables, write
+    from sweep.side_by_side import draw_copies, labels, side, tables
     from sweep.views import as_json as to_json
     from sweep.views import see
 
     one, other = (see(folder) for folder in folders)
     first, second = labels(one, other)
     compared = compare(side(first, one, limits), side(second, other, limits))
-    write(compared, wanted)
+    draw_copies(compared, wanted)
     found = unlike(one.config, other.config)
     if as_json:
         out.print(to_json({**values(compared), "unlike": found}), markup=False)

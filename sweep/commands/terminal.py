@@ -1,6 +1,7 @@
 """What commands share: where they print, how they end, and what their arguments are called."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 BAD_INPUT, RESUMABLE = 2, 75
+MOST_LINES, LONGEST_LINE = 20, 800
+"""Of an error: a person reads no more."""
 WIDE = 160
 """Columns of a table that goes into a file."""
 
@@ -39,9 +42,23 @@ Hours = Annotated[float | None, typer.Option(help="Of all trials together, at mo
 
 def end(text: str, code: int) -> None:
     """Say what went wrong, a line a culprit, and end."""
-    for line in text.splitlines():
-        err.print(f"error: {line}", markup=False)
+    lines = text.splitlines()
+    for line in lines[:MOST_LINES]:
+        err.print(f"error: {_printable(line)}", markup=False)
+    if len(lines) > MOST_LINES:
+        err.print(f"error: and {len(lines) - MOST_LINES} more like these", markup=False)
     sys.exit(code)
+
+
+def _printable(line: str) -> str:
+    """What a file says may be long, and must not command the terminal."""
+    cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
+
+
+def write(lines: Iterable[str]) -> None:
+    """Print many or very long lines as they are: a console would measure each."""
+    out.file.writelines(f"{line}\n" for line in lines)
 
 
 def print_table(table: Table) -> None:

@@ -3,6 +3,7 @@
 import io
 import re
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -176,3 +177,28 @@ def test_news_may_contain_markup_of_rich(plain):
     progress.trial(replace(RUNNING, state="failed", error="tensor [/bold] of shape [3]"))
 
     assert "tensor [/bold] of shape [3]" in shown(progress)
+
+
+def test_the_view_shows_the_budget_and_the_front(plain):
+    records = [replace(record, seconds=1800.0) for record in made_records(60)]
+    progress = Progress("demo", 80, records=records, hours=60, console=plain)
+
+    text = shown(progress)
+    assert "30.00 of 60 hours of trials spent" in text
+    found = front.pareto_front(front.points(records))
+    assert f"{front.knee(found).name} *" in text
+    for point in (found[0], found[-1]):
+        assert re.search(rf"{point.name}\s+{point.result.method}\s+{100 * point.wer:.2f}", text)
+    assert len(found) > len(text.splitlines()) - 12, "a long front is thinned out"
+
+
+def test_the_terminal_hears_of_a_front_of_any_size_in_time_that_does_not_grow(plain):
+    records = made_records(400)
+    progress = Progress("demo", 500, records=records, console=plain)
+    seen = []
+    whole = front.pareto_front
+    for record in made_records(402)[400:]:
+        with mock.patch.object(front, "pareto_front", lambda p: seen.append(len(p)) or whole(p)):
+            progress.trial(record)
+
+    assert max(seen) <= len(whole(front.points(records))) + 2
