@@ -23,7 +23,7 @@ from core.report import Outcome, Report
 from sweep.cluster import ClusterError
 from sweep.machines import check_here
 from sweep.provenance import code_version
-from sweep.ranks import LostWorkerError, gathered
+from sweep.ranks import LostWorkerError, gathered, hire
 from sweep.retries import Kind
 
 if TYPE_CHECKING:
@@ -55,10 +55,11 @@ def pack(
 def run_trial(job: Mapping[str, Any]) -> None:
     """Tune's function trainable: its last message carries the outcomes, or why there are none."""
     try:
+        values = json.loads(job["job"])
+        hire(values["ranks"])
         from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
 
         config, place = _unpacked(job)
-        values = json.loads(job["job"])
         check_here(place.teacher, values["code"])
         with (
             _alone(place.trial),

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from sweep.tracking import database_uri
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-LONGER = ("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 120")
+LONGER = ("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 60")
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +111,11 @@ def records_of(folder):
     return ledger.records()
 
 
-def test_a_sweep_outlives_a_lost_rank_and_a_lost_machine(cluster, make, start):
+def test_a_sweep_of_two_ranks_a_trial_outlives_a_lost_machine(cluster, make, start):
     folder = make("[resources]\nranks = 2", LONGER)
     driver = start(folder)
 
     wait_until(lambda: len(events_of(folder, "report")) > 3, "no reports")
-    rank = next(pid for pid, title in cluster.workers().items() if "_Rank.run" in title)
-    os.kill(rank, signal.SIGKILL)
-    wait_until(lambda: len(events_of(folder, "started")) == 2, "the lost rank was not missed")
-    done = len(events_of(folder, "report"))
-    wait_until(lambda: len(events_of(folder, "report")) > done + 3, "no reports again")
     machine = max(cluster.processes)
     cluster.kill_node(machine)
     cluster.add_node()
@@ -131,7 +125,7 @@ def test_a_sweep_outlives_a_lost_rank_and_a_lost_machine(cluster, make, start):
     assert "(raylet)" not in said
     records = records_of(folder)
     assert [record.state for record in records] == ["finished"] * 4
-    assert sum(record.attempts for record in records) == 6
+    assert sum(record.attempts for record in records) == 5
     over = Counter(event["trial"] for event in events_of(folder, "finished"))
     assert over == {0: 1, 1: 1, 2: 1, 3: 1}
     client = MlflowClient(database_uri(folder))
