@@ -23,7 +23,7 @@ from core.report import Outcome, Report
 from sweep.cluster import ClusterError
 from sweep.machines import check_here
 from sweep.provenance import code_version
-from sweep.ranks import LostWorkerError, gathered
+from sweep.ranks import LostWorkerError, gathered, hire
 from sweep.retries import Kind
 from sweep.store.workers import Luggage, brought, prepared, ready, written
 
@@ -58,11 +58,17 @@ def pack(
 def run_trial(job: Mapping[str, Any]) -> None:
     """Tune's function trainable: its last message carries the outcomes, or why there are none."""
     try:
+        values = json.loads(job["job"])
+        hire(values["ranks"])
         from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
 
         config, place = _unpacked(job)
+<<<<<<< HEAD
         values, luggage = json.loads(job["job"]), _luggage(job)
         check_here(None if luggage else place.teacher, values["code"])
+=======
+        check_here(place.teacher, values["code"])
+>>>>>>> cluster
         with (
             _alone(place.trial),
             gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,

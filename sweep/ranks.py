@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -40,6 +41,7 @@ class LostWorkerError(RuntimeError):
 class _Rank:
     def meet(self) -> None:
         _use_interface(_own_address())
+        import_module("core.trial")  # seconds, in which the first does the same
 
     def run(self, work: Work, job: Mapping[str, Any], rank: int, size: int, store: str) -> None:
         def join(device: Any) -> contextlib.AbstractContextManager[Ranks]:
@@ -85,6 +87,18 @@ def gathered(job: Mapping[str, Any], size: int, work: Work, device: Any) -> Iter
             dismiss()
 
 
+def hire(size: int) -> None:
+    """Start what further ranks are missing, and do not wait for them."""
+    if len(_crew) == size - 1:
+        return
+    dismiss()
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "Tune gives each trial one"
+    _crew.extend(_hired(group, rank) for rank in range(1, size))
+    for actor in _crew:
+        actor.meet.remote()
+
+
 def dismiss() -> None:
     """End the further ranks of this process; others are started when a trial wants them."""
     for actor in _crew:
@@ -94,15 +108,12 @@ def dismiss() -> None:
 
 def _mustered(size: int) -> Sequence[Any]:
     """The further ranks, ready to work; those of the trial before, where they live."""
-    if len(_crew) != size - 1 or not _are_ready(_crew):
+    for _ in range(2):  # one of the trial before may have died meanwhile
+        hire(size)
+        if _are_ready(_crew):
+            return _crew
         dismiss()
-        group = ray.util.get_current_placement_group()
-        assert group is not None, "Tune gives each trial one"
-        _crew.extend(_hired(group, rank) for rank in range(1, size))
-        if not _are_ready(_crew):
-            dismiss()
-            raise LostWorkerError(f"{size} ranks must be ready, but are not.")
-    return _crew
+    raise LostWorkerError(f"{size} ranks must be ready, but are not.")
 
 
 def _own_address() -> str:

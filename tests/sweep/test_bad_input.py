@@ -31,7 +31,8 @@ from core.testing import SHAPE, small_model
 from core.training import checkpoint
 from sweep import cli
 from sweep.config import create, load
-from sweep.ledger import FILE, Ledger
+from sweep.ledger import Ledger
+from sweep.ledger_storage import FILE
 from sweep.space import Range
 from sweep.testing import made_outcome
 

@@ -436,19 +436,20 @@ def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(le
     ledger.tune_on(0, 100)
     ledger.start(0)
 
-    (waiting,) = reopened(tmp_path).reconcile()
+    (waiting,) = ledger.reconcile()
     assert (waiting.state, waiting.outcomes) == ("waiting", ())
     assert waiting.settings["tuning.more_steps"] == 100
-    ledger = reopened(tmp_path)
-    ledger.start(0)
-    fallen_back = ledger.fail(0, "why")
+    again = Ledger.open(tmp_path)
+    again.start(0)
+    fallen_back = again.fail(0, "why")
     assert fallen_back.outcomes == (made_outcome(wer=0.2),)
     assert (fallen_back.state, fallen_back.error) == ("finished", "why")
-    ledger.tune_on(0, 50)
-    assert ledger.record(0).settings["tuning.more_steps"] == 150
-    ledger.start(0)
-    assert ledger.finish(0, [made_outcome(wer=0.1)]).outcomes[0].wer == 0.1
-    assert reopened(tmp_path).records() == ledger.records()
+    again.tune_on(0, 50)
+    assert again.record(0).settings["tuning.more_steps"] == 150
+    again.start(0)
+    assert again.finish(0, [made_outcome(wer=0.1)]).outcomes[0].wer == 0.1
+    again.close()
+    assert reopened(tmp_path).records() == again.records()
 
 
 def test_what_is_not_finished_is_not_tuned_on(ledger):

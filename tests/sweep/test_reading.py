@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import event
 
 from core.report import Report
-from sweep.ledger import FILE, Ledger, LedgerError
+from sweep.ledger import Ledger
+from sweep.ledger_storage import FILE, LedgerError
 from sweep.reading import records_in
 from sweep.space import Choice, Range
 from sweep.testing import made_outcome, made_records
