@@ -63,12 +63,8 @@ def run_trial(job: Mapping[str, Any]) -> None:
         from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
 
         config, place = _unpacked(job)
-<<<<<<< HEAD
-        values, luggage = json.loads(job["job"]), _luggage(job)
+        luggage = _luggage(job)
         check_here(None if luggage else place.teacher, values["code"])
-=======
-        check_here(place.teacher, values["code"])
->>>>>>> cluster
         with (
             _alone(place.trial),
             gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,

@@ -253,7 +253,7 @@ def check_database(path: Path) -> None:
             studies = database.execute("SELECT study_name FROM studies").fetchall()
             if verdict == "ok":
                 verdict = _missing_version(database) or verdict
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # names in the schema are bytes, too
         raise LedgerError(damaged(path, error)) from error
     if verdict != "ok" or (STUDY,) not in studies:
         raise LedgerError(damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))

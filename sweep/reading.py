@@ -3,10 +3,12 @@
 Optuna's objects take a millisecond a trial. Who writes opens the `Ledger`.
 """
 
+import gc
 import json
 import sqlite3
 from collections import defaultdict
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,24 @@ def records_in(folder: Path) -> list[TrialRecord]:
         return ledger.records()
     check_database(path)
     address = f"{path.as_uri()}?mode=ro"
-    with readable(path), closing(sqlite3.connect(address, uri=True, timeout=60)) as database:
+    with (
+        readable(path),
+        closing(sqlite3.connect(address, uri=True, timeout=60)) as database,
+        _uncollected(),
+    ):
         return _records(database)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """All that is made here is kept: a collector would only walk it, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _records(database: sqlite3.Connection) -> list[TrialRecord]:
