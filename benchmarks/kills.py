@@ -226,8 +226,12 @@ class ServerBed(Bed):
             *("--backend-store-uri", self.database),
             *("--artifacts-destination", str(self._folder / "artifacts")),
         ]
+        # Eight more processes otherwise, which serve chat applications.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603  (our own command)
+                command, stdout=log, stderr=log, env=environment
+            )
         _wait(self._is_up, "the MLflow server")
 
     def _is_up(self) -> bool:

@@ -91,8 +91,10 @@ def grow(folder: Path, count: int, *, should_copy_runs: bool = True) -> None:
     real = [record.outcomes[0] for record in ledger.records() if record.outcomes]
     before = len(ledger)
     for made in made_records(count)[before:]:
-        params = {k: v for k, v in made.params.items() if k in config.space.distributions}
-        number = ledger.add(params, config.space.distributions).number
+        leaves = config.space.distributions
+        drawn = {k: v for k, v in made.params.items() if k in leaves}
+        params = {k: v if leaves[k].holds(v) else leaves[k].at(0.5) for k, v in drawn.items()}
+        number = ledger.add(params, leaves).number
         whole = replace(made, mlflow_run_id=uuid.uuid4().hex, curve=tuple(_curve(made)))
         # What a real one gathers while it runs: `finish` writes it with the outcome.
         ledger._records[number] = replace(  # noqa: SLF001

@@ -11,7 +11,7 @@ from sweep import front
 from sweep.front import Point
 from sweep.records import TrialRecord
 
-MAX_BEATEN = 3000
+MAX_BEATEN = 1500
 """Beaten points drawn at most: a browser's limit of smoothness without a graphics card."""
 MANY = 120
 """Above so many points only the front shows its intervals, and it only while it is no longer."""
