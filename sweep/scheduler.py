@@ -54,3 +54,7 @@ class FrontScheduler(FIFOScheduler):
             target=config.pruning.target_sparsity,
             is_safe=config.pruning.method == CONTROL or config.tuning.more_steps > 0,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its scheduler, for a restore that is never asked for."""
+        return {}
