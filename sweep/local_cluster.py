@@ -167,9 +167,13 @@ def local_cluster(
     Drivers join at the head, which cannot be lost; with `head_cpus = 0` no trial runs there.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: paths of sockets
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # who has had a Ray of their own said "0"
+    }
     cluster = LocalCluster(
-        address=f"{node_address(0)}:{_free_port()}", environment=token, folder=folder
+        address=f"{node_address(0)}:{_free_port()}", environment=environment, folder=folder
     )
     try:
         cluster.add_node(cpus=cpus if head_cpus is None else head_cpus)
