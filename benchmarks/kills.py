@@ -86,7 +86,11 @@ SHARES = {"driver": 2, "worker": 2, "node": 1, "server": 1}
 KILLS_A_SWEEP = 5
 NODES = 3
 PATIENCE_SECONDS = 600.0
-"""A sweep that takes longer hangs."""
+"""A sweep that takes longer after its last kill hangs."""
+EARLY = 0.2
+"""So many kills come while a driver still starts; the others while trials run."""
+START_SECONDS = 15.0
+"""About what a driver takes from its start to its first trial."""
 
 
 def main() -> None:
@@ -158,8 +162,8 @@ class Bed:
     """Of the tracking server, if there is one."""
     database = ""
     """Where the server keeps its runs."""
-    pause = (1.0, 14.0)
-    """Seconds until the next kill: from the start of Ray to the middle of trials."""
+    pause = (0.0, 8.0)
+    """Seconds of running trials until the next kill."""
 
     def kill(self, process: "subprocess.Popen[bytes]", chance: random.Random) -> bool:
         """Kill one of what is to be killed; False if there is none at the moment."""
@@ -288,16 +292,34 @@ BEDS = {"driver": driver_bed, "worker": worker_bed, "node": node_bed, "server": 
 def hurt(folder: Path, bed: Bed, wanted: int, chance: random.Random) -> tuple[int, int]:
     """Run a sweep to its end through so many kills, or fewer if it ends before; also its code."""
     kills = 0
-    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         with running(folder, bed) as process:
-            while kills < wanted and not _ends(process, chance.uniform(*bed.pause)):
+            while kills < wanted and _lives_on(process, folder, bed, chance):
                 if bed.kill(process, chance):
                     kills += 1
                     bed.mend(chance)
             if process.poll() != -signal.SIGKILL:
-                code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
-                return kills, code
+                return kills, process.wait(timeout=PATIENCE_SECONDS)
+
+
+def _lives_on(
+    process: "subprocess.Popen[bytes]", folder: Path, bed: Bed, chance: random.Random
+) -> bool:
+    """Let a driver come to a random moment, mostly among its trials; False if it is over."""
+    if chance.random() < EARLY:
+        return not _ends(process, chance.uniform(0, START_SECONDS))
+    began = psutil.Process(process.pid).create_time() if process.poll() is None else 0.0
+    while not _has_started_trials(folder, began):
+        if _ends(process, 0.2):
+            return False
+    return not _ends(process, chance.uniform(*bed.pause))
+
+
+def _has_started_trials(folder: Path, since: float) -> bool:
+    path = folder / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return any(e["event"] == "started" and e["time"] > since for e in events)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ needs to know of either. The driver imports this file too but never trains: core
 """
 
 import ctypes
+import errno
 import fcntl
 import gc
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 200.0
 """Workers of a killed driver are gone long before; NFS keeps a dead machine's locks for longer."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""How the system says that a disk holds no more."""
 
 Job = dict[str, Any]
 """A trial as Tune carries it: its number, and one text with all else, which Tune leaves alone."""
@@ -66,6 +71,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
         luggage = _luggage(job)
         check_here(None if luggage else place.teacher, values["code"])
         with (
+            _full_disk_told(place.trial),
             _alone(place.trial),
             gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,
         ):
@@ -108,7 +114,7 @@ def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
     from core.trial import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
 
     config, place = _unpacked(job)
-    with _alone(place.teacher):
+    with _full_disk_told(place.teacher), _alone(place.teacher):
         yield from prepared(prepare(config, place), _luggage(job), sweep=place.teacher.parent)
 
 
@@ -142,6 +148,8 @@ def kind_of(error: BaseException) -> Kind:
         return "cluster"
     if isinstance(error, DivergenceError):
         return "divergence"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "disk"
     # A GPU's error has a type; a CPU's is told by its words alone.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return "memory" if is_memory or "not enough memory" in str(error) else "other"
@@ -158,6 +166,30 @@ def _unpacked(job: Mapping[str, Any]) -> tuple[TrialConfig, "Place"]:
 def _luggage(job: Mapping[str, Any]) -> Luggage | None:
     values = json.loads(job["job"])["luggage"]
     return Luggage(**values) if values else None
+
+
+@contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Say by the system's own error that the disk is full, whatever library tripped over it.
+
+    torch's writer and safetensors' raise errors of their own, some with the system's behind them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        reason = os.strerror(errno.ENOSPC)
+        raise OSError(errno.ENOSPC, reason, str(folder)) from error
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL or f"os error {errno.ENOSPC}" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -188,7 +188,7 @@ class Segment:
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 scribe.log("teacher", str(error))
-                if isinstance(cause, ValueError):
+                if isinstance(cause, ValueError) or actor.kind_of(cause) == "disk":
                     raise cause from None  # a person's to put right, and in one line already
                 raise SweepError(
                     f"The teacher failed: {actor.described(cause)} (see logs/teacher.log)"

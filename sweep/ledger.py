@@ -19,13 +19,15 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    json_to_distribution,
 )
 from optuna.trial import FrozenTrial, TrialState
 
 from core.report import Outcome, Report
 from sweep import ledger_storage
-from sweep.ledger_storage import LedgerError, Opened, damaged, first_line
+from sweep.ledger_storage import LedgerError, Opened, damaged, first_line, rows_in
 from sweep.records import Heard, State, TrialRecord, in_order, record_of
+from sweep.rows import Row
 from sweep.space import Choice, Distribution
 
 OBJECTIVES = ("wer", "gflops")
@@ -69,12 +71,14 @@ class Ledger:
         self._reached: dict[int, int] = {}
         self._choices: dict[str, BaseDistribution] = {}
         self._earlier: dict[int, tuple[Outcome, ...]] = {}
-        for trial in storage.get_all_trials(self._study, deepcopy=False):
-            record = recorded(trial.number, trial.state.name, trial.params, trial.user_attrs)
+        spoken: dict[str, str] = {}  # what was first said of each parameter
+        for row in rows_in(opened):
+            record = recorded(row)
             self._remember_earlier(record.number)
-            self._ids[record.number] = trial._trial_id  # noqa: SLF001  # the storage's own handle
-            self._records[record.number] = record
-            self._remember_choices(trial.distributions)
+            self._ids[record.number], self._records[record.number] = row.id, record
+            for name, distribution in row.distributions.items():
+                spoken.setdefault(name, distribution)
+        self._remember_choices({n: json_to_distribution(text) for n, text in spoken.items()})
         self._records = in_order(self._records)
         known = run_ids(storage.get_study_user_attrs(self._study))
         for number, run_id in known.items():
@@ -356,21 +360,20 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def recorded(
-    number: int, state: str, params: Mapping[str, Any], attributes: Mapping[str, Any]
-) -> TrialRecord:
-    """The record of a row of Optuna's, by its number, its state's name and what it holds.
+def recorded(row: Row) -> TrialRecord:
+    """The record that a row of Optuna's holds.
 
     Raises:
         ValueError: if it holds what none can.
     """
+    attributes = row.attributes
     return record_of(
         {
             "curve": (),
             **attributes.get(ROW, {}),
-            "number": attributes.get(NUMBER, number),
-            "state": STATES[TrialState[state]],
-            "params": {**params, **attributes.get(OTHERS, {})},
+            "number": attributes.get(NUMBER, row.number),
+            "state": STATES[TrialState[row.state]],
+            "params": {**row.params, **attributes.get(OTHERS, {})},
             "outcomes": attributes.get(OUTCOMES, ()),
         }
     )

@@ -114,7 +114,7 @@ class Watch(tune.Callback):
     def _fail(self, number: int, failure: Mapping[str, Any]) -> None:
         """Try again with what may help, or else let the trial be over."""
         self._scribe.log(f"trial-{number:04}", failure["traceback"])
-        if failure["kind"] == "cluster":
+        if failure["kind"] in ("cluster", "disk"):  # no trial would fare better
             self._end(self._ledger.release(number))
             self._progress.event(failure["line"])
             self._interruption.ask()

@@ -27,7 +27,7 @@ HOMES = {  # one file, or one folder, per outside library
         "sweep/ledger_server.py",
         "sweep/sampling.py",
     },
-    "sqlalchemy": {"sweep/ledger_server.py"},
+    "sqlalchemy": {"sweep/ledger_server.py", "sweep/ledger_storage.py"},
     "fsspec": {"sweep/store/remote.py"},
     "mlflow": {"sweep/mlflow_runs.py"},
     "jiwer": {"core/evaluation/wer.py"},

@@ -23,7 +23,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write a checkpoint, then delete those it replaces.
 
     Raises:
-        OSError: if the disk is full or not writable; earlier checkpoints are still there.
+        OSError: if the disk is not writable; earlier checkpoints are still there.
+        RuntimeError: torch's, with an OSError behind it, if the disk is full; they are, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:09d}"
@@ -31,7 +32,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        torch.save(state, beside / "state.pt")
+        with (beside / "state.pt").open("wb") as file:  # a full disk is then the system's error
+            torch.save(state, file)
         (beside / "sha256").write_text(_digest(beside / "state.pt"))
         _flush(beside / "state.pt")
         shutil.rmtree(final, ignore_errors=True)
