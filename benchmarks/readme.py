@@ -130,6 +130,55 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def early_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "rule": row["name"],
+            "steps": percent(row["steps_ratio"]),
+            "hypervolume": f"{row['hypervolume_ratio']:.3f}",
+            "of models up to 10 % WER": f"{row['of_good_models']:.3f}",
+            "trials finished": f"{row['finished']:.0f}",
+            "ours over it at equal steps": f"{row['ours_at_equal_steps']:.3f}",
+        }
+        for row in rows
+    ]
+
+
+def live_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "sweep": row["name"],
+            "steps": percent(row["steps_ratio"]),
+            "hypervolume": f"{row['hypervolume_ratio']:.3f}",
+            "of models up to 10 % WER": f"{row['of_good_models']:.3f}",
+            "trials finished": f"{row['finished']}",
+            "stopped": f"{row['stopped']}",
+        }
+        for row in rows
+    ]
+
+
+def sampling(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "sampler": f"`{row['name']}`",
+            "trials, median": f"{row['median']:g}",
+            "middle half": f"{row['quarter']:g} to {row['three quarters']:g}",
+            "most": f"{row['most']}",
+        }
+        for row in rows
+    ]
+
+
+def kills(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Faults by kind, in the order in which they are counted."""
+    heads = ("kills", "sweeps", "lost", "duplicated", "left_running", "unordered", "different")
+    return [
+        {"killed": row["name"]} | {key.replace("_", " "): str(row[key]) for key in (*heads, "late")}
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
@@ -139,6 +188,10 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "masked_overhead": ("masked_overhead", masked_overhead),
     "realised_speed": ("realised_speed", realised_speed),
     "orchestration": ("orchestration", orchestration),
+    "early_stopping": ("early_stopping", early_stopping),
+    "live_stopping": ("live_stopping", live_stopping),
+    "sampling": ("sampling", sampling),
+    "kills": ("kills", kills),
 }
 """What stands between the marks: of which result, and how it is said."""
 
