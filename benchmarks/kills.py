@@ -363,9 +363,9 @@ def _ends(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
 
 
 def _is_trial(process: psutil.Process) -> bool:
-    """Ray names a worker by what it runs."""
+    """Ray names a worker by what it runs; its own agents bear such names, too."""
     try:
-        return process.name().startswith("ray::") and "IDLE" not in process.name()
+        return process.name().startswith("ray::ImplicitFunc")
     except psutil.Error:
         return False
 

@@ -38,7 +38,9 @@ class Watch(tune.Callback):
         interruption: Interruption,
         config_of: Callable[[TrialRecord], TrialConfig],
         resources: ResourcesConfig,
+        can_grow: bool,
     ) -> None:
+        """`can_grow` says whether machines may join; they never join a Ray of one's own."""
         self._ledger = ledger
         self._interruption = interruption
         self._config_of = config_of
@@ -48,6 +50,7 @@ class Watch(tune.Callback):
         self._failures: dict[int, Mapping[str, Any]] = {}
         self._losses: Counter[int] = Counter()
         self._resources = resources
+        self._can_grow = can_grow
         self._at_first = _alive()
         self._at_start: dict[int, set[str]] = {}
         self._looked_at = time.monotonic()
@@ -65,6 +68,9 @@ class Watch(tune.Callback):
         what = lack(self._resources) if is_idle else None
         if what not in (None, self._lack):
             self._progress.event(f"waiting for machines: {what}")
+            if not self._can_grow and not machines():
+                self._progress.event("this sweep's own Ray is gone, and none will come by itself")
+                self._interruption.ask()
         self._lack = what
 
     def on_trial_start(self, *_: Any, **info: Any) -> None:
