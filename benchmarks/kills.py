@@ -135,11 +135,11 @@ def campaigns(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 def campaign(kind: str, count: int, unbroken: Path, chance: random.Random) -> dict[str, Any]:
     """So many kills of a kind, over as many sweeps as they need."""
     kills = sweeps = 0
+    text = (unbroken / SPACE_FILE).read_text()
     faults = Faults()
     with ExitStack() as stack:
         bed = stack.enter_context(BEDS[kind](unbroken.parent / f"{kind}-bed"))
         while kills < count:
-            text = (unbroken / SPACE_FILE).read_text()
             folder = begun(unbroken.parent / f"{kind}-{sweeps}", text, unbroken, uri=bed.uri)
             wanted = min(KILLS_A_SWEEP, count - kills)
             made, code = hurt(folder, bed, wanted, chance)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from early_stopping import GOOD
+from early_stopping import ANY, GOOD, covered
 from measuring import arguments, emit
 from replaying import recorded
 
@@ -58,11 +58,17 @@ def swept(folder: Path, kind: str, args: argparse.Namespace) -> list[TrialRecord
 def row(
     name: str, trials: Sequence[TrialRecord], unstopped: Sequence[TrialRecord]
 ) -> dict[str, Any]:
+    before, now = front.points(unstopped), front.points(trials)
+
+    def share(worst_wer: float) -> float:
+        whole = covered(before, unstopped, worst_wer=worst_wer)
+        return covered(now, unstopped, worst_wer=worst_wer) / whole
+
     return {
         "name": name,
         "steps_ratio": steps(trials) / steps(unstopped),
-        "hypervolume_ratio": covered(trials, 1.0) / covered(unstopped, 1.0),
-        "of_good_models": covered(trials, GOOD) / covered(unstopped, GOOD),
+        "hypervolume_ratio": share(ANY),
+        "of_good_models": share(GOOD),
         "finished": sum(trial.state == "finished" for trial in trials),
         "stopped": sum(trial.state == "stopped" for trial in trials),
     }
@@ -70,12 +76,6 @@ def row(
 
 def steps(trials: Sequence[TrialRecord]) -> int:
     return sum(trial.curve[-1].step for trial in trials)
-
-
-def covered(trials: Sequence[TrialRecord], worst_wer: float) -> float:
-    points = front.points(trials)
-    corner = front.unpruned_gflops(points)
-    return front.hypervolume(points, worst_wer=worst_wer, worst_gflops=corner)
 
 
 if __name__ == "__main__":

@@ -134,9 +134,7 @@ def early_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
             "rule": row["name"],
-            "steps": percent(row["steps_ratio"]),
-            "hypervolume": f"{row['hypervolume_ratio']:.3f}",
-            "of models up to 10 % WER": f"{row['of_good_models']:.3f}",
+            **what_stays(row),
             "trials finished": f"{row['finished']:.0f}",
             "ours over it at equal steps": f"{row['ours_at_equal_steps']:.3f}",
         }
@@ -144,13 +142,20 @@ def early_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def what_stays(row: Row) -> dict[str, str]:
+    """Of a sweep that was not stopped."""
+    return {
+        "steps": percent(row["steps_ratio"]),
+        "hypervolume": f"{row['hypervolume_ratio']:.3f}",
+        "of models up to 10 % WER": f"{row['of_good_models']:.3f}",
+    }
+
+
 def live_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
             "sweep": row["name"],
-            "steps": percent(row["steps_ratio"]),
-            "hypervolume": f"{row['hypervolume_ratio']:.3f}",
-            "of models up to 10 % WER": f"{row['of_good_models']:.3f}",
+            **what_stays(row),
             "trials finished": f"{row['finished']}",
             "stopped": f"{row['stopped']}",
         }

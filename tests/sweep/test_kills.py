@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -53,8 +54,14 @@ def test_a_driver_whose_own_ray_dies_ends_in_order_and_goes_on(tiny_space, tmp_p
         assert process.wait(timeout=300) == driver.DONE
 
 
+@contextmanager
 def begun(folder):
-    """A driver of the sweep, in a process of its own."""
+    """A driver of the sweep, in a process of its own, which a failed test leaves nothing of."""
     program = "from sweep.cli import main; main()"
     command = [sys.executable, "-P", "-c", program, "resume", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
