@@ -26,7 +26,7 @@ RULES: dict[str, Kind] = {
 }
 OURS = "by non-domination"
 ANY = 1.0
-"""A WER that no model is above: to it the hypervolume is counted first."""
+"""The WER up to which the hypervolume is counted: who says nothing has as much."""
 GOOD = 0.1
 """A WER up to which the hypervolume is counted a second time: most of the first lies beyond."""
 REDUCTIONS = (1.5, 2.0, 3.0)
