@@ -32,6 +32,7 @@ from core.training.distillation import Distillation
 from core.training.method import Found, Method, Workbench, load_method
 from core.training.trainer import DenseStage, Journey, Rates, Taught, fit
 
+CHECKPOINTS = "checkpoints"
 OUTCOMES = "outcomes.json"
 """Of a trial's folder: that it is done, and what it found."""
 
@@ -84,18 +85,27 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
 
 
 def run(
-    config: TrialConfig, place: Place, ranks: Ranks = ALONE
+    config: TrialConfig, place: Place, ranks: Ranks = ALONE, *, heard: int | None = None
 ) -> Generator[Report, None, list[Outcome]]:
     """One trial to its end, from wherever it had come to.
 
     Of several ranks all run it, on their parts of the same batches, and the first alone reports,
     writes and has outcomes. But for rounding, and for dropout, it is the trial that one would run.
 
+    Args:
+        config: the trial's.
+        place: where it works.
+        ranks: who works on it.
+        heard: reports of an earlier run are said again if they are of later steps than this;
+            None says that all were heard.
+
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if the target cannot be met by this model and these axes.
     """
+    if heard is not None and ranks.is_first:
+        yield from _unheard(place, heard)
     outcomes = ranks.first(_told(place))
     if not outcomes:
         outcomes = yield from _first_outcomes(config, place, ranks)
@@ -168,7 +178,22 @@ def _later_outcomes(
 def _newest(journey: Journey) -> dict[str, Any] | None:
     """The first rank's newest checkpoint: shared folders show the others older ones for a while."""
     ranks = journey.ranks
-    return ranks.first(checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None)
+    newest: dict[str, Any] | None = ranks.first(
+        checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None
+    )
+    journey.reports = _reports(newest)
+    return newest
+
+
+def _unheard(place: Place, heard: int) -> Iterator[Report]:
+    """What a killed driver, or a lost copy of its ledger, does not know of this trial."""
+    for report in _reports(checkpoint.load_newest(place.trial / CHECKPOINTS)):
+        if report.step > heard:
+            yield report
+
+
+def _reports(state: dict[str, Any] | None) -> list[Report]:
+    return [Report(**values) for values in state["reports"]] if state else []
 
 
 def _judged(
@@ -327,7 +352,7 @@ def _journey(
         augment_chance=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
         device=device,
-        checkpoints=folder / "checkpoints",
+        checkpoints=folder / CHECKPOINTS,
         total_steps=steps,
     )
 

@@ -297,12 +297,15 @@ class Segment:
         return FrontScheduler(stopping, self.ledger, space)
 
     def _packed_record(self, record: TrialRecord) -> actor.Job:
-        return self._packed(record.number, self._config_of(record), sign_of(record.params))
+        sign, config = sign_of(record.params), self._config_of(record)
+        return self._packed(record.number, config, sign=sign, heard=record.steps)
 
     def _config_of(self, record: TrialRecord) -> TrialConfig:
         return self.config.space.trial_config(record.settings)
 
-    def _packed(self, number: int, config: TrialConfig, sign: str = "") -> actor.Job:
+    def _packed(
+        self, number: int, config: TrialConfig, *, sign: str = "", heard: int = 0
+    ) -> actor.Job:
         address = address_of(self.folder)
         return actor.pack(
             number,
@@ -311,6 +314,7 @@ class Segment:
             features=self.folder / "features",
             trial=self.folder / "trials" / f"{number:04}",
             ranks=self.config.resources.ranks,
+            heard=heard,
             luggage=Luggage(address=address, sign=sign) if address else None,
         )
 

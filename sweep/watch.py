@@ -20,7 +20,7 @@ from sweep.scribe import Scribe
 from sweep.searcher import LedgerSearcher
 
 MOST_LOST_WORKERS = 3
-"""A trial whose worker dies so often in one segment is at fault itself."""
+"""A trial whose worker dies so often without a step gained between is at fault itself."""
 LOOK_SECONDS = 10.0
 """So often it is asked whether the cluster can hold a trial at all."""
 
@@ -87,6 +87,8 @@ class Watch(tune.Callback):
         if "report" in result:
             self._track(number, should_wait=False)
             report = Report(**result["report"])
+            if report.step > self._ledger.record(number).steps:
+                del self._losses[number]
             self._ledger.advance(number, report)
             self._scribe.reported(number, report)
             self._progress.report(number, report)
@@ -114,7 +116,7 @@ class Watch(tune.Callback):
         if self._losses[number] < MOST_LOST_WORKERS:
             self._end(self._ledger.release(number))
         else:
-            line = f"Its worker died {MOST_LOST_WORKERS} times; out of memory, perhaps."
+            line = f"Its worker died {MOST_LOST_WORKERS} times at one step; out of memory, perhaps."
             self._end(self._ledger.fail(number, line))
 
     def _fail(self, number: int, failure: Mapping[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """The loop that all training shares, and the stage that trains a dense model.
 
 A stage takes steps; `fit` walks it from checkpoint to checkpoint and yields a report at each
-evaluation, after the checkpoint that would bring a killed run back to this very point.
+evaluation, after the checkpoint that would bring a killed run back to this very point, and that
+holds the report itself, lest nobody hears it.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -89,6 +90,8 @@ class Journey:
     """Steps of the stages that are done."""
     ranks: Ranks = ALONE
     """Who walks together; each has a journey of its own, and all come by the same places."""
+    reports: list[Report] = field(default_factory=list)
+    """Of the first rank: all so far, also those of earlier runs."""
 
     def save(self, stage: Trainable, step: int, tally: Tally) -> None:
         first, *others = self.ranks.gathered(self._chance())
@@ -100,6 +103,7 @@ class Journey:
             "steps_before": self.steps_before,
             "sums": tally.sums,
             "since": tally.steps,
+            "reports": [asdict(report) for report in self.reports],
             "model": stage.state(),
             "batches": self.batches.state_dict(),
             "augment_chance": self.augment_chance.get_state(),
@@ -155,9 +159,11 @@ def fit(
             )
         if is_due:
             tally = Tally()
+            if ranks.is_first:
+                journey.reports.append(_completed(stage.judged(), journey, done, means, speed))
         journey.save(stage, done, tally)
         if is_due and ranks.is_first:
-            yield _completed(stage.judged(), journey, done, means, speed)
+            yield journey.reports[-1]
             tally.started = time.perf_counter()
     journey.steps_before += stage.steps
 
