@@ -85,7 +85,7 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
 
 
 def run(
-    config: TrialConfig, place: Place, ranks: Ranks = ALONE, *, heard: int | None = None
+    config: TrialConfig, place: Place, ranks: Ranks = ALONE, *, known: int | None = None
 ) -> Generator[Report, None, list[Outcome]]:
     """One trial to its end, from wherever it had come to.
 
@@ -96,16 +96,16 @@ def run(
         config: the trial's.
         place: where it works.
         ranks: who works on it.
-        heard: reports of an earlier run are said again if they are of later steps than this;
-            None says that all were heard.
+        known: reports of an earlier run are said again if they are of later steps than this;
+            None says that all are known.
 
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if the target cannot be met by this model and these axes.
     """
-    if heard is not None and ranks.is_first:
-        yield from _unheard(place, heard)
+    if known is not None and ranks.is_first:
+        yield from _unheard(place, known)
     outcomes = ranks.first(_told(place))
     if not outcomes:
         outcomes = yield from _first_outcomes(config, place, ranks)
@@ -185,10 +185,10 @@ def _newest(journey: Journey) -> dict[str, Any] | None:
     return newest
 
 
-def _unheard(place: Place, heard: int) -> Iterator[Report]:
+def _unheard(place: Place, known: int) -> Iterator[Report]:
     """What a killed driver, or a lost copy of its ledger, does not know of this trial."""
     for report in _reports(checkpoint.load_newest(place.trial / CHECKPOINTS)):
-        if report.step > heard:
+        if report.step > known:
             yield report
 
 

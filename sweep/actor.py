@@ -51,7 +51,7 @@ def pack(
     features: Path,
     trial: Path,
     ranks: int = 1,
-    heard: int = 0,
+    known: int = 0,
     luggage: Luggage | None = None,
 ) -> Job:
     """A trial on its way to a worker; all paths must be absolute.
@@ -63,12 +63,12 @@ def pack(
         features: the folder of the features.
         trial: its own.
         ranks: how many work on it.
-        heard: the step up to which its reports are known.
+        known: the step up to which its reports are known.
         luggage: where its state is kept, if the folders are but copies.
     """
     place = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
     job = {"config": config.model_dump(), "place": place, "ranks": ranks, "code": code_version()}
-    job |= {"heard": heard, "luggage": written(luggage)}
+    job |= {"known": known, "luggage": written(luggage)}
     return {"number": number, "job": json.dumps(job)}
 
 
@@ -88,7 +88,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
             gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,
         ):
             sweep = place.teacher.parent
-            trial = run(config, place, ranks, heard=values["heard"])
+            trial = run(config, place, ranks, known=values["known"])
             for message in _messages(brought(trial, luggage, folder=place.trial, sweep=sweep)):
                 tune.report(message)
     except LostWorkerError:

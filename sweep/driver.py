@@ -298,13 +298,13 @@ class Segment:
 
     def _packed_record(self, record: TrialRecord) -> actor.Job:
         sign, config = sign_of(record.params), self._config_of(record)
-        return self._packed(record.number, config, sign=sign, heard=record.steps)
+        return self._packed(record.number, config, sign=sign, known=record.steps)
 
     def _config_of(self, record: TrialRecord) -> TrialConfig:
         return self.config.space.trial_config(record.settings)
 
     def _packed(
-        self, number: int, config: TrialConfig, *, sign: str = "", heard: int = 0
+        self, number: int, config: TrialConfig, *, sign: str = "", known: int = 0
     ) -> actor.Job:
         address = address_of(self.folder)
         return actor.pack(
@@ -314,7 +314,7 @@ class Segment:
             features=self.folder / "features",
             trial=self.folder / "trials" / f"{number:04}",
             ranks=self.config.resources.ranks,
-            heard=heard,
+            known=known,
             luggage=Luggage(address=address, sign=sign) if address else None,
         )
 

@@ -59,7 +59,7 @@ def place_in(shared: Path, name: str) -> Place:
     )
 
 
-def finished(config, place, *, kill_after: int | None = None, heard: int | None = None):
+def finished(config, place, *, kill_after: int | None = None, known: int | None = None):
     """Run a trial, killing it once after some reports; timings are left out."""
     reports = []
     if kill_after is not None:
@@ -67,7 +67,7 @@ def finished(config, place, *, kill_after: int | None = None, heard: int | None 
         reports = [timeless(next(doomed)) for _ in range(kill_after)]
         doomed.close()
         torch.manual_seed(999)  # another process would not know this one's chance
-    going = run(config, place, heard=heard)
+    going = run(config, place, known=known)
     while True:
         try:
             reports.append(timeless(next(going)))
@@ -149,9 +149,9 @@ def test_reports_of_an_earlier_run_that_nobody_heard_are_said_again(shared):
     for _ in range(3):
         next(doomed)
     doomed.close()
-    assert finished(config, place, heard=2) == (said[1:], outcome)
-    assert finished(config, place, heard=4) == (said[2:], outcome)
-    assert finished(config, place, heard=10) == ([], outcome)
+    assert finished(config, place, known=2) == (said[1:], outcome)
+    assert finished(config, place, known=4) == (said[2:], outcome)
+    assert finished(config, place, known=10) == ([], outcome)
 
 
 def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(shared):
