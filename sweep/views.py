@@ -180,12 +180,26 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def trial_lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The same as plain lines, a thousand trials in the time of one of the table's hundreds."""
-    told = [tuple(name.replace("\n", " ") for name in TRIAL_HEADINGS), *map(_cells, rows)]
+    yield from _aligned(TRIAL_HEADINGS, map(_cells, rows), [row["on_front"] for row in rows])
+
+
+def front_lines_of(points: Sequence[Point]) -> Iterator[str]:
+    """The front's table likewise; the knee stands out."""
+    from sweep.figures import COLUMNS, rows  # noqa: PLC0415  # as below
+
+    knee = front.knee(points)
+    cells = [[row[column] for column in COLUMNS] for row in rows(points)]
+    yield from _aligned(list(COLUMNS.values()), cells, [point == knee for point in points])
+
+
+def _aligned(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[bool]
+) -> Iterator[str]:
+    told = [[heading.replace("\n", " ") for heading in headings], *rows]
     widths = [max(map(len, column)) for column in zip(*told, strict=True)]
-    for place, cells in enumerate(told):
-        mark = "*" if place and rows[place - 1]["on_front"] else " "
+    for cells, is_marked in zip(told, (False, *marked), strict=True):
         line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        yield f"{line} {mark}".rstrip()
+        yield f"{line} {'*' * is_marked}".rstrip()
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
