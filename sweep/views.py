@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from core.report import Outcome
 from sweep import front
 from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
 from sweep.front import Point
-from sweep.ledger_storage import found
+from sweep.ledger_files import is_there
 from sweep.lock import driver_pid
 from sweep.reading import records_in
 from sweep.records import State, TrialRecord
@@ -38,7 +39,7 @@ LAST_LINES = 12
 """Of a failed trial's log."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """A sweep's directory as it is now, from outside."""
 
@@ -48,11 +49,11 @@ class Seen:
     driver: int | None
     """Process that runs it, if one does."""
 
-    @property
+    @cached_property
     def points(self) -> list[Point]:
         return front.points(self.records)
 
-    @property
+    @cached_property
     def front(self) -> list[Point]:
         return front.pareto_front(self.points, self.config.sweep.objectives)
 
@@ -81,7 +82,7 @@ def see(folder: Path) -> Seen:
     config = open_config(folder)
     driver = driver_pid(folder)
     records: list[TrialRecord] = []
-    if found(folder) is not None or driver is None:
+    if is_there(folder) or driver is None:
         records = records_in(folder)
     if driver is None:  # whoever ran, runs no more
         records = [replace(r, state="waiting") if r.state == "running" else r for r in records]

@@ -7,7 +7,7 @@ import pytest
 from sweep import cli
 from sweep.config import create, load
 from sweep.ledger import Ledger
-from sweep.ledger_storage import FILE
+from sweep.ledger_files import FILE
 from sweep.space import Range
 from sweep.testing import made_outcome
 
@@ -216,3 +216,20 @@ heavy = {"torch", "ray", "mlflow", "optuna", "plotly", "matplotlib", "lhotse"} &
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-P", "-c", code], check=True)  # noqa: S603
+
+
+@pytest.mark.parametrize("command", ["status", "trials", "pareto"])
+def test_whoever_only_looks_waits_for_no_heavy_library(sweep, command):
+    code = """
+import atexit, sys
+from sweep.cli import main
+def heavy():
+    found = {"torch", "ray", "mlflow", "optuna", "sqlalchemy", "plotly"} & set(sys.modules)
+    print(*found, file=sys.stderr)
+atexit.register(heavy)
+main()
+"""
+    words = [sys.executable, "-P", "-c", code, command, str(sweep)]
+    looked = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603
+    assert looked.stderr.split() == []
+    assert looked.stdout
