@@ -27,7 +27,9 @@ from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.recognition import recognised
 from core.evaluation.wer import bootstrap, paired_difference, word_errors
-from core.trial import Place, prepare, run
+from core.setting import Place
+from core.teacher import prepare
+from core.trial import run
 from sweep.config import load
 
 UNTAUGHT = {"distillation": {"logit_weight": 0.0, "layer_weight": 0.0}}

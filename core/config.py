@@ -175,6 +175,9 @@ class PruningConfig(Config):
     """Share of the whole model's resource to remove."""
     utterance_seconds: float = Field(10.0, gt=0.2, le=120)
     """Length of the utterance at which FLOPs and latency are stated, in seconds."""
+    further_targets: list[float] = Field([], max_length=16)
+    """More shares to remove, each an outcome of the same trial, by methods whose one search serves
+    every budget; methods that learn for one budget leave them out."""
     axes: list[AxisKind] = Field(
         ["frontend", "width", "head", "inner", "channel", "module"], min_length=1
     )
@@ -199,6 +202,15 @@ class PruningConfig(Config):
     """How the consumers of removed units are adjusted: not, by scaling, or by least squares."""
     calibration_batches: int = Field(8, ge=1, le=10_000)
     """Batches of training speech for repair and for batch-norm statistics."""
+
+    @model_validator(mode="after")
+    def _targets_are_shares(self) -> "PruningConfig":
+        for target in self.further_targets:
+            if not 0 <= target < 1:
+                raise ValueError(
+                    f"`further_targets` must lie in [0, 1), but one is {target} instead"
+                )
+        return self
 
 
 class DistillationConfig(Config):

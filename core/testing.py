@@ -14,7 +14,8 @@ from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
 from core.ranks import joined
-from core.trial import Place, run
+from core.setting import Place
+from core.trial import run
 
 MaskKind = Literal["open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty"]
 MASK_KINDS: tuple[MaskKind, ...] = (

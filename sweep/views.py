@@ -27,7 +27,7 @@ from sweep.store.copy import at, bring, refresh, shown
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
-    from core.trial import Price
+    from core.price import Price
     from sweep.confirming import Confirmed
 
 MANY_ROWS = 300

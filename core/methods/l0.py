@@ -110,7 +110,7 @@ class GateStage:
     def judged(self) -> Report:
         """The binary, budget-exact structure, which is what counts, not a draw of the gates."""
         found, bench = self.found(), self.bench
-        choice = bench.choose(found.scores)
+        choice = bench.choose(found.scores, bench.target)
         small = repaired(self.model, found.reference, choice, how="none", speech=())
         reestimate_statistics(small, bench.speech)
         report = bench.judge.report(small, self.stage)
@@ -150,6 +150,9 @@ def _start(axis: Axis, bench: Workbench) -> float:
 
 
 class L0(Method):
+    needs = frozenset({"audio", "labels"})
+    yields = "point"
+
     def search(self, bench: Workbench) -> GateStage | None:
         return GateStage(bench) if bench.config.pruning.steps else None
 

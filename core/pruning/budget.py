@@ -72,7 +72,7 @@ def choose(
         ValueError: if even the units that must stay cost more than the budget.
     """
     units = order(space, scores)
-    limit = budget.keep * float(of_resource(space.full_cost(), budget.resource)) + 1e-6
+    limit = budget.keep * float(of_resource(space.unpruned, budget.resource)) + 1e-6
 
     def fits(length: int) -> bool:
         cost = space.choice_cost(beginning(space, units, length))

@@ -8,7 +8,7 @@ Shapes: N frames, I inputs of a consumer, O its outputs, U units of an axis.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,8 +25,9 @@ from core.conformer.norm import BatchNorm
 from core.pruning.extraction import extract
 from core.pruning.space import Choice
 
-Calibration = Sequence[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
-"""Batches of features and their numbers of mel frames: speech without its words."""
+Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
+"""Batches of features and their numbers of mel frames: speech without its words. They may be walked
+again and again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

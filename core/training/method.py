@@ -6,9 +6,11 @@ shared.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +18,19 @@ from torch import Tensor
 from core.config import TrialConfig
 from core.conformer.axes import Mask
 from core.conformer.model import Conformer
+from core.corpora.batches import Batch
 from core.evaluation.judge import Judge
 from core.pruning.budget import Scores
 from core.pruning.repair import Calibration
 from core.pruning.space import Space
 from core.training.distillation import Distillation
 from core.training.trainer import Trainable
+
+Need = Literal["audio", "labels"]
+
+
+class NeedError(RuntimeError):
+    """A method touched what it does not say it needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +49,15 @@ class Workbench:
 
     config: TrialConfig
     student: Conformer
-    """A copy of the teacher, the method's to change."""
+    """What the method made of a copy of the teacher; its to change."""
     distillation: Distillation
     space: Space
     speech: Calibration
-    """A few batches of training speech."""
-    choose: Callable[[Scores], dict[str, Tensor]]
-    """The structure that these scores give at the trial's budget."""
+    """A few batches of training speech, without its words."""
+    labelled: Iterable[Batch]
+    """The same batches with their words; may be walked again and again."""
+    choose: Callable[[Scores, float], dict[str, Tensor]]
+    """The structure that these scores give when such a share is to be removed."""
     judge: Judge
     device: torch.device
 
@@ -54,13 +65,43 @@ class Workbench:
     def target(self) -> float:
         return self.config.pruning.target_sparsity
 
+    def limited(self, needs: AbstractSet[Need]) -> "Workbench":
+        """The same, but for data that is not needed: touching it is a NeedError."""
+        limited = self
+        if "labels" not in needs:
+            limited = replace(limited, labelled=Untouchable("labels"))
+        if "audio" not in needs:
+            limited = replace(limited, speech=Untouchable("audio"))
+        return limited
+
+
+@dataclass(frozen=True, slots=True)
+class Untouchable:
+    """Stands where data would be that nobody may look at."""
+
+    what: Need
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NeedError(f"A method that touches {self.what} must say that it needs them.")
+
 
 class Method(ABC):
     """Override what differs; most methods need only `found`."""
 
-    def target(self, config: TrialConfig) -> float:
-        """The share of the resource to remove."""
-        return config.pruning.target_sparsity
+    needs: frozenset[Need] = frozenset()
+    """What of the training data it touches to find scores: nothing, sound, or sound with words."""
+    yields: Literal["curve", "point"] = "curve"
+    """Whether what is found orders all units, for any budget, or was learned for one."""
+
+    def targets(self, config: TrialConfig) -> tuple[float, ...]:
+        """The shares of the resource to remove; each becomes an outcome."""
+        further = config.pruning.further_targets if self.yields == "curve" else ()
+        return (config.pruning.target_sparsity, *further)
+
+    def prepared(self, model: Conformer, config: TrialConfig) -> Conformer:
+        """A copy of the teacher as the search begins: where parts are altered, by config alone."""
+        del config
+        return model
 
     def search(self, bench: Workbench) -> Trainable | None:
         """The stage that trains while it searches; without one, its steps go to tuning."""

@@ -6,7 +6,7 @@ evaluation, after the checkpoint that would bring a killed run back to this very
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -91,7 +91,7 @@ class Journey:
     """Who walks together; each has a journey of its own, and all come by the same places."""
 
     def save(self, stage: Trainable, step: int, tally: Tally) -> None:
-        first, *others = self.ranks.gathered(self._chance())
+        place = self.place()
         if not self.ranks.is_first:
             return
         state = {
@@ -101,12 +101,19 @@ class Journey:
             "sums": tally.sums,
             "since": tally.steps,
             "model": stage.state(),
+            **place,
+        }
+        checkpoint.save(self.checkpoints, self.steps_before + step, state)
+
+    def place(self) -> dict[str, Any]:
+        """Where data and chance stand, of all ranks."""
+        first, *others = self.ranks.gathered(self._chance())
+        return {
             "batches": self.batches.state_dict(),
             "augment_chance": self.augment_chance.get_state(),
             **first,
             "others": others,
         }
-        checkpoint.save(self.checkpoints, self.steps_before + step, state)
 
     def _chance(self) -> dict[str, Tensor]:
         chance = {"chance": torch.get_rng_state()}
@@ -116,6 +123,11 @@ class Journey:
 
     def restore(self, stage: Trainable, state: dict[str, Any]) -> Tally:
         stage.restore(state["model"])
+        self.go_to(state)
+        return Tally(sums=dict(state["sums"]), steps=state["since"])
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Put data and chance where `place` found them."""
         self.batches.load_state_dict(state["batches"])
         self.augment_chance.set_state(state["augment_chance"])
         chances = [state, *state.get("others", ())]
@@ -124,7 +136,6 @@ class Journey:
             torch.set_rng_state(chance["chance"])
             if "device_chance" in chance and self.device.type == "cuda":
                 torch.cuda.set_rng_state(chance["device_chance"])
-        return Tally(sums=dict(state["sums"]), steps=state["since"])
 
 
 def fit(

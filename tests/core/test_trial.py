@@ -10,9 +10,12 @@ import torch
 from core.config import TrialConfig, method_names
 from core.corpora.audio import CorpusError
 from core.deploy import bundle
+from core.price import price
 from core.report import Report
+from core.setting import Place
+from core.teacher import prepare
 from core.training.trainer import DivergenceError
-from core.trial import Place, prepare, price, run
+from core.trial import run
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +63,12 @@ def place_in(shared: Path, name: str) -> Place:
 
 
 def finished(config, place, *, kill_after: int | None = None):
-    """Run a trial, killing it once after some reports; timings are left out."""
+    """Run a trial of one outcome, killing it once after some reports; timings are left out."""
+    reports, (outcome,) = ended(config, place, kill_after=kill_after)
+    return reports, outcome
+
+
+def ended(config, place, *, kill_after: int | None = None):
     reports = []
     if kill_after is not None:
         doomed = run(config, place)
@@ -72,8 +80,8 @@ def finished(config, place, *, kill_after: int | None = None):
         try:
             reports.append(timeless(next(going)))
         except StopIteration as stop:
-            (outcome,) = stop.value
-            return reports, replace(outcome, latency_ms=0.0, real_time_factor=0.0)
+            outcomes = stop.value
+            return reports, [replace(o, latency_ms=0.0, real_time_factor=0.0) for o in outcomes]
 
 
 def timeless(report: Report) -> Report:
@@ -157,6 +165,47 @@ def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(sha
         assert finished(config, place_in(shared, f"on-{kill_after}"), kill_after=kill_after)[1] == (
             outcome
         )
+
+
+def test_each_outcome_of_a_curve_is_what_a_trial_of_its_own_comes_to(shared):
+    curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6, 0.8]}
+    place = place_in(shared, "curve")
+    reports, outcomes = ended(trial_config(pruning=curve), place)
+
+    assert [report.step for report in reports] == list(range(2, 31, 2))
+    assert {report.total_steps for report in reports} == {30}
+    assert [outcome.model for outcome in outcomes] == ["model", "model.1", "model.2"]
+    for number, target in enumerate((0.3, 0.6, 0.8)):
+        alone = trial_config(pruning={"method": "magnitude", "target_sparsity": target})
+        _, outcome = finished(alone, place_in(shared, f"alone-{number}"))
+        assert replace(outcomes[number], model="model") == outcome
+    for kill_after in (2, 5, 8, 13):
+        place = place_in(shared, f"curve-{kill_after}")
+        again = ended(trial_config(pruning=curve), place, kill_after=kill_after)
+        assert again == (reports, outcomes)
+
+
+def test_a_curve_is_tuned_on_point_by_point(shared):
+    curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6]}
+    place = place_in(shared, "curve-on")
+    _, first = ended(trial_config(pruning=curve), place)
+    longer = trial_config(pruning=curve, tuning={"more_steps": 4})
+    reports, outcomes = ended(longer, place)
+
+    assert [report.step for report in reports] == [22, 24, 26, 28]
+    assert [outcome.steps for outcome in outcomes] == [14, 14]
+    assert [o.gflops for o in outcomes] == [o.gflops for o in first]
+    for kill_after in (1, 10, 13):
+        place = place_in(shared, f"curve-on-{kill_after}")
+        assert ended(longer, place, kill_after=kill_after)[1] == outcomes
+
+
+def test_a_method_that_learns_for_one_budget_leaves_further_ones_out(shared):
+    config = trial_config(pruning={"method": "l0", "further_targets": [0.6]})
+
+    _, outcomes = ended(config, place_in(shared, "point"))
+
+    assert len(outcomes) == 1
 
 
 def test_an_unmet_target_is_refused_before_it_is_tuned(shared):

@@ -26,8 +26,8 @@ def a_bench(model, **pruning) -> Workbench:
     config = TrialConfig.parse({"pruning": pruning})
     space = Space.of(clone(model), get_args(AxisKind), 4.0)
 
-    def chosen(scores):
-        budget = Budget(keep=1 - config.pruning.target_sparsity, resource=config.pruning.resource)
+    def chosen(scores, target):
+        budget = Budget(keep=1 - target, resource=config.pruning.resource)
         return choose(space, scores, budget, is_filled=True)
 
     return Workbench(
@@ -36,6 +36,7 @@ def a_bench(model, **pruning) -> Workbench:
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
+        labelled=[a_batch()],
         choose=chosen,
         judge=Judge(config, space, None, CPU),
         device=CPU,
@@ -121,7 +122,7 @@ def test_scratch_keeps_the_sizes_and_forgets_the_weights():
     model = small_model()
     bench = a_bench(model, method="scratch")
     method = load_method("scratch")
-    small = extract(model, as_mask(bench.choose(method.found(bench, None).scores)))
+    small = extract(model, as_mask(bench.choose(method.found(bench, None).scores, bench.target)))
     state = torch.get_rng_state()
 
     new = method.started(small, bench)
@@ -135,7 +136,8 @@ def test_scratch_keeps_the_sizes_and_forgets_the_weights():
 def test_dense_removes_nothing_whatever_is_asked_for():
     method = load_method("dense")
 
-    assert method.target(TrialConfig.parse({"pruning": {"target_sparsity": 0.7}})) == 0.0
+    config = TrialConfig.parse({"pruning": {"target_sparsity": 0.7, "further_targets": [0.9]}})
+    assert method.targets(config) == (0.0,)
     assert method.found(a_bench(small_model()), None).scores == {}
 
 
@@ -165,7 +167,7 @@ def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
 
     expected = float(stage._expected_sparsity().detach())
     space = stage.bench.space
-    cost = space.choice_cost(stage.bench.choose(stage.found().scores))
+    cost = space.choice_cost(stage.bench.choose(stage.found().scores, stage.bench.target))
 
     assert expected == pytest.approx(0.5, abs=0.1)
     assert space.sparsity(cost, "flops") == pytest.approx(0.5, abs=0.03)

@@ -41,7 +41,7 @@ def test_a_choice_meets_its_budget_and_the_best_removed_unit_would_exceed_it(
 ):
     space = a_space()
     scores = some_scores(space)
-    limit = keep * of_resource(space.full_cost(), resource)
+    limit = keep * of_resource(space.unpruned, resource)
 
     choice = choose(space, scores, Budget(keep=keep, resource=resource), is_filled=is_filled)
 
@@ -54,7 +54,7 @@ def test_a_choice_meets_its_budget_and_the_best_removed_unit_would_exceed_it(
 def test_once_filled_no_removed_unit_at_all_could_come_back(resource):
     space = a_space()
     scores = some_scores(space)
-    limit = 0.5 * of_resource(space.full_cost(), resource)
+    limit = 0.5 * of_resource(space.unpruned, resource)
 
     choice = choose(space, scores, Budget(keep=0.5, resource=resource), is_filled=True)
 
