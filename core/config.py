@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
 Resource = Literal["flops", "params"]
-AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module"]
+AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "rank"]
 Repair = Literal["none", "mask", "ls"]
 
 
@@ -179,9 +179,9 @@ class PruningConfig(Config):
     """More shares to remove, each an outcome of the same trial, by methods whose one search serves
     every budget; methods that learn for one budget leave them out."""
     axes: list[AxisKind] = Field(
-        ["frontend", "width", "head", "inner", "channel", "module"], min_length=1
+        ["frontend", "width", "head", "inner", "channel", "module", "rank"], min_length=1
     )
-    """Which kinds of units may go."""
+    """Which kinds of units may go; only factored models have `rank`."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
     learning_rate: float = Field(3e-4, gt=0, le=1)

@@ -7,6 +7,7 @@ Shapes: B batch, T frames, D width, P width of the table, H heads, K head width,
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +15,41 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
-from core.conformer.feedforward import module_axis, producer_slices
+from core.conformer.factored import (
+    Linear,
+    column_slice,
+    linear,
+    rank_axes,
+    row_slices,
+    spared,
+)
+from core.conformer.feedforward import module_axis
 from core.conformer.norm import LayerNorm
 
 
 class Attention(nn.Module):
     def __init__(
-        self, *, width: int, position_width: int, heads: int, head_width: int, name: str
+        self,
+        *,
+        width: int,
+        position_width: int,
+        heads: int,
+        head_width: int,
+        name: str,
+        ranks: Mapping[str, int],
     ) -> None:
         super().__init__()
         self.name = name
         self.head_width = head_width
         self.norm = LayerNorm(width, name=f"{name}.norm")
-        self.query = nn.Linear(width, heads * head_width)
-        self.key = nn.Linear(width, heads * head_width)
-        self.value = nn.Linear(width, heads * head_width)
-        self.position = nn.Linear(position_width, heads * head_width, bias=False)
+        inside = heads * head_width
+        self.query = linear(f"{name}.query", width, inside, ranks)
+        self.key = linear(f"{name}.key", width, inside, ranks)
+        self.value = linear(f"{name}.value", width, inside, ranks)
+        self.position = linear(f"{name}.position", position_width, inside, ranks, has_bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, head_width))
         self.position_bias = nn.Parameter(torch.zeros(heads, head_width))
-        self.output = nn.Linear(heads * head_width, width)
+        self.output = linear(f"{name}.output", inside, width, ranks)
 
     def forward(
         self,
@@ -57,10 +74,12 @@ class Attention(nn.Module):
         """As many heads as the tensor has, so that a narrowed module needs no new code."""
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
+    def _layers(self) -> dict[str, Linear]:
+        names = ("query", "key", "value", "position", "output")
+        return {f"{self.name}.{name}": getattr(self, name) for name in names}
+
     def axes(self) -> list[Axis]:
-        projections = ("query", "key", "value")
-        rows = [f"{part}.{tensor}" for part in projections for tensor in ("weight", "bias")]
-        k = self.head_width
+        k, (*projections, (output, last)) = self.head_width, self._layers().items()
         heads = Axis(
             name=f"{self.name}.head",
             kind="head",
@@ -68,32 +87,40 @@ class Attention(nn.Module):
             parent=self.name,
             slices=(
                 *(
-                    Slice(tensor=f"{self.name}.{row}", dim=0, block=k)
-                    for row in (*rows, "position.weight")
+                    piece
+                    for name, layer in projections
+                    for piece in row_slices(name, layer, block=k)
                 ),
                 Slice(tensor=f"{self.name}.content_bias", dim=0),
                 Slice(tensor=f"{self.name}.position_bias", dim=0),
-                Slice(tensor=f"{self.name}.output.weight", dim=1, block=k, is_scaled=True),
+                column_slice(output, last, block=k, is_scaled=True),
             ),
         )
-        return [module_axis(self.name, f"{self.name}.output", self.output), heads]
+        return [module_axis(self.name, output, last), heads, *rank_axes(self._layers())]
 
     def width_slices(self) -> tuple[Slice, ...]:
-        columns = ("query.weight", "key.weight", "value.weight")
+        readers = {"query": self.query, "key": self.key, "value": self.value}
         return (
             *self.norm.width_slices(),
-            *(Slice(tensor=f"{self.name}.{column}", dim=1) for column in columns),
-            *producer_slices(f"{self.name}.output"),
+            *(column_slice(f"{self.name}.{name}", layer) for name, layer in readers.items()),
+            *row_slices(f"{self.name}.output", self.output, is_scaled=True),
         )
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
         d, a = kept["width"], self.head_width * kept[f"{self.name}.head"]
         p, t = self.position.in_features, lengths.quarter
         r = 2 * t - 1
-        return kept[self.name] * Cost(
+        of_frames = sum(
+            (spared(kept, f"{self.name}.{name}", d, a) for name in ("query", "key", "value")),
+            start=spared(kept, f"{self.name}.output", a, d),
+        )
+        of_distances = spared(kept, f"{self.name}.position", p, a)
+        whole = Cost(
             params=4 * d * a + p * a + 5 * a + 3 * d,
             flops=8 * t * d * a + 2 * r * p * a + 4 * t * t * a + 2 * t * r * a,
         )
+        less = Cost(params=of_frames + of_distances, flops=2 * t * of_frames + 2 * r * of_distances)
+        return kept[self.name] * (whole + (-1) * less)
 
 
 def shifted(

@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.name = name
         self.dropout = 0.0
         width = shape.width
-        self.ff1 = _feedforward(width, sizes.ff1, f"{name}.ff1")
+        self.ff1 = _feedforward(shape, sizes.ff1, f"{name}.ff1")
         self.attention = (
             Attention(
                 width=width,
@@ -41,6 +41,7 @@ class Block(nn.Module):
                 heads=sizes.heads,
                 head_width=shape.head_width,
                 name=f"{name}.attention",
+                ranks=shape.ranks,
             )
             if sizes.heads
             else None
@@ -51,11 +52,12 @@ class Block(nn.Module):
                 channels=sizes.channels,
                 kernel=shape.kernel,
                 name=f"{name}.convolution",
+                ranks=shape.ranks,
             )
             if sizes.channels
             else None
         )
-        self.ff2 = _feedforward(width, sizes.ff2, f"{name}.ff2")
+        self.ff2 = _feedforward(shape, sizes.ff2, f"{name}.ff2")
         self.norm = LayerNorm(width, name=f"{name}.norm")
 
     def forward(
@@ -95,5 +97,7 @@ class Block(nn.Module):
         return total(part.cost(kept, lengths) for part in self.parts()) + norm
 
 
-def _feedforward(width: int, inner: int, name: str) -> FeedForward | None:
-    return FeedForward(width=width, inner=inner, name=name) if inner else None
+def _feedforward(shape: Shape, inner: int, name: str) -> FeedForward | None:
+    if not inner:
+        return None
+    return FeedForward(width=shape.width, inner=inner, name=name, ranks=shape.ranks)

@@ -10,25 +10,28 @@ from core.conformer.axes import Axis, Mask
 from core.conformer.gate import fold, resolved, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.shape import BlockShape, Shape
+from core.pruning.factoring import assembled, multiplied_out
 
 
 def extract(model: Conformer, mask: Mask) -> Conformer:
     """A new model of the kept sizes, soft gates folded into their consumers.
 
+    Factors that hold no fewer entries than their product are multiplied out.
+
     Raises:
         ValueError: if an axis keeps fewer units than it must.
     """
+    return multiplied_out(narrowed(model, mask))
+
+
+def narrowed(model: Conformer, mask: Mask) -> Conformer:
+    """The same, with its factors as they are."""
     axes = model.axes()
     with torch.no_grad():
         floats = {name: values.to(model.head.weight) for name, values in mask.items()}
         folded = fold(tensors_of(model), axes, floats)
-    with torch.device("meta"):
-        small = Conformer(kept_shape(model.shape, axes, floats))
-    tensors = {name: tensor.detach().clone() for name, tensor in folded.tensors.items()}
-    small.load_state_dict(tensors, assign=True)
-    for parameter in small.parameters():
-        parameter.requires_grad_()  # assigned tensors bring their own flag
-    return small.train(model.training)
+    shape = kept_shape(model.shape, axes, floats)
+    return assembled(shape, folded.tensors, is_training=model.training)
 
 
 def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
@@ -49,13 +52,16 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         )
         for i, block in enumerate(shape.blocks)
     )
-    return replace(
+    small = replace(
         shape,
         sub1=kept("frontend.sub1", shape.sub1),
         sub2=kept("frontend.sub2", shape.sub2),
         width=kept("width", shape.width),
         blocks=blocks,
     )
+    there = set(small.linears())
+    ranks = {n: kept(f"{n}.rank", rank) for n, rank in shape.ranks.items() if n in there}
+    return replace(small, ranks=ranks)
 
 
 def clone(model: Conformer) -> Conformer:

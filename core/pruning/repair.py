@@ -22,7 +22,8 @@ from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
-from core.pruning.extraction import extract
+from core.pruning.extraction import narrowed
+from core.pruning.factoring import multiplied_out
 from core.pruning.space import Choice
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
@@ -63,15 +64,16 @@ def repaired(
     folded = fold(tensors_of(model), model.axes(), target, narrow_from=math.inf)
     if reference and speech:
         reestimate_statistics(model, speech, folded=folded)
-    small = extract(model, {name: z * choice[name] for name, z in target.items()})
+    small = narrowed(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
-        return small
+        return multiplied_out(small)
     consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
     grams = input_grams(model, folded, consumers, speech)
     for consumer in consumers:
         gram = grams[consumer.module]
-        _mend(small, consumer, folded, gram, choice=choice, target=target, how=how)
-    return small
+        rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
+        _mend(small, consumer, folded, gram, rows=rows, kept=choice[consumer.axis.name], how=how)
+    return multiplied_out(small)
 
 
 def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[str, Tensor]:
@@ -197,6 +199,8 @@ def _rows(
         bins = (x.shape[3] - module.kernel_size[1]) // module.stride[1] + 1
         patches = F.unfold(x, module.kernel_size, stride=module.stride)  # (B, I, T * bins)
         x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
+    if x.dim() == 2:
+        return x  # distances: none of them is padding
     time = torch.arange(x.shape[1], device=x.device)
     return x[time < real[:, None]].reshape(-1, x.shape[-1])
 
@@ -208,31 +212,38 @@ def _mend(
     folded: Folded,
     gram: Float[Tensor, "inputs1 inputs1"],
     *,
-    choice: Choice,
-    target: Mask,
+    rows: Bool[Tensor, " rows"],
+    kept: Bool[Tensor, " units"],
     how: Repair,
 ) -> None:
     module = small.get_submodule(consumer.module)
     assert isinstance(module, nn.Linear | nn.Conv2d)
-    rows = _kept_rows(consumer, choice, target)
-    wanted = folded.tensors[f"{consumer.module}.weight"][rows].double().flatten(1)  # (O, I)
-    bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
-    kept = choice[consumer.axis.name]
+    wanted = folded.tensors[consumer.piece.tensor][rows].double().flatten(1)  # (O, I)
     block = gram.shape[0] // len(kept)
     if how == "mask":
         factors = scaled(gram[:-1, :-1], wanted, kept, block)
         columns = wanted[:, kept.repeat_interleave(block)] * factors.repeat_interleave(block)
+    elif module.bias is None:
+        columns = solved(gram[:-1, :-1], wanted, kept.repeat_interleave(block))
     else:
+        bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
         inputs = torch.cat((kept.repeat_interleave(block), kept.new_ones(1)))
         solution = solved(gram, torch.cat((wanted, bias), dim=1), inputs)
         columns = solution[:, :-1]
-        assert module.bias is not None
         module.bias.copy_(solution[:, -1])
     module.weight.copy_(columns.view(module.weight.shape))
 
 
-def _kept_rows(consumer: Consumer, choice: Choice, target: Mask) -> Bool[Tensor, " rows"]:
+def _kept_rows(
+    consumer: Consumer, axes: list[Axis], choice: Choice, target: Mask
+) -> Bool[Tensor, " rows"]:
     """Which of the reference's rows the small model has: the width is narrowed in both."""
-    if consumer.module == "frontend.conv2":
-        return choice["frontend.sub2"]
-    return choice["width"][kept_units(target["width"])]
+    tensor = consumer.piece.tensor
+    owners = [(a, s) for a in axes for s in a.slices if s.tensor == tensor and s.dim == 0]
+    rows = []
+    for axis, piece in owners:
+        if axis.kind != "module":
+            kept = choice[axis.name]
+            units = kept[kept_units(target["width"])] if axis.kind == "width" else kept
+            rows.append((piece.offset, units.repeat_interleave(piece.block)))
+    return torch.cat([units for _, units in sorted(rows, key=lambda row: row[0])])
