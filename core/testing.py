@@ -63,6 +63,13 @@ def deeper(blocks: int) -> Shape:
     return replace(SHAPE, blocks=tuple(SHAPE.blocks[i % 2] for i in range(blocks)))
 
 
+def with_factors(shape: Shape) -> Shape:
+    """Every other linear layer as two factors, of few and of very many directions in turn."""
+    return replace(
+        shape, ranks={name: 3 + 6 * (i % 3) for i, name in enumerate(shape.linears()[::2])}
+    )
+
+
 def ragged_speech(
     *lengths: int, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:

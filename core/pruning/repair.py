@@ -177,7 +177,9 @@ def _watched(
 ) -> Iterator[None]:
     def watch(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = _rows(module, inputs[0], real).double()
+            x = inputs[0]
+            # A table of distances has neither utterances nor padding.
+            x = (x if x.dim() == 2 else _rows(module, x, real)).double()
             x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
             grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
 
@@ -199,8 +201,6 @@ def _rows(
         bins = (x.shape[3] - module.kernel_size[1]) // module.stride[1] + 1
         patches = F.unfold(x, module.kernel_size, stride=module.stride)  # (B, I, T * bins)
         x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
-    if x.dim() == 2:
-        return x  # distances: none of them is padding
     time = torch.arange(x.shape[1], device=x.device)
     return x[time < real[:, None]].reshape(-1, x.shape[-1])
 

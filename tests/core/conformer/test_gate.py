@@ -9,7 +9,17 @@ from core.conformer.gate import fold, gated_forward, kept_units, resolved, tenso
 from core.conformer.model import Conformer
 from core.conformer.norm import LayerNorm
 from core.pruning.extraction import extract
-from core.testing import MASK_KINDS, deeper, ragged_speech, random_mask, small_model
+from core.testing import (
+    MASK_KINDS,
+    deeper,
+    ragged_speech,
+    random_mask,
+    small_model,
+    with_factors,
+)
+
+DENSE = deeper(3)
+SHAPES = pytest.mark.parametrize("shape", [DENSE, with_factors(DENSE)], ids=["dense", "factored"])
 
 
 def masked(model, features, num_frames, mask, **how):
@@ -21,8 +31,9 @@ def masked(model, features, num_frames, mask, **how):
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, tolerance, seed):
-    model = small_model(seed, shape=deeper(3)).to(dtype)
+@SHAPES
+def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, tolerance, seed, shape):
+    model = small_model(seed, shape=shape).to(dtype)
     mask = random_mask(model.axes(), kind, seed)
     features, num_frames = ragged_speech(61, 40, 9, 7, seed=seed, dtype=dtype)
 
@@ -36,8 +47,9 @@ def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, toler
 
 
 @pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes"])
-def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
-    model = small_model(shape=deeper(2)).double().train()
+@SHAPES
+def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind, shape):
+    model = small_model(shape=shape).double().train()
     mask = random_mask(model.axes(), kind)
     features, num_frames = ragged_speech(61, 40, 33, dtype=torch.float64)
 
@@ -48,8 +60,9 @@ def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
-def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
-    model = small_model(shape=deeper(2)).double()
+@SHAPES
+def test_gates_on_tensors_are_gates_at_the_consumers_input(kind, shape):
+    model = small_model(shape=shape).double()
     mask = resolved(model.axes(), random_mask(model.axes(), kind))
     features, num_frames = ragged_speech(61, 40, dtype=torch.float64)
 
@@ -59,8 +72,9 @@ def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-9, atol=1e-9)
 
 
-def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
-    model = small_model()
+@SHAPES
+def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit(shape):
+    model = small_model(shape=shape)
     features, num_frames = ragged_speech(61, 40)
 
     expected = model(features, num_frames).logits
@@ -69,8 +83,9 @@ def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
     assert torch.equal(actual, expected)
 
 
-def test_a_gradient_reaches_every_open_gate():
-    model = small_model()
+@SHAPES
+def test_a_gradient_reaches_every_open_gate(shape):
+    model = small_model(shape=shape)
     mask = random_mask(model.axes(), "soft")
     for gates in mask.values():
         gates.requires_grad_()
@@ -83,8 +98,9 @@ def test_a_gradient_reaches_every_open_gate():
         assert (gates.grad[gates != 0] != 0).all(), name
 
 
-def test_extracting_twice_is_extracting_once():
-    model = small_model()
+@SHAPES
+def test_extracting_twice_is_extracting_once(shape):
+    model = small_model(shape=shape)
     once = extract(model, random_mask(model.axes(), "soft"))
 
     twice = extract(once, {axis.name: torch.ones(axis.size) for axis in once.axes()})

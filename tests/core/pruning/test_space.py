@@ -7,15 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
-from core.testing import MASK_KINDS, deeper, random_mask, small_model
+from core.testing import MASK_KINDS, deeper, random_mask, small_model, with_factors
 
-KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
+KINDS = ["frontend", "width", "head", "inner", "channel", "module", "rank"]
 SECONDS = 1.3
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_cost_is_what_is_counted_on_the_extracted_model(seed):
-    model = small_model(shape=deeper(3))
+@pytest.mark.parametrize("is_factored", [False, True])
+def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
+    model = small_model(shape=with_factors(deeper(3)) if is_factored else deeper(3))
     space = Space.of(model, KINDS, SECONDS)
     kind = MASK_KINDS[seed % len(MASK_KINDS)]
     choice = {name: z != 0 for name, z in random_mask(space.axes, kind, seed).items()}
@@ -34,8 +35,9 @@ def counted_flops(model):
     return counter.get_total_flops()
 
 
-def test_expected_cost_at_certainty_is_the_exact_cost():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("shape", [deeper(2), with_factors(deeper(2))], ids=["dense", "factored"])
+def test_expected_cost_at_certainty_is_the_exact_cost(shape):
+    space = Space.of(small_model(shape=shape), KINDS, SECONDS)
     mask = random_mask(space.axes, "binary")
 
     expected = space.mask_cost(mask)
@@ -71,6 +73,22 @@ def test_expected_cost_falls_when_any_gate_closes():
         gradients = torch.autograd.grad(resource, list(probabilities.values()), retain_graph=True)
         for name, gradient in zip(probabilities, gradients, strict=True):
             assert (gradient > 0).all(), name
+
+
+def test_expected_cost_never_falls_when_a_direction_opens_and_rises_below_the_break_even():
+    space = Space.of(small_model(shape=with_factors(deeper(2))), KINDS, SECONDS)
+    for share, is_below in [(0.9, False), (0.2, True)]:
+        probabilities = {
+            axis.name: torch.full((axis.size,), share, requires_grad=True)
+            for axis in space.prunable
+            if axis.kind == "rank"
+        }
+
+        cost = space.mask_cost(probabilities)
+
+        gradients = torch.autograd.grad(cost.flops, list(probabilities.values()))
+        assert all((gradient >= 0).all() for gradient in gradients)
+        assert all((gradient > 0).all() for gradient in gradients) == is_below
 
 
 def test_expected_costs_gradient_is_its_finite_difference():
