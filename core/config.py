@@ -194,6 +194,9 @@ class PruningConfig(Config):
     """The quadratic multiplier's start; at 0 short runs swing."""
     warmup_share: float = Field(0.3, ge=0, le=1)
     """Share of the search in which the target rises linearly to its value."""
+    smallest: float = Field(0.1, gt=0, lt=1)
+    """Of `acip`: the share of the resource at which its masks stand still; all larger sizes lie on
+    the way."""
     log_alpha: float = Field(3.0, ge=-8, le=8)
     """Start of the gates of single units; 3 is open with probability 0.990."""
     module_log_alpha: float = Field(4.6, ge=-8, le=8)

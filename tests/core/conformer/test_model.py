@@ -7,7 +7,7 @@ from core.config import ConfigError, ModelConfig
 from core.conformer.attention import distance_table, shifted
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.testing import ragged_speech, small_model
+from core.testing import SHAPE, ragged_speech, small_model, with_factors
 
 LENGTHS = (90, 64, 63, 31, 12, 7)
 
@@ -99,6 +99,12 @@ def test_a_shape_that_cannot_be_is_refused(overrule, message):
         ({"widht": 3}, r"must be exactly"),
         ({"blocks": [{"ff1": 1}]}, r"`blocks.0.\*` must be exactly"),
         ({"blocks": 3}, r"`blocks` must be a list"),
+        (
+            {"ranks": {"blocks.0.ff1.up": 0}},
+            r"`ranks.blocks.0.ff1.up` must be a whole number from 1",
+        ),
+        ({"ranks": {"blocks.0.ff3.up": 2}}, r"`ranks` must name linear layers of the model"),
+        ({"ranks": [3]}, r"`ranks` must name linear layers of the model"),
     ],
 )
 def test_a_damaged_shape_is_refused(damage, message):
@@ -108,7 +114,10 @@ def test_a_damaged_shape_is_refused(damage, message):
         Shape.from_plain(plain | damage)
 
 
-def test_a_shape_survives_plain_values():
-    shape = small_model().shape
-
+@pytest.mark.parametrize("shape", [SHAPE, with_factors(SHAPE)], ids=["dense", "factored"])
+def test_a_shape_survives_plain_values(shape):
     assert Shape.from_plain(shape.to_plain()) == shape
+
+
+def test_a_shape_without_factors_is_written_as_it_was_before_there_were_any():
+    assert "ranks" not in SHAPE.to_plain()

@@ -1,0 +1,112 @@
+"""ACIP: every size from one descent (Genzel et al., 2025, arXiv 2502.01717), here for a Conformer.
+
+Each linear layer of the blocks becomes two factors by its singular values, and each of their
+directions, as every other unit that may go, a mask. The masks alone learn, the weights stand still:
+
+    min over masks of    task + logit + layer + lambda * sum of p_j relu(m_j)
+
+with a lambda that grows from step to step, so that unit after unit dies; p_j is what unit j costs.
+The order in which they died is the order of all sizes, and least squares and tuning mend each size
+on its own.
+
+What is ours: units that are no directions, the weights p_j (the paper's are all 1), growth by which
+a run of any length reaches its smallest size, and no adapters, as each size is tuned whole.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.config import TrialConfig
+from core.conformer.axes import Axis, Mask
+from core.conformer.model import Conformer
+from core.pruning.factoring import factored
+from core.pruning.space import of_resource
+from core.pruning.straight_through import StraightThrough
+from core.training.gating import GateStage
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+# A mask must have the time to fall and to be called back: it dies in an eighth of a run at best.
+FALLS = 8.0
+START, DECADES = 1e-3, 6.0
+
+
+class GrowingL1:
+    """A penalty on masks that grows while more is left than the run's course allows."""
+
+    def __init__(self, bench: Workbench, gates: StraightThrough) -> None:
+        config = bench.config.pruning
+        self._bench, self._gates = bench, gates
+        self._prices = prices(bench)
+        self._growth = 10 ** (DECADES / max(1, config.steps))
+        self._strength, self._step = START, 0
+        self.optimizers: list[torch.optim.Optimizer] = []
+
+    def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        del step
+        whole = torch.stack([price * expected[name].sum() for name, price in self._prices.items()])
+        told = {"lambda": whole.new_tensor(self._strength), "kept": whole.new_tensor(self._kept())}
+        return self._strength * whole.sum(), told
+
+    def stepped(self) -> None:
+        config, kept = self._bench.config.pruning, self._kept()
+        self._step += 1
+        course = 1 - (1 - config.smallest) * self._step / config.steps
+        if kept <= config.smallest:
+            self._gates.freeze()
+        elif kept > course:
+            self._strength *= self._growth
+
+    def _kept(self) -> float:
+        space, mask = self._bench.space, self._gates.sample()
+        cost = space.choice_cost({name: (z > 0).cpu() for name, z in mask.items()})
+        return 1 - float(space.sparsity(cost, self._bench.config.pruning.resource))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"strength": self._strength, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._strength, self._step = state["strength"], state["step"]
+
+
+def prices(bench: Workbench) -> dict[str, float]:
+    """What a unit costs, as a share: what the model would save without its axis, a unit."""
+    space, resource = bench.space, bench.config.pruning.resource
+    whole = float(of_resource(space.counted_cost({}), resource))
+    saved = {
+        axis.name: whole - float(of_resource(space.counted_cost({axis.name: 0}), resource))
+        for axis in units(bench)
+    }
+    return {axis.name: saved[axis.name] / axis.size / whole for axis in units(bench)}
+
+
+def units(bench: Workbench) -> list[Axis]:
+    """What has masks: all that may go, but for modules that go with their last unit."""
+    parents = {axis.parent for axis in bench.space.prunable}
+    return [axis for axis in bench.space.prunable if axis.name not in parents]
+
+
+def stage(bench: Workbench) -> GateStage:
+    bench.student.requires_grad_(requires_grad=False)
+    gates = StraightThrough(units(bench)).to(bench.device)
+    rate = min(0.5, FALLS / max(1, bench.config.pruning.steps))
+    return GateStage(bench, gates, GrowingL1(bench, gates), gate_lr=rate)
+
+
+class Acip(Method):
+    needs = frozenset({"audio", "labels"})
+
+    def prepared(self, model: Conformer, config: TrialConfig) -> Conformer:
+        return factored(model) if "rank" in config.pruning.axes else model
+
+    def search(self, bench: Workbench) -> GateStage | None:
+        return stage(bench) if bench.config.pruning.steps else None
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        """After no step at all, every unit is worth the same."""
+        return (search if isinstance(search, GateStage) else stage(bench)).found()
+
+
+METHOD = Acip()
