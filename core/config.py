@@ -168,7 +168,7 @@ class PruningConfig(Config):
     """What to remove, how much of it, and how the choice is found."""
 
     method: str = "l0"
-    """A file of core/methods: l0, magnitude, random, uniform, scratch, dense."""
+    """A file of core/methods: l0, acip, magnitude, random, uniform, scratch, dense."""
     resource: Resource = "flops"
     """What `target_sparsity` counts."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)

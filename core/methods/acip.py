@@ -1,16 +1,16 @@
 """ACIP: every size from one descent (Genzel et al., 2025, arXiv 2502.01717), here for a Conformer.
 
-Each linear layer of the blocks becomes two factors by its singular values, and each of their
-directions, as every other unit that may go, a mask. The masks alone learn, the weights stand still:
+Each linear layer of the blocks becomes two factors by its singular values. Each of their directions
+gets a mask, as does every other unit that may go, and masks and weights descend together:
 
-    min over masks of    task + logit + layer + lambda * sum of p_j relu(m_j)
+    min over weights and masks of    task + logit + layer + lambda * sum of p_j relu(m_j)
 
 with a lambda that grows from step to step, so that unit after unit dies; p_j is what unit j costs.
-The order in which they died is the order of all sizes, and least squares and tuning mend each size
-on its own.
+The order in which they died is the order of all sizes.
 
-What is ours: units that are no directions, the weights p_j (the paper's are all 1), growth by which
-a run of any length reaches its smallest size, and no adapters, as each size is tuned whole.
+What is ours: masks on units that are no directions; the prices p_j, all 1 in the paper; growth that
+brings a run of any length to its smallest size; and factors that learn themselves, where the paper
+holds them still and learns adapters beside them, whose rank would have to be paid for.
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ from core.training.gating import GateStage
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
-# A mask must have the time to fall and to be called back: it dies in an eighth of a run at best.
-FALLS = 8.0
+# A mask needs time to fall and to be called back: it dies in a quarter of a run at the soonest.
+FALLS = 4.0
 START, DECADES = 1e-3, 6.0
 
 
@@ -89,7 +89,6 @@ def units(bench: Workbench) -> list[Axis]:
 
 
 def stage(bench: Workbench) -> GateStage:
-    bench.student.requires_grad_(requires_grad=False)
     gates = StraightThrough(units(bench)).to(bench.device)
     rate = min(0.5, FALLS / max(1, bench.config.pruning.steps))
     return GateStage(bench, gates, GrowingL1(bench, gates), gate_lr=rate)

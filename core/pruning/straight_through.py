@@ -37,8 +37,7 @@ class StraightThrough(nn.Module):
         return self._by_axis(self.is_open().to(soft.dtype) + (soft - soft.detach()))
 
     def median(self) -> dict[str, Tensor]:
-        """All open: the weights stand still, so that the whole model computes what is wanted."""
-        return self._by_axis(torch.ones_like(self.mask.detach()))
+        return {name: z.detach() for name, z in self.sample().items()}
 
     def open_probability(self) -> dict[str, Tensor]:
         return self.sample()
@@ -51,7 +50,8 @@ class StraightThrough(nn.Module):
     def clamp(self) -> None:
         """After each step: remember who died; a mask falls by less than 1 a step."""
         if self.is_frozen:
-            self.mask.copy_(torch.where(self.worth > 0, self.worth, self.mask))
+            held = torch.where(self.worth > 0, self.worth, self.mask.clamp(max=0))
+            self.mask.copy_(held)
             return
         is_newly_dead = (self.mask <= 0) & (self.worth > 0)
         dead = torch.where(is_newly_dead, self.mask.clamp(min=-0.99), self.worth - 1)
@@ -59,6 +59,7 @@ class StraightThrough(nn.Module):
 
     def freeze(self) -> None:
         """From now on all masks stay as they are."""
+        self.clamp()
         self.is_frozen.fill_(value=True)
 
     @torch.no_grad()

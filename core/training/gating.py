@@ -5,7 +5,7 @@ teaching, judging and resuming are the same.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from core.training.trainer import accumulated, autocast, weighted
 NARROW_FROM = 0.125
 
 
+@runtime_checkable
 class Gates(Protocol):
     """One gate a unit, with parameters that are learned; an `nn.Module`."""
 
@@ -45,6 +46,7 @@ class Gates(Protocol):
         """After each step."""
 
 
+@runtime_checkable
 class Control(Protocol):
     """How a budget is enforced."""
 
@@ -74,36 +76,25 @@ class GateStage:
         gates: Gates,
         control: Control,
         *,
-        gate_lr: float | None = None,
         gate_betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        """Of the student's weights those learn that require a gradient.
-
-        Args:
-            bench: what a method may touch.
-            gates: of what may go.
-            control: of how much goes.
-            gate_lr: Adam's rate on the gates, if it is not the config's.
-            gate_betas: how long Adam remembers.
-        """
+        """`gate_betas` are those of Adam on the gates: how long they remember."""
         assert isinstance(gates, nn.Module)
         config = bench.config.pruning
         self.bench, self.config, self.steps = bench, config, config.steps
         self.model, self.axes = bench.student, bench.space.axes
         self.gates, self.control = gates, control
         projection = bench.distillation.projection
-        weights = (*self.model.parameters(), *projection.parameters())
-        self.weights = [weight for weight in weights if weight.requires_grad]
+        self.weights = [*self.model.parameters(), *projection.parameters()]
         self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
-        self.gate_primal = torch.optim.Adam(
-            gates.parameters(),
-            lr=config.gate_lr if gate_lr is None else gate_lr,
-            betas=gate_betas,
-        )
+        self.gate_primal = [
+            torch.optim.Adam([part], lr=config.gate_lr, betas=gate_betas)
+            for part in gates.parameters()  # some gates learn nothing
+        ]
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         self.model.train()
-        optimizers = (self.primal, self.gate_primal, *self.control.optimizers)
+        optimizers = (self.primal, *self.gate_primal, *self.control.optimizers)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = self.bench.config.training.micro_batches
@@ -112,7 +103,7 @@ class GateStage:
         )
         nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
         for optimizer in optimizers:
-            optimizer.step()  # the first two descend, on weights and on gates; a control's ascend
+            optimizer.step()  # those of weights and gates descend, a control's ascend
         self.control.stepped()
         self.gates.clamp()
         return losses
@@ -162,11 +153,14 @@ class GateStage:
         )
 
     def state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._stateful().items()}
+        state = {name: part.state_dict() for name, part in self._stateful().items()}
+        return state | {"gate_primal": [each.state_dict() for each in self.gate_primal]}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
+        for each, values in zip(self.gate_primal, state["gate_primal"], strict=True):
+            each.load_state_dict(values)
 
     def _stateful(self) -> dict[str, Any]:
         return {
@@ -175,7 +169,6 @@ class GateStage:
             "gates": self.gates,
             "control": self.control,
             "primal": self.primal,
-            "gate_primal": self.gate_primal,
         }
 
 

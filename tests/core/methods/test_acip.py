@@ -80,21 +80,10 @@ def test_one_descent_orders_all_sizes_and_stops_at_the_smallest():
         assert all((larger[name] | ~kept).all() for name, kept in smaller.items())
 
 
-def test_only_masks_learn():
-    model = small_model()
-    bench = a_bench(model, steps=10)
-    before = {name: t.clone() for name, t in bench.student.named_parameters()}
-
-    search, _ = searched(bench)
-
-    assert all(torch.equal(t, before[name]) for name, t in bench.student.named_parameters())
-    assert not torch.equal(search.gates.mask, torch.ones_like(search.gates.mask))
-
-
 def test_no_unit_dies_before_a_mask_has_had_the_time_to_fall():
     search = stage(a_bench(small_model(), steps=80))
 
-    for step in range(9):
+    for step in range(19):
         search.step(a_batch(), step)
 
     assert (search.gates.mask > 0).all()
