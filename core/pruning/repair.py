@@ -66,9 +66,9 @@ def repaired(
     small = extract(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
         return small
-    consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
-    grams = input_grams(model, folded, consumers, speech)
-    for consumer in consumers:
+    cut = [c for c in consumers(model.axes()) if _is_cut(c, choice, small)]
+    grams = input_grams(model, folded, cut, speech)
+    for consumer in cut:
         gram = grams[consumer.module]
         _mend(small, consumer, folded, gram, choice=choice, target=target, how=how)
     return small
@@ -150,7 +150,7 @@ def scaled(
     return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
 
 
-def _consumers(axes: list[Axis]) -> list[Consumer]:
+def consumers(axes: list[Axis]) -> list[Consumer]:
     """The modules whose columns a gate scales; the residual width has none of its own."""
     return [
         Consumer(axis=axis, piece=piece)

@@ -10,13 +10,14 @@ from core.config import AxisKind, TrialConfig, method_names
 from core.conformer.gate import tensors_of
 from core.corpora.batches import Batch
 from core.evaluation.judge import Judge
-from core.methods.l0 import GateStage
+from core.methods.l0 import stage as l0_stage
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.space import Space
 from core.testing import deeper, ragged_speech, small_model
 from core.training.distillation import Distillation
+from core.training.gating import GateStage, expected_sparsity
 from core.training.method import Workbench, load_method
 
 CPU = torch.device("cpu")
@@ -165,7 +166,7 @@ def test_l0_closes_units_that_do_nothing_before_units_that_do():
 def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
     stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5)
 
-    expected = float(stage._expected_sparsity().detach())
+    expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()))
     space = stage.bench.space
     cost = space.choice_cost(stage.bench.choose(stage.found().scores, stage.bench.target))
 
@@ -176,7 +177,7 @@ def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
 
 def trained_gates(model, *, steps, **pruning) -> GateStage:
     torch.manual_seed(0)
-    stage = GateStage(a_bench(model, steps=steps, **pruning))
+    stage = l0_stage(a_bench(model, steps=steps, **pruning))
     for step in range(steps):
         stage.step(a_batch(), step)
     return stage
@@ -184,7 +185,7 @@ def trained_gates(model, *, steps, **pruning) -> GateStage:
 
 def test_l0s_multipliers_climb_and_its_weights_descend():
     torch.manual_seed(0)
-    stage = GateStage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
+    stage = l0_stage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
 
     first = stage.step(a_batch(), 0)
     for step in range(1, 20):
