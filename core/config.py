@@ -168,7 +168,7 @@ class PruningConfig(Config):
     """What to remove, how much of it, and how the choice is found."""
 
     method: str = "l0"
-    """A file of core/methods: l0, acip, magnitude, random, uniform, scratch, dense."""
+    """A file of core/methods; the README has a table of them."""
     resource: Resource = "flops"
     """What `target_sparsity` counts."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)
@@ -197,10 +197,18 @@ class PruningConfig(Config):
     smallest: float = Field(0.1, gt=0, lt=1)
     """Of `acip`: the share of the resource at which its masks stand still; all larger sizes lie on
     the way."""
+    constraint: Literal["model", "kind"] = "model"
+    """Of `constrained`: one for the whole model's resource, or one for the units of each kind."""
     log_alpha: float = Field(3.0, ge=-8, le=8)
     """Start of the gates of single units; 3 is open with probability 0.990."""
     module_log_alpha: float = Field(4.6, ge=-8, le=8)
     """Start of the gates of whole modules and of the residual width."""
+    groups: int = Field(8, ge=1, le=65_536)
+    """Of `ld` and `mope`: into how many groups the units of an axis are put, shut one at a time."""
+    rounds: int = Field(8, ge=1, le=1000)
+    """Of `cpd`: into how many removals its search is divided."""
+    coarse_share: float = Field(0.3, ge=0, le=1)
+    """Of `comp`: the share of what is removed that goes in whole blocks."""
     repair: Repair = "ls"
     """How the consumers of removed units are adjusted: not, by scaling, or by least squares."""
     calibration_batches: int = Field(8, ge=1, le=10_000)

@@ -28,9 +28,13 @@ from core.training.gating import GateStage
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
-# A mask needs time to fall and to be called back: it dies in a quarter of a run at the soonest.
-FALLS = 4.0
-START, DECADES = 1e-3, 6.0
+# A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
+FALLS = 6.0
+START, DECADES = 1e-2, 8.0
+# Adam on the masks must not measure a penalty that grows by the gradients of long ago.
+MEMORY = (0.9, 0.95)
+# The smallest size is due before the end: what masks leave undone still has the time to be done.
+DUE = 0.75
 
 
 class GrowingL1:
@@ -53,7 +57,7 @@ class GrowingL1:
     def stepped(self) -> None:
         config, kept = self._bench.config.pruning, self._kept()
         self._step += 1
-        course = 1 - (1 - config.smallest) * self._step / config.steps
+        course = 1 - (1 - config.smallest) * min(1.0, self._step / (DUE * config.steps))
         if kept <= config.smallest:
             self._gates.freeze()
         elif kept > course:
@@ -89,9 +93,10 @@ def units(bench: Workbench) -> list[Axis]:
 
 
 def stage(bench: Workbench) -> GateStage:
-    gates = StraightThrough(units(bench)).to(bench.device)
-    rate = min(0.5, FALLS / max(1, bench.config.pruning.steps))
-    return GateStage(bench, gates, GrowingL1(bench, gates), gate_lr=rate)
+    config = bench.config.pruning
+    start = config.gate_lr * max(1.0, config.steps / FALLS)
+    gates = StraightThrough(units(bench), start=start).to(bench.device)
+    return GateStage(bench, gates, GrowingL1(bench, gates), gate_betas=MEMORY)
 
 
 class Acip(Method):

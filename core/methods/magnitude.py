@@ -10,6 +10,7 @@ from torch import Tensor
 from core.conformer.axes import Axis, Slice
 from core.conformer.gate import tensors_of
 from core.conformer.model import Conformer
+from core.pruning.scoring import units
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -17,8 +18,7 @@ from core.training.trainer import Trainable
 class Magnitude(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
-        return Found(scores=magnitudes(bench.student, units), reference={})
+        return Found(scores=magnitudes(bench.student, units(bench.space)), reference={})
 
 
 @torch.no_grad()

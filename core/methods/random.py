@@ -2,6 +2,7 @@
 
 import torch
 
+from core.pruning.scoring import units
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -10,8 +11,7 @@ class Random(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
         chance = torch.Generator().manual_seed(bench.config.seed)
-        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
-        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in units}
+        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in units(bench.space)}
         return Found(scores=scores, reference={})
 
 

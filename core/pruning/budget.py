@@ -91,6 +91,21 @@ def choose(
     return _filled(space, choice, units[length:], limit, budget.resource) if is_filled else choice
 
 
+def uniform_share(space: Space, target: float, resource: Resource) -> float:
+    """The share of its units that every axis keeps, all alike, when such a share is removed."""
+    units = [axis for axis in space.prunable if axis.kind != "module"]
+
+    def removed(share: float) -> float:
+        mask = {axis.name: torch.full((axis.size,), share, dtype=torch.float64) for axis in units}
+        return float(space.sparsity(space.mask_cost(mask), resource))
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if removed(middle) > target else (low, middle)
+    return high
+
+
 def beginning(space: Space, units: list[Unit], length: int) -> dict[str, Tensor]:
     """The choice that keeps the first units of an order, and of the axes it orders nothing else."""
     choice = space.open_choice()

@@ -67,9 +67,9 @@ def repaired(
     small = narrowed(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
         return multiplied_out(small)
-    consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
-    grams = input_grams(model, folded, consumers, speech)
-    for consumer in consumers:
+    cut = [c for c in consumers(model.axes()) if _is_cut(c, choice, small)]
+    grams = input_grams(model, folded, cut, speech)
+    for consumer in cut:
         gram = grams[consumer.module]
         rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
         _mend(small, consumer, folded, gram, rows=rows, kept=choice[consumer.axis.name], how=how)
@@ -152,7 +152,7 @@ def scaled(
     return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
 
 
-def _consumers(axes: list[Axis]) -> list[Consumer]:
+def consumers(axes: list[Axis]) -> list[Consumer]:
     """The modules whose columns a gate scales; the residual width has none of its own."""
     return [
         Consumer(axis=axis, piece=piece)

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from core.conformer.axes import Axis
 
+# Whatever a unit has resisted before, it must still be able to die within the run.
+CEILING = 1.5
+
 
 class StraightThrough(nn.Module):
     """One gate a unit of the given axes, with its own mask."""
@@ -22,11 +25,12 @@ class StraightThrough(nn.Module):
     worth: Tensor
     is_frozen: Tensor
 
-    def __init__(self, axes: Sequence[Axis]) -> None:
+    def __init__(self, axes: Sequence[Axis], *, start: float = 1.0) -> None:
+        """`start` is every mask's: at a rate of r it needs start / r steps to die."""
         super().__init__()
-        self.axes = tuple(axes)
+        self.axes, self.start = tuple(axes), start
         self.sizes = [axis.size for axis in axes]
-        self.mask = nn.Parameter(torch.ones(sum(self.sizes)))
+        self.mask = nn.Parameter(torch.full((sum(self.sizes),), start))
         self.register_buffer("worth", torch.ones(sum(self.sizes)))
         self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
 
@@ -48,14 +52,16 @@ class StraightThrough(nn.Module):
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """After each step: remember who died; a mask falls by less than 1 a step."""
+        """After each step: remember who died."""
         if self.is_frozen:
-            held = torch.where(self.worth > 0, self.worth, self.mask.clamp(max=0))
-            self.mask.copy_(held)
+            held = self.worth * self.start
+            self.mask.copy_(torch.where(held > 0, held, self.mask.clamp(max=0)))
             return
-        is_newly_dead = (self.mask <= 0) & (self.worth > 0)
-        dead = torch.where(is_newly_dead, self.mask.clamp(min=-0.99), self.worth - 1)
-        self.worth.copy_(torch.where(self.mask > 0, self.mask, dead))
+        self.mask.clamp_(max=CEILING * self.start)
+        mask = self.mask / self.start
+        # Who dies in the same step is told apart by how far the mask fell, but never by a whole 1.
+        dead = torch.where(self.worth > 0, mask.clamp(min=-0.99), self.worth - 1)
+        self.worth.copy_(torch.where(mask > 0, mask, dead))
 
     def freeze(self) -> None:
         """From now on all masks stay as they are."""

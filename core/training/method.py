@@ -6,7 +6,7 @@ shared.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -123,11 +123,3 @@ def load_method(name: str) -> Method:
     method = import_module(f"core.methods.{name}").METHOD
     assert isinstance(method, Method)
     return method
-
-
-def ranked_within(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each score's rank as a share of its axis, so that every axis loses the same share."""
-    return {
-        name: (values.argsort(stable=True).argsort(stable=True).double() + 1) / len(values)
-        for name, values in scores.items()
-    }

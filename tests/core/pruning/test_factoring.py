@@ -50,14 +50,14 @@ def test_directions_fall_in_their_singular_value_and_share_it_evenly():
     torch.testing.assert_close(expand.square().sum(0), values)
 
 
-@pytest.mark.parametrize(("rank", "is_a_pair"), [(5, True), (6, False), (9, False)])
+@pytest.mark.parametrize(("rank", "is_a_pair"), [(7, True), (8, False), (12, False)])
 def test_a_pair_stays_one_only_below_its_break_even(rank, is_a_pair):
-    shape = replace(SHAPE, width=16, blocks=(replace(SHAPE.blocks[0], ff1=10),))
+    shape = replace(SHAPE, width=16, blocks=(replace(SHAPE.blocks[0], ff1=16),))
     model = small_model(shape=replace(shape, ranks={"blocks.0.ff1.up": rank}))
 
     layer = multiplied_out(model).blocks[0].ff1.up
 
     assert isinstance(layer, Factored) == is_a_pair
-    least = min(rank * (16 + 10), 16 * 10)
-    assert sum(p.numel() for p in layer.parameters()) == least + 10
-    assert 160 - spared({"up.rank": rank}, "up", 16, 10) == least
+    least = min(rank * (16 + 16), 16 * 16)
+    assert sum(p.numel() for p in layer.parameters()) == least + 16
+    assert 16 * 16 - spared({"up.rank": rank}, "up", 16, 16) == least

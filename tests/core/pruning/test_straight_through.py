@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from core.conformer.axes import Axis
-from core.pruning.straight_through import StraightThrough
+from core.pruning.straight_through import CEILING, StraightThrough
 
 
 def gates_of(*sizes, floor=0):
@@ -20,7 +21,7 @@ def set_masks(gates, values):
 
 def test_a_gate_is_1_where_its_mask_is_positive_and_has_the_gradient_of_relu():
     gates = gates_of(2, 2)
-    set_masks(gates, [0.7, -0.1, 1e-6, 3.0])
+    set_masks(gates, [0.7, -0.1, 1e-6, 1.4])
 
     z = gates.sample()
     (z["a0"] @ torch.tensor([2.0, 3.0]) + z["a1"] @ torch.tensor([5.0, 7.0])).backward()
@@ -55,8 +56,8 @@ def test_as_many_as_must_stay_are_open_whatever_their_masks():
 def test_frozen_masks_stay_as_they_are():
     gates = gates_of(3)
     set_masks(gates, [0.5, -0.1, 0.2])
-    before = gates.scores()["a0"]
     gates.freeze()
+    before = gates.scores()["a0"]
 
     set_masks(gates, [0.1, -0.9, -0.2])
 
@@ -80,3 +81,11 @@ def test_under_a_growing_penalty_units_die_in_the_order_of_their_importance():
     order = gates.scores()["a0"].argsort()
     ranks = torch.stack((order.argsort(), importance.argsort().argsort())).double()
     assert torch.corrcoef(ranks)[0, 1] > 0.98
+
+
+def test_no_mask_climbs_out_of_reach():
+    gates = gates_of(2)
+
+    set_masks(gates, [7.0, 1.4])
+
+    assert gates.mask.tolist() == pytest.approx([CEILING, 1.4])

@@ -1,0 +1,83 @@
+"""MoPE (arXiv 2403.07839), our reading: a unit is worth what the task's error grows without it.
+
+Width, then depth: groups of units are shut one at a time, then whole modules; a unit is worth no
+more than its module. The error is the share of tokens that greedy decoding gets wrong on labelled
+speech. Signed differences are noise on a good model, and removing what seems to help destroys it,
+so that growth is counted from 0, and ties stand by the rewiring score |w dL/dw| (DynaBERT), by
+which units are grouped, too.
+"""
+
+import torch
+from torch import Tensor
+
+from core.conformer.axes import Axis
+from core.conformer.gate import Folded, gated_forward
+from core.corpora.batches import Batch
+from core.evaluation.decoding import greedy
+from core.evaluation.wer import word_errors
+from core.pruning.perturbation import Edit, groups, perturbed, spread, untouched
+from core.pruning.scoring import per_cost, units, with_ties_broken
+from core.pruning.sensitivity import gate_gradients
+from core.training.distillation import ctc_loss
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class MoPE(Method):
+    needs = frozenset({"audio", "labels"})
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        config, axes = bench.config.pruning, units(bench.space)
+        modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
+        rewiring = rewiring_scores(bench, [*axes, *modules])
+        width = self._worth(bench, groups(axes, rewiring, count=config.groups))
+        depth = self._worth(bench, groups(modules, rewiring, count=1))
+        scores = {**spread(axes, width), **spread(modules, depth)}
+        dear = per_cost(bench.space, scores, config.resource)
+        return Found(scores=with_ties_broken(dear, rewiring), reference={})
+
+    def _worth(self, bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]]:
+        def error(folded: Folded) -> Tensor:
+            return torch.tensor(token_error_rate(bench, folded))
+
+        whole = float(error(untouched(bench.student)))
+        found = perturbed(bench.student, edits, error)
+        return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
+
+
+def token_error_rate(bench: Workbench, folded: Folded) -> float:
+    """Wrong tokens of greedy decoding, a token of the labelled speech."""
+    bench.student.eval()
+    said, heard = [], []
+    for batch in bench.labelled:
+        output = gated_forward(bench.student, batch.features, batch.num_frames, folded)
+        heard += [_text(tokens) for tokens in greedy(output.logits, output.num_frames)]
+        lengths = batch.num_tokens.tolist()
+        said += [
+            _text(tokens[:n]) for tokens, n in zip(batch.tokens.tolist(), lengths, strict=True)
+        ]
+    return word_errors(said, heard).wer
+
+
+def _text(tokens: list[int]) -> str:
+    """Tokens as words, for those who count errors of words."""
+    return " ".join(map(str, tokens))
+
+
+def rewiring_scores(bench: Workbench, axes: list[Axis]) -> dict[str, Tensor]:
+    """|gate * dL/dgate| summed over batches: as a gate scales weights, it is |sum of w dL/dw|."""
+    bench.student.eval()
+
+    def loss(folded: Folded, batch: Batch) -> Tensor:
+        output = gated_forward(bench.student, batch.features, batch.num_frames, folded)
+        return ctc_loss(output, batch.tokens, batch.num_tokens)
+
+    sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
+    for batch in bench.labelled:
+        for name, gradient in gate_gradients(bench.student, axes, batch, loss).items():
+            sums[name] += gradient.double().abs().cpu()
+    return sums
+
+
+METHOD = MoPE()

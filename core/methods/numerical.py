@@ -1,0 +1,62 @@
+"""Numerical Pruning (arXiv 2412.12441), our reading: one Newton step says what a unit is worth.
+
+Of a consumer W with inputs X, gates z of least |X W - X diag(z) W|^2 / 2 are sought whose sum is
+near r: (lambda / 2) (1^T z - r)^2 is added. With A = (W W^T) * (X^T X) the problem is quadratic, so
+that a single step from anywhere ends at z = 1 - c A^-1 1, with c = lambda (I - r) / (1 + lambda 1^T
+A^-1 1). The order inside an axis hangs on neither lambda nor r; for lambda without bound, neither
+does that between axes. What goes is compensated by `repair = "ls"`, which is the paper's update.
+
+Shapes: I inputs of a consumer, O its outputs, U units.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.conformer.gate import tensors_of
+from core.pruning.perturbation import untouched
+from core.pruning.repair import Consumer, consumers, input_grams
+from core.pruning.scoring import unit_share, units
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+DAMPING = 1e-4
+"""Of the mean of A's diagonal: inputs that are never there leave A singular."""
+
+
+class Numerical(Method):
+    needs = frozenset({"audio"})
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        able = {axis.name for axis in units(bench.space)}
+        known = [c for c in consumers(list(bench.space.axes)) if c.axis.name in able]
+        grams = input_grams(bench.student, untouched(bench.student), known, bench.speech)
+        scores = {}
+        for consumer in known:
+            share = unit_share(bench.space, consumer.axis.name, bench.config.pruning.resource)
+            scores[consumer.axis.name] = share * _gates(bench, consumer, grams[consumer.module])
+        return Found(scores=scores, reference={})
+
+
+def _gates(
+    bench: Workbench, consumer: Consumer, gram: Float[Tensor, "inputs1 inputs1"]
+) -> Float[Tensor, " _"]:
+    """Each unit's gate, the mean of its inputs' gates, when the target's share is to be closed."""
+    weight = tensors_of(bench.student)[f"{consumer.module}.weight"].detach().double().flatten(1)
+    curvature = (gram[:-1, :-1] * (weight.T @ weight)).cpu()
+    gates = newton_gates(curvature, closed=bench.target)
+    return gates.view(consumer.axis.size, -1).mean(1)
+
+
+def newton_gates(
+    curvature: Float[Tensor, "inputs inputs"], *, closed: float
+) -> Float[Tensor, " inputs"]:
+    """The gates of least error, when a share of them in sum is closed and lambda has no bound."""
+    size = len(curvature)
+    ridge = DAMPING * curvature.diagonal().mean() * torch.eye(size).to(curvature)
+    sensitivity = torch.linalg.solve(curvature + ridge, torch.ones(size).to(curvature))
+    return 1 - closed * size * sensitivity / sensitivity.sum()
+
+
+METHOD = Numerical()
