@@ -65,14 +65,14 @@ def searched(bench):
 
 @pytest.mark.slow
 def test_one_descent_orders_all_sizes_and_stops_at_the_smallest():
-    bench = a_bench(small_model(), steps=40, smallest=0.4)
+    bench = a_bench(small_model(), steps=40, smallest=0.5)
 
     search, losses = searched(bench)
 
-    assert losses["kept"] <= 0.4
+    assert losses["kept"] <= 0.5
     assert search.gates.is_frozen
     scores = search.found().scores
-    keeps = (0.9, 0.7, 0.5, 0.4, 0.3)
+    keeps = (0.9, 0.7, 0.5, 0.3)
     choices = [chosen(bench.space, scores, keep) for keep in keeps]
     for keep, choice in zip(keeps, choices, strict=True):
         cost = bench.space.choice_cost(choice)
