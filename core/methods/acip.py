@@ -30,6 +30,8 @@ from core.training.trainer import Trainable
 
 # A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
 FALLS = 6.0
+# Lambda is in units of loss for the whole resource: it starts where nothing is worth so little, and
+# may climb beyond what anything is worth.
 START, DECADES = 1e-2, 8.0
 # Adam on the masks must not measure a penalty that grows by the gradients of long ago.
 MEMORY = (0.9, 0.95)
@@ -93,6 +95,7 @@ def units(bench: Workbench) -> list[Axis]:
 
 
 def stage(bench: Workbench) -> GateStage:
+    """Masks start as high as the config's rate, whatever it is, can bring down in their time."""
     config = bench.config.pruning
     start = config.gate_lr * max(1.0, config.steps / FALLS)
     gates = StraightThrough(units(bench), start=start).to(bench.device)
