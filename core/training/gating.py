@@ -142,13 +142,14 @@ class GateStage:
         small = repaired(self.model, found.reference, choice, how="none", speech=())
         reestimate_statistics(small, bench.speech)
         report = bench.judge.report(small, self.stage)
+        expected = expected_sparsity(bench, self.gates.open_probability()).detach()
         return Report(
             stage=self.stage,
             step=0,
             total_steps=0,
             wer=report.wer,
             gflops=report.gflops,
-            expected_sparsity=float(expected_sparsity(bench, self.gates.open_probability())),
+            expected_sparsity=float(expected),
             realised_sparsity=report.realised_sparsity,
         )
 
