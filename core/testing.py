@@ -7,14 +7,17 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from core.config import TrialConfig
+from core.config import RuntimeConfig, TrialConfig
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
+from core.corpora.batches import Batch
 from core.ranks import joined
 from core.setting import Place
+from core.training.trainer import DenseStage, Rates
 from core.trial import run
 
 MaskKind = Literal["open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty"]
@@ -40,6 +43,19 @@ SHAPE = Shape(
         BlockShape(ff1=8, heads=2, channels=6, ff2=11),
     ),
 )
+
+
+TOY = Shape(
+    sub1=12,
+    sub2=12,
+    width=48,
+    position_width=48,
+    head_width=12,
+    kernel=7,
+    vocabulary=12,
+    blocks=(BlockShape(ff1=96, heads=4, channels=48, ff2=96),) * 3,
+)
+"""Of the task that `patterned` speech sets, which is learned in seconds."""
 
 
 def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
@@ -77,6 +93,49 @@ def ragged_speech(
     chance = torch.Generator().manual_seed(seed)
     features = torch.randn(len(lengths), max(lengths), 80, generator=chance, dtype=dtype)
     return features, torch.tensor(lengths)
+
+
+def patterned(count: int, *, seed: int) -> Batch:
+    """Made-up speech: each token is a pattern of its own that lasts a while, in noise."""
+    chance = torch.Generator().manual_seed(seed)
+    vocabulary = TOY.vocabulary
+    patterns = torch.randn(vocabulary, 80, generator=torch.Generator().manual_seed(0))
+    patterns[0] = 0.0  # silence
+    said, features = [], []
+    for _ in range(count):
+        length = int(torch.randint(3, 7, (1,), generator=chance))
+        tokens = torch.randint(1, vocabulary, (length,), generator=chance)
+        lasts = torch.randint(12, 24, (2 * length + 1,), generator=chance)
+        lasts[::2] //= 2
+        heard = torch.zeros(2 * length + 1, dtype=torch.long)
+        heard[1::2] = tokens
+        clean = patterns[heard.repeat_interleave(lasts)]
+        features.append(clean + 0.8 * torch.randn(clean.shape, generator=chance))
+        said.append(tokens)
+    return Batch(
+        features=pad_sequence(features, batch_first=True),
+        num_frames=torch.tensor([len(each) for each in features]),
+        tokens=pad_sequence(said, batch_first=True),
+        num_tokens=torch.tensor([len(each) for each in said]),
+        seconds=sum(len(each) for each in features) / 100,
+        ids=tuple(map(str, range(count))),
+        texts=("",) * count,
+        indices=tuple(range(count)),
+    )
+
+
+def taught_toy(steps: int = 150) -> Conformer:
+    """A model that has learned patterned speech."""
+    torch.manual_seed(0)
+    model = Conformer(TOY)
+    rates = Rates(peak=4e-3, warmup_share=0.2, weight_decay=1e-2, clip=5.0)
+    runtime = RuntimeConfig()
+    stage = DenseStage(
+        model, stage="teacher", steps=steps, rates=rates, judge=None, runtime=runtime
+    )
+    for step in range(steps):
+        stage.step(patterned(16, seed=1000 + step), step)
+    return model.eval()
 
 
 def run_as_rank(config: TrialConfig, place: Place, rank: int, size: int, store: str) -> int:

@@ -6,6 +6,9 @@ that a single step from anywhere ends at z = 1 - c A^-1 1, with c = lambda (I - 
 A^-1 1). The order inside an axis hangs on neither lambda nor r; for lambda without bound, neither
 does that between axes. What goes is compensated by `repair = "ls"`, which is the paper's update.
 
+Left out is the factor by which a head is worth more than a channel, its cost: a Conformer's heads
+cost so much that all would stay, and what is left would starve.
+
 Shapes: I inputs of a consumer, O its outputs, U units.
 """
 
@@ -16,7 +19,7 @@ from torch import Tensor
 from core.conformer.gate import tensors_of
 from core.pruning.perturbation import untouched
 from core.pruning.repair import Consumer, consumers, input_grams
-from core.pruning.scoring import unit_share, units
+from core.pruning.scoring import units
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -34,8 +37,7 @@ class Numerical(Method):
         grams = input_grams(bench.student, untouched(bench.student), known, bench.speech)
         scores = {}
         for consumer in known:
-            share = unit_share(bench.space, consumer.axis.name, bench.config.pruning.resource)
-            scores[consumer.axis.name] = share * _gates(bench, consumer, grams[consumer.module])
+            scores[consumer.axis.name] = _gates(bench, consumer, grams[consumer.module])
         return Found(scores=scores, reference={})
 
 

@@ -67,12 +67,9 @@ class Workbench:
 
     def limited(self, needs: AbstractSet[Need]) -> "Workbench":
         """The same, but for data that is not needed: touching it is a NeedError."""
-        limited = self
-        if "labels" not in needs:
-            limited = replace(limited, labelled=Untouchable("labels"))
         if "audio" not in needs:
-            limited = replace(limited, speech=Untouchable("audio"))
-        return limited
+            return replace(self, speech=Untouchable("audio"), labelled=Untouchable("audio"))
+        return self if "labels" in needs else replace(self, labelled=Untouchable("labels"))
 
 
 @dataclass(frozen=True, slots=True)
