@@ -72,7 +72,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
         luggage = _luggage(job)
         check_here(None if luggage else place.teacher, values["code"])
         with (
-            _full_disk_told(place.trial),
+            full_disk_told(place.trial),
             _alone(place.trial),
             gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,
         ):
@@ -116,7 +116,7 @@ def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
     from core.teacher import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
 
     config, place = _unpacked(job)
-    with _full_disk_told(place.teacher), _alone(place.teacher):
+    with full_disk_told(place.teacher), _alone(place.teacher):
         yield from prepared(prepare(config, place), _luggage(job), sweep=place.teacher.parent)
 
 
@@ -171,7 +171,7 @@ def _luggage(job: Mapping[str, Any]) -> Luggage | None:
 
 
 @contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
+def full_disk_told(folder: Path) -> Iterator[None]:
     """Say by the system's own error that the disk is full, whatever library tripped over it.
 
     torch's writer and safetensors' raise errors of their own, some with the system's behind them.

@@ -69,6 +69,19 @@ def tiny_space(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def tiny_shared(tmp_path_factory):
+    """Speech and teacher of the tiny space, made once; a sweep that has them begins with trials."""
+    from core.setting import Place  # noqa: PLC0415  # seconds, of these tests alone
+    from core.teacher import prepare  # noqa: PLC0415
+    from sweep.config import parse  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("shared")
+    place = Place(teacher=folder / "teacher", features=folder / "features", trial=folder / "none")
+    list(prepare(parse(TINY, source="tests/conftest.py").space.base, place))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():
     """One cluster for all tests that need one, started as the program starts its own."""
     from sweep import cluster  # noqa: PLC0415  # seconds, of these tests alone

@@ -1,6 +1,7 @@
 """Real sweeps of tiny trials: real speech, real training, real Ray, real MLflow."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,17 +25,24 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture
-def make(tiny_space, tmp_path):
-    """Make a sweep's directory from the tiny space, with some of its text replaced."""
+def make(tiny_space, tmp_path, tiny_shared, empty_database):
+    """Make a sweep's directory from the tiny space, with some of its text replaced.
 
-    def made(**replaced):
+    Speech, teacher and MLflow's tables are there already, unless it shall make them itself.
+    """
+
+    def made(*, is_bare=False, **replaced):
         text = tiny_space.read_text()
         for before, after in replaced.values():
             assert before in text
             text = text.replace(before, after)
         tiny_space.write_text(text)
-        create(tmp_path / "sweep", load(str(tiny_space)), text)
-        return tmp_path / "sweep"
+        folder = tmp_path / "sweep"
+        create(folder, load(str(tiny_space)), text)
+        if not is_bare:
+            shutil.copytree(tiny_shared, folder, dirs_exist_ok=True)
+            shutil.copy(empty_database, folder / "mlflow.db")
+        return folder
 
     return made
 
@@ -58,7 +66,7 @@ def events_of(folder):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
-    folder = make()
+    folder = make(is_bare=True)
 
     assert driver.run(folder) == driver.DONE
     records = records_of(folder)
@@ -115,7 +123,9 @@ def test_a_trial_that_cannot_be_fails_in_one_line_and_alone(make):
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_corpus_that_cannot_be_used_is_the_callers_to_put_right(make, tmp_path):
     (tmp_path / "speech").mkdir()
-    folder = make(corpus=("[trial.corpus]", f'[trial.corpus]\nname = "{tmp_path / "speech"}"'))
+    folder = make(
+        is_bare=True, corpus=("[trial.corpus]", f'[trial.corpus]\nname = "{tmp_path / "speech"}"')
+    )
 
     with pytest.raises(ValueError, match="speech"):
         driver.run(folder)
