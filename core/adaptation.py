@@ -29,7 +29,13 @@ from core.evaluation.wer import WerReport
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
-from core.setting import calibration_batches, device_of, journey_of, set_chance, without_words
+from core.setting import (
+    calibration_batches,
+    device_of,
+    journey_of,
+    set_chance,
+    without_words,
+)
 from core.training import checkpoint
 from core.training.boosting import Fostering, fostering
 from core.training.method import tuning_rates
@@ -114,7 +120,9 @@ def _order(config: AdaptationConfig, found: Bundle) -> dict[str, Any]:
     digest = hashlib.sha256(found.tokenizer.model)
     for name, tensor in sorted(found.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    return {"config": config.model_dump(), "source": digest.hexdigest()}
+    values = config.model_dump()
+    del values["trial"]["runtime"]  # it may go on elsewhere
+    return {"config": values, "source": digest.hexdigest()}
 
 
 def _told(out: Path, order: dict[str, Any]) -> dict[str, Any]:
