@@ -239,6 +239,7 @@ def adapting(tmp_path):
     return ["adapt", tmp_path / "model", "--corpus", speech, "--config", file], tmp_path
 
 
+@pytest.mark.slow
 def test_a_model_is_adapted_and_hears_the_new_words(run, adapting):
     words, folder = adapting
     words += ["--memory", folder / "speech", "--memory-share", "1", "--steps", "2", "--json"]

@@ -122,6 +122,7 @@ def test_the_boosted_model_is_judged_until_it_is_compressed():
     assert judged == ["Boosted", "Boosted", "Conformer", "Conformer"]
 
 
+@pytest.mark.slow
 def test_new_tokens_are_learned_by_the_boosted_model_and_then_by_the_small_one():
     torch.manual_seed(0)
     stage = a_stage(small_model(), steps=80, learning_rate=3e-3)
