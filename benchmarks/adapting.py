@@ -9,6 +9,7 @@ boosting.
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/commands"))
     parser.add_argument("--dir", type=Path, default=Path("runs/adapting"))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--teacher-steps", type=int, default=1600)
+    parser.add_argument("--teacher-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=300, help="of each way, and of each stage")
     parser.add_argument("--memory-share", type=float, default=0.05)
     parser.add_argument("--removed", type=float, default=0.5, help="share of FLOPs")
@@ -122,12 +123,18 @@ def config_of(root: Path, args: argparse.Namespace, *, seed: int = 0) -> TrialCo
         {
             "seed": seed,
             "corpus": {"name": str(root / "old"), "tokens": "word", "vocabulary": 16},
-            "model": {"blocks": 4, "width": 64, "inner": 256, "channels": 64},
+            "model": {
+                "blocks": 3,
+                "width": 48,
+                "inner": 192,
+                "channels": 48,
+                "frontend_channels": 16,
+            },
             "teacher": {"steps": args.teacher_steps},
             "pruning": {"method": "magnitude", "target_sparsity": args.removed, "steps": 0},
             "tuning": {"steps": args.steps, "learning_rate": 1e-3},
-            "training": {"batch_seconds": 32.0},
-            "runtime": {"report_steps": 10**6, "checkpoint_steps": 10**6},
+            "training": {"batch_seconds": 16.0},
+            "runtime": {"report_steps": 200, "checkpoint_steps": 200},
         }
     )
 
@@ -136,7 +143,7 @@ def pruned(root: Path, args: argparse.Namespace) -> bundle.Bundle:
     """The teacher, pruned and tuned on old words alone."""
     config = config_of(root, args)
     place = Place(teacher=root / "teacher", features=root / "features", trial=root / "pruned")
-    for report in (*prepare(config, place), *run(config, place)):
+    for report in chain(prepare(config, place), run(config, place)):
         log.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
     return bundle.load(place.trial / "model")
 
