@@ -47,7 +47,11 @@ from core.trial import run
 CPU = torch.device("cpu")
 OLD_WORDS = frozenset({"DOWN", "EIGHT", "FIVE", "GO", "LEFT"})
 WORD_SAMPLES = 16_000
-BETAS = {"compressed plain": 0.0, "compressed balanced": 0.97}
+BETAS = {
+    "compressed plain": 0.0,
+    "compressed, balanced by 0.9": 0.9,
+    "compressed, balanced by 0.97": 0.97,
+}
 
 log = Console(stderr=True)
 
@@ -68,8 +72,9 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/adapting"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--teacher-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=300, help="of each way, and of each stage")
-    parser.add_argument("--memory-share", type=float, default=0.05)
+    parser.add_argument("--pruned-steps", type=int, default=250, help="of tuning what was pruned")
+    parser.add_argument("--steps", type=int, default=500, help="of each way, and of each stage")
+    parser.add_argument("--memory-share", type=float, default=0.1)
     parser.add_argument("--removed", type=float, default=0.5, help="share of FLOPs")
     args = parser.parse_args()
     root = args.dir.resolve()
@@ -83,7 +88,7 @@ def main() -> None:
             heard.setdefault(name, []).append(errors_of(model, speeches))
             log.print(f"seed {seed} {row_of(name, heard[name])}")
     rows = [row_of(name, each) for name, each in heard.items()]
-    names = ("teacher_steps", "steps", "memory_share", "removed", "seeds")
+    names = ("teacher_steps", "pruned_steps", "steps", "memory_share", "removed", "seeds")
     emit("adapting", rows, {name: getattr(args, name) for name in names}, args)
 
 
@@ -132,7 +137,7 @@ def config_of(root: Path, args: argparse.Namespace, *, seed: int = 0) -> TrialCo
             },
             "teacher": {"steps": args.teacher_steps},
             "pruning": {"method": "magnitude", "target_sparsity": args.removed, "steps": 0},
-            "tuning": {"steps": args.steps, "learning_rate": 1e-3},
+            "tuning": {"steps": args.pruned_steps, "learning_rate": 1e-3},
             "training": {"batch_seconds": 16.0},
             "runtime": {"report_steps": 200, "checkpoint_steps": 200},
         }
