@@ -18,6 +18,7 @@ from torch import nn
 
 from core.config import Config, ConfigError, CorpusConfig, TrialConfig
 from core.conformer.model import Conformer
+from core.corpora.audio import CorpusError
 from core.corpora.corpus import Corpus, open_corpus, with_memory
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore, cached
@@ -94,7 +95,12 @@ def adapt(
         return _told(out, order)
     work = out.with_name(f"{out.name}.work")
     _begin(work, order)
-    speech = yield from _prepared(config, found, work)
+    try:
+        speech = yield from _prepared(config, found, work)
+    except CorpusError:  # what was not begun may be begun otherwise
+        if not (work / "checkpoints").exists():
+            shutil.rmtree(work)
+        raise
     model, adapted = yield from _trained(config, found, speech, work)
     told = _plain(adapted)
     bundle.save(out, model, speech.new.tokenizer, {"adaptation": told, "order": order})

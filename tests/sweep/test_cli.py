@@ -264,6 +264,7 @@ def test_a_model_is_adapted_and_hears_the_new_words(run, adapting):
         ("", ["--memory", "nowhere"], "`corpus.name` must be"),
         ("", ["--memory-share", "2"], "`memory_share` must be"),
         ("", ["--out", "{folder}/tokens"], "`out` must be a new folder"),
+        ("", ["--corpus", "{folder}/tokens"], "holds neither"),
     ],
 )
 def test_what_adapt_cannot_use_is_one_line_and_code_2(run, adapting, text, words, message):
@@ -276,3 +277,4 @@ def test_what_adapt_cannot_use_is_one_line_and_code_2(run, adapting, text, words
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+    assert not list(folder.glob("out*"))
