@@ -265,7 +265,8 @@ class BoostingConfig(Config):
     """The same while both become one: higher keeps more of what is old, lower learns more that is
     new."""
     task_weight: float = Field(0.0, ge=0, le=1e4)
-    """Weight of CTC on the transcripts while both become one; FOSTER has none."""
+    """Weight of CTC on the transcripts while both become one; FOSTER has none, and a trial takes
+    that of `distillation`."""
 
 
 class TrainingConfig(Config):

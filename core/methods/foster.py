@@ -1,7 +1,8 @@
 """Our reading of FOSTER (F.-Y. Wang et al., ECCV 2022) as a recovery of what pruning took away.
 
-Units go by magnitude. Half of the tuning's steps train a second small encoder beside the pruned one
-towards the teacher, the other half compress both into the pruned shape again.
+Units go by magnitude. A first share of the tuning's steps trains a second small encoder beside the
+pruned one towards the teacher, the rest compress both into the pruned shape again, with CTC on the
+transcripts beside the distillation, which FOSTER has not.
 """
 
 import torch
@@ -21,6 +22,9 @@ class Foster(Magnitude):
     ) -> Fostering:
         del choice
         config, vocabulary = bench.config, model.shape.vocabulary
+        # Nothing here is to be kept from being forgotten: transcripts count as in any tuning.
+        task_weight = config.distillation.task_weight
+        boosting = config.boosting.model_copy(update={"task_weight": task_weight})
 
         def judged(heard: Boosted | Conformer) -> Report:
             # Two encoders are only on the way: what would be extracted now is the small model.
@@ -32,7 +36,7 @@ class Foster(Magnitude):
             vocabulary=vocabulary,
             steps=steps,
             rates=tuning_rates(config),
-            config=config.boosting,
+            config=boosting,
             runtime=config.runtime,
             counts=_token_counts(bench, vocabulary),
             judge=judged,
