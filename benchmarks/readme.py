@@ -130,6 +130,18 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def adapting(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "model": row["name"],
+            "parameters": f"{row['params'] / 1e6:.3f} M",
+            "WER % on old words (95 %)": with_interval(row, "old_wer"),
+            "on new words": with_interval(row, "new_wer"),
+        }
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
@@ -139,6 +151,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "masked_overhead": ("masked_overhead", masked_overhead),
     "realised_speed": ("realised_speed", realised_speed),
     "orchestration": ("orchestration", orchestration),
+    "adapting": ("adapting", adapting),
 }
 """What stands between the marks: of which result, and how it is said."""
 

@@ -19,6 +19,7 @@ METHODS_FOLDER = Path(__file__).parent / "methods"
 Resource = Literal["flops", "params"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "rank"]
 Repair = Literal["none", "mask", "ls"]
+DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -69,6 +70,8 @@ class DemoConfig(Config):
     """Highest signal-to-noise ratio of the added noise, in dB."""
     seed: int = Field(0, ge=0)
     """Draws sentences, voices, speeds and noise; the same seed speaks the same corpus."""
+    commands: list[DemoCommand] = []
+    """Only sentences that begin with one of these words are spoken; empty for all sentences."""
 
     @model_validator(mode="after")
     def _noise_has_a_range(self) -> "DemoConfig":
@@ -256,6 +259,27 @@ class TuningConfig(Config):
     """Optimizer steps by which a finished model is tuned on, at rates that rise and fall anew."""
 
 
+class BoostingConfig(Config):
+    """Training by a second encoder that is compressed away again (FOSTER, Wang et al., 2022)."""
+
+    share: float = Field(0.5, ge=0, le=1)
+    """Share of the steps in which the second encoder learns; in the others both become one."""
+    old_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of the divergence from what the old model, or a trial's teacher, says of its tokens
+    while the second encoder learns."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Softens what is distilled, in both stages."""
+    boost_beta: float = Field(0.97, ge=0, lt=1)
+    """How much rarer tokens weigh more while the second encoder learns: a token seen n times weighs
+    (1 - beta) / (1 - beta**n); at 0 all weigh the same."""
+    compress_beta: float = Field(0.97, ge=0, lt=1)
+    """The same while both become one: higher keeps more of what is old, lower learns more that is
+    new."""
+    task_weight: float = Field(0.0, ge=0, le=1e4)
+    """Weight of CTC on the transcripts while both become one; FOSTER has none, and a trial takes
+    that of `distillation`."""
+
+
 class TrainingConfig(Config):
     """What all training of a trial shares."""
 
@@ -308,6 +332,7 @@ class TrialConfig(Config):
     pruning: PruningConfig = PruningConfig()
     distillation: DistillationConfig = DistillationConfig()
     tuning: TuningConfig = TuningConfig()
+    boosting: BoostingConfig = BoostingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -37,7 +37,7 @@ from core.setting import (
 from core.training import checkpoint
 from core.training.distillation import Distillation
 from core.training.method import Found, Method, Workbench, load_method
-from core.training.trainer import DenseStage, Journey, Rates, Taught, Trainable, fit
+from core.training.trainer import Journey, Trainable, Tuning, fit
 
 OUTCOMES = "outcomes.json"
 """Of a trial's folder: that it is done, and what it found."""
@@ -113,7 +113,7 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         if number < len(outcomes):
             continue
         if is_tuning and resume and resume["steps_before"] == journey.steps_before:
-            choice = resume["model"]["choice"]
+            choice = resume["beside"]["choice"]
             small, again = extract(bench.student, as_mask(choice)), resume
         else:
             start = start or _start(trial, search, journey)
@@ -122,9 +122,14 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
             choice = bench.choose(start.found.scores, target)
             small = trial.method.started(_extracted(bench, start.found, choice), bench)
             again = None
-        stage = _tuning(bench, small, choice, steps=tune_steps)
+        stage = _tuning(trial, small, choice, steps=tune_steps)
+        journey.beside = {"choice": choice}
         yield from fit(stage, journey, resume=again)
-        outcomes += _judged(trial, stage, target=target, steps=_steps(config), name=names[number])
+        outcomes += _judged(
+            trial,
+            Tuned(model=stage.model, choice=choice, target=target, steps=_steps(config)),
+            name=names[number],
+        )
     return _ended(trial, outcomes)
 
 
@@ -179,14 +184,18 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
         choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
         small = extract(bench.student, as_mask(choice))
         small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
-        stage = _tuning(bench, small, choice, steps=more)
+        stage = _tuning(trial, small, choice, steps=more)
         journey = trial.journey(again, len(earlier) * (before + more))
         journey.steps_before = len(earlier) * before + number * more
         resume = _newest(journey)
         is_on_its_way = resume is not None and resume["steps_before"] == journey.steps_before
         yield from fit(stage, journey, resume=resume if is_on_its_way else None)
         target = outcome.target_sparsity
-        outcomes += _judged(trial, stage, target=target, steps=before + more, name=names[number])
+        outcomes += _judged(
+            trial,
+            Tuned(model=stage.model, choice=choice, target=target, steps=before + more),
+            name=names[number],
+        )
     return _ended(trial, outcomes)
 
 
@@ -196,24 +205,31 @@ def _newest(journey: Journey) -> dict[str, Any] | None:
     return ranks.first(checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None)
 
 
-def _judged(
-    trial: Trial, stage: DenseStage, *, target: float, steps: int, name: str
-) -> list[Outcome]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """A model that is to be judged."""
+
+    model: Conformer
+    choice: Choice
+    """What of the student it kept."""
+    target: float
+    steps: int
+    """Spent on it, search and tuning together."""
+
+
+def _judged(trial: Trial, tuned: Tuned, *, name: str) -> list[Outcome]:
     """Measure a tuned model and keep it: the first rank does, and tells the others."""
     ranks = trial.ranks
-    return ranks.first(
-        [_measured(trial, stage, target=target, steps=steps, name=name)] if ranks.is_first else []
-    )
+    return ranks.first([_measured(trial, tuned, name=name)] if ranks.is_first else [])
 
 
-def _measured(trial: Trial, stage: DenseStage, *, target: float, steps: int, name: str) -> Outcome:
-    small, taught, bench = stage.model, stage.taught, trial.bench
-    assert taught is not None, "a small model has a teacher"
-    reestimate_statistics(small, bench.speech)
-    outcome = bench.judge.outcome(small, target=target, steps=steps, folder=name)
-    kept = {axis: units.nonzero().flatten().tolist() for axis, units in taught.choice.items()}
+def _measured(trial: Trial, tuned: Tuned, *, name: str) -> Outcome:
+    bench = trial.bench
+    reestimate_statistics(tuned.model, bench.speech)
+    outcome = bench.judge.outcome(tuned.model, target=tuned.target, steps=tuned.steps, folder=name)
+    kept = {axis: units.nonzero().flatten().tolist() for axis, units in tuned.choice.items()}
     report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept}
-    bundle.save(trial.place.trial / name, small, trial.speech.tokenizer, report)
+    bundle.save(trial.place.trial / name, tuned.model, trial.speech.tokenizer, report)
     return outcome
 
 
@@ -281,25 +297,9 @@ def _extracted(bench: Workbench, found: Found, choice: Choice) -> Conformer:
     return small
 
 
-def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -> DenseStage:
-    config = bench.config
-    small.set_dropout(config.tuning.dropout)
-    rates = Rates(
-        peak=config.tuning.learning_rate,
-        warmup_share=config.tuning.warmup_share,
-        weight_decay=config.teacher.weight_decay,
-        clip=config.training.clip,
-    )
-    return DenseStage(
-        small,
-        stage="tune",
-        steps=steps,
-        rates=rates,
-        judge=bench.judge,
-        runtime=config.runtime,
-        taught=Taught(distillation=bench.distillation, choice=choice),
-        micro_batches=config.training.micro_batches,
-    )
+def _tuning(trial: Trial, small: Conformer, choice: Choice, *, steps: int) -> Tuning:
+    small.set_dropout(trial.config.tuning.dropout)
+    return trial.method.tuning(small, choice, trial.bench, steps=steps)
 
 
 def _write(file: Path, text: str) -> None:

@@ -87,6 +87,32 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
     )
 
 
+def with_memory(new: Corpus, old: Corpus, *, share: float, seed: int) -> Corpus:
+    """New speech, with a share of the old one's training speech among its own.
+
+    Whether an utterance is among them depends on its name and the seed alone, so that a larger
+    share holds a smaller one's.
+
+    Raises:
+        CorpusError: if the share leaves no utterance.
+    """
+    kept = _filter(old.train, functools.partial(_is_remembered, share, seed))
+    memory = CutSet.from_cuts(cut.with_id(f"memory-{cut.id}") for cut in kept)
+    if not len(memory):
+        raise CorpusError(
+            f"`memory_share` must leave training utterances of `{old.name}`, but {share:g} of"
+            " them are none."
+        )
+    parts = (new.digest, old.digest, f"{share}", f"{seed}")
+    return Corpus(
+        name=new.name,
+        train=_join([new.train, memory]),
+        dev=new.dev,
+        test=new.test,
+        digest=hashlib.sha256("".join(parts).encode()).hexdigest(),
+    )
+
+
 def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
     """Find and check one split, as evaluation needs it; the corpus may lack the others.
 
@@ -203,6 +229,11 @@ def _middle(file: Path) -> bytes:
     with file.open("rb") as opened:
         opened.seek(size // 2)
         return size.to_bytes(8, "little") + opened.read(1024)
+
+
+def _is_remembered(share: float, seed: int, cut: Cut) -> bool:
+    draw = hashlib.sha256(f"{seed} {cut.id}".encode()).digest()[:8]
+    return int.from_bytes(draw, "big") < share * 2**64
 
 
 def _is_short(max_seconds: float, cut: Cut) -> bool:

@@ -1,6 +1,7 @@
 """The judge of a trial: word error rate on held-out speech, and cost against the unpruned model."""
 
 import torch
+from torch import nn
 
 from core.config import TrialConfig
 from core.conformer.model import Conformer
@@ -78,7 +79,7 @@ class Judge:
             model=folder,
         )
 
-    def wer(self, model: Conformer, store: FeatureStore) -> WerReport | None:
+    def wer(self, model: nn.Module, store: FeatureStore) -> WerReport | None:
         """None where there is no speech to judge on."""
         if not len(store):
             return None

@@ -120,9 +120,16 @@ def logit_loss(
     teacher: Float[Tensor, "batch time vocabulary"],
     is_frame: Bool[Tensor, "batch time"],
     temperature: float,
+    *,
+    class_weights: Float[Tensor, " vocabulary"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Divergence of the student from the teacher, a frame, both softened."""
+    """Divergence of the student from the teacher, a frame, both softened.
+
+    With class weights, from the teacher's distribution times these, made to sum to 1 again.
+    """
     wanted = F.log_softmax(teacher[is_frame].float() / temperature, dim=-1)
+    if class_weights is not None:
+        wanted = F.log_softmax(wanted + class_weights.log(), dim=-1)
     given = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
     divergence = F.kl_div(given, wanted, reduction="sum", log_target=True)
     # Gradients shrink as 1 / temperature**2; undo that, so that the weight keeps its meaning.

@@ -22,9 +22,9 @@ from core.corpora.batches import Batch
 from core.evaluation.judge import Judge
 from core.pruning.budget import Scores
 from core.pruning.repair import Calibration
-from core.pruning.space import Space
+from core.pruning.space import Choice, Space
 from core.training.distillation import Distillation
-from core.training.trainer import Trainable
+from core.training.trainer import DenseStage, Rates, Taught, Trainable, Tuning
 
 Need = Literal["audio", "labels"]
 
@@ -113,6 +113,36 @@ class Method(ABC):
         """The extracted model as its tuning starts."""
         del bench
         return model
+
+    def tuning(self, model: Conformer, choice: Choice, bench: Workbench, *, steps: int) -> Tuning:
+        """The stage that trains the extracted model: what its tasks and the teacher teach it.
+
+        Args:
+            model: extracted, and started.
+            choice: what of the teacher it kept.
+            bench: all of it, whatever the search needed.
+            steps: of this outcome's tuning.
+        """
+        config = bench.config
+        return DenseStage(
+            model,
+            stage="tune",
+            steps=steps,
+            rates=tuning_rates(config),
+            judge=bench.judge,
+            runtime=config.runtime,
+            taught=Taught(distillation=bench.distillation, choice=choice),
+            micro_batches=config.training.micro_batches,
+        )
+
+
+def tuning_rates(config: TrialConfig) -> Rates:
+    return Rates(
+        peak=config.tuning.learning_rate,
+        warmup_share=config.tuning.warmup_share,
+        weight_decay=config.teacher.weight_decay,
+        clip=config.training.clip,
+    )
 
 
 def load_method(name: str) -> Method:

@@ -50,6 +50,13 @@ class Trainable(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Tuning(Trainable, Protocol):
+    """A stage that ends with a dense model."""
+
+    model: Conformer
+
+
 @dataclass(kw_only=True, slots=True)
 class Tally:
     """What happened since the last report."""
@@ -89,6 +96,8 @@ class Journey:
     """Steps of the stages that are done."""
     ranks: Ranks = ALONE
     """Who walks together; each has a journey of its own, and all come by the same places."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What checkpoints hold besides the stage's state: what it takes to make the stage again."""
 
     def save(self, stage: Trainable, step: int, tally: Tally) -> None:
         place = self.place()
@@ -101,6 +110,7 @@ class Journey:
             "sums": tally.sums,
             "since": tally.steps,
             "model": stage.state(),
+            "beside": dict(self.beside),
             **place,
         }
         checkpoint.save(self.checkpoints, self.steps_before + step, state)
@@ -189,6 +199,10 @@ class Rates:
     weight_decay: float
     clip: float
 
+    def at(self, step: int, *, steps: int) -> float:
+        """Up over the warm-up, then down as a cosine."""
+        return self.peak * warmed_cosine(step, steps=steps, warmup_share=self.warmup_share)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taught:
@@ -223,7 +237,6 @@ class DenseStage:
         parameters = list(model.parameters())
         if taught is not None:
             parameters += list(taught.distillation.projection.parameters())
-        self.parameters = parameters
         self.primal = primal(parameters, learning_rate=rates.peak, weight_decay=rates.weight_decay)
         self.forward: Callable[..., Any] = (
             torch.compile(model, dynamic=True) if runtime.compile else model
@@ -231,15 +244,15 @@ class DenseStage:
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         self.model.train()
-        share = warmed_cosine(step, steps=self.steps, warmup_share=self.rates.warmup_share)
-        set_rate(self.primal, self.rates.peak * share)
-        self.primal.zero_grad(set_to_none=True)
-        losses = accumulated(
-            batch, self._losses, parts=self.micro_batches, optimizers=[self.primal]
+        rate = self.rates.at(step, steps=self.steps)
+        return descended(
+            batch,
+            self._losses,
+            parts=self.micro_batches,
+            optimizer=self.primal,
+            rate=rate,
+            clip=self.rates.clip,
         )
-        nn.utils.clip_grad_norm_(self.parameters, self.rates.clip)
-        self.primal.step()
-        return losses
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.features.device, self.precision):
@@ -262,7 +275,6 @@ class DenseStage:
         state = {"model": self.model.state_dict(), "primal": self.primal.state_dict()}
         if self.taught is not None:
             state["projection"] = self.taught.distillation.projection.state_dict()
-            state["choice"] = dict(self.taught.choice)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -270,6 +282,24 @@ class DenseStage:
         self.primal.load_state_dict(state["primal"])
         if self.taught is not None:
             self.taught.distillation.projection.load_state_dict(state["projection"])
+
+
+def descended(
+    batch: Batch,
+    losses: Callable[[Batch], dict[str, Tensor]],
+    *,
+    parts: int,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    clip: float,
+) -> dict[str, Tensor]:
+    """One step of an optimizer down a batch's losses; returns them, detached."""
+    set_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
+    found = accumulated(batch, losses, parts=parts, optimizers=[optimizer])
+    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+    optimizer.step()
+    return found
 
 
 def accumulated(
@@ -327,14 +357,10 @@ def has_bf16(device: torch.device) -> bool:
 def _completed(
     report: Report, journey: Journey, done: int, means: dict[str, float], speed: float
 ) -> Report:
-    return Report(
-        stage=report.stage,
+    return replace(
+        report,
         step=journey.steps_before + done,
         total_steps=journey.total_steps,
-        wer=report.wer,
-        gflops=report.gflops,
-        expected_sparsity=report.expected_sparsity,
-        realised_sparsity=report.realised_sparsity,
         losses=means,
         audio_seconds_per_second=speed,
     )

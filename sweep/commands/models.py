@@ -1,11 +1,11 @@
-"""Commands that put a model to work: transcribe, evaluate."""
+"""Commands that put a model to work: transcribe, evaluate, adapt."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from sweep.commands.terminal import Json, Model, out
+from sweep.commands.terminal import Json, Model, err, out
 
 
 def transcribe(
@@ -47,3 +47,38 @@ def evaluate(
         report: Any = judge(opened, corpus_config(corpus, root), split, Path(speech))
     values = wer_values(report)
     out.print(to_json(values) if as_json else wer_line(values), markup=False)
+
+
+def adapt(
+    model: Model,
+    corpus: Annotated[str, typer.Option(help="New speech: demo, librispeech or a folder.")],
+    to: Annotated[Path, typer.Option("--out", help="The adapted bundle: a new folder.")],
+    memory: Annotated[str, typer.Option(help="The old speech; some of it is heard again.")] = "",
+    memory_share: Annotated[
+        float | None, typer.Option(help="How much of it: 0.05 of its training utterances.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of both stages together; 600.", min=1)] = None,
+    root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML of `[trial]` and `[memory]` for all else.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a model new words; it keeps the old ones and its shape. Again, it goes on."""
+    from core.adaptation import adapt as adapted
+    from sweep.adapting import adaptation_config, adapted_lines, report_line
+    from sweep.views import as_json as to_json
+    from sweep.views import model_folder
+
+    order = adaptation_config(
+        corpus, memory, root=root, steps=steps, memory_share=memory_share, file=config
+    )
+    story = adapted(order, model_folder(model), to.absolute())
+    found: dict[str, Any] | None = None
+    while found is None:
+        try:
+            err.print(report_line(next(story)), markup=False)
+        except StopIteration as stop:
+            found = stop.value
+    lines = [to_json(found)] if as_json else adapted_lines(found or {})
+    out.print("\n".join(lines), markup=False)

@@ -194,3 +194,35 @@ def test_l0s_multipliers_climb_and_its_weights_descend():
     assert first["violation"] > 0
     assert last["lambda_linear"] > first["lambda_linear"]
     assert last["violation"] < first["violation"]
+
+
+def test_fosters_tuning_ends_in_the_shape_that_was_pruned():
+    model = small_model(shape=deeper(3))
+    bench = a_bench(model, method="foster")
+    method = load_method("foster")
+    choice = bench.choose(method.found(bench, None).scores, bench.target)
+    small = extract(model, as_mask(choice))
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    stage = method.tuning(small, choice, bench, steps=4)
+
+    for step in range(4):
+        stage.step(a_batch(), step)
+
+    assert stage.steps == 4
+    assert stage.model.shape == small.shape
+    assert (stage.boosting.steps, stage.compression.steps) == (2, 2)
+    assert stage.boosting.teacher is bench.distillation.teacher
+    for name, tensor in stage.boosting.network.old.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert any(not torch.equal(t, before[name]) for name, t in stage.model.state_dict().items())
+
+
+def test_foster_weighs_tokens_by_how_often_they_are_said():
+    bench = a_bench(small_model(), method="foster")
+    small = clone(bench.student)
+    stage = load_method("foster").tuning(small, bench.space.open_choice(), bench, steps=2)
+
+    # Of the batch, 2 is said twice; 1, 3, 4 and 5 once; 6 never.
+    weights = stage.compression.class_weights
+    assert weights[1] == weights[3] == weights[4] == weights[5] > weights[2]
+    assert weights[0] == weights[2] == weights[6]

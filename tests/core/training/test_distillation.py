@@ -128,3 +128,17 @@ def test_ctc_costs_nothing_where_the_words_are_said_and_much_where_others_are():
 
     assert right.item() == pytest.approx(0, abs=1e-6)
     assert wrong.item() > 1
+
+
+def test_class_weights_shift_what_is_wanted():
+    torch.manual_seed(0)
+    teacher, weights = torch.randn(2, 3, 5), torch.tensor([0.5, 0.5, 2.0, 1.0, 1.0])
+    is_frame = torch.ones(2, 3, dtype=torch.bool)
+    shifted = 2 * ((teacher / 2).softmax(-1) * weights).log()
+
+    assert logit_loss(shifted, teacher, is_frame, 2.0, class_weights=weights).item() < 1e-6
+    assert logit_loss(teacher, teacher, is_frame, 2.0, class_weights=weights).item() > 0.01
+    torch.testing.assert_close(
+        logit_loss(shifted, teacher, is_frame, 2.0, class_weights=torch.ones(5)),
+        logit_loss(shifted, teacher, is_frame, 2.0),
+    )
