@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
 Resource = Literal["flops", "params"]
-AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module"]
+AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block"]
 Repair = Literal["none", "mask", "ls"]
 
 
@@ -162,6 +162,13 @@ class TeacherConfig(Config):
     """Share of the steps in which the rate rises linearly."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """AdamW's decay."""
+    interctc_weight: float = Field(0.0, ge=0, lt=1)
+    """Share of the loss that CTC after middle blocks has, so that the model may be cut there."""
+    interctc_layers: list[int] = Field([], max_length=63)
+    """Those blocks, counted from 1, before the last; without any, the middle one."""
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Probability p with which a step passes by the last block of L; block l goes with p l / L.
+    Such training is never compiled, as each draw is another graph."""
 
 
 class PruningConfig(Config):

@@ -51,12 +51,13 @@ class FeedForward(nn.Module):
 
 
 def module_axis(name: str, output: str, projection: nn.Linear) -> Axis:
-    """The axis of one unit that is a whole module: its gate scales what the module adds."""
+    """The axis of one unit that is a whole module of a block: its gate scales what it adds."""
     rows = projection.out_features
     return Axis(
         name=name,
         kind="module",
         size=1,
+        parent=name.rpartition(".")[0],
         slices=(
             Slice(tensor=f"{output}.weight", dim=0, block=rows, is_scaled=True),
             Slice(tensor=f"{output}.bias", dim=0, block=rows, is_scaled=True),

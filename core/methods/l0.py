@@ -99,8 +99,11 @@ class GateStage:
         return kept_units(mask.get("width", whole))
 
     def _alive(self, folded: Folded) -> tuple[bool, ...]:
-        blocks = self.model.typed_blocks()
-        return tuple(any(p.name not in folded.closed for p in block.parts()) for block in blocks)
+        closed = folded.closed
+        return tuple(
+            block.name not in closed and any(part.name not in closed for part in block.parts())
+            for block in self.model.typed_blocks()
+        )
 
     def found(self) -> Found:
         median = {name: z.cpu() for name, z in self.gates.median().items()}
@@ -146,7 +149,7 @@ class GateStage:
 def _start(axis: Axis, bench: Workbench) -> float:
     """Gates that move many weights at once start more open: they see the larger gradients."""
     config = bench.config.pruning
-    return config.module_log_alpha if axis.kind in ("module", "width") else config.log_alpha
+    return config.module_log_alpha if axis.is_whole or axis.kind == "width" else config.log_alpha
 
 
 class L0(Method):

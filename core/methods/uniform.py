@@ -8,8 +8,9 @@ from core.training.trainer import Trainable
 class Uniform(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
-        return Found(scores=ranked_within(magnitudes(bench.student, units)), reference={})
+        return Found(
+            scores=ranked_within(magnitudes(bench.student, bench.space.units)), reference={}
+        )
 
 
 METHOD = Uniform()

@@ -1,6 +1,7 @@
 """From a model and a mask to a smaller dense model that computes the same."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,12 @@ def extract(model: Conformer, mask: Mask) -> Conformer:
         folded = fold(tensors_of(model), axes, floats)
     with torch.device("meta"):
         small = Conformer(kept_shape(model.shape, axes, floats))
-    tensors = {name: tensor.detach().clone() for name, tensor in folded.tensors.items()}
+    kept = open_blocks(model.shape, floats)
+    tensors = {
+        new: tensor.detach().clone()
+        for name, tensor in folded.tensors.items()
+        if (new := small_name(name, kept)) is not None
+    }
     small.load_state_dict(tensors, assign=True)
     for parameter in small.parameters():
         parameter.requires_grad_()  # assigned tensors bring their own flag
@@ -32,23 +38,25 @@ def extract(model: Conformer, mask: Mask) -> Conformer:
 
 
 def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
-    """The sizes that are left; a module without units, or behind a closed gate, has size 0."""
+    """The sizes that are left; a module without units, or behind a closed gate, has size 0.
+
+    A block behind a closed gate is not there at all.
+    """
     alive = resolved(axes, mask)
 
     def kept(name: str, size: int) -> int:
         return int((alive[name] != 0).sum()) if name in alive else size
 
-    blocks = tuple(
-        BlockShape(
-            ff1=kept(f"blocks.{i}.ff1", 1) and kept(f"blocks.{i}.ff1.inner", block.ff1),
-            heads=kept(f"blocks.{i}.attention", 1)
-            and kept(f"blocks.{i}.attention.head", block.heads),
-            channels=kept(f"blocks.{i}.convolution", 1)
-            and kept(f"blocks.{i}.convolution.channel", block.channels),
-            ff2=kept(f"blocks.{i}.ff2", 1) and kept(f"blocks.{i}.ff2.inner", block.ff2),
+    def kept_block(name: str, block: BlockShape) -> BlockShape:
+        return BlockShape(
+            ff1=kept(f"{name}.ff1", 1) and kept(f"{name}.ff1.inner", block.ff1),
+            heads=kept(f"{name}.attention", 1) and kept(f"{name}.attention.head", block.heads),
+            channels=kept(f"{name}.convolution", 1)
+            and kept(f"{name}.convolution.channel", block.channels),
+            ff2=kept(f"{name}.ff2", 1) and kept(f"{name}.ff2.inner", block.ff2),
         )
-        for i, block in enumerate(shape.blocks)
-    )
+
+    blocks = tuple(kept_block(f"blocks.{i}", shape.blocks[i]) for i in open_blocks(shape, mask))
     return replace(
         shape,
         sub1=kept("frontend.sub1", shape.sub1),
@@ -56,6 +64,22 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         width=kept("width", shape.width),
         blocks=blocks,
     )
+
+
+def open_blocks(shape: Shape, mask: Mask) -> tuple[int, ...]:
+    """The numbers of the blocks whose gates are not shut."""
+    numbers = range(len(shape.blocks))
+    return tuple(i for i in numbers if f"blocks.{i}" not in mask or mask[f"blocks.{i}"].any())
+
+
+def small_name(name: str, kept: Sequence[int]) -> str | None:
+    """What a part is called where these blocks are left, numbered anew; None if it is gone."""
+    if not name.startswith("blocks."):
+        return name
+    _, number, *rest = name.split(".")
+    if int(number) not in kept:
+        return None
+    return ".".join(("blocks", str(kept.index(int(number))), *rest))
 
 
 def clone(model: Conformer) -> Conformer:

@@ -22,7 +22,7 @@ from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
-from core.pruning.extraction import extract
+from core.pruning.extraction import extract, open_blocks, small_name
 from core.pruning.space import Choice
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
@@ -66,11 +66,12 @@ def repaired(
     small = extract(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
         return small
-    consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
+    modules = _modules_left(model, choice, small)
+    consumers = [c for c in _consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
     grams = input_grams(model, folded, consumers, speech)
     for consumer in consumers:
-        gram = grams[consumer.module]
-        _mend(small, consumer, folded, gram, choice=choice, target=target, how=how)
+        module, gram = modules[consumer.module], grams[consumer.module]
+        _mend(module, consumer, folded, gram, choice=choice, target=target, how=how)
     return small
 
 
@@ -160,10 +161,16 @@ def _consumers(axes: list[Axis]) -> list[Consumer]:
     ]
 
 
-def _is_cut(consumer: Consumer, choice: Choice, small: Conformer) -> bool:
+def _modules_left(model: Conformer, choice: Choice, small: Conformer) -> dict[str, nn.Module]:
+    """The small model's modules by the names that they had in the whole one."""
+    blocks, left = open_blocks(model.shape, choice), dict(small.named_modules())
+    names = ((name, small_name(name, blocks)) for name, _ in model.named_modules())
+    return {name: left[new] for name, new in names if new is not None and new in left}
+
+
+def _is_cut(consumer: Consumer, choice: Choice) -> bool:
     kept = choice[consumer.axis.name]
-    is_there = consumer.module in dict(small.named_modules())
-    return is_there and bool(kept.any()) and not bool(kept.all())
+    return bool(kept.any()) and not bool(kept.all())
 
 
 @contextmanager
@@ -203,7 +210,7 @@ def _rows(
 
 @torch.no_grad()
 def _mend(
-    small: Conformer,
+    module: nn.Module,
     consumer: Consumer,
     folded: Folded,
     gram: Float[Tensor, "inputs1 inputs1"],
@@ -212,7 +219,6 @@ def _mend(
     target: Mask,
     how: Repair,
 ) -> None:
-    module = small.get_submodule(consumer.module)
     assert isinstance(module, nn.Linear | nn.Conv2d)
     rows = _kept_rows(consumer, choice, target)
     wanted = folded.tensors[f"{consumer.module}.weight"][rows].double().flatten(1)  # (O, I)
