@@ -175,7 +175,7 @@ class PruningConfig(Config):
     """What to remove, how much of it, and how the choice is found."""
 
     method: str = "l0"
-    """A file of core/methods: l0, magnitude, random, uniform, scratch, dense."""
+    """A file of core/methods: l0, interctc, magnitude, random, uniform, scratch, dense."""
     resource: Resource = "flops"
     """What `target_sparsity` counts."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)
@@ -188,7 +188,10 @@ class PruningConfig(Config):
     axes: list[AxisKind] = Field(
         ["frontend", "width", "head", "inner", "channel", "module"], min_length=1
     )
-    """Which kinds of units may go."""
+    """Which kinds of units may go; for `interctc` it is always blocks, and nothing else."""
+    depth_order: Literal["greedy", "truncate"] = "greedy"
+    """Which blocks `interctc` removes first: those least missed on some training speech, found one
+    after the other, or the last."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
     learning_rate: float = Field(3e-4, gt=0, le=1)

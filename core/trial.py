@@ -253,7 +253,8 @@ def _opened(config: TrialConfig, place: Place, ranks: Ranks) -> Trial:
     speech, method = open_speech(place.features), load_method(pruning.method)
     teacher = bundle.load(place.teacher / "model").model.to(device)
     student = method.prepared(clone(teacher), config).requires_grad_()
-    space = Space.of(clone(student), pruning.axes, pruning.utterance_seconds, unpruned=teacher)
+    axes = method.axes(config)
+    space = Space.of(clone(student), axes, pruning.utterance_seconds, unpruned=teacher)
 
     def chosen(scores: Scores, target: float) -> dict[str, torch.Tensor]:
         budget = Budget(keep=1 - target, resource=pruning.resource)

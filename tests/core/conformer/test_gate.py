@@ -35,7 +35,7 @@ def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, toler
     )
 
 
-@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes"])
+@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_blocks"])
 def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
     model = small_model(shape=deeper(2)).double().train()
     mask = random_mask(model.axes(), kind)
