@@ -20,7 +20,7 @@ from core.conformer.model import Conformer
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
-from core.pruning.budget import Budget, Scores, choose
+from core.pruning.budget import Budget, Scores, choose, depth_order
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
@@ -113,16 +113,17 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         if number < len(outcomes):
             continue
         if is_tuning and resume and resume["steps_before"] == journey.steps_before:
-            choice = resume["model"]["choice"]
+            choice, best = resume["model"]["choice"], resume["model"]["depth_order"]
             small, again = extract(bench.student, as_mask(choice)), resume
         else:
             start = start or _start(trial, search, journey)
             journey.go_to(start.place)
             bench.distillation.projection.load_state_dict(start.projection)
             choice = bench.choose(start.found.scores, target)
+            best = depth_order(bench.space, start.found.scores, choice)
             small = trial.method.started(_extracted(bench, start.found, choice), bench)
             again = None
-        stage = _tuning(bench, small, choice, steps=tune_steps)
+        stage = _tuning(bench, small, choice, depth_order=best, steps=tune_steps)
         yield from fit(stage, journey, resume=again)
         outcomes += _judged(trial, stage, target=target, steps=_steps(config), name=names[number])
     return _ended(trial, outcomes)
@@ -179,7 +180,8 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
         choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
         small = extract(bench.student, as_mask(choice))
         small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
-        stage = _tuning(bench, small, choice, steps=more)
+        best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
+        stage = _tuning(bench, small, choice, depth_order=best, steps=more)
         journey = trial.journey(again, len(earlier) * (before + more))
         journey.steps_before = len(earlier) * before + number * more
         resume = _newest(journey)
@@ -212,7 +214,8 @@ def _measured(trial: Trial, stage: DenseStage, *, target: float, steps: int, nam
     reestimate_statistics(small, bench.speech)
     outcome = bench.judge.outcome(small, target=target, steps=steps, folder=name)
     kept = {axis: units.nonzero().flatten().tolist() for axis, units in taught.choice.items()}
-    report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept}
+    best = {bundle.DEPTH_ORDER: taught.depth_order} if taught.depth_order else {}
+    report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept, **best}
     bundle.save(trial.place.trial / name, small, trial.speech.tokenizer, report)
     return outcome
 
@@ -282,7 +285,9 @@ def _extracted(bench: Workbench, found: Found, choice: Choice) -> Conformer:
     return small
 
 
-def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -> DenseStage:
+def _tuning(
+    bench: Workbench, small: Conformer, choice: Choice, *, depth_order: tuple[int, ...], steps: int
+) -> DenseStage:
     config = bench.config
     small.set_dropout(config.tuning.dropout)
     rates = Rates(
@@ -298,7 +303,7 @@ def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -
         rates=rates,
         judge=bench.judge,
         runtime=config.runtime,
-        taught=Taught(distillation=bench.distillation, choice=choice),
+        taught=Taught(distillation=bench.distillation, choice=choice, depth_order=depth_order),
         micro_batches=config.training.micro_batches,
     )
 

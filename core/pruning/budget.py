@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.config import Resource
 from core.conformer.axes import around
-from core.pruning.space import Space, of_resource
+from core.pruning.space import Choice, Space, of_resource
 
 Scores = Mapping[str, Float[Tensor, " units"]]
 """How much each unit is worth keeping, by axis; comparable across axes."""
@@ -112,6 +112,14 @@ def beginning(space: Space, units: list[Unit], length: int) -> dict[str, Tensor]
         if is_empty and (axis.kind != "block" or axis in space.prunable):
             choice[axis.name] = torch.zeros_like(choice[axis.name])
     return choice
+
+
+def depth_order(space: Space, scores: Scores, choice: Choice) -> tuple[int, ...]:
+    """The blocks that a choice keeps, by their new numbers, best first; none without scores."""
+    blocks = [axis.name for axis in space.axes if axis.kind == "block" and choice[axis.name].any()]
+    if not all(name in scores for name in blocks):
+        return ()
+    return tuple(sorted(range(len(blocks)), key=lambda i: -float(scores[blocks[i]])))
 
 
 def _filled(

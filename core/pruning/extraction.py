@@ -1,7 +1,7 @@
 """From a model and a mask to a smaller dense model that computes the same."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,6 +35,12 @@ def extract(model: Conformer, mask: Mask) -> Conformer:
     for parameter in small.parameters():
         parameter.requires_grad_()  # assigned tensors bring their own flag
     return small.train(model.training)
+
+
+def of_blocks(model: Conformer, blocks: Collection[int]) -> Conformer:
+    """The model of these blocks alone, in their old order."""
+    gone = (i for i in range(len(model.blocks)) if i not in blocks)
+    return extract(model, {f"blocks.{i}": torch.zeros(1) for i in gone})
 
 
 def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:

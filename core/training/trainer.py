@@ -198,6 +198,8 @@ class Taught:
 
     distillation: Distillation
     choice: Choice
+    depth_order: tuple[int, ...] = ()
+    """The small model's blocks, best first, where the search ranked blocks."""
 
     @property
     def width(self) -> Tensor:
@@ -271,10 +273,14 @@ class DenseStage:
         return self.judge.report(self.model, self.stage)
 
     def state(self) -> dict[str, Any]:
-        state = {"model": self.model.state_dict(), "primal": self.primal.state_dict()}
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "primal": self.primal.state_dict(),
+        }
         if self.taught is not None:
             state["projection"] = self.taught.distillation.projection.state_dict()
             state["choice"] = dict(self.taught.choice)
+            state["depth_order"] = self.taught.depth_order
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
