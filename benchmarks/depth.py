@@ -42,16 +42,19 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--dir", type=Path, default=Path("runs/depth"))
     parser.add_argument("--seeds", type=int, default=1, help="teachers of each kind")
-    parser.add_argument("--steps", type=int, default=900, help="of each teacher")
+    parser.add_argument("--steps", type=int, default=700, help="of each teacher")
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
     parser.add_argument("--blocks", type=int, default=6)
     args = parser.parse_args()
     found: dict[str, list[dict[int, float]]] = {}
     for seed in range(args.seeds):
-        for name in TEACHERS:
+        for name in args.teachers:
             for order, wers in measured(name, seed, args).items():
                 found.setdefault(f"{name}, {order}", []).append(wers)
     rows = [row_of(name, runs) for name, runs in found.items()]
-    model = Conformer(bundle.load(place_of(args, "plain", 0).teacher / "model").model.shape)
+    model = Conformer(
+        bundle.load(place_of(args, args.teachers[0], 0).teacher / "model").model.shape
+    )
     gflops = {
         depth: float(whole_cost(of_blocks(model, range(depth)), 10.0).flops) / 1e9
         for depth in range(1, args.blocks + 1)
@@ -109,8 +112,8 @@ def config_of(name: str, seed: int, args: argparse.Namespace) -> TrialConfig:
             "corpus": {"tokens": "word", "vocabulary": 64},
             "model": SIZES | {"blocks": args.blocks},
             "teacher": {"steps": args.steps, **TEACHERS[name]},
-            "training": {"batch_seconds": 24.0},
-            "runtime": {"report_steps": 300, "checkpoint_steps": 300},
+            "training": {"batch_seconds": 16.0},
+            "runtime": {"report_steps": 350, "checkpoint_steps": 350},
         }
     )
 
