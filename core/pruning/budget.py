@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.config import Resource
 from core.conformer.axes import around
-from core.pruning.space import Choice, Space, of_resource
+from core.pruning.space import Space, of_resource
 
 Scores = Mapping[str, Float[Tensor, " units"]]
 """How much each unit is worth keeping, by axis; comparable across axes."""
@@ -114,7 +114,7 @@ def beginning(space: Space, units: list[Unit], length: int) -> dict[str, Tensor]
     return choice
 
 
-def depth_order(space: Space, scores: Scores, choice: Choice) -> tuple[int, ...]:
+def depth_order(space: Space, scores: Scores, choice: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The blocks that a choice keeps, by their new numbers, best first; none without scores."""
     blocks = [axis.name for axis in space.axes if axis.kind == "block" and choice[axis.name].any()]
     if not all(name in scores for name in blocks):

@@ -9,7 +9,7 @@ from core.config import ModelConfig
 from core.conformer.axes import around
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.pruning.budget import Budget, beginning, choose, order
+from core.pruning.budget import Budget, beginning, choose, depth_order, order
 from core.pruning.space import Space, of_resource
 from core.testing import deeper, small_model
 
@@ -134,6 +134,18 @@ def test_whole_blocks_go_from_the_worst_on_until_the_budget_is_met(resource, kep
     choice = choose(space, scores, Budget(keep=keep, resource=resource))
 
     assert {name for name in scores if choice[name]} == wanted
+
+
+@pytest.mark.parametrize(
+    ("gone", "expected"), [((), (2, 0, 3, 1)), ((1,), (1, 0, 2)), ((0, 1, 3), (0,)), (range(4), ())]
+)
+def test_a_choice_ranks_its_blocks_by_their_new_numbers(gone, expected):
+    space = a_space(["block"])
+    worth = {f"blocks.{i}": torch.tensor([float(w)]) for i, w in ((3, 1), (1, 0), (2, 3), (0, 2))}
+    choice = space.open_choice() | {f"blocks.{i}": torch.tensor([False]) for i in gone}
+
+    assert depth_order(space, worth, choice) == expected
+    assert depth_order(space, {"width": torch.rand(16)}, choice) == ()
 
 
 def test_what_an_order_ranks_holds_nothing_else_that_may_go():
