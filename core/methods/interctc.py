@@ -22,7 +22,7 @@ from core.training.trainer import Trainable
 
 
 class InterCTC(Method):
-    needs = frozenset({"audio", "labels"})
+    needs = frozenset({"labels"})
 
     def axes(self, config: TrialConfig) -> Sequence[AxisKind]:
         """Blocks, whatever else the config would let go."""

@@ -12,7 +12,9 @@ from core.testing import deeper, ragged_speech, random_mask, small_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["open", "binary", "empty_modules", "all_modules_empty"])
+@pytest.mark.parametrize(
+    "kind", ["open", "binary", "empty_modules", "all_modules_empty", "empty_blocks"]
+)
 def test_the_graph_gives_the_models_log_probabilities(kind, tmp_path):
     model = small_model(shape=deeper(2))
     small = extract(model, random_mask(model.axes(), kind))
