@@ -8,6 +8,7 @@ end, greedily, or at random (mean of three orders); what is left runs as it is, 
 import argparse
 import statistics
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +83,28 @@ def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, dict[i
     greedy = [names.index(best) for best in least_missed_last(model, names, labelled)]
     chance = torch.Generator().manual_seed(seed)
     random = [torch.randperm(len(names), generator=chance).tolist() for _ in range(RANDOM_ORDERS)]
-    by_chance = [wers_of(model, order, speech) for order in random]
+    wer = cache(lambda blocks: wer_of(model, blocks, speech))  # orders share their beginnings
+
+    def wers_of(order: Sequence[int]) -> dict[int, float]:
+        return {d: wer(frozenset(order[:d])) for d in range(1, len(order) + 1)}
+
+    by_chance = [wers_of(order) for order in random]
     return {
-        "from the end": wers_of(model, list(range(len(names))), speech),
-        "greedy": wers_of(model, greedy, speech),
+        "from the end": wers_of(list(range(len(names)))),
+        "greedy": wers_of(greedy),
         "random": {d: statistics.mean(wers[d] for wers in by_chance) for d in by_chance[0]},
     }
 
 
-def wers_of(model: Conformer, order: Sequence[int], speech: Speech) -> dict[int, float]:
-    """With the first so many blocks of an order, of dev and test together."""
-    wers = {}
-    for depth in range(1, len(order) + 1):
-        small = of_blocks(model, order[:depth])
-        texts = [
-            text
-            for store in (speech.dev, speech.test)
-            for text in recognised(small, store, speech.tokenizer, CPU)
-        ]
-        wers[depth] = word_errors([*speech.dev.texts, *speech.test.texts], texts).wer
-    return wers
+def wer_of(model: Conformer, blocks: frozenset[int], speech: Speech) -> float:
+    """With these blocks alone, of dev and test together."""
+    small = of_blocks(model, blocks)
+    texts = [
+        text
+        for store in (speech.dev, speech.test)
+        for text in recognised(small, store, speech.tokenizer, CPU)
+    ]
+    return word_errors([*speech.dev.texts, *speech.test.texts], texts).wer
 
 
 def config_of(name: str, seed: int, args: argparse.Namespace) -> TrialConfig:

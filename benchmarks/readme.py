@@ -130,6 +130,15 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """WER in % at each depth."""
+    return [
+        {"teacher, order": row["name"]}
+        | {key: f"{value:.1f}" for key, value in row.items() if key != "name"}
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
@@ -139,6 +148,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "masked_overhead": ("masked_overhead", masked_overhead),
     "realised_speed": ("realised_speed", realised_speed),
     "orchestration": ("orchestration", orchestration),
+    "depth": ("depth", depth),
 }
 """What stands between the marks: of which result, and how it is said."""
 
