@@ -142,6 +142,15 @@ def adapting(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """WER in % at each depth."""
+    return [
+        {"teacher, order": row["name"]}
+        | {key: f"{value:.1f}" for key, value in row.items() if key != "name"}
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
@@ -152,6 +161,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "realised_speed": ("realised_speed", realised_speed),
     "orchestration": ("orchestration", orchestration),
     "adapting": ("adapting", adapting),
+    "depth": ("depth", depth),
 }
 """What stands between the marks: of which result, and how it is said."""
 

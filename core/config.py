@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
 Resource = Literal["flops", "params"]
-AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "rank"]
+AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
 DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
@@ -165,6 +165,13 @@ class TeacherConfig(Config):
     """Share of the steps in which the rate rises linearly."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """AdamW's decay."""
+    interctc_weight: float = Field(0.0, ge=0, lt=1)
+    """Share of the loss that CTC after middle blocks has, so that the model may be cut there."""
+    interctc_layers: list[int] = Field([], max_length=63)
+    """Those blocks, counted from 1, before the last; without any, the middle one."""
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Probability p with which a step passes by the last block of L; block l goes with p l / L.
+    Such training is never compiled, as each draw is another graph."""
 
 
 class PruningConfig(Config):
@@ -184,7 +191,10 @@ class PruningConfig(Config):
     axes: list[AxisKind] = Field(
         ["frontend", "width", "head", "inner", "channel", "module", "rank"], min_length=1
     )
-    """Which kinds of units may go; only factored models have `rank`."""
+    """Which kinds of units may go; only factored models have `rank`; `interctc` cuts blocks."""
+    depth_order: Literal["greedy", "truncate"] = "greedy"
+    """Which blocks `interctc` removes first: those least missed on some training speech, found one
+    after the other, or the last."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
     learning_rate: float = Field(3e-4, gt=0, le=1)

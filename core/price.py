@@ -11,6 +11,7 @@ from core.conformer.shape import MELS, Shape
 from core.corpora.batches import Batch
 from core.pruning.space import Space
 from core.setting import device_of, set_chance
+from core.training.depth import InterCTC
 from core.training.trainer import DenseStage, Rates
 
 
@@ -33,9 +34,16 @@ def price(config: TrialConfig) -> Price:
     model = Conformer(Shape.of(config.model, vocabulary)).to(device)
     space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
     cost = space.unpruned
+    model.set_stochastic_depth(config.teacher.stochastic_depth)
     rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
     stage = DenseStage(
-        model, stage="teacher", steps=2, rates=rates, judge=None, runtime=config.runtime
+        model,
+        stage="teacher",
+        steps=2,
+        rates=rates,
+        judge=None,
+        runtime=config.runtime,
+        interctc=InterCTC.of(config.teacher, len(model.blocks)),
     )
     batch = _noise(config, vocabulary).to(device)
     stage.step(batch, 0)

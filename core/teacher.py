@@ -25,6 +25,7 @@ from core.setting import (
     without_words,
 )
 from core.training import checkpoint
+from core.training.depth import InterCTC
 from core.training.trainer import DenseStage, Rates, fit
 
 
@@ -59,6 +60,7 @@ def _trained(config: TrialConfig, place: Place) -> Iterator[Report]:
     model.frontend.mean.copy_(mean)
     model.frontend.deviation.copy_(deviation)
     model.to(device).set_dropout(config.model.dropout)
+    model.set_stochastic_depth(config.teacher.stochastic_depth)
     space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
     judge = Judge(config, space, speech, device)
     rates = Rates(
@@ -75,6 +77,7 @@ def _trained(config: TrialConfig, place: Place) -> Iterator[Report]:
         rates=rates,
         judge=judge,
         runtime=config.runtime,
+        interctc=InterCTC.of(config.teacher, len(model.blocks)),
         micro_batches=config.training.micro_batches,
     )
     journey = journey_of(config, place.teacher, speech, device, steps)

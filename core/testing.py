@@ -20,7 +20,9 @@ from core.setting import Place
 from core.training.trainer import DenseStage, Rates
 from core.trial import run
 
-MaskKind = Literal["open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty"]
+MaskKind = Literal[
+    "open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty", "empty_blocks"
+]
 MASK_KINDS: tuple[MaskKind, ...] = (
     "open",
     "binary",
@@ -28,6 +30,7 @@ MASK_KINDS: tuple[MaskKind, ...] = (
     "empty_axes",
     "empty_modules",
     "all_modules_empty",
+    "empty_blocks",
 )
 
 SHAPE = Shape(
@@ -150,18 +153,23 @@ def random_mask(axes: Sequence[Axis], kind: MaskKind, seed: int = 0) -> dict[str
     chance = torch.Generator().manual_seed(seed)
     mask = {axis.name: _gates(axis, kind, chance) for axis in axes}
     modules = [axis.name for axis in axes if axis.kind == "module"]
-    closed = {"empty_modules": modules[::3], "all_modules_empty": modules}.get(kind, [])
+    blocks = [axis.name for axis in axes if axis.kind == "block"]
+    closed = {
+        "empty_modules": modules[::3],
+        "all_modules_empty": modules,
+        "empty_blocks": blocks[::2],
+    }.get(kind, [])
     for name in closed:
         mask[name] = torch.zeros(1)
     if kind == "empty_axes":
-        inside = [axis for axis in axes if axis.parent is not None]
+        inside = [axis for axis in axes if axis.parent is not None and not axis.is_whole]
         for axis in inside[::2]:
             mask[axis.name] = torch.zeros(axis.size)
     return mask
 
 
 def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
-    if kind == "open" or axis.kind == "module":
+    if kind == "open" or (axis.is_whole and kind != "soft"):
         return torch.ones(axis.size)
     is_open = torch.rand(axis.size, generator=chance) < 0.6
     is_open[: max(axis.floor, 1)] = True

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Generator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from core.conformer.model import Conformer
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
-from core.pruning.budget import Budget, Scores, choose
+from core.pruning.budget import Budget, Scores, choose, depth_order
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
@@ -112,25 +112,43 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         journey.steps_before = search_steps + number * tune_steps
         if number < len(outcomes):
             continue
-        if is_tuning and resume and resume["steps_before"] == journey.steps_before:
-            choice = resume["beside"]["choice"]
-            small, again = extract(bench.student, as_mask(choice)), resume
+        again = resume if is_tuning and resume["steps_before"] == journey.steps_before else None
+        if again is not None:
+            cut = Cut(
+                model=extract(bench.student, as_mask(again["beside"]["choice"])), **again["beside"]
+            )
         else:
             start = start or _start(trial, search, journey)
-            journey.go_to(start.place)
-            bench.distillation.projection.load_state_dict(start.projection)
-            choice = bench.choose(start.found.scores, target)
-            small = trial.method.started(_extracted(bench, start.found, choice), bench)
-            again = None
-        stage = _tuning(trial, small, choice, steps=tune_steps)
-        journey.beside = {"choice": choice}
+            cut = _cut(trial, start, journey, target)
+        stage = _tuning(trial, cut, steps=tune_steps)
+        journey.beside = {"choice": cut.choice, "depth_order": cut.depth_order}
         yield from fit(stage, journey, resume=again)
-        outcomes += _judged(
-            trial,
-            Tuned(model=stage.model, choice=choice, target=target, steps=_steps(config)),
-            name=names[number],
-        )
+        cut = replace(cut, model=stage.model)
+        outcomes += _judged(trial, cut, target=target, steps=_steps(config), name=names[number])
     return _ended(trial, outcomes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """A small model on its way to an outcome."""
+
+    model: Conformer
+    choice: Choice
+    """What of the student it kept."""
+    depth_order: tuple[int, ...]
+    """Its blocks, best first, where the search ranked blocks."""
+
+
+def _cut(trial: Trial, start: "Start", journey: Journey, target: float) -> Cut:
+    """Extract for one share to remove, with chance, data and projection as the search left them."""
+    bench, found = trial.bench, start.found
+    journey.go_to(start.place)
+    bench.distillation.projection.load_state_dict(start.projection)
+    choice = bench.choose(found.scores, target)
+    small = trial.method.started(_extracted(bench, found, choice), bench)
+    return Cut(
+        model=small, choice=choice, depth_order=depth_order(bench.space, found.scores, choice)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,18 +202,16 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
         choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
         small = extract(bench.student, as_mask(choice))
         small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
-        stage = _tuning(trial, small, choice, steps=more)
+        best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
+        cut = Cut(model=small, choice=choice, depth_order=best)
+        stage = _tuning(trial, cut, steps=more)
         journey = trial.journey(again, len(earlier) * (before + more))
         journey.steps_before = len(earlier) * before + number * more
         resume = _newest(journey)
         is_on_its_way = resume is not None and resume["steps_before"] == journey.steps_before
         yield from fit(stage, journey, resume=resume if is_on_its_way else None)
-        target = outcome.target_sparsity
-        outcomes += _judged(
-            trial,
-            Tuned(model=stage.model, choice=choice, target=target, steps=before + more),
-            name=names[number],
-        )
+        cut, target = replace(cut, model=stage.model), outcome.target_sparsity
+        outcomes += _judged(trial, cut, target=target, steps=before + more, name=names[number])
     return _ended(trial, outcomes)
 
 
@@ -205,31 +221,22 @@ def _newest(journey: Journey) -> dict[str, Any] | None:
     return ranks.first(checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tuned:
-    """A model that is to be judged."""
-
-    model: Conformer
-    choice: Choice
-    """What of the student it kept."""
-    target: float
-    steps: int
-    """Spent on it, search and tuning together."""
-
-
-def _judged(trial: Trial, tuned: Tuned, *, name: str) -> list[Outcome]:
+def _judged(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> list[Outcome]:
     """Measure a tuned model and keep it: the first rank does, and tells the others."""
     ranks = trial.ranks
-    return ranks.first([_measured(trial, tuned, name=name)] if ranks.is_first else [])
+    return ranks.first(
+        [_measured(trial, cut, target=target, steps=steps, name=name)] if ranks.is_first else []
+    )
 
 
-def _measured(trial: Trial, tuned: Tuned, *, name: str) -> Outcome:
+def _measured(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> Outcome:
     bench = trial.bench
-    reestimate_statistics(tuned.model, bench.speech)
-    outcome = bench.judge.outcome(tuned.model, target=tuned.target, steps=tuned.steps, folder=name)
-    kept = {axis: units.nonzero().flatten().tolist() for axis, units in tuned.choice.items()}
-    report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept}
-    bundle.save(trial.place.trial / name, tuned.model, trial.speech.tokenizer, report)
+    reestimate_statistics(cut.model, bench.speech)
+    outcome = bench.judge.outcome(cut.model, target=target, steps=steps, folder=name)
+    kept = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
+    best = {bundle.DEPTH_ORDER: cut.depth_order} if cut.depth_order else {}
+    report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept, **best}
+    bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)
     return outcome
 
 
@@ -269,7 +276,8 @@ def _opened(config: TrialConfig, place: Place, ranks: Ranks) -> Trial:
     speech, method = open_speech(place.features), load_method(pruning.method)
     teacher = bundle.load(place.teacher / "model").model.to(device)
     student = method.prepared(clone(teacher), config).requires_grad_()
-    space = Space.of(clone(student), pruning.axes, pruning.utterance_seconds, unpruned=teacher)
+    axes = method.axes(config)
+    space = Space.of(clone(student), axes, pruning.utterance_seconds, unpruned=teacher)
 
     def chosen(scores: Scores, target: float) -> dict[str, torch.Tensor]:
         budget = Budget(keep=1 - target, resource=pruning.resource)
@@ -297,9 +305,9 @@ def _extracted(bench: Workbench, found: Found, choice: Choice) -> Conformer:
     return small
 
 
-def _tuning(trial: Trial, small: Conformer, choice: Choice, *, steps: int) -> Tuning:
-    small.set_dropout(trial.config.tuning.dropout)
-    return trial.method.tuning(small, choice, trial.bench, steps=steps)
+def _tuning(trial: Trial, cut: Cut, *, steps: int) -> Tuning:
+    cut.model.set_dropout(trial.config.tuning.dropout)
+    return trial.method.tuning(cut.model, cut.choice, trial.bench, steps=steps)
 
 
 def _write(file: Path, text: str) -> None:

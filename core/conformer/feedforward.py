@@ -57,10 +57,11 @@ class FeedForward(nn.Module):
 
 
 def module_axis(name: str, output: str, projection: Linear) -> Axis:
-    """The axis of one unit that is a whole module: its gate scales what the module adds."""
+    """The axis of one unit that is a whole module of a block: its gate scales what it adds."""
     return Axis(
         name=name,
         kind="module",
         size=1,
+        parent=name.rpartition(".")[0],
         slices=row_slices(output, projection, block=projection.out_features, is_scaled=True),
     )

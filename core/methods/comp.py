@@ -18,7 +18,7 @@ from core.conformer.gate import tensors_of
 from core.conformer.model import Conformer
 from core.pruning.perturbation import untouched
 from core.pruning.repair import Calibration, Consumer, consumers, input_grams
-from core.pruning.scoring import per_cost, unit_share, units
+from core.pruning.scoring import per_cost, unit_share
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -28,7 +28,7 @@ class COMP(Method):
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        able = {axis.name for axis in units(bench.space)}
+        able = {axis.name for axis in list(bench.space.units)}
         known = [c for c in consumers(list(bench.space.axes)) if c.axis.name in able]
         grams = input_grams(bench.student, untouched(bench.student), known, bench.speech)
         worth = {c.axis.name: contributions(bench, c, grams[c.module]) for c in known}

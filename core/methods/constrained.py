@@ -93,7 +93,7 @@ def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:
 
 def kinds(space: Space) -> list[str]:
     """Of the units that may go; modules go with their last unit."""
-    return list(dict.fromkeys(axis.kind for axis in space.prunable if axis.kind != "module"))
+    return list(dict.fromkeys(axis.kind for axis in space.units))
 
 
 METHOD = Constrained()

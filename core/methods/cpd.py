@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.conformer.axes import Axis, Mask
 from core.conformer.gate import Folded, gated_forward
 from core.corpora.batches import Batch
-from core.pruning.scoring import per_cost, units
+from core.pruning.scoring import per_cost
 from core.pruning.sensitivity import fisher
 from core.training.distillation import ctc_loss
 from core.training.gating import GateStage
@@ -79,7 +79,7 @@ class Rounds(GateStage):
     """Cuts, and steps of learning between them."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.shut = Shut(units(bench.space)).to(bench.device)
+        self.shut = Shut(list(bench.space.units)).to(bench.device)
         super().__init__(bench, self.shut, NoControl())
         self._rounds = min(self.config.rounds, max(1, self.steps))
 
@@ -97,7 +97,7 @@ class Rounds(GateStage):
             output = gated_forward(model, batch.features, batch.num_frames, folded)
             return ctc_loss(output, batch.tokens, batch.num_tokens)
 
-        axes, mask = units(bench.space), self.shut.sample()
+        axes, mask = list(bench.space.units), self.shut.sample()
         found = fisher(model, axes, bench.labelled, loss, mask=mask)
         scores = per_cost(bench.space, found, self.config.resource)
         # What is shut stays so: it comes before all others in the order of leaving.

@@ -22,7 +22,7 @@ from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
 from core.pruning.perturbation import groups, perturbed, spread, untouched
 from core.pruning.repair import Calibration
-from core.pruning.scoring import per_cost, units
+from core.pruning.scoring import per_cost
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -32,7 +32,7 @@ class LatentShift(Method):
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        config, axes = bench.config.pruning, units(bench.space)
+        config, axes = bench.config.pruning, list(bench.space.units)
         edits = groups(axes, magnitudes(bench.student, axes), count=config.groups)
         watch = Watch(bench.student, bench.speech)
         shifts = perturbed(bench.student, edits, watch.shift)

@@ -16,7 +16,7 @@ from core.corpora.batches import Batch
 from core.evaluation.decoding import greedy
 from core.evaluation.wer import word_errors
 from core.pruning.perturbation import Edit, groups, perturbed, spread, untouched
-from core.pruning.scoring import per_cost, units, with_ties_broken
+from core.pruning.scoring import per_cost, with_ties_broken
 from core.pruning.sensitivity import gate_gradients
 from core.training.distillation import ctc_loss
 from core.training.method import Found, Method, Workbench
@@ -28,7 +28,7 @@ class MoPE(Method):
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        config, axes = bench.config.pruning, units(bench.space)
+        config, axes = bench.config.pruning, list(bench.space.units)
         modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
         rewiring = rewiring_scores(bench, [*axes, *modules])
         width = self._worth(bench, groups(axes, rewiring, count=config.groups))

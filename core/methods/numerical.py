@@ -19,7 +19,6 @@ from torch import Tensor
 from core.conformer.gate import tensors_of
 from core.pruning.perturbation import untouched
 from core.pruning.repair import Consumer, consumers, input_grams
-from core.pruning.scoring import units
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -32,7 +31,7 @@ class Numerical(Method):
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        able = {axis.name for axis in units(bench.space)}
+        able = {axis.name for axis in list(bench.space.units)}
         known = [c for c in consumers(list(bench.space.axes)) if c.axis.name in able]
         grams = input_grams(bench.student, untouched(bench.student), known, bench.speech)
         scores = {}

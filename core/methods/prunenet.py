@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from core.conformer.gate import tensors_of
 from core.methods.magnitude import magnitudes
-from core.pruning.scoring import ranked_within, units
+from core.pruning.scoring import ranked_within
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -33,7 +33,7 @@ LEAST_DISTANCE = 1e-3
 class PruneNet(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        axes, tensors = units(bench.space), tensors_of(bench.student)
+        axes, tensors = list(bench.space.units), tensors_of(bench.student)
         scores = magnitudes(bench.student, axes)
         by_shape: dict[torch.Size, dict[str, Tensor]] = {}
         for axis in axes:

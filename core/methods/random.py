@@ -2,7 +2,6 @@
 
 import torch
 
-from core.pruning.scoring import units
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -11,7 +10,7 @@ class Random(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
         chance = torch.Generator().manual_seed(bench.config.seed)
-        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in units(bench.space)}
+        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in bench.space.units}
         return Found(scores=scores, reference={})
 
 

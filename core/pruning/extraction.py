@@ -1,6 +1,7 @@
 """From a model and a mask to a smaller dense model that computes the same."""
 
 import copy
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,28 +31,43 @@ def narrowed(model: Conformer, mask: Mask) -> Conformer:
     with torch.no_grad():
         floats = {name: values.to(model.head.weight) for name, values in mask.items()}
         folded = fold(tensors_of(model), axes, floats)
+    kept = open_blocks(model.shape, floats)
+    tensors = {
+        new: tensor
+        for name, tensor in folded.tensors.items()
+        if (new := small_name(name, kept)) is not None
+    }
     shape = kept_shape(model.shape, axes, floats)
-    return assembled(shape, folded.tensors, is_training=model.training)
+    return assembled(shape, tensors, is_training=model.training)
+
+
+def of_blocks(model: Conformer, blocks: Collection[int]) -> Conformer:
+    """The model of these blocks alone, in their old order."""
+    gone = (i for i in range(len(model.blocks)) if i not in blocks)
+    return extract(model, {f"blocks.{i}": torch.zeros(1) for i in gone})
 
 
 def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
-    """The sizes that are left; a module without units, or behind a closed gate, has size 0."""
+    """The sizes that are left; a module without units, or behind a closed gate, has size 0.
+
+    A block behind a closed gate is not there at all.
+    """
     alive = resolved(axes, mask)
 
     def kept(name: str, size: int) -> int:
         return int((alive[name] != 0).sum()) if name in alive else size
 
-    blocks = tuple(
-        BlockShape(
-            ff1=kept(f"blocks.{i}.ff1", 1) and kept(f"blocks.{i}.ff1.inner", block.ff1),
-            heads=kept(f"blocks.{i}.attention", 1)
-            and kept(f"blocks.{i}.attention.head", block.heads),
-            channels=kept(f"blocks.{i}.convolution", 1)
-            and kept(f"blocks.{i}.convolution.channel", block.channels),
-            ff2=kept(f"blocks.{i}.ff2", 1) and kept(f"blocks.{i}.ff2.inner", block.ff2),
+    def kept_block(name: str, block: BlockShape) -> BlockShape:
+        return BlockShape(
+            ff1=kept(f"{name}.ff1", 1) and kept(f"{name}.ff1.inner", block.ff1),
+            heads=kept(f"{name}.attention", 1) and kept(f"{name}.attention.head", block.heads),
+            channels=kept(f"{name}.convolution", 1)
+            and kept(f"{name}.convolution.channel", block.channels),
+            ff2=kept(f"{name}.ff2", 1) and kept(f"{name}.ff2.inner", block.ff2),
         )
-        for i, block in enumerate(shape.blocks)
-    )
+
+    left = open_blocks(shape, mask)
+    blocks = tuple(kept_block(f"blocks.{i}", shape.blocks[i]) for i in left)
     small = replace(
         shape,
         sub1=kept("frontend.sub1", shape.sub1),
@@ -60,8 +76,24 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         blocks=blocks,
     )
     there = set(small.linears())
-    ranks = {n: kept(f"{n}.rank", rank) for n, rank in shape.ranks.items() if n in there}
-    return replace(small, ranks=ranks)
+    named = {small_name(n, left): kept(f"{n}.rank", rank) for n, rank in shape.ranks.items()}
+    return replace(small, ranks={n: rank for n, rank in named.items() if n in there})
+
+
+def open_blocks(shape: Shape, mask: Mask) -> tuple[int, ...]:
+    """The numbers of the blocks whose gates are not shut."""
+    numbers = range(len(shape.blocks))
+    return tuple(i for i in numbers if f"blocks.{i}" not in mask or mask[f"blocks.{i}"].any())
+
+
+def small_name(name: str, kept: Sequence[int]) -> str | None:
+    """What a part is called where these blocks are left, numbered anew; None if it is gone."""
+    if not name.startswith("blocks."):
+        return name
+    _, number, *rest = name.split(".")
+    if int(number) not in kept:
+        return None
+    return ".".join(("blocks", str(kept.index(int(number))), *rest))
 
 
 def clone(model: Conformer) -> Conformer:

@@ -22,7 +22,7 @@ from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
-from core.pruning.extraction import narrowed
+from core.pruning.extraction import narrowed, open_blocks, small_name
 from core.pruning.factoring import multiplied_out
 from core.pruning.space import Choice
 
@@ -67,12 +67,17 @@ def repaired(
     small = narrowed(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
         return multiplied_out(small)
-    cut = [c for c in consumers(model.axes()) if _is_cut(c, choice, small)]
+    modules = _modules_left(model, choice, small)
+    cut = [c for c in consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
     grams = input_grams(model, folded, cut, speech)
     for consumer in cut:
-        gram = grams[consumer.module]
+        module, gram, kept = (
+            modules[consumer.module],
+            grams[consumer.module],
+            choice[consumer.axis.name],
+        )
         rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
-        _mend(small, consumer, folded, gram, rows=rows, kept=choice[consumer.axis.name], how=how)
+        _mend(module, consumer, folded, gram, rows=rows, kept=kept, how=how)
     return multiplied_out(small)
 
 
@@ -162,10 +167,16 @@ def consumers(axes: list[Axis]) -> list[Consumer]:
     ]
 
 
-def _is_cut(consumer: Consumer, choice: Choice, small: Conformer) -> bool:
+def _modules_left(model: Conformer, choice: Choice, small: Conformer) -> dict[str, nn.Module]:
+    """The small model's modules by the names that they had in the whole one."""
+    blocks, left = open_blocks(model.shape, choice), dict(small.named_modules())
+    names = ((name, small_name(name, blocks)) for name, _ in model.named_modules())
+    return {name: left[new] for name, new in names if new is not None and new in left}
+
+
+def _is_cut(consumer: Consumer, choice: Choice) -> bool:
     kept = choice[consumer.axis.name]
-    is_there = consumer.module in dict(small.named_modules())
-    return is_there and bool(kept.any()) and not bool(kept.all())
+    return bool(kept.any()) and not bool(kept.all())
 
 
 @contextmanager
@@ -207,7 +218,7 @@ def _rows(
 
 @torch.no_grad()
 def _mend(
-    small: Conformer,
+    module: nn.Module,
     consumer: Consumer,
     folded: Folded,
     gram: Float[Tensor, "inputs1 inputs1"],
@@ -216,7 +227,6 @@ def _mend(
     kept: Bool[Tensor, " units"],
     how: Repair,
 ) -> None:
-    module = small.get_submodule(consumer.module)
     assert isinstance(module, nn.Linear | nn.Conv2d)
     wanted = folded.tensors[consumer.piece.tensor][rows].double().flatten(1)  # (O, I)
     block = gram.shape[0] // len(kept)
@@ -242,7 +252,7 @@ def _kept_rows(
     owners = [(a, s) for a in axes for s in a.slices if s.tensor == tensor and s.dim == 0]
     rows = []
     for axis, piece in owners:
-        if axis.kind != "module":
+        if not axis.is_whole:
             kept = choice[axis.name]
             units = kept[kept_units(target["width"])] if axis.kind == "width" else kept
             rows.append((piece.offset, units.repeat_interleave(piece.block)))

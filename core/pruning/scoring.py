@@ -1,4 +1,4 @@
-"""What scores of units share: which units there are, what they cost, and how axes are made alike.
+"""What scores of units share: what units cost, and how axes are made alike.
 
 Shapes: U units of an axis.
 """
@@ -10,13 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.config import Resource
-from core.conformer.axes import Axis
 from core.pruning.space import Space, of_resource
-
-
-def units(space: Space) -> list[Axis]:
-    """The axes of single units that may go; a module goes with its last unit."""
-    return [axis for axis in space.prunable if axis.kind != "module"]
 
 
 def per_cost(

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from core.config import AxisKind, Resource
-from core.conformer.axes import Axis, Cost, Mask, Number
+from core.conformer.axes import Axis, Cost, Mask, Number, around
 from core.conformer.gate import resolved
 from core.conformer.model import Conformer
 
@@ -43,6 +43,13 @@ class Space:
         prunable = tuple(axis for axis in axes if axis.kind in kinds)
         cost = whole_cost(model if unpruned is None else unpruned, seconds)
         return cls(model=model, axes=axes, prunable=prunable, seconds=seconds, unpruned=cost)
+
+    @property
+    def units(self) -> tuple[Axis, ...]:
+        """Of the prunable axes those in which no other prunable one lies: what an order ranks."""
+        above = around(self.axes)
+        holders = {name for axis in self.prunable for name in above[axis.name]}
+        return tuple(axis for axis in self.prunable if axis.name not in holders)
 
     def open_choice(self) -> dict[str, Tensor]:
         return {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in self.axes}

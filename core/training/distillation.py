@@ -28,6 +28,8 @@ class Student:
     """Which of the teacher's units of width the student has."""
     alive: tuple[bool, ...]
     """Which blocks still hold a module; the others are copies of their input but for a norm."""
+    blocks: tuple[int, ...] | None = None
+    """Which of the teacher's blocks the student's are; None for all of them."""
 
 
 class Distillation(nn.Module):
@@ -77,7 +79,7 @@ class Distillation(nn.Module):
             for hidden in student.output.hidden
         ]
         if self.config.matching == "fixed":
-            matches = list(enumerate(layers))
+            matches = same_blocks(layers, student.blocks)
         else:
             with torch.no_grad():
                 distances = torch.tensor([[F.mse_loss(s, w) for s in seen] for w in wanted])
@@ -95,6 +97,13 @@ def taught_layers(num_blocks: int, layers: int) -> list[int]:
     """Blocks of the teacher that are taught: equally spaced, ending with the last."""
     count = min(layers, num_blocks)
     return [-(-(i + 1) * num_blocks // count) - 1 for i in range(count)]
+
+
+def same_blocks(layers: Sequence[int], blocks: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Each taught layer and the student's block that was it; layers that are gone go without."""
+    if blocks is None:
+        return list(enumerate(layers))
+    return [(i, blocks.index(layer)) for i, layer in enumerate(layers) if layer in blocks]
 
 
 def ordered_matches(

@@ -127,8 +127,11 @@ class GateStage:
         return kept_units(mask.get("width", whole))
 
     def _alive(self, folded: Folded) -> tuple[bool, ...]:
-        blocks = self.model.typed_blocks()
-        return tuple(any(p.name not in folded.closed for p in block.parts()) for block in blocks)
+        closed = folded.closed
+        return tuple(
+            block.name not in closed and any(part.name not in closed for part in block.parts())
+            for block in self.model.typed_blocks()
+        )
 
     def found(self) -> Found:
         median = {name: z.cpu() for name, z in self.gates.median().items()}
@@ -179,7 +182,7 @@ def hard_concrete(bench: Workbench) -> HardConcrete:
     Those that move many weights at once start more open: they see the larger gradients.
     """
     config, axes = bench.config.pruning, bench.space.prunable
-    is_large = {axis.name: axis.kind in ("module", "width") for axis in axes}
+    is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
     start = {
         n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
     }

@@ -6,7 +6,7 @@ shared.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.config import TrialConfig
+from core.config import AxisKind, TrialConfig
 from core.conformer.axes import Mask
 from core.conformer.model import Conformer
 from core.corpora.batches import Batch
@@ -94,6 +94,10 @@ class Method(ABC):
         """The shares of the resource to remove; each becomes an outcome."""
         further = config.pruning.further_targets if self.yields == "curve" else ()
         return (config.pruning.target_sparsity, *further)
+
+    def axes(self, config: TrialConfig) -> Sequence[AxisKind]:
+        """The kinds of units that may go: as the config says, or what the method is made for."""
+        return config.pruning.axes
 
     def prepared(self, model: Conformer, config: TrialConfig) -> Conformer:
         """A copy of the teacher as the search begins: where parts are altered, by config alone."""

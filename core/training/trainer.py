@@ -19,10 +19,12 @@ from core.conformer.model import Conformer
 from core.corpora.batches import Batch, TrainBatches
 from core.corpora.features import spec_augment
 from core.evaluation.judge import Judge
+from core.pruning.extraction import open_blocks
 from core.pruning.space import Choice
 from core.ranks import ALONE, Ranks, current, together
 from core.report import Report, Stage
 from core.training import checkpoint
+from core.training.depth import InterCTC, drawn_skips, has_stochastic_depth
 from core.training.distillation import Distillation, Student, ctc_loss
 from core.training.optimizers import primal, set_rate, warmed_cosine
 
@@ -215,6 +217,10 @@ class Taught:
     def width(self) -> Tensor:
         return self.choice["width"].nonzero().squeeze(1)
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return open_blocks(self.distillation.teacher.shape, self.choice)
+
 
 class DenseStage:
     """Training of a model without gates: the teacher alone, or a small model from its teacher."""
@@ -229,17 +235,21 @@ class DenseStage:
         judge: Judge | None,
         runtime: RuntimeConfig,
         taught: Taught | None = None,
+        interctc: InterCTC | None = None,
         micro_batches: int = 1,
     ) -> None:
         self.model, self.stage, self.steps = model, stage, steps
         self.rates, self.judge, self.taught = rates, judge, taught
+        self.interctc = interctc or InterCTC()
         self.precision, self.micro_batches = runtime.precision, micro_batches
         parameters = list(model.parameters())
         if taught is not None:
             parameters += list(taught.distillation.projection.parameters())
         self.primal = primal(parameters, learning_rate=rates.peak, weight_decay=rates.weight_decay)
         self.forward: Callable[..., Any] = (
-            torch.compile(model, dynamic=True) if runtime.compile else model
+            torch.compile(model, dynamic=True)
+            if runtime.compile and not has_stochastic_depth(model)
+            else model
         )
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -256,14 +266,16 @@ class DenseStage:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.features.device, self.precision):
-            output = self.forward(batch.features, batch.num_frames)
+            skipped = drawn_skips(self.model)
+            output = self.forward(batch.features, batch.num_frames, skipped)
             task = ctc_loss(output, batch.tokens, batch.num_tokens)
             if self.taught is None:
-                return {"total": task, "task": task}
+                return self.interctc.losses(task, self.model, output, batch)
             distillation = self.taught.distillation
             width = self.taught.width.to(batch.features.device)
             alive = tuple(bool(block.parts()) for block in self.model.typed_blocks())
-            student = Student(output=output, width=width, alive=alive)
+            blocks = self.taught.blocks
+            student = Student(output=output, width=width, alive=alive, blocks=blocks)
             terms = distillation.losses(batch.features, batch.num_frames, student)
         return weighted({"task": task, **terms}, distillation)
 

@@ -7,19 +7,22 @@ import typer
 
 from sweep.commands.terminal import Json, Model, err, out
 
+Depth = Annotated[
+    int | None, typer.Option(help="With so many blocks: the best, if it says which; or the first.")
+]
+
 
 def transcribe(
     model: Model,
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    depth: Depth = None,
     as_json: Json = False,
 ) -> None:
     """What a model hears in audio files."""
-    from core.deploy import bundle
     from core.deploy.recognise import transcribe as recognise
     from sweep.views import as_json as to_json
-    from sweep.views import model_folder
 
-    opened = bundle.load(model_folder(model))
+    opened = _opened(model, depth)
     heard: list[dict[str, str]] = []
     for file, text in recognise(opened, files):
         heard.append({"file": str(file), "text": text})
@@ -34,15 +37,15 @@ def evaluate(
     corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
     split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
     root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
+    depth: Depth = None,
     as_json: Json = False,
 ) -> None:
     """Word error rate of a model on a corpus, with its interval."""
-    from core.deploy import bundle
     from core.deploy.recognise import evaluate as judge
     from sweep.views import as_json as to_json
-    from sweep.views import corpus_config, corpus_folder, model_folder, wer_line, wer_values
+    from sweep.views import corpus_config, corpus_folder, wer_line, wer_values
 
-    opened = bundle.load(model_folder(model))
+    opened = _opened(model, depth)
     with corpus_folder() as speech:
         report: Any = judge(opened, corpus_config(corpus, root), split, Path(speech))
     values = wer_values(report)
@@ -82,3 +85,13 @@ def adapt(
             found = stop.value
     lines = [to_json(found)] if as_json else adapted_lines(found or {})
     out.print("\n".join(lines), markup=False)
+
+
+def _opened(model: str, depth: int | None) -> Any:
+    """A bundle, whole or of fewer blocks."""
+    from core.deploy import bundle
+    from core.deploy.recognise import at_depth
+    from sweep.views import model_folder
+
+    opened = bundle.load(model_folder(model))
+    return opened if depth is None else at_depth(opened, depth)

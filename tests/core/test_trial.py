@@ -11,6 +11,7 @@ from core.config import TrialConfig, method_names
 from core.corpora.audio import CorpusError
 from core.deploy import bundle
 from core.price import price
+from core.pruning.extraction import of_blocks
 from core.report import Report
 from core.setting import Place
 from core.teacher import prepare
@@ -299,3 +300,59 @@ def test_a_loss_that_is_no_number_ends_the_trial_with_a_reason(shared, tmp_path)
 
     with pytest.raises(DivergenceError, match="mean loss must be a number, but is nan at step 2"):
         finished(trial_config(), place)
+
+
+def test_depth_alone_needs_no_step(shared):
+    pruning = {"method": "interctc", "target_sparsity": 0.0, "further_targets": [0.3], "steps": 0}
+    config = trial_config(pruning=pruning, tuning={"steps": 0})
+    place = place_in(shared, "depth")
+
+    reports, outcomes = ended(config, place)
+
+    assert reports == []
+    assert [outcome.steps for outcome in outcomes] == [0, 0]
+    models = [bundle.load(place.trial / outcome.model) for outcome in outcomes]
+    assert [len(found.model.blocks) for found in models] == [2, 1]
+    best = models[0].report["depth_order"]
+    assert sorted(best) == [0, 1]
+    assert models[1].report["kept"][f"blocks.{best[0]}"] == [0]
+    assert models[1].report["depth_order"] == [0]
+    teacher = bundle.load(place.teacher / "model").model
+    small = of_blocks(teacher, best[:1])
+    for name, parameter in models[1].model.named_parameters():
+        assert torch.equal(parameter, dict(small.named_parameters())[name])
+
+
+def test_fewer_blocks_are_tuned_on_and_their_order_stays(shared):
+    pruning = {"method": "interctc", "target_sparsity": 0.0, "depth_order": "truncate"}
+    place = place_in(shared, "depth-on")
+    finished(trial_config(pruning=pruning), place)
+
+    _, outcome = finished(trial_config(pruning=pruning, tuning={"more_steps": 2}), place)
+
+    assert outcome.steps == 12
+    assert bundle.load(place.trial / outcome.model).report["depth_order"] == [0, 1]
+
+
+def test_a_teacher_trained_for_depth_goes_on_to_the_same_weights_when_killed(shared, tmp_path):
+    config = trial_config(
+        teacher={"steps": 4, "interctc_weight": 0.3, "stochastic_depth": 0.5},
+        runtime={"report_steps": 1, "checkpoint_steps": 1},
+    )
+    places = [
+        Place(teacher=tmp_path / name, features=shared / "features", trial=tmp_path / "0")
+        for name in ("whole", "killed")
+    ]
+    reports = list(prepare(config, places[0]))
+    doomed = prepare(config, places[1])
+    for _ in range(2):
+        next(doomed)
+    doomed.close()
+    torch.manual_seed(999)
+
+    list(prepare(config, places[1]))
+
+    assert all(report.losses["intermediate"] > 0 for report in reports)
+    whole, killed = (bundle.load(p.teacher / "model").model.state_dict() for p in places)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, killed[name])

@@ -46,7 +46,7 @@ def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, toler
     )
 
 
-@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes"])
+@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_blocks"])
 @SHAPES
 def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind, shape):
     model = small_model(shape=shape).double().train()
@@ -98,6 +98,19 @@ def test_a_gradient_reaches_every_open_gate(shape):
         assert (gates.grad[gates != 0] != 0).all(), name
 
 
+@pytest.mark.parametrize("closed", [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_a_model_without_some_blocks_is_the_others_in_their_order(closed):
+    model = small_model(shape=deeper(3))
+    features, num_frames = ragged_speech(61, 40)
+    others = small_model(shape=deeper(3))
+    others.blocks = nn.ModuleList(b for i, b in enumerate(others.blocks) if i not in closed)
+
+    small = extract(model, {f"blocks.{i}": torch.zeros(1) for i in closed})
+
+    assert len(small.blocks) == 3 - len(closed)
+    assert torch.equal(small(features, num_frames).logits, others(features, num_frames).logits)
+
+
 @SHAPES
 def test_extracting_twice_is_extracting_once(shape):
     model = small_model(shape=shape)
@@ -143,12 +156,16 @@ def unit_hooks(model, mask):
         if axis.kind == "width":
             continue
         z = mask[axis.name].double()
-        scaled = next(piece for piece in axis.slices if piece.is_scaled)
-        consumer = model.get_submodule(scaled.tensor.rpartition(".")[0])
-        if axis.kind == "module":
-            yield consumer.register_forward_hook(multiply_output(z))
-        else:
-            yield consumer.register_forward_pre_hook(multiply_input(z, scaled.block))
+        if axis.kind == "block" and not z.any():
+            yield model.get_submodule(axis.name).register_forward_hook(passed_by)
+            continue
+        scaled = [piece for piece in axis.slices if piece.is_scaled]
+        for name in dict.fromkeys(piece.tensor.rpartition(".")[0] for piece in scaled):
+            consumer = model.get_submodule(name)
+            if axis.is_whole:
+                yield consumer.register_forward_hook(multiply_output(z))
+            else:
+                yield consumer.register_forward_pre_hook(multiply_input(z, scaled[0].block))
 
 
 def width_hooks(model, width):
@@ -157,6 +174,10 @@ def width_hooks(model, width):
             yield module.register_forward_hook(multiply_output(width))
         if isinstance(module, LayerNorm):
             yield module.register_forward_hook(norm_over_kept(width))
+
+
+def passed_by(_module, inputs, _output):
+    return inputs[0]
 
 
 def multiply_input(z, block):

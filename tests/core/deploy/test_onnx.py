@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
         ("binary", deeper(2)),
         ("empty_modules", deeper(2)),
         ("all_modules_empty", deeper(2)),
+        ("empty_blocks", deeper(2)),
         ("binary", with_factors(deeper(2))),
     ],
 )

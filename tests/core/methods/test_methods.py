@@ -1,15 +1,17 @@
 """What each method says of units; the laws all methods share stand in tests/core/test_trial.py."""
 
 from dataclasses import replace
-from typing import get_args
+from itertools import pairwise
 
 import pytest
 import torch
 
-from core.config import AxisKind, TrialConfig, method_names
+from core.config import PruningConfig, TrialConfig, method_names
 from core.conformer.gate import tensors_of
 from core.corpora.batches import Batch
+from core.evaluation.decoding import greedy
 from core.evaluation.judge import Judge
+from core.methods.interctc import error, least_missed_last
 from core.methods.l0 import stage as l0_stage
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
@@ -25,7 +27,8 @@ CPU = torch.device("cpu")
 
 def a_bench(model, **pruning) -> Workbench:
     config = TrialConfig.parse({"pruning": pruning})
-    space = Space.of(clone(model), get_args(AxisKind), 4.0)
+    axes = load_method(config.pruning.method).axes(config)
+    space = Space.of(clone(model), axes, 4.0)
 
     def chosen(scores, target):
         budget = Budget(keep=1 - target, resource=config.pruning.resource)
@@ -70,7 +73,7 @@ def test_magnitude_ranks_a_unit_by_its_weights_in_every_tensor():
     with torch.no_grad():
         for axis in model.axes():
             for piece in axis.slices:
-                if axis.kind != "module":
+                if not axis.is_whole:
                     rows = tensors[piece.tensor].transpose(0, piece.dim)
                     rows[piece.offset + 2 * piece.block : piece.offset + 3 * piece.block] *= 1e-3
 
@@ -175,6 +178,21 @@ def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
     assert space.sparsity(cost, "flops") >= 0.5
 
 
+@pytest.mark.slow
+def test_l0_may_close_whole_blocks_too():
+    kinds = [*PruningConfig().axes, "block"]
+    stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5, axes=kinds)
+
+    expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
+    scores, space = stage.found().scores, stage.bench.space
+    cost = space.choice_cost(stage.bench.choose(scores, stage.bench.target))
+
+    starts = torch.tensor(stage.config.module_log_alpha)
+    assert not any(scores[f"blocks.{i}"].isclose(starts) for i in range(3))
+    assert expected == pytest.approx(0.5, abs=0.1)
+    assert space.sparsity(cost, "flops") >= 0.5
+
+
 def trained_gates(model, *, steps, **pruning) -> GateStage:
     torch.manual_seed(0)
     stage = l0_stage(a_bench(model, steps=steps, **pruning))
@@ -226,3 +244,62 @@ def test_foster_weighs_tokens_by_how_often_they_are_said():
     weights = stage.compression.class_weights
     assert weights[1] == weights[3] == weights[4] == weights[5] > weights[2]
     assert weights[0] == weights[2] == weights[6]
+
+
+def labelled_by(model, *lengths) -> Batch:
+    """Speech whose words are what this model hears in it."""
+    features, num_frames = ragged_speech(*lengths)
+    output = model(features, num_frames)
+    heard = greedy(output.logits, output.num_frames)
+    tokens = torch.zeros(len(lengths), max(map(len, heard)), dtype=torch.long)
+    for row, ids in zip(tokens, heard, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    num_tokens = torch.tensor([len(ids) for ids in heard])
+    return replace(
+        a_batch(), features=features, num_frames=num_frames, tokens=tokens, num_tokens=num_tokens
+    )
+
+
+@pytest.mark.parametrize("idle", range(1, 4))
+def test_interctc_lets_the_block_go_first_that_nobody_misses(idle):
+    model = small_model(shape=deeper(4))
+    with torch.no_grad():
+        model.head.weight.normal_()
+        model.head.bias[0] = -9.0  # blank is never heard, so there are words
+        for block in model.blocks:  # the others say a lot
+            for part in block.parts():
+                output = part.output if part.name.endswith("attention") else part.down
+                output.bias.zero_()
+                output.weight.mul_(0.0 if block.name == f"blocks.{idle}" else 6.0)
+        for block in model.blocks[idle - 1 : idle + 1]:  # norm after norm is the norm
+            block.norm.weight.fill_(1.0)
+            block.norm.bias.zero_()
+    names = [block.name for block in model.blocks]
+
+    order = least_missed_last(model, names, [labelled_by(model, 190, 150, 120)])
+
+    assert order[-1] == f"blocks.{idle}"
+    assert sorted(order) == names
+
+
+def test_interctc_removes_one_after_the_other_whatever_is_missed_least():
+    model = small_model(shape=deeper(4))
+    labelled = [labelled_by(model, 190, 150), labelled_by(model, 120)]
+    names = [block.name for block in model.blocks]
+
+    order = least_missed_last(model, names, labelled)
+
+    for place in (3, 2, 1):
+        gone = set(order[place + 1 :])
+        errors = {name: error(model, {*gone, name}, labelled) for name in order[: place + 1]}
+        assert errors[order[place]] == min(errors.values())
+
+
+def test_interctc_truncates_from_the_end_without_a_look_at_the_speech():
+    model = small_model(shape=deeper(4))
+    bench = a_bench(model, method="interctc", depth_order="truncate").limited(frozenset())
+
+    scores = load_method("interctc").found(bench, None).scores
+
+    values = [scores[f"blocks.{i}"] for i in range(4)]
+    assert all(first > second for first, second in pairwise(values))

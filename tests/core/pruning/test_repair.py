@@ -67,7 +67,7 @@ def test_a_unit_that_another_copies_is_repaired_away_without_a_trace(how):
     assert (gap < 1e-3) == (how == "ls")
 
 
-@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_modules"])
+@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_modules", "empty_blocks"])
 @pytest.mark.parametrize("how", ["mask", "ls"])
 @pytest.mark.parametrize("shape", [deeper(2), with_factors(deeper(2))], ids=["dense", "factored"])
 def test_nothing_changes_where_the_reference_already_does_without_the_removed(kind, how, shape):

@@ -1,15 +1,18 @@
 """Law 2: what a choice is said to cost is counted on the extracted model, to the integer."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.config import AxisKind
 from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
 from core.testing import MASK_KINDS, deeper, random_mask, small_model, with_factors
 
-KINDS = ["frontend", "width", "head", "inner", "channel", "module", "rank"]
+KINDS = get_args(AxisKind)
 SECONDS = 1.3
 
 
