@@ -41,6 +41,7 @@ class Block(nn.Module):
                 heads=sizes.heads,
                 head_width=shape.head_width,
                 name=f"{name}.attention",
+                linear_features=sizes.linear_features,
             )
             if sizes.heads
             else None

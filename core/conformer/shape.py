@@ -1,7 +1,7 @@
 """How large each part of a Conformer is: the architecture of a dense or an extracted model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from core.config import ConfigError, ModelConfig
@@ -18,6 +18,8 @@ class BlockShape:
     heads: int
     channels: int
     ff2: int
+    linear_features: int = 0
+    """Random features by which attention runs in linear time; 0 for softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +90,14 @@ class Shape:
 
 
 def _sizes(values: Any, kind: type, *, low: int, name: str) -> dict[str, int]:
-    """The sizes of a kind of shape, each there and in range, and nothing else."""
-    wanted = {field.name for field in fields(kind)} - {"blocks"}
-    if not isinstance(values, dict) or set(values) != wanted:
-        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(wanted))}, but is {values}.")
+    """The sizes of a kind of shape, each there and in range, and nothing else.
+
+    One with a default may be missing: a bundle from before it was known lacks it.
+    """
+    known = {field.name: field.default for field in fields(kind) if field.name != "blocks"}
+    needed = {key for key, default in known.items() if default is MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= set(known):
+        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(known))}, but is {values}.")
     for key, size in values.items():
         if type(size) is not int or not low <= size <= LARGEST:
             raise ValueError(

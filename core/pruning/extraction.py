@@ -9,7 +9,7 @@ from torch import Tensor
 from core.conformer.axes import Axis, Mask
 from core.conformer.gate import fold, resolved, tensors_of
 from core.conformer.model import Conformer
-from core.conformer.shape import BlockShape, Shape
+from core.conformer.shape import Shape
 
 
 def extract(model: Conformer, mask: Mask) -> Conformer:
@@ -39,7 +39,8 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         return int((alive[name] != 0).sum()) if name in alive else size
 
     blocks = tuple(
-        BlockShape(
+        replace(
+            block,
             ff1=kept(f"blocks.{i}.ff1", 1) and kept(f"blocks.{i}.ff1.inner", block.ff1),
             heads=kept(f"blocks.{i}.attention", 1)
             and kept(f"blocks.{i}.attention.head", block.heads),

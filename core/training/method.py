@@ -67,12 +67,13 @@ class Workbench:
 
     def limited(self, needs: AbstractSet[Need]) -> "Workbench":
         """The same, but for data that is not needed: touching it is a NeedError."""
-        limited = self
-        if "labels" not in needs:
-            limited = replace(limited, labelled=Untouchable("labels"))
-        if "audio" not in needs:
-            limited = replace(limited, speech=Untouchable("audio"))
-        return limited
+        limited = replace(self, speech=heard(self.speech, needs))
+        return limited if "labels" in needs else replace(limited, labelled=Untouchable("labels"))
+
+
+def heard(speech: Calibration, needs: AbstractSet[Need]) -> Calibration:
+    """The same speech, but where it is not needed: touching it is a NeedError."""
+    return speech if "audio" in needs else Untouchable("audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,12 @@ class Method(ABC):
         further = config.pruning.further_targets if self.yields == "curve" else ()
         return (config.pruning.target_sparsity, *further)
 
-    def prepared(self, model: Conformer, config: TrialConfig) -> Conformer:
-        """A copy of the teacher as the search begins: where parts are altered, by config alone."""
-        del config
+    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+        """A copy of the teacher as the search begins: where parts are altered.
+
+        By config and speech alone, to the same each time: a resumed trial asks again.
+        """
+        del config, speech
         return model
 
     def search(self, bench: Workbench) -> Trainable | None:
