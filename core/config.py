@@ -7,19 +7,11 @@ with the name of the culprit, the rule, the value and the nearest right name.
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
@@ -220,7 +212,7 @@ class PruningConfig(Config):
     @field_validator("linear_blocks", mode="wrap")
     @classmethod
     def _blocks_are_blocks(
-        cls, value: Any, read: ValidatorFunctionWrapHandler
+        cls, value: Any, read: Callable[[Any], Any]
     ) -> int | list[int] | Literal["all"]:
         """One line for all kinds of blocks, where each kind would have its own."""
         numbers = value if isinstance(value, list) else [value]
