@@ -20,9 +20,12 @@ def masked(model, features, num_frames, mask, **how):
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("linear_features", [0, 6])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, tolerance, seed):
-    model = small_model(seed, shape=deeper(3)).to(dtype)
+def test_the_extracted_model_computes_what_the_masked_one_did(
+    kind, dtype, tolerance, seed, linear_features
+):
+    model = small_model(seed, shape=deeper(3, linear_features=linear_features)).to(dtype)
     mask = random_mask(model.axes(), kind, seed)
     features, num_frames = ragged_speech(61, 40, 9, 7, seed=seed, dtype=dtype)
 
@@ -35,9 +38,10 @@ def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, toler
     )
 
 
+@pytest.mark.parametrize("linear_features", [0, 6])
 @pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes"])
-def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
-    model = small_model(shape=deeper(2)).double().train()
+def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind, linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features)).double().train()
     mask = random_mask(model.axes(), kind)
     features, num_frames = ragged_speech(61, 40, 33, dtype=torch.float64)
 
@@ -47,9 +51,10 @@ def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("linear_features", [0, 6])
 @pytest.mark.parametrize("kind", MASK_KINDS)
-def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
-    model = small_model(shape=deeper(2)).double()
+def test_gates_on_tensors_are_gates_at_the_consumers_input(kind, linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features)).double()
     mask = resolved(model.axes(), random_mask(model.axes(), kind))
     features, num_frames = ragged_speech(61, 40, dtype=torch.float64)
 
@@ -59,8 +64,9 @@ def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-9, atol=1e-9)
 
 
-def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
-    model = small_model()
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
     features, num_frames = ragged_speech(61, 40)
 
     expected = model(features, num_frames).logits
@@ -69,8 +75,9 @@ def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
     assert torch.equal(actual, expected)
 
 
-def test_a_gradient_reaches_every_open_gate():
-    model = small_model()
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_a_gradient_reaches_every_open_gate(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
     mask = random_mask(model.axes(), "soft")
     for gates in mask.values():
         gates.requires_grad_()
@@ -83,8 +90,9 @@ def test_a_gradient_reaches_every_open_gate():
         assert (gates.grad[gates != 0] != 0).all(), name
 
 
-def test_extracting_twice_is_extracting_once():
-    model = small_model()
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_extracting_twice_is_extracting_once(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
     once = extract(model, random_mask(model.axes(), "soft"))
 
     twice = extract(once, {axis.name: torch.ones(axis.size) for axis in once.axes()})

@@ -12,9 +12,12 @@ from core.testing import deeper, ragged_speech, random_mask, small_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["open", "binary", "empty_modules", "all_modules_empty"])
-def test_the_graph_gives_the_models_log_probabilities(kind, tmp_path):
-    model = small_model(shape=deeper(2))
+@pytest.mark.parametrize(
+    ("kind", "linear_features"),
+    [("open", 0), ("binary", 0), ("empty_modules", 0), ("all_modules_empty", 0), ("binary", 6)],
+)
+def test_the_graph_gives_the_models_log_probabilities(kind, linear_features, tmp_path):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
     small = extract(model, random_mask(model.axes(), kind))
     export_onnx(small, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

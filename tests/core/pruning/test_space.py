@@ -15,7 +15,8 @@ SECONDS = 1.3
 
 @pytest.mark.parametrize("seed", range(50))
 def test_cost_is_what_is_counted_on_the_extracted_model(seed):
-    model = small_model(shape=deeper(3))
+    linear_features = 6 * (seed // len(MASK_KINDS) % 2)  # by turns with each kind
+    model = small_model(shape=deeper(3, linear_features=linear_features))
     space = Space.of(model, KINDS, SECONDS)
     kind = MASK_KINDS[seed % len(MASK_KINDS)]
     choice = {name: z != 0 for name, z in random_mask(space.axes, kind, seed).items()}
@@ -34,8 +35,10 @@ def counted_flops(model):
     return counter.get_total_flops()
 
 
-def test_expected_cost_at_certainty_is_the_exact_cost():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_cost_at_certainty_is_the_exact_cost(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     mask = random_mask(space.axes, "binary")
 
     expected = space.mask_cost(mask)
@@ -60,8 +63,10 @@ def test_expected_cost_is_the_mean_cost_of_drawn_choices():
     assert gap < 4 * drawn.std() / len(draws) ** 0.5
 
 
-def test_expected_cost_falls_when_any_gate_closes():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_cost_falls_when_any_gate_closes(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     probabilities = {
         axis.name: torch.full((axis.size,), 0.7, requires_grad=True) for axis in space.prunable
     }
@@ -73,8 +78,10 @@ def test_expected_cost_falls_when_any_gate_closes():
             assert (gradient > 0).all(), name
 
 
-def test_expected_costs_gradient_is_its_finite_difference():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_costs_gradient_is_its_finite_difference(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     probabilities = {
         axis.name: torch.full((axis.size,), 0.7, dtype=torch.float64, requires_grad=True)
         for axis in space.prunable
