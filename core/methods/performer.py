@@ -38,8 +38,8 @@ class Performer(Magnitude):
                 f" attention, {able}, but is {wanted} instead"
             )
         if isinstance(blocks, int):
-            shifts = {i: shift(model, [i], features, config.seed, speech) for i in able}
-            blocks = sorted(sorted(able, key=lambda i: shifts[i])[:number])
+            moved = shifts(model, able, features, config.seed, speech)
+            blocks = sorted(sorted(able, key=lambda i: moved[i])[:number])
         return swapped(model, blocks, features, config.seed)
 
 
@@ -61,18 +61,22 @@ def swapped(model: Conformer, blocks: Sequence[int], features: int, seed: int) -
 
 
 @torch.no_grad()
-def shift(
+def shifts(
     model: Conformer, blocks: Sequence[int], features: int, seed: int, speech: Calibration
-) -> float:
-    """Mean square by which the last hidden state moves when these blocks are swapped."""
-    other = swapped(model, blocks, features, seed)
-    moved = [_last(other, *batch) - _last(model, *batch) for batch in speech]
-    return float(torch.cat(moved).square().mean())
+) -> dict[int, float]:
+    """Mean square by which the last hidden state moves, by the one block that is swapped."""
+    before = _last(model, speech)
+
+    def moved(i: int) -> float:
+        after = _last(swapped(model, [i], features, seed), speech)
+        return float((after - before).square().mean())
+
+    return {i: moved(i) for i in blocks}
 
 
-def _last(model: Conformer, features: Tensor, num_frames: Tensor) -> Float[Tensor, "frames width"]:
-    output = model.eval()(features, num_frames)
-    return output.hidden[-1][output.is_frame]
+def _last(model: Conformer, speech: Calibration) -> Float[Tensor, "frames width"]:
+    outputs = (model.eval()(*batch) for batch in speech)
+    return torch.cat([output.hidden[-1][output.is_frame] for output in outputs])
 
 
 METHOD = Performer()

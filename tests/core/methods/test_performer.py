@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.config import AxisKind, ConfigError, TrialConfig
-from core.methods.performer import METHOD, shift, swapped
+from core.methods.performer import METHOD, shifts, swapped
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.space import Space, whole_cost
@@ -52,7 +52,7 @@ def test_so_many_blocks_are_those_whose_swap_shifts_the_output_least():
         for n in (1, 2, 3)
     ]
 
-    assert shift(model, [1], 64, 0, SPEECH) == 0
+    assert shifts(model, [1], 64, 0, SPEECH) == {1: 0}
     assert chosen == [[1], [0, 1], [0, 1, 2]]
 
 
