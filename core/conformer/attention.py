@@ -52,8 +52,12 @@ class Attention(nn.Module):
         """Mix values in linear time from now on, by so many features drawn here.
 
         Raises:
-            ValueError: if a cosine is missing in the table of positions.
+            ValueError: if a cosine is missing in the table of positions, or features are odd.
         """
+        if features % 2:
+            raise ValueError(
+                f"features of linear attention must be an even number, but are {features} instead"
+            )
         width = self.position.in_features
         if width % 2:
             raise ValueError(

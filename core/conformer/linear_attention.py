@@ -1,7 +1,8 @@
 """Attention in linear time by positive random features (FAVOR+; Choromanski et al., 2021).
 
 exp(q k) is the mean over normal w of exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2). With a few drawn w
-the keys can be summed up before any query is known: T frames cost T, not T^2.
+the keys can be summed up before any query is known: T frames cost T, not T^2. Each w serves with
+its opposite, two features for one product.
 
 Relative positions go through the same product. The table holds sines and cosines, and those of a
 difference are sums of products: (q_i + v) p_(i-j) = b_i e_j, where e_j is the table's row of
@@ -11,8 +12,8 @@ none, are cheaper and have nothing to learn from it: on a trained teacher they w
 times as far off in words at 64 features.
 
 What softmax does not see may be chosen so that features vary least. Keys lose their mean over
-frames, queries theirs, which moves into the directions that keys are held against, and each
-dimension is scaled so that queries and keys vary alike.
+frames, queries theirs, which becomes a weight of each key, and each dimension is scaled so that
+queries and keys vary alike.
 
 Shapes: B batch, T frames, H heads, K head width, P width of the table, E = K + P, M features, R = 2
 T - 1 distances.
@@ -39,7 +40,7 @@ class LinearMixing(nn.Module):
         super().__init__()
         self.head_width, self.position_width = head_width, position_width
         self.register_buffer(
-            "directions", orthogonal_directions(features, head_width + position_width)
+            "directions", orthogonal_directions(features // 2, head_width + position_width)
         )
 
     def forward(
@@ -71,20 +72,34 @@ class LinearMixing(nn.Module):
     ]:
         """Of queries and of keys, each at most 1; those of padded keys are 0."""
         q, mean, k = balanced(q, k, is_real)
-        on_keys = k @ (self.directions + mean).transpose(-1, -2)
-        on_keys = on_keys - k.square().sum(-1, keepdim=True) / 2  # that of queries cancels
+        # What is a query's own cancels; of a key it is mean k - |k|^2 / 2.
+        on_keys = both_ways(k @ self.directions.T) + (k * (mean - k / 2)).sum(-1, keepdim=True)
         on_keys = on_keys.masked_fill(~is_real, torch.finfo(on_keys.dtype).min / 2)
         # What a feature is divided by for all keys, it is multiplied by for all queries.
         largest = on_keys.detach().amax(2, keepdim=True)
-        on_queries = q @ self.directions.T + largest
+        on_queries = both_ways(q @ self.directions.T) + largest
         on_queries = on_queries - on_queries.detach().amax(-1, keepdim=True)
         return on_queries.exp(), (on_keys - largest).exp() * is_real
 
     def flops(self, heads: Number, time: int) -> Number:
-        """Of so many heads: position queries, both features, sums over keys, mixing, weights."""
-        features, both = self.directions.shape
-        k, p = self.head_width, self.position_width
-        return time * heads * (2 * k * p + 4 * features * both + 4 * features * k + 2 * features)
+        """Of so many heads."""
+        features, k, p = 2 * len(self.directions), self.head_width, self.position_width
+        return time * heads * flops_a_frame(features, k, p)
+
+
+def flops_a_frame(features: int, head_width: int, position_width: int) -> int:
+    """Of one head: position queries, both features, sums over keys and mixing, weights."""
+    both = head_width + position_width
+    return (
+        2 * head_width * position_width
+        + 2 * features * both
+        + 4 * features * head_width
+        + 2 * features
+    )
+
+
+def both_ways(x: Float[Tensor, "*batch directions"]) -> Float[Tensor, "*batch features"]:
+    return torch.cat((x, -x), dim=-1)
 
 
 def balanced(
@@ -136,6 +151,6 @@ def crossover_frames(*, features: int, head_width: int, position_width: int) -> 
     1) K for the scores of positions.
     """
     k, p = head_width, position_width
-    linear = 2 * k * p + 4 * features * (k + p) + 4 * features * k + 2 * features
+    linear = flops_a_frame(features, k, p)
     a, b, c = 8 * k, 4 * p * k - 2 * k - linear, -2 * p * k
     return (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)

@@ -28,6 +28,7 @@ from core.config import Config, ConfigError, TrialConfig, method_names
         ({"pruning": {"linear_blocks": []}}, r"`pruning.linear_blocks` must be .*is \[\] instead"),
         ({"pruning": {"linear_blocks": [-1]}}, r"`pruning.linear_blocks` must be .*is \[-1\]"),
         ({"pruning": {"linear_features": 0}}, r"`pruning.linear_features` must be greater"),
+        ({"pruning": {"linear_features": 5}}, r"must be a multiple of 2, but is 5 instead"),
         ({"corpus": {"speeds": [3.0]}}, r"`speeds` must lie in \[0.5, 2\], but one is 3.0"),
         (
             {"corpus": {"demo": {"snr_low_db": 40.0}}},

@@ -12,6 +12,7 @@ from core.conformer.axes import Lengths
 from core.conformer.linear_attention import (
     LinearMixing,
     balanced,
+    both_ways,
     crossover_frames,
     orthogonal_directions,
     turned,
@@ -84,7 +85,8 @@ def test_the_mean_over_directions_of_two_features_is_the_exponential_of_a_produc
     q, k = 0.4 * torch.randn(2, 5)
 
     draws = torch.stack([orthogonal_directions(5, 5) for _ in range(1500)])
-    estimates = (draws @ (q + k) - (q.square().sum() + k.square().sum()) / 2).exp().mean(1)
+    exponents = both_ways(draws @ (q + k)) - (q.square().sum() + k.square().sum()) / 2
+    estimates = exponents.exp().mean(1)
 
     gap = (estimates.mean() - (q @ k).exp()).abs()
     assert gap < 4 * estimates.std() / len(draws) ** 0.5
@@ -211,6 +213,11 @@ def test_numbers_are_finite_in_half_precision():
         output = model(*ragged_speech(90, 40, 3))
 
     assert torch.isfinite(output.logits).all()
+
+
+def test_features_without_their_opposites_are_refused():
+    with pytest.raises(ValueError, match=r"must be an even number, but are 5 instead"):
+        Attention(width=8, position_width=P, heads=2, head_width=K, name="a", linear_features=5)
 
 
 def test_a_table_that_lacks_a_cosine_is_refused():

@@ -28,7 +28,7 @@ def linear_blocks(model) -> list[int]:
 def test_attention_is_swapped_in_the_blocks_that_are_wanted(wanted, blocks):
     model = small_model(shape=deeper(3))
 
-    new = METHOD.prepared(clone(model), a_config(linear_blocks=wanted, linear_features=5), SPEECH)
+    new = METHOD.prepared(clone(model), a_config(linear_blocks=wanted, linear_features=4), SPEECH)
 
     assert linear_blocks(new) == blocks
     for block, sizes in zip(new.typed_blocks(), new.shape.blocks, strict=True):
@@ -100,11 +100,11 @@ def test_a_block_without_attention_has_none_to_swap():
 
 
 def test_a_swapped_model_may_be_swapped_again():
-    once = swapped(small_model(), [0], 5, 0)
+    once = swapped(small_model(), [0], 4, 0)
 
-    again = swapped(once, [0, 1], 7, 0)
+    again = swapped(once, [0, 1], 8, 0)
 
-    assert [block.linear_features for block in again.shape.blocks] == [7, 7]
+    assert [block.linear_features for block in again.shape.blocks] == [8, 8]
     assert torch.isfinite(again(*SPEECH[0]).logits).all()
 
 
