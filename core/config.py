@@ -206,9 +206,9 @@ class PruningConfig(Config):
     """Blocks in which `performer` has attention run in linear time: all, those of these numbers
     from 0 on, or so many, where it shifts the model's output least."""
     linear_features: int = Field(64, ge=2, le=4096, multiple_of=2)
-    """Random features by which it does, an even number: more are nearer to softmax and cost more. 64
-    cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128 from 7 to 9
-    s on (`benchmarks/crossover.py`)."""
+    """Random features by which it does, an even number: more are nearer to softmax and cost more.
+    64 cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128 from 7 to
+    9 s on (`benchmarks/crossover.py`)."""
 
     @field_validator("linear_blocks", mode="wrap")
     @classmethod
