@@ -7,11 +7,11 @@ with the name of the culprit, the rule, the value and the nearest right name.
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
@@ -226,6 +226,30 @@ class PruningConfig(Config):
     """How the consumers of removed units are adjusted: not, by scaling, or by least squares."""
     calibration_batches: int = Field(8, ge=1, le=10_000)
     """Batches of training speech for repair and for batch-norm statistics."""
+    linear_blocks: int | list[int] | Literal["all"] = "all"
+    """Blocks in which `performer` has attention run in linear time: all, those of these numbers
+    from 0 on, or so many, where it shifts the model's output least."""
+    linear_features: int = Field(64, ge=2, le=4096, multiple_of=2)
+    """Random features by which it does, an even number: more are nearer to softmax and cost more.
+    64 cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128 from 7 to
+    9 s on (`benchmarks/crossover.py`)."""
+
+    @field_validator("linear_blocks", mode="wrap")
+    @classmethod
+    def _blocks_are_blocks(
+        cls, value: Any, read: Callable[[Any], Any]
+    ) -> int | list[int] | Literal["all"]:
+        """One line for all kinds of blocks, where each kind would have its own."""
+        numbers = value if isinstance(value, list) else [value]
+        are_whole = all(type(number) is int and number >= 0 for number in numbers)
+        is_list = isinstance(value, list) and 0 < len(value) == len(set(map(str, value)))
+        is_count = type(value) is int and value > 0
+        if not (value == "all" or (are_whole and (is_list or is_count))):
+            raise ValueError(
+                '`pruning.linear_blocks` must be "all", a number of blocks from 1, or a list of'
+                f" different blocks' numbers from 0, but is {value!r} instead"
+            )
+        return read(value)
 
     @model_validator(mode="after")
     def _targets_are_shares(self) -> "PruningConfig":

@@ -77,9 +77,13 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
     return model.eval()
 
 
-def deeper(blocks: int) -> Shape:
-    """The small shape with more blocks, sizes alternating."""
-    return replace(SHAPE, blocks=tuple(SHAPE.blocks[i % 2] for i in range(blocks)))
+def deeper(blocks: int, *, linear_features: int = 0) -> Shape:
+    """The small shape with more blocks, sizes alternating.
+
+    With features, attention of every other block from the first runs by them in linear time.
+    """
+    kinds = (replace(SHAPE.blocks[0], linear_features=linear_features), SHAPE.blocks[1])
+    return replace(SHAPE, blocks=tuple(kinds[i % 2] for i in range(blocks)))
 
 
 def with_factors(shape: Shape) -> Shape:

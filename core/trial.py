@@ -36,7 +36,7 @@ from core.setting import (
 )
 from core.training import checkpoint
 from core.training.distillation import Distillation
-from core.training.method import Found, Method, Workbench, load_method
+from core.training.method import Found, Method, Workbench, heard, load_method
 from core.training.trainer import Journey, Trainable, Tuning, fit
 
 OUTCOMES = "outcomes.json"
@@ -275,7 +275,9 @@ def _opened(config: TrialConfig, place: Place, ranks: Ranks) -> Trial:
     device, pruning = device_of(config), config.pruning
     speech, method = open_speech(place.features), load_method(pruning.method)
     teacher = bundle.load(place.teacher / "model").model.to(device)
-    student = method.prepared(clone(teacher), config).requires_grad_()
+    batches = calibration_batches(config, speech, device)
+    audible = heard(without_words(batches), method.needs)
+    student = method.prepared(clone(teacher), config, audible).requires_grad_()
     axes = method.axes(config)
     space = Space.of(clone(student), axes, pruning.utterance_seconds, unpruned=teacher)
 
@@ -283,7 +285,6 @@ def _opened(config: TrialConfig, place: Place, ranks: Ranks) -> Trial:
         budget = Budget(keep=1 - target, resource=pruning.resource)
         return choose(space, scores, budget, is_filled=True) if scores else space.open_choice()
 
-    batches = calibration_batches(config, speech, device)
     bench = Workbench(
         config=config,
         student=student,

@@ -44,6 +44,7 @@ class Block(nn.Module):
                 head_width=shape.head_width,
                 name=f"{name}.attention",
                 ranks=shape.ranks,
+                linear_features=sizes.linear_features,
             )
             if sizes.heads
             else None

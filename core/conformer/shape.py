@@ -1,7 +1,7 @@
 """How large each part of a Conformer is: the architecture of a dense or an extracted model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from core.config import ConfigError, ModelConfig
@@ -18,6 +18,8 @@ class BlockShape:
     heads: int
     channels: int
     ff2: int
+    linear_features: int = 0
+    """Random features by which attention runs in linear time; 0 for softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +100,7 @@ class Shape:
             for i, block in enumerate(self.blocks)
             for module, size, layers in (
                 ("ff1", block.ff1, ("up", "down")),
-                ("attention", block.heads, ("query", "key", "value", "position", "output")),
+                ("attention", block.heads, _attention_layers(block)),
                 ("convolution", block.channels, ("up", "down")),
                 ("ff2", block.ff2, ("up", "down")),
             )
@@ -107,11 +109,22 @@ class Shape:
         ]
 
 
+def _attention_layers(block: BlockShape) -> tuple[str, ...]:
+    """Attention in linear time takes the positions' matrix apart by heads: it stays whole."""
+    positions = () if block.linear_features else ("position",)
+    return ("query", "key", "value", *positions, "output")
+
+
 def _sizes(values: Any, kind: type, *, low: int, name: str) -> dict[str, Any]:
-    """The sizes of a kind of shape, each there and in range, and nothing else."""
-    wanted = {field.name for field in fields(kind)} - {"blocks", "ranks"}
-    if not isinstance(values, dict) or set(values) != wanted:
-        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(wanted))}, but is {values}.")
+    """The sizes of a kind of shape, each there and in range, and nothing else.
+
+    One with a default may be missing: a bundle from before it was known lacks it.
+    """
+    aside = ("blocks", "ranks")
+    known = {field.name: field.default for field in fields(kind) if field.name not in aside}
+    needed = {key for key, default in known.items() if default is MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= set(known):
+        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(known))}, but is {values}.")
     for key, size in values.items():
         _check_size(f"{name}{key}", size, low=low)
     return values

@@ -22,6 +22,7 @@ from core.config import TrialConfig
 from core.conformer.axes import Axis, Mask
 from core.conformer.model import Conformer
 from core.pruning.factoring import factored
+from core.pruning.repair import Calibration
 from core.pruning.space import of_resource
 from core.pruning.straight_through import StraightThrough
 from core.training.gating import GateStage
@@ -105,7 +106,8 @@ def stage(bench: Workbench) -> GateStage:
 class Acip(Method):
     needs = frozenset({"audio", "labels"})
 
-    def prepared(self, model: Conformer, config: TrialConfig) -> Conformer:
+    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+        del speech
         return factored(model) if "rank" in config.pruning.axes else model
 
     def search(self, bench: Workbench) -> GateStage | None:

@@ -24,7 +24,7 @@ from core.training.trainer import Trainable
 
 
 class MoPE(Method):
-    needs = frozenset({"audio", "labels"})
+    needs = frozenset({"labels"})
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search

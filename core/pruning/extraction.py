@@ -58,7 +58,8 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         return int((alive[name] != 0).sum()) if name in alive else size
 
     def kept_block(name: str, block: BlockShape) -> BlockShape:
-        return BlockShape(
+        return replace(
+            block,
             ff1=kept(f"{name}.ff1", 1) and kept(f"{name}.ff1.inner", block.ff1),
             heads=kept(f"{name}.attention", 1) and kept(f"{name}.attention.head", block.heads),
             channels=kept(f"{name}.convolution", 1)

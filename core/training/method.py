@@ -67,9 +67,13 @@ class Workbench:
 
     def limited(self, needs: AbstractSet[Need]) -> "Workbench":
         """The same, but for data that is not needed: touching it is a NeedError."""
-        if "audio" not in needs:
-            return replace(self, speech=Untouchable("audio"), labelled=Untouchable("audio"))
-        return self if "labels" in needs else replace(self, labelled=Untouchable("labels"))
+        limited = replace(self, speech=heard(self.speech, needs))
+        return limited if "labels" in needs else replace(limited, labelled=Untouchable("labels"))
+
+
+def heard(speech: Calibration, needs: AbstractSet[Need]) -> Calibration:
+    """The same speech, but where it is not needed: touching it is a NeedError."""
+    return speech if "audio" in needs else Untouchable("audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Method(ABC):
     """Override what differs; most methods need only `found`."""
 
     needs: frozenset[Need] = frozenset()
-    """What of the training data it touches to find scores: nothing, sound, or sound with words."""
+    """What of the training data it touches to find scores: `speech`, `labelled`, or neither."""
     yields: Literal["curve", "point"] = "curve"
     """Whether what is found orders all units, for any budget, or was learned for one."""
 
@@ -99,9 +103,12 @@ class Method(ABC):
         """The kinds of units that may go: as the config says, or what the method is made for."""
         return config.pruning.axes
 
-    def prepared(self, model: Conformer, config: TrialConfig) -> Conformer:
-        """A copy of the teacher as the search begins: where parts are altered, by config alone."""
-        del config
+    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+        """A copy of the teacher as the search begins: where parts are altered.
+
+        By config and speech alone, to the same each time: a resumed trial asks again.
+        """
+        del config, speech
         return model
 
     def search(self, bench: Workbench) -> Trainable | None:

@@ -201,6 +201,17 @@ def test_a_curve_is_tuned_on_point_by_point(shared):
         assert ended(longer, place, kill_after=kill_after)[1] == outcomes
 
 
+def test_a_resumed_trial_alters_the_blocks_that_its_speech_had_chosen(shared):
+    config = trial_config(pruning={"method": "performer", "linear_blocks": 1})
+    place = place_in(shared, "chosen")
+    untouched = finished(config, place)
+
+    assert finished(config, place_in(shared, "chosen-5"), kill_after=5) == untouched
+
+    blocks = bundle.load(place.trial / "model").model.shape.blocks
+    assert sorted(block.linear_features for block in blocks) == [0, 64]
+
+
 def test_a_method_that_learns_for_one_budget_leaves_further_ones_out(shared):
     config = trial_config(pruning={"method": "l0", "further_targets": [0.6]})
 

@@ -19,7 +19,12 @@ from core.testing import (
 )
 
 DENSE = deeper(3)
-SHAPES = pytest.mark.parametrize("shape", [DENSE, with_factors(DENSE)], ids=["dense", "factored"])
+LINEAR = deeper(3, linear_features=6)
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [DENSE, with_factors(DENSE), with_factors(LINEAR)],
+    ids=["dense", "factored", "linear attention"],
+)
 
 
 def masked(model, features, num_frames, mask, **how):

@@ -11,12 +11,15 @@ from core.corpora.text import Tokenizer
 from core.deploy import bundle
 from core.deploy.bundle import BundleError
 from core.pruning.extraction import extract
-from core.testing import SHAPE, ragged_speech, random_mask, small_model, with_factors
+from core.testing import SHAPE, deeper, ragged_speech, random_mask, small_model, with_factors
 
 TEXTS = ["one two three", "two three four", "four one"]
 
 
-@pytest.fixture(params=[SHAPE, with_factors(SHAPE)], ids=["dense", "factored"])
+@pytest.fixture(
+    params=[SHAPE, with_factors(SHAPE), deeper(2, linear_features=6)],
+    ids=["dense", "factored", "linear attention"],
+)
 def saved(tmp_path, request):
     config = CorpusConfig(tokens="word", vocabulary=20)
     tokenizer = Tokenizer.train(TEXTS, config, tmp_path / "tokens")

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
         ("all_modules_empty", deeper(2)),
         ("empty_blocks", deeper(2)),
         ("binary", with_factors(deeper(2))),
+        ("binary", deeper(2, linear_features=6)),
     ],
 )
 def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
-from core.config import AxisKind, TrialConfig
+from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.evaluation.judge import Judge
 from core.pruning.budget import Budget, choose
@@ -15,7 +15,7 @@ from core.pruning.extraction import clone
 from core.pruning.space import Space
 from core.testing import patterned, taught_toy
 from core.training.distillation import Distillation
-from core.training.method import Found, Workbench, load_method
+from core.training.method import Found, Workbench, heard, load_method
 
 MakeBench = Callable[..., Workbench]
 
@@ -33,20 +33,22 @@ def bench_of(toy: Conformer) -> MakeBench:
         values = {"method": method, "steps": 24, "groups": 4, "rounds": 3, **pruning}
         config = TrialConfig.parse({"seed": seed, "pruning": values})
         torch.manual_seed(seed)
-        student = load_method(method).prepared(clone(toy), config).requires_grad_()
-        space = Space.of(clone(student), get_args(AxisKind), 4.0, unpruned=toy)
+        plugin, batches = load_method(method), [patterned(12, seed=i) for i in range(3)]
+        speech = [(batch.features, batch.num_frames) for batch in batches]
+        student = plugin.prepared(clone(toy), config, heard(speech, plugin.needs))
+        student.requires_grad_()
+        space = Space.of(clone(student), plugin.axes(config), 4.0, unpruned=toy)
 
         def chosen(scores: Any, target: float) -> dict[str, torch.Tensor]:
             budget = Budget(keep=1 - target, resource=config.pruning.resource)
             return choose(space, scores, budget, is_filled=True) if scores else space.open_choice()
 
-        batches = [patterned(12, seed=i) for i in range(3)]
         return Workbench(
             config=config,
             student=student,
             distillation=Distillation(clone(toy), config.distillation),
             space=space,
-            speech=[(batch.features, batch.num_frames) for batch in batches],
+            speech=speech,
             labelled=batches,
             choose=chosen,
             judge=Judge(config, space, None, torch.device("cpu")),

@@ -19,7 +19,9 @@ SECONDS = 1.3
 @pytest.mark.parametrize("seed", range(50))
 @pytest.mark.parametrize("is_factored", [False, True])
 def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
-    model = small_model(shape=with_factors(deeper(3)) if is_factored else deeper(3))
+    linear_features = 6 * (seed // len(MASK_KINDS) % 2)  # by turns with each kind
+    shape = deeper(3, linear_features=linear_features)
+    model = small_model(shape=with_factors(shape) if is_factored else shape)
     space = Space.of(model, KINDS, SECONDS)
     kind = MASK_KINDS[seed % len(MASK_KINDS)]
     choice = {name: z != 0 for name, z in random_mask(space.axes, kind, seed).items()}
@@ -38,7 +40,11 @@ def counted_flops(model):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("shape", [deeper(2), with_factors(deeper(2))], ids=["dense", "factored"])
+@pytest.mark.parametrize(
+    "shape",
+    [deeper(2), with_factors(deeper(2)), deeper(2, linear_features=6)],
+    ids=["dense", "factored", "linear attention"],
+)
 def test_expected_cost_at_certainty_is_the_exact_cost(shape):
     space = Space.of(small_model(shape=shape), KINDS, SECONDS)
     mask = random_mask(space.axes, "binary")
@@ -65,8 +71,10 @@ def test_expected_cost_is_the_mean_cost_of_drawn_choices():
     assert gap < 4 * drawn.std() / len(draws) ** 0.5
 
 
-def test_expected_cost_falls_when_any_gate_closes():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_cost_falls_when_any_gate_closes(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     probabilities = {
         axis.name: torch.full((axis.size,), 0.7, requires_grad=True) for axis in space.prunable
     }
@@ -94,8 +102,10 @@ def test_expected_cost_never_falls_when_a_direction_opens_and_rises_below_the_br
         assert all((gradient > 0).all() for gradient in gradients) == is_below
 
 
-def test_expected_costs_gradient_is_its_finite_difference():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_costs_gradient_is_its_finite_difference(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     probabilities = {
         axis.name: torch.full((axis.size,), 0.7, dtype=torch.float64, requires_grad=True)
         for axis in space.prunable
