@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from core.config import Config, ConfigError, CorpusConfig, TrialConfig
+from core.config import CorpusConfig, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.audio import CorpusError
 from core.corpora.corpus import Corpus, open_corpus, with_memory
@@ -37,6 +37,7 @@ from core.setting import (
     set_chance,
     without_words,
 )
+from core.strict import Config, ConfigError
 from core.training import checkpoint
 from core.training.boosting import Fostering, fostering
 from core.training.method import tuning_rates

@@ -1,18 +1,16 @@
 """What a person may say about one trial: frozen, strict, and documented field by field.
 
-A `TrialConfig` is right from birth: unknown keys, wrong types and impossible values are refused
-with the name of the culprit, the rule, the value and the nearest right name.
+A `TrialConfig` is right from birth; how what is wrong is refused, core/strict.py says.
 """
 
 import difflib
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
+
+from core.strict import Config
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
@@ -20,39 +18,6 @@ Resource = Literal["flops", "params"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
 DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
-
-
-ConfigT = TypeVar("ConfigT", bound="Config")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be; its message has one line a culprit."""
-
-
-class Config(BaseModel):
-    """The base of all configuration: frozen, and nothing unknown passes."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
-
-    @classmethod
-    def parse(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:  # noqa: PYI019 - see below
-        """Read nested plain values, as TOML gives them.
-
-        Raises:
-            ConfigError: with one line for each unknown key, wrong type or impossible value.
-        """
-        # No `Self`: the tests execute annotations, and beartype refuses it outside its own classes.
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_lines(cls, error))) from None
 
 
 class DemoConfig(Config):
@@ -70,7 +35,7 @@ class DemoConfig(Config):
     """Highest signal-to-noise ratio of the added noise, in dB."""
     seed: int = Field(0, ge=0)
     """Draws sentences, voices, speeds and noise; the same seed speaks the same corpus."""
-    commands: list[DemoCommand] = []
+    commands: list[DemoCommand] = Field([], max_length=9)
     """Only sentences that begin with one of these words are spoken; empty for all sentences."""
 
     @model_validator(mode="after")
@@ -386,35 +351,3 @@ class TrialConfig(Config):
 def method_names() -> list[str]:
     """The folder core/methods is the registry: one method a file, itself never imported here."""
     return sorted(p.stem for p in METHODS_FOLDER.glob("*.py") if not p.stem.startswith("_"))
-
-
-def _lines(root: type[Config], error: ValidationError) -> list[str]:
-    return [_line(root, detail["type"], detail["loc"], detail) for detail in error.errors()]
-
-
-def _line(root: type[Config], kind: str, place: tuple[int | str, ...], detail: Any) -> str:
-    name = ".".join(str(part) for part in place)
-    if kind == "extra_forbidden":
-        known = _keys_at(root, place[:-1])
-        near = difflib.get_close_matches(str(place[-1]), known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-        return f"`{name}` is not a key; {hint}"
-    if kind == "value_error":
-        return str(detail["ctx"]["error"])
-    rule = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"`{name}` must be {rule}, but is {detail['input']!r} instead"
-
-
-def _keys_at(root: type[Config], place: tuple[int | str, ...]) -> list[str]:
-    node: type[BaseModel] = root
-    for part in place:
-        node = _section(node.model_fields[str(part)]) or node
-    return list(node.model_fields)
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one, optional or not."""
-    kinds = [field.annotation]
-    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
-        kinds = list(typing.get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)

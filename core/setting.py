@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.config import ConfigError, TrialConfig
+from core.config import TrialConfig
 from core.corpora.batches import Batch, TrainBatches
 from core.corpora.prepared import Speech
 from core.ranks import ALONE, Ranks
+from core.strict import ConfigError
 from core.training.trainer import Journey
 
 

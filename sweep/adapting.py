@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import ConfigError
 from core.report import Report
+from core.strict import ConfigError
 from sweep.views import corpus_config
 
 if TYPE_CHECKING:  # torch takes seconds that a misspelt option should not

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
-from core.config import ConfigError, CorpusConfig
+from core.config import CorpusConfig
 from core.report import Outcome
+from core.strict import ConfigError
 from sweep import front
 from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
 from sweep.front import Point

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from core.config import ConfigError, ModelConfig
+from core.config import ModelConfig
+from core.strict import ConfigError
 
 MELS = 80
 LARGEST = 65_536

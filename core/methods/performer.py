@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.config import ConfigError, TrialConfig
+from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.methods.magnitude import Magnitude
 from core.pruning.extraction import clone
 from core.pruning.repair import Calibration
+from core.strict import ConfigError
 
 
 class Performer(Magnitude):

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.config import ConfigError, TeacherConfig
+from core.config import TeacherConfig
 from core.conformer.model import NOTHING, Conformer, Output
 from core.corpora.batches import Batch
 from core.ranks import drawn_once
+from core.strict import ConfigError
 from core.training.distillation import ctc_loss
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from core.adaptation import AdaptationConfig, adapt
-from core.config import ConfigError, CorpusConfig, DemoConfig
+from core.config import CorpusConfig, DemoConfig
 from core.corpora import demo
 from core.corpora.corpus import open_corpus
 from core.corpora.text import Tokenizer, transcript
 from core.deploy import bundle
+from core.strict import ConfigError
 from core.testing import SHAPE, small_model
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.config import Config, ConfigError, TrialConfig, method_names
+from core.config import TrialConfig, method_names
+from core.strict import Config, ConfigError
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from core.config import ConfigError, ModelConfig
+from core.config import ModelConfig
 from core.conformer.attention import distance_table, shifted
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
+from core.strict import ConfigError
 from core.testing import SHAPE, deeper, ragged_speech, small_model, with_factors
 
 LENGTHS = (90, 64, 63, 31, 12, 7)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from core.config import ConfigError, TeacherConfig, TrialConfig
+from core.config import TeacherConfig, TrialConfig
 from core.conformer.gate import fold, gated_forward, tensors_of
 from core.corpora.batches import Batch
 from core.pruning.extraction import extract
+from core.strict import ConfigError
 from core.testing import deeper, ragged_speech, small_model
 from core.training.depth import InterCTC, drawn_skips
 from core.training.distillation import ctc_loss
