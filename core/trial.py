@@ -112,7 +112,8 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         journey.steps_before = search_steps + number * tune_steps
         if number < len(outcomes):
             continue
-        again = resume if is_tuning and resume["steps_before"] == journey.steps_before else None
+        is_here = is_tuning and resume and resume["steps_before"] == journey.steps_before
+        again = resume if is_here else None
         if again is not None:
             cut = Cut(
                 model=extract(bench.student, as_mask(again["beside"]["choice"])), **again["beside"]

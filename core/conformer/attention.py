@@ -76,7 +76,7 @@ class Attention(nn.Module):
                 f" but has {width} instead"
             )
         mixing = LinearMixing(head_width=self.head_width, position_width=width, features=features)
-        self.linear = mixing.to(self.content_bias)
+        self.linear = mixing.to(device=self.content_bias.device, dtype=self.content_bias.dtype)
 
     def forward(
         self,
@@ -90,6 +90,7 @@ class Attention(nn.Module):
         u = self.content_bias[:, None] / math.sqrt(self.head_width)
         w = self.position_bias[:, None] / math.sqrt(self.head_width)
         if self.linear is not None:
+            assert isinstance(self.position, nn.Linear), "it is taken apart by heads"
             p = self.position.weight.unflatten(0, (-1, self.head_width))  # (H, K, P)
             queries = torch.cat((q + u, (q + w) @ p), dim=-1)
             mixed = self.linear(queries, k, v, distances, is_frame)
