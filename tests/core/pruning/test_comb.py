@@ -58,7 +58,7 @@ def test_a_residual_stream_is_nobodys_unit():
 
 def test_the_model_is_left_as_it_was():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).train()
-    model[0].weight.requires_grad_(False)
+    model[0].weight.requires_grad_(requires_grad=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     example = torch.randn(5, 4)
 
