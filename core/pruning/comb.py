@@ -104,7 +104,12 @@ def _alive(model: nn.Module, forward: Forward) -> frozenset[Entry]:
         (name, dim, place)
         for name, gradient in zip(parameters, gradients, strict=True)
         for dim in range(min(gradient.dim(), 2))
-        for place in gradient.transpose(0, dim).flatten(1).any(1).nonzero().flatten().tolist()
+        for place in gradient.transpose(0, dim)
+        .reshape(gradient.shape[dim], -1)
+        .any(1)
+        .nonzero()
+        .flatten()
+        .tolist()
     )
 
 

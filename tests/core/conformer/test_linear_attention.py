@@ -163,7 +163,7 @@ def test_weights_of_a_frame_sum_to_one_however_large_the_scores():
 def test_a_gradient_reaches_every_weight_of_attention_in_linear_time():
     torch.manual_seed(0)
     attention = Attention(
-        width=8, position_width=P, heads=2, head_width=K, name="a", linear_features=6
+        width=8, position_width=P, heads=2, head_width=K, name="a", ranks={}, linear_features=6
     )
     distances = distance_table(9, P, device=torch.device("cpu"), dtype=torch.float32)
 
@@ -217,9 +217,13 @@ def test_numbers_are_finite_in_half_precision():
 
 def test_features_without_their_opposites_are_refused():
     with pytest.raises(ValueError, match=r"must be an even number, but are 5 instead"):
-        Attention(width=8, position_width=P, heads=2, head_width=K, name="a", linear_features=5)
+        Attention(
+            width=8, position_width=P, heads=2, head_width=K, name="a", ranks={}, linear_features=5
+        )
 
 
 def test_a_table_that_lacks_a_cosine_is_refused():
     with pytest.raises(ValueError, match=r"must have an even width.*but has 5 instead"):
-        Attention(width=8, position_width=5, heads=2, head_width=K, name="a", linear_features=6)
+        Attention(
+            width=8, position_width=5, heads=2, head_width=K, name="a", ranks={}, linear_features=6
+        )
