@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--pruned-steps", type=int, default=250, help="of tuning what was pruned")
     parser.add_argument("--steps", type=int, default=500, help="of each way, and of each stage")
     parser.add_argument("--memory-share", type=float, default=0.1)
+    parser.add_argument("--balance", type=float, default=1.0, help="old utterances a new one")
     parser.add_argument("--removed", type=float, default=0.5, help="share of FLOPs")
     args = parser.parse_args()
     root = args.dir.resolve()
@@ -88,7 +89,15 @@ def main() -> None:
             heard.setdefault(name, []).append(errors_of(model, speeches))
             log.print(f"seed {seed} {row_of(name, heard[name])}")
     rows = [row_of(name, each) for name, each in heard.items()]
-    names = ("teacher_steps", "pruned_steps", "steps", "memory_share", "removed", "seeds")
+    names = (
+        "teacher_steps",
+        "pruned_steps",
+        "steps",
+        "memory_share",
+        "balance",
+        "removed",
+        "seeds",
+    )
     emit("adapting", rows, {name: getattr(args, name) for name in names}, args)
 
 
@@ -160,7 +169,9 @@ def prepared(root: Path, known: Tokenizer, args: argparse.Namespace) -> Speeches
         for kind in ("old", "new")
     }
     tokens = known.grown(map(transcript, corpora["new"].train))
-    both = with_memory(corpora["new"], corpora["old"], share=args.memory_share, seed=0)
+    both = with_memory(
+        corpora["new"], corpora["old"], share=args.memory_share, seed=0, balance=args.balance
+    )
 
     def stored(corpus: Corpus, split: Any) -> FeatureStore:
         return cached(corpus, split, tokens, config, root / "stores")

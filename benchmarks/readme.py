@@ -151,6 +151,38 @@ def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def methods(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A row a method: WER at each budget, and what its search took; the best first."""
+    kinds = {row["name"]: row for row in reversed(rows)}
+    wers = {row["model"]: row for row in by_target(rows, wer_of)}
+    last = targets(rows)[-1]
+    at_last = {row["name"]: row["wer"] for row in rows if row["target"] == last}
+    unpruned = [row for row in rows if not row["target"]]
+    return [
+        *(
+            {"method": row["name"], "0 %": wer_of(row), **dict.fromkeys(targets(rows), "")}
+            | taken(row)
+            for row in unpruned
+        ),
+        *(
+            {"method": name, "0 %": "", **{k: wers[name][k] for k in targets(rows)}}
+            | taken(kinds[name])
+            for name in sorted(wers, key=lambda name: at_last.get(name, 1.0))
+        ),
+    ]
+
+
+def taken(row: Row) -> dict[str, str]:
+    """What a search took; the teacher had none."""
+    if "search_seconds" not in row:
+        return dict.fromkeys(("search", "memory", "data"), "")
+    return {
+        "search": f"{row['search_seconds']:.1f} s",
+        "memory": f"{row['peak_mib']:.0f} MiB",
+        "data": row["needs"],
+    }
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
@@ -162,6 +194,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "orchestration": ("orchestration", orchestration),
     "adapting": ("adapting", adapting),
     "depth": ("depth", depth),
+    "methods": ("methods", methods),
 }
 """What stands between the marks: of which result, and how it is said."""
 

@@ -57,6 +57,8 @@ class AdaptationConfig(Config):
     """The old speech, some of which is heard again; without it, old words are not measured."""
     memory_share: float = Field(0.05, gt=0, le=1)
     """Share of the old training utterances that are heard among the new ones."""
+    memory_balance: float = Field(1.0, ge=0, le=100)
+    """Old utterances heard for each new one, at least: memory is repeated until there are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +166,13 @@ def _prepared(
     tokens = found.tokenizer.grown(map(transcript, new.train))
     both = new
     if old is not None:
-        share, seed = config.memory_share, config.trial.seed
-        both = with_memory(new, old, share=share, seed=seed)
+        both = with_memory(
+            new,
+            old,
+            share=config.memory_share,
+            seed=config.trial.seed,
+            balance=config.memory_balance,
+        )
     corpus = config.trial.corpus
     train = cached(both, "train", tokens, corpus, work)
     yield _ready(1)

@@ -60,9 +60,9 @@ def run(
     """
     outcomes = ranks.first(_told(place))
     if not outcomes:
-        outcomes = yield from _first_outcomes(_opened(config, place, ranks))
+        outcomes = yield from _first_outcomes(opened(config, place, ranks))
     if outcomes[0].steps < _steps(config) + config.tuning.more_steps:
-        outcomes = yield from _later_outcomes(_opened(config, place, ranks), outcomes)
+        outcomes = yield from _later_outcomes(opened(config, place, ranks), outcomes)
     return outcomes if ranks.is_first else []
 
 
@@ -271,7 +271,8 @@ def _steps(config: TrialConfig) -> int:
     return config.pruning.steps + config.tuning.steps
 
 
-def _opened(config: TrialConfig, place: Place, ranks: Ranks) -> Trial:
+def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
+    """All that a trial works with, from what `prepare` made, before its first step."""
     set_chance(config, config.runtime.threads, ranks)
     device, pruning = device_of(config), config.pruning
     speech, method = open_speech(place.features), load_method(pruning.method)

@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import hashlib
 import logging
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,23 +88,30 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
     )
 
 
-def with_memory(new: Corpus, old: Corpus, *, share: float, seed: int) -> Corpus:
+def with_memory(
+    new: Corpus, old: Corpus, *, share: float, seed: int, balance: float = 0.0
+) -> Corpus:
     """New speech, with a share of the old one's training speech among its own.
 
     Whether an utterance is among them depends on its name and the seed alone, so that a larger
-    share holds a smaller one's.
+    share holds a smaller one's. What is among them is there as often as makes at least `balance`
+    old utterances a new one: little memory, seldom heard, is forgotten all the same.
 
     Raises:
         CorpusError: if the share leaves no utterance.
     """
-    kept = _filter(old.train, functools.partial(_is_remembered, share, seed))
-    memory = CutSet.from_cuts(cut.with_id(f"memory-{cut.id}") for cut in kept)
-    if not len(memory):
+    kept = list(_filter(old.train, functools.partial(_is_remembered, share, seed)))
+    if not kept:
         raise CorpusError(
             f"`memory_share` must leave training utterances of `{old.name}`, but {share:g} of"
             " them are none."
         )
-    parts = (new.digest, old.digest, f"{share}", f"{seed}")
+    count = sum(1 for _ in new.train)
+    times = max(1, math.ceil(balance * count / len(kept)))
+    memory = CutSet.from_cuts(
+        cut.with_id(f"memory-{time}-{cut.id}") for time in range(times) for cut in kept
+    )
+    parts = (new.digest, old.digest, f"{share}", f"{seed}", f"{times}")
     return Corpus(
         name=new.name,
         train=_join([new.train, memory]),

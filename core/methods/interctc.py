@@ -14,8 +14,7 @@ import torch
 from core.config import AxisKind, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.batches import Batch
-from core.evaluation.decoding import greedy
-from core.evaluation.wer import word_errors
+from core.evaluation.token_errors import token_error_rate
 from core.training.distillation import ctc_loss
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
@@ -58,18 +57,9 @@ def least_missed_last(
 def error(model: Conformer, closed: set[str], labelled: Iterable[Batch]) -> tuple[float, float]:
     """Token error rate without these blocks, and CTC, which decides where that is the same."""
     model.eval()
-    said, heard, losses = list[str](), list[str](), list[float]()
-    for batch in labelled:
-        output = model(batch.features, batch.num_frames, closed)
-        losses.append(float(ctc_loss(output, batch.tokens, batch.num_tokens)))
-        heard += [_words(ids) for ids in greedy(output.logits.log_softmax(-1), output.num_frames)]
-        pairs = zip(batch.tokens.tolist(), batch.num_tokens.tolist(), strict=True)
-        said += [_words(ids[:count]) for ids, count in pairs]
-    return word_errors(said, heard).wer, sum(losses) / len(losses)
-
-
-def _words(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
+    heard = [(model(batch.features, batch.num_frames, closed), batch) for batch in labelled]
+    losses = [float(ctc_loss(o, batch.tokens, batch.num_tokens)) for o, batch in heard]
+    return token_error_rate(heard), sum(losses) / len(losses)
 
 
 METHOD = InterCTC()

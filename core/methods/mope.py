@@ -13,8 +13,7 @@ from torch import Tensor
 from core.conformer.axes import Axis
 from core.conformer.gate import Folded, gated_forward
 from core.corpora.batches import Batch
-from core.evaluation.decoding import greedy
-from core.evaluation.wer import word_errors
+from core.evaluation.token_errors import token_error_rate
 from core.pruning.perturbation import Edit, groups, perturbed, spread, untouched
 from core.pruning.scoring import per_cost, with_ties_broken
 from core.pruning.sensitivity import gate_gradients
@@ -31,38 +30,27 @@ class MoPE(Method):
         config, axes = bench.config.pruning, list(bench.space.units)
         modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
         rewiring = rewiring_scores(bench, [*axes, *modules])
-        width = self._worth(bench, groups(axes, rewiring, count=config.groups))
-        depth = self._worth(bench, groups(modules, rewiring, count=1))
+        width = error_growth(bench, groups(axes, rewiring, count=config.groups))
+        depth = error_growth(bench, groups(modules, rewiring, count=1))
         scores = {**spread(axes, width), **spread(modules, depth)}
         dear = per_cost(bench.space, scores, config.resource)
         return Found(scores=with_ties_broken(dear, rewiring), reference={})
 
-    def _worth(self, bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]]:
-        def error(folded: Folded) -> Tensor:
-            return torch.tensor(token_error_rate(bench, folded))
 
-        whole = float(error(untouched(bench.student)))
-        found = perturbed(bench.student, edits, error)
-        return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
+def error_growth(bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]]:
+    """By how much the error grows under each edit; 0 where it falls."""
+    student = bench.student.eval()
 
+    def error(folded: Folded) -> Tensor:
+        rate = token_error_rate(
+            (gated_forward(student, batch.features, batch.num_frames, folded), batch)
+            for batch in bench.labelled
+        )
+        return torch.tensor(rate)
 
-def token_error_rate(bench: Workbench, folded: Folded) -> float:
-    """Wrong tokens of greedy decoding, a token of the labelled speech."""
-    bench.student.eval()
-    said, heard = [], []
-    for batch in bench.labelled:
-        output = gated_forward(bench.student, batch.features, batch.num_frames, folded)
-        heard += [_text(tokens) for tokens in greedy(output.logits, output.num_frames)]
-        lengths = batch.num_tokens.tolist()
-        said += [
-            _text(tokens[:n]) for tokens, n in zip(batch.tokens.tolist(), lengths, strict=True)
-        ]
-    return word_errors(said, heard).wer
-
-
-def _text(tokens: list[int]) -> str:
-    """Tokens as words, for those who count errors of words."""
-    return " ".join(map(str, tokens))
+    whole = float(error(untouched(student)))
+    found = perturbed(student, edits, error)
+    return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
 
 
 def rewiring_scores(bench: Workbench, axes: list[Axis]) -> dict[str, Tensor]:

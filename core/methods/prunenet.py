@@ -2,9 +2,10 @@
 
 A policy reads the rows of the first matrix W of a feed-forward module and says how likely each is
 to stay. It is rewarded for rows whose singular values are spread as the whole matrix's are (the
-inverse of the Kolmogorov-Smirnov distance), by REINFORCE with a running mean as baseline. One
-policy serves all matrices of a shape. Which rows stay in the end is no draw, but the policy's own
-order. All axes lose the same share; units outside feed-forward modules go by magnitude.
+inverse of the Kolmogorov-Smirnov distance), by REINFORCE, several draws of a matrix against each
+other. One policy serves all matrices of a shape. Which rows stay in the end is no draw, but the
+policy's own order. All axes lose the same share; units outside feed-forward modules go by
+magnitude.
 
 Shapes: N inner units, D width.
 """
@@ -22,7 +23,8 @@ from core.pruning.scoring import ranked_within
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
-EPISODES = 200
+EPISODES = 50
+DRAWS = 8
 RATE = 1e-2
 DISCOUNT = 0.99
 """Of the reward, a layer: what is cut early changes what comes later."""
@@ -53,10 +55,11 @@ class Policy(nn.Module):
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.mix = nn.Linear(columns, rows)
-        self.read = nn.Parameter(torch.randn(rows) / rows**0.5)
+        self.read = nn.Parameter(torch.zeros(rows))  # no row is wanted more, to begin with
 
     def forward(self, weight: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        return self.mix(weight) @ self.read
+        # A row and its negative have the same spectrum: by signs, a policy learned nothing at all.
+        return self.mix(weight.abs()) @ self.read
 
 
 def trained(
@@ -69,20 +72,28 @@ def trained(
         policy = Policy(rows, columns)
     chance = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE)
-    count, usual = max(1, round(kept * rows)), None
+    count = max(1, round(kept * rows))
     for _ in range(episodes):
         for layer, weight in enumerate(matrices):
             logits = policy(weight)
-            noise = torch.logit(torch.rand(rows, generator=chance).clamp(1e-6, 1 - 1e-6))
-            wanted = torch.sigmoid(logits + noise)
-            chosen = torch.multinomial(wanted.detach() + 1e-9, count, generator=chance)
-            gain = reward(weight, chosen)
-            usual = gain if usual is None else 0.95 * usual + 0.05 * gain
-            loss = -(DISCOUNT**layer) * (gain - usual) * wanted[chosen].clamp(min=1e-9).log().sum()
+            chosen = [_drawn(logits.detach(), count, chance) for _ in range(DRAWS)]
+            gains = torch.tensor([reward(weight, each) for each in chosen])
+            # Each draw against the others: what they have in common teaches nothing.
+            ahead = (gains - gains.mean()) * DRAWS / (DRAWS - 1)
+            share = (logits.sigmoid() + 1e-9).log().log_softmax(0)
+            said = torch.stack([share[each].sum() for each in chosen])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (-(DISCOUNT**layer) * (ahead * said).mean()).backward()
             optimizer.step()
     return policy
+
+
+def _drawn(
+    logits: Float[Tensor, " N"], count: int, chance: torch.Generator
+) -> Int[Tensor, " kept"]:
+    """Rows by binary-concrete samples of the policy: mostly, but not only, those most wanted."""
+    noise = torch.logit(torch.rand(len(logits), generator=chance).clamp(1e-6, 1 - 1e-6))
+    return torch.multinomial(torch.sigmoid(logits + noise) + 1e-9, count, generator=chance)
 
 
 def reward(weight: Float[Tensor, "N D"], rows: Int[Tensor, " _"]) -> float:

@@ -47,7 +47,6 @@ def groups(
     return edits
 
 
-@torch.no_grad()
 def perturbed(
     model: Conformer, edits: Sequence[Edit], measure: Callable[[Folded], Tensor]
 ) -> Iterator[tuple[Edit, Tensor]]:
@@ -55,7 +54,9 @@ def perturbed(
     tensors, axes, device = tensors_of(model), model.axes(), model.head.weight.device
     for edit in edits:
         mask = {name: gates.to(device) for name, gates in edit.mask().items()}
-        yield edit, measure(fold(tensors, axes, mask))
+        with torch.no_grad():
+            value = measure(fold(tensors, axes, mask))
+        yield edit, value
 
 
 def untouched(model: Conformer) -> Folded:

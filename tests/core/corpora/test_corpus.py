@@ -156,6 +156,16 @@ def test_real_commands_open(commands_root):
     assert not set.intersection(*speakers)
 
 
+def test_little_memory_is_heard_as_often_as_balances_it(root, tmp_path):
+    write_split(tmp_path / "old", "train-a", [0.3], words="STOP")
+    write_split(tmp_path / "old", "dev-a", [0.3], words="STOP")
+    new, old = opened(root), opened(tmp_path / "old")
+
+    for balance, times in [(0.0, 1), (1.0, 3), (1.5, 5)]:  # of three new utterances
+        ids = [cut.id for cut in with_memory(new, old, share=1.0, seed=0, balance=balance).train]
+        assert len(ids) == len(set(ids)) == 3 + times
+
+
 def test_a_share_of_old_speech_is_heard_among_the_new(root, tmp_path):
     old_root = tmp_path / "old"
     write_split(old_root, "train-a", [0.3] * 40, words="STOP")

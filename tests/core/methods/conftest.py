@@ -27,17 +27,20 @@ def toy() -> Conformer:
 
 @pytest.fixture(scope="session")
 def bench_of(toy: Conformer) -> MakeBench:
-    """Makes a bench of a method on the toy, with patterned speech."""
+    """Makes a bench of a method on the toy or another model, with patterned speech."""
 
-    def made(method: str, *, seed: int = 0, **pruning: Any) -> Workbench:
+    def made(
+        method: str, *, seed: int = 0, model: Conformer | None = None, **pruning: Any
+    ) -> Workbench:
+        whole = model or toy
         values = {"method": method, "steps": 24, "groups": 4, "rounds": 3, **pruning}
         config = TrialConfig.parse({"seed": seed, "pruning": values})
         torch.manual_seed(seed)
         plugin, batches = load_method(method), [patterned(12, seed=i) for i in range(3)]
         speech = [(batch.features, batch.num_frames) for batch in batches]
-        student = plugin.prepared(clone(toy), config, heard(speech, plugin.needs))
+        student = plugin.prepared(clone(whole), config, heard(speech, plugin.needs))
         student.requires_grad_()
-        space = Space.of(clone(student), plugin.axes(config), 4.0, unpruned=toy)
+        space = Space.of(clone(student), plugin.axes(config), 4.0, unpruned=whole)
 
         def chosen(scores: Any, target: float) -> dict[str, torch.Tensor]:
             budget = Budget(keep=1 - target, resource=config.pruning.resource)
@@ -46,7 +49,7 @@ def bench_of(toy: Conformer) -> MakeBench:
         return Workbench(
             config=config,
             student=student,
-            distillation=Distillation(clone(toy), config.distillation),
+            distillation=Distillation(clone(whole), config.distillation),
             space=space,
             speech=speech,
             labelled=batches,
