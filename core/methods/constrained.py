@@ -27,6 +27,8 @@ from core.training.trainer import Trainable
 ASCENT = 200.0
 # Gates that remember run on when the constraint holds: with Adam's own betas 50 % became 73 %.
 GATE_BETAS = (0.0, 0.9)
+# An inequality is met from both sides in turn; gates that come to rest stay at it.
+SETTLING = 0.3
 
 
 class Constraints:
@@ -88,7 +90,7 @@ class Constrained(Method):
 
 def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:
     control = Constraints(bench, is_restarted=is_restarted)
-    return GateStage(bench, hard_concrete(bench), control, gate_betas=GATE_BETAS)
+    return GateStage(bench, hard_concrete(bench), control, gate_betas=GATE_BETAS, settling=SETTLING)
 
 
 def kinds(space: Space) -> list[str]:

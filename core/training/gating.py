@@ -77,14 +77,24 @@ class GateStage:
         control: Control,
         *,
         gate_betas: tuple[float, float] = (0.9, 0.999),
+        settling: float = 0.0,
     ) -> None:
-        """`gate_betas` are those of Adam on the gates: how long they remember."""
+        """Make a stage from its beginning.
+
+        Args:
+            bench: what it may touch.
+            gates: what is learned beside the weights.
+            control: how the budget is enforced.
+            gate_betas: of Adam on the gates: how long they remember.
+            settling: share of the steps, the last ones, in which the gates' rate falls to 0.
+        """
         assert isinstance(gates, nn.Module)
         config = bench.config.pruning
         self.bench, self.config, self.steps = bench, config, config.steps
         self.model, self.axes = bench.student, bench.space.axes
         self.gates, self.control = gates, control
         projection = bench.distillation.projection
+        self._settling = round(settling * self.steps)
         self.weights = [*self.model.parameters(), *projection.parameters()]
         self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
         self.gate_primal = [
@@ -102,11 +112,18 @@ class GateStage:
             batch, lambda part: self._losses(part, step), parts=parts, optimizers=optimizers
         )
         nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
+        for each in self.gate_primal:
+            for group in each.param_groups:
+                group["lr"] = self.config.gate_lr * self._gate_rate(step)
         for optimizer in optimizers:
             optimizer.step()  # those of weights and gates descend, a control's ascend
         self.control.stepped()
         self.gates.clamp()
         return losses
+
+    def _gate_rate(self, step: int) -> float:
+        """The gates' rate at a step, as a share of what it is at first."""
+        return min(1.0, (self.steps - step) / (self._settling + 1))
 
     def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         distillation = self.bench.distillation
