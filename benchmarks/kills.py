@@ -86,7 +86,7 @@ SHARES = {"driver": 2, "worker": 2, "node": 1, "server": 1}
 KILLS_A_SWEEP = 5
 NODES = 3
 PATIENCE_SECONDS = 600.0
-"""A sweep that takes longer after its last kill hangs."""
+"""A sweep that takes longer after its last kill, or until its first trial, hangs."""
 EARLY = 0.2
 """So many kills come while a driver still starts; the others while trials run."""
 START_SECONDS = 15.0
@@ -309,9 +309,11 @@ def _lives_on(
     if chance.random() < EARLY:
         return not _ends(process, chance.uniform(0, START_SECONDS))
     began = psutil.Process(process.pid).create_time() if process.poll() is None else 0.0
-    while not _has_started_trials(folder, began):
-        if _ends(process, 0.2):
-            return False
+    _wait(
+        lambda: process.poll() is not None or _has_started_trials(folder, began),
+        "a trial under way",
+        seconds=PATIENCE_SECONDS,
+    )
     return not _ends(process, chance.uniform(*bed.pause))
 
 

@@ -1,4 +1,4 @@
-"""What a worker says of what went wrong; that it says it, sweeps show in test_driver.py."""
+"""What a worker says of what went wrong; what becomes of a sweep, test_full_disk.py shows."""
 
 import errno
 import os
