@@ -151,35 +151,59 @@ def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+SYSTEMS: dict[str, tuple[str, str]] = {
+    "l0": ("Accurate and Structured Pruning, the paper", "the budget is known and WER counts most"),
+    "constrained": ("Controlled Sparsity", "as `l0`, with no multiplier's rate to find"),
+    "acip": ("ours: ACIP without adapters", "every size is wanted from one training"),
+    "cpd": ("ours: reading of Comb, Prune, Distill", "there are steps to teach between cuts"),
+    "numerical": ("ours: reading of Numerical Pruning", "there are seconds, and no transcripts"),
+    "comp": ("ours: reading of COMP", "blocks and units shall go together"),
+    "ld": ("ours: reading of LD-Pruner", "there are no transcripts"),
+    "mope": ("ours: reading of MoPE-CLIP", "the error itself shall decide"),
+    "prunenet": ("ours: reading of PruneNet", "the training speech is gone"),
+    "interctc": ("ours: Layer Pruning on Demand", "depth shall be chosen at run time"),
+    "performer": ("ours: Performers in Conformers", "utterances are long"),
+    "foster": ("ours: FOSTER for CTC, as tuning", "new words come later"),
+    "magnitude": ("baseline: small weights go", "as a control"),
+    "uniform": ("baseline: the same share everywhere", "as a control"),
+    "random": ("baseline: chance", "as a control"),
+    "scratch": ("baseline: the sizes, trained anew", "as a control"),
+    "dense": ("nothing removed, tuned as long", "as a control"),
+    "teacher": ("the model that was brought", ""),
+}
+"""What each method is, and when to choose it."""
+
+
 def methods(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """A row a method: WER at each budget, and what its search took; the best first."""
-    kinds = {row["name"]: row for row in reversed(rows)}
-    wers = {row["model"]: row for row in by_target(rows, wer_of)}
-    last = targets(rows)[-1]
-    at_last = {row["name"]: row["wer"] for row in rows if row["target"] == last}
-    unpruned = [row for row in rows if not row["target"]]
+    """A row a method: what it is, what it takes, WER at each budget; best at the last first."""
+    wanted = targets(rows)
+    wers: dict[str, dict[str, str]] = {}
+    for row in rows:
+        wers.setdefault(row["name"], {})[row["target"]] = wer_of(row)
+    lowest = {row["name"]: row["wer"] for row in rows if row["target"] == wanted[-1]}
+    last = {row["name"]: row for row in rows}
+    names = sorted(wers, key=lambda name: (name in lowest, lowest.get(name, 0.0)))
     return [
-        *(
-            {"method": row["name"], "0 %": wer_of(row), **dict.fromkeys(targets(rows), "")}
-            | taken(row)
-            for row in unpruned
-        ),
-        *(
-            {"method": name, "0 %": "", **{k: wers[name][k] for k in targets(rows)}}
-            | taken(kinds[name])
-            for name in sorted(wers, key=lambda name: at_last.get(name, 1.0))
-        ),
+        {
+            "method": f"`{name}`" if name != "teacher" else name,
+            "what it is": SYSTEMS[name][0],
+            **taken(last[name]),
+            "WER % with nothing removed": wers[name].get("", ""),
+            **{target: wers[name].get(target, "") for target in wanted},
+            "choose it when": SYSTEMS[name][1],
+        }
+        for name in names
     ]
 
 
 def taken(row: Row) -> dict[str, str]:
     """What a search took; the teacher had none."""
     if "search_seconds" not in row:
-        return dict.fromkeys(("search", "memory", "data"), "")
+        return dict.fromkeys(("needs", "search", "memory"), "")
     return {
+        "needs": row["needs"],
         "search": f"{row['search_seconds']:.1f} s",
         "memory": f"{row['peak_mib']:.0f} MiB",
-        "data": row["needs"],
     }
 
 

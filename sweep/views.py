@@ -151,20 +151,27 @@ def status_values(seen: Seen) -> dict[str, Any]:
 
 def status_lines(values: Mapping[str, Any]) -> list[str]:
     """The same, to be read."""
-    driver = values["driver"]
-    runs = f"runs in process {driver}" if driver else "does not run"
     states = ("finished", "running", "waiting", "stopped", "failed")
     counts = ", ".join(f"{values[state]} {state}" for state in states if values[state])
     return [
-        f"{values['name']} in {values['folder']} {runs}",
+        f"{values['name']} in {values['folder']} {_pace(values)}",
         f"{counts or 'nothing yet'}, of {values['trials']} trials",
         f"front: {values['front']} points, hypervolume {values['hypervolume']:.3f}",
     ]
 
 
+def _pace(values: Mapping[str, Any]) -> str:
+    """Whether a sweep goes on, could, or has come to its end."""
+    if values["driver"]:
+        return f"runs in process {values['driver']}"
+    begun = values["waiting"] + values["running"]
+    ended = values["finished"] + values["stopped"] + values["failed"]
+    return "is complete" if ended >= values["trials"] and not begun else "does not run"
+
+
 TRIAL_HEADINGS = (
     *("trial", "state", "method", "target\n(%)", "removed\n(%)", "WER\n(%)", "GFLOPs"),
-    *("latency\n(ms)", "attempts", "step"),
+    *("latency\n(ms)", "tries", "step"),
 )
 
 

@@ -14,11 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from core.conformer.gate import tensors_of
 from core.conformer.model import Conformer
-from core.pruning.perturbation import untouched
-from core.pruning.repair import Calibration, Consumer, consumers, input_grams
-from core.pruning.scoring import per_cost, unit_share
+from core.pruning.repair import Calibration
+from core.pruning.scoring import Intake, intakes, per_cost, unit_share
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -28,22 +26,16 @@ class COMP(Method):
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        able = {axis.name for axis in list(bench.space.units)}
-        known = [c for c in consumers(list(bench.space.axes)) if c.axis.name in able]
-        grams = input_grams(bench.student, untouched(bench.student), known, bench.speech)
-        worth = {c.axis.name: contributions(bench, c, grams[c.module]) for c in known}
+        taken = intakes(bench.student, bench.space, bench.speech)
+        worth = {intake.axis.name: contributions(intake) for intake in taken}
         fine = per_cost(bench.space, worth, bench.config.pruning.resource)
         influence = block_influence(bench.student, bench.speech)
         return Found(scores=merged(bench, fine, influence), reference={})
 
 
-def contributions(
-    bench: Workbench, consumer: Consumer, gram: Float[Tensor, "inputs1 inputs1"]
-) -> Float[Tensor, " _"]:
+def contributions(intake: Intake) -> Float[Tensor, " _"]:
     """|X_u W_u| of each unit over |X W|, in Frobenius norms."""
-    weight = tensors_of(bench.student)[f"{consumer.module}.weight"].detach().double().flatten(1)
-    products = (gram[:-1, :-1] * (weight.T @ weight)).cpu()
-    size = consumer.axis.size
+    products, size = intake.products(), intake.axis.size
     blocks = products.view(size, len(products) // size, size, -1).sum((1, 3))
     return (blocks.diagonal().clamp(min=0) / blocks.sum().clamp(min=1e-12)).sqrt()
 

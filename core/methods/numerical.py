@@ -16,9 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.conformer.gate import tensors_of
-from core.pruning.perturbation import untouched
-from core.pruning.repair import Consumer, consumers, input_grams
+from core.pruning.scoring import intakes
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -30,24 +28,13 @@ class Numerical(Method):
     needs = frozenset({"audio"})
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        """Each unit's gate, the mean of its inputs', when the target's share is to be closed."""
         del search
-        able = {axis.name for axis in list(bench.space.units)}
-        known = [c for c in consumers(list(bench.space.axes)) if c.axis.name in able]
-        grams = input_grams(bench.student, untouched(bench.student), known, bench.speech)
         scores = {}
-        for consumer in known:
-            scores[consumer.axis.name] = _gates(bench, consumer, grams[consumer.module])
+        for intake in intakes(bench.student, bench.space, bench.speech):
+            gates = newton_gates(intake.products(), closed=bench.target)
+            scores[intake.axis.name] = gates.view(intake.axis.size, -1).mean(1)
         return Found(scores=scores, reference={})
-
-
-def _gates(
-    bench: Workbench, consumer: Consumer, gram: Float[Tensor, "inputs1 inputs1"]
-) -> Float[Tensor, " _"]:
-    """Each unit's gate, the mean of its inputs' gates, when the target's share is to be closed."""
-    weight = tensors_of(bench.student)[f"{consumer.module}.weight"].detach().double().flatten(1)
-    curvature = (gram[:-1, :-1] * (weight.T @ weight)).cpu()
-    gates = newton_gates(curvature, closed=bench.target)
-    return gates.view(consumer.axis.size, -1).mean(1)
 
 
 def newton_gates(

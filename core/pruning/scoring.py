@@ -1,16 +1,58 @@
-"""What scores of units share: what units cost, and how axes are made alike.
+"""What scores of units share: what consumers take in, what units cost, how axes are made alike.
 
-Shapes: U units of an axis.
+Shapes: U units of an axis, I inputs of a consumer, O its outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from core.config import Resource
+from core.conformer.axes import Axis
+from core.conformer.gate import tensors_of
+from core.conformer.model import Conformer
+from core.pruning.perturbation import untouched
+from core.pruning.repair import Calibration, consumers, input_grams
 from core.pruning.space import Space, of_resource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intake:
+    """What the consumer of an axis makes of its units, in fp64 on the CPU."""
+
+    axis: Axis
+    weight: Float[Tensor, "outputs inputs"]
+    gram: Float[Tensor, "inputs inputs"]
+    """X^T X of its inputs over real frames of some speech."""
+    means: Float[Tensor, " inputs"]
+    """Of its inputs over those frames."""
+    frames: float
+
+    def products(self) -> Float[Tensor, "inputs inputs"]:
+        """(X^T X) * (W^T W): how much what two inputs give has in common."""
+        return self.gram * (self.weight.T @ self.weight)
+
+
+def intakes(model: Conformer, space: Space, speech: Calibration) -> Iterator[Intake]:
+    """Of each axis whose units may go, by one walk over the speech."""
+    able = {axis.name for axis in space.units}
+    known = [c for c in consumers(list(space.axes)) if c.axis.name in able]
+    grams = input_grams(model, untouched(model), known, speech)
+    tensors = tensors_of(model)
+    for consumer in known:
+        gram = grams[consumer.module].cpu()  # its last column is of ones
+        weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
+        frames = float(gram[-1, -1])
+        yield Intake(
+            axis=consumer.axis,
+            weight=weight,
+            gram=gram[:-1, :-1],
+            means=gram[-1, :-1] / frames,
+            frames=frames,
+        )
 
 
 def per_cost(

@@ -113,6 +113,17 @@ def test_status_counts_what_there_is(run, sweep):
     assert values["driver"] is None
     _, out, _ = run("status", sweep)
     assert "3 finished, 1 waiting, 1 failed, of 4 trials" in out
+    assert "does not run" in out
+
+
+def test_status_says_when_all_is_done(run, sweep):
+    ledger = Ledger.open(sweep)
+    ledger.start(4)
+    ledger.finish(4, [made_outcome(0.06, 1.5)])
+    ledger.close()
+
+    _, out, _ = run("status", sweep)
+    assert "is complete" in out
 
 
 def test_a_failed_trial_shows_why(run, sweep):

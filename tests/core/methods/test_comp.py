@@ -4,30 +4,26 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from core.conformer.gate import tensors_of
 from core.methods.comp import block_influence, contributions, merged
 from core.pruning.extraction import as_mask, extract
-from core.pruning.perturbation import untouched
-from core.pruning.repair import consumers, input_grams
-from core.pruning.scoring import unit_share
+from core.pruning.scoring import intakes, unit_share
 from core.testing import deeper, patterned, small_model
 from core.training.distillation import ctc_loss
 
 
 def test_a_contribution_is_the_share_of_a_units_own_product(bench_of):
     bench = bench_of("comp", model=small_model())
-    model = bench.student.eval()
-    consumer = next(c for c in consumers(model.axes()) if c.axis.kind == "head")
-    gram = input_grams(model, untouched(model), [consumer], bench.speech)[consumer.module]
-    weight = tensors_of(model)[f"{consumer.module}.weight"].double()
+    taken = intakes(bench.student, bench.space, bench.speech)
+    intake = next(each for each in taken if each.axis.kind == "head")
+    weight = intake.weight
 
-    found = contributions(bench, consumer, gram)
+    found = contributions(intake)
 
     # X has the gram's Cholesky factor as one of its square roots.
-    inputs = torch.linalg.cholesky(gram[:-1, :-1] + 1e-9 * torch.eye(len(gram) - 1)).T
+    inputs = torch.linalg.cholesky(intake.gram + 1e-9 * torch.eye(len(intake.gram))).T
     parts = [
         inputs[:, part] @ weight[:, part].T
-        for part in torch.arange(weight.shape[1]).chunk(consumer.axis.size)
+        for part in torch.arange(weight.shape[1]).chunk(intake.axis.size)
     ]
     wanted = torch.stack([part.norm() / torch.stack(parts).sum(0).norm() for part in parts])
     torch.testing.assert_close(found, wanted.detach(), atol=1e-5, rtol=1e-4)
