@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Mask
-from core.conformer.gate import Folded, gated_forward
 from core.corpora.batches import Batch
 from core.pruning.scoring import per_cost
 from core.pruning.sensitivity import fisher
-from core.training.distillation import ctc_loss
+from core.training.distillation import gated_loss
 from core.training.gating import GateStage
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
@@ -92,13 +91,8 @@ class Rounds(GateStage):
     def cut(self, number: int) -> None:
         """Shut as much as the first so many rounds should have."""
         bench, model = self.bench, self.model.eval()
-
-        def loss(folded: Folded, batch: Batch) -> Tensor:
-            output = gated_forward(model, batch.features, batch.num_frames, folded)
-            return ctc_loss(output, batch.tokens, batch.num_tokens)
-
         axes, mask = list(bench.space.units), self.shut.sample()
-        found = fisher(model, axes, bench.labelled, loss, mask=mask)
+        found = fisher(model, axes, bench.labelled, gated_loss(model), mask=mask)
         scores = per_cost(bench.space, found, self.config.resource)
         # What is shut stays so: it comes before all others in the order of leaving.
         alive = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from core.conformer.axes import Axis
 from core.conformer.gate import Folded, gated_forward
-from core.corpora.batches import Batch
 from core.evaluation.token_errors import token_error_rate
 from core.pruning.perturbation import Edit, groups, perturbed, spread, untouched
 from core.pruning.scoring import per_cost, with_ties_broken
 from core.pruning.sensitivity import gate_gradients
-from core.training.distillation import ctc_loss
+from core.training.distillation import gated_loss
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
@@ -56,11 +55,7 @@ def error_growth(bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]
 def rewiring_scores(bench: Workbench, axes: list[Axis]) -> dict[str, Tensor]:
     """|gate * dL/dgate| summed over batches: as a gate scales weights, it is |sum of w dL/dw|."""
     bench.student.eval()
-
-    def loss(folded: Folded, batch: Batch) -> Tensor:
-        output = gated_forward(bench.student, batch.features, batch.num_frames, folded)
-        return ctc_loss(output, batch.tokens, batch.num_tokens)
-
+    loss = gated_loss(bench.student)
     sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
     for batch in bench.labelled:
         for name, gradient in gate_gradients(bench.student, axes, batch, loss).items():

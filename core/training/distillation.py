@@ -6,7 +6,7 @@ Conformer's blocks.
 Shapes: B batch, T frames, N real frames, D teacher's width, K student's width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.config import DistillationConfig
+from core.conformer.gate import Folded, gated_forward
 from core.conformer.model import Conformer, Output
+from core.corpora.batches import Batch
 from core.ranks import part_of_mean, whole
 
 
@@ -144,6 +146,16 @@ def logit_loss(
     # Gradients shrink as 1 / temperature**2; undo that, so that the weight keeps its meaning.
     mean = temperature**2 * divergence / is_frame.sum().clamp(min=1)
     return part_of_mean(mean, is_frame.sum())
+
+
+def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]:
+    """CTC of a model under gates, on a batch."""
+
+    def loss(folded: Folded, batch: Batch) -> Float[Tensor, ""]:
+        output = gated_forward(model, batch.features, batch.num_frames, folded)
+        return ctc_loss(output, batch.tokens, batch.num_tokens)
+
+    return loss
 
 
 def ctc_loss(
