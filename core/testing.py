@@ -102,6 +102,22 @@ def ragged_speech(
     return features, torch.tensor(lengths)
 
 
+def worded_noise(*said: Sequence[int], seed: int = 0) -> Batch:
+    """Three utterances of noise that are said to be these tokens."""
+    said = said or ([1, 2, 3], [2, 4], [5])
+    features, num_frames = ragged_speech(90, 80, 60, seed=seed)
+    return Batch(
+        features=features,
+        num_frames=num_frames,
+        tokens=pad_sequence([torch.tensor(tokens) for tokens in said], batch_first=True),
+        num_tokens=torch.tensor([len(tokens) for tokens in said]),
+        seconds=2.3,
+        ids=("a", "b", "c"),
+        texts=("", "", ""),
+        indices=(0, 1, 2),
+    )
+
+
 def patterned(count: int, *, seed: int) -> Batch:
     """Made-up speech: each token is a pattern of its own that lasts a while, in noise."""
     chance = torch.Generator().manual_seed(seed)

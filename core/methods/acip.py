@@ -25,9 +25,8 @@ from core.pruning.factoring import factored
 from core.pruning.repair import Calibration
 from core.pruning.space import of_resource
 from core.pruning.straight_through import StraightThrough
-from core.training.gating import GateStage
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.gating import GateMethod, GateStage
+from core.training.method import Workbench
 
 # A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
 FALLS = 6.0
@@ -95,27 +94,19 @@ def units(bench: Workbench) -> list[Axis]:
     return [axis for axis in bench.space.prunable if axis.name not in parents]
 
 
-def stage(bench: Workbench) -> GateStage:
-    """Masks start as high as the config's rate, whatever it is, can bring down in their time."""
-    config = bench.config.pruning
-    start = config.gate_lr * max(1.0, config.steps / FALLS)
-    gates = StraightThrough(units(bench), start=start).to(bench.device)
-    return GateStage(bench, gates, GrowingL1(bench, gates), gate_betas=MEMORY)
-
-
-class Acip(Method):
-    needs = frozenset({"audio", "labels"})
+class Acip(GateMethod):
+    yields = "curve"
 
     def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
         del speech
         return factored(model) if "rank" in config.pruning.axes else model
 
-    def search(self, bench: Workbench) -> GateStage | None:
-        return stage(bench) if bench.config.pruning.steps else None
-
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
-        """After no step at all, every unit is worth the same."""
-        return (search if isinstance(search, GateStage) else stage(bench)).found()
+    def stage(self, bench: Workbench) -> GateStage:
+        """Masks start as high as the config's rate, whatever it is, can bring down in time."""
+        config = bench.config.pruning
+        start = config.gate_lr * max(1.0, config.steps / FALLS)
+        gates = StraightThrough(units(bench), start=start).to(bench.device)
+        return GateStage(bench, gates, GrowingL1(bench, gates), gate_betas=MEMORY)
 
 
 METHOD = Acip()

@@ -19,9 +19,8 @@ from core.conformer.axes import Mask
 from core.pruning.budget import uniform_share
 from core.pruning.constraint import MinMax
 from core.pruning.space import Space
-from core.training.gating import GateStage, expected_sparsity, hard_concrete
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.method import Workbench
 
 # A multiplier must be able to outweigh the loss within a part of the run, however long that is.
 ASCENT = 200.0
@@ -77,15 +76,9 @@ class Constraints:
         self.minmax.load_state_dict(state)
 
 
-class Constrained(Method):
-    needs = frozenset({"audio", "labels"})
-    yields = "point"
-
-    def search(self, bench: Workbench) -> GateStage | None:
-        return stage(bench) if bench.config.pruning.steps else None
-
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
-        return (search if isinstance(search, GateStage) else stage(bench)).found()
+class Constrained(GateMethod):
+    def stage(self, bench: Workbench) -> GateStage:
+        return stage(bench)
 
 
 def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:

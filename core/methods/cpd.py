@@ -16,8 +16,8 @@ from core.corpora.batches import Batch
 from core.pruning.scoring import per_cost
 from core.pruning.sensitivity import fisher
 from core.training.distillation import gated_loss
-from core.training.gating import GateStage
-from core.training.method import Found, Method, Workbench
+from core.training.gating import GateMethod, GateStage
+from core.training.method import Found, Workbench
 from core.training.trainer import Trainable
 
 
@@ -100,19 +100,14 @@ class Rounds(GateStage):
         self.shut.shut(scores, kept, number)
 
 
-class CombPruneDistill(Method):
-    needs = frozenset({"audio", "labels"})
-    yields = "point"
-
-    def search(self, bench: Workbench) -> Rounds | None:
-        return Rounds(bench) if bench.config.pruning.steps else None
+class CombPruneDistill(GateMethod):
+    def stage(self, bench: Workbench) -> Rounds:
+        return Rounds(bench)
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
-        """Without a step, all is cut at once."""
-        if isinstance(search, Rounds):
-            return Found(scores=search.shut.scores(), reference={})
-        stage = Rounds(bench)
-        for number in range(stage.config.rounds):
+        """Without a step, all rounds follow upon each other."""
+        stage = search if isinstance(search, Rounds) else self.stage(bench)
+        for number in range(0 if search else stage.config.rounds):
             stage.cut(number)
         return Found(scores=stage.shut.scores(), reference={})
 

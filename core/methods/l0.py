@@ -15,9 +15,8 @@ from torch import Tensor
 
 from core.conformer.axes import Mask
 from core.pruning.constraint import Lagrangian, warmed_target
-from core.training.gating import GateStage, expected_sparsity, hard_concrete
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.method import Workbench
 
 
 class WarmedTarget:
@@ -54,20 +53,9 @@ class WarmedTarget:
         self._dual.load_state_dict(state["dual"])
 
 
-class L0(Method):
-    needs = frozenset({"audio", "labels"})
-    yields = "point"
-
-    def search(self, bench: Workbench) -> GateStage | None:
-        return stage(bench) if bench.config.pruning.steps else None
-
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
-        """After no step at all, the gates are as they started: every unit is worth the same."""
-        return (search if isinstance(search, GateStage) else stage(bench)).found()
-
-
-def stage(bench: Workbench) -> GateStage:
-    return GateStage(bench, hard_concrete(bench), WarmedTarget(bench))
+class L0(GateMethod):
+    def stage(self, bench: Workbench) -> GateStage:
+        return GateStage(bench, hard_concrete(bench), WarmedTarget(bench))
 
 
 METHOD = L0()

@@ -4,8 +4,9 @@ Methods that learn what to remove differ in their gates and in how a budget is e
 teaching, judging and resuming are the same.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ from core.pruning.repair import reestimate_statistics, repaired
 from core.ranks import part_of_same
 from core.report import Report, Stage
 from core.training.distillation import Student, ctc_loss
-from core.training.method import Found, Workbench
+from core.training.method import Found, Method, Workbench
 from core.training.optimizers import primal
-from core.training.trainer import accumulated, autocast, weighted
+from core.training.trainer import Trainable, accumulated, autocast, weighted
 
 # Leaving out a handful of closed units makes odd sizes, which matrix products pay for.
 NARROW_FROM = 0.125
@@ -191,6 +192,24 @@ class GateStage:
             "control": self.control,
             "primal": self.primal,
         }
+
+
+class GateMethod(Method):
+    """A method that trains gates: what its stage leaves is what it found."""
+
+    needs = frozenset({"audio", "labels"})
+    yields: Literal["curve", "point"] = "point"
+
+    @abstractmethod
+    def stage(self, bench: Workbench) -> GateStage:
+        """From its beginning."""
+
+    def search(self, bench: Workbench) -> GateStage | None:
+        return self.stage(bench) if bench.config.pruning.steps else None
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        """After no step at all, the gates are as they started: every unit is worth the same."""
+        return (search if isinstance(search, GateStage) else self.stage(bench)).found()
 
 
 def hard_concrete(bench: Workbench) -> HardConcrete:

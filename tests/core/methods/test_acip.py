@@ -8,13 +8,12 @@ import torch
 
 from core.config import AxisKind, TrialConfig
 from core.conformer.gate import tensors_of
-from core.corpora.batches import Batch
 from core.evaluation.judge import Judge
-from core.methods.acip import METHOD, prices, stage
+from core.methods.acip import METHOD, prices
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import clone
 from core.pruning.space import Space
-from core.testing import ragged_speech, small_model
+from core.testing import ragged_speech, small_model, worded_noise
 from core.training.distillation import Distillation
 from core.training.method import Workbench
 
@@ -23,7 +22,7 @@ CPU = torch.device("cpu")
 
 def a_bench(model, **pruning) -> Workbench:
     config = TrialConfig.parse({"pruning": {"method": "acip", **pruning}})
-    student = METHOD.prepared(clone(model), config)
+    student = METHOD.prepared(clone(model), config, [])
     space = Space.of(clone(student), get_args(AxisKind), 4.0, unpruned=model)
     return Workbench(
         config=config,
@@ -31,7 +30,7 @@ def a_bench(model, **pruning) -> Workbench:
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
-        labelled=[a_batch()],
+        labelled=[worded_noise()],
         choose=lambda scores, target: chosen(space, scores, 1 - target),
         judge=Judge(config, space, None, CPU),
         device=CPU,
@@ -42,24 +41,10 @@ def chosen(space, scores, keep):
     return choose(space, scores, Budget(keep=keep, resource="flops"))
 
 
-def a_batch() -> Batch:
-    features, num_frames = ragged_speech(90, 80, 60)
-    return Batch(
-        features=features,
-        num_frames=num_frames,
-        tokens=torch.tensor([[1, 2, 3], [2, 4, 0], [5, 0, 0]]),
-        num_tokens=torch.tensor([3, 2, 1]),
-        seconds=2.3,
-        ids=("a", "b", "c"),
-        texts=("", "", ""),
-        indices=(0, 1, 2),
-    )
-
-
 def searched(bench):
-    search = stage(bench)
+    search = METHOD.stage(bench)
     for step in range(search.steps):
-        losses = search.step(a_batch(), step)
+        losses = search.step(worded_noise(), step)
     return search, losses
 
 
@@ -82,10 +67,10 @@ def test_one_descent_orders_all_sizes_and_stops_at_the_smallest():
 
 
 def test_no_unit_dies_before_a_mask_has_had_the_time_to_fall():
-    search = stage(a_bench(small_model(), steps=80))
+    search = METHOD.stage(a_bench(small_model(), steps=80))
 
     for step in range(13):
-        search.step(a_batch(), step)
+        search.step(worded_noise(), step)
 
     assert (search.gates.mask > 0).all()
 
@@ -94,7 +79,7 @@ def test_without_rank_among_the_axes_nothing_is_factored():
     model = small_model()
     config = TrialConfig.parse({"pruning": {"method": "acip", "axes": ["inner", "head"]}})
 
-    assert METHOD.prepared(model, config).shape == model.shape
+    assert METHOD.prepared(model, config, []).shape == model.shape
 
 
 @pytest.mark.parametrize("resource", ["flops", "params"])

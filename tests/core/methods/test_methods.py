@@ -12,12 +12,12 @@ from core.corpora.batches import Batch
 from core.evaluation.decoding import greedy
 from core.evaluation.judge import Judge
 from core.methods.interctc import error, least_missed_last
-from core.methods.l0 import stage as l0_stage
+from core.methods.l0 import METHOD as L0
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.space import Space
-from core.testing import deeper, ragged_speech, small_model
+from core.testing import deeper, ragged_speech, small_model, worded_noise
 from core.training.distillation import Distillation
 from core.training.gating import GateStage, expected_sparsity
 from core.training.method import Workbench, load_method
@@ -40,24 +40,10 @@ def a_bench(model, **pruning) -> Workbench:
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
-        labelled=[a_batch()],
+        labelled=[worded_noise()],
         choose=chosen,
         judge=Judge(config, space, None, CPU),
         device=CPU,
-    )
-
-
-def a_batch(seed=0) -> Batch:
-    features, num_frames = ragged_speech(90, 80, 60, seed=seed)
-    return Batch(
-        features=features,
-        num_frames=num_frames,
-        tokens=torch.tensor([[1, 2, 3], [2, 4, 0], [5, 0, 0]]),
-        num_tokens=torch.tensor([3, 2, 1]),
-        seconds=2.3,
-        ids=("a", "b", "c"),
-        texts=("", "", ""),
-        indices=(0, 1, 2),
     )
 
 
@@ -195,19 +181,19 @@ def test_l0_may_close_whole_blocks_too():
 
 def trained_gates(model, *, steps, **pruning) -> GateStage:
     torch.manual_seed(0)
-    stage = l0_stage(a_bench(model, steps=steps, **pruning))
+    stage = L0.stage(a_bench(model, steps=steps, **pruning))
     for step in range(steps):
-        stage.step(a_batch(), step)
+        stage.step(worded_noise(), step)
     return stage
 
 
 def test_l0s_multipliers_climb_and_its_weights_descend():
     torch.manual_seed(0)
-    stage = l0_stage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
+    stage = L0.stage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
 
-    first = stage.step(a_batch(), 0)
+    first = stage.step(worded_noise(), 0)
     for step in range(1, 20):
-        last = stage.step(a_batch(), step)
+        last = stage.step(worded_noise(), step)
 
     assert first["violation"] > 0
     assert last["lambda_linear"] > first["lambda_linear"]
@@ -224,7 +210,7 @@ def test_fosters_tuning_ends_in_the_shape_that_was_pruned():
     stage = method.tuning(small, choice, bench, steps=4)
 
     for step in range(4):
-        stage.step(a_batch(), step)
+        stage.step(worded_noise(), step)
 
     assert stage.steps == 4
     assert stage.model.shape == small.shape
@@ -256,7 +242,11 @@ def labelled_by(model, *lengths) -> Batch:
         row[: len(ids)] = torch.tensor(ids)
     num_tokens = torch.tensor([len(ids) for ids in heard])
     return replace(
-        a_batch(), features=features, num_frames=num_frames, tokens=tokens, num_tokens=num_tokens
+        worded_noise(),
+        features=features,
+        num_frames=num_frames,
+        tokens=tokens,
+        num_tokens=num_tokens,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from core.config import BoostingConfig, RuntimeConfig
 from core.corpora.batches import Batch
 from core.report import Report
-from core.testing import SHAPE, ragged_speech, small_model
+from core.testing import SHAPE, ragged_speech, small_model, worded_noise
 from core.training.boosting import (
     Boosted,
     effective_weights,
@@ -24,17 +24,7 @@ COUNTS = torch.tensor([0, 0, 9, 9, 9, 9, 9, 300, 300, 300])
 
 def a_batch(seed=0) -> Batch:
     """Two utterances with new tokens, one with old ones."""
-    features, num_frames = ragged_speech(90, 80, 60, seed=seed)
-    return Batch(
-        features=features,
-        num_frames=num_frames,
-        tokens=torch.tensor([[7, 8, 9], [8, 9, 0], [5, 2, 0]]),
-        num_tokens=torch.tensor([3, 2, 2]),
-        seconds=2.3,
-        ids=("a", "b", "c"),
-        texts=("", "", ""),
-        indices=(0, 1, 2),
-    )
+    return worded_noise([7, 8, 9], [8, 9], [5, 2], seed=seed)
 
 
 def a_stage(old, *, steps=8, judge=None, learning_rate=1e-3, **config):

@@ -5,27 +5,12 @@ import torch
 
 from core.config import TeacherConfig, TrialConfig
 from core.conformer.gate import fold, gated_forward, tensors_of
-from core.corpora.batches import Batch
 from core.pruning.extraction import extract
 from core.strict import ConfigError
-from core.testing import deeper, ragged_speech, small_model
+from core.testing import deeper, ragged_speech, small_model, worded_noise
 from core.training.depth import InterCTC, drawn_skips
 from core.training.distillation import ctc_loss
 from core.training.trainer import DenseStage, Rates
-
-
-def a_batch() -> Batch:
-    features, num_frames = ragged_speech(90, 80, 60)
-    return Batch(
-        features=features,
-        num_frames=num_frames,
-        tokens=torch.tensor([[1, 2, 3], [2, 4, 0], [5, 0, 0]]),
-        num_tokens=torch.tensor([3, 2, 1]),
-        seconds=2.3,
-        ids=("a", "b", "c"),
-        texts=("", "", ""),
-        indices=(0, 1, 2),
-    )
 
 
 def a_stage(model, interctc=None) -> DenseStage:
@@ -47,13 +32,16 @@ def test_without_weight_loss_steps_and_chance_are_those_of_plain_training():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     expected = ctc_loss(
-        small_model(shape=deeper(3)).train()(a_batch().features, a_batch().num_frames),
-        a_batch().tokens,
-        a_batch().num_tokens,
+        small_model(shape=deeper(3)).train()(worded_noise().features, worded_noise().num_frames),
+        worded_noise().tokens,
+        worded_noise().num_tokens,
     ).detach()
     torch.set_rng_state(state)
 
-    losses = [a_stage(asked, interctc).step(a_batch(), 0), a_stage(plain).step(a_batch(), 0)]
+    losses = [
+        a_stage(asked, interctc).step(worded_noise(), 0),
+        a_stage(plain).step(worded_noise(), 0),
+    ]
 
     for found in losses:
         assert found.keys() == {"total", "task"}
@@ -64,7 +52,7 @@ def test_without_weight_loss_steps_and_chance_are_those_of_plain_training():
 
 
 def test_each_middle_block_is_asked_as_the_model_that_ends_there():
-    model, batch = small_model(shape=deeper(4)).double(), a_batch()
+    model, batch = small_model(shape=deeper(4)).double(), worded_noise()
     features = batch.features.double()
 
     def ctc(depth):
@@ -143,7 +131,7 @@ def test_a_step_leaves_blocks_that_it_passes_by_as_they_were():
     skipped = drawn_skips(model)
     torch.manual_seed(1)
 
-    losses = stage.step(a_batch(), 0)
+    losses = stage.step(worded_noise(), 0)
 
     assert skipped
     assert len(skipped) < 3
