@@ -71,11 +71,12 @@ def recorded(folder: Path) -> list[TrialRecord]:
 
 
 def told(record: TrialRecord) -> list[dict[str, Any]]:
-    """The outcomes, without what hangs on the clock."""
-    return [
+    """The whole curve and the outcomes, without what hangs on the clock."""
+    outcomes = [
         {name: value for name, value in asdict(outcome).items() if name not in ON_THE_CLOCK}
         for outcome in record.outcomes
     ]
+    return [*(asdict(heard) for heard in record.curve), *outcomes]
 
 
 def by_trial(events: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

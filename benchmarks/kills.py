@@ -34,7 +34,7 @@ from sweep.tracking import database_uri
 
 INTERVAL = 10
 """Steps between checkpoints, and between reports."""
-SPACE = f"""
+SPACE = """
 [sweep]
 name = "kills"
 trials = 5
@@ -51,12 +51,12 @@ tokens = "word"
 vocabulary = 64
 
 [trial.corpus.demo]
-train_utterances = 200
-dev_utterances = 40
-test_utterances = 40
+train_utterances = {train}
+dev_utterances = {held_out}
+test_utterances = {held_out}
 
 [trial.model]
-size = "tiny"
+{model}
 
 [trial.teacher]
 steps = 20
@@ -77,10 +77,20 @@ bootstrap_samples = 100
 latency_repeats = 1
 
 [trial.runtime]
-report_steps = {INTERVAL}
-checkpoint_steps = {INTERVAL}
+report_steps = {interval}
+checkpoint_steps = {interval}
 """
+SIZES = {
+    "tiny": {"train": 200, "held_out": 40, "model": 'size = "tiny"'},
+    "least": {
+        "train": 40,
+        "held_out": 8,
+        "model": "blocks = 1\nwidth = 16\ninner = 32\nheads = 2\nchannels = 16\nkernel = 7",
+    },
+}
+"""Of models and corpora; `least` is what the test suite has time for."""
 
+SPACE_FILE = "space.toml"
 SHARES = {"driver": 2, "worker": 2, "node": 1, "server": 1}
 """Of all kills, in sixths."""
 KILLS_A_SWEEP = 5
@@ -98,6 +108,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=60, help="kills, of all kinds together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--size", default="tiny", choices=list(SIZES))
     parser.add_argument("--dir", type=Path, help="keep the sweeps there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
@@ -109,7 +120,8 @@ def main() -> None:
 
 
 def campaigns(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    unbroken = begun(folder / "unbroken")
+    text = SPACE.format(**SIZES[args.size], interval=INTERVAL)
+    unbroken = begun(folder / "unbroken", text)
     with running(unbroken, Bed()) as process:
         assert process.wait() == driver.DONE, "the sweep must end when nobody hurts it"
     rows = []
@@ -123,11 +135,12 @@ def campaigns(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 def campaign(kind: str, count: int, unbroken: Path, chance: random.Random) -> dict[str, Any]:
     """So many kills of a kind, over as many sweeps as they need."""
     kills = sweeps = 0
+    text = (unbroken / SPACE_FILE).read_text()
     faults = Faults()
     with ExitStack() as stack:
         bed = stack.enter_context(BEDS[kind](unbroken.parent / f"{kind}-bed"))
         while kills < count:
-            folder = begun(unbroken.parent / f"{kind}-{sweeps}", unbroken, uri=bed.uri)
+            folder = begun(unbroken.parent / f"{kind}-{sweeps}", text, unbroken, uri=bed.uri)
             wanted = min(KILLS_A_SWEEP, count - kills)
             made, code = hurt(folder, bed, wanted, chance)
             kills, sweeps = kills + made, sweeps + 1
@@ -138,11 +151,11 @@ def campaign(kind: str, count: int, unbroken: Path, chance: random.Random) -> di
     return {"name": kind, "kills": kills, "sweeps": sweeps, **asdict(faults)}
 
 
-def begun(folder: Path, like: Path | None = None, *, uri: str = "") -> Path:
+def begun(folder: Path, text: str, like: Path | None = None, *, uri: str = "") -> Path:
     """A sweep's directory, with the speech and the teacher of another."""
     folder.mkdir(parents=True)
-    space = folder / "space.toml"
-    space.write_text(SPACE + (f'\n[tracking]\nuri = "{uri}"\n' if uri else ""))
+    space = folder / SPACE_FILE
+    space.write_text(text + (f'\n[tracking]\nuri = "{uri}"\n' if uri else ""))
     create(folder, load(str(space)), space.read_text())
     for name in ("teacher", "features") if like else ():
         shutil.copytree(like / name, folder / name)
@@ -350,9 +363,9 @@ def _ends(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
 
 
 def _is_trial(process: psutil.Process) -> bool:
-    """Ray names a worker by what it runs."""
+    """Ray names a worker by what it runs; its own agents bear such names, too."""
     try:
-        return process.name().startswith("ray::") and "IDLE" not in process.name()
+        return process.name().startswith("ray::ImplicitFunc")
     except psutil.Error:
         return False
 

@@ -142,6 +142,18 @@ def adapting(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def early_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "rule": row["name"],
+            **what_stays(row),
+            "trials finished": f"{row['finished']:.0f}",
+            "ours over it at equal steps": f"{row['ours_at_equal_steps']:.3f}",
+        }
+        for row in rows
+    ]
+
+
 def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
     """WER in % at each depth."""
     return [
@@ -207,6 +219,48 @@ def taken(row: Row) -> dict[str, str]:
     }
 
 
+def what_stays(row: Row) -> dict[str, str]:
+    """Of a sweep that was not stopped."""
+    return {
+        "steps": percent(row["steps_ratio"]),
+        "hypervolume": f"{row['hypervolume_ratio']:.3f}",
+        "of models up to 10 % WER": f"{row['of_good_models']:.3f}",
+    }
+
+
+def live_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "sweep": row["name"],
+            **what_stays(row),
+            "trials finished": f"{row['finished']}",
+            "stopped": f"{row['stopped']}",
+        }
+        for row in rows
+    ]
+
+
+def sampling(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "sampler": f"`{row['name']}`",
+            "trials, median": f"{row['median']:g}",
+            "middle half": f"{row['quarter']:g} to {row['three quarters']:g}",
+            "most": f"{row['most']}",
+        }
+        for row in rows
+    ]
+
+
+def kills(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Faults by kind, in the order in which they are counted."""
+    heads = ("kills", "sweeps", "lost", "duplicated", "left_running", "unordered", "different")
+    return [
+        {"killed": row["name"]} | {key.replace("_", " "): str(row[key]) for key in (*heads, "late")}
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "paper_claim": ("paper_claim", claim_wer),
@@ -219,6 +273,10 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "adapting": ("adapting", adapting),
     "depth": ("depth", depth),
     "methods": ("methods", methods),
+    "early_stopping": ("early_stopping", early_stopping),
+    "live_stopping": ("live_stopping", live_stopping),
+    "sampling": ("sampling", sampling),
+    "kills": ("kills", kills),
 }
 """What stands between the marks: of which result, and how it is said."""
 

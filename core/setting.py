@@ -15,6 +15,9 @@ from core.ranks import ALONE, Ranks
 from core.strict import ConfigError
 from core.training.trainer import Journey
 
+CHECKPOINTS = "checkpoints"
+"""Of the folder of a trial, or of the teacher."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
@@ -64,7 +67,7 @@ def journey_of(
         augment_chance=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
         device=device,
-        checkpoints=folder / "checkpoints",
+        checkpoints=folder / CHECKPOINTS,
         total_steps=steps,
     )
 

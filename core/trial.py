@@ -6,7 +6,7 @@ hear iterates. What all trials share, core/teacher.py made before.
 
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
@@ -27,6 +27,7 @@ from core.pruning.space import Choice, Space
 from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
 from core.setting import (
+    CHECKPOINTS,
     Place,
     calibration_batches,
     device_of,
@@ -46,18 +47,27 @@ FOUND = "found"
 
 
 def run(
-    config: TrialConfig, place: Place, ranks: Ranks = ALONE
+    config: TrialConfig, place: Place, ranks: Ranks = ALONE, *, known: int | None = None
 ) -> Generator[Report, None, list[Outcome]]:
     """One trial to its end, from wherever it had come to.
 
     Of several ranks all run it, on their parts of the same batches, and the first alone reports,
     writes and has outcomes. But for rounding, and for dropout, it is the trial that one would run.
 
+    Args:
+        config: the trial's.
+        place: where it works.
+        ranks: who works on it.
+        known: reports of an earlier run are said again if they are of later steps than this;
+            None says that all are known.
+
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if a target cannot be met by this model and these axes.
     """
+    if known is not None and ranks.is_first:
+        yield from _unheard(place, known)
     outcomes = ranks.first(_told(place))
     if not outcomes:
         outcomes = yield from _first_outcomes(opened(config, place, ranks))
@@ -219,7 +229,22 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
 def _newest(journey: Journey) -> dict[str, Any] | None:
     """The first rank's newest checkpoint: shared folders show the others older ones for a while."""
     ranks = journey.ranks
-    return ranks.first(checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None)
+    newest: dict[str, Any] | None = ranks.first(
+        checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None
+    )
+    journey.reports = _reports(newest)
+    return newest
+
+
+def _unheard(place: Place, known: int) -> Iterator[Report]:
+    """What a killed driver, or a lost copy of its ledger, does not know of this trial."""
+    for report in _reports(checkpoint.load_newest(place.trial / CHECKPOINTS)):
+        if report.step > known:
+            yield report
+
+
+def _reports(state: dict[str, Any] | None) -> list[Report]:
+    return [Report(**values) for values in state["reports"]] if state else []
 
 
 def _judged(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> list[Outcome]:

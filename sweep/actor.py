@@ -51,12 +51,24 @@ def pack(
     features: Path,
     trial: Path,
     ranks: int = 1,
+    known: int = 0,
     luggage: Luggage | None = None,
 ) -> Job:
-    """A trial on its way to a worker, and how many work on it; all paths must be absolute."""
+    """A trial on its way to a worker; all paths must be absolute.
+
+    Args:
+        number: the trial's.
+        config: what it shall be.
+        teacher: the folder of what all trials share of the teacher.
+        features: the folder of the features.
+        trial: its own.
+        ranks: how many work on it.
+        known: the step up to which its reports are known.
+        luggage: where its state is kept, if the folders are but copies.
+    """
     place = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
     job = {"config": config.model_dump(), "place": place, "ranks": ranks, "code": code_version()}
-    job["luggage"] = written(luggage)
+    job |= {"known": known, "luggage": written(luggage)}
     return {"number": number, "job": json.dumps(job)}
 
 
@@ -77,8 +89,8 @@ def run_trial(job: Mapping[str, Any]) -> None:
             gathered(job, values["ranks"], run_rank, device_of(config)) as ranks,
         ):
             sweep = place.teacher.parent
-            trial = brought(run(config, place, ranks), luggage, folder=place.trial, sweep=sweep)
-            for message in _messages(trial):
+            trial = run(config, place, ranks, known=values["known"])
+            for message in _messages(brought(trial, luggage, folder=place.trial, sweep=sweep)):
                 tune.report(message)
     except LostWorkerError:
         raise  # without a word: it is as if this worker itself had been lost

@@ -119,9 +119,9 @@ class EarlyStoppingConfig(Config):
 
     kind: Literal["pareto", "stratified", "none"] = "none"
     """By non-domination in WER and GFLOPs, by WER among trials of like target, or not at all."""
-    keep: float = Field(default=0.5, gt=0, lt=1)
+    keep: float = Field(default=0.7, gt=0, lt=1)
     """Share of the trials at a rung that go on."""
-    growth: float = Field(default=1.5, gt=1, le=10)
+    growth: float = Field(default=2.0, gt=1, le=10)
     """Each rung is so many times the steps of the one before; the first comes when the target has
     warmed up."""
     strata: int = Field(default=4, ge=2, le=100)

@@ -118,7 +118,7 @@ class Segment:
                     self.interruption.check()
                     self._look_at_machines(address, progress)
                     self._make_teacher(scribe, progress)
-                    self._run_trials_to_the_end(scribe, progress)
+                    self._run_trials_to_the_end(scribe, progress, can_grow=bool(address))
             except (KeyboardInterrupt, SystemExit):  # the latter is Ray's, while it starts
                 pass  # the ledger says what is left
             finally:
@@ -218,11 +218,11 @@ class Segment:
             except StopIteration:
                 return
 
-    def _run_trials_to_the_end(self, scribe: Scribe, progress: Progress) -> None:
+    def _run_trials_to_the_end(self, scribe: Scribe, progress: Progress, *, can_grow: bool) -> None:
         """Run the trials, beginning again where Tune itself breaks: the ledger knows how far."""
         for remaining in reversed(range(MOST_BREAKS + 1)):
             try:
-                self._run_trials(scribe, progress)
+                self._run_trials(scribe, progress, can_grow=can_grow)
             except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
                 scribe.log("driver", traceback.format_exc())
                 self.interruption.check()
@@ -237,7 +237,7 @@ class Segment:
             else:
                 return
 
-    def _run_trials(self, scribe: Scribe, progress: Progress) -> None:
+    def _run_trials(self, scribe: Scribe, progress: Progress, *, can_grow: bool) -> None:
         sampling = Sampling(self.config.space, search=self.config.search, budget=self.config.sweep)
         for record in (*recalled(self.folder), *self.ledger.records()):
             sampling.observe(record)
@@ -271,6 +271,7 @@ class Segment:
                             interruption=self.interruption,
                             config_of=self._config_of,
                             resources=self.config.resources,
+                            can_grow=can_grow,
                         )
                     ],
                     verbose=0,
@@ -296,12 +297,15 @@ class Segment:
         return FrontScheduler(stopping, self.ledger, space)
 
     def _packed_record(self, record: TrialRecord) -> actor.Job:
-        return self._packed(record.number, self._config_of(record), sign_of(record.params))
+        sign, config = sign_of(record.params), self._config_of(record)
+        return self._packed(record.number, config, sign=sign, known=record.steps)
 
     def _config_of(self, record: TrialRecord) -> TrialConfig:
         return self.config.space.trial_config(record.settings)
 
-    def _packed(self, number: int, config: TrialConfig, sign: str = "") -> actor.Job:
+    def _packed(
+        self, number: int, config: TrialConfig, *, sign: str = "", known: int = 0
+    ) -> actor.Job:
         address = address_of(self.folder)
         return actor.pack(
             number,
@@ -310,6 +314,7 @@ class Segment:
             features=self.folder / "features",
             trial=self.folder / "trials" / f"{number:04}",
             ranks=self.config.resources.ranks,
+            known=known,
             luggage=Luggage(address=address, sign=sign) if address else None,
         )
 

@@ -80,6 +80,8 @@ def lack(resources: ResourcesConfig) -> str | None:
     labels = selector(resources)
     there = machines()
     fitting = [machine for machine in there if machine.has(labels)]
+    if not there:
+        return "a machine must be there, but there is none."
     if not fitting:
         said = ", ".join(f'{name} = "{rule}"' for name, rule in labels.items())
         return (

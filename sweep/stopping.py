@@ -49,7 +49,7 @@ class Stopping:
     """
 
     def __init__(
-        self, *, kind: Kind, first: int, keep: float, growth: float = 1.5, strata: int = 4
+        self, *, kind: Kind, first: int, keep: float, growth: float = 2.0, strata: int = 4
     ) -> None:
         self.first = first
         self.keep = keep

@@ -20,7 +20,7 @@ from sweep.scribe import Scribe
 from sweep.searcher import LedgerSearcher
 
 MOST_LOST_WORKERS = 3
-"""A trial whose worker dies so often in one segment is at fault itself."""
+"""A trial whose worker dies so often without a step gained between is at fault itself."""
 LOOK_SECONDS = 10.0
 """So often it is asked whether the cluster can hold a trial at all."""
 
@@ -38,7 +38,9 @@ class Watch(tune.Callback):
         interruption: Interruption,
         config_of: Callable[[TrialRecord], TrialConfig],
         resources: ResourcesConfig,
+        can_grow: bool,
     ) -> None:
+        """`can_grow` says whether machines may join; they never join a Ray of one's own."""
         self._ledger = ledger
         self._interruption = interruption
         self._config_of = config_of
@@ -48,6 +50,7 @@ class Watch(tune.Callback):
         self._failures: dict[int, Mapping[str, Any]] = {}
         self._losses: Counter[int] = Counter()
         self._resources = resources
+        self._can_grow = can_grow
         self._at_first = _alive()
         self._at_start: dict[int, set[str]] = {}
         self._looked_at = time.monotonic()
@@ -65,6 +68,9 @@ class Watch(tune.Callback):
         what = lack(self._resources) if is_idle else None
         if what not in (None, self._lack):
             self._progress.event(f"waiting for machines: {what}")
+            if not self._can_grow and not machines():
+                self._progress.event("this sweep's own Ray is gone, and none will come by itself")
+                self._interruption.ask()
         self._lack = what
 
     def on_trial_start(self, *_: Any, **info: Any) -> None:
@@ -81,6 +87,8 @@ class Watch(tune.Callback):
         if "report" in result:
             self._track(number, should_wait=False)
             report = Report(**result["report"])
+            if report.step > self._ledger.record(number).steps:
+                del self._losses[number]
             self._ledger.advance(number, report)
             self._scribe.reported(number, report)
             self._progress.report(number, report)
@@ -108,7 +116,7 @@ class Watch(tune.Callback):
         if self._losses[number] < MOST_LOST_WORKERS:
             self._end(self._ledger.release(number))
         else:
-            line = f"Its worker died {MOST_LOST_WORKERS} times; out of memory, perhaps."
+            line = f"Its worker died {MOST_LOST_WORKERS} times at one step; out of memory, perhaps."
             self._end(self._ledger.fail(number, line))
 
     def _fail(self, number: int, failure: Mapping[str, Any]) -> None:

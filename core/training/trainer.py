@@ -1,13 +1,14 @@
 """The loop that all training shares, and the stage that trains a dense model.
 
 A stage takes steps; `fit` walks it from checkpoint to checkpoint and yields a report at each
-evaluation, after the checkpoint that would bring a killed run back to this very point.
+evaluation, after the checkpoint that would bring a killed run back to this very point, and that
+holds the report itself, lest nobody hears it.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +101,8 @@ class Journey:
     """Who walks together; each has a journey of its own, and all come by the same places."""
     beside: Mapping[str, Any] = field(default_factory=dict)
     """What checkpoints hold besides the stage's state: what it takes to make the stage again."""
+    reports: list[Report] = field(default_factory=list)
+    """Of the first rank: all so far, also those of earlier runs."""
 
     def save(self, stage: Trainable, step: int, tally: Tally) -> None:
         place = self.place()
@@ -111,6 +114,7 @@ class Journey:
             "steps_before": self.steps_before,
             "sums": tally.sums,
             "since": tally.steps,
+            "reports": [asdict(report) for report in self.reports],
             "model": stage.state(),
             "beside": dict(self.beside),
             **place,
@@ -178,9 +182,11 @@ def fit(
             )
         if is_due:
             tally = Tally()
+            if ranks.is_first:
+                journey.reports.append(_completed(stage.judged(), journey, done, means, speed))
         journey.save(stage, done, tally)
         if is_due and ranks.is_first:
-            yield _completed(stage.judged(), journey, done, means, speed)
+            yield journey.reports[-1]
             tally.started = time.perf_counter()
     journey.steps_before += stage.steps
 

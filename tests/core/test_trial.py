@@ -63,20 +63,20 @@ def place_in(shared: Path, name: str) -> Place:
     )
 
 
-def finished(config, place, *, kill_after: int | None = None):
-    """Run a trial of one outcome, killing it once after some reports; timings are left out."""
-    reports, (outcome,) = ended(config, place, kill_after=kill_after)
+def finished(config, place, **hurt: int | None):
+    """Run a trial of one outcome, perhaps killing it once; timings are left out."""
+    reports, (outcome,) = ended(config, place, **hurt)
     return reports, outcome
 
 
-def ended(config, place, *, kill_after: int | None = None):
+def ended(config, place, *, kill_after: int | None = None, known: int | None = None):
     reports = []
     if kill_after is not None:
         doomed = run(config, place)
         reports = [timeless(next(doomed)) for _ in range(kill_after)]
         doomed.close()
         torch.manual_seed(999)  # another process would not know this one's chance
-    going = run(config, place)
+    going = run(config, place, known=known)
     while True:
         try:
             reports.append(timeless(next(going)))
@@ -147,6 +147,20 @@ def test_a_finished_trial_says_its_outcome_again_without_a_step(shared):
     first = finished(config, place)
 
     assert finished(config, place) == ([], first[1])
+
+
+def test_reports_of_an_earlier_run_that_nobody_heard_are_said_again(shared):
+    config = trial_config()
+    said, outcome = finished(config, place_in(shared, "heard"))
+
+    place = place_in(shared, "unheard")
+    doomed = run(config, place)
+    for _ in range(3):
+        next(doomed)
+    doomed.close()
+    assert finished(config, place, known=2) == (said[1:], outcome)
+    assert finished(config, place, known=4) == (said[2:], outcome)
+    assert finished(config, place, known=10) == ([], outcome)
 
 
 def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(shared):

@@ -201,6 +201,19 @@ def test_a_killed_driver_costs_nothing_but_time(make):
         assert steps == sorted(set(steps))
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_trials_said_while_no_driver_heard_is_in_the_ledger_at_last(make):
+    folder = make(one=("trials = 4", "trials = 2"))
+    assert driver.run(folder) == driver.DONE
+    heard = [(r.steps, r.total_steps, r.curve) for r in records_of(folder)]
+    assert [steps for steps, *_ in heard] == [4, 4]
+
+    for path in folder.glob("ledger.db*"):  # as if the driver had died before it heard a word
+        path.unlink()
+    assert driver.run(folder) == driver.DONE
+    assert [(r.steps, r.total_steps, r.curve) for r in records_of(folder)] == heard
+
+
 def test_a_terminated_driver_ends_in_order_and_can_be_resumed(make):
     folder = longer(make)
     process = start(folder)

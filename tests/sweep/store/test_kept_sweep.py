@@ -44,10 +44,10 @@ def found_by(rows):
 
 @pytest.fixture
 def space(tiny_space):
-    """Trials of some seconds, so that there is a middle to interrupt."""
+    """Trials long enough that there is a middle to interrupt."""
     text = tiny_space.read_text()
     text = text.replace("trials = 4", "trials = 2")
-    text = text.replace("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 40")
+    text = text.replace("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 200")
     tiny_space.write_text(text.replace("report_steps = 2", "report_steps = 10"))
     return tiny_space
 
