@@ -340,8 +340,7 @@ def _has_started_trials(folder: Path, since: float) -> bool:
 @contextmanager
 def running(folder: Path, bed: Bed) -> Iterator["subprocess.Popen[bytes]"]:
     """A driver of the sweep, in a process of its own."""
-    program = "from sweep.cli import main; main()"
-    command = [sys.executable, "-P", "-c", program, "resume", str(folder)]
+    command = [sys.executable, "-P", "-m", "sweep", "resume", str(folder)]
     command += ["--address", bed.address] if bed.address else []
     environment = {**os.environ, **bed.environment}
     with (folder / "driver.log").open("ab") as log:

@@ -31,7 +31,7 @@ from sweep.sampling import Sampling
 from sweep.testing import made_outcome
 from sweep.tracking import Tracker
 
-PROGRAM = (sys.executable, "-P", "-c", "from sweep.cli import main; main()")
+PROGRAM = (sys.executable, "-P", "-m", "sweep")
 FEW = 100
 REPORTS = 4
 """A trial's, on its way."""

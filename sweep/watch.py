@@ -19,8 +19,11 @@ from sweep.records import TrialRecord
 from sweep.scribe import Scribe
 from sweep.searcher import LedgerSearcher
 
-MOST_LOST_WORKERS = 3
-"""A trial whose worker dies so often without a step gained between is at fault itself."""
+MOST_LOST_WORKERS = 6
+"""A trial whose worker dies so often without a step gained between is at fault itself.
+
+Not fewer: of two workers on a bad machine one may well die three times before its first step.
+"""
 LOOK_SECONDS = 10.0
 """So often it is asked whether the cluster can hold a trial at all."""
 

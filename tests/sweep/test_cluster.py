@@ -53,8 +53,7 @@ def start(cluster):
     drivers = []
 
     def started(folder):
-        code = "from sweep.cli import main; main()"
-        command = [sys.executable, "-P", "-c", code, "resume", str(folder)]
+        command = [sys.executable, "-P", "-m", "sweep", "resume", str(folder)]
         driver = subprocess.Popen(  # noqa: S603
             [*command, "--address", cluster.address],
             env=os.environ | cluster.environment,

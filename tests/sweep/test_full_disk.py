@@ -33,8 +33,7 @@ def small_disk(tmp_path):
 
 
 def resume(folder):
-    program = "from sweep.cli import main; main()"
-    command = [sys.executable, "-P", "-c", program, "resume", str(folder)]
+    command = [sys.executable, "-P", "-m", "sweep", "resume", str(folder)]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603
 
 

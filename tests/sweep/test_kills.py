@@ -57,8 +57,7 @@ def test_a_driver_whose_own_ray_dies_ends_in_order_and_goes_on(tiny_space, tmp_p
 @contextmanager
 def begun(folder):
     """A driver of the sweep, in a process of its own, which a failed test leaves nothing of."""
-    program = "from sweep.cli import main; main()"
-    command = [sys.executable, "-P", "-c", program, "resume", str(folder)]
+    command = [sys.executable, "-P", "-m", "sweep", "resume", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
         yield process

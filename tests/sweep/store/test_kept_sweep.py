@@ -15,7 +15,7 @@ from sweep.store.remote import Remote
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-COMMAND = [sys.executable, "-P", "-c", "from sweep.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-m", "sweep"]
 DONE, BAD_INPUT = 0, 2
 
 

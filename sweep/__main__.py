@@ -1,0 +1,5 @@
+"""`python -m sweep` is `conformer-sweep`, of the Python that is meant."""
+
+from sweep.cli import main
+
+main()
