@@ -17,6 +17,8 @@ from core.conformer.shape import BlockShape, Shape
 from core.corpora.batches import Batch
 from core.ranks import joined
 from core.setting import Place
+from core.training.depth import InterCTC
+from core.training.method import Found, Workbench, load_method
 from core.training.trainer import DenseStage, Rates
 from core.trial import run
 
@@ -147,18 +149,35 @@ def patterned(count: int, *, seed: int) -> Batch:
     )
 
 
-def taught_toy(steps: int = 150) -> Conformer:
+def taught_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
     """A model that has learned patterned speech."""
     torch.manual_seed(0)
     model = Conformer(TOY)
     rates = Rates(peak=4e-3, warmup_share=0.2, weight_decay=1e-2, clip=5.0)
     runtime = RuntimeConfig()
     stage = DenseStage(
-        model, stage="teacher", steps=steps, rates=rates, judge=None, runtime=runtime
+        model,
+        stage="teacher",
+        steps=steps,
+        rates=rates,
+        judge=None,
+        runtime=runtime,
+        interctc=interctc,
     )
     for step in range(steps):
         stage.step(patterned(16, seed=1000 + step), step)
     return model.eval()
+
+
+def found_on(bench: Workbench) -> Found:
+    """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
+    method = load_method(bench.config.pruning.method)
+    limited = bench.limited(method.needs)
+    stage = method.search(limited)
+    if stage is not None:
+        for step in range(stage.steps):
+            stage.step(patterned(12, seed=100 + step), step)
+    return method.found(limited, stage)
 
 
 def run_as_rank(config: TrialConfig, place: Place, rank: int, size: int, store: str) -> int:

@@ -13,7 +13,7 @@ from core.evaluation.judge import Judge
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import clone
 from core.pruning.space import Space
-from core.testing import patterned, taught_toy
+from core.testing import found_on, patterned, taught_toy
 from core.training.distillation import Distillation
 from core.training.method import Found, Workbench, heard, load_method
 
@@ -59,17 +59,6 @@ def bench_of(toy: Conformer) -> MakeBench:
         )
 
     return made
-
-
-def found_on(bench: Workbench) -> Found:
-    """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
-    method = load_method(bench.config.pruning.method)
-    limited = bench.limited(method.needs)
-    stage = method.search(limited)
-    if stage is not None:
-        for step in range(stage.steps):
-            stage.step(patterned(12, seed=100 + step), step)
-    return method.found(limited, stage)
 
 
 @pytest.fixture(scope="session")

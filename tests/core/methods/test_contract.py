@@ -12,7 +12,8 @@ from core.conformer.gate import fold, gated_forward, tensors_of
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, extract
 from core.pruning.repair import reestimate_statistics, repaired
-from core.testing import patterned
+from core.testing import found_on, patterned, taught_toy
+from core.training.depth import InterCTC
 from core.training.distillation import ctc_loss
 from core.training.method import NeedError, load_method
 
@@ -22,6 +23,8 @@ WITHOUT_WEIGHTS = ("random", "scratch")
 """One draws, the other forgets what it was given."""
 WEAK = ("prunenet", "uniform")
 """They take the same share of every axis, front end and width too: reported, not promised."""
+FOR_DEPTH = ("interctc",)
+"""Without tuning they are of no use on any other teacher: benchmarks/depth.py has the figures."""
 
 pytestmark = pytest.mark.slow
 
@@ -71,13 +74,18 @@ def test_one_order_serves_every_budget_and_choices_are_nested(method, searched):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_says_it_needs_it_needs(method, bench_of):
-    plugin, bench = load_method(method), bench_of(method)
+    plugin, bench = load_method(method), bench_of(method, linear_blocks=1)
     if plugin.search(bench.limited(plugin.needs)) is not None:
         return  # what trains is given all speech, with its words
 
     for need in plugin.needs:
         with pytest.raises(NeedError, match=need):
-            plugin.found(bench.limited(plugin.needs - {need}), None)
+            touch(plugin, bench.limited(plugin.needs - {need}))
+
+
+def touch(plugin, bench):
+    plugin.prepared(bench.student, bench.config, bench.speech)
+    plugin.found(bench, None)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,19 +96,31 @@ def test_the_same_seed_makes_the_same_choice(method, searched, searched_anew):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("method", sorted({*METHODS} - {*WITHOUT_WEIGHTS, *WEAK}))
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*WITHOUT_WEIGHTS, *WEAK, *FOR_DEPTH}))
 def test_a_method_beats_chance_at_equal_flops_and_repair(method, searched):
-    def loss(name, seed):
-        bench, found = searched(name, seed)
-        choice = bench.choose(found.scores, 0.6)
-        small = repaired(bench.student, found.reference, choice, how="ls", speech=bench.speech)
-        reestimate_statistics(small, bench.speech)
-        batch = patterned(32, seed=60)
-        with torch.no_grad():
-            output = small.eval()(batch.features, batch.num_frames)
-        return float(ctc_loss(output, batch.tokens, batch.num_tokens))
-
     def mean(name):
-        return statistics.mean(loss(name, seed) for seed in range(3))
+        return statistics.mean(loss_of(*searched(name, seed), 0.6) for seed in range(3))
 
     assert mean(method) < mean("random")
+
+
+@pytest.mark.parametrize("method", FOR_DEPTH)
+def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(method, bench_of):
+    teacher = taught_toy(interctc=InterCTC(weight=0.5, layers=(1,)))
+
+    def mean(name):
+        benches = [bench_of(name, seed=seed, model=teacher) for seed in range(3)]
+        return statistics.mean(loss_of(bench, found_on(bench), 0.45) for bench in benches)
+
+    assert mean(method) < mean("random")
+
+
+def loss_of(bench, found, share):
+    """CTC of what is left when such a share of FLOPs is gone: repaired, not tuned."""
+    choice = bench.choose(found.scores, share)
+    small = repaired(bench.student, found.reference, choice, how="ls", speech=bench.speech)
+    reestimate_statistics(small, bench.speech)
+    batch = patterned(32, seed=60)
+    with torch.no_grad():
+        output = small.eval()(batch.features, batch.num_frames)
+    return float(ctc_loss(output, batch.tokens, batch.num_tokens))
