@@ -76,7 +76,7 @@ def told(record: TrialRecord) -> list[dict[str, Any]]:
         {name: value for name, value in asdict(outcome).items() if name not in ON_THE_CLOCK}
         for outcome in record.outcomes
     ]
-    return [*(asdict(heard) for heard in record.curve), *outcomes]
+    return [*(heard._asdict() for heard in record.curve), *outcomes]
 
 
 def by_trial(events: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 from auditing import FAULTS, Faults, audited
-from measuring import arguments, emit
+from measuring import RESULTS, arguments, emit
 
 from sweep import driver
 from sweep.config import create, load
@@ -108,15 +108,24 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=60, help="kills, of all kinds together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--add", action="store_true", help="to the kept rows of other kinds")
     parser.add_argument("--size", default="tiny", choices=list(SIZES))
     parser.add_argument("--dir", type=Path, help="keep the sweeps there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         rows = campaigns(args, (args.dir or Path(scratch)).resolve())
+    if args.add:
+        rows += [row for row in kept_rows() if row["name"] not in args.kinds]
+        rows.sort(key=lambda row: list(SHARES).index(row["name"]))
     totals = {name: sum(row[name] for row in rows) for name in list(rows[0])[1:]}
     values = {**totals, "seed": args.seed, "interval_steps": INTERVAL}
     emit("kills", rows, values, args)
     sys.exit(any(totals[field.name] for field in FAULTS))
+
+
+def kept_rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / "kills.json").read_text())["rows"]
+    return rows
 
 
 def campaigns(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -57,8 +57,11 @@ def measured(
     looks, cpu = {}, {}
     for name in LOOKS:
         looks[name], cpu[name] = command_seconds(name, folder, args.repeats)
-    resumes = {"finished": resume_seconds(folder, scratch)}
-    resumes["one to add"] = one_more_seconds(folder, scratch)
+    ways = {"finished": resume_seconds, "one to add": one_more_seconds}
+    resumes = {
+        name: statistics.median(way(folder, scratch) for _ in range(args.repeats))
+        for name, way in ways.items()
+    }
     page = scratch / "front.html"
     subprocess.run([*PROGRAM, "pareto", str(folder), "--html", str(page)], check=True)  # noqa: S603
     smooth = smoothness(page)

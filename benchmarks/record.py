@@ -8,10 +8,12 @@ import gzip
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from measuring import provenance
 from replaying import FILE
 
+from sweep.records import TrialRecord
 from sweep.views import see
 
 
@@ -22,11 +24,16 @@ def main() -> None:
     seen = see(args.dir)
     kept = [r for r in seen.records if r.state == "finished"]
     head = {"sweep": seen.config.toml(), "provenance": provenance()}
-    lines = [head, *({**asdict(r), "mlflow_run_id": None} for r in kept)]
+    lines = [head, *map(plain, kept)]
     FILE.parent.mkdir(exist_ok=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     FILE.write_bytes(gzip.compress(text.encode(), mtime=0))
     print(f"kept {len(kept)} trials in {FILE}")
+
+
+def plain(record: TrialRecord) -> dict[str, Any]:
+    curve = [heard._asdict() for heard in record.curve]
+    return {**asdict(record), "curve": curve, "mlflow_run_id": None}
 
 
 if __name__ == "__main__":

@@ -238,9 +238,11 @@ def _newest(journey: Journey) -> dict[str, Any] | None:
 
 def _unheard(place: Place, known: int) -> Iterator[Report]:
     """What a killed driver, or a lost copy of its ledger, does not know of this trial."""
-    for report in _reports(checkpoint.load_newest(place.trial / CHECKPOINTS)):
-        if report.step > known:
-            yield report
+    try:
+        newest = checkpoint.load_newest(place.trial / CHECKPOINTS)
+    except checkpoint.CheckpointError:
+        return  # whoever must go on from them says so; what is finished needs none
+    yield from (report for report in _reports(newest) if report.step > known)
 
 
 def _reports(state: dict[str, Any] | None) -> list[Report]:

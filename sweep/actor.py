@@ -22,10 +22,9 @@ from ray import tune
 
 from core.config import TrialConfig
 from core.report import Outcome, Report
-from sweep.cluster import ClusterError
+from sweep.cluster import ClusterError, LostWorkerError
 from sweep.machines import check_here
 from sweep.provenance import code_version
-from sweep.ranks import LostWorkerError, gathered, hire
 from sweep.retries import Kind
 from sweep.store.workers import Luggage, brought, prepared, ready, written
 
@@ -75,6 +74,8 @@ def pack(
 def run_trial(job: Mapping[str, Any]) -> None:
     """Tune's function trainable: its last message carries the outcomes, or why there are none."""
     try:
+        from sweep.ranks import gathered, hire  # noqa: PLC0415  # torch, the worker's alone
+
         values = json.loads(job["job"])
         hire(values["ranks"])
         from core.setting import device_of  # noqa: PLC0415  # seconds of imports

@@ -36,6 +36,10 @@ class ClusterError(ValueError):
     """The cluster cannot run this sweep."""
 
 
+class LostWorkerError(RuntimeError):
+    """An attempt is over though nothing is wrong with the trial: it begins again, at no cost."""
+
+
 @contextmanager
 def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray: to the cluster at an address, or to one that lives as long as this.

@@ -25,31 +25,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from core.report import Outcome, Report
 from sweep import ledger_storage
-from sweep.ledger_storage import LedgerError, Opened, damaged, first_line, rows_in
-from sweep.records import Heard, State, TrialRecord, in_order, record_of
-from sweep.rows import Row
+from sweep.ledger_files import LedgerError, damaged, first_line
+from sweep.ledger_storage import Opened, rows_in
+from sweep.records import Heard, State, TrialRecord, in_order
+from sweep.rows import NUMBER, OTHERS, OUTCOMES, ROW, RUN, STATES, kept, recorded, run_ids
 from sweep.space import Choice, Distribution
 
 OBJECTIVES = ("wer", "gflops")
-
-STATES: dict[TrialState, State] = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
-}
-
-# User attributes, for what Optuna has no place for.
-NUMBER = "trial"
-"""The trial's number; a retried one takes a second row of Optuna's, and keeps its number."""
-OTHERS = "params"
-"""Parameters outside the search space: the control trial sets the method, mostly not searched."""
-ROW = "record"
-"""Attempts, steps, the curve, time, MLflow's run and the error."""
-OUTCOMES = "outcomes"
-RUN = "mlflow run of trial "
-"""Of the study itself: a run that was not known before its trial was over."""
 
 MORE_STEPS = "tuning.more_steps"
 
@@ -186,7 +168,7 @@ class Ledger:
         self, record: TrialRecord, distributions: Mapping[str, BaseDistribution]
     ) -> TrialRecord:
         others = {k: v for k, v in record.params.items() if k not in distributions}
-        attributes = {NUMBER: record.number, OTHERS: others, ROW: _row(record)}
+        attributes = {NUMBER: record.number, OTHERS: others, ROW: kept(record)}
         trial = FrozenTrial(
             number=-1,
             trial_id=-1,
@@ -309,7 +291,7 @@ class Ledger:
 
     def _write(self, record: TrialRecord) -> TrialRecord:
         with self._written():
-            self._storage.set_trial_user_attr(self._ids[record.number], ROW, _row(record))
+            self._storage.set_trial_user_attr(self._ids[record.number], ROW, kept(record))
         self._records[record.number] = record
         return record
 
@@ -322,7 +304,7 @@ class Ledger:
             self._storage.set_trial_state_values(self._ids[number], state, values)
         if state != TrialState.RUNNING:
             self._started.pop(number, None)
-        self._records[number] = replace(record, state=STATES[state])
+        self._records[number] = replace(record, state=STATES[state.name])
         return self._records[number]
 
     @contextmanager
@@ -344,48 +326,6 @@ def as_optuna(distribution: Distribution) -> BaseDistribution:
     if distribution.is_integer:
         return IntDistribution(int(distribution.low), int(distribution.high))
     return FloatDistribution(distribution.low, distribution.high, log=distribution.is_log)
-
-
-def _row(record: TrialRecord) -> dict[str, Any]:
-    return {
-        "attempts": record.attempts,
-        "steps": record.steps,
-        "total_steps": record.total_steps,
-        "adjustments": dict(record.adjustments),
-        "curve": [[heard.step, heard.wer, heard.gflops] for heard in record.curve],
-        "seconds": record.seconds,
-        "wasted_seconds": record.wasted_seconds,
-        "mlflow_run_id": record.mlflow_run_id,
-        "error": record.error,
-    }
-
-
-def recorded(row: Row) -> TrialRecord:
-    """The record that a row of Optuna's holds.
-
-    Raises:
-        ValueError: if it holds what none can.
-    """
-    attributes = row.attributes
-    return record_of(
-        {
-            "curve": (),
-            **attributes.get(ROW, {}),
-            "number": attributes.get(NUMBER, row.number),
-            "state": STATES[TrialState[row.state]],
-            "params": {**row.params, **attributes.get(OTHERS, {})},
-            "outcomes": attributes.get(OUTCOMES, ()),
-        }
-    )
-
-
-def run_ids(attributes: Mapping[str, Any]) -> dict[int, str]:
-    """Of MLflow's runs that were not known before their trials were over, by trial."""
-    return {
-        int(key.removeprefix(RUN)): str(run_id)
-        for key, run_id in attributes.items()
-        if key.startswith(RUN)
-    }
 
 
 def _fault(outcomes: Sequence[Outcome], objectives: Sequence[str]) -> str | None:

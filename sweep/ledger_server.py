@@ -18,7 +18,8 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from sweep.ledger_storage import ADDRESS, OBJECTIVES, LedgerError, Opened, begin, first_line
+from sweep.ledger_files import ADDRESS, LedgerError, first_line
+from sweep.ledger_storage import OBJECTIVES, Opened, begin
 from sweep.lock import LockedError
 from sweep.provenance import identity
 

@@ -1,15 +1,12 @@
 """Where a ledger lies: an SQLite file, a journal file or a PostgreSQL server; opened and checked.
 
-What lies in a sweep's directory says which it is, so that whoever reads needs no config. Optuna
-mends what it does not understand, so all that could be damaged is looked at before it is asked.
+What lies in a sweep's directory says which it is, so that whoever reads needs no config.
 """
 
 import json
 import mmap
 import os
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,20 +17,19 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import text
 
+from sweep.ledger_files import (
+    ADDRESS,
+    FILE,
+    JOURNAL,
+    STUDY,
+    LedgerError,
+    check_database,
+    readable,
+)
 from sweep.rows import Row, rows
 
-FILE = "ledger.db"
-JOURNAL = "ledger.journal"
-ADDRESS = "ledger.address"
-"""Of a ledger on a server: where, and by which name."""
-FILES = (FILE, JOURNAL, ADDRESS)
-STUDY = "sweep"
 OBJECTIVES = "objectives"
 """Written last into a new ledger: one without it was never finished."""
-
-
-class LedgerError(ValueError):
-    """A ledger that cannot be read; nothing was changed."""
 
 
 def _nothing() -> None:
@@ -257,51 +253,3 @@ def _whole_bytes(path: Path) -> int:
         end = text.rfind(b"\n") + 1
         json.loads(text[text.rfind(b"\n", 0, max(0, end - 1)) + 1 : end])
     return end
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside is a damaged ledger."""
-    try:
-        yield
-    except Exception as error:
-        raise LedgerError(damaged(path, error)) from error
-
-
-def check_database(path: Path) -> None:
-    """Refuse what Optuna would try to mend: it fills empty files and half databases."""
-    if not path.is_file():
-        raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
-    try:
-        # Not read-only: what a kill left half written, SQLite rolls back here.
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
-            verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            studies = database.execute("SELECT study_name FROM studies").fetchall()
-            if verdict == "ok":
-                verdict = _missing_version(database) or verdict
-    except (sqlite3.Error, UnicodeError) as error:  # names in the schema are bytes, too
-        raise LedgerError(damaged(path, error)) from error
-    if verdict != "ok" or (STUDY,) not in studies:
-        raise LedgerError(damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
-
-
-def _missing_version(database: sqlite3.Connection) -> str | None:
-    """Which table is empty that must not be: Optuna would write its own version there."""
-    for table in ("version_info", "alembic_version"):
-        if database.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):  # noqa: S608
-            return f"`{table}` is empty"
-    return None
-
-
-def damaged(path: Path | str, reason: object) -> str:
-    """What is said of a ledger that cannot be read."""
-    return (
-        f"`{path}` must be an intact ledger, but is damaged: {first_line(reason)}."
-        " Nothing was changed; put a copy in its place."
-    )
-
-
-def first_line(reason: object) -> str:
-    """The first line of an error, or its name."""
-    lines = str(reason).strip().splitlines()
-    return lines[0] if lines else type(reason).__name__

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 
 from core.strict import ConfigError
 from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
-from sweep.ledger_storage import ADDRESS, FILE, FILES, JOURNAL, copy_as_sqlite
+from sweep.ledger_files import ADDRESS, FILE, FILES, JOURNAL
+from sweep.ledger_storage import copy_as_sqlite
 from sweep.lock import LOCK, STOP, locked
 from sweep.store.copy import CARRIED_BY_WORKERS, NOTES, bring
 

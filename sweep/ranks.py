@@ -20,6 +20,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from core.ranks import Ranks, has_lost_touch, joined, open_store
+from sweep.cluster import LostWorkerError
 
 START_SECONDS = 300.0
 """A process and its imports, on a machine with much to do."""
@@ -31,10 +32,6 @@ LEAVE_SECONDS = 1.0
 
 Work = Callable[[Mapping[str, Any], Callable[..., contextlib.AbstractContextManager[Ranks]]], None]
 """What a rank does of a job, given how to join the others on its device."""
-
-
-class LostWorkerError(RuntimeError):
-    """An attempt is over though nothing is wrong with the trial: it begins again, at no cost."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sweep.ledger import Ledger, recorded, run_ids
-from sweep.ledger_storage import FILE, STUDY, check_database, readable
+from sweep.ledger_files import FILE, STUDY, check_database, readable
 from sweep.records import TrialRecord, in_order
-from sweep.rows import of_the_study, rows
+from sweep.rows import of_the_study, recorded, rows, run_ids
 
 
 def records_in(folder: Path) -> list[TrialRecord]:
@@ -25,6 +24,8 @@ def records_in(folder: Path) -> list[TrialRecord]:
     """
     path = folder / FILE
     if not path.is_file():
+        from sweep.ledger import Ledger  # noqa: PLC0415  # Optuna's import takes half a second
+
         ledger = Ledger.open(folder)
         ledger.close()
         return ledger.records()

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from core.report import Outcome
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Heard:
+class Heard(NamedTuple):  # a tuple is made in a fifth of the time, and a sweep has very many
     """A point of a trial's curve: what it reported on its way."""
 
     step: int
@@ -82,23 +82,29 @@ def record_of(values: Mapping[str, Any]) -> TrialRecord:
 
 
 def _heard(point: Any) -> Heard:
-    step, wer, gflops = point
-    if type(step) is not int or type(wer) not in NUMBER or type(gflops) not in NUMBER:
+    if tuple(map(type, point)) not in POINTS:
         raise ValueError(f"`curve` must hold a step and two numbers, but {point!r} instead")
-    return Heard(step=step, wer=wer, gflops=gflops)
+    return Heard._make(point)
 
 
 def _read(kind: type[Any], values: Any, prefix: str = "") -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"`{prefix}*` must be a table, but is {values!r} instead")  # noqa: TRY004
-    allowed = KINDS[kind]
-    for name, value in values.items():
-        if name not in allowed:
+    name = _misfit(kind.__name__, tuple(values), tuple(map(type, values.values())))
+    if name is not None:
+        if name not in KINDS[kind.__name__]:
             raise ValueError(f"`{prefix}{name}` is not known")
-        if type(value) not in allowed[name]:
-            names = " or ".join(each.__name__ for each in allowed[name])
-            raise ValueError(f"`{prefix}{name}` must be {names}, but is {value!r} instead")
+        names = " or ".join(each.__name__ for each in KINDS[kind.__name__][name])
+        raise ValueError(f"`{prefix}{name}` must be {names}, but is {values[name]!r} instead")
     return kind(**values)
+
+
+@cache  # ten thousand trials have a handful of shapes
+def _misfit(kind: str, names: tuple[str, ...], types: tuple[type, ...]) -> str | None:
+    """The first name that is not the kind's, or has a type that its field cannot have."""
+    allowed = KINDS[kind]
+    given = zip(names, types, strict=True)
+    return next((name for name, each in given if each not in allowed.get(name, ())), None)
 
 
 def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
@@ -115,4 +121,5 @@ def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
 
 
 NUMBER = (float, int)
-KINDS = {kind: _kinds(kind) for kind in (TrialRecord, Outcome)}
+POINTS = {(int, wer, gflops) for wer in NUMBER for gflops in NUMBER}
+KINDS = {kind.__name__: _kinds(kind) for kind in (TrialRecord, Outcome)}

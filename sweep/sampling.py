@@ -14,7 +14,6 @@ import numpy as np
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from scipy.stats import qmc
 
 from core.report import Outcome
 from sweep.config import BudgetConfig, Sampler, SearchConfig
@@ -143,6 +142,8 @@ class Sampling:
         if self.kind(number) == "random":
             shares = self._chance(number).random(len(leaves))
         else:
+            from scipy.stats import qmc  # noqa: PLC0415  # a second, of this sampler alone
+
             points = qmc.Sobol(max(len(leaves), 1), rng=self.budget.seed)
             shares = points.fast_forward(number).random(1)[0]
         return {

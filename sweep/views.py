@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ from core.strict import ConfigError
 from sweep import front
 from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
 from sweep.front import Point
-from sweep.ledger_storage import found
+from sweep.ledger_files import is_there
 from sweep.lock import driver_pid
 from sweep.reading import records_in
 from sweep.records import State, TrialRecord
@@ -39,7 +40,7 @@ LAST_LINES = 12
 """Of a failed trial's log."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """A sweep's directory as it is now, from outside."""
 
@@ -49,11 +50,11 @@ class Seen:
     driver: int | None
     """Process that runs it, if one does."""
 
-    @property
+    @cached_property
     def points(self) -> list[Point]:
         return front.points(self.records)
 
-    @property
+    @cached_property
     def front(self) -> list[Point]:
         return front.pareto_front(self.points, self.config.sweep.objectives)
 
@@ -82,7 +83,7 @@ def see(folder: Path) -> Seen:
     config = open_config(folder)
     driver = driver_pid(folder)
     records: list[TrialRecord] = []
-    if found(folder) is not None or driver is None:
+    if is_there(folder) or driver is None:
         records = records_in(folder)
     if driver is None:  # whoever ran, runs no more
         records = [replace(r, state="waiting") if r.state == "running" else r for r in records]
@@ -188,12 +189,26 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def trial_lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The same as plain lines, a thousand trials in the time of one of the table's hundreds."""
-    told = [tuple(name.replace("\n", " ") for name in TRIAL_HEADINGS), *map(_cells, rows)]
+    yield from _aligned(TRIAL_HEADINGS, map(_cells, rows), [row["on_front"] for row in rows])
+
+
+def front_lines_of(points: Sequence[Point]) -> Iterator[str]:
+    """The front's table likewise; the knee stands out."""
+    from sweep.figures import COLUMNS, rows  # noqa: PLC0415  # as below
+
+    knee = front.knee(points)
+    cells = [[row[column] for column in COLUMNS] for row in rows(points)]
+    yield from _aligned(list(COLUMNS.values()), cells, [point == knee for point in points])
+
+
+def _aligned(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[bool]
+) -> Iterator[str]:
+    told = [[heading.replace("\n", " ") for heading in headings], *rows]
     widths = [max(map(len, column)) for column in zip(*told, strict=True)]
-    for place, cells in enumerate(told):
-        mark = "*" if place and rows[place - 1]["on_front"] else " "
+    for cells, is_marked in zip(told, (False, *marked), strict=True):
         line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        yield f"{line} {mark}".rstrip()
+        yield f"{line} {'*' * is_marked}".rstrip()
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

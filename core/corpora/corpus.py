@@ -15,7 +15,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from core.config import CorpusConfig
-from core.corpora import demo, librispeech, manifests
+from core.corpora import librispeech, manifests
 from core.corpora.audio import CorpusError, check_file, check_rate, files_of, source_of
 from core.corpora.text import transcript
 
@@ -134,6 +134,8 @@ def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
 def _layout(config: CorpusConfig, folder: Path) -> _Layout:
     """Find out where the corpus lies and who can read it."""
     if config.name == "demo":
+        from core.corpora import demo  # noqa: PLC0415  # a second of imports, of the demo alone
+
         root = demo.speak(config.demo, folder / "demo")
     elif config.name == "librispeech":
         root = _librispeech(config)

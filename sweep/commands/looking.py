@@ -79,8 +79,8 @@ def pareto(
     """The front of a sweep: outcomes that no other beats."""
     from sweep import front
     from sweep.figures import front_table
+    from sweep.views import MANY_ROWS, front_lines_of, pareto_values, see, write_copies
     from sweep.views import as_json as to_json
-    from sweep.views import pareto_values, see, write_copies
 
     limits = {
         "max_wer": max_wer,
@@ -103,6 +103,8 @@ def pareto(
     write_copies(seen, wanted)
     if as_json:
         write([to_json(pareto_values(seen, points))])
+    elif len(points) > MANY_ROWS:
+        write(front_lines_of(points))
     elif points:
         print_table(front_table(points))
     else:

@@ -162,6 +162,10 @@ def test_reports_of_an_earlier_run_that_nobody_heard_are_said_again(shared):
     assert finished(config, place, known=4) == (said[2:], outcome)
     assert finished(config, place, known=10) == ([], outcome)
 
+    for state in place.trial.glob("checkpoints/*/state.pt"):
+        state.write_bytes(b"damaged")
+    assert finished(config, place, known=0) == ([], outcome)
+
 
 def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(shared):
     config = trial_config(tuning={"more_steps": 6})

@@ -32,7 +32,7 @@ from core.training import checkpoint
 from sweep import cli
 from sweep.config import create, load
 from sweep.ledger import Ledger
-from sweep.ledger_storage import FILE
+from sweep.ledger_files import FILE
 from sweep.space import Range
 from sweep.testing import made_outcome
 

@@ -13,7 +13,7 @@ from core.testing import SHAPE, small_model
 from sweep import cli
 from sweep.config import create, load
 from sweep.ledger import Ledger
-from sweep.ledger_storage import FILE
+from sweep.ledger_files import FILE
 from sweep.space import Range
 from sweep.testing import made_outcome
 
@@ -289,3 +289,20 @@ def test_what_adapt_cannot_use_is_one_line_and_code_2(run, adapting, text, words
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert not list(folder.glob("out*"))
+
+
+@pytest.mark.parametrize("command", ["status", "trials", "pareto"])
+def test_whoever_only_looks_waits_for_no_heavy_library(sweep, command):
+    code = """
+import atexit, sys
+from sweep.cli import main
+def heavy():
+    found = {"torch", "ray", "mlflow", "optuna", "sqlalchemy", "plotly"} & set(sys.modules)
+    print(*found, file=sys.stderr)
+atexit.register(heavy)
+main()
+"""
+    words = [sys.executable, "-P", "-c", code, command, str(sweep)]
+    looked = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603
+    assert looked.stderr.split() == []
+    assert looked.stdout

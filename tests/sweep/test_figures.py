@@ -13,6 +13,7 @@ from sweep import front, scene
 from sweep.figures import COLUMNS, front_table, teacher_wer, write_front
 from sweep.records import TrialRecord
 from sweep.testing import made_outcome, made_records
+from sweep.views import front_lines_of
 
 # Hovers over every point as a mouse would, and notes what the page says of it, and what it loads.
 PROBE = """<pre id="told"></pre><script>
@@ -218,3 +219,15 @@ def test_methods_known_by_name_always_look_the_same():
 
     assert alone["l0"] == among["l0"]
     assert len({(mark.color, mark.symbol) for mark in among.values()}) == 4
+
+
+def test_a_long_front_is_told_in_plain_lines_with_the_same_words():
+    found = front.pareto_front(front.points(made_records(400, seed=3)))
+    heading, *lines = front_lines_of(found)
+    table = front_table(found)
+
+    assert heading.split() == [word for name in COLUMNS.values() for word in name.split()]
+    for line, *cells in zip(lines, *(list(column.cells) for column in table.columns), strict=True):
+        words = [word for cell in cells for word in str(cell).split()]
+        assert sorted(line.split()) == sorted(words)
+    assert sum(line.endswith("*") for line in lines) == 1

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sweep.ranks import LostWorkerError, gathered
+from sweep.cluster import LostWorkerError
+from sweep.ranks import gathered
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

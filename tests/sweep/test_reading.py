@@ -8,7 +8,7 @@ from sqlalchemy import event
 
 from core.report import Report
 from sweep.ledger import Ledger
-from sweep.ledger_storage import FILE, LedgerError
+from sweep.ledger_files import FILE, LedgerError
 from sweep.reading import records_in
 from sweep.space import Choice, Range
 from sweep.testing import made_outcome, made_records
@@ -48,6 +48,8 @@ def test_what_is_read_by_plain_sql_is_what_the_ledger_says(ledger, tmp_path):
     ledger.release(5, {"pruning.steps": 2})
     ledger.stop(6, "beaten")
     ledger.add({"pruning.method": "dense"}, LEAVES)
+    ledger.start(7)
+    ledger.fail(7, "`\udcff.flac` must be audio")  # as a name that is no Unicode is told
 
     again = Ledger.open(tmp_path)
     again.close()
