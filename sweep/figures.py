@@ -29,6 +29,7 @@ COLUMNS = {
     "latency (ms)": "latency\n(ms)",
 }
 """What every table tells of a point; beside it as a terminal of 80 columns has room for it."""
+KNEE = "* the knee: before it WER is cheap, after it dear"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +103,7 @@ def front_table(points: Sequence[Point], *, title: str = "") -> Table:
         justify: Literal["left", "right"] = "left" if column in ("trial", "method") else "right"
         table.add_column(heading, justify=justify, no_wrap=True, vertical="bottom")
     knee = front.knee(points) if len(points) > 2 else None
-    table.caption = "* the knee: before it WER is cheap, after it dear" if knee else None
+    table.caption = KNEE if knee else None
     for point, cells in zip(points, rows(points), strict=True):
         is_knee = point == knee
         name = f"{cells['trial']} *" if is_knee else cells["trial"]

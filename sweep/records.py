@@ -92,9 +92,10 @@ def _read(kind: type[Any], values: Any, prefix: str = "") -> Any:
         raise ValueError(f"`{prefix}*` must be a table, but is {values!r} instead")  # noqa: TRY004
     name = _misfit(kind.__name__, tuple(values), tuple(map(type, values.values())))
     if name is not None:
-        if name not in KINDS[kind.__name__]:
+        allowed = KINDS[kind.__name__]
+        if name not in allowed:
             raise ValueError(f"`{prefix}{name}` is not known")
-        names = " or ".join(each.__name__ for each in KINDS[kind.__name__][name])
+        names = " or ".join(each.__name__ for each in allowed[name])
         raise ValueError(f"`{prefix}{name}` must be {names}, but is {values[name]!r} instead")
     return kind(**values)
 

@@ -122,7 +122,7 @@ def kept(record: TrialRecord) -> dict[str, Any]:
         "steps": record.steps,
         "total_steps": record.total_steps,
         "adjustments": dict(record.adjustments),
-        "curve": [[heard.step, heard.wer, heard.gflops] for heard in record.curve],
+        "curve": [list(heard) for heard in record.curve],
         "seconds": record.seconds,
         "wasted_seconds": record.wasted_seconds,
         "mlflow_run_id": record.mlflow_run_id,

@@ -194,11 +194,12 @@ def trial_lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def front_lines_of(points: Sequence[Point]) -> Iterator[str]:
     """The front's table likewise; the knee stands out."""
-    from sweep.figures import COLUMNS, rows  # noqa: PLC0415  # as below
+    from sweep.figures import COLUMNS, KNEE, rows  # noqa: PLC0415  # as below
 
     knee = front.knee(points)
     cells = [[row[column] for column in COLUMNS] for row in rows(points)]
     yield from _aligned(list(COLUMNS.values()), cells, [point == knee for point in points])
+    yield KNEE
 
 
 def _aligned(

@@ -223,10 +223,11 @@ def test_methods_known_by_name_always_look_the_same():
 
 def test_a_long_front_is_told_in_plain_lines_with_the_same_words():
     found = front.pareto_front(front.points(made_records(400, seed=3)))
-    heading, *lines = front_lines_of(found)
+    heading, *lines, caption = front_lines_of(found)
     table = front_table(found)
 
     assert heading.split() == [word for name in COLUMNS.values() for word in name.split()]
+    assert caption == table.caption
     for line, *cells in zip(lines, *(list(column.cells) for column in table.columns), strict=True):
         words = [word for cell in cells for word in str(cell).split()]
         assert sorted(line.split()) == sorted(words)
