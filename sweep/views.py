@@ -30,7 +30,6 @@ from sweep.store.copy import at, bring, refresh, shown
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
     from core.price import Price
-    from sweep.confirming import Confirmed
 
 MANY_ROWS = 300
 """Above so many a table is plain lines: measuring each cell takes a millisecond."""
@@ -241,13 +240,8 @@ def pareto_values(seen: Seen, points: Iterable[Point]) -> dict[str, Any]:
     }
 
 
-def confirmed_rows(found: Iterable["Confirmed"]) -> list[dict[str, Any]]:
-    """Front points and how they did again, cheapest first; plain values."""
-    return [asdict(each) for each in found]
-
-
 def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The same for the terminal."""
+    """Front points and how they did again, cheapest first."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", title="Front, confirmed")
     for name in ("trial", "method", "GFLOPs", "params", "WER (%)", "again", "+-", "test", "seeds"):
         table.add_column(name, justify="left" if name == "method" else "right")
