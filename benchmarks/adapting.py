@@ -47,11 +47,7 @@ from core.trial import run
 CPU = torch.device("cpu")
 OLD_WORDS = frozenset({"DOWN", "EIGHT", "FIVE", "GO", "LEFT"})
 WORD_SAMPLES = 16_000
-BETAS = {
-    "compressed plain": 0.0,
-    "compressed, balanced by 0.9": 0.9,
-    "compressed, balanced by 0.97": 0.97,
-}
+BETAS = {"compressed plain": 0.0, "compressed, balanced by 0.97": 0.97}
 
 log = Console(stderr=True)
 
@@ -73,9 +69,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--teacher-steps", type=int, default=1200)
     parser.add_argument("--pruned-steps", type=int, default=250, help="of tuning what was pruned")
-    parser.add_argument("--steps", type=int, default=500, help="of each way, and of each stage")
-    parser.add_argument("--rate", type=float, default=5e-4, help="peak, of all but the teacher")
-    parser.add_argument("--memory-share", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=700, help="of each way, and of each stage")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak, of all but the teacher")
+    parser.add_argument("--memory-share", type=float, default=0.5)
     parser.add_argument("--balance", type=float, default=1.0, help="old utterances a new one")
     parser.add_argument("--removed", type=float, default=0.5, help="share of FLOPs")
     args = parser.parse_args()

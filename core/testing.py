@@ -120,23 +120,26 @@ def worded_noise(*said: Sequence[int], seed: int = 0) -> Batch:
     )
 
 
-def patterned(count: int, *, seed: int) -> Batch:
-    """Made-up speech: each token is a pattern of its own that lasts a while, in noise."""
+def patterned(count: int, *, seed: int, tokens: range | None = None) -> Batch:
+    """Made-up speech: each token is a pattern of its own that lasts a while, in noise.
+
+    Of all of the toy's tokens, or of some.
+    """
+    spoken = tokens or range(1, TOY.vocabulary)
     chance = torch.Generator().manual_seed(seed)
-    vocabulary = TOY.vocabulary
-    patterns = torch.randn(vocabulary, 80, generator=torch.Generator().manual_seed(0))
+    patterns = torch.randn(TOY.vocabulary, 80, generator=torch.Generator().manual_seed(0))
     patterns[0] = 0.0  # silence
     said, features = [], []
     for _ in range(count):
         length = int(torch.randint(3, 7, (1,), generator=chance))
-        tokens = torch.randint(1, vocabulary, (length,), generator=chance)
+        words = torch.randint(spoken.start, spoken.stop, (length,), generator=chance)
         lasts = torch.randint(12, 24, (2 * length + 1,), generator=chance)
         lasts[::2] //= 2
         heard = torch.zeros(2 * length + 1, dtype=torch.long)
-        heard[1::2] = tokens
+        heard[1::2] = words
         clean = patterns[heard.repeat_interleave(lasts)]
         features.append(clean + 0.8 * torch.randn(clean.shape, generator=chance))
-        said.append(tokens)
+        said.append(words)
     return Batch(
         features=pad_sequence(features, batch_first=True),
         num_frames=torch.tensor([len(each) for each in features]),

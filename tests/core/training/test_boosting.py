@@ -5,10 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.config import BoostingConfig, RuntimeConfig
+from core.config import BoostingConfig, PruningConfig, RuntimeConfig
+from core.conformer.model import Conformer
 from core.corpora.batches import Batch
+from core.evaluation.token_errors import token_error_rate
+from core.methods.magnitude import magnitudes
+from core.pruning.budget import Budget, choose
+from core.pruning.extraction import as_mask, extract
+from core.pruning.space import Space
 from core.report import Report
-from core.testing import SHAPE, ragged_speech, small_model, worded_noise
+from core.testing import SHAPE, TOY, patterned, ragged_speech, small_model, worded_noise
 from core.training.boosting import (
     Boosted,
     effective_weights,
@@ -16,8 +22,9 @@ from core.training.boosting import (
     grown_head,
     with_vocabulary,
 )
-from core.training.trainer import Rates
+from core.training.trainer import DenseStage, Rates
 
+RATES = Rates(peak=3e-3, warmup_share=0.2, weight_decay=0.01, clip=5.0)
 OLD, ALL = SHAPE.vocabulary, SHAPE.vocabulary + 3
 COUNTS = torch.tensor([0, 0, 9, 9, 9, 9, 9, 300, 300, 300])
 
@@ -122,6 +129,66 @@ def test_new_tokens_are_learned_by_the_boosted_model_and_then_by_the_small_one()
     # Even steps hear the same batch; the first 40 are boosting.
     assert losses[38]["task"] < 0.5 * losses[0]["task"]
     assert losses[78]["logit"] < 0.5 * losses[40]["logit"]
+
+
+@pytest.mark.slow
+def test_a_pruned_model_learns_new_tokens_and_keeps_the_old_ones_and_its_shape():
+    old_tokens, new_tokens = range(1, 7), range(7, TOY.vocabulary)
+    torch.manual_seed(0)
+    small = halved(trained(Conformer(replace(TOY, vocabulary=7)), 150, old_tokens))
+    trained(small, 60, old_tokens)
+    before = [error(small, tokens) for tokens in (old_tokens, new_tokens)]
+
+    def heard(step):  # each fourth batch is old speech, of which there is little
+        if step % 4:
+            return patterned(16, seed=5000 + step, tokens=new_tokens)
+        return patterned(16, seed=6000 + step % 16, tokens=old_tokens)
+
+    stage = fostering(
+        small,
+        vocabulary=TOY.vocabulary,
+        steps=200,
+        rates=RATES,
+        config=BoostingConfig(),
+        runtime=RuntimeConfig(),
+        counts=sum(token_counts(heard(step)) for step in range(200)),
+        judge=lambda _: Report(stage="tune", step=0, total_steps=0),
+    )
+    for step in range(stage.steps):
+        stage.step(heard(step), step)
+    after = [error(stage.model, tokens) for tokens in (old_tokens, new_tokens)]
+
+    assert after[0] <= before[0] + 0.02
+    assert before[1] > 0.9
+    assert after[1] < 0.2
+    assert replace(stage.model.shape, vocabulary=7) == small.shape
+
+
+def trained(model, steps, tokens):
+    stage = DenseStage(
+        model, stage="teacher", steps=steps, rates=RATES, judge=None, runtime=RuntimeConfig()
+    )
+    for step in range(steps):
+        stage.step(patterned(16, seed=1000 + step, tokens=tokens), step)
+    return model.eval()
+
+
+def token_counts(batch):
+    said = [batch.tokens[i, :n] for i, n in enumerate(batch.num_tokens.tolist())]
+    return torch.bincount(torch.cat(said), minlength=TOY.vocabulary)
+
+
+def halved(model):
+    space = Space.of(model, PruningConfig().axes, 4.0)
+    scores = magnitudes(model, space.prunable)
+    return extract(model, as_mask(choose(space, scores, Budget(keep=0.5, resource="flops"))))
+
+
+@torch.no_grad()
+def error(model, tokens):
+    batches = [patterned(32, seed=90 + i, tokens=tokens) for i in range(4)]
+    model.eval()
+    return token_error_rate([(model(b.features, b.num_frames), b) for b in batches])
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 6])
