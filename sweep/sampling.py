@@ -97,7 +97,7 @@ class Sampling:
             params = self._evolved(number)
         else:
             params = self._modelled(number)
-        if self._is_inside(params) and number not in self._pending:
+        if self._is_inside(params) and self._holds(params) and number not in self._pending:
             self._pending[number] = self._place(params)
         return params
 
@@ -112,7 +112,9 @@ class Sampling:
         pending = self._pending.pop(record.number, None)
         if record.state == "finished":
             self._add_further(record)
-        if record.state == "finished" and pending is None and self._holds(record.params):
+        if pending is None and not self._holds(record.params):
+            return  # the control of a sweep over other methods, or a trial of wider ranges
+        if record.state == "finished" and pending is None:
             self._add(record, 0, record.params)
             return
         trial = pending or self._place(record.params)

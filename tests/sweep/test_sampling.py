@@ -108,6 +108,19 @@ def test_a_model_leaves_the_worthless_alone():
     assert mean(limited) < mean(free)
 
 
+def test_a_sweep_over_methods_alone_begins_with_the_control_that_is_none_of_them():
+    text = '[trial.pruning]\ntarget_sparsity = 0.5\nmethod = { choice = ["l0", "acip"] }'
+    sampling = sampling_of(config(text=text))
+
+    proposed = [sampling.propose(number) for number in range(4)]
+    for number, params in enumerate(proposed):
+        sampling.observe(TrialRecord(number=number, state="running", params=params))
+        sampling.observe(finished(number, params))
+
+    assert proposed[0] == {"pruning.method": "dense"}
+    assert all(params["pruning.method"] in ("l0", "acip") for params in proposed[1:])
+
+
 @pytest.mark.slow
 def test_failed_and_control_trials_do_not_disturb_the_model():
     sampling = sampling_of(config("gp"))
