@@ -263,6 +263,7 @@ def kills(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
+    "front_methods": ("front_methods", front),
     "paper_claim": ("paper_claim", claim_wer),
     "paper_claim_to_l0": ("paper_claim", claim_to_l0),
     "paper_claim_size": ("paper_claim", claim_size),
