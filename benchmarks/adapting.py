@@ -219,8 +219,8 @@ def ways(
         last = Compression(
             with_vocabulary(old, size), network, steps=steps, config=boosting, **shared
         )
-        stage = Fostering(rest, last, unjudged)
-        yield name, walked(stage, speeches.new_and_memory, config, speeches).model
+        fostering = Fostering(rest, last, unjudged)
+        yield name, walked(fostering, speeches.new_and_memory, config, speeches).model
 
 
 def dense_stage(model: Conformer, config: TrialConfig, steps: int) -> DenseStage:

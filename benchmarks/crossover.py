@@ -79,6 +79,7 @@ def attention(shape: Shape, features: int) -> Attention:
         heads=shape.blocks[0].heads,
         head_width=shape.head_width,
         name="attention",
+        ranks={},
         linear_features=features,
     ).eval()
 

@@ -11,8 +11,8 @@ from core.conformer.shape import MELS, Shape
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, extract
+from core.pruning.scoring import ranked_within
 from core.pruning.space import Space
-from core.training.method import ranked_within
 
 SECONDS = 10.0
 SPARSITIES = (0.5, 0.7)
