@@ -7,6 +7,7 @@ Beside our rules stands Syne Tune's MOASHA (Schmucker et al., 2021), its own cod
 import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -122,8 +123,8 @@ def peers(*, first: int, last: int) -> dict[str, MakeJudge]:
     if find_spec("syne_tune") is None:
         return {}
     return {
-        f"Syne Tune's MOASHA, reduction {reduction:g}": lambda seed, r=reduction: _moasha(
-            seed, first=first, last=last, reduction=r
+        f"Syne Tune's MOASHA, reduction {reduction:g}": partial(
+            _moasha, first=first, last=last, reduction=reduction
         )
         for reduction in REDUCTIONS
     }

@@ -30,7 +30,7 @@ from measuring import RESULTS, arguments, emit
 from sweep import driver
 from sweep.config import create, load
 from sweep.local_cluster import LocalCluster, local_cluster
-from sweep.tracking import database_uri
+from sweep.mlflow_server import database_uri
 
 INTERVAL = 10
 """Steps between checkpoints, and between reports."""
@@ -166,8 +166,9 @@ def begun(folder: Path, text: str, like: Path | None = None, *, uri: str = "") -
     space = folder / SPACE_FILE
     space.write_text(text + (f'\n[tracking]\nuri = "{uri}"\n' if uri else ""))
     create(folder, load(str(space)), space.read_text())
-    for name in ("teacher", "features") if like else ():
-        shutil.copytree(like / name, folder / name)
+    if like:
+        for name in ("teacher", "features"):
+            shutil.copytree(like / name, folder / name)
     return folder
 
 

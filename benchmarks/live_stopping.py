@@ -52,7 +52,7 @@ def swept(folder: Path, kind: str, args: argparse.Namespace) -> list[TrialRecord
             shutil.copytree(args.source / part, folder / part)
     if driver.run(folder) != driver.DONE:
         raise SystemExit(f"the sweep did not end well; see {folder}")
-    return see(folder).records
+    return list(see(folder).records)
 
 
 def row(

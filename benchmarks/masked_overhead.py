@@ -1,6 +1,7 @@
 """What gates cost: a training step under gates against a dense one, side by side."""
 
 import statistics
+from typing import Any
 
 import torch
 from measuring import arguments, emit, interleaved
@@ -9,11 +10,11 @@ from core.config import TrialConfig
 from core.conformer.gate import fold, gated_forward, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.methods.l0 import NARROW_FROM
 from core.pruning.constraint import Lagrangian
 from core.pruning.hard_concrete import HardConcrete
 from core.pruning.space import Space
 from core.training.distillation import ctc_loss
+from core.training.gating import NARROW_FROM
 from core.training.optimizers import primal
 
 SIZES = ("tiny", "small")
@@ -31,7 +32,7 @@ def main() -> None:
     emit("masked_overhead", rows, {"ratio": max(row["ratio"] for row in rows)}, args)
 
 
-def measured(size: str, repeats: int) -> dict[str, object]:
+def measured(size: str, repeats: int) -> dict[str, Any]:
     """Medians of whole steps: forward, backward and all optimizers, gates as open as they start."""
     config = TrialConfig.parse({"model": {"size": size}})
     torch.manual_seed(0)

@@ -19,7 +19,9 @@ from typing import Any
 from measuring import arguments, emit
 
 from core.config import TrialConfig
-from core.trial import Place, prepare, run
+from core.setting import Place
+from core.teacher import prepare
+from core.trial import run
 from sweep import cluster, driver
 from sweep.config import create, parse
 from sweep.views import see

@@ -8,26 +8,18 @@ where it stopped.
 """
 
 import argparse
-import json
-import multiprocessing
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import Cell, against, cell_of, errors_of, outcomes_of, teacher_of, trained, wer_of
 from measuring import arguments, emit, interleaved
-from rich.console import Console
 
-from core.config import TrialConfig
 from core.conformer.shape import MELS
-from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
-from core.evaluation.recognition import recognised
-from core.evaluation.wer import bootstrap, paired_difference, word_errors
-from core.trial import Place, prepare, run
 from sweep.config import load
 
 UNTAUGHT = {"distillation": {"logit_weight": 0.0, "layer_weight": 0.0}}
@@ -49,20 +41,6 @@ TARGETS = (
 LATENCY_REPEATS = 15
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One trial of the table."""
-
-    name: str
-    target: str
-    seed: int
-    config: TrialConfig
-
-    @property
-    def folder(self) -> str:
-        return f"{self.name} {self.target} {self.seed}".replace(" ", "-")
-
-
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--space", default="commands", help="a search space: its fixed values")
@@ -80,7 +58,7 @@ def main() -> None:
     cells = list(planned(args))
     if not args.table_only:
         trained(cells, root, args.workers)
-    finished = [cell for cell in cells if (root / "cells" / cell.folder / "errors.json").is_file()]
+    finished = [cell for cell in cells if cell.is_done(root)]
     values = {
         "steps": args.search_steps + args.tuning_steps,
         "tuning_rate": args.tuning_rate,
@@ -97,7 +75,7 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     every = args.search_steps + args.tuning_steps
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     for seed in range(args.seeds):
-        yield cell(base, "dense", {"pruning": {"method": "dense"}}, "", seed)
+        yield cell_of(base, "dense", {"pruning": {"method": "dense"}}, "", seed)
         for resource, sparsity in TARGETS:
             if args.removed and sparsity not in args.removed:
                 continue
@@ -106,67 +84,16 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
                 overrides = METHODS[name]
                 wanted = {"resource": resource, "target_sparsity": sparsity}
                 merged = {**overrides, "pruning": {**overrides["pruning"], **wanted}}
-                yield cell(base, name, merged, target, seed)
-
-
-def cell(
-    base: dict[str, Any], name: str, overrides: dict[str, Any], target: str, seed: int
-) -> Cell:
-    sections = {key: {**base[key], **values} for key, values in overrides.items()}
-    config = TrialConfig.parse({**base, **sections, "seed": seed})
-    return Cell(name=name, target=target, seed=seed, config=config)
-
-
-def trained(cells: list[Cell], root: Path, workers: int) -> None:
-    console = Console(stderr=True)
-    for report in prepare(cells[0].config, place_of(root, "none")):
-        console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
-    measure(root, root / "teacher", bundle.load(root / "teacher" / "model"))
-    jobs = [(cell, root) for cell in cells]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for done, line in enumerate(pool.imap_unordered(trained_one, jobs), 1):
-            console.print(f"{done}/{len(cells)} {line}")
-
-
-def trained_one(job: tuple[Cell, Path]) -> str:
-    cell, root = job
-    place = place_of(root, cell.folder)
-    for _ in run(cell.config, place):
-        pass
-    torch.set_num_threads(1)
-    wer = measure(root, place.trial, bundle.load(place.trial / "model"))
-    return f"{cell.folder} WER {wer:.4f}"
-
-
-def place_of(root: Path, name: str) -> Place:
-    return Place(teacher=root / "teacher", features=root / "features", trial=root / "cells" / name)
-
-
-def measure(root: Path, folder: Path, found: bundle.Bundle) -> float:
-    """Errors an utterance of dev and test together, kept beside the model."""
-    file = folder / "errors.json"
-    if not file.is_file():
-        speech = open_speech(root / "features")
-        counted = word_errors(*heard(found, speech))
-        file.write_text(json.dumps({"errors": counted.errors, "words": counted.words}))
-    kept = json.loads(file.read_text())
-    return sum(kept["errors"]) / sum(kept["words"])
-
-
-def heard(found: bundle.Bundle, speech: Speech) -> tuple[list[str], list[str]]:
-    texts: list[str] = []
-    for store in (speech.dev, speech.test):
-        texts += recognised(found.model, store, speech.tokenizer, torch.device("cpu"))
-    return [*speech.dev.texts, *speech.test.texts], texts
+                yield cell_of(base, name, merged, target, seed)
 
 
 def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
     """One row a name and target, seeds pooled utterance by utterance."""
     groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    groups["teacher", ""] = [root / "teacher"]
+    groups["teacher", ""] = [teacher_of(root)]
     for cell in cells:
-        groups[cell.name, cell.target].append(root / "cells" / cell.folder)
-    errors = {key: errors_of(folders) for key, folders in groups.items()}
+        groups[cell.name, cell.target] += cell.models(root)
+    errors = {key: errors_of(models) for key, models in groups.items()}
     speedups = measured_speedups(groups)
     return [
         {
@@ -186,20 +113,11 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
 
 Key = tuple[str, str]
 """A row's name and target."""
-Errors = tuple[list[float], list[float]]
-"""Errors and words, an utterance."""
 
 
-def errors_of(folders: list[Path]) -> Errors:
-    """Mean errors over seeds, and words, an utterance."""
-    kept = [json.loads((folder / "errors.json").read_text()) for folder in folders]
-    errors = [sum(each) / len(kept) for each in zip(*(k["errors"] for k in kept), strict=True)]
-    return errors, kept[0]["words"]
-
-
-def outcome_of(folders: list[Path]) -> dict[str, float]:
+def outcome_of(models: list[Path]) -> dict[str, float]:
     """What the models are, in the mean over seeds."""
-    reports = [bundle.load(folder / "model").report["outcome"] for folder in folders]
+    reports = list(outcomes_of(models))
 
     def mean(key: str) -> float:
         return sum(outcome[key] for outcome in reports) / len(reports)
@@ -212,29 +130,15 @@ def outcome_of(folders: list[Path]) -> dict[str, float]:
     }
 
 
-def wer_of(own: Errors) -> dict[str, float]:
-    errors, words = own
-    low, high = bootstrap(errors, words, samples=10_000, confidence=0.95, seed=0)
-    return {"wer": sum(errors) / sum(words), "wer_low": low, "wer_high": high}
-
-
-def against(name: str, own: Errors, other: Errors) -> dict[str, float]:
-    """How much more of the words are wrong than with the other, with a paired interval."""
-    errors, words = own
-    paired = paired_difference(errors, other[0], words, samples=10_000)
-    key = f"to_{name}"
-    return {key: paired.difference, f"{key}_low": paired.low, f"{key}_high": paired.high}
-
-
 @torch.inference_mode()
 def measured_speedups(groups: dict[Key, list[Path]]) -> dict[Key, float]:
     """Teacher's time over the model's, batch 1, 10 s of audio, one thread: median over seeds."""
     torch.set_num_threads(1)
-    teacher = bundle.load(groups["teacher", ""][0] / "model").model.eval()
+    teacher = bundle.load(groups["teacher", ""][0]).model.eval()
     features, num_frames = torch.randn(1, 1000, MELS), torch.tensor([1000])
 
-    def speedup(folder: Path) -> float:
-        model = bundle.load(folder / "model").model.eval()
+    def speedup(path: Path) -> float:
+        model = bundle.load(path).model.eval()
         seconds = interleaved(
             {
                 "teacher": lambda: teacher(features, num_frames),
@@ -245,7 +149,7 @@ def measured_speedups(groups: dict[Key, list[Path]]) -> dict[Key, float]:
         pairs = zip(seconds["teacher"], seconds["model"], strict=True)
         return statistics.median(whole / small for whole, small in pairs)
 
-    return {key: statistics.median(map(speedup, folders)) for key, folders in groups.items()}
+    return {key: statistics.median(map(speedup, models)) for key, models in groups.items()}
 
 
 if __name__ == "__main__":

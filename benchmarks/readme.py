@@ -130,6 +130,18 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def adapting(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "model": row["name"],
+            "parameters": f"{row['params'] / 1e6:.3f} M",
+            "WER % on old words (95 %)": with_interval(row, "old_wer"),
+            "on new words": with_interval(row, "new_wer"),
+        }
+        for row in rows
+    ]
+
+
 def early_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
@@ -140,6 +152,71 @@ def early_stopping(rows: Sequence[Row]) -> list[dict[str, str]]:
         }
         for row in rows
     ]
+
+
+def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """WER in % at each depth."""
+    return [
+        {"teacher, order": row["name"]}
+        | {key: f"{value:.1f}" for key, value in row.items() if key != "name"}
+        for row in rows
+    ]
+
+
+SYSTEMS: dict[str, tuple[str, str]] = {
+    "l0": ("Accurate and Structured Pruning, the paper", "the budget is known and WER counts most"),
+    "constrained": ("Controlled Sparsity", "as `l0`, with no multiplier's rate to find"),
+    "acip": ("ours: ACIP without adapters", "every size is wanted from one training"),
+    "cpd": ("ours: reading of Comb, Prune, Distill", "there are steps to teach between cuts"),
+    "numerical": ("ours: reading of Numerical Pruning", "there are seconds, and no transcripts"),
+    "comp": ("ours: reading of COMP", "blocks and units shall go together"),
+    "ld": ("ours: reading of LD-Pruner", "there are no transcripts"),
+    "mope": ("ours: reading of MoPE-CLIP", "the error itself shall decide"),
+    "prunenet": ("ours: reading of PruneNet", "the training speech is gone"),
+    "interctc": ("ours: Layer Pruning on Demand", "depth shall be chosen at run time"),
+    "performer": ("ours: Performers in Conformers", "utterances are long"),
+    "foster": ("ours: FOSTER for CTC, as tuning", "new words come later"),
+    "magnitude": ("baseline: small weights go", "as a control"),
+    "uniform": ("baseline: the same share everywhere", "as a control"),
+    "random": ("baseline: chance", "as a control"),
+    "scratch": ("baseline: the sizes, trained anew", "as a control"),
+    "dense": ("nothing removed, tuned as long", "as a control"),
+    "teacher": ("the model that was brought", ""),
+}
+"""What each method is, and when to choose it."""
+
+
+def methods(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A row a method: what it is, what it takes, WER at each budget; best at the last first."""
+    wanted = targets(rows)
+    wers: dict[str, dict[str, str]] = {}
+    for row in rows:
+        wers.setdefault(row["name"], {})[row["target"]] = wer_of(row)
+    lowest = {row["name"]: row["wer"] for row in rows if row["target"] == wanted[-1]}
+    last = {row["name"]: row for row in rows}
+    names = sorted(wers, key=lambda name: (name in lowest, lowest.get(name, 0.0)))
+    return [
+        {
+            "method": f"`{name}`" if name != "teacher" else name,
+            "what it is": SYSTEMS[name][0],
+            **taken(last[name]),
+            "WER % with nothing removed": wers[name].get("", ""),
+            **{target: wers[name].get(target, "") for target in wanted},
+            "choose it when": SYSTEMS[name][1],
+        }
+        for name in names
+    ]
+
+
+def taken(row: Row) -> dict[str, str]:
+    """What a search took; the teacher had none."""
+    if "search_seconds" not in row:
+        return dict.fromkeys(("needs", "search", "memory"), "")
+    return {
+        "needs": row["needs"],
+        "search": f"{row['search_seconds']:.1f} s",
+        "memory": f"{row['peak_mib']:.0f} MiB",
+    }
 
 
 def what_stays(row: Row) -> dict[str, str]:
@@ -186,6 +263,7 @@ def kills(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
+    "front_methods": ("front_methods", front),
     "paper_claim": ("paper_claim", claim_wer),
     "paper_claim_to_l0": ("paper_claim", claim_to_l0),
     "paper_claim_size": ("paper_claim", claim_size),
@@ -193,6 +271,9 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "masked_overhead": ("masked_overhead", masked_overhead),
     "realised_speed": ("realised_speed", realised_speed),
     "orchestration": ("orchestration", orchestration),
+    "adapting": ("adapting", adapting),
+    "depth": ("depth", depth),
+    "methods": ("methods", methods),
     "early_stopping": ("early_stopping", early_stopping),
     "live_stopping": ("live_stopping", live_stopping),
     "sampling": ("sampling", sampling),

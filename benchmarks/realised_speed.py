@@ -1,19 +1,18 @@
 """How much of the speed-up its FLOPs promise an extracted model has: batch 1, 10 s of audio."""
 
 import statistics
-from typing import get_args
 
 import torch
 from measuring import arguments, emit, interleaved
 
-from core.config import AxisKind, ModelConfig
+from core.config import ModelConfig, PruningConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, extract
+from core.pruning.scoring import ranked_within
 from core.pruning.space import Space
-from core.training.method import ranked_within
 
 SECONDS = 10.0
 SPARSITIES = (0.5, 0.7)
@@ -36,9 +35,8 @@ def main() -> None:
 def measured(size: str, repeats: int) -> list[dict[str, object]]:
     torch.manual_seed(0)
     model = Conformer(Shape.of(ModelConfig(size=size), 128)).eval()  # type: ignore[arg-type]
-    space = Space.of(model, get_args(AxisKind), SECONDS)
-    units = [axis for axis in space.prunable if axis.kind != "module"]
-    scores = ranked_within(magnitudes(model, units))
+    space = Space.of(model, PruningConfig().axes, SECONDS)
+    scores = ranked_within(magnitudes(model, space.units))
     models = {"dense": model}
     for sparsity in SPARSITIES:
         budget = Budget(keep=1 - sparsity, resource="flops")

@@ -8,7 +8,7 @@ tells a trial from the others, leaving each out in turn, is printed with the res
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -166,7 +166,7 @@ def left_out(task: Task) -> float:
     return float(spearmanr(told, task.logits).statistic)
 
 
-def shares(space: SearchSpace, params: Params) -> list[float]:
+def shares(space: SearchSpace, params: Mapping[str, Any]) -> list[float]:
     """Where a point lies in the ranges of a space, each from 0 to 1."""
     return [_share(leaf, params[name]) for name, leaf in space.distributions.items()]
 

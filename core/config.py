@@ -1,57 +1,23 @@
 """What a person may say about one trial: frozen, strict, and documented field by field.
 
-A `TrialConfig` is right from birth: unknown keys, wrong types and impossible values are refused
-with the name of the culprit, the rule, the value and the nearest right name.
+A `TrialConfig` is right from birth; how what is wrong is refused, core/strict.py says.
 """
 
 import difflib
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
+
+from core.strict import Config
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
 Resource = Literal["flops", "params"]
-AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module"]
+AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
-
-
-ConfigT = TypeVar("ConfigT", bound="Config")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be; its message has one line a culprit."""
-
-
-class Config(BaseModel):
-    """The base of all configuration: frozen, and nothing unknown passes."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
-
-    @classmethod
-    def parse(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:  # noqa: PYI019 - see below
-        """Read nested plain values, as TOML gives them.
-
-        Raises:
-            ConfigError: with one line for each unknown key, wrong type or impossible value.
-        """
-        # No `Self`: the tests execute annotations, and beartype refuses it outside its own classes.
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_lines(cls, error))) from None
+DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
 
 class DemoConfig(Config):
@@ -69,6 +35,8 @@ class DemoConfig(Config):
     """Highest signal-to-noise ratio of the added noise, in dB."""
     seed: int = Field(0, ge=0)
     """Draws sentences, voices, speeds and noise; the same seed speaks the same corpus."""
+    commands: list[DemoCommand] = Field([], max_length=9)
+    """Only sentences that begin with one of these words are spoken; empty for all sentences."""
 
     @model_validator(mode="after")
     def _noise_has_a_range(self) -> "DemoConfig":
@@ -162,23 +130,36 @@ class TeacherConfig(Config):
     """Share of the steps in which the rate rises linearly."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """AdamW's decay."""
+    interctc_weight: float = Field(0.0, ge=0, lt=1)
+    """Share of the loss that CTC after middle blocks has, so that the model may be cut there."""
+    interctc_layers: list[int] = Field([], max_length=63)
+    """Those blocks, counted from 1, before the last; without any, the middle one."""
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Probability p with which a step passes by the last block of L; block l goes with p l / L.
+    Such training is never compiled, as each draw is another graph."""
 
 
 class PruningConfig(Config):
     """What to remove, how much of it, and how the choice is found."""
 
     method: str = "l0"
-    """A file of core/methods: l0, magnitude, random, uniform, scratch, dense."""
+    """A file of core/methods; the README has a table of them."""
     resource: Resource = "flops"
     """What `target_sparsity` counts."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the whole model's resource to remove."""
     utterance_seconds: float = Field(10.0, gt=0.2, le=120)
     """Length of the utterance at which FLOPs and latency are stated, in seconds."""
+    further_targets: list[float] = Field([], max_length=16)
+    """More shares to remove, each an outcome of the same trial, by methods whose one search serves
+    every budget; methods that learn for one budget leave them out."""
     axes: list[AxisKind] = Field(
-        ["frontend", "width", "head", "inner", "channel", "module"], min_length=1
+        ["frontend", "width", "head", "inner", "channel", "module", "rank"], min_length=1
     )
-    """Which kinds of units may go."""
+    """Which kinds of units may go; only factored models have `rank`; `interctc` cuts blocks."""
+    depth_order: Literal["greedy", "truncate"] = "greedy"
+    """Which blocks `interctc` removes first: those least missed on some training speech, found one
+    after the other, or the last."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
     learning_rate: float = Field(3e-4, gt=0, le=1)
@@ -191,14 +172,58 @@ class PruningConfig(Config):
     """The quadratic multiplier's start; at 0 short runs swing."""
     warmup_share: float = Field(0.3, ge=0, le=1)
     """Share of the search in which the target rises linearly to its value."""
+    smallest: float = Field(0.1, gt=0, lt=1)
+    """Of `acip`: the share of the resource at which its masks stand still; all larger sizes lie on
+    the way."""
+    constraint: Literal["model", "kind"] = "model"
+    """Of `constrained`: one for the whole model's resource, or one for the units of each kind."""
     log_alpha: float = Field(3.0, ge=-8, le=8)
     """Start of the gates of single units; 3 is open with probability 0.990."""
     module_log_alpha: float = Field(4.6, ge=-8, le=8)
     """Start of the gates of whole modules and of the residual width."""
+    groups: int = Field(8, ge=1, le=65_536)
+    """Of `ld` and `mope`: into how many groups the units of an axis are put, shut one at a time."""
+    rounds: int = Field(8, ge=1, le=1000)
+    """Of `cpd`: into how many removals its search is divided."""
+    coarse_share: float = Field(0.3, ge=0, le=1)
+    """Of `comp`: the share of what is removed that goes in whole blocks."""
     repair: Repair = "ls"
     """How the consumers of removed units are adjusted: not, by scaling, or by least squares."""
     calibration_batches: int = Field(8, ge=1, le=10_000)
     """Batches of training speech for repair and for batch-norm statistics."""
+    linear_blocks: int | list[int] | Literal["all"] = "all"
+    """Blocks in which `performer` has attention run in linear time: all, those of these numbers
+    from 0 on, or so many, where it shifts the model's output least."""
+    linear_features: int = Field(64, ge=2, le=4096, multiple_of=2)
+    """Random features by which it does, an even number: more are nearer to softmax and cost more.
+    64 cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128 from 7 to
+    9 s on (`benchmarks/crossover.py`)."""
+
+    @field_validator("linear_blocks", mode="wrap")
+    @classmethod
+    def _blocks_are_blocks(
+        cls, value: Any, read: Callable[[Any], Any]
+    ) -> int | list[int] | Literal["all"]:
+        """One line for all kinds of blocks, where each kind would have its own."""
+        numbers = value if isinstance(value, list) else [value]
+        are_whole = all(type(number) is int and number >= 0 for number in numbers)
+        is_list = isinstance(value, list) and 0 < len(value) == len(set(map(str, value)))
+        is_count = type(value) is int and value > 0
+        if not (value == "all" or (are_whole and (is_list or is_count))):
+            raise ValueError(
+                '`pruning.linear_blocks` must be "all", a number of blocks from 1, or a list of'
+                f" different blocks' numbers from 0, but is {value!r} instead"
+            )
+        return read(value)
+
+    @model_validator(mode="after")
+    def _targets_are_shares(self) -> "PruningConfig":
+        for target in self.further_targets:
+            if not 0 <= target < 1:
+                raise ValueError(
+                    f"`further_targets` must lie in [0, 1), but one is {target} instead"
+                )
+        return self
 
 
 class DistillationConfig(Config):
@@ -231,6 +256,27 @@ class TuningConfig(Config):
     """Dropout while the small model is tuned; gate noise takes its place in the search."""
     more_steps: int = Field(0, ge=0, le=10_000_000)
     """Optimizer steps by which a finished model is tuned on, at rates that rise and fall anew."""
+
+
+class BoostingConfig(Config):
+    """Training by a second encoder that is compressed away again (FOSTER, Wang et al., 2022)."""
+
+    share: float = Field(0.5, ge=0, le=1)
+    """Share of the steps in which the second encoder learns; in the others both become one."""
+    old_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of the divergence from what the old model, or a trial's teacher, says of its tokens
+    while the second encoder learns."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Softens what is distilled, in both stages."""
+    boost_beta: float = Field(0.97, ge=0, lt=1)
+    """How much rarer tokens weigh more while the second encoder learns: a token seen n times weighs
+    (1 - beta) / (1 - beta**n); at 0 all weigh the same."""
+    compress_beta: float = Field(0.97, ge=0, lt=1)
+    """The same while both become one: higher keeps more of what is old, lower learns more that is
+    new."""
+    task_weight: float = Field(0.0, ge=0, le=1e4)
+    """Weight of CTC on the transcripts while both become one; FOSTER has none, and a trial takes
+    that of `distillation`."""
 
 
 class TrainingConfig(Config):
@@ -285,6 +331,7 @@ class TrialConfig(Config):
     pruning: PruningConfig = PruningConfig()
     distillation: DistillationConfig = DistillationConfig()
     tuning: TuningConfig = TuningConfig()
+    boosting: BoostingConfig = BoostingConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -304,35 +351,3 @@ class TrialConfig(Config):
 def method_names() -> list[str]:
     """The folder core/methods is the registry: one method a file, itself never imported here."""
     return sorted(p.stem for p in METHODS_FOLDER.glob("*.py") if not p.stem.startswith("_"))
-
-
-def _lines(root: type[Config], error: ValidationError) -> list[str]:
-    return [_line(root, detail["type"], detail["loc"], detail) for detail in error.errors()]
-
-
-def _line(root: type[Config], kind: str, place: tuple[int | str, ...], detail: Any) -> str:
-    name = ".".join(str(part) for part in place)
-    if kind == "extra_forbidden":
-        known = _keys_at(root, place[:-1])
-        near = difflib.get_close_matches(str(place[-1]), known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-        return f"`{name}` is not a key; {hint}"
-    if kind == "value_error":
-        return str(detail["ctx"]["error"])
-    rule = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"`{name}` must be {rule}, but is {detail['input']!r} instead"
-
-
-def _keys_at(root: type[Config], place: tuple[int | str, ...]) -> list[str]:
-    node: type[BaseModel] = root
-    for part in place:
-        node = _section(node.model_fields[str(part)]) or node
-    return list(node.model_fields)
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one, optional or not."""
-    kinds = [field.annotation]
-    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
-        kinds = list(typing.get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)

@@ -18,6 +18,8 @@ class Report:
     """Optimizer steps the trial will have done at its end."""
     wer: float | None = None
     """Word error rate on dev as a fraction, of the model as it would be extracted now."""
+    old_wer: float | None = None
+    """Of adapting: the same on speech of the kind that was known before."""
     gflops: float | None = None
     """Of that model, at the stated utterance length."""
     expected_sparsity: float | None = None

@@ -7,16 +7,24 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from core.config import TrialConfig
+from core.config import RuntimeConfig, TrialConfig
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
+from core.corpora.batches import Batch
 from core.ranks import joined
-from core.trial import Place, run
+from core.setting import Place
+from core.training.depth import InterCTC
+from core.training.method import Found, Workbench, load_method
+from core.training.trainer import DenseStage, Rates
+from core.trial import run
 
-MaskKind = Literal["open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty"]
+MaskKind = Literal[
+    "open", "binary", "soft", "empty_axes", "empty_modules", "all_modules_empty", "empty_blocks"
+]
 MASK_KINDS: tuple[MaskKind, ...] = (
     "open",
     "binary",
@@ -24,6 +32,7 @@ MASK_KINDS: tuple[MaskKind, ...] = (
     "empty_axes",
     "empty_modules",
     "all_modules_empty",
+    "empty_blocks",
 )
 
 SHAPE = Shape(
@@ -39,6 +48,19 @@ SHAPE = Shape(
         BlockShape(ff1=8, heads=2, channels=6, ff2=11),
     ),
 )
+
+
+TOY = Shape(
+    sub1=12,
+    sub2=12,
+    width=48,
+    position_width=48,
+    head_width=12,
+    kernel=7,
+    vocabulary=12,
+    blocks=(BlockShape(ff1=96, heads=4, channels=48, ff2=96),) * 3,
+)
+"""Of the task that `patterned` speech sets, which is learned in seconds."""
 
 
 def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
@@ -57,9 +79,20 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
     return model.eval()
 
 
-def deeper(blocks: int) -> Shape:
-    """The small shape with more blocks, sizes alternating."""
-    return replace(SHAPE, blocks=tuple(SHAPE.blocks[i % 2] for i in range(blocks)))
+def deeper(blocks: int, *, linear_features: int = 0) -> Shape:
+    """The small shape with more blocks, sizes alternating.
+
+    With features, attention of every other block from the first runs by them in linear time.
+    """
+    kinds = (replace(SHAPE.blocks[0], linear_features=linear_features), SHAPE.blocks[1])
+    return replace(SHAPE, blocks=tuple(kinds[i % 2] for i in range(blocks)))
+
+
+def with_factors(shape: Shape) -> Shape:
+    """Every other linear layer as two factors, of few and of very many directions in turn."""
+    return replace(
+        shape, ranks={name: 3 + 6 * (i % 3) for i, name in enumerate(shape.linears()[::2])}
+    )
 
 
 def ragged_speech(
@@ -69,6 +102,85 @@ def ragged_speech(
     chance = torch.Generator().manual_seed(seed)
     features = torch.randn(len(lengths), max(lengths), 80, generator=chance, dtype=dtype)
     return features, torch.tensor(lengths)
+
+
+def worded_noise(*said: Sequence[int], seed: int = 0) -> Batch:
+    """Three utterances of noise that are said to be these tokens."""
+    said = said or ([1, 2, 3], [2, 4], [5])
+    features, num_frames = ragged_speech(90, 80, 60, seed=seed)
+    return Batch(
+        features=features,
+        num_frames=num_frames,
+        tokens=pad_sequence([torch.tensor(tokens) for tokens in said], batch_first=True),
+        num_tokens=torch.tensor([len(tokens) for tokens in said]),
+        seconds=2.3,
+        ids=("a", "b", "c"),
+        texts=("", "", ""),
+        indices=(0, 1, 2),
+    )
+
+
+def patterned(count: int, *, seed: int, tokens: range | None = None) -> Batch:
+    """Made-up speech: each token is a pattern of its own that lasts a while, in noise.
+
+    Of all of the toy's tokens, or of some.
+    """
+    spoken = tokens or range(1, TOY.vocabulary)
+    chance = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(TOY.vocabulary, 80, generator=torch.Generator().manual_seed(0))
+    patterns[0] = 0.0  # silence
+    said, features = [], []
+    for _ in range(count):
+        length = int(torch.randint(3, 7, (1,), generator=chance))
+        words = torch.randint(spoken.start, spoken.stop, (length,), generator=chance)
+        lasts = torch.randint(12, 24, (2 * length + 1,), generator=chance)
+        lasts[::2] //= 2
+        heard = torch.zeros(2 * length + 1, dtype=torch.long)
+        heard[1::2] = words
+        clean = patterns[heard.repeat_interleave(lasts)]
+        features.append(clean + 0.8 * torch.randn(clean.shape, generator=chance))
+        said.append(words)
+    return Batch(
+        features=pad_sequence(features, batch_first=True),
+        num_frames=torch.tensor([len(each) for each in features]),
+        tokens=pad_sequence(said, batch_first=True),
+        num_tokens=torch.tensor([len(each) for each in said]),
+        seconds=sum(len(each) for each in features) / 100,
+        ids=tuple(map(str, range(count))),
+        texts=("",) * count,
+        indices=tuple(range(count)),
+    )
+
+
+def taught_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
+    """A model that has learned patterned speech."""
+    torch.manual_seed(0)
+    model = Conformer(TOY)
+    rates = Rates(peak=4e-3, warmup_share=0.2, weight_decay=1e-2, clip=5.0)
+    runtime = RuntimeConfig()
+    stage = DenseStage(
+        model,
+        stage="teacher",
+        steps=steps,
+        rates=rates,
+        judge=None,
+        runtime=runtime,
+        interctc=interctc,
+    )
+    for step in range(steps):
+        stage.step(patterned(16, seed=1000 + step), step)
+    return model.eval()
+
+
+def found_on(bench: Workbench) -> Found:
+    """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
+    method = load_method(bench.config.pruning.method)
+    limited = bench.limited(method.needs)
+    stage = method.search(limited)
+    if stage is not None:
+        for step in range(stage.steps):
+            stage.step(patterned(12, seed=100 + step), step)
+    return method.found(limited, stage)
 
 
 def run_as_rank(config: TrialConfig, place: Place, rank: int, size: int, store: str) -> int:
@@ -83,18 +195,23 @@ def random_mask(axes: Sequence[Axis], kind: MaskKind, seed: int = 0) -> dict[str
     chance = torch.Generator().manual_seed(seed)
     mask = {axis.name: _gates(axis, kind, chance) for axis in axes}
     modules = [axis.name for axis in axes if axis.kind == "module"]
-    closed = {"empty_modules": modules[::3], "all_modules_empty": modules}.get(kind, [])
+    blocks = [axis.name for axis in axes if axis.kind == "block"]
+    closed = {
+        "empty_modules": modules[::3],
+        "all_modules_empty": modules,
+        "empty_blocks": blocks[::2],
+    }.get(kind, [])
     for name in closed:
         mask[name] = torch.zeros(1)
     if kind == "empty_axes":
-        inside = [axis for axis in axes if axis.parent is not None]
+        inside = [axis for axis in axes if axis.parent is not None and not axis.is_whole]
         for axis in inside[::2]:
             mask[axis.name] = torch.zeros(axis.size)
     return mask
 
 
 def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
-    if kind == "open" or axis.kind == "module":
+    if kind == "open" or (axis.is_whole and kind != "soft"):
         return torch.ones(axis.size)
     is_open = torch.rand(axis.size, generator=chance) < 0.6
     is_open[: max(axis.floor, 1)] = True

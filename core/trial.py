@@ -1,87 +1,49 @@
-"""The story of one trial, top to bottom: teacher, search, extraction, tuning, measuring.
+"""The story of one trial, top to bottom: search, extraction, tuning, measuring.
 
-`prepare` makes what all trials of a sweep share; `run` is one trial. Both are generators of
-reports, both find out by themselves how far they had come, and whoever wants to hear iterates.
+`run` is a generator of reports: it finds out by itself how far it had come, and whoever wants to
+hear iterates. What all trials share, core/teacher.py made before.
 """
 
 import json
 import os
-import time
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.config import ConfigError, TrialConfig
+from core.config import TrialConfig
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS, Shape
-from core.corpora.batches import Batch, TrainBatches
-from core.corpora.prepared import NUM_PARTS, Speech, is_prepared, open_speech, prepare_speech
+from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
-from core.pruning.budget import Budget, Scores, choose
+from core.pruning.budget import Budget, Scores, choose, depth_order
 from core.pruning.extraction import as_mask, clone, extract
-from core.pruning.repair import Calibration, reestimate_statistics, repaired
+from core.pruning.repair import reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
 from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
+from core.setting import (
+    CHECKPOINTS,
+    Place,
+    calibration_batches,
+    device_of,
+    journey_of,
+    set_chance,
+    without_words,
+)
 from core.training import checkpoint
 from core.training.distillation import Distillation
-from core.training.method import Found, Method, Workbench, load_method
-from core.training.trainer import DenseStage, Journey, Rates, Taught, fit
+from core.training.method import Found, Method, Workbench, heard, load_method
+from core.training.trainer import Journey, Trainable, Tuning, fit
 
-CHECKPOINTS = "checkpoints"
 OUTCOMES = "outcomes.json"
 """Of a trial's folder: that it is done, and what it found."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a trial works; all absolute, as a worker's current folder is nobody's business."""
-
-    teacher: Path
-    """Shared by all trials of a sweep: the teacher's bundle and checkpoints."""
-    features: Path
-    """Shared: the demo's speech, the tokenizer and the cached features."""
-    trial: Path
-    """This trial's own: checkpoints, the extracted model, outcomes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Price:
-    """What a trial will cost, before any data is looked at."""
-
-    params: int
-    """Of the unpruned model."""
-    gflops: float
-    """Of the unpruned model, at the stated utterance length."""
-    seconds_per_step: float
-    """One measured dense training step on this machine, full batch."""
-
-
-def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
-    """Make what all trials share: corpus, tokenizer, features and teacher. Resumable; done once.
-
-    Raises:
-        CorpusError: naming what of the corpus cannot be used.
-        BundleError: if a given teacher is no whole bundle.
-    """
-    if is_prepared(config.corpus, place.features) and bundle.is_whole(place.teacher / "model"):
-        return
-    given = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
-    if not is_prepared(config.corpus, place.features):
-        torch.set_num_threads(_cores())
-        tokens = given.tokenizer if given else None
-        for part in prepare_speech(config.corpus, place.features, tokenizer=tokens):
-            yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
-    if bundle.is_whole(place.teacher / "model"):
-        return
-    if given is not None:
-        bundle.save(place.teacher / "model", given.model, given.tokenizer, given.report)
-    else:
-        yield from _train_teacher(config, place)
+FOUND = "found"
+"""Of a trial's folder: what a search left that several outcomes begin with."""
 
 
 def run(
@@ -102,77 +64,166 @@ def run(
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
-        ValueError: if the target cannot be met by this model and these axes.
+        ValueError: if a target cannot be met by this model and these axes.
     """
     if known is not None and ranks.is_first:
         yield from _unheard(place, known)
     outcomes = ranks.first(_told(place))
     if not outcomes:
-        outcomes = yield from _first_outcomes(config, place, ranks)
-    if outcomes[0].steps < _total_steps(config):
-        outcomes = yield from _later_outcomes(config, place, ranks, outcomes[0])
+        outcomes = yield from _first_outcomes(opened(config, place, ranks))
+    if outcomes[0].steps < _steps(config) + config.tuning.more_steps:
+        outcomes = yield from _later_outcomes(opened(config, place, ranks), outcomes)
     return outcomes if ranks.is_first else []
 
 
-def _first_outcomes(
-    config: TrialConfig, place: Place, ranks: Ranks
-) -> Generator[Report, None, list[Outcome]]:
-    """Search, extraction and tuning."""
-    _set_chance(config, config.runtime.threads, ranks)
-    speech, method = open_speech(place.features), load_method(config.pruning.method)
-    bench = _open_bench(config, place, speech, method)
-    search = method.search(bench)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """All that a trial's stages hand on."""
+
+    method: Method
+    bench: Workbench
+    speech: Speech
+    place: Place
+    ranks: Ranks
+
+    @property
+    def config(self) -> TrialConfig:
+        return self.bench.config
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        return self.method.targets(self.config)
+
+    def journey(self, config: TrialConfig, steps: int) -> Journey:
+        """From the beginning of the data, as a config orders it, for so many steps in all."""
+        journey = journey_of(config, self.place.trial, self.speech, self.bench.device, steps)
+        journey.ranks = self.ranks
+        return journey
+
+
+def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
+    """One search; then extraction and tuning for each share to remove.
+
+    Each outcome is tuned on the same batches in the same order, as if it were the only one.
+    """
+    config, bench, targets = trial.config, trial.bench, trial.targets
+    search = trial.method.search(bench.limited(trial.method.needs))
     search_steps = search.steps if search else 0
-    steps = config.pruning.steps + config.tuning.steps
-    journey = _journey(config, place.trial, speech, bench.device, _total_steps(config))
-    journey.ranks = ranks
+    tune_steps = _steps(config) - search_steps
+    journey = trial.journey(config, search_steps + len(targets) * tune_steps)
     resume = _newest(journey)
-    if resume is not None and resume["stage"] == "tune":
-        journey.steps_before = search_steps
-        choice = resume["model"]["choice"]
+    is_tuning = resume is not None and resume["stage"] == "tune"
+    if search is not None and not is_tuning:
+        yield from fit(search, journey, resume=resume)
+    names = [_name(number) for number in range(len(targets))]
+    outcomes = trial.ranks.first(_kept(place=trial.place, names=names))
+    start = None
+    for number, target in enumerate(targets):
+        journey.steps_before = search_steps + number * tune_steps
+        if number < len(outcomes):
+            continue
+        is_here = is_tuning and resume and resume["steps_before"] == journey.steps_before
+        again = resume if is_here else None
+        if again is not None:
+            cut = Cut(
+                model=extract(bench.student, as_mask(again["beside"]["choice"])), **again["beside"]
+            )
+        else:
+            start = start or _start(trial, search, journey)
+            cut = _cut(trial, start, journey, target)
+        stage = _tuning(trial, cut, steps=tune_steps)
+        journey.beside = {"choice": cut.choice, "depth_order": cut.depth_order}
+        yield from fit(stage, journey, resume=again)
+        cut = replace(cut, model=stage.model)
+        outcomes += _judged(trial, cut, target=target, steps=_steps(config), name=names[number])
+    return _ended(trial, outcomes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """A small model on its way to an outcome."""
+
+    model: Conformer
+    choice: Choice
+    """What of the student it kept."""
+    depth_order: tuple[int, ...]
+    """Its blocks, best first, where the search ranked blocks."""
+
+
+def _cut(trial: Trial, start: "Start", journey: Journey, target: float) -> Cut:
+    """Extract for one share to remove, with chance, data and projection as the search left them."""
+    bench, found = trial.bench, start.found
+    journey.go_to(start.place)
+    bench.distillation.projection.load_state_dict(start.projection)
+    choice = bench.choose(found.scores, target)
+    small = trial.method.started(_extracted(bench, found, choice), bench)
+    return Cut(
+        model=small, choice=choice, depth_order=depth_order(bench.space, found.scores, choice)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What every outcome of a trial begins with; the student's weights go with it."""
+
+    found: Found
+    projection: dict[str, torch.Tensor]
+    """Through which hidden states are compared."""
+    place: dict[str, Any]
+    """Of data and chance."""
+
+
+def _start(trial: Trial, search: Trainable | None, journey: Journey) -> Start:
+    """What the search left; kept where several outcomes need it, which a kill may come between."""
+    ranks, student, folder = trial.ranks, trial.bench.student, trial.place.trial / FOUND
+    is_kept = len(trial.targets) > 1
+    kept = ranks.first(checkpoint.load_newest(folder) if is_kept and ranks.is_first else None)
+    if kept is not None:
+        student.load_state_dict(kept["student"])
+        found = Found(scores=kept["scores"], reference=kept["reference"])
+        return Start(found=found, projection=kept["projection"], place=kept["place"])
+    found = ranks.first(trial.method.found(trial.bench.limited(trial.method.needs), search))
+    projection = trial.bench.distillation.projection.state_dict()
+    start = Start(found=found, projection=deepcopy(projection), place=journey.place())
+    if is_kept and ranks.is_first:
+        state = {
+            "student": student.state_dict(),
+            "scores": dict(found.scores),
+            "reference": dict(found.reference),
+            "projection": start.projection,
+            "place": start.place,
+        }
+        checkpoint.save(folder, 0, state)
+    return start
+
+
+def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, None, list[Outcome]]:
+    """The finished models, tuned on; they stand until the later ones are whole."""
+    config, bench, ranks = trial.config, trial.bench, trial.ranks
+    before = earlier[0].steps
+    more = _steps(config) + config.tuning.more_steps - before
+    again = config.model_copy(update={"seed": config.seed + before})  # other batches first
+    names = [f"{_name(number)}-{before + more}" for number in range(len(earlier))]
+    outcomes = ranks.first(_kept(place=trial.place, names=names))
+    for number, outcome in enumerate(earlier):
+        if number < len(outcomes):
+            continue
+        set_chance(again, config.runtime.threads, ranks)
+        found = bundle.load(trial.place.trial / outcome.model) if ranks.is_first else None
+        choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
         small = extract(bench.student, as_mask(choice))
-    else:
-        if search is not None:
-            yield from fit(search, journey, resume=resume)
-        resume = None
-        found = ranks.first(method.found(bench, search))
-        choice = bench.choose(found.scores)
-        small = method.started(_extracted(bench, found, choice), bench)
-    stage = _tuning(bench, small, choice, steps=steps - search_steps)
-    yield from fit(stage, journey, resume=resume)
-    target = method.target(config)
-    return ranks.first(
-        [_judged(bench, place, stage, target=target, steps=steps, name="model")]
-        if ranks.is_first
-        else []
-    )
-
-
-def _later_outcomes(
-    config: TrialConfig, place: Place, ranks: Ranks, earlier: Outcome
-) -> Generator[Report, None, list[Outcome]]:
-    """The finished model, tuned on; it stands until a later one is whole."""
-    _set_chance(config, config.runtime.threads, ranks)
-    speech, method = open_speech(place.features), load_method(config.pruning.method)
-    bench = _open_bench(config, place, speech, method)
-    found = bundle.load(place.trial / earlier.model) if ranks.is_first else None
-    choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
-    small = extract(bench.student, as_mask(choice))
-    small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
-    steps = _total_steps(config)
-    stage = _tuning(bench, small, choice, steps=steps - earlier.steps)
-    again = config.model_copy(update={"seed": config.seed + earlier.steps})  # other batches first
-    journey = _journey(again, place.trial, speech, bench.device, steps)
-    journey.ranks, journey.steps_before = ranks, earlier.steps
-    resume = _newest(journey)
-    is_on_its_way = resume is not None and resume["steps_before"] == earlier.steps
-    yield from fit(stage, journey, resume=resume if is_on_its_way else None)
-    target, name = method.target(config), f"model-{steps}"
-    return ranks.first(
-        [_judged(bench, place, stage, target=target, steps=steps, name=name)]
-        if ranks.is_first
-        else []
-    )
+        small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
+        best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
+        cut = Cut(model=small, choice=choice, depth_order=best)
+        stage = _tuning(trial, cut, steps=more)
+        journey = trial.journey(again, len(earlier) * (before + more))
+        journey.steps_before = len(earlier) * before + number * more
+        resume = _newest(journey)
+        is_on_its_way = resume is not None and resume["steps_before"] == journey.steps_before
+        yield from fit(stage, journey, resume=resume if is_on_its_way else None)
+        cut, target = replace(cut, model=stage.model), outcome.target_sparsity
+        outcomes += _judged(trial, cut, target=target, steps=before + more, name=names[number])
+    return _ended(trial, outcomes)
 
 
 def _newest(journey: Journey) -> dict[str, Any] | None:
@@ -198,20 +249,31 @@ def _reports(state: dict[str, Any] | None) -> list[Report]:
     return [Report(**values) for values in state["reports"]] if state else []
 
 
-def _judged(
-    bench: Workbench, place: Place, stage: DenseStage, *, target: float, steps: int, name: str
-) -> Outcome:
-    """Measure a tuned model and keep it, and only then say that it is there."""
-    small, taught, speech = stage.model, stage.taught, bench.judge.speech
-    assert taught is not None, "a small model has a teacher"
-    assert speech is not None, "whoever judges has speech"
-    reestimate_statistics(small, bench.speech)
-    outcome = bench.judge.outcome(small, target=target, steps=steps, folder=name)
-    kept = {axis: units.nonzero().flatten().tolist() for axis, units in taught.choice.items()}
-    report = {"outcome": asdict(outcome), "config": bench.config.model_dump(), "kept": kept}
-    bundle.save(place.trial / name, small, speech.tokenizer, report)
-    _write(place.trial / OUTCOMES, json.dumps([asdict(outcome)]))
+def _judged(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> list[Outcome]:
+    """Measure a tuned model and keep it: the first rank does, and tells the others."""
+    ranks = trial.ranks
+    return ranks.first(
+        [_measured(trial, cut, target=target, steps=steps, name=name)] if ranks.is_first else []
+    )
+
+
+def _measured(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> Outcome:
+    bench = trial.bench
+    reestimate_statistics(cut.model, bench.speech)
+    outcome = bench.judge.outcome(cut.model, target=target, steps=steps, folder=name)
+    kept = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
+    best = {bundle.DEPTH_ORDER: cut.depth_order} if cut.depth_order else {}
+    report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept, **best}
+    bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)
     return outcome
+
+
+def _ended(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
+    """Only once every model is kept is it said that the trial is done."""
+    if trial.ranks.is_first:
+        text = json.dumps([asdict(outcome) for outcome in outcomes])
+        _write(trial.place.trial / OUTCOMES, text)
+    return outcomes
 
 
 def _told(place: Place) -> list[Outcome]:
@@ -220,101 +282,50 @@ def _told(place: Place) -> list[Outcome]:
     return [Outcome(**values) for values in json.loads(done.read_text())] if done.is_file() else []
 
 
-def _total_steps(config: TrialConfig) -> int:
-    return config.pruning.steps + config.tuning.steps + config.tuning.more_steps
+def _kept(*, place: Place, names: Sequence[str]) -> list[Outcome]:
+    """The outcomes that a trial had come to when it was cut short, by their bundles."""
+    folders = takewhile(bundle.is_whole, (place.trial / name for name in names))
+    return [Outcome(**bundle.load(folder).report["outcome"]) for folder in folders]
 
 
-def price(config: TrialConfig) -> Price:
-    """Sizes, and the time of one dense step on noise: what `check` shows before a sweep."""
-    _set_chance(config, config.runtime.threads)
-    device, vocabulary = device_of(config), config.corpus.vocabulary
-    model = Conformer(Shape.of(config.model, vocabulary)).to(device)
-    space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
-    cost = space.full_cost()
-    rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
-    stage = DenseStage(
-        model, stage="teacher", steps=2, rates=rates, judge=None, runtime=config.runtime
-    )
-    batch = _noise(config, vocabulary).to(device)
-    stage.step(batch, 0)
-    started = time.perf_counter()
-    float(stage.step(batch, 1)["total"])
-    elapsed = time.perf_counter() - started
-    return Price(params=int(cost.params), gflops=float(cost.flops) / 1e9, seconds_per_step=elapsed)
+def _name(number: int) -> str:
+    """The bundle of an outcome."""
+    return f"model.{number}" if number else "model"
 
 
-def device_of(config: TrialConfig) -> torch.device:
-    """The device that a config asks for.
-
-    Raises:
-        ConfigError: if it asks for a GPU that is not there.
-    """
-    name = config.runtime.device
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("`runtime.device` must be a device of this machine, but `cuda` is not.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+def _steps(config: TrialConfig) -> int:
+    """Of the search and of one outcome's tuning; without a search, all are for tuning."""
+    return config.pruning.steps + config.tuning.steps
 
 
-def _train_teacher(config: TrialConfig, place: Place) -> Iterator[Report]:
-    _set_chance(config, max(config.runtime.threads, _cores()))
-    speech, device = open_speech(place.features), device_of(config)
-    model = Conformer(Shape.of(config.model, speech.tokenizer.size))
-    mean, deviation = speech.train.statistics()
-    model.frontend.mean.copy_(mean)
-    model.frontend.deviation.copy_(deviation)
-    model.to(device).set_dropout(config.model.dropout)
-    space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
-    judge = Judge(config, space, speech, device)
-    rates = Rates(
-        peak=config.teacher.learning_rate,
-        warmup_share=config.teacher.warmup_share,
-        weight_decay=config.teacher.weight_decay,
-        clip=config.training.clip,
-    )
-    steps = config.teacher.steps
-    stage = DenseStage(
-        model,
-        stage="teacher",
-        steps=steps,
-        rates=rates,
-        judge=judge,
-        runtime=config.runtime,
-        micro_batches=config.training.micro_batches,
-    )
-    journey = _journey(config, place.teacher, speech, device, steps)
-    yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
-    reestimate_statistics(model, calibration_speech(config, speech, device))
-    outcome = judge.outcome(model, target=0.0, steps=steps)
-    report = {"outcome": asdict(outcome), "config": config.model_dump()}
-    bundle.save(place.teacher / "model", model, speech.tokenizer, report)
-
-
-def _open_bench(config: TrialConfig, place: Place, speech: Speech, method: Method) -> Workbench:
+def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
+    """All that a trial works with, from what `prepare` made, before its first step."""
+    set_chance(config, config.runtime.threads, ranks)
     device, pruning = device_of(config), config.pruning
+    speech, method = open_speech(place.features), load_method(pruning.method)
     teacher = bundle.load(place.teacher / "model").model.to(device)
-    space = Space.of(clone(teacher), pruning.axes, pruning.utterance_seconds)
-    budget = Budget(keep=1 - method.target(config), resource=pruning.resource)
+    batches = calibration_batches(config, speech, device)
+    audible = heard(without_words(batches), method.needs)
+    student = method.prepared(clone(teacher), config, audible).requires_grad_()
+    axes = method.axes(config)
+    space = Space.of(clone(student), axes, pruning.utterance_seconds, unpruned=teacher)
 
-    def chosen(scores: Scores) -> dict[str, torch.Tensor]:
+    def chosen(scores: Scores, target: float) -> dict[str, torch.Tensor]:
+        budget = Budget(keep=1 - target, resource=pruning.resource)
         return choose(space, scores, budget, is_filled=True) if scores else space.open_choice()
 
-    return Workbench(
+    bench = Workbench(
         config=config,
-        student=clone(teacher).requires_grad_(),
+        student=student,
         distillation=Distillation(teacher, config.distillation).to(device),
         space=space,
-        speech=calibration_speech(config, speech, device),
+        speech=without_words(batches),
+        labelled=batches,
         choose=chosen,
         judge=Judge(config, space, speech, device),
         device=device,
     )
-
-
-def calibration_speech(config: TrialConfig, speech: Speech, device: torch.device) -> Calibration:
-    """The first batches of an order of their own: the same ones, whoever asks and whenever."""
-    batches = TrainBatches(speech.train, config.training.batch_seconds, config.seed + 1)
-    ready = (next(batches).to(device) for _ in range(config.pruning.calibration_batches))
-    return [(batch.features, batch.num_frames) for batch in ready]
+    return Trial(method=method, bench=bench, speech=speech, place=place, ranks=ranks)
 
 
 def _extracted(bench: Workbench, found: Found, choice: Choice) -> Conformer:
@@ -324,67 +335,9 @@ def _extracted(bench: Workbench, found: Found, choice: Choice) -> Conformer:
     return small
 
 
-def _tuning(bench: Workbench, small: Conformer, choice: Choice, *, steps: int) -> DenseStage:
-    config = bench.config
-    small.set_dropout(config.tuning.dropout)
-    rates = Rates(
-        peak=config.tuning.learning_rate,
-        warmup_share=config.tuning.warmup_share,
-        weight_decay=config.teacher.weight_decay,
-        clip=config.training.clip,
-    )
-    return DenseStage(
-        small,
-        stage="tune",
-        steps=steps,
-        rates=rates,
-        judge=bench.judge,
-        runtime=config.runtime,
-        taught=Taught(distillation=bench.distillation, choice=choice),
-        micro_batches=config.training.micro_batches,
-    )
-
-
-def _journey(
-    config: TrialConfig, folder: Path, speech: Speech, device: torch.device, steps: int
-) -> Journey:
-    return Journey(
-        batches=TrainBatches(speech.train, config.training.batch_seconds, config.seed),
-        augment=config.training.augment,
-        augment_chance=torch.Generator().manual_seed(config.seed),
-        runtime=config.runtime,
-        device=device,
-        checkpoints=folder / CHECKPOINTS,
-        total_steps=steps,
-    )
-
-
-def _set_chance(config: TrialConfig, threads: int, ranks: Ranks = ALONE) -> None:
-    """The one door through which chance comes in; the order of the data has its own generator.
-
-    What all ranks must draw alike is the first one's to draw; dropout should differ between them.
-    """
-    torch.set_num_threads(threads)
-    torch.manual_seed(config.seed + 2**31 * ranks.rank)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _noise(config: TrialConfig, vocabulary: int) -> Batch:
-    """A full batch of utterances of 4 s."""
-    count = max(1, round(config.training.batch_seconds / 4))
-    return Batch(
-        features=torch.randn(count, 400, MELS),
-        num_frames=torch.full((count,), 400),
-        tokens=torch.randint(1, vocabulary, (count, 8)),
-        num_tokens=torch.full((count,), 8),
-        seconds=4.0 * count,
-        ids=("",) * count,
-        texts=("",) * count,
-        indices=tuple(range(count)),
-    )
+def _tuning(trial: Trial, cut: Cut, *, steps: int) -> Tuning:
+    cut.model.set_dropout(trial.config.tuning.dropout)
+    return trial.method.tuning(cut.model, cut.choice, trial.bench, steps=steps)
 
 
 def _write(file: Path, text: str) -> None:

@@ -30,7 +30,7 @@ from sweep.store.workers import Luggage, brought, prepared, ready, written
 
 if TYPE_CHECKING:
     from core.ranks import Ranks
-    from core.trial import Place
+    from core.setting import Place
 
 PATIENCE_SECONDS = 200.0
 """Workers of a killed driver are gone long before; NFS keeps a dead machine's locks for longer."""
@@ -78,7 +78,8 @@ def run_trial(job: Mapping[str, Any]) -> None:
 
         values = json.loads(job["job"])
         hire(values["ranks"])
-        from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
+        from core.setting import device_of  # noqa: PLC0415  # seconds of imports
+        from core.trial import run  # noqa: PLC0415  # seconds of imports
 
         config, place = _unpacked(job)
         luggage = _luggage(job)
@@ -110,7 +111,8 @@ def run_rank(
     job: Mapping[str, Any], join: Callable[[Any], AbstractContextManager["Ranks"]]
 ) -> None:
     """A further rank of a trial, which has nothing to tell."""
-    from core.trial import device_of, run  # noqa: PLC0415  # seconds of imports
+    from core.setting import device_of  # noqa: PLC0415  # seconds of imports
+    from core.trial import run  # noqa: PLC0415  # seconds of imports
 
     config, place = _unpacked(job)
     try:
@@ -124,7 +126,7 @@ def run_rank(
 
 def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
     """Corpus, features and teacher, once a sweep; a streaming task of Ray."""
-    from core.trial import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
+    from core.teacher import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
 
     config, place = _unpacked(job)
     with full_disk_told(place.teacher), _alone(place.teacher):
@@ -169,7 +171,7 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def _unpacked(job: Mapping[str, Any]) -> tuple[TrialConfig, "Place"]:
-    from core.trial import Place  # noqa: PLC0415  # seconds of imports, the worker's alone
+    from core.setting import Place  # noqa: PLC0415  # seconds of imports, the worker's alone
 
     values = json.loads(job["job"])
     place = Place(**{name: Path(folder) for name, folder in values["place"].items()})

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.config import SweepConfig
 from sweep.space import Choice, Distribution, Range
 

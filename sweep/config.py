@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from core.config import Config, ConfigError, CorpusConfig
+from core.config import CorpusConfig
+from core.strict import Config, ConfigError
 from sweep import toml_text
 from sweep.space import SearchSpace
 

@@ -134,7 +134,11 @@ class Ledger:
         self, params: Mapping[str, Any], distributions: Mapping[str, Distribution]
     ) -> TrialRecord:
         """A new waiting trial. What lies outside the distributions is kept beside them."""
-        wanted = {name: as_optuna(distributions[name]) for name in params if name in distributions}
+        wanted = {
+            name: as_optuna(distributions[name])
+            for name, value in params.items()
+            if name in distributions and distributions[name].holds(value)
+        }
         # Optuna keeps a choice's options for a study's whole life; more of them go beside, too.
         known = {name: d for name, d in wanted.items() if self._choices.get(name, d) == d}
         self._remember_choices(known)

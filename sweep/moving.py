@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
 from sweep.ledger_files import ADDRESS, FILE, FILES, JOURNAL
 from sweep.ledger_storage import copy_as_sqlite

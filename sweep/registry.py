@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import ConfigError
 from core.deploy import bundle
 from core.lineage import bundle_digest
+from core.strict import ConfigError
 from sweep.mlflow_runs import FAILURES, Registry, open_client
 from sweep.mlflow_server import cannot_open, database_uri
 from sweep.moving import follow

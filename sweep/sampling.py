@@ -1,8 +1,9 @@
 """Which point next: fixed anchors, then a quasi-random start, then a model of what was found.
 
 Anchors and the quasi-random start depend on the seed and the trial's number alone. The model is
-Optuna's: it sees finished trials with their first outcome, running ones as pending, and of failed
-and stopped ones only that they are over. The control trial lies outside the space; it sees it not.
+Optuna's: it sees the outcomes of finished trials, running ones as pending, and of failed and
+stopped ones only that they are over. A further outcome is told as a trial of its own that asked for
+that target. The control trial lies outside the space; it sees it not.
 """
 
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ class Sampling:
             name: as_optuna(leaf) for name, leaf in space.distributions.items() if name != SEED
         }
         self._num_before = 0
-        self._finished: dict[int, FrozenTrial] = {}
+        self._finished: dict[tuple[int, int], FrozenTrial] = {}
         self._pending: dict[int, Trial] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # A copy in memory: it may hold what the ledger must not, and costs no query.
@@ -96,7 +97,7 @@ class Sampling:
             params = self._evolved(number)
         else:
             params = self._modelled(number)
-        if self._is_inside(params) and number not in self._pending:
+        if self._is_inside(params) and self._holds(params) and number not in self._pending:
             self._pending[number] = self._place(params)
         return params
 
@@ -109,8 +110,12 @@ class Sampling:
             return
         self._num_before += record.number < 0
         pending = self._pending.pop(record.number, None)
-        if record.state == "finished" and pending is None and self._holds(record.params):
-            self._add(record)
+        if record.state == "finished":
+            self._add_further(record)
+        if pending is None and not self._holds(record.params):
+            return  # the control of a sweep over other methods, or a trial of wider ranges
+        if record.state == "finished" and pending is None:
+            self._add(record, 0, record.params)
             return
         trial = pending or self._place(record.params)
         if record.state == "finished":
@@ -213,22 +218,30 @@ class Sampling:
     def _holds(self, params: Mapping[str, Any]) -> bool:
         return all(self.space.distributions[name].holds(params[name]) for name in self._searched)
 
-    def _add(self, record: TrialRecord) -> None:
-        """A trial that was never pending here, at a fifth of the time that asking would take."""
+    def _add_further(self, record: TrialRecord) -> None:
+        """The outcomes after the first, where the target that each was for is searched."""
+        for number, outcome in enumerate(record.outcomes):
+            params = {**record.params, TARGET: outcome.target_sparsity}
+            if number and TARGET in self._searched and self._holds(params):
+                self._add(record, number, params)
+
+    def _add(self, record: TrialRecord, number: int, params: Mapping[str, Any]) -> None:
+        """An outcome that was never pending here, at a fifth of the time that asking would take."""
+        outcome = record.outcomes[number]
         trial = optuna.trial.create_trial(
-            params={name: record.params[name] for name in self._searched},
+            params={name: params[name] for name in self._searched},
             distributions=self._searched,
-            values=self._values(record.outcomes[0]),
-            constraints=self._constraints(record.outcomes[0]),
+            values=self._values(outcome),
+            constraints=self._constraints(outcome),
         )
         self._study.add_trial(trial)
-        self._finished[record.number] = trial
+        self._finished[record.number, number] = trial
 
     def _tell(self, record: TrialRecord, trial: Trial) -> None:
         outcome = record.outcomes[0]
         for name, value in self._constraints(outcome).items():
             trial.set_constraint(name, value)
-        self._finished[record.number] = self._study.tell(trial, self._values(outcome))
+        self._finished[record.number, 0] = self._study.tell(trial, self._values(outcome))
 
     def _values(self, outcome: Outcome) -> list[float]:
         return [float(getattr(outcome, name)) for name in self.budget.objectives]

@@ -10,10 +10,7 @@ from sweep.space import SearchSpace
 from sweep.stopping import Standing, Stopping
 
 CONTROL = "dense"
-"""The method of the control, which no trial can be better than at its FLOPs: never stopped.
-
-Nor is what was finished once and is tuned on.
-"""
+"""The method of the control, which no trial can be better than at its FLOPs: never stopped."""
 
 
 class FrontScheduler(FIFOScheduler):
@@ -32,15 +29,16 @@ class FrontScheduler(FIFOScheduler):
         self._space = space
         for record in ledger.records():
             for heard in record.curve:
-                stopping.observe(heard.step, self._standing(record, heard))
+                if heard.step < self._last_step(record):
+                    stopping.observe(heard.step, self._standing(record, heard))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Say whether the trial goes on; Tune asks before anyone else hears of the result."""
         del tune_controller
         wer = result.get("report/wer")  # Tune flattens what it hands to schedulers
-        if wer is None or result["report/step"] >= result["report/total_steps"]:
-            return TrialScheduler.CONTINUE
         record = self._ledger.record(trial.config["number"])
+        if wer is None or result["report/step"] >= self._last_step(record):
+            return TrialScheduler.CONTINUE
         heard = Heard(step=result["report/step"], wer=wer, gflops=result["report/gflops"])
         should_stop = self._stopping.should_stop(heard.step, self._standing(record, heard))
         return TrialScheduler.STOP if should_stop else TrialScheduler.CONTINUE
@@ -52,8 +50,13 @@ class FrontScheduler(FIFOScheduler):
             wer=heard.wer,
             gflops=heard.gflops,
             target=config.pruning.target_sparsity,
-            is_safe=config.pruning.method == CONTROL or config.tuning.more_steps > 0,
+            is_safe=config.pruning.method == CONTROL,
         )
+
+    def _last_step(self, record: TrialRecord) -> int:
+        """Where a trial's first outcome is there: what it does beyond is not compared."""
+        config = self._space.trial_config(record.settings)
+        return config.pruning.steps + config.tuning.steps
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its scheduler, for a restore that is never asked for."""

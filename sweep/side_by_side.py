@@ -12,7 +12,7 @@ from plotly import graph_objects as go
 from rich import box
 from rich.table import Table
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep import comparison, confirming, front, page, picture, scene
 from sweep.comparison import Comparison, Side, Stairs
 from sweep.front import Point

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from core.config import ConfigError, TrialConfig
+from core.config import TrialConfig
+from core.strict import ConfigError
 
 SHARED = ("corpus", "model", "teacher")
 """Sections that one teacher, and so all trials of a sweep, have in common."""

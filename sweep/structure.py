@@ -1,6 +1,7 @@
 """What is left of each part of a pruned model, read from its bundle's sizes. Needs no torch."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from core.conformer.shape import BlockShape, Shape
 
 PARTS = ("ff1", "heads", "channels", "ff2")
 """Of a block, in the order in which it computes them."""
+GONE = BlockShape(ff1=0, heads=0, channels=0, ff2=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +37,18 @@ class Structure:
     """The front end's two convolutions and the width of the residual stream."""
 
 
-def structure(small: Shape, whole: Shape) -> Structure:
-    """What a pruned model has left of the one it was cut from."""
+def structure(small: Shape, whole: Shape, blocks: Collection[int] | None = None) -> Structure:
+    """What a pruned model has left of the one it was cut from.
+
+    Args:
+        small: its sizes.
+        whole: those of the other.
+        blocks: which of the other's blocks it has; None for all.
+    """
+    left = iter(small.blocks)
+    there = [next(left) if blocks is None or i in blocks else GONE for i in _numbers(whole)]
     return Structure(
-        blocks=tuple(map(_block, small.blocks, whole.blocks)),
+        blocks=tuple(map(_block, there, whole.blocks)),
         trunk=(
             Left(kept=small.sub1, whole=whole.sub1),
             Left(kept=small.sub2, whole=whole.sub2),
@@ -48,11 +58,26 @@ def structure(small: Shape, whole: Shape) -> Structure:
 
 
 def read_structure(bundle: Path, teacher: Path) -> Structure | None:
-    """Of two bundles' folders; None where one is not there, or they are of different depth."""
+    """Of two bundles' folders; None where one is not there, or is not what the other has left."""
     small, whole = _shape(bundle), _shape(teacher)
-    if small is None or whole is None or len(small.blocks) != len(whole.blocks):
+    if small is None or whole is None:
         return None
-    return structure(small, whole)
+    gone = _gone_blocks(bundle)
+    blocks = [i for i in _numbers(whole) if f"blocks.{i}" not in gone]
+    return structure(small, whole, blocks) if len(blocks) == len(small.blocks) else None
+
+
+def _numbers(whole: Shape) -> range:
+    return range(len(whole.blocks))
+
+
+def _gone_blocks(bundle: Path) -> set[str]:
+    """Those of which a bundle's report says that nothing was kept."""
+    try:
+        kept = json.loads((bundle / "report.json").read_text(encoding="utf-8"))["kept"]
+        return {name for name, units in kept.items() if not units}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
 
 
 def _block(small: BlockShape, whole: BlockShape) -> tuple[Left, ...]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.config import ResourcesConfig
 
 Kind = Literal["ray-job", "kuberay", "slurm"]

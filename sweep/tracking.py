@@ -254,6 +254,9 @@ class Tracker:
         if len(record.outcomes) > 1:
             params = {record.number: record.params}
             texts["outcomes.csv"] = csv_text(front.points([record]), params)
+            for number, outcome in enumerate(record.outcomes):
+                values = {f"outcome/{n}": v for n, v in outcome_metrics(outcome).items()}
+                self.runs.log_metrics(known, values, at=at, step=number)
         for name, text in texts.items():
             self.client.log_text(known.run_id, text, name)
 

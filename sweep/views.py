@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
-from core.config import ConfigError, CorpusConfig
+from core.config import CorpusConfig
 from core.report import Outcome
+from core.strict import ConfigError
 from sweep import front
 from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
 from sweep.front import Point
@@ -28,8 +29,7 @@ from sweep.store.copy import at, bring, refresh, shown
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
-    from core.trial import Price
-    from sweep.confirming import Confirmed
+    from core.price import Price
 
 MANY_ROWS = 300
 """Above so many a table is plain lines: measuring each cell takes a millisecond."""
@@ -151,20 +151,27 @@ def status_values(seen: Seen) -> dict[str, Any]:
 
 def status_lines(values: Mapping[str, Any]) -> list[str]:
     """The same, to be read."""
-    driver = values["driver"]
-    runs = f"runs in process {driver}" if driver else "does not run"
     states = ("finished", "running", "waiting", "stopped", "failed")
     counts = ", ".join(f"{values[state]} {state}" for state in states if values[state])
     return [
-        f"{values['name']} in {values['folder']} {runs}",
+        f"{values['name']} in {values['folder']} {_pace(values)}",
         f"{counts or 'nothing yet'}, of {values['trials']} trials",
         f"front: {values['front']} points, hypervolume {values['hypervolume']:.3f}",
     ]
 
 
+def _pace(values: Mapping[str, Any]) -> str:
+    """Whether a sweep goes on, could, or has come to its end."""
+    if values["driver"]:
+        return f"runs in process {values['driver']}"
+    begun = values["waiting"] + values["running"]
+    ended = values["finished"] + values["stopped"] + values["failed"]
+    return "is complete" if ended >= values["trials"] and not begun else "does not run"
+
+
 TRIAL_HEADINGS = (
     *("trial", "state", "method", "target\n(%)", "removed\n(%)", "WER\n(%)", "GFLOPs"),
-    *("latency\n(ms)", "attempts", "step"),
+    *("latency\n(ms)", "tries", "step"),
 )
 
 
@@ -233,13 +240,8 @@ def pareto_values(seen: Seen, points: Iterable[Point]) -> dict[str, Any]:
     }
 
 
-def confirmed_rows(found: Iterable["Confirmed"]) -> list[dict[str, Any]]:
-    """Front points and how they did again, cheapest first; plain values."""
-    return [asdict(each) for each in found]
-
-
 def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The same for the terminal."""
+    """Front points and how they did again, cheapest first."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", title="Front, confirmed")
     for name in ("trial", "method", "GFLOPs", "params", "WER (%)", "again", "+-", "test", "seeds"):
         table.add_column(name, justify="left" if name == "method" else "right")

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.config import ConfigError
 from core.report import Outcome
+from core.strict import ConfigError
 from sweep.changes import leaves
 from sweep.config import SHARED_FOLDERS, SweepConfig
 from sweep.records import TrialRecord

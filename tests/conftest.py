@@ -71,7 +71,8 @@ def tiny_space(tmp_path):
 @pytest.fixture(scope="session")
 def tiny_shared(tmp_path_factory):
     """Speech and teacher of the tiny space, made once; a sweep that has them begins with trials."""
-    from core.trial import Place, prepare  # noqa: PLC0415  # seconds, of these tests alone
+    from core.setting import Place  # noqa: PLC0415  # seconds, of these tests alone
+    from core.teacher import prepare  # noqa: PLC0415
     from sweep.config import parse  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("shared")

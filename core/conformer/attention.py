@@ -1,38 +1,82 @@
 """Self-attention with relative positions (Dai et al., 2019), heads as units.
 
 score(i, j) = ((q_i + u) k_j + (q_i + v) p_(i-j)) / sqrt(K), where p is a projected table of sines.
+Values are mixed by softmax of the scores, or by estimates of it in linear time.
 
 Shapes: B batch, T frames, D width, P width of the table, H heads, K head width, A = H K, R = 2 T -
 1 distances.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
-from core.conformer.feedforward import module_axis, producer_slices
+from core.conformer.axes import Axis, Cost, Kept, Lengths, Number, Slice
+from core.conformer.factored import (
+    Linear,
+    column_slice,
+    linear,
+    rank_axes,
+    row_slices,
+    spared,
+)
+from core.conformer.feedforward import module_axis
+from core.conformer.linear_attention import LinearMixing
 from core.conformer.norm import LayerNorm
 
 
 class Attention(nn.Module):
+    linear: LinearMixing | None
+
     def __init__(
-        self, *, width: int, position_width: int, heads: int, head_width: int, name: str
+        self,
+        *,
+        width: int,
+        position_width: int,
+        heads: int,
+        head_width: int,
+        name: str,
+        ranks: Mapping[str, int],
+        linear_features: int = 0,
     ) -> None:
         super().__init__()
         self.name = name
         self.head_width = head_width
         self.norm = LayerNorm(width, name=f"{name}.norm")
-        self.query = nn.Linear(width, heads * head_width)
-        self.key = nn.Linear(width, heads * head_width)
-        self.value = nn.Linear(width, heads * head_width)
-        self.position = nn.Linear(position_width, heads * head_width, bias=False)
+        inside = heads * head_width
+        self.query = linear(f"{name}.query", width, inside, ranks)
+        self.key = linear(f"{name}.key", width, inside, ranks)
+        self.value = linear(f"{name}.value", width, inside, ranks)
+        self.position = linear(f"{name}.position", position_width, inside, ranks, has_bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, head_width))
         self.position_bias = nn.Parameter(torch.zeros(heads, head_width))
-        self.output = nn.Linear(heads * head_width, width)
+        self.output = linear(f"{name}.output", inside, width, ranks)
+        self.linear = None
+        if linear_features:
+            self.linearise(linear_features)
+
+    def linearise(self, features: int) -> None:
+        """Mix values in linear time from now on, by so many features drawn here.
+
+        Raises:
+            ValueError: if a cosine is missing in the table of positions, or features are odd.
+        """
+        if features % 2:
+            raise ValueError(
+                f"features of linear attention must be an even number, but are {features} instead"
+            )
+        width = self.position.in_features
+        if width % 2:
+            raise ValueError(
+                "the table of positions must have an even width for linear attention,"
+                f" but has {width} instead"
+            )
+        mixing = LinearMixing(head_width=self.head_width, position_width=width, features=features)
+        self.linear = mixing.to(device=self.content_bias.device, dtype=self.content_bias.dtype)
 
     def forward(
         self,
@@ -42,25 +86,33 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch time width"]:
         x = self.norm(x)
         q, k, v = self._heads(self.query(x)), self._heads(self.key(x)), self._heads(self.value(x))
-        p = self._heads(self.position(distances)[None])[0]  # (H, R, K)
         q = q / math.sqrt(self.head_width)
         u = self.content_bias[:, None] / math.sqrt(self.head_width)
         w = self.position_bias[:, None] / math.sqrt(self.head_width)
-        scores = (q + u) @ k.transpose(-1, -2) + shifted((q + w) @ p.transpose(-1, -2))
-        # A finite floor keeps rows without any real frame finite.
-        floor = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~is_frame[:, None, None, :], floor)
-        mixed = F.softmax(scores, dim=-1) @ v  # (B, H, T, K)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        if self.linear is not None:
+            assert isinstance(self.position, nn.Linear), "it is taken apart by heads"
+            p = self.position.weight.unflatten(0, (-1, self.head_width))  # (H, K, P)
+            queries = torch.cat((q + u, (q + w) @ p), dim=-1)
+            mixed = self.linear(queries, k, v, distances, is_frame)
+        else:
+            p = self._heads(self.position(distances)[None])[0]  # (H, R, K)
+            scores = (q + u) @ k.transpose(-1, -2) + shifted((q + w) @ p.transpose(-1, -2))
+            # A finite floor keeps rows without any real frame finite.
+            floor = torch.finfo(scores.dtype).min
+            scores = scores.masked_fill(~is_frame[:, None, None, :], floor)
+            mixed = F.softmax(scores, dim=-1) @ v
+        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, A)
 
     def _heads(self, x: Float[Tensor, "batch time all"]) -> Float[Tensor, "batch heads time head"]:
         """As many heads as the tensor has, so that a narrowed module needs no new code."""
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
+    def _layers(self) -> dict[str, Linear]:
+        names = ("query", "key", "value", "position", "output")
+        return {f"{self.name}.{name}": getattr(self, name) for name in names}
+
     def axes(self) -> list[Axis]:
-        projections = ("query", "key", "value")
-        rows = [f"{part}.{tensor}" for part in projections for tensor in ("weight", "bias")]
-        k = self.head_width
+        k, (*projections, (output, last)) = self.head_width, self._layers().items()
         heads = Axis(
             name=f"{self.name}.head",
             kind="head",
@@ -68,32 +120,46 @@ class Attention(nn.Module):
             parent=self.name,
             slices=(
                 *(
-                    Slice(tensor=f"{self.name}.{row}", dim=0, block=k)
-                    for row in (*rows, "position.weight")
+                    piece
+                    for name, layer in projections
+                    for piece in row_slices(name, layer, block=k)
                 ),
                 Slice(tensor=f"{self.name}.content_bias", dim=0),
                 Slice(tensor=f"{self.name}.position_bias", dim=0),
-                Slice(tensor=f"{self.name}.output.weight", dim=1, block=k, is_scaled=True),
+                column_slice(output, last, block=k, is_scaled=True),
             ),
         )
-        return [module_axis(self.name, f"{self.name}.output", self.output), heads]
+        return [module_axis(self.name, output, last), heads, *rank_axes(self._layers())]
 
     def width_slices(self) -> tuple[Slice, ...]:
-        columns = ("query.weight", "key.weight", "value.weight")
+        readers = {"query": self.query, "key": self.key, "value": self.value}
         return (
             *self.norm.width_slices(),
-            *(Slice(tensor=f"{self.name}.{column}", dim=1) for column in columns),
-            *producer_slices(f"{self.name}.output"),
+            *(column_slice(f"{self.name}.{name}", layer) for name, layer in readers.items()),
+            *row_slices(f"{self.name}.output", self.output, is_scaled=True),
         )
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        d, a = kept["width"], self.head_width * kept[f"{self.name}.head"]
-        p, t = self.position.in_features, lengths.quarter
-        r = 2 * t - 1
-        return kept[self.name] * Cost(
-            params=4 * d * a + p * a + 5 * a + 3 * d,
-            flops=8 * t * d * a + 2 * r * p * a + 4 * t * t * a + 2 * t * r * a,
+        d, heads = kept["width"], kept[f"{self.name}.head"]
+        a, p, t = self.head_width * heads, self.position.in_features, lengths.quarter
+        of_frames = sum(
+            (spared(kept, f"{self.name}.{name}", d, a) for name in ("query", "key", "value")),
+            start=spared(kept, f"{self.name}.output", a, d),
         )
+        of_distances = spared(kept, f"{self.name}.position", p, a)
+        whole = Cost(
+            params=4 * d * a + p * a + 5 * a + 3 * d,
+            flops=8 * t * d * a + self._mixing_flops(heads, t),
+        )
+        r = 2 * t - 1
+        less = Cost(params=of_frames + of_distances, flops=2 * t * of_frames + 2 * r * of_distances)
+        return kept[self.name] * (whole + (-1) * less)
+
+    def _mixing_flops(self, heads: Number, time: int) -> Number:
+        if self.linear is not None:
+            return self.linear.flops(heads, time)
+        a, p, r = self.head_width * heads, self.position.in_features, 2 * time - 1
+        return 2 * r * p * a + 4 * time * time * a + 2 * time * r * a
 
 
 def shifted(

@@ -6,7 +6,7 @@ unit, and which of them it scales. FLOPs are counted as torch counts them: 1 mul
 norms, activations and biases are free.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,14 +39,34 @@ class Axis:
     """A set of like units that can be cut."""
 
     name: str
-    """For a module axis the module's own name: closing it removes every tensor below."""
+    """For a module or a block its own name: closing it removes every tensor below."""
     kind: AxisKind
     size: int
     slices: tuple[Slice, ...]
     parent: str | None = None
-    """The module axis that closes when the last of these units goes, and takes them with it."""
+    """What takes these with it when it closes: of units their module, of a module its block.
+
+    A module closes with the last of its units. A block does not close with the last of its modules:
+    its norm stays, as norm after norm is no identity.
+    """
     floor: int = 0
     """Units that must stay for the model to compute anything."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its one unit is a whole module or block, in which other axes lie."""
+        return self.kind in ("module", "block")
+
+
+def around(axes: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
+    """By each axis's name the module and the block that it lies in, nearest first."""
+    parents = {axis.name: axis.parent for axis in axes}
+
+    def chain(name: str) -> tuple[str, ...]:
+        parent = parents.get(name)
+        return () if parent is None else (parent, *chain(parent))
+
+    return {axis.name: chain(axis.name) for axis in axes}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

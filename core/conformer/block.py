@@ -1,7 +1,7 @@
 """A Conformer block (Gulati et al., 2020): feed-forward, attention, convolution, feed-forward.
 
 A module that is gone adds nothing; the final norm stays even when all four are gone, as norm after
-norm is no identity.
+norm is no identity. A block that is gone is passed by, its norm with it: what comes in goes out.
 
 Shapes: B batch, T frames, D width.
 """
@@ -32,8 +32,10 @@ class Block(nn.Module):
         super().__init__()
         self.name = name
         self.dropout = 0.0
+        self.skip_probability = 0.0
+        """With which a training step may pass by this block; whoever trains draws."""
         width = shape.width
-        self.ff1 = _feedforward(width, sizes.ff1, f"{name}.ff1")
+        self.ff1 = _feedforward(shape, sizes.ff1, f"{name}.ff1")
         self.attention = (
             Attention(
                 width=width,
@@ -41,6 +43,8 @@ class Block(nn.Module):
                 heads=sizes.heads,
                 head_width=shape.head_width,
                 name=f"{name}.attention",
+                ranks=shape.ranks,
+                linear_features=sizes.linear_features,
             )
             if sizes.heads
             else None
@@ -51,11 +55,12 @@ class Block(nn.Module):
                 channels=sizes.channels,
                 kernel=shape.kernel,
                 name=f"{name}.convolution",
+                ranks=shape.ranks,
             )
             if sizes.channels
             else None
         )
-        self.ff2 = _feedforward(width, sizes.ff2, f"{name}.ff2")
+        self.ff2 = _feedforward(shape, sizes.ff2, f"{name}.ff2")
         self.norm = LayerNorm(width, name=f"{name}.norm")
 
     def forward(
@@ -77,14 +82,20 @@ class Block(nn.Module):
         return self.norm(x)
 
     def _dropped(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return F.dropout(x, self.dropout, self.training)
+        x = F.dropout(x, self.dropout, self.training)
+        # A block that is not always there adds the more, so that what is added keeps its mean.
+        is_rare = self.training and self.skip_probability > 0
+        return x / (1 - self.skip_probability) if is_rare else x
 
     def parts(self) -> list[Part]:
         parts = (self.ff1, self.attention, self.convolution, self.ff2)
         return [part for part in parts if part is not None]
 
     def axes(self) -> list[Axis]:
-        return [axis for part in self.parts() for axis in part.axes()]
+        """The whole block first; its gate, half shut, scales what each of its modules adds."""
+        inside = [axis for part in self.parts() for axis in part.axes()]
+        outputs = (piece for axis in inside if axis.is_whole for piece in axis.slices)
+        return [Axis(name=self.name, kind="block", size=1, slices=tuple(outputs)), *inside]
 
     def width_slices(self) -> tuple[Slice, ...]:
         inside = (piece for part in self.parts() for piece in part.width_slices())
@@ -92,8 +103,11 @@ class Block(nn.Module):
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
         norm = Cost(params=2 * kept["width"], flops=0)
-        return total(part.cost(kept, lengths) for part in self.parts()) + norm
+        inside = total(part.cost(kept, lengths) for part in self.parts())
+        return kept[self.name] * (inside + norm)
 
 
-def _feedforward(width: int, inner: int, name: str) -> FeedForward | None:
-    return FeedForward(width=width, inner=inner, name=name) if inner else None
+def _feedforward(shape: Shape, inner: int, name: str) -> FeedForward | None:
+    if not inner:
+        return None
+    return FeedForward(width=shape.width, inner=inner, name=name, ranks=shape.ranks)

@@ -21,16 +21,16 @@ class Folded:
     """A model's tensors under a mask."""
 
     tensors: Mapping[str, Tensor]
-    """Parameters and buffers, scaled and narrowed; those of closed modules are missing."""
+    """Parameters and buffers, scaled and narrowed; those of closed parts are missing."""
     closed: frozenset[str]
-    """Module axes whose gate is shut."""
+    """Modules and blocks whose gate is shut."""
 
 
 def resolved(axes: Sequence[Axis], mask: Mask) -> dict[str, Tensor]:
     """Close modules that have lost their last unit, so that a bias never stays alone."""
     alive = dict(mask)
     for axis in axes:
-        if axis.parent is None or axis.name not in mask:
+        if axis.parent is None or axis.is_whole or axis.name not in mask:
             continue
         units = mask[axis.name]
         is_alive = (units.detach() != 0).any().to(units.dtype)
@@ -57,14 +57,14 @@ def fold(
     """
     mask = resolved(axes, mask)
     gated = [axis for axis in axes if axis.name in mask]
-    closed = frozenset(a.name for a in gated if a.kind == "module" and not mask[a.name].any())
+    closed = frozenset(a.name for a in gated if a.is_whole and not mask[a.name].any())
     folded = {name: t for name, t in tensors.items() if not _is_inside(name, closed)}
     for axis in gated:
         for piece in axis.slices:
             if piece.is_scaled and piece.tensor in folded:
                 folded[piece.tensor] = _scaled(folded[piece.tensor], piece, mask[axis.name])
     for axis in gated:
-        if axis.kind != "module":
+        if not axis.is_whole:
             share = 0.0 if axis.kind == "width" else narrow_from
             _narrow(folded, axis, mask[axis.name], narrow_from=share)
     return Folded(tensors=folded, closed=closed)

@@ -29,7 +29,7 @@ class Output:
     logits: Float[Tensor, "batch time vocabulary"]
     is_frame: Bool[Tensor, "batch time"]
     hidden: tuple[Float[Tensor, "batch time width"], ...]
-    """After each block."""
+    """After each block, also after one that was passed by."""
 
     @property
     def num_frames(self) -> Int[Tensor, " batch"]:
@@ -52,7 +52,7 @@ class Conformer(nn.Module):
         num_frames: Int[Tensor, " batch"],
         closed: AbstractSet[str] = NOTHING,
     ) -> Output:
-        """`num_frames` counts mel frames; `closed` names modules to leave out."""
+        """`num_frames` counts mel frames; `closed` names modules and blocks to leave out."""
         x = self.frontend(features)
         time = x.shape[1]
         is_frame = (
@@ -63,13 +63,19 @@ class Conformer(nn.Module):
         )
         hidden = []
         for block in self.blocks:
-            x = block(x, is_frame, distances, closed)
+            if block.name not in closed:
+                x = block(x, is_frame, distances, closed)
             hidden.append(x)
         return Output(logits=self.head(x), is_frame=is_frame, hidden=tuple(hidden))
 
     def set_dropout(self, probability: float) -> None:
         for block in self.typed_blocks():
             block.dropout = probability
+
+    def set_stochastic_depth(self, last: float) -> None:
+        """Let training steps pass by the last block so often, and earlier ones linearly less."""
+        for i, block in enumerate(self.typed_blocks()):
+            block.skip_probability = last * (i + 1) / len(self.blocks)
 
     def typed_blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -1,10 +1,11 @@
 """How large each part of a Conformer is: the architecture of a dense or an extracted model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from core.config import ConfigError, ModelConfig
+from core.config import ModelConfig
+from core.strict import ConfigError
 
 MELS = 80
 LARGEST = 65_536
@@ -18,6 +19,8 @@ class BlockShape:
     heads: int
     channels: int
     ff2: int
+    linear_features: int = 0
+    """Random features by which attention runs in linear time; 0 for softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,8 @@ class Shape:
     kernel: int
     vocabulary: int
     blocks: tuple[BlockShape, ...]
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Of the linear layers that are two factors, by name; all others are one matrix."""
 
     @classmethod
     def of(cls, config: ModelConfig, vocabulary: int) -> "Shape":
@@ -74,31 +79,72 @@ class Shape:
             ValueError: if a size is missing, unknown, not a whole number or out of range.
         """
         whole = dict(values)
-        blocks = whole.pop("blocks", None)
+        blocks, ranks = whole.pop("blocks", None), whole.pop("ranks", {})
         if not isinstance(blocks, list):
             raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
         checked = tuple(
             BlockShape(**_sizes(block, BlockShape, low=0, name=f"blocks.{i}."))
             for i, block in enumerate(blocks)
         )
-        return cls(**_sizes(whole, cls, low=1, name=""), blocks=checked)
+        shape = cls(**_sizes(whole, cls, low=1, name=""), blocks=checked)
+        return replace(shape, ranks=_ranks(ranks, shape.linears()))
 
     def to_plain(self) -> dict[str, Any]:
-        return asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+        plain = asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+        # A model of matrices alone is written as it was before there were factors.
+        return plain if self.ranks else {key: plain[key] for key in plain if key != "ranks"}
 
-
-def _sizes(values: Any, kind: type, *, low: int, name: str) -> dict[str, int]:
-    """The sizes of a kind of shape, each there and in range, and nothing else."""
-    wanted = {field.name for field in fields(kind)} - {"blocks"}
-    if not isinstance(values, dict) or set(values) != wanted:
-        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(wanted))}, but is {values}.")
-    for key, size in values.items():
-        if type(size) is not int or not low <= size <= LARGEST:
-            raise ValueError(
-                f"`{name}{key}` must be a whole number from {low} to {LARGEST},"
-                f" but is {size!r} instead"
+    def linears(self) -> list[str]:
+        """The linear layers that may be factored, by name: those of the modules that are there."""
+        return [
+            f"blocks.{i}.{module}.{layer}"
+            for i, block in enumerate(self.blocks)
+            for module, size, layers in (
+                ("ff1", block.ff1, ("up", "down")),
+                ("attention", block.heads, _attention_layers(block)),
+                ("convolution", block.channels, ("up", "down")),
+                ("ff2", block.ff2, ("up", "down")),
             )
+            if size
+            for layer in layers
+        ]
+
+
+def _attention_layers(block: BlockShape) -> tuple[str, ...]:
+    """Attention in linear time takes the positions' matrix apart by heads: it stays whole."""
+    positions = () if block.linear_features else ("position",)
+    return ("query", "key", "value", *positions, "output")
+
+
+def _sizes(values: Any, kind: type, *, low: int, name: str) -> dict[str, Any]:
+    """The sizes of a kind of shape, each there and in range, and nothing else.
+
+    One with a default may be missing: a bundle from before it was known lacks it.
+    """
+    aside = ("blocks", "ranks")
+    known = {field.name: field.default for field in fields(kind) if field.name not in aside}
+    needed = {key for key, default in known.items() if default is MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= set(known):
+        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(known))}, but is {values}.")
+    for key, size in values.items():
+        _check_size(f"{name}{key}", size, low=low)
     return values
+
+
+def _ranks(values: Any, linears: list[str]) -> dict[str, int]:
+    """The ranks of layers that are there."""
+    if not isinstance(values, dict) or not set(values) <= set(linears):
+        raise ValueError(f"`ranks` must name linear layers of the model, but is {values}.")
+    for name, rank in values.items():
+        _check_size(f"ranks.{name}", rank, low=1)
+    return values
+
+
+def _check_size(name: str, size: Any, *, low: int) -> None:
+    if type(size) is not int or not low <= size <= LARGEST:
+        raise ValueError(
+            f"`{name}` must be a whole number from {low} to {LARGEST}, but is {size!r} instead"
+        )
 
 
 _SIZES: dict[str, dict[str, int]] = {

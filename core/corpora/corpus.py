@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import hashlib
 import logging
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,39 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
         dev=dev.cuts,
         test=test.cuts,
         digest=hashlib.sha256(f"{train.digest}{dev.digest}{test.digest}".encode()).hexdigest(),
+    )
+
+
+def with_memory(
+    new: Corpus, old: Corpus, *, share: float, seed: int, balance: float = 0.0
+) -> Corpus:
+    """New speech, with a share of the old one's training speech among its own.
+
+    Whether an utterance is among them depends on its name and the seed alone, so that a larger
+    share holds a smaller one's. What is among them is there as often as makes at least `balance`
+    old utterances a new one: little memory, seldom heard, is forgotten all the same.
+
+    Raises:
+        CorpusError: if the share leaves no utterance.
+    """
+    kept = list(_filter(old.train, functools.partial(_is_remembered, share, seed)))
+    if not kept:
+        raise CorpusError(
+            f"`memory_share` must leave training utterances of `{old.name}`, but {share:g} of"
+            " them are none."
+        )
+    count = sum(1 for _ in new.train)
+    times = max(1, math.ceil(balance * count / len(kept)))
+    memory = CutSet.from_cuts(
+        cut.with_id(f"memory-{time}-{cut.id}") for time in range(times) for cut in kept
+    )
+    parts = (new.digest, old.digest, f"{share}", f"{seed}", f"{times}")
+    return Corpus(
+        name=new.name,
+        train=_join([new.train, memory]),
+        dev=new.dev,
+        test=new.test,
+        digest=hashlib.sha256("".join(parts).encode()).hexdigest(),
     )
 
 
@@ -205,6 +239,11 @@ def _middle(file: Path) -> bytes:
     with file.open("rb") as opened:
         opened.seek(size // 2)
         return size.to_bytes(8, "little") + opened.read(1024)
+
+
+def _is_remembered(share: float, seed: int, cut: Cut) -> bool:
+    draw = hashlib.sha256(f"{seed} {cut.id}".encode()).digest()[:8]
+    return int.from_bytes(draw, "big") < share * 2**64
 
 
 def _is_short(max_seconds: float, cut: Cut) -> bool:

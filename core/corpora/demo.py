@@ -112,11 +112,11 @@ def speak(config: DemoConfig, folder: Path) -> Path:
 def write_script(config: DemoConfig) -> dict[str, list[Line]]:
     """Choose who says what, split by split; training says every word that dev and test say."""
     chance = np.random.default_rng(config.seed)
-    train = [_sentence(chance) for _ in range(config.train_utterances)]
+    train = [_command(chance, config) for _ in range(config.train_utterances)]
     words = {word for text in train for word in text.split()}
 
     def draw_known() -> str:
-        draws = (_sentence(chance) for _ in range(100))
+        draws = (_command(chance, config) for _ in range(100))
         known = (text for text in draws if words.issuperset(text.split()))
         return next(known, train[0])
 
@@ -139,6 +139,14 @@ def mixed(speech: np.ndarray, snr_db: float, chance: Generator) -> np.ndarray:
     spectrum /= np.arange(1, len(spectrum) + 1) ** (slope / 2)
     noise = np.fft.irfft(spectrum, num_samples)[: len(padded)]
     return padded + noise * (loudness * 10 ** (-snr_db / 20) / _rms(noise))
+
+
+def _command(chance: Generator, config: DemoConfig) -> str:
+    """A sentence, drawn again until it is one of those that may be spoken."""
+    while True:
+        text = _sentence(chance)
+        if not config.commands or text.partition(" ")[0] in config.commands:
+            return text
 
 
 def _sentence(chance: Generator, rule: str = "SENTENCE") -> str:

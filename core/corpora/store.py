@@ -123,6 +123,10 @@ class FeatureStore:
             text=self.texts[i],
         )
 
+    def token_counts(self, vocabulary: int) -> Int[Tensor, " vocabulary"]:
+        """How often each token is said."""
+        return torch.from_numpy(np.bincount(self._tokens, minlength=vocabulary))
+
     def statistics(self) -> tuple[Float[Tensor, " mels"], Float[Tensor, " mels"]]:
         """Mean and standard deviation of each mel bin over all frames."""
         total, squares = np.zeros(NUM_MELS), np.zeros(NUM_MELS)

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import sentencepiece
 from lhotse.cut import Cut
+from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined]
+    ModelProto,
+    TrainerSpec,
+)
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
@@ -94,6 +98,23 @@ class Tokenizer:
     def pieces(self) -> list[str]:
         """Each id's symbol; U+2581 starts a word."""
         return [str(self._processor.id_to_piece(i)) for i in range(self.size)]
+
+    def grown(self, texts: Iterable[str]) -> "Tokenizer":
+        """The same pieces, and after them those without which these texts cannot be spelled.
+
+        They are whole words where the pieces are, and single characters elsewhere, so that what
+        could be spelled before is spelled as before.
+        """
+        proto = ModelProto.FromString(self.model)
+        is_of_words = proto.trainer_spec.model_type == TrainerSpec.WORD
+        words = {word for text in texts for word in text.split()}
+        parts = words if is_of_words else set("".join(words))
+        missing = sorted(part for part in parts if UNKNOWN in self.encode(part))
+        lowest = min(piece.score for piece in proto.pieces)
+        for part in missing:
+            proto.pieces.add(piece=f"\u2581{part}" if is_of_words else part, score=lowest)
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+        return Tokenizer(proto.SerializeToString(deterministic=True)) if missing else self
 
     def encode(self, text: str) -> list[int]:
         return [int(i) for i in self._processor.encode(text)]

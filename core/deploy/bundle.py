@@ -21,6 +21,8 @@ from core.conformer.shape import Shape
 from core.corpora.text import FILE_NAME, Tokenizer
 
 FORMAT = 1
+DEPTH_ORDER = "depth_order"
+"""Of a report: the model's blocks by number, the one that is missed most first."""
 _FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 

@@ -1,6 +1,7 @@
-"""A bundle at work: files to text, and a corpus to a word error rate."""
+"""A bundle at work: files to text, and a corpus to a word error rate; at less than its depth."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,10 +12,33 @@ from core.corpora.audio import read_file
 from core.corpora.corpus import SplitName, open_split
 from core.corpora.features import log_mel
 from core.corpora.store import FeatureStore
-from core.deploy.bundle import Bundle
+from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.evaluation.decoding import greedy
 from core.evaluation.recognition import SHORTEST, recognised
 from core.evaluation.wer import WerReport, wer_report
+from core.pruning.extraction import of_blocks
+
+
+def at_depth(bundle: Bundle, depth: int) -> Bundle:
+    """The recogniser with so many of its blocks: the best by its report's order, or the first.
+
+    Raises:
+        ValueError: if it does not have so many.
+        BundleError: if the report's order is none of its blocks.
+    """
+    count = len(bundle.model.blocks)
+    if not 1 <= depth <= count:
+        raise ValueError(
+            f"`--depth` must be from 1 to {count}, the model's blocks, but is {depth} instead"
+        )
+    best = bundle.report.get(DEPTH_ORDER) or list(range(count))
+    is_list = isinstance(best, list) and all(type(number) is int for number in best)
+    if not is_list or sorted(best) != list(range(count)):
+        raise BundleError(
+            f"`{DEPTH_ORDER}` of the bundle's report must name each of its {count} blocks,"
+            f" but is {str(best)[:80]} instead."
+        )
+    return replace(bundle, model=of_blocks(bundle.model, best[:depth]))
 
 
 @torch.inference_mode()

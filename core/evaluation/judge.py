@@ -1,16 +1,16 @@
 """The judge of a trial: word error rate on held-out speech, and cost against the unpruned model."""
 
 import torch
+from torch import nn
 
 from core.config import TrialConfig
-from core.conformer.axes import Cost
 from core.conformer.model import Conformer
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore
 from core.evaluation.recognition import recognised
 from core.evaluation.speed import latency_seconds
 from core.evaluation.wer import WerReport, wer_report
-from core.pruning.space import Space
+from core.pruning.space import Space, whole_cost
 from core.report import Outcome, Report, Stage
 
 
@@ -26,7 +26,7 @@ class Judge:
     def report(self, model: Conformer, stage: Stage) -> Report:
         """On dev; steps and losses are the trainer's to fill in."""
         assert self.speech is not None
-        cost = self.cost(model)
+        cost = whole_cost(model, self.space.seconds)
         wer = self.wer(model, self.speech.dev)
         return Report(
             stage=stage,
@@ -49,7 +49,7 @@ class Judge:
             folder: its bundle's name.
         """
         assert self.speech is not None
-        pruning, cost = self.config.pruning, self.cost(model)
+        pruning, cost = self.config.pruning, whole_cost(model, self.space.seconds)
         wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
         assert wer is not None, "a corpus has dev speech"
         seconds = latency_seconds(
@@ -79,7 +79,7 @@ class Judge:
             model=folder,
         )
 
-    def wer(self, model: Conformer, store: FeatureStore) -> WerReport | None:
+    def wer(self, model: nn.Module, store: FeatureStore) -> WerReport | None:
         """None where there is no speech to judge on."""
         if not len(store):
             return None
@@ -93,8 +93,3 @@ class Judge:
             confidence=config.confidence,
             seed=0,
         )
-
-    def cost(self, model: Conformer) -> Cost:
-        """Exact cost of a dense model, whatever was cut from it."""
-        counts = {axis.name: axis.size for axis in model.axes()}
-        return model.cost(counts, self.space.seconds)

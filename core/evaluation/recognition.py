@@ -1,8 +1,8 @@
 """What a model hears in a store of utterances."""
 
 import torch
+from torch import nn
 
-from core.conformer.model import Conformer
 from core.corpora.batches import dev_batches
 from core.corpora.store import FeatureStore
 from core.corpora.text import Tokenizer
@@ -15,9 +15,12 @@ SHORTEST = 7
 
 @torch.inference_mode()
 def recognised(
-    model: Conformer, store: FeatureStore, tokenizer: Tokenizer, device: torch.device
+    model: nn.Module, store: FeatureStore, tokenizer: Tokenizer, device: torch.device
 ) -> list[str]:
-    """Texts by greedy CTC, in the store's order; an utterance too short for a frame gives none."""
+    """Texts by greedy CTC, in the store's order; an utterance too short for a frame gives none.
+
+    The model is a Conformer, or whatever else gives its `Output`.
+    """
     model.eval()
     texts = [""] * len(store)
     for batch in dev_batches(store, BATCH_SECONDS):

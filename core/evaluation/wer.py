@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 _DRAWS_AT_ONCE = 1 << 22  # bounds memory: 32 MB of indices
 
-Counts = Sequence[int]
+Counts = Sequence[int] | Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

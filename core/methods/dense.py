@@ -9,9 +9,9 @@ from core.training.trainer import Trainable
 
 
 class Dense(Method):
-    def target(self, config: TrialConfig) -> float:
+    def targets(self, config: TrialConfig) -> tuple[float, ...]:
         del config
-        return 0.0
+        return (0.0,)
 
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del bench, search

@@ -4,6 +4,8 @@ A unit's worth is the root mean square of its weights against the mean of its ax
 be compared.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,17 +19,19 @@ from core.training.trainer import Trainable
 class Magnitude(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
-        return Found(scores=magnitudes(bench.student, units), reference={})
+        return Found(scores=magnitudes(bench.student, bench.space.units), reference={})
 
 
 @torch.no_grad()
-def magnitudes(model: Conformer, axes: list[Axis]) -> dict[str, Tensor]:
-    """Root mean square of each unit's weights, over the mean of its axis."""
+def magnitudes(model: Conformer, axes: Sequence[Axis]) -> dict[str, Tensor]:
+    """Root mean square of each unit's weights, over the mean of its axis; 0 where it has none."""
     tensors = tensors_of(model)
     scores = {}
     for axis in axes:
         weights = [s for s in axis.slices if tensors[s.tensor].dim() > 1]
+        if not weights:  # a block that has lost all its modules
+            scores[axis.name] = torch.zeros(axis.size)
+            continue
         squares = sum(_unit_squares(tensors[s.tensor], s, axis.size) for s in weights)
         entries = sum(tensors[s.tensor].numel() // tensors[s.tensor].shape[s.dim] for s in weights)
         assert isinstance(squares, Tensor)

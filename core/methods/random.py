@@ -10,8 +10,7 @@ class Random(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
         chance = torch.Generator().manual_seed(bench.config.seed)
-        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
-        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in units}
+        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in bench.space.units}
         return Found(scores=scores, reference={})
 
 

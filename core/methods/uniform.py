@@ -1,15 +1,16 @@
 """Baseline: every axis loses the same share, its smallest units first."""
 
 from core.methods.magnitude import magnitudes
-from core.training.method import Found, Method, Workbench, ranked_within
+from core.pruning.scoring import ranked_within
+from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
 
 class Uniform(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         del search
-        units = [axis for axis in bench.space.prunable if axis.kind != "module"]
-        return Found(scores=ranked_within(magnitudes(bench.student, units)), reference={})
+        scores = magnitudes(bench.student, bench.space.units)
+        return Found(scores=ranked_within(scores), reference={})
 
 
 METHOD = Uniform()

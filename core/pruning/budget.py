@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.config import Resource
+from core.conformer.axes import around
 from core.pruning.space import Space, of_resource
 
 Scores = Mapping[str, Float[Tensor, " units"]]
@@ -37,18 +38,19 @@ class Unit:
 def order(space: Space, scores: Scores) -> list[Unit]:
     """All units that may go, best first, those that must stay before all others.
 
-    A unit is worth no more than its module, so a module opens with its best unit and grows one unit
-    at a time: the order never has to add a whole module at once.
+    A unit is worth no more than its module, nor that than its block, so a module opens with its
+    best unit and grows one unit at a time: the order never has to add a whole module at once.
     """
     ranked: list[tuple[float, float, int, Unit]] = []
     scored = [axis for axis in space.prunable if axis.name in scores]
-    parents = {axis.parent for axis in scored if axis.parent is not None}
+    above = around(space.axes)
+    holders = {name for axis in scored for name in above[axis.name]}
     for axis in scored:
-        if axis.name in parents:
+        if axis.name in holders:
             continue  # it closes with its last unit, and opens with its first
-        own = scores[axis.name].double()
-        cap = scores.get(axis.parent, own.new_full((1,), torch.inf)) if axis.parent else None
-        best = own if cap is None else torch.minimum(own, cap.double())
+        best = own = scores[axis.name].double()
+        for name in above[axis.name]:
+            best = torch.minimum(best, scores[name].double()) if name in scores else best
         must_stay = set(own.argsort(descending=True, stable=True)[: axis.floor].tolist())
         for i, (value, tie) in enumerate(zip(best.tolist(), own.tolist(), strict=True)):
             first = float("inf") if i in must_stay else value
@@ -72,7 +74,7 @@ def choose(
         ValueError: if even the units that must stay cost more than the budget.
     """
     units = order(space, scores)
-    limit = budget.keep * float(of_resource(space.full_cost(), budget.resource)) + 1e-6
+    limit = budget.keep * float(of_resource(space.unpruned, budget.resource)) + 1e-6
 
     def fits(length: int) -> bool:
         cost = space.choice_cost(beginning(space, units, length))
@@ -91,17 +93,47 @@ def choose(
     return _filled(space, choice, units[length:], limit, budget.resource) if is_filled else choice
 
 
+def uniform_share(space: Space, target: float, resource: Resource) -> float:
+    """The share of its units that every axis keeps, all alike, when such a share is removed."""
+
+    def removed(share: float) -> float:
+        mask = {axis.name: torch.full((axis.size,), share).double() for axis in space.units}
+        return float(space.sparsity(space.mask_cost(mask), resource))
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if removed(middle) > target else (low, middle)
+    return high
+
+
 def beginning(space: Space, units: list[Unit], length: int) -> dict[str, Tensor]:
-    """The choice that keeps the first units of an order, and of the axes it orders nothing else."""
+    """The choice that keeps the first units of an order, and of the axes it orders nothing else.
+
+    A block that may go closes, too, when nothing is left in it.
+    """
     choice = space.open_choice()
     for name in {unit.axis for unit in units}:
         choice[name] = torch.zeros_like(choice[name])
     for unit in units[:length]:
         choice[unit.axis][unit.index] = True
+    inside: dict[str | None, list[str]] = {}
     for axis in space.axes:
-        if axis.parent is not None and not choice[axis.name].any():
-            choice[axis.parent] = torch.zeros_like(choice[axis.parent])
+        inside.setdefault(axis.parent, []).append(axis.name)
+    for axis in reversed(space.axes):  # a block stands before its modules, they before their units
+        names = inside.get(axis.name)
+        is_empty = names and not any(choice[name].any() for name in names)
+        if is_empty and (axis.kind != "block" or axis in space.prunable):
+            choice[axis.name] = torch.zeros_like(choice[axis.name])
     return choice
+
+
+def depth_order(space: Space, scores: Scores, choice: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The blocks that a choice keeps, by their new numbers, best first; none without scores."""
+    blocks = [axis.name for axis in space.axes if axis.kind == "block" and choice[axis.name].any()]
+    if not all(name in scores for name in blocks):
+        return ()
+    return tuple(sorted(range(len(blocks)), key=lambda i: -float(scores[blocks[i]])))
 
 
 def _filled(
@@ -112,16 +144,14 @@ def _filled(
     resource: Resource,
 ) -> dict[str, Tensor]:
     """Add what fits, best first; once a unit is too much, so are all later ones of its axis."""
-    parents = {axis.name: axis.parent for axis in space.axes}
+    above = around(space.axes)
     too_large: set[str] = set()
     for unit in rest:
         if unit.axis in too_large:
             continue
-        parent = parents[unit.axis]
         more = {unit.axis: choice[unit.axis].clone()}
         more[unit.axis][unit.index] = True
-        if parent is not None:
-            more[parent] = torch.ones_like(choice[parent])
+        more |= {name: torch.ones_like(choice[name]) for name in above[unit.axis]}
         if float(of_resource(space.choice_cost({**choice, **more}), resource)) <= limit:
             choice = {**choice, **more}
         else:

@@ -1,6 +1,7 @@
 """From a model and a mask to a smaller dense model that computes the same."""
 
 import copy
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,52 +11,90 @@ from core.conformer.axes import Axis, Mask
 from core.conformer.gate import fold, resolved, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.shape import BlockShape, Shape
+from core.pruning.factoring import assembled, multiplied_out
 
 
 def extract(model: Conformer, mask: Mask) -> Conformer:
     """A new model of the kept sizes, soft gates folded into their consumers.
 
+    Factors that hold no fewer entries than their product are multiplied out.
+
     Raises:
         ValueError: if an axis keeps fewer units than it must.
     """
+    return multiplied_out(narrowed(model, mask))
+
+
+def narrowed(model: Conformer, mask: Mask) -> Conformer:
+    """The same, with its factors as they are."""
     axes = model.axes()
     with torch.no_grad():
         floats = {name: values.to(model.head.weight) for name, values in mask.items()}
         folded = fold(tensors_of(model), axes, floats)
-    with torch.device("meta"):
-        small = Conformer(kept_shape(model.shape, axes, floats))
-    tensors = {name: tensor.detach().clone() for name, tensor in folded.tensors.items()}
-    small.load_state_dict(tensors, assign=True)
-    for parameter in small.parameters():
-        parameter.requires_grad_()  # assigned tensors bring their own flag
-    return small.train(model.training)
+    kept = open_blocks(model.shape, floats)
+    tensors = {
+        new: tensor
+        for name, tensor in folded.tensors.items()
+        if (new := small_name(name, kept)) is not None
+    }
+    shape = kept_shape(model.shape, axes, floats)
+    return assembled(shape, tensors, is_training=model.training)
+
+
+def of_blocks(model: Conformer, blocks: Collection[int]) -> Conformer:
+    """The model of these blocks alone, in their old order."""
+    gone = (i for i in range(len(model.blocks)) if i not in blocks)
+    return extract(model, {f"blocks.{i}": torch.zeros(1) for i in gone})
 
 
 def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
-    """The sizes that are left; a module without units, or behind a closed gate, has size 0."""
+    """The sizes that are left; a module without units, or behind a closed gate, has size 0.
+
+    A block behind a closed gate is not there at all.
+    """
     alive = resolved(axes, mask)
 
     def kept(name: str, size: int) -> int:
         return int((alive[name] != 0).sum()) if name in alive else size
 
-    blocks = tuple(
-        BlockShape(
-            ff1=kept(f"blocks.{i}.ff1", 1) and kept(f"blocks.{i}.ff1.inner", block.ff1),
-            heads=kept(f"blocks.{i}.attention", 1)
-            and kept(f"blocks.{i}.attention.head", block.heads),
-            channels=kept(f"blocks.{i}.convolution", 1)
-            and kept(f"blocks.{i}.convolution.channel", block.channels),
-            ff2=kept(f"blocks.{i}.ff2", 1) and kept(f"blocks.{i}.ff2.inner", block.ff2),
+    def kept_block(name: str, block: BlockShape) -> BlockShape:
+        return replace(
+            block,
+            ff1=kept(f"{name}.ff1", 1) and kept(f"{name}.ff1.inner", block.ff1),
+            heads=kept(f"{name}.attention", 1) and kept(f"{name}.attention.head", block.heads),
+            channels=kept(f"{name}.convolution", 1)
+            and kept(f"{name}.convolution.channel", block.channels),
+            ff2=kept(f"{name}.ff2", 1) and kept(f"{name}.ff2.inner", block.ff2),
         )
-        for i, block in enumerate(shape.blocks)
-    )
-    return replace(
+
+    left = open_blocks(shape, mask)
+    blocks = tuple(kept_block(f"blocks.{i}", shape.blocks[i]) for i in left)
+    small = replace(
         shape,
         sub1=kept("frontend.sub1", shape.sub1),
         sub2=kept("frontend.sub2", shape.sub2),
         width=kept("width", shape.width),
         blocks=blocks,
     )
+    there = set(small.linears())
+    named = {small_name(n, left): kept(f"{n}.rank", rank) for n, rank in shape.ranks.items()}
+    return replace(small, ranks={n: rank for n, rank in named.items() if n in there})
+
+
+def open_blocks(shape: Shape, mask: Mask) -> tuple[int, ...]:
+    """The numbers of the blocks whose gates are not shut."""
+    numbers = range(len(shape.blocks))
+    return tuple(i for i in numbers if f"blocks.{i}" not in mask or mask[f"blocks.{i}"].any())
+
+
+def small_name(name: str, kept: Sequence[int]) -> str | None:
+    """What a part is called where these blocks are left, numbered anew; None if it is gone."""
+    if not name.startswith("blocks."):
+        return name
+    _, number, *rest = name.split(".")
+    if int(number) not in kept:
+        return None
+    return ".".join(("blocks", str(kept.index(int(number))), *rest))
 
 
 def clone(model: Conformer) -> Conformer:

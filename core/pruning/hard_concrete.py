@@ -33,15 +33,25 @@ class HardConcrete(nn.Module):
         super().__init__()
         self.names = [axis.name for axis in axes]
         self.sizes = [axis.size for axis in axes]
+        self.floors = {axis.name: axis.floor for axis in axes if axis.floor}
         starts = [torch.full((axis.size,), start[axis.name]) for axis in axes]
         self.log_alpha = nn.Parameter(torch.cat(starts))
 
     def sample(self) -> dict[str, Tensor]:
-        """One draw of all gates; differentiable in log_alpha."""
+        """One draw of all gates, floors kept; differentiable in log_alpha."""
         uniform = drawn_once(torch.rand_like(self.log_alpha)).clamp(1e-6, 1 - 1e-6)
         noise = uniform.log() - torch.log1p(-uniform)
         soft = torch.sigmoid((noise + self.log_alpha) / TEMPERATURE)
-        return self._by_axis((soft * (UPPER - LOWER) + LOWER).clamp(0, 1))
+        gates = self._by_axis((soft * (UPPER - LOWER) + LOWER).clamp(0, 1))
+        return gates | {name: self._with_floor(name, gates[name]) for name in self.floors}
+
+    def _with_floor(self, name: str, z: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+        """Few gates may all be drawn shut, and a model without these units computes nothing."""
+        floor = self.floors[name]
+        if int((z > 0).sum()) >= floor:
+            return z
+        best = self.scores()[name].topk(floor).indices
+        return torch.where((z == 0) & torch.zeros_like(z).index_fill(0, best, 1.0).bool(), 1.0, z)
 
     def median(self) -> dict[str, Tensor]:
         """The deterministic gate: 0 exactly where P(z > 0) <= 0.5 (Gallego-Posada et al., 2022)."""

@@ -8,7 +8,7 @@ Shapes: N frames, I inputs of a consumer, O its outputs, U units of an axis.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,11 +22,13 @@ from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
-from core.pruning.extraction import extract
+from core.pruning.extraction import narrowed, open_blocks, small_name
+from core.pruning.factoring import multiplied_out
 from core.pruning.space import Choice
 
-Calibration = Sequence[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
-"""Batches of features and their numbers of mel frames: speech without its words."""
+Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
+"""Batches of features and their numbers of mel frames: speech without its words. They may be walked
+again and again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +64,21 @@ def repaired(
     folded = fold(tensors_of(model), model.axes(), target, narrow_from=math.inf)
     if reference and speech:
         reestimate_statistics(model, speech, folded=folded)
-    small = extract(model, {name: z * choice[name] for name, z in target.items()})
+    small = narrowed(model, {name: z * choice[name] for name, z in target.items()})
     if how == "none":
-        return small
-    consumers = [c for c in _consumers(model.axes()) if _is_cut(c, choice, small)]
-    grams = input_grams(model, folded, consumers, speech)
-    for consumer in consumers:
-        gram = grams[consumer.module]
-        _mend(small, consumer, folded, gram, choice=choice, target=target, how=how)
-    return small
+        return multiplied_out(small)
+    modules = _modules_left(model, choice, small)
+    cut = [c for c in consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
+    grams = input_grams(model, folded, cut, speech)
+    for consumer in cut:
+        module, gram, kept = (
+            modules[consumer.module],
+            grams[consumer.module],
+            choice[consumer.axis.name],
+        )
+        rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
+        _mend(module, consumer, folded, gram, rows=rows, kept=kept, how=how)
+    return multiplied_out(small)
 
 
 def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[str, Tensor]:
@@ -149,7 +157,7 @@ def scaled(
     return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
 
 
-def _consumers(axes: list[Axis]) -> list[Consumer]:
+def consumers(axes: list[Axis]) -> list[Consumer]:
     """The modules whose columns a gate scales; the residual width has none of its own."""
     return [
         Consumer(axis=axis, piece=piece)
@@ -159,10 +167,16 @@ def _consumers(axes: list[Axis]) -> list[Consumer]:
     ]
 
 
-def _is_cut(consumer: Consumer, choice: Choice, small: Conformer) -> bool:
+def _modules_left(model: Conformer, choice: Choice, small: Conformer) -> dict[str, nn.Module]:
+    """The small model's modules by the names that they had in the whole one."""
+    blocks, left = open_blocks(model.shape, choice), dict(small.named_modules())
+    names = ((name, small_name(name, blocks)) for name, _ in model.named_modules())
+    return {name: left[new] for name, new in names if new is not None and new in left}
+
+
+def _is_cut(consumer: Consumer, choice: Choice) -> bool:
     kept = choice[consumer.axis.name]
-    is_there = consumer.module in dict(small.named_modules())
-    return is_there and bool(kept.any()) and not bool(kept.all())
+    return bool(kept.any()) and not bool(kept.all())
 
 
 @contextmanager
@@ -174,7 +188,9 @@ def _watched(
 ) -> Iterator[None]:
     def watch(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = _rows(module, inputs[0], real).double()
+            x = inputs[0]
+            # A table of distances has neither utterances nor padding.
+            x = (x if x.dim() == 2 else _rows(module, x, real)).double()
             x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
             grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
 
@@ -202,36 +218,42 @@ def _rows(
 
 @torch.no_grad()
 def _mend(
-    small: Conformer,
+    module: nn.Module,
     consumer: Consumer,
     folded: Folded,
     gram: Float[Tensor, "inputs1 inputs1"],
     *,
-    choice: Choice,
-    target: Mask,
+    rows: Bool[Tensor, " rows"],
+    kept: Bool[Tensor, " units"],
     how: Repair,
 ) -> None:
-    module = small.get_submodule(consumer.module)
     assert isinstance(module, nn.Linear | nn.Conv2d)
-    rows = _kept_rows(consumer, choice, target)
-    wanted = folded.tensors[f"{consumer.module}.weight"][rows].double().flatten(1)  # (O, I)
-    bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
-    kept = choice[consumer.axis.name]
+    wanted = folded.tensors[consumer.piece.tensor][rows].double().flatten(1)  # (O, I)
     block = gram.shape[0] // len(kept)
     if how == "mask":
         factors = scaled(gram[:-1, :-1], wanted, kept, block)
         columns = wanted[:, kept.repeat_interleave(block)] * factors.repeat_interleave(block)
+    elif module.bias is None:
+        columns = solved(gram[:-1, :-1], wanted, kept.repeat_interleave(block))
     else:
+        bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
         inputs = torch.cat((kept.repeat_interleave(block), kept.new_ones(1)))
         solution = solved(gram, torch.cat((wanted, bias), dim=1), inputs)
         columns = solution[:, :-1]
-        assert module.bias is not None
         module.bias.copy_(solution[:, -1])
     module.weight.copy_(columns.view(module.weight.shape))
 
 
-def _kept_rows(consumer: Consumer, choice: Choice, target: Mask) -> Bool[Tensor, " rows"]:
+def _kept_rows(
+    consumer: Consumer, axes: list[Axis], choice: Choice, target: Mask
+) -> Bool[Tensor, " rows"]:
     """Which of the reference's rows the small model has: the width is narrowed in both."""
-    if consumer.module == "frontend.conv2":
-        return choice["frontend.sub2"]
-    return choice["width"][kept_units(target["width"])]
+    tensor = consumer.piece.tensor
+    owners = [(a, s) for a in axes for s in a.slices if s.tensor == tensor and s.dim == 0]
+    rows = []
+    for axis, piece in owners:
+        if not axis.is_whole:
+            kept = choice[axis.name]
+            units = kept[kept_units(target["width"])] if axis.kind == "width" else kept
+            rows.append((piece.offset, units.repeat_interleave(piece.block)))
+    return torch.cat([units for _, units in sorted(rows, key=lambda row: row[0])])

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from core.config import AxisKind, Resource
-from core.conformer.axes import Axis, Cost, Mask, Number
+from core.conformer.axes import Axis, Cost, Mask, Number, around
 from core.conformer.gate import resolved
 from core.conformer.model import Conformer
 
@@ -26,12 +26,30 @@ class Space:
     prunable: tuple[Axis, ...]
     seconds: float
     """The utterance length at which FLOPs are stated."""
+    unpruned: Cost
+    """Of the model that was brought: what is removed is a share of it."""
 
     @classmethod
-    def of(cls, model: Conformer, kinds: Sequence[AxisKind], seconds: float) -> "Space":
+    def of(
+        cls,
+        model: Conformer,
+        kinds: Sequence[AxisKind],
+        seconds: float,
+        *,
+        unpruned: Conformer | None = None,
+    ) -> "Space":
+        """The space of a model, whose costs are shares of another's if that is given."""
         axes = tuple(model.axes())
         prunable = tuple(axis for axis in axes if axis.kind in kinds)
-        return cls(model=model, axes=axes, prunable=prunable, seconds=seconds)
+        cost = whole_cost(model if unpruned is None else unpruned, seconds)
+        return cls(model=model, axes=axes, prunable=prunable, seconds=seconds, unpruned=cost)
+
+    @property
+    def units(self) -> tuple[Axis, ...]:
+        """Of the prunable axes those in which no other prunable one lies: what an order ranks."""
+        above = around(self.axes)
+        holders = {name for axis in self.prunable for name in above[axis.name]}
+        return tuple(axis for axis in self.prunable if axis.name not in holders)
 
     def open_choice(self) -> dict[str, Tensor]:
         return {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in self.axes}
@@ -62,12 +80,14 @@ class Space:
         whole: dict[str, Number] = {axis.name: axis.size for axis in self.axes}
         return self.model.cost({**whole, **counts}, self.seconds)
 
-    def full_cost(self) -> Cost:
-        return self.counted_cost({})
-
     def sparsity(self, cost: Cost, resource: Resource) -> float | Tensor:
         """Share of the unpruned model's resource that this cost does without."""
-        return 1 - of_resource(cost, resource) / of_resource(self.full_cost(), resource)
+        return 1 - of_resource(cost, resource) / of_resource(self.unpruned, resource)
+
+
+def whole_cost(model: Conformer, seconds: float) -> Cost:
+    """Exact cost of a dense model as it is."""
+    return model.cost({axis.name: axis.size for axis in model.axes()}, seconds)
 
 
 def of_resource(cost: Cost, resource: Resource) -> Number:

@@ -6,7 +6,7 @@ Conformer's blocks.
 Shapes: B batch, T frames, N real frames, D teacher's width, K student's width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.config import DistillationConfig
+from core.conformer.gate import Folded, gated_forward
 from core.conformer.model import Conformer, Output
+from core.corpora.batches import Batch
 from core.ranks import part_of_mean, whole
 
 
@@ -28,6 +30,8 @@ class Student:
     """Which of the teacher's units of width the student has."""
     alive: tuple[bool, ...]
     """Which blocks still hold a module; the others are copies of their input but for a norm."""
+    blocks: tuple[int, ...] | None = None
+    """Which of the teacher's blocks the student's are; None for all of them."""
 
 
 class Distillation(nn.Module):
@@ -77,7 +81,7 @@ class Distillation(nn.Module):
             for hidden in student.output.hidden
         ]
         if self.config.matching == "fixed":
-            matches = list(enumerate(layers))
+            matches = same_blocks(layers, student.blocks)
         else:
             with torch.no_grad():
                 distances = torch.tensor([[F.mse_loss(s, w) for s in seen] for w in wanted])
@@ -95,6 +99,13 @@ def taught_layers(num_blocks: int, layers: int) -> list[int]:
     """Blocks of the teacher that are taught: equally spaced, ending with the last."""
     count = min(layers, num_blocks)
     return [-(-(i + 1) * num_blocks // count) - 1 for i in range(count)]
+
+
+def same_blocks(layers: Sequence[int], blocks: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Each taught layer and the student's block that was it; layers that are gone go without."""
+    if blocks is None:
+        return list(enumerate(layers))
+    return [(i, blocks.index(layer)) for i, layer in enumerate(layers) if layer in blocks]
 
 
 def ordered_matches(
@@ -120,14 +131,31 @@ def logit_loss(
     teacher: Float[Tensor, "batch time vocabulary"],
     is_frame: Bool[Tensor, "batch time"],
     temperature: float,
+    *,
+    class_weights: Float[Tensor, " vocabulary"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Divergence of the student from the teacher, a frame, both softened."""
+    """Divergence of the student from the teacher, a frame, both softened.
+
+    With class weights, from the teacher's distribution times these, made to sum to 1 again.
+    """
     wanted = F.log_softmax(teacher[is_frame].float() / temperature, dim=-1)
+    if class_weights is not None:
+        wanted = F.log_softmax(wanted + class_weights.log(), dim=-1)
     given = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
     divergence = F.kl_div(given, wanted, reduction="sum", log_target=True)
     # Gradients shrink as 1 / temperature**2; undo that, so that the weight keeps its meaning.
     mean = temperature**2 * divergence / is_frame.sum().clamp(min=1)
     return part_of_mean(mean, is_frame.sum())
+
+
+def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]:
+    """CTC of a model under gates, on a batch."""
+
+    def loss(folded: Folded, batch: Batch) -> Float[Tensor, ""]:
+        output = gated_forward(model, batch.features, batch.num_frames, folded)
+        return ctc_loss(output, batch.tokens, batch.num_tokens)
+
+    return loss
 
 
 def ctc_loss(

@@ -6,22 +6,31 @@ shared.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from core.config import TrialConfig
+from core.config import AxisKind, TrialConfig
 from core.conformer.axes import Mask
 from core.conformer.model import Conformer
+from core.corpora.batches import Batch
 from core.evaluation.judge import Judge
 from core.pruning.budget import Scores
 from core.pruning.repair import Calibration
-from core.pruning.space import Space
+from core.pruning.space import Choice, Space
 from core.training.distillation import Distillation
-from core.training.trainer import Trainable
+from core.training.trainer import DenseStage, Rates, Taught, Trainable, Tuning
+
+Need = Literal["audio", "labels"]
+
+
+class NeedError(RuntimeError):
+    """A method touched what it does not say it needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +49,15 @@ class Workbench:
 
     config: TrialConfig
     student: Conformer
-    """A copy of the teacher, the method's to change."""
+    """What the method made of a copy of the teacher; its to change."""
     distillation: Distillation
     space: Space
     speech: Calibration
-    """A few batches of training speech."""
-    choose: Callable[[Scores], dict[str, Tensor]]
-    """The structure that these scores give at the trial's budget."""
+    """A few batches of training speech, without its words."""
+    labelled: Iterable[Batch]
+    """The same batches with their words; may be walked again and again."""
+    choose: Callable[[Scores, float], dict[str, Tensor]]
+    """The structure that these scores give when such a share is to be removed."""
     judge: Judge
     device: torch.device
 
@@ -54,13 +65,51 @@ class Workbench:
     def target(self) -> float:
         return self.config.pruning.target_sparsity
 
+    def limited(self, needs: AbstractSet[Need]) -> "Workbench":
+        """The same, but for data that is not needed: touching it is a NeedError."""
+        limited = replace(self, speech=heard(self.speech, needs))
+        return limited if "labels" in needs else replace(limited, labelled=Untouchable("labels"))
+
+
+def heard(speech: Calibration, needs: AbstractSet[Need]) -> Calibration:
+    """The same speech, but where it is not needed: touching it is a NeedError."""
+    return speech if "audio" in needs else Untouchable("audio")
+
+
+@dataclass(frozen=True, slots=True)
+class Untouchable:
+    """Stands where data would be that nobody may look at."""
+
+    what: Need
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NeedError(f"A method that touches {self.what} must say that it needs them.")
+
 
 class Method(ABC):
     """Override what differs; most methods need only `found`."""
 
-    def target(self, config: TrialConfig) -> float:
-        """The share of the resource to remove."""
-        return config.pruning.target_sparsity
+    needs: frozenset[Need] = frozenset()
+    """What of the training data it touches to find scores: `speech`, `labelled`, or neither."""
+    yields: Literal["curve", "point"] = "curve"
+    """Whether what is found orders all units, for any budget, or was learned for one."""
+
+    def targets(self, config: TrialConfig) -> tuple[float, ...]:
+        """The shares of the resource to remove; each becomes an outcome."""
+        further = config.pruning.further_targets if self.yields == "curve" else ()
+        return (config.pruning.target_sparsity, *further)
+
+    def axes(self, config: TrialConfig) -> Sequence[AxisKind]:
+        """The kinds of units that may go: as the config says, or what the method is made for."""
+        return config.pruning.axes
+
+    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+        """A copy of the teacher as the search begins: where parts are altered.
+
+        By config and speech alone, to the same each time: a resumed trial asks again.
+        """
+        del config, speech
+        return model
 
     def search(self, bench: Workbench) -> Trainable | None:
         """The stage that trains while it searches; without one, its steps go to tuning."""
@@ -76,17 +125,39 @@ class Method(ABC):
         del bench
         return model
 
+    def tuning(self, model: Conformer, choice: Choice, bench: Workbench, *, steps: int) -> Tuning:
+        """The stage that trains the extracted model: what its tasks and the teacher teach it.
+
+        Args:
+            model: extracted, and started.
+            choice: what of the teacher it kept.
+            bench: all of it, whatever the search needed.
+            steps: of this outcome's tuning.
+        """
+        config = bench.config
+        return DenseStage(
+            model,
+            stage="tune",
+            steps=steps,
+            rates=tuning_rates(config),
+            judge=bench.judge,
+            runtime=config.runtime,
+            taught=Taught(distillation=bench.distillation, choice=choice),
+            micro_batches=config.training.micro_batches,
+        )
+
+
+def tuning_rates(config: TrialConfig) -> Rates:
+    return Rates(
+        peak=config.tuning.learning_rate,
+        warmup_share=config.tuning.warmup_share,
+        weight_decay=config.teacher.weight_decay,
+        clip=config.training.clip,
+    )
+
 
 def load_method(name: str) -> Method:
     """The method of a file in core/methods; the config has checked that it is there."""
     method = import_module(f"core.methods.{name}").METHOD
     assert isinstance(method, Method)
     return method
-
-
-def ranked_within(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each score's rank as a share of its axis, so that every axis loses the same share."""
-    return {
-        name: (values.argsort(stable=True).argsort(stable=True).double() + 1) / len(values)
-        for name, values in scores.items()
-    }

@@ -7,7 +7,7 @@ holds the report itself, lest nobody hears it.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,10 +20,12 @@ from core.conformer.model import Conformer
 from core.corpora.batches import Batch, TrainBatches
 from core.corpora.features import spec_augment
 from core.evaluation.judge import Judge
+from core.pruning.extraction import open_blocks
 from core.pruning.space import Choice
 from core.ranks import ALONE, Ranks, current, together
 from core.report import Report, Stage
 from core.training import checkpoint
+from core.training.depth import InterCTC, drawn_skips, has_stochastic_depth
 from core.training.distillation import Distillation, Student, ctc_loss
 from core.training.optimizers import primal, set_rate, warmed_cosine
 
@@ -49,6 +51,13 @@ class Trainable(Protocol):
         """All that decides the steps to come."""
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Tuning(Trainable, Protocol):
+    """A stage that ends with a dense model."""
+
+    model: Conformer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,11 +99,13 @@ class Journey:
     """Steps of the stages that are done."""
     ranks: Ranks = ALONE
     """Who walks together; each has a journey of its own, and all come by the same places."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What checkpoints hold besides the stage's state: what it takes to make the stage again."""
     reports: list[Report] = field(default_factory=list)
     """Of the first rank: all so far, also those of earlier runs."""
 
     def save(self, stage: Trainable, step: int, tally: Tally) -> None:
-        first, *others = self.ranks.gathered(self._chance())
+        place = self.place()
         if not self.ranks.is_first:
             return
         state = {
@@ -105,12 +116,20 @@ class Journey:
             "since": tally.steps,
             "reports": [asdict(report) for report in self.reports],
             "model": stage.state(),
+            "beside": dict(self.beside),
+            **place,
+        }
+        checkpoint.save(self.checkpoints, self.steps_before + step, state)
+
+    def place(self) -> dict[str, Any]:
+        """Where data and chance stand, of all ranks."""
+        first, *others = self.ranks.gathered(self._chance())
+        return {
             "batches": self.batches.state_dict(),
             "augment_chance": self.augment_chance.get_state(),
             **first,
             "others": others,
         }
-        checkpoint.save(self.checkpoints, self.steps_before + step, state)
 
     def _chance(self) -> dict[str, Tensor]:
         chance = {"chance": torch.get_rng_state()}
@@ -120,6 +139,11 @@ class Journey:
 
     def restore(self, stage: Trainable, state: dict[str, Any]) -> Tally:
         stage.restore(state["model"])
+        self.go_to(state)
+        return Tally(sums=dict(state["sums"]), steps=state["since"])
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Put data and chance where `place` found them."""
         self.batches.load_state_dict(state["batches"])
         self.augment_chance.set_state(state["augment_chance"])
         chances = [state, *state.get("others", ())]
@@ -128,7 +152,6 @@ class Journey:
             torch.set_rng_state(chance["chance"])
             if "device_chance" in chance and self.device.type == "cuda":
                 torch.cuda.set_rng_state(chance["device_chance"])
-        return Tally(sums=dict(state["sums"]), steps=state["since"])
 
 
 def fit(
@@ -184,6 +207,10 @@ class Rates:
     weight_decay: float
     clip: float
 
+    def at(self, step: int, *, steps: int) -> float:
+        """Up over the warm-up, then down as a cosine."""
+        return self.peak * warmed_cosine(step, steps=steps, warmup_share=self.warmup_share)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taught:
@@ -195,6 +222,10 @@ class Taught:
     @property
     def width(self) -> Tensor:
         return self.choice["width"].nonzero().squeeze(1)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return open_blocks(self.distillation.teacher.shape, self.choice)
 
 
 class DenseStage:
@@ -210,42 +241,47 @@ class DenseStage:
         judge: Judge | None,
         runtime: RuntimeConfig,
         taught: Taught | None = None,
+        interctc: InterCTC | None = None,
         micro_batches: int = 1,
     ) -> None:
         self.model, self.stage, self.steps = model, stage, steps
         self.rates, self.judge, self.taught = rates, judge, taught
+        self.interctc = interctc or InterCTC()
         self.precision, self.micro_batches = runtime.precision, micro_batches
         parameters = list(model.parameters())
         if taught is not None:
             parameters += list(taught.distillation.projection.parameters())
-        self.parameters = parameters
         self.primal = primal(parameters, learning_rate=rates.peak, weight_decay=rates.weight_decay)
         self.forward: Callable[..., Any] = (
-            torch.compile(model, dynamic=True) if runtime.compile else model
+            torch.compile(model, dynamic=True)
+            if runtime.compile and not has_stochastic_depth(model)
+            else model
         )
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         self.model.train()
-        share = warmed_cosine(step, steps=self.steps, warmup_share=self.rates.warmup_share)
-        set_rate(self.primal, self.rates.peak * share)
-        self.primal.zero_grad(set_to_none=True)
-        losses = accumulated(
-            batch, self._losses, parts=self.micro_batches, optimizers=[self.primal]
+        rate = self.rates.at(step, steps=self.steps)
+        return descended(
+            batch,
+            self._losses,
+            parts=self.micro_batches,
+            optimizer=self.primal,
+            rate=rate,
+            clip=self.rates.clip,
         )
-        nn.utils.clip_grad_norm_(self.parameters, self.rates.clip)
-        self.primal.step()
-        return losses
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.features.device, self.precision):
-            output = self.forward(batch.features, batch.num_frames)
+            skipped = drawn_skips(self.model)
+            output = self.forward(batch.features, batch.num_frames, skipped)
             task = ctc_loss(output, batch.tokens, batch.num_tokens)
             if self.taught is None:
-                return {"total": task, "task": task}
+                return self.interctc.losses(task, self.model, output, batch)
             distillation = self.taught.distillation
             width = self.taught.width.to(batch.features.device)
             alive = tuple(bool(block.parts()) for block in self.model.typed_blocks())
-            student = Student(output=output, width=width, alive=alive)
+            blocks = self.taught.blocks
+            student = Student(output=output, width=width, alive=alive, blocks=blocks)
             terms = distillation.losses(batch.features, batch.num_frames, student)
         return weighted({"task": task, **terms}, distillation)
 
@@ -257,7 +293,6 @@ class DenseStage:
         state = {"model": self.model.state_dict(), "primal": self.primal.state_dict()}
         if self.taught is not None:
             state["projection"] = self.taught.distillation.projection.state_dict()
-            state["choice"] = dict(self.taught.choice)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -265,6 +300,24 @@ class DenseStage:
         self.primal.load_state_dict(state["primal"])
         if self.taught is not None:
             self.taught.distillation.projection.load_state_dict(state["projection"])
+
+
+def descended(
+    batch: Batch,
+    losses: Callable[[Batch], dict[str, Tensor]],
+    *,
+    parts: int,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    clip: float,
+) -> dict[str, Tensor]:
+    """One step of an optimizer down a batch's losses; returns them, detached."""
+    set_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
+    found = accumulated(batch, losses, parts=parts, optimizers=[optimizer])
+    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+    optimizer.step()
+    return found
 
 
 def accumulated(
@@ -322,14 +375,10 @@ def has_bf16(device: torch.device) -> bool:
 def _completed(
     report: Report, journey: Journey, done: int, means: dict[str, float], speed: float
 ) -> Report:
-    return Report(
-        stage=report.stage,
+    return replace(
+        report,
         step=journey.steps_before + done,
         total_steps=journey.total_steps,
-        wer=report.wer,
-        gflops=report.gflops,
-        expected_sparsity=report.expected_sparsity,
-        realised_sparsity=report.realised_sparsity,
         losses=means,
         audio_seconds_per_second=speed,
     )

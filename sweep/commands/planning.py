@@ -26,7 +26,7 @@ def init(
 
 def check(space: Space, as_json: Json = False) -> None:
     """Validate a search space, say what it would cost, and take one tiny step."""
-    from core.trial import price
+    from core.price import price
     from sweep.config import load
     from sweep.views import as_json as to_json
     from sweep.views import price_lines, price_values

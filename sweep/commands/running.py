@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,7 +123,7 @@ def confirm(
     from sweep.driver import run as run_segment
     from sweep.ledger import Ledger
     from sweep.views import as_json as to_json
-    from sweep.views import confirmed_rows, confirmed_table, see
+    from sweep.views import confirmed_table, see
 
     seen = see(folder)
     if not seen.front:
@@ -130,7 +131,8 @@ def confirm(
     place = plan(seen, seeds=seeds)
     code = run_segment(place, address=address)
     ledger = Ledger.open(place)
-    rows = confirmed_rows(confirmed(seen.front, ledger.records(), confirmations(ledger)))
+    found = confirmed(seen.front, ledger.records(), confirmations(ledger))
+    rows = [asdict(each) for each in found]
     ledger.close()
     if as_json:
         out.print(to_json(rows), markup=False)

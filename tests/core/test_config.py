@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.config import Config, ConfigError, TrialConfig, method_names
+from core.config import TrialConfig, method_names
+from core.strict import Config, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,14 @@ from core.config import Config, ConfigError, TrialConfig, method_names
         ({"pruning": {"axes": ["heads"]}}, r"`pruning.axes.0` must be .*but is 'heads'"),
         ({"pruning": {"axes": []}}, r"`pruning.axes`"),
         ({"pruning": "l0"}, r"`pruning` must be"),
+        ({"pruning": {"linear_blocks": "some"}}, r"`pruning.linear_blocks` must .*'some' instead$"),
+        ({"pruning": {"linear_blocks": 0}}, r"`pruning.linear_blocks` must be .*but is 0 instead"),
+        ({"pruning": {"linear_blocks": True}}, r"`pruning.linear_blocks` must be .*is True"),
+        ({"pruning": {"linear_blocks": [1, 1]}}, r"`pruning.linear_blocks` .*is \[1, 1\] instead"),
+        ({"pruning": {"linear_blocks": []}}, r"`pruning.linear_blocks` must be .*is \[\] instead"),
+        ({"pruning": {"linear_blocks": [-1]}}, r"`pruning.linear_blocks` must be .*is \[-1\]"),
+        ({"pruning": {"linear_features": 0}}, r"`pruning.linear_features` must be greater"),
+        ({"pruning": {"linear_features": 5}}, r"must be a multiple of 2, but is 5 instead"),
         ({"corpus": {"speeds": [3.0]}}, r"`speeds` must lie in \[0.5, 2\], but one is 3.0"),
         (
             {"corpus": {"demo": {"snr_low_db": 40.0}}},
@@ -33,6 +42,11 @@ from core.config import Config, ConfigError, TrialConfig, method_names
 def test_what_cannot_be_is_refused_by_name(values, message):
     with pytest.raises(ConfigError, match=message):
         TrialConfig.parse(values)
+
+
+@pytest.mark.parametrize("blocks", ["all", 3, [0, 2]])
+def test_blocks_may_be_all_or_so_many_or_named(blocks):
+    assert TrialConfig.parse({"pruning": {"linear_blocks": blocks}}).pruning.linear_blocks == blocks
 
 
 def test_every_culprit_has_a_line():

@@ -9,8 +9,10 @@ import torch
 
 from core.config import TrialConfig
 from core.ranks import joined, open_store
+from core.setting import Place
+from core.teacher import prepare
 from core.testing import run_as_rank
-from core.trial import Place, prepare, run
+from core.trial import run
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,13 @@ import torch
 from core.config import TrialConfig, method_names
 from core.corpora.audio import CorpusError
 from core.deploy import bundle
+from core.price import price
+from core.pruning.extraction import of_blocks
 from core.report import Report
+from core.setting import Place
+from core.teacher import prepare
 from core.training.trainer import DivergenceError
-from core.trial import Place, prepare, price, run
+from core.trial import run
 
 pytestmark = pytest.mark.slow
 
@@ -59,8 +63,13 @@ def place_in(shared: Path, name: str) -> Place:
     )
 
 
-def finished(config, place, *, kill_after: int | None = None, known: int | None = None):
-    """Run a trial, killing it once after some reports; timings are left out."""
+def finished(config, place, **hurt: int | None):
+    """Run a trial of one outcome, perhaps killing it once; timings are left out."""
+    reports, (outcome,) = ended(config, place, **hurt)
+    return reports, outcome
+
+
+def ended(config, place, *, kill_after: int | None = None, known: int | None = None):
     reports = []
     if kill_after is not None:
         doomed = run(config, place)
@@ -72,8 +81,8 @@ def finished(config, place, *, kill_after: int | None = None, known: int | None 
         try:
             reports.append(timeless(next(going)))
         except StopIteration as stop:
-            (outcome,) = stop.value
-            return reports, replace(outcome, latency_ms=0.0, real_time_factor=0.0)
+            outcomes = stop.value
+            return reports, [replace(o, latency_ms=0.0, real_time_factor=0.0) for o in outcomes]
 
 
 def timeless(report: Report) -> Report:
@@ -177,6 +186,58 @@ def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(sha
         )
 
 
+def test_each_outcome_of_a_curve_is_what_a_trial_of_its_own_comes_to(shared):
+    curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6, 0.8]}
+    place = place_in(shared, "curve")
+    reports, outcomes = ended(trial_config(pruning=curve), place)
+
+    assert [report.step for report in reports] == list(range(2, 31, 2))
+    assert {report.total_steps for report in reports} == {30}
+    assert [outcome.model for outcome in outcomes] == ["model", "model.1", "model.2"]
+    for number, target in enumerate((0.3, 0.6, 0.8)):
+        alone = trial_config(pruning={"method": "magnitude", "target_sparsity": target})
+        _, outcome = finished(alone, place_in(shared, f"alone-{number}"))
+        assert replace(outcomes[number], model="model") == outcome
+    for kill_after in (2, 5, 8, 13):
+        place = place_in(shared, f"curve-{kill_after}")
+        again = ended(trial_config(pruning=curve), place, kill_after=kill_after)
+        assert again == (reports, outcomes)
+
+
+def test_a_curve_is_tuned_on_point_by_point(shared):
+    curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6]}
+    place = place_in(shared, "curve-on")
+    _, first = ended(trial_config(pruning=curve), place)
+    longer = trial_config(pruning=curve, tuning={"more_steps": 4})
+    reports, outcomes = ended(longer, place)
+
+    assert [report.step for report in reports] == [22, 24, 26, 28]
+    assert [outcome.steps for outcome in outcomes] == [14, 14]
+    assert [o.gflops for o in outcomes] == [o.gflops for o in first]
+    for kill_after in (1, 10, 13):
+        place = place_in(shared, f"curve-on-{kill_after}")
+        assert ended(longer, place, kill_after=kill_after)[1] == outcomes
+
+
+def test_a_resumed_trial_alters_the_blocks_that_its_speech_had_chosen(shared):
+    config = trial_config(pruning={"method": "performer", "linear_blocks": 1})
+    place = place_in(shared, "chosen")
+    untouched = finished(config, place)
+
+    assert finished(config, place_in(shared, "chosen-5"), kill_after=5) == untouched
+
+    blocks = bundle.load(place.trial / "model").model.shape.blocks
+    assert sorted(block.linear_features for block in blocks) == [0, 64]
+
+
+def test_a_method_that_learns_for_one_budget_leaves_further_ones_out(shared):
+    config = trial_config(pruning={"method": "l0", "further_targets": [0.6]})
+
+    _, outcomes = ended(config, place_in(shared, "point"))
+
+    assert len(outcomes) == 1
+
+
 def test_an_unmet_target_is_refused_before_it_is_tuned(shared):
     config = trial_config(pruning={"target_sparsity": 0.999, "method": "magnitude"})
 
@@ -268,3 +329,59 @@ def test_a_loss_that_is_no_number_ends_the_trial_with_a_reason(shared, tmp_path)
 
     with pytest.raises(DivergenceError, match="mean loss must be a number, but is nan at step 2"):
         finished(trial_config(), place)
+
+
+def test_depth_alone_needs_no_step(shared):
+    pruning = {"method": "interctc", "target_sparsity": 0.0, "further_targets": [0.3], "steps": 0}
+    config = trial_config(pruning=pruning, tuning={"steps": 0})
+    place = place_in(shared, "depth")
+
+    reports, outcomes = ended(config, place)
+
+    assert reports == []
+    assert [outcome.steps for outcome in outcomes] == [0, 0]
+    models = [bundle.load(place.trial / outcome.model) for outcome in outcomes]
+    assert [len(found.model.blocks) for found in models] == [2, 1]
+    best = models[0].report["depth_order"]
+    assert sorted(best) == [0, 1]
+    assert models[1].report["kept"][f"blocks.{best[0]}"] == [0]
+    assert models[1].report["depth_order"] == [0]
+    teacher = bundle.load(place.teacher / "model").model
+    small = of_blocks(teacher, best[:1])
+    for name, parameter in models[1].model.named_parameters():
+        assert torch.equal(parameter, dict(small.named_parameters())[name])
+
+
+def test_fewer_blocks_are_tuned_on_and_their_order_stays(shared):
+    pruning = {"method": "interctc", "target_sparsity": 0.0, "depth_order": "truncate"}
+    place = place_in(shared, "depth-on")
+    finished(trial_config(pruning=pruning), place)
+
+    _, outcome = finished(trial_config(pruning=pruning, tuning={"more_steps": 2}), place)
+
+    assert outcome.steps == 12
+    assert bundle.load(place.trial / outcome.model).report["depth_order"] == [0, 1]
+
+
+def test_a_teacher_trained_for_depth_goes_on_to_the_same_weights_when_killed(shared, tmp_path):
+    config = trial_config(
+        teacher={"steps": 4, "interctc_weight": 0.3, "stochastic_depth": 0.5},
+        runtime={"report_steps": 1, "checkpoint_steps": 1},
+    )
+    places = [
+        Place(teacher=tmp_path / name, features=shared / "features", trial=tmp_path / "0")
+        for name in ("whole", "killed")
+    ]
+    reports = list(prepare(config, places[0]))
+    doomed = prepare(config, places[1])
+    for _ in range(2):
+        next(doomed)
+    doomed.close()
+    torch.manual_seed(999)
+
+    list(prepare(config, places[1]))
+
+    assert all(report.losses["intermediate"] > 0 for report in reports)
+    whole, killed = (bundle.load(p.teacher / "model").model.state_dict() for p in places)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, killed[name])

@@ -1,6 +1,6 @@
 import pytest
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.changes import changes, check
 from sweep.config import parse
 

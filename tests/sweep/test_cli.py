@@ -1,9 +1,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from core.config import CorpusConfig, DemoConfig
+from core.corpora import demo
+from core.corpora.text import Tokenizer
+from core.deploy import bundle
+from core.testing import SHAPE, small_model
 from sweep import cli
 from sweep.config import create, load
 from sweep.ledger import Ledger
@@ -107,6 +113,17 @@ def test_status_counts_what_there_is(run, sweep):
     assert values["driver"] is None
     _, out, _ = run("status", sweep)
     assert "3 finished, 1 waiting, 1 failed, of 4 trials" in out
+    assert "does not run" in out
+
+
+def test_status_says_when_all_is_done(run, sweep):
+    ledger = Ledger.open(sweep)
+    ledger.start(4)
+    ledger.finish(4, [made_outcome(0.06, 1.5)])
+    ledger.close()
+
+    _, out, _ = run("status", sweep)
+    assert "is complete" in out
 
 
 def test_a_failed_trial_shows_why(run, sweep):
@@ -216,6 +233,62 @@ heavy = {"torch", "ray", "mlflow", "optuna", "plotly", "matplotlib", "lhotse"} &
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-P", "-c", code], check=True)  # noqa: S603
+
+
+@pytest.fixture
+def adapting(tmp_path):
+    """A model, a file for `adapt`, and the command's first words."""
+    speech = demo.speak(
+        DemoConfig(train_utterances=4, dev_utterances=2, test_utterances=2, commands=["call"]),
+        tmp_path / "speech",
+    )
+    tokenizer = Tokenizer.train(["turn on"], CorpusConfig(tokens="word"), tmp_path / "tokens")
+    model = small_model(shape=replace(SHAPE, vocabulary=tokenizer.size))
+    bundle.save(tmp_path / "model", model, tokenizer, {})
+    file = tmp_path / "adapt.toml"
+    file.write_text("[trial.training]\nbatch_seconds = 8.0\n[trial.runtime]\nthreads = 1\n")
+    return ["adapt", tmp_path / "model", "--corpus", speech, "--config", file], tmp_path
+
+
+@pytest.mark.slow
+def test_a_model_is_adapted_and_hears_the_new_words(run, adapting):
+    words, folder = adapting
+    words += ["--memory", folder / "speech", "--memory-share", "1", "--steps", "2", "--json"]
+    code, out, err = run(*words, "--out", folder / "out")
+    found = json.loads(out)
+
+    assert code == 0
+    assert found["new_tokens"] == 3
+    assert found["old_after"]["words"] == 4
+    assert "speech 1/3" in err
+    assert "tune 2/2: WER" in err
+    assert run(*words, "--out", folder / "out") == (0, out, "")
+    assert run("evaluate", folder / "out", folder / "speech")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("[trial.tuning]\nstep = 3\n", [], "did you mean `steps`"),
+        ("trial = 3\n", [], "`trial` must be a table, but is 3"),
+        ("[trial\n", [], "must be TOML"),
+        ("", ["--memory", "nowhere"], "`corpus.name` must be"),
+        ("", ["--memory-share", "2"], "`memory_share` must be"),
+        ("", ["--out", "{folder}/tokens"], "`out` must be a new folder"),
+        ("", ["--corpus", "{folder}/tokens"], "holds neither"),
+    ],
+)
+def test_what_adapt_cannot_use_is_one_line_and_code_2(run, adapting, text, words, message):
+    start, folder = adapting
+    (folder / "adapt.toml").write_text(text)
+    given = [word.format(folder=folder) for word in words]
+    code, out, err = run(*start, "--out", folder / "out", *given)
+
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not list(folder.glob("out*"))
 
 
 @pytest.mark.parametrize("command", ["status", "trials", "pareto"])

@@ -2,7 +2,7 @@ import tomllib
 
 import pytest
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.config import create, find, load, names, open_config, parse
 
 

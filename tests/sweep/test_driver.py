@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from mlflow import MlflowClient
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep import driver
 from sweep.config import create, load, open_config, rewrite
 from sweep.confirming import confirmations, confirmed, plan

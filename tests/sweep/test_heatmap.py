@@ -58,6 +58,27 @@ def test_a_structure_is_read_without_loading_a_model(tmp_path):
     assert found.blocks[0][1].share == 1.0
 
 
+@pytest.mark.parametrize("gone", [(2,), (0, 4), (0, 1, 2, 3, 4, 5)])
+def test_blocks_that_are_gone_stand_empty_in_their_places(tmp_path, gone):
+    left = replace(WHOLE, blocks=WHOLE.blocks[len(gone) :])
+    for name, shape in (("small", left), ("teacher", WHOLE)):
+        (tmp_path / name).mkdir()
+        plain = {"format": 1, **shape.to_plain()}
+        (tmp_path / name / "shape.json").write_text(json.dumps(plain))
+    kept = {f"blocks.{i}": [] if i in gone else [0] for i in range(len(WHOLE.blocks))}
+    report = tmp_path / "small" / "report.json"
+
+    assert read_structure(tmp_path / "small", tmp_path / "teacher") is None
+    report.write_text(json.dumps({"kept": kept}))
+    found = read_structure(tmp_path / "small", tmp_path / "teacher")
+
+    assert len(found.blocks) == len(WHOLE.blocks)
+    for i, block in enumerate(found.blocks):
+        assert {each.share for each in block} == {0.0 if i in gone else 1.0}
+    report.write_text("[]")
+    assert read_structure(tmp_path / "small", tmp_path / "teacher") is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"blocks": 3}'])
 def test_what_is_no_bundle_has_no_structure(tmp_path, text):
     assert read_structure(tmp_path, tmp_path) is None

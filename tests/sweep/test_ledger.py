@@ -468,6 +468,15 @@ def test_a_choice_may_grow(ledger, tmp_path):
     assert [r.params["pruning.repair"] for r in reopened(tmp_path).records()] == ["ls", "mask"]
 
 
+def test_what_lies_outside_a_choice_is_kept_beside_it(ledger, tmp_path):
+    leaves = LEAVES | {"pruning.method": Choice(options=("l0", "acip"))}
+    ledger.add({"pruning.method": "dense"}, leaves)  # the control of a sweep over methods
+    ledger.add(PARAMS | {"pruning.method": "acip"}, leaves)
+
+    methods = [r.params["pruning.method"] for r in reopened(tmp_path).records()]
+    assert methods == ["dense", "acip"]
+
+
 def test_the_ledger_remembers_what_it_is_told_of_the_sweep(ledger, tmp_path):
     assert ledger.noted("code") is None
     ledger.note("code", "1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.config import ResourcesConfig, parse
 from sweep.machines import Machine, fault, request
 from sweep.provenance import code_version

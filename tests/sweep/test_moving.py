@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.changes import changes, check
 from sweep.config import create, load, open_config, parse
 from sweep.ledger import Ledger

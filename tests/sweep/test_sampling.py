@@ -108,6 +108,19 @@ def test_a_model_leaves_the_worthless_alone():
     assert mean(limited) < mean(free)
 
 
+def test_a_sweep_over_methods_alone_begins_with_the_control_that_is_none_of_them():
+    text = '[trial.pruning]\ntarget_sparsity = 0.5\nmethod = { choice = ["l0", "acip"] }'
+    sampling = sampling_of(config(text=text))
+
+    proposed = [sampling.propose(number) for number in range(4)]
+    for number, params in enumerate(proposed):
+        sampling.observe(TrialRecord(number=number, state="running", params=params))
+        sampling.observe(finished(number, params))
+
+    assert proposed[0] == {"pruning.method": "dense"}
+    assert all(params["pruning.method"] in ("l0", "acip") for params in proposed[1:])
+
+
 @pytest.mark.slow
 def test_failed_and_control_trials_do_not_disturb_the_model():
     sampling = sampling_of(config("gp"))
@@ -163,3 +176,17 @@ def test_a_model_leaves_what_misses_its_target_alone():
 
     proposed = [sampling.propose(STARTUP_TRIALS + 2 + i) for i in range(3)]
     assert min(p["pruning.target_sparsity"] for p in proposed) < 0.6
+
+
+def test_each_outcome_of_a_curve_is_told_as_the_target_it_was_for():
+    sampling = sampling_of(config("gp"))
+    params = sampling.propose(1)
+    record = finished(1, params)
+    further = [made_outcome(0.1, 1.6, target_sparsity=0.5), made_outcome(0.2, 0.1)]
+    further[1] = replace(further[1], target_sparsity=0.95)  # outside the space
+
+    sampling.observe(replace(record, outcomes=(*record.outcomes, *further)))
+
+    told = sampling._study.get_trials()
+    targets = {trial.params["pruning.target_sparsity"]: trial.values for trial in told}
+    assert targets == {0.1: [record.outcomes[0].wer, record.outcomes[0].gflops], 0.5: [0.1, 1.6]}

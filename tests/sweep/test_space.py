@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.space import Choice, Range, SearchSpace
 
 

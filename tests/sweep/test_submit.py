@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep import cli
 from sweep.config import ResourcesConfig
 from sweep.submit import Job, node_size, plain_name, render, seconds_of

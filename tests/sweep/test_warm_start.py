@@ -1,6 +1,6 @@
 import pytest
 
-from core.config import ConfigError
+from core.strict import ConfigError
 from sweep.config import create, parse
 from sweep.ledger import Ledger
 from sweep.sampling import STARTUP_TRIALS, Sampling

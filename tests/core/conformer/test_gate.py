@@ -9,7 +9,22 @@ from core.conformer.gate import fold, gated_forward, kept_units, resolved, tenso
 from core.conformer.model import Conformer
 from core.conformer.norm import LayerNorm
 from core.pruning.extraction import extract
-from core.testing import MASK_KINDS, deeper, ragged_speech, random_mask, small_model
+from core.testing import (
+    MASK_KINDS,
+    deeper,
+    ragged_speech,
+    random_mask,
+    small_model,
+    with_factors,
+)
+
+DENSE = deeper(3)
+LINEAR = deeper(3, linear_features=6)
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [DENSE, with_factors(DENSE), with_factors(LINEAR)],
+    ids=["dense", "factored", "linear attention"],
+)
 
 
 def masked(model, features, num_frames, mask, **how):
@@ -21,8 +36,9 @@ def masked(model, features, num_frames, mask, **how):
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, tolerance, seed):
-    model = small_model(seed, shape=deeper(3)).to(dtype)
+@SHAPES
+def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, tolerance, seed, shape):
+    model = small_model(seed, shape=shape).to(dtype)
     mask = random_mask(model.axes(), kind, seed)
     features, num_frames = ragged_speech(61, 40, 9, 7, seed=seed, dtype=dtype)
 
@@ -35,9 +51,10 @@ def test_the_extracted_model_computes_what_the_masked_one_did(kind, dtype, toler
     )
 
 
-@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes"])
-def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
-    model = small_model(shape=deeper(2)).double().train()
+@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_blocks"])
+@SHAPES
+def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind, shape):
+    model = small_model(shape=shape).double().train()
     mask = random_mask(model.axes(), kind)
     features, num_frames = ragged_speech(61, 40, 33, dtype=torch.float64)
 
@@ -48,8 +65,9 @@ def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind):
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
-def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
-    model = small_model(shape=deeper(2)).double()
+@SHAPES
+def test_gates_on_tensors_are_gates_at_the_consumers_input(kind, shape):
+    model = small_model(shape=shape).double()
     mask = resolved(model.axes(), random_mask(model.axes(), kind))
     features, num_frames = ragged_speech(61, 40, dtype=torch.float64)
 
@@ -59,8 +77,9 @@ def test_gates_on_tensors_are_gates_at_the_consumers_input(kind):
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-9, atol=1e-9)
 
 
-def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
-    model = small_model()
+@SHAPES
+def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit(shape):
+    model = small_model(shape=shape)
     features, num_frames = ragged_speech(61, 40)
 
     expected = model(features, num_frames).logits
@@ -69,8 +88,9 @@ def test_a_model_without_gates_and_one_with_all_gates_open_agree_bit_for_bit():
     assert torch.equal(actual, expected)
 
 
-def test_a_gradient_reaches_every_open_gate():
-    model = small_model()
+@SHAPES
+def test_a_gradient_reaches_every_open_gate(shape):
+    model = small_model(shape=shape)
     mask = random_mask(model.axes(), "soft")
     for gates in mask.values():
         gates.requires_grad_()
@@ -83,8 +103,22 @@ def test_a_gradient_reaches_every_open_gate():
         assert (gates.grad[gates != 0] != 0).all(), name
 
 
-def test_extracting_twice_is_extracting_once():
-    model = small_model()
+@pytest.mark.parametrize("closed", [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_a_model_without_some_blocks_is_the_others_in_their_order(closed):
+    model = small_model(shape=deeper(3))
+    features, num_frames = ragged_speech(61, 40)
+    others = small_model(shape=deeper(3))
+    others.blocks = nn.ModuleList(b for i, b in enumerate(others.blocks) if i not in closed)
+
+    small = extract(model, {f"blocks.{i}": torch.zeros(1) for i in closed})
+
+    assert len(small.blocks) == 3 - len(closed)
+    assert torch.equal(small(features, num_frames).logits, others(features, num_frames).logits)
+
+
+@SHAPES
+def test_extracting_twice_is_extracting_once(shape):
+    model = small_model(shape=shape)
     once = extract(model, random_mask(model.axes(), "soft"))
 
     twice = extract(once, {axis.name: torch.ones(axis.size) for axis in once.axes()})
@@ -127,12 +161,16 @@ def unit_hooks(model, mask):
         if axis.kind == "width":
             continue
         z = mask[axis.name].double()
-        scaled = next(piece for piece in axis.slices if piece.is_scaled)
-        consumer = model.get_submodule(scaled.tensor.rpartition(".")[0])
-        if axis.kind == "module":
-            yield consumer.register_forward_hook(multiply_output(z))
-        else:
-            yield consumer.register_forward_pre_hook(multiply_input(z, scaled.block))
+        if axis.kind == "block" and not z.any():
+            yield model.get_submodule(axis.name).register_forward_hook(passed_by)
+            continue
+        scaled = [piece for piece in axis.slices if piece.is_scaled]
+        for name in dict.fromkeys(piece.tensor.rpartition(".")[0] for piece in scaled):
+            consumer = model.get_submodule(name)
+            if axis.is_whole:
+                yield consumer.register_forward_hook(multiply_output(z))
+            else:
+                yield consumer.register_forward_pre_hook(multiply_input(z, scaled[0].block))
 
 
 def width_hooks(model, width):
@@ -141,6 +179,10 @@ def width_hooks(model, width):
             yield module.register_forward_hook(multiply_output(width))
         if isinstance(module, LayerNorm):
             yield module.register_forward_hook(norm_over_kept(width))
+
+
+def passed_by(_module, inputs, _output):
+    return inputs[0]
 
 
 def multiply_input(z, block):

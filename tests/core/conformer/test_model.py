@@ -3,18 +3,20 @@
 import pytest
 import torch
 
-from core.config import ConfigError, ModelConfig
+from core.config import ModelConfig
 from core.conformer.attention import distance_table, shifted
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.testing import ragged_speech, small_model
+from core.strict import ConfigError
+from core.testing import SHAPE, deeper, ragged_speech, small_model, with_factors
 
 LENGTHS = (90, 64, 63, 31, 12, 7)
 
 
+@pytest.mark.parametrize("linear_features", [0, 6])
 @pytest.mark.parametrize("i", range(len(LENGTHS)))
-def test_padding_does_not_reach_real_frames(i):
-    model = small_model()
+def test_padding_does_not_reach_real_frames(i, linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
     features, num_frames = ragged_speech(*LENGTHS)
 
     together = model(features, num_frames)
@@ -25,9 +27,11 @@ def test_padding_does_not_reach_real_frames(i):
     torch.testing.assert_close(together.logits[i, :real], alone.logits[0], rtol=1e-5, atol=1e-5)
 
 
-def test_padding_moves_no_batch_norm_statistic():
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_padding_moves_no_batch_norm_statistic(linear_features):
     features, num_frames = ragged_speech(90, 40)
-    quiet, loud = small_model().train(), small_model().train()
+    shape = deeper(2, linear_features=linear_features)
+    quiet, loud = (small_model(shape=shape).train() for _ in range(2))
 
     quiet(features, num_frames)
     loud(
@@ -39,8 +43,9 @@ def test_padding_moves_no_batch_norm_statistic():
         torch.testing.assert_close(dict(loud.named_buffers())[name], buffer, rtol=1e-4, atol=1e-5)
 
 
-def test_an_utterance_without_a_single_output_frame_disturbs_nobody():
-    model = small_model()
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_an_utterance_without_a_single_output_frame_disturbs_nobody(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
     features, num_frames = ragged_speech(90, 3)
 
     output = model(features, num_frames)
@@ -99,6 +104,12 @@ def test_a_shape_that_cannot_be_is_refused(overrule, message):
         ({"widht": 3}, r"must be exactly"),
         ({"blocks": [{"ff1": 1}]}, r"`blocks.0.\*` must be exactly"),
         ({"blocks": 3}, r"`blocks` must be a list"),
+        (
+            {"ranks": {"blocks.0.ff1.up": 0}},
+            r"`ranks.blocks.0.ff1.up` must be a whole number from 1",
+        ),
+        ({"ranks": {"blocks.0.ff3.up": 2}}, r"`ranks` must name linear layers of the model"),
+        ({"ranks": [3]}, r"`ranks` must name linear layers of the model"),
     ],
 )
 def test_a_damaged_shape_is_refused(damage, message):
@@ -108,7 +119,22 @@ def test_a_damaged_shape_is_refused(damage, message):
         Shape.from_plain(plain | damage)
 
 
-def test_a_shape_survives_plain_values():
-    shape = small_model().shape
-
+@pytest.mark.parametrize(
+    "shape",
+    [SHAPE, with_factors(SHAPE), deeper(2, linear_features=6)],
+    ids=["dense", "factored", "linear attention"],
+)
+def test_a_shape_survives_plain_values(shape):
     assert Shape.from_plain(shape.to_plain()) == shape
+
+
+def test_a_shape_without_factors_is_written_as_it_was_before_there_were_any():
+    assert "ranks" not in SHAPE.to_plain()
+
+
+def test_a_shape_from_before_attention_ran_in_linear_time_has_softmax():
+    plain = deeper(2).to_plain()
+    for block in plain["blocks"]:
+        del block["linear_features"]
+
+    assert Shape.from_plain(plain) == deeper(2)

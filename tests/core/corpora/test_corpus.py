@@ -8,7 +8,7 @@ import soundfile
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError, check_rate, read_file
-from core.corpora.corpus import open_corpus, open_split
+from core.corpora.corpus import open_corpus, open_split, with_memory
 
 
 def write_split(root, split, seconds_of_each, *, rate_hz=16000, words="GO"):
@@ -154,3 +154,35 @@ def test_real_commands_open(commands_root):
     ]
     assert list(map(len, speakers)) == [364, 37, 48]
     assert not set.intersection(*speakers)
+
+
+def test_little_memory_is_heard_as_often_as_balances_it(root, tmp_path):
+    write_split(tmp_path / "old", "train-a", [0.3, 0.3], words="STOP")
+    write_split(tmp_path / "old", "dev-a", [0.3], words="STOP")
+    new, old = opened(root), opened(tmp_path / "old")
+
+    for balance, times in [(0.0, 1), (1.0, 2), (1.5, 3)]:  # two old ones beside three new
+        ids = [cut.id for cut in with_memory(new, old, share=1.0, seed=0, balance=balance).train]
+        assert len(ids) == len(set(ids)) == 3 + 2 * times
+
+
+def test_a_share_of_old_speech_is_heard_among_the_new(root, tmp_path):
+    old_root = tmp_path / "old"
+    write_split(old_root, "train-a", [0.3] * 40, words="STOP")
+    write_split(old_root, "dev-a", [0.3], words="STOP")
+    new, old = opened(root), opened(old_root)
+
+    some, more = (with_memory(new, old, share=share, seed=0) for share in (0.2, 0.6))
+
+    heard = [[cut.id for cut in corpus.train] for corpus in (some, more)]
+    assert heard[0][:3] == [cut.id for cut in new.train]
+    assert set(heard[0]) < set(heard[1])
+    assert 0 < len(heard[0]) - 3 < len(heard[1]) - 3 < 40
+    assert len({some.digest, more.digest, new.digest, old.digest}) == 4
+    assert some.dev is new.dev
+    assert with_memory(new, old, share=0.2, seed=0).digest == some.digest
+    other = with_memory(new, old, share=0.2, seed=1)
+    assert [cut.id for cut in other.train] != heard[0]
+    assert len(with_memory(new, new, share=1.0, seed=0).train) == 6
+    with pytest.raises(CorpusError, match=r"`memory_share` must leave training utterances"):
+        with_memory(new, old, share=1e-9, seed=0)

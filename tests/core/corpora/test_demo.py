@@ -1,11 +1,12 @@
 import sys
 from itertools import combinations
+from typing import get_args
 
 import numpy as np
 import pytest
 import soundfile
 
-from core.config import DemoConfig
+from core.config import DemoCommand, DemoConfig
 from core.corpora import demo
 from core.corpora.audio import CorpusError
 from core.corpora.text import transcript
@@ -136,3 +137,20 @@ def test_audio_is_flac_at_16_khz_under_the_librispeech_names(tmp_path):
         assert file.parent == folder / file.parts[-4] / speaker / chapter
         info = soundfile.info(file)
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+
+
+def test_only_the_commands_that_are_asked_for_are_spoken():
+    config = TINY.model_copy(update={"train_utterances": 50, "commands": ["call", "what"]})
+
+    script = demo.write_script(config)
+
+    firsts = {line.text.split()[0] for lines in script.values() for line in lines}
+    assert firsts == {"call", "what"}
+
+
+def test_every_command_of_the_config_begins_a_sentence_and_no_other_word_does():
+    chance = np.random.default_rng(0)
+
+    firsts = {demo._sentence(chance).split()[0] for _ in range(1000)}
+
+    assert firsts == set(get_args(DemoCommand))

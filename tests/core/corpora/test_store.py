@@ -214,3 +214,12 @@ def test_real_speech_is_cached_whole(commands_root, tmp_path):
     assert store.left_out == {}
     assert tokenizer.size == 9 + 2
     assert store.seconds.sum() / 3600 == pytest.approx(1.125, abs=0.01)
+
+
+def test_tokens_are_counted_over_all_utterances(demo_corpus, tokenizer, tmp_path):
+    store = FeatureStore.build(demo_corpus.dev, tokenizer, tmp_path / "dev", is_training=False)
+
+    counts = store.token_counts(tokenizer.size + 2)
+
+    said = [token for i in range(len(store)) for token in store.item(i).tokens.tolist()]
+    assert counts.tolist() == [said.count(token) for token in range(tokenizer.size + 2)]

@@ -84,3 +84,26 @@ def test_a_missing_and_a_damaged_tokenizer_are_named(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(CorpusError, match=r"bad\.model.* but is damaged instead"):
         Tokenizer.load(tmp_path / "bad.model")
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+def test_a_grown_tokenizer_spells_what_it_could_not_and_the_old_as_before(tokens, tmp_path):
+    old = learn(tmp_path, tokens=tokens)
+    new_texts = ["PLAY QUIZ SONGS", "STOP THE MUSIC"]
+    assert any(UNKNOWN in old.encode(text) for text in new_texts)
+
+    grown = old.grown(new_texts)
+
+    assert grown.pieces[: old.size] == old.pieces
+    assert [grown.encode(text) for text in TEXTS] == [old.encode(text) for text in TEXTS]
+    assert [grown.decode(grown.encode(text)) for text in new_texts] == new_texts
+    assert not any(UNKNOWN in grown.encode(text) for text in new_texts)
+    assert all(UNKNOWN in old.encode(p.strip("\u2581")) for p in grown.pieces[old.size :])
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+def test_a_tokenizer_that_lacks_nothing_does_not_grow(tokens, tmp_path):
+    tokenizer = learn(tmp_path, tokens=tokens)
+
+    assert tokenizer.grown(TEXTS) is tokenizer
+    assert tokenizer.grown(["NEW"]).model == tokenizer.grown(["NEW"]).model

@@ -11,16 +11,19 @@ from core.corpora.text import Tokenizer
 from core.deploy import bundle
 from core.deploy.bundle import BundleError
 from core.pruning.extraction import extract
-from core.testing import SHAPE, ragged_speech, random_mask, small_model
+from core.testing import SHAPE, deeper, ragged_speech, random_mask, small_model, with_factors
 
 TEXTS = ["one two three", "two three four", "four one"]
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(
+    params=[SHAPE, with_factors(SHAPE), deeper(2, linear_features=6)],
+    ids=["dense", "factored", "linear attention"],
+)
+def saved(tmp_path, request):
     config = CorpusConfig(tokens="word", vocabulary=20)
     tokenizer = Tokenizer.train(TEXTS, config, tmp_path / "tokens")
-    model = small_model(shape=replace(SHAPE, vocabulary=tokenizer.size))
+    model = small_model(shape=replace(request.param, vocabulary=tokenizer.size))
     small = extract(model, random_mask(model.axes(), "empty_modules"))
     bundle.save(tmp_path / "model", small, tokenizer, {"wer": 0.25})
     return tmp_path / "model", small

@@ -7,14 +7,25 @@ import torch
 
 from core.deploy.onnx import export_onnx
 from core.pruning.extraction import extract
-from core.testing import deeper, ragged_speech, random_mask, small_model
+from core.testing import deeper, ragged_speech, random_mask, small_model, with_factors
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["open", "binary", "empty_modules", "all_modules_empty"])
-def test_the_graph_gives_the_models_log_probabilities(kind, tmp_path):
-    model = small_model(shape=deeper(2))
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("open", deeper(2)),
+        ("binary", deeper(2)),
+        ("empty_modules", deeper(2)),
+        ("all_modules_empty", deeper(2)),
+        ("empty_blocks", deeper(2)),
+        ("binary", with_factors(deeper(2))),
+        ("binary", deeper(2, linear_features=6)),
+    ],
+)
+def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):
+    model = small_model(shape=shape)
     small = extract(model, random_mask(model.axes(), kind))
     export_onnx(small, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from core.config import CorpusConfig, ModelConfig
 from core.conformer.model import Conformer
@@ -15,9 +16,9 @@ from core.corpora.batches import dev_batches
 from core.corpora.corpus import open_split
 from core.corpora.store import FeatureStore
 from core.corpora.text import Tokenizer
-from core.deploy.bundle import Bundle
-from core.deploy.recognise import evaluate, transcribe
-from core.testing import SHAPE, small_model
+from core.deploy.bundle import Bundle, BundleError
+from core.deploy.recognise import at_depth, evaluate, transcribe
+from core.testing import SHAPE, deeper, ragged_speech, small_model
 
 
 @pytest.fixture
@@ -68,6 +69,36 @@ def test_a_file_that_cannot_be_heard_is_named(bundle, tmp_path, content):
 
     with pytest.raises(CorpusError, match=r"broken\.wav"):
         list(transcribe(bundle, [file]))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("order", [None, [2, 0, 1]])
+def test_at_a_depth_it_is_the_model_of_those_blocks_exactly(bundle, depth, order):
+    model = small_model(shape=deeper(3))
+    report = {} if order is None else {"depth_order": order}
+    best = [0, 1, 2] if order is None else order
+    features, num_frames = ragged_speech(90, 60)
+    closed = {f"blocks.{i}" for i in best[depth:]}
+
+    cut = at_depth(replace(bundle, model=model, report=report), depth)
+
+    assert len(cut.model.blocks) == depth
+    expected = model(features, num_frames, closed).logits
+    assert torch.equal(cut.model(features, num_frames).logits, expected)
+
+
+@pytest.mark.parametrize("depth", [-1, 0, 3])
+def test_a_depth_that_it_does_not_have_is_refused(bundle, depth):
+    with pytest.raises(ValueError, match=rf"`--depth` must be from 1 to 2, .* but is {depth}"):
+        at_depth(bundle, depth)
+
+
+@pytest.mark.parametrize(
+    "order", [[0], [0, 0], [0, 2], "01", {"0": 1, "1": 0}, 7, [None, {}], ["0", "1"]]
+)
+def test_an_order_of_other_blocks_is_refused(bundle, order):
+    with pytest.raises(BundleError, match=r"`depth_order` .* must name each of its 2 blocks"):
+        at_depth(replace(bundle, report={"depth_order": order}), 1)
 
 
 @pytest.mark.slow

@@ -1,22 +1,25 @@
 """What each method says of units; the laws all methods share stand in tests/core/test_trial.py."""
 
 from dataclasses import replace
-from typing import get_args
+from itertools import pairwise
 
 import pytest
 import torch
 
-from core.config import AxisKind, TrialConfig, method_names
+from core.config import PruningConfig, TrialConfig, method_names
 from core.conformer.gate import tensors_of
 from core.corpora.batches import Batch
+from core.evaluation.decoding import greedy
 from core.evaluation.judge import Judge
-from core.methods.l0 import GateStage
+from core.methods.interctc import error, least_missed_last
+from core.methods.l0 import METHOD as L0
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.space import Space
-from core.testing import deeper, ragged_speech, small_model
+from core.testing import deeper, ragged_speech, small_model, worded_noise
 from core.training.distillation import Distillation
+from core.training.gating import GateStage, expected_sparsity
 from core.training.method import Workbench, load_method
 
 CPU = torch.device("cpu")
@@ -24,10 +27,11 @@ CPU = torch.device("cpu")
 
 def a_bench(model, **pruning) -> Workbench:
     config = TrialConfig.parse({"pruning": pruning})
-    space = Space.of(clone(model), get_args(AxisKind), 4.0)
+    axes = load_method(config.pruning.method).axes(config)
+    space = Space.of(clone(model), axes, 4.0)
 
-    def chosen(scores):
-        budget = Budget(keep=1 - config.pruning.target_sparsity, resource=config.pruning.resource)
+    def chosen(scores, target):
+        budget = Budget(keep=1 - target, resource=config.pruning.resource)
         return choose(space, scores, budget, is_filled=True)
 
     return Workbench(
@@ -36,23 +40,10 @@ def a_bench(model, **pruning) -> Workbench:
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
+        labelled=[worded_noise()],
         choose=chosen,
         judge=Judge(config, space, None, CPU),
         device=CPU,
-    )
-
-
-def a_batch(seed=0) -> Batch:
-    features, num_frames = ragged_speech(90, 80, 60, seed=seed)
-    return Batch(
-        features=features,
-        num_frames=num_frames,
-        tokens=torch.tensor([[1, 2, 3], [2, 4, 0], [5, 0, 0]]),
-        num_tokens=torch.tensor([3, 2, 1]),
-        seconds=2.3,
-        ids=("a", "b", "c"),
-        texts=("", "", ""),
-        indices=(0, 1, 2),
     )
 
 
@@ -68,7 +59,7 @@ def test_magnitude_ranks_a_unit_by_its_weights_in_every_tensor():
     with torch.no_grad():
         for axis in model.axes():
             for piece in axis.slices:
-                if axis.kind != "module":
+                if not axis.is_whole:
                     rows = tensors[piece.tensor].transpose(0, piece.dim)
                     rows[piece.offset + 2 * piece.block : piece.offset + 3 * piece.block] *= 1e-3
 
@@ -121,7 +112,7 @@ def test_scratch_keeps_the_sizes_and_forgets_the_weights():
     model = small_model()
     bench = a_bench(model, method="scratch")
     method = load_method("scratch")
-    small = extract(model, as_mask(bench.choose(method.found(bench, None).scores)))
+    small = extract(model, as_mask(bench.choose(method.found(bench, None).scores, bench.target)))
     state = torch.get_rng_state()
 
     new = method.started(small, bench)
@@ -135,7 +126,8 @@ def test_scratch_keeps_the_sizes_and_forgets_the_weights():
 def test_dense_removes_nothing_whatever_is_asked_for():
     method = load_method("dense")
 
-    assert method.target(TrialConfig.parse({"pruning": {"target_sparsity": 0.7}})) == 0.0
+    config = TrialConfig.parse({"pruning": {"target_sparsity": 0.7, "further_targets": [0.9]}})
+    assert method.targets(config) == (0.0,)
     assert method.found(a_bench(small_model()), None).scores == {}
 
 
@@ -163,31 +155,141 @@ def test_l0_closes_units_that_do_nothing_before_units_that_do():
 def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
     stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5)
 
-    expected = float(stage._expected_sparsity().detach())
+    expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
     space = stage.bench.space
-    cost = space.choice_cost(stage.bench.choose(stage.found().scores))
+    cost = space.choice_cost(stage.bench.choose(stage.found().scores, stage.bench.target))
 
     assert expected == pytest.approx(0.5, abs=0.1)
     assert space.sparsity(cost, "flops") == pytest.approx(0.5, abs=0.03)
     assert space.sparsity(cost, "flops") >= 0.5
 
 
+@pytest.mark.slow
+def test_l0_may_close_whole_blocks_too():
+    kinds = [*PruningConfig().axes, "block"]
+    stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5, axes=kinds)
+
+    expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
+    scores, space = stage.found().scores, stage.bench.space
+    cost = space.choice_cost(stage.bench.choose(scores, stage.bench.target))
+
+    starts = torch.tensor(stage.config.module_log_alpha)
+    assert not any(scores[f"blocks.{i}"].isclose(starts) for i in range(3))
+    assert expected == pytest.approx(0.5, abs=0.1)
+    assert space.sparsity(cost, "flops") >= 0.5
+
+
 def trained_gates(model, *, steps, **pruning) -> GateStage:
     torch.manual_seed(0)
-    stage = GateStage(a_bench(model, steps=steps, **pruning))
+    stage = L0.stage(a_bench(model, steps=steps, **pruning))
     for step in range(steps):
-        stage.step(a_batch(), step)
+        stage.step(worded_noise(), step)
     return stage
 
 
 def test_l0s_multipliers_climb_and_its_weights_descend():
     torch.manual_seed(0)
-    stage = GateStage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
+    stage = L0.stage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
 
-    first = stage.step(a_batch(), 0)
+    first = stage.step(worded_noise(), 0)
     for step in range(1, 20):
-        last = stage.step(a_batch(), step)
+        last = stage.step(worded_noise(), step)
 
     assert first["violation"] > 0
     assert last["lambda_linear"] > first["lambda_linear"]
     assert last["violation"] < first["violation"]
+
+
+def test_fosters_tuning_ends_in_the_shape_that_was_pruned():
+    model = small_model(shape=deeper(3))
+    bench = a_bench(model, method="foster")
+    method = load_method("foster")
+    choice = bench.choose(method.found(bench, None).scores, bench.target)
+    small = extract(model, as_mask(choice))
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    stage = method.tuning(small, choice, bench, steps=4)
+
+    for step in range(4):
+        stage.step(worded_noise(), step)
+
+    assert stage.steps == 4
+    assert stage.model.shape == small.shape
+    assert (stage.boosting.steps, stage.compression.steps) == (2, 2)
+    assert stage.boosting.teacher is bench.distillation.teacher
+    for name, tensor in stage.boosting.network.old.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert any(not torch.equal(t, before[name]) for name, t in stage.model.state_dict().items())
+
+
+def test_foster_weighs_tokens_by_how_often_they_are_said():
+    bench = a_bench(small_model(), method="foster")
+    small = clone(bench.student)
+    stage = load_method("foster").tuning(small, bench.space.open_choice(), bench, steps=2)
+
+    # Of the batch, 2 is said twice; 1, 3, 4 and 5 once; 6 never.
+    weights = stage.compression.class_weights
+    assert weights[1] == weights[3] == weights[4] == weights[5] > weights[2]
+    assert weights[0] == weights[2] == weights[6]
+
+
+def labelled_by(model, *lengths) -> Batch:
+    """Speech whose words are what this model hears in it."""
+    features, num_frames = ragged_speech(*lengths)
+    output = model(features, num_frames)
+    heard = greedy(output.logits, output.num_frames)
+    tokens = torch.zeros(len(lengths), max(map(len, heard)), dtype=torch.long)
+    for row, ids in zip(tokens, heard, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    num_tokens = torch.tensor([len(ids) for ids in heard])
+    return replace(
+        worded_noise(),
+        features=features,
+        num_frames=num_frames,
+        tokens=tokens,
+        num_tokens=num_tokens,
+    )
+
+
+@pytest.mark.parametrize("idle", range(1, 4))
+def test_interctc_lets_the_block_go_first_that_nobody_misses(idle):
+    model = small_model(shape=deeper(4))
+    with torch.no_grad():
+        model.head.weight.normal_()
+        model.head.bias[0] = -9.0  # blank is never heard, so there are words
+        for block in model.blocks:  # the others say a lot
+            for part in block.parts():
+                output = part.output if part.name.endswith("attention") else part.down
+                output.bias.zero_()
+                output.weight.mul_(0.0 if block.name == f"blocks.{idle}" else 6.0)
+        for block in model.blocks[idle - 1 : idle + 1]:  # norm after norm is the norm
+            block.norm.weight.fill_(1.0)
+            block.norm.bias.zero_()
+    names = [block.name for block in model.blocks]
+
+    order = least_missed_last(model, names, [labelled_by(model, 190, 150, 120)])
+
+    assert order[-1] == f"blocks.{idle}"
+    assert sorted(order) == names
+
+
+def test_interctc_removes_one_after_the_other_whatever_is_missed_least():
+    model = small_model(shape=deeper(4))
+    labelled = [labelled_by(model, 190, 150), labelled_by(model, 120)]
+    names = [block.name for block in model.blocks]
+
+    order = least_missed_last(model, names, labelled)
+
+    for place in (3, 2, 1):
+        gone = set(order[place + 1 :])
+        errors = {name: error(model, {*gone, name}, labelled) for name in order[: place + 1]}
+        assert errors[order[place]] == min(errors.values())
+
+
+def test_interctc_truncates_from_the_end_without_a_look_at_the_speech():
+    model = small_model(shape=deeper(4))
+    bench = a_bench(model, method="interctc", depth_order="truncate").limited(frozenset())
+
+    scores = load_method("interctc").found(bench, None).scores
+
+    values = [scores[f"blocks.{i}"] for i in range(4)]
+    assert all(first > second for first, second in pairwise(values))

@@ -59,3 +59,27 @@ def test_a_sample_has_a_gradient_where_it_is_neither_0_nor_1():
     inside = (z > 0) & (z < 1)
     assert (gates.log_alpha.grad[inside] > 0).all()
     assert (gates.log_alpha.grad[~inside] == 0).all()
+
+
+@pytest.mark.parametrize("floor", [1, 3])
+def test_a_draw_never_shuts_more_than_a_floor_allows(floor):
+    axis = Axis(name="a", kind="frontend", size=6, slices=(), floor=floor)
+    gates = HardConcrete([axis], start={"a": -8.0})
+    with torch.no_grad():
+        gates.log_alpha[-floor:] += 1.0
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        z = gates.sample()["a"]
+        assert (z[-floor:] > 0).all()
+        assert z.count_nonzero() >= floor
+
+
+def test_a_floor_changes_no_draw_that_keeps_it():
+    axis = Axis(name="a", kind="frontend", size=60, slices=(), floor=2)
+    floored = HardConcrete([axis], start={"a": 0.0})
+    torch.manual_seed(0)
+    plain = gates_at(0.0, size=60).sample()["a"]
+    torch.manual_seed(0)
+
+    assert torch.equal(floored.sample()["a"], plain)

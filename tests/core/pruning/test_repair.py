@@ -15,7 +15,7 @@ from core.pruning.repair import (
     scaled,
     solved,
 )
-from core.testing import deeper, ragged_speech, random_mask, small_model
+from core.testing import deeper, ragged_speech, random_mask, small_model, with_factors
 
 
 def correlated(rows, columns, seed):
@@ -67,10 +67,11 @@ def test_a_unit_that_another_copies_is_repaired_away_without_a_trace(how):
     assert (gap < 1e-3) == (how == "ls")
 
 
-@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_modules"])
+@pytest.mark.parametrize("kind", ["binary", "soft", "empty_axes", "empty_modules", "empty_blocks"])
 @pytest.mark.parametrize("how", ["mask", "ls"])
-def test_nothing_changes_where_the_reference_already_does_without_the_removed(kind, how):
-    model = small_model(shape=deeper(2)).double()
+@pytest.mark.parametrize("shape", [deeper(2), with_factors(deeper(2))], ids=["dense", "factored"])
+def test_nothing_changes_where_the_reference_already_does_without_the_removed(kind, how, shape):
+    model = small_model(shape=shape).double()
     mask = {name: z.double() for name, z in random_mask(model.axes(), kind).items()}
     choice = {name: z != 0 for name, z in mask.items()}
     features, num_frames = ragged_speech(240, 180, dtype=torch.float64)

@@ -1,21 +1,27 @@
 """Law 2: what a choice is said to cost is counted on the extracted model, to the integer."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.config import AxisKind
 from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
-from core.testing import MASK_KINDS, deeper, random_mask, small_model
+from core.testing import MASK_KINDS, deeper, random_mask, small_model, with_factors
 
-KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
+KINDS = get_args(AxisKind)
 SECONDS = 1.3
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_cost_is_what_is_counted_on_the_extracted_model(seed):
-    model = small_model(shape=deeper(3))
+@pytest.mark.parametrize("is_factored", [False, True])
+def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
+    linear_features = 6 * (seed // len(MASK_KINDS) % 2)  # by turns with each kind
+    shape = deeper(3, linear_features=linear_features)
+    model = small_model(shape=with_factors(shape) if is_factored else shape)
     space = Space.of(model, KINDS, SECONDS)
     kind = MASK_KINDS[seed % len(MASK_KINDS)]
     choice = {name: z != 0 for name, z in random_mask(space.axes, kind, seed).items()}
@@ -34,8 +40,13 @@ def counted_flops(model):
     return counter.get_total_flops()
 
 
-def test_expected_cost_at_certainty_is_the_exact_cost():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize(
+    "shape",
+    [deeper(2), with_factors(deeper(2)), deeper(2, linear_features=6)],
+    ids=["dense", "factored", "linear attention"],
+)
+def test_expected_cost_at_certainty_is_the_exact_cost(shape):
+    space = Space.of(small_model(shape=shape), KINDS, SECONDS)
     mask = random_mask(space.axes, "binary")
 
     expected = space.mask_cost(mask)
@@ -60,8 +71,10 @@ def test_expected_cost_is_the_mean_cost_of_drawn_choices():
     assert gap < 4 * drawn.std() / len(draws) ** 0.5
 
 
-def test_expected_cost_falls_when_any_gate_closes():
-    space = Space.of(small_model(), KINDS, SECONDS)
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_cost_falls_when_any_gate_closes(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     probabilities = {
         axis.name: torch.full((axis.size,), 0.7, requires_grad=True) for axis in space.prunable
     }
@@ -73,8 +86,26 @@ def test_expected_cost_falls_when_any_gate_closes():
             assert (gradient > 0).all(), name
 
 
-def test_expected_costs_gradient_is_its_finite_difference():
-    space = Space.of(small_model(), KINDS, SECONDS)
+def test_expected_cost_never_falls_when_a_direction_opens_and_rises_below_the_break_even():
+    space = Space.of(small_model(shape=with_factors(deeper(2))), KINDS, SECONDS)
+    for share, is_below in [(0.9, False), (0.2, True)]:
+        probabilities = {
+            axis.name: torch.full((axis.size,), share, requires_grad=True)
+            for axis in space.prunable
+            if axis.kind == "rank"
+        }
+
+        cost = space.mask_cost(probabilities)
+
+        gradients = torch.autograd.grad(cost.flops, list(probabilities.values()))
+        assert all((gradient >= 0).all() for gradient in gradients)
+        assert all((gradient > 0).all() for gradient in gradients) == is_below
+
+
+@pytest.mark.parametrize("linear_features", [0, 6])
+def test_expected_costs_gradient_is_its_finite_difference(linear_features):
+    model = small_model(shape=deeper(2, linear_features=linear_features))
+    space = Space.of(model, KINDS, SECONDS)
     probabilities = {
         axis.name: torch.full((axis.size,), 0.7, dtype=torch.float64, requires_grad=True)
         for axis in space.prunable

@@ -6,7 +6,7 @@ import torch
 from core.config import DistillationConfig
 from core.conformer.gate import fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Output
-from core.pruning.extraction import clone
+from core.pruning.extraction import clone, extract
 from core.testing import deeper, ragged_speech, random_mask, small_model
 from core.training.distillation import (
     Distillation,
@@ -14,6 +14,7 @@ from core.training.distillation import (
     ctc_loss,
     logit_loss,
     ordered_matches,
+    same_blocks,
     taught_layers,
 )
 
@@ -96,6 +97,34 @@ def test_matches_keep_the_order_of_layers_and_pass_over_dead_blocks():
     assert ordered_matches(distances, (False,) * 4) == []
 
 
+def test_block_to_block_follows_blocks_to_their_new_numbers():
+    assert same_blocks([1, 3], None) == [(0, 1), (1, 3)]
+    assert same_blocks([1, 3], (0, 1, 2, 3)) == [(0, 1), (1, 3)]
+    assert same_blocks([1, 3], (0, 3)) == [(1, 1)]
+    assert same_blocks([1, 3], ()) == []
+
+
+@pytest.mark.parametrize("matching", ["ordered", "fixed"])
+@pytest.mark.parametrize("gone", [(1,), (0, 2, 3), (0, 1, 2, 3)])
+def test_a_student_of_fewer_blocks_is_taught_by_the_layers_that_it_has(matching, gone):
+    model = small_model(shape=deeper(4))
+    distillation = Distillation(clone(model), DistillationConfig(matching=matching))
+    small = extract(model, {f"blocks.{i}": torch.zeros(1) for i in gone})
+    features, num_frames = ragged_speech(61, 40)
+    left = tuple(i for i in range(4) if i not in gone)
+    student = Student(
+        output=small(features, num_frames),
+        width=torch.arange(16),
+        alive=(True,) * len(left),
+        blocks=left,
+    )
+
+    losses = distillation.losses(features, num_frames, student)
+
+    assert (losses["layer"] > 0) == bool(left and left[-1] > min(gone))
+    assert losses["logit"] > 0
+
+
 @pytest.mark.parametrize(
     ("blocks", "layers", "expected"),
     [(12, 4, [2, 5, 8, 11]), (6, 4, [1, 2, 4, 5]), (2, 4, [0, 1]), (5, 1, [4])],
@@ -128,3 +157,17 @@ def test_ctc_costs_nothing_where_the_words_are_said_and_much_where_others_are():
 
     assert right.item() == pytest.approx(0, abs=1e-6)
     assert wrong.item() > 1
+
+
+def test_class_weights_shift_what_is_wanted():
+    torch.manual_seed(0)
+    teacher, weights = torch.randn(2, 3, 5), torch.tensor([0.5, 0.5, 2.0, 1.0, 1.0])
+    is_frame = torch.ones(2, 3, dtype=torch.bool)
+    shifted = 2 * ((teacher / 2).softmax(-1) * weights).log()
+
+    assert logit_loss(shifted, teacher, is_frame, 2.0, class_weights=weights).item() < 1e-6
+    assert logit_loss(teacher, teacher, is_frame, 2.0, class_weights=weights).item() > 0.01
+    torch.testing.assert_close(
+        logit_loss(shifted, teacher, is_frame, 2.0, class_weights=torch.ones(5)),
+        logit_loss(shifted, teacher, is_frame, 2.0),
+    )

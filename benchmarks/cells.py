@@ -1,0 +1,141 @@
+"""Trials that tables compare: run side by side, kept in a folder, judged on dev and test together.
+
+A cell is one trial. Its models' errors are kept utterance by utterance beside them, so that methods
+are compared pair by pair, and an interrupted table goes on where it stopped.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from core.config import TrialConfig
+from core.corpora.prepared import Speech, open_speech
+from core.deploy import bundle
+from core.evaluation.recognition import recognised
+from core.evaluation.wer import bootstrap, paired_difference, word_errors
+from core.setting import Place
+from core.teacher import prepare
+from core.trial import run
+
+SAMPLES = 10_000
+"""Resamples of the utterances behind an interval."""
+
+Errors = tuple[list[float], list[float]]
+"""Errors and words, an utterance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One trial of a table."""
+
+    name: str
+    target: str
+    seed: int
+    config: TrialConfig
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name} {self.target} {self.seed}".replace(" ", "-")
+
+    def models(self, root: Path) -> list[Path]:
+        """The bundle of each outcome; none as long as the trial is not done."""
+        folder = place_of(root, self.folder).trial
+        done = folder / "outcomes.json"
+        outcomes = json.loads(done.read_text()) if done.is_file() else []
+        return [folder / outcome["model"] for outcome in outcomes]
+
+    def is_done(self, root: Path) -> bool:
+        models = self.models(root)
+        return bool(models) and all(errors_file(model).is_file() for model in models)
+
+
+def cell_of(
+    base: dict[str, Any], name: str, overrides: dict[str, Any], target: str, seed: int
+) -> Cell:
+    """A cell whose config is a base with some values of some sections set otherwise."""
+    sections = {key: {**base[key], **values} for key, values in overrides.items()}
+    config = TrialConfig.parse({**base, **sections, "seed": seed})
+    return Cell(name=name, target=target, seed=seed, config=config)
+
+
+def trained(cells: Sequence[Cell], root: Path, workers: int) -> None:
+    """Make the teacher and run all cells, so many side by side."""
+    console = Console(stderr=True)
+    for report in prepare(cells[0].config, place_of(root, "none")):
+        console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
+    measure(root, teacher_of(root))
+    jobs = [(cell, root) for cell in cells]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for done, line in enumerate(pool.imap_unordered(_trained_one, jobs), 1):
+            console.print(f"{done}/{len(cells)} {line}")
+
+
+def _trained_one(job: tuple[Cell, Path]) -> str:
+    cell, root = job
+    for _ in run(cell.config, place_of(root, cell.folder)):
+        pass
+    torch.set_num_threads(1)
+    wers = [measure(root, model) for model in cell.models(root)]
+    return f"{cell.folder} WER {', '.join(f'{wer:.4f}' for wer in wers)}"
+
+
+def place_of(root: Path, name: str) -> Place:
+    return Place(teacher=root / "teacher", features=root / "features", trial=root / "cells" / name)
+
+
+def teacher_of(root: Path) -> Path:
+    return root / "teacher" / "model"
+
+
+def errors_file(model: Path) -> Path:
+    return model.with_name(f"{model.name}.errors.json")
+
+
+def measure(root: Path, model: Path) -> float:
+    """WER of a bundle on dev and test together; errors an utterance are kept beside it."""
+    file = errors_file(model)
+    if not file.is_file():
+        counted = word_errors(*_heard(bundle.load(model), open_speech(root / "features")))
+        file.write_text(json.dumps({"errors": counted.errors, "words": counted.words}))
+    kept = json.loads(file.read_text())
+    return sum(kept["errors"]) / sum(kept["words"])
+
+
+def _heard(found: bundle.Bundle, speech: Speech) -> tuple[list[str], list[str]]:
+    texts: list[str] = []
+    for store in (speech.dev, speech.test):
+        texts += recognised(found.model, store, speech.tokenizer, torch.device("cpu"))
+    return [*speech.dev.texts, *speech.test.texts], texts
+
+
+def errors_of(models: Sequence[Path]) -> Errors:
+    """Mean errors over models of different seeds, and words, an utterance."""
+    kept = [json.loads(errors_file(model).read_text()) for model in models]
+    errors = [sum(each) / len(kept) for each in zip(*(k["errors"] for k in kept), strict=True)]
+    return errors, kept[0]["words"]
+
+
+def outcomes_of(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """What each bundle says of itself."""
+    for model in models:
+        yield bundle.load(model).report["outcome"]
+
+
+def wer_of(own: Errors) -> dict[str, float]:
+    errors, words = own
+    low, high = bootstrap(errors, words, samples=SAMPLES, confidence=0.95, seed=0)
+    return {"wer": sum(errors) / sum(words), "wer_low": low, "wer_high": high}
+
+
+def against(name: str, own: Errors, other: Errors) -> dict[str, float]:
+    """How much more of the words are wrong than with the other, with a paired interval."""
+    errors, words = own
+    paired = paired_difference(errors, other[0], words, samples=SAMPLES)
+    key = f"to_{name}"
+    return {key: paired.difference, f"{key}_low": paired.low, f"{key}_high": paired.high}

@@ -1,0 +1,168 @@
+"""All methods on one model, at equal data, equal steps and equal budgets: WER, and what it took.
+
+One search serves all budgets of a method that orders units for any; others search for each. WER is
+over dev and test together, in the mean over seeds, with a bootstrap interval over utterances, and
+against `l0` at the same budget pair by pair. What a search takes is measured when all training is
+over, one method after the other, each in a process of its own: seconds, the process's largest
+memory, and the data that it touched. Trials are kept in --dir, so an interrupted run goes on where
+it stopped.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cells import (
+    Cell,
+    Errors,
+    against,
+    cell_of,
+    errors_of,
+    outcomes_of,
+    place_of,
+    teacher_of,
+    trained,
+    wer_of,
+)
+from measuring import arguments, emit
+
+from core.config import TrialConfig, method_names
+from core.setting import Place
+from core.training.method import load_method
+from core.training.trainer import fit
+from core.trial import opened
+from sweep.config import load
+
+TARGETS = (0.3, 0.5, 0.7)
+"""Shares of FLOPs to remove."""
+AGAINST = "l0"
+MEBI = 2**20
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--space", default="methods", help="a search space: its fixed values")
+    parser.add_argument("--dir", type=Path, default=Path("runs/methods_table"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="trials side by side")
+    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names())
+    parser.add_argument("--table-only", action="store_true", help="of the trials that are done")
+    args = parser.parse_args()
+    root = args.dir.resolve()
+    cells = list(planned(args))
+    if not args.table_only:
+        trained(cells, root, args.workers)
+    finished = [cell for cell in cells if cell.is_done(root)]
+    config = cells[0].config
+    values = {
+        "steps": config.pruning.steps + config.tuning.steps,
+        "targets": TARGETS,
+        "trials": len(finished),
+    }
+    emit("methods", tabulated(finished, root), values, args)
+
+
+def planned(args: argparse.Namespace) -> Iterator[Cell]:
+    """Seed by seed, so that whatever is done can be compared."""
+    base = load(args.space).space.base.model_dump()
+    every = base["pruning"]["steps"] + base["tuning"]["steps"]
+    base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
+    for seed in range(args.seeds):
+        for name in args.methods:
+            for targets in searches(name):
+                pruning = {
+                    "method": name,
+                    "target_sparsity": targets[0],
+                    "further_targets": list(targets[1:]),
+                }
+                said = " ".join(f"{100 * target:g}" for target in targets)
+                yield cell_of(base, name, {"pruning": pruning}, said, seed)
+
+
+def searches(name: str) -> list[tuple[float, ...]]:
+    """Which budgets one search of a method serves."""
+    method = load_method(name)
+    whole = TrialConfig.parse({"pruning": {"method": name, "further_targets": list(TARGETS)}})
+    if len(method.targets(whole)) > 1:
+        return [TARGETS]
+    return [(target,) for target in TARGETS] if name != "dense" else [(0.0,)]
+
+
+def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
+    """One row a method and budget."""
+    groups: dict[tuple[str, float], list[Path]] = defaultdict(list)
+    groups["teacher", 0.0] = [teacher_of(root)]
+    examples: dict[str, Cell] = {}
+    for cell in cells:
+        examples.setdefault(cell.name, cell)
+        for model, outcome in zip(cell.models(root), outcomes_of(cell.models(root)), strict=True):
+            groups[cell.name, outcome["target_sparsity"]].append(model)
+    errors = {key: errors_of(models) for key, models in groups.items()}
+    costs = {name: cost_of(cell.config, root) for name, cell in examples.items()}
+    return [
+        {
+            "name": name,
+            "target": f"{100 * target:g} % flops" if target else "",
+            **realised(groups[name, target]),
+            **wer_of(own),
+            **compared(name, target, errors),
+            **costs.get(name, {}),
+            "seeds": len(groups[name, target]),
+        }
+        for (name, target), own in errors.items()
+    ]
+
+
+def compared(name: str, target: float, errors: dict[tuple[str, float], Errors]) -> dict[str, float]:
+    own = errors[name, target]
+    return {
+        **against("teacher", own, errors["teacher", 0.0]),
+        **against(AGAINST, own, errors.get((AGAINST, target), own)),
+    }
+
+
+def realised(models: list[Path]) -> dict[str, float]:
+    """What the models are, in the mean over seeds."""
+    told = [o for o in outcomes_of(models) if "flops_sparsity" in o]
+    return {
+        key: statistics.mean(outcome[key] for outcome in told) if told else 0.0
+        for key in ("gflops", "flops_sparsity", "params_sparsity")
+    }
+
+
+# ---- what a search takes ----
+
+
+def cost_of(config: TrialConfig, root: Path) -> dict[str, Any]:
+    """Measured in a fresh process, as memory once taken is not always given back."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_cost, (config, root))
+
+
+def _cost(config: TrialConfig, root: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="search-") as scratch:
+        shared = place_of(root, "none")
+        place = Place(teacher=shared.teacher, features=shared.features, trial=Path(scratch))
+        trial = opened(config, place)
+        bench = trial.bench.limited(trial.method.needs)
+        began = time.perf_counter()
+        search = trial.method.search(bench)
+        if search is not None:
+            for _ in fit(search, trial.journey(config, search.steps), resume=None):
+                pass
+        trial.method.found(bench, search)
+        seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBI
+    needs = "labels" if "labels" in trial.method.needs else next(iter(trial.method.needs), "none")
+    return {"search_seconds": seconds, "peak_mib": peak, "needs": needs}
+
+
+if __name__ == "__main__":
+    main()

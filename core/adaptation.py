@@ -1,0 +1,275 @@
+"""The story of one adaptation: a recogniser learns new words, keeps the old ones, and its shape.
+
+`adapt` is a generator of reports: it finds out by itself how far it had come, and whoever wants to
+hear iterates. Its folder holds features and checkpoints until the adapted bundle is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from core.config import CorpusConfig, TrialConfig
+from core.conformer.model import Conformer
+from core.corpora.audio import CorpusError
+from core.corpora.corpus import Corpus, open_corpus, with_memory
+from core.corpora.prepared import Speech
+from core.corpora.store import FeatureStore, cached
+from core.corpora.text import Tokenizer, transcript
+from core.deploy import bundle
+from core.deploy.bundle import Bundle
+from core.evaluation.judge import Judge
+from core.evaluation.wer import WerReport
+from core.pruning.repair import reestimate_statistics
+from core.pruning.space import Space
+from core.report import Report
+from core.setting import (
+    calibration_batches,
+    device_of,
+    journey_of,
+    set_chance,
+    without_words,
+)
+from core.strict import Config, ConfigError
+from core.training import checkpoint
+from core.training.boosting import Fostering, fostering
+from core.training.method import tuning_rates
+from core.training.trainer import fit
+
+NUM_PARTS = 3
+"""Of the speech that is made ready: new to train on, new to judge on, old."""
+_ORDER = "adaptation.json"
+
+
+class AdaptationConfig(Config):
+    """What is to be learned, and what of the old speech may be heard again."""
+
+    trial: TrialConfig = TrialConfig()
+    """The new speech (`corpus`), steps and rates (`tuning`), `boosting`, `training`, `runtime`."""
+    memory: CorpusConfig | None = None
+    """The old speech, some of which is heard again; without it, old words are not measured."""
+    memory_share: float = Field(0.05, gt=0, le=1)
+    """Share of the old training utterances that are heard among the new ones."""
+    memory_balance: float = Field(1.0, ge=0, le=100)
+    """Old utterances heard for each new one, at least: memory is repeated until there are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """Word errors on one kind of speech, before and after."""
+
+    before: WerReport
+    after: WerReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapted:
+    """What came of it, on test speech, or on dev where there is none."""
+
+    new: Heard
+    old: Heard | None
+    """None where no old speech was given."""
+    new_tokens: int
+    """Rows that the head has more."""
+    params: int
+    """Of the adapted model."""
+
+
+def adapt(
+    config: AdaptationConfig, source: Path, out: Path
+) -> Generator[Report, None, dict[str, Any]]:
+    """Adapt a bundle and write another, from wherever it had come to; returns `Adapted`, plain.
+
+    Raises:
+        BundleError: if the source is no whole bundle.
+        ConfigError: if `out` is taken, or another adaptation to it was begun.
+        CorpusError: naming what of a corpus cannot be used.
+    """
+    found = bundle.load(source)
+    order = _order(config, found)
+    if out.exists():
+        return _told(out, order)
+    work = out.with_name(f"{out.name}.work")
+    _begin(work, order)
+    try:
+        speech = yield from _prepared(config, found, work)
+    except CorpusError:  # what was not begun may be begun otherwise
+        if not (work / "checkpoints").exists():
+            shutil.rmtree(work)
+        raise
+    model, adapted = yield from _trained(config, found, speech, work)
+    told = _plain(adapted)
+    bundle.save(out, model, speech.new.tokenizer, {"adaptation": told, "order": order})
+    shutil.rmtree(work)
+    return told
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Speeches:
+    new: Speech
+    """Its training speech holds the memory, too."""
+    old: FeatureStore | None
+    """To judge on while training."""
+    old_test: FeatureStore | None
+
+    @property
+    def new_test(self) -> FeatureStore:
+        return self.new.test if len(self.new.test) else self.new.dev
+
+
+def _order(config: AdaptationConfig, found: Bundle) -> dict[str, Any]:
+    """What was asked for, of which model."""
+    digest = hashlib.sha256(found.tokenizer.model)
+    for name, tensor in sorted(found.model.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    values = config.model_dump()
+    del values["trial"]["runtime"]  # it may go on elsewhere
+    return {"config": values, "source": digest.hexdigest()}
+
+
+def _told(out: Path, order: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run came to, if it was this one."""
+    report = bundle.load(out).report if bundle.is_whole(out) else {}
+    if report.get("order") != order:
+        raise ConfigError(f"`out` must be a new folder, but `{out}` holds something else.")
+    told: dict[str, Any] = report["adaptation"]
+    return told
+
+
+def _begin(work: Path, order: dict[str, Any]) -> None:
+    """Note what is done here, or see that it is the same as before."""
+    file = work / _ORDER
+    if not file.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        beside = work / f".{_ORDER}.{os.getpid()}"
+        beside.write_text(json.dumps(order))
+        beside.replace(file)
+    elif json.loads(file.read_text()) != order:
+        raise ConfigError(
+            f"`out` must be a new folder, but `{work}` holds another adaptation that was begun;"
+            " delete it, or go on with what it was begun with."
+        )
+
+
+def _prepared(
+    config: AdaptationConfig, found: Bundle, work: Path
+) -> Generator[Report, None, _Speeches]:
+    new = open_corpus(config.trial.corpus, work / "new")
+    old = open_corpus(config.memory, work / "old") if config.memory else None
+    tokens = found.tokenizer.grown(map(transcript, new.train))
+    both = new
+    if old is not None:
+        both = with_memory(
+            new,
+            old,
+            share=config.memory_share,
+            seed=config.trial.seed,
+            balance=config.memory_balance,
+        )
+    corpus = config.trial.corpus
+    train = cached(both, "train", tokens, corpus, work)
+    yield _ready(1)
+    dev, test = (cached(both, split, tokens, corpus, work) for split in ("dev", "test"))
+    yield _ready(2)
+    judged = _held_out(old, tokens, config.memory, work) if old and config.memory else (None, None)
+    yield _ready(NUM_PARTS)
+    speech = Speech(tokenizer=tokens, train=train, dev=dev, test=test)
+    return _Speeches(new=speech, old=judged[0], old_test=judged[1])
+
+
+def _held_out(
+    old: Corpus, tokens: Tokenizer, config: CorpusConfig, work: Path
+) -> tuple[FeatureStore, FeatureStore]:
+    dev = cached(old, "dev", tokens, config, work)
+    test = cached(old, "test", tokens, config, work)
+    return dev, test if len(test) else dev
+
+
+def _ready(part: int) -> Report:
+    return Report(stage="speech", step=part, total_steps=NUM_PARTS)
+
+
+def _trained(
+    config: AdaptationConfig, found: Bundle, speech: _Speeches, work: Path
+) -> Generator[Report, None, tuple[Conformer, Adapted]]:
+    trial = config.trial
+    set_chance(trial, trial.runtime.threads)
+    device = device_of(trial)
+    old = found.model.to(device).requires_grad_()
+    old.set_dropout(trial.tuning.dropout)
+    space = Space.of(old, trial.pruning.axes, trial.pruning.utterance_seconds)
+    judge = Judge(trial, space, speech.new, device)
+    stage = _stage(config, found, speech, judge)
+    journey = journey_of(trial, work, speech.new, device, stage.steps)
+    yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
+    batches = calibration_batches(trial, speech.new, device)
+    reestimate_statistics(stage.model, without_words(batches))
+    return stage.model, _measured(found, stage, speech, judge)
+
+
+def _stage(config: AdaptationConfig, found: Bundle, speech: _Speeches, judge: Judge) -> Fostering:
+    trial, size = config.trial, speech.new.tokenizer.size
+
+    def judged(heard: nn.Module) -> Report:
+        new = judge.wer(heard, speech.new.dev)
+        old = judge.wer(heard, speech.old) if speech.old is not None else None
+        return Report(
+            stage="tune",
+            step=0,
+            total_steps=0,
+            wer=new.wer if new else None,
+            old_wer=old.wer if old else None,
+        )
+
+    return fostering(
+        found.model,
+        vocabulary=size,
+        steps=trial.tuning.steps,
+        rates=tuning_rates(trial),
+        config=trial.boosting,
+        runtime=trial.runtime,
+        counts=speech.new.train.token_counts(size),
+        judge=judged,
+        micro_batches=trial.training.micro_batches,
+    )
+
+
+def _measured(found: Bundle, stage: Fostering, speech: _Speeches, judge: Judge) -> Adapted:
+    def heard(store: FeatureStore) -> Heard:
+        # The old model's ids mean the same in the grown tokenizer.
+        before, after = (judge.wer(model, store) for model in (found.model, stage.model))
+        assert before is not None
+        assert after is not None
+        return Heard(before=before, after=after)
+
+    return Adapted(
+        new=heard(speech.new_test),
+        old=heard(speech.old_test) if speech.old_test is not None else None,
+        new_tokens=speech.new.tokenizer.size - found.tokenizer.size,
+        params=sum(parameter.numel() for parameter in stage.model.parameters()),
+    )
+
+
+def _plain(adapted: Adapted) -> dict[str, Any]:
+    """Rates with their intervals, without the errors of each utterance."""
+    kinds = {"new": adapted.new, "old": adapted.old}
+    rates = {
+        f"{kind}_{when}": {
+            "wer": report.wer,
+            "wer_low": report.low,
+            "wer_high": report.high,
+            "utterances": report.num_utterances,
+            "words": sum(report.words),
+        }
+        for kind, heard in kinds.items()
+        if heard is not None
+        for when, report in (("before", heard.before), ("after", heard.after))
+    }
+    return {**rates, "new_tokens": adapted.new_tokens, "params": adapted.params}

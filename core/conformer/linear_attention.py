@@ -1,0 +1,156 @@
+"""Attention in linear time by positive random features (FAVOR+; Choromanski et al., 2021).
+
+exp(q k) is the mean over normal w of exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2). With a few drawn w
+the keys can be summed up before any query is known: T frames cost T, not T^2. Each w serves with
+its opposite, two features for one product.
+
+Relative positions go through the same product. The table holds sines and cosines, and those of a
+difference are sums of products: (q_i + v) p_(i-j) = b_i e_j, where e_j is the table's row of
+distance j and b_i = W_p^T (q_i + v) turned by i. So queries are (q_i + u, b_i) and keys (k_j, e_j),
+and a model trained with softmax is approximated as it is, positions included. Rotary positions, or
+none, are cheaper, but no estimate of it: on a trained teacher at 64 features, before any tuning,
+they had about twice the word errors.
+
+What softmax does not see may be chosen so that features vary least. Keys lose their mean over
+frames, queries theirs, which becomes a weight of each key, and each dimension is scaled so that
+queries and keys vary alike.
+
+Shapes: B batch, T frames, H heads, K head width, P width of the table, E = K + P, M features, R = 2
+T - 1 distances.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from core.conformer.axes import Number
+
+
+class LinearMixing(nn.Module):
+    """Values mixed by estimates of what softmax would give.
+
+    Directions are drawn once and stay: what is tuned is what is deployed.
+    """
+
+    directions: Tensor
+
+    def __init__(self, *, head_width: int, position_width: int, features: int) -> None:
+        super().__init__()
+        self.head_width, self.position_width = head_width, position_width
+        self.register_buffer(
+            "directions", orthogonal_directions(features // 2, head_width + position_width)
+        )
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch heads time both"],
+        key: Float[Tensor, "batch heads time head"],
+        value: Float[Tensor, "batch heads time head"],
+        distances: Float[Tensor, "distances position_width"],
+        is_frame: Bool[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch heads time head"]:
+        """A query is q + u and, beside it, W_p^T (q + v), both at the scale of softmax."""
+        positions = distances[: query.shape[2]].flip(0)  # (T, P), of 0 up to T - 1
+        content, position = query.split((self.head_width, self.position_width), dim=-1)
+        q = torch.cat((content, turned(position, positions)), dim=-1)
+        k = torch.cat((key, positions.expand(*key.shape[:2], -1, -1)), dim=-1)  # (B, H, T, E)
+        on_queries, on_keys = self._features(q, k, is_frame[:, None, :, None])
+        mixed = on_queries @ (on_keys.transpose(-1, -2) @ value)
+        weight = on_queries @ on_keys.sum(2).unsqueeze(-1)
+        # Some feature of a query is 1, and 1 for some key: less than 1 is no frame at all.
+        return mixed / weight.clamp(min=1)
+
+    def _features(
+        self,
+        q: Float[Tensor, "batch heads time both"],
+        k: Float[Tensor, "batch heads time both"],
+        is_real: Bool[Tensor, "batch 1 time 1"],
+    ) -> tuple[
+        Float[Tensor, "batch heads time features"], Float[Tensor, "batch heads time features"]
+    ]:
+        """Of queries and of keys, each at most 1; those of padded keys are 0."""
+        q, mean, k = balanced(q, k, is_real)
+        # What is a query's own cancels; of a key it is mean k - |k|^2 / 2.
+        on_keys = both_ways(k @ self.directions.T) + (k * (mean - k / 2)).sum(-1, keepdim=True)
+        on_keys = on_keys.masked_fill(~is_real, torch.finfo(on_keys.dtype).min / 2)
+        # What a feature is divided by for all keys, it is multiplied by for all queries.
+        largest = on_keys.detach().amax(2, keepdim=True)
+        on_queries = both_ways(q @ self.directions.T) + largest
+        on_queries = on_queries - on_queries.detach().amax(-1, keepdim=True)
+        return on_queries.exp(), (on_keys - largest).exp() * is_real
+
+    def flops(self, heads: Number, time: int) -> Number:
+        """Of so many heads."""
+        features, k, p = 2 * len(self.directions), self.head_width, self.position_width
+        return time * heads * flops_a_frame(features, k, p)
+
+
+def flops_a_frame(features: int, head_width: int, position_width: int) -> int:
+    """Of one head: position queries, both features, sums over keys and mixing, weights."""
+    both = head_width + position_width
+    return (
+        2 * head_width * position_width
+        + 2 * features * both
+        + 4 * features * head_width
+        + 2 * features
+    )
+
+
+def both_ways(x: Float[Tensor, "*batch directions"]) -> Float[Tensor, "*batch features"]:
+    return torch.cat((x, -x), dim=-1)
+
+
+def balanced(
+    q: Float[Tensor, "batch heads time both"],
+    k: Float[Tensor, "batch heads time both"],
+    is_real: Bool[Tensor, "batch 1 time 1"],
+) -> tuple[
+    Float[Tensor, "batch heads time both"],
+    Float[Tensor, "batch heads 1 both"],
+    Float[Tensor, "batch heads time both"],
+]:
+    """Queries less their mean, that mean, and keys less theirs, at scales where both vary alike.
+
+    (q + mean) k is what it was, but for what all keys of a query share. Padding is 0 in both.
+    """
+    frames = is_real.sum(2, keepdim=True).clamp(min=1)
+    mean = (q * is_real).sum(2, keepdim=True) / frames
+    q = (q - mean) * is_real
+    k = (k - (k * is_real).sum(2, keepdim=True) / frames) * is_real
+    spread_q, spread_k = (x.square().sum(2, keepdim=True) + 1e-6 for x in (q, k))
+    scale = (spread_k / spread_q) ** 0.25
+    return q * scale, mean * scale, k / scale
+
+
+def turned(
+    x: Float[Tensor, "*batch time width"], positions: Float[Tensor, "time width"]
+) -> Float[Tensor, "*batch time width"]:
+    """Coefficients of sines and cosines of i - j as coefficients of those of j, i being the row."""
+    of_sine, of_cosine = x[..., 0::2], x[..., 1::2]
+    sine, cosine = positions[:, 0::2], positions[:, 1::2]
+    pairs = (of_cosine * sine - of_sine * cosine, of_sine * sine + of_cosine * cosine)
+    return torch.stack(pairs, dim=-1).flatten(-2)
+
+
+def orthogonal_directions(count: int, width: int) -> Float[Tensor, "count width"]:
+    """Normal vectors, each block of `width` of them at right angles, which varies less."""
+    blocks = []
+    for _ in range(math.ceil(count / width)):
+        basis, triangle = torch.linalg.qr(torch.randn(width, width))
+        blocks.append(basis * triangle.diagonal().sign())  # without the signs it is not uniform
+    lengths = torch.randn(count, width).norm(dim=1, keepdim=True)
+    return torch.cat(blocks)[:count] * lengths
+
+
+def crossover_frames(*, features: int, head_width: int, position_width: int) -> float:
+    """The utterance length from which a head costs less in linear time than by softmax, in frames.
+
+    By softmax it costs 2 (2 t - 1) P K for its table, 4 t^2 K for scores and mixing and 2 t (2 t -
+    1) K for the scores of positions.
+    """
+    k, p = head_width, position_width
+    linear = flops_a_frame(features, k, p)
+    a, b, c = 8 * k, 4 * p * k - 2 * k - linear, -2 * p * k
+    return (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)

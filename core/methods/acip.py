@@ -1,0 +1,112 @@
+"""ACIP: every size from one descent (Genzel et al., 2025, arXiv 2502.01717), here for a Conformer.
+
+Each linear layer of the blocks becomes two factors by its singular values. Each of their directions
+gets a mask, as does every other unit that may go, and masks and weights descend together:
+
+    min over weights and masks of    task + logit + layer + lambda * sum of p_j relu(m_j)
+
+with a lambda that grows from step to step, so that unit after unit dies; p_j is what unit j costs.
+The order in which they died is the order of all sizes.
+
+What is ours: masks on units that are no directions; the prices p_j, all 1 in the paper; growth that
+brings a run of any length to its smallest size; and factors that learn themselves, where the paper
+holds them still and learns adapters beside them, whose rank would have to be paid for.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.config import TrialConfig
+from core.conformer.axes import Axis, Mask
+from core.conformer.model import Conformer
+from core.pruning.factoring import factored
+from core.pruning.repair import Calibration
+from core.pruning.space import of_resource
+from core.pruning.straight_through import StraightThrough
+from core.training.gating import GateMethod, GateStage
+from core.training.method import Workbench
+
+# A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
+FALLS = 6.0
+# Lambda is in units of loss for the whole resource: it starts where nothing is worth so little, and
+# may climb beyond what anything is worth.
+START, DECADES = 1e-2, 8.0
+# Adam on the masks must not measure a penalty that grows by the gradients of long ago.
+MEMORY = (0.9, 0.95)
+# The smallest size is due before the end: what masks leave undone still has the time to be done.
+DUE = 0.75
+
+
+class GrowingL1:
+    """A penalty on masks that grows while more is left than the run's course allows."""
+
+    def __init__(self, bench: Workbench, gates: StraightThrough) -> None:
+        config = bench.config.pruning
+        self._bench, self._gates = bench, gates
+        self._prices = prices(bench)
+        self._growth = 10 ** (DECADES / max(1, config.steps))
+        self._strength, self._step = START, 0
+        self.optimizers: list[torch.optim.Optimizer] = []
+
+    def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        del step
+        whole = torch.stack([price * expected[name].sum() for name, price in self._prices.items()])
+        told = {"lambda": whole.new_tensor(self._strength), "kept": whole.new_tensor(self._kept())}
+        return self._strength * whole.sum(), told
+
+    def stepped(self) -> None:
+        config, kept = self._bench.config.pruning, self._kept()
+        self._step += 1
+        course = 1 - (1 - config.smallest) * min(1.0, self._step / (DUE * config.steps))
+        if kept <= config.smallest:
+            self._gates.freeze()
+        elif kept > course:
+            self._strength *= self._growth
+
+    def _kept(self) -> float:
+        space, mask = self._bench.space, self._gates.sample()
+        cost = space.choice_cost({name: (z > 0).cpu() for name, z in mask.items()})
+        return 1 - float(space.sparsity(cost, self._bench.config.pruning.resource))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"strength": self._strength, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._strength, self._step = state["strength"], state["step"]
+
+
+def prices(bench: Workbench) -> dict[str, float]:
+    """What a unit costs, as a share: what the model would save without its axis, a unit."""
+    space, resource = bench.space, bench.config.pruning.resource
+    whole = float(of_resource(space.counted_cost({}), resource))
+    saved = {
+        axis.name: whole - float(of_resource(space.counted_cost({axis.name: 0}), resource))
+        for axis in units(bench)
+    }
+    return {axis.name: saved[axis.name] / axis.size / whole for axis in units(bench)}
+
+
+def units(bench: Workbench) -> list[Axis]:
+    """What has masks: all that may go, but for modules that go with their last unit."""
+    parents = {axis.parent for axis in bench.space.prunable}
+    return [axis for axis in bench.space.prunable if axis.name not in parents]
+
+
+class Acip(GateMethod):
+    yields = "curve"
+
+    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+        del speech
+        return factored(model) if "rank" in config.pruning.axes else model
+
+    def stage(self, bench: Workbench) -> GateStage:
+        """Masks start as high as the config's rate, whatever it is, can bring down in time."""
+        config = bench.config.pruning
+        start = config.gate_lr * max(1.0, config.steps / FALLS)
+        gates = StraightThrough(units(bench), start=start).to(bench.device)
+        return GateStage(bench, gates, GrowingL1(bench, gates), gate_betas=MEMORY)
+
+
+METHOD = Acip()

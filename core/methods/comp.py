@@ -1,0 +1,90 @@
+"""COMP (arXiv 2501.15255), our reading: whole layers first, then neurons, forward passes only.
+
+A block's influence is how far it turns its input, 1 - cos(x, block(x)) in the mean over frames. A
+unit's score is the share that its rank-1 term has of what its consumer gives, |X_j| |W_j| / |X W|.
+Blocks and units leave side by side, least first, so that blocks make up `coarse_share` of what is
+gone at any budget. The third step, tuning the masks, is `repair = "mask"`.
+
+Shapes: B batch, T frames, D width.
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from core.conformer.model import Conformer
+from core.pruning.repair import Calibration
+from core.pruning.scoring import Intake, intakes, per_cost, unit_share
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class COMP(Method):
+    needs = frozenset({"audio"})
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        taken = intakes(bench.student, bench.space, bench.speech)
+        worth = {intake.axis.name: contributions(intake) for intake in taken}
+        fine = per_cost(bench.space, worth, bench.config.pruning.resource)
+        influence = block_influence(bench.student, bench.speech)
+        return Found(scores=merged(bench, fine, influence), reference={})
+
+
+def contributions(intake: Intake) -> Float[Tensor, " _"]:
+    """|X_u W_u| of each unit over |X W|, in Frobenius norms."""
+    products, size = intake.products(), intake.axis.size
+    blocks = products.view(size, len(products) // size, size, -1).sum((1, 3))
+    return (blocks.diagonal().clamp(min=0) / blocks.sum().clamp(min=1e-12)).sqrt()
+
+
+@torch.no_grad()
+def block_influence(model: Conformer, speech: Calibration) -> Float[Tensor, " blocks"]:
+    """1 - cos between what goes into each block and what comes out, in the mean over frames."""
+    seen: list[list[Tensor]] = [[] for _ in model.blocks]
+    model.eval()
+    for features, num_frames in speech:
+        output = model(features, num_frames)
+        states = (model.frontend(features), *output.hidden)
+        for number, (before, after) in enumerate(pairwise(states)):
+            seen[number].append(_turn(before, after, output.is_frame))
+    return torch.stack([torch.cat(each).mean() for each in seen]).double().cpu()
+
+
+def _turn(
+    before: Float[Tensor, "batch time width"],
+    after: Float[Tensor, "batch time width"],
+    is_frame: Bool[Tensor, "batch time"],
+) -> Float[Tensor, " _"]:
+    return 1 - torch.cosine_similarity(before, after, dim=-1)[is_frame]
+
+
+def merged(
+    bench: Workbench, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
+) -> dict[str, Tensor]:
+    """One order of all: two queues, from which the one that is behind its share goes next."""
+    share, resource = bench.config.pruning.coarse_share, bench.config.pruning.resource
+    costs = {name: unit_share(bench.space, name, resource) for name in fine}
+    queue = sorted((float(v), name, i) for name, vs in fine.items() for i, v in enumerate(vs))
+    blocks = influence.argsort().tolist()[:-1] if share > 0 else []  # one block must stay
+    scores = {name: torch.full((len(values),), -1.0).double() for name, values in fine.items()}
+    gone = {"blocks": 0.0, "units": 0.0}
+    place = 0
+    for _, name, i in queue:
+        while blocks and gone["blocks"] <= share * sum(gone.values()):
+            place += 1
+            prefix = f"blocks.{blocks.pop(0)}."
+            for inside in (n for n in fine if n.startswith(prefix)):
+                left = scores[inside] < 0
+                gone["blocks"] += costs[inside] * float(left.sum())
+                scores[inside][left] = place
+        if scores[name][i] < 0:
+            place += 1
+            scores[name][i] = place
+            gone["units"] += costs[name]
+    return scores
+
+
+METHOD = COMP()

@@ -1,0 +1,94 @@
+"""Controlled Sparsity (Gallego-Posada et al., 2022): a budget is a constraint, no rate to be found.
+
+Hard-concrete gates are learned together with the weights as in `l0`, but what is asked for is an
+inequality, and its multiplier is 0 whenever it holds:
+
+    min over weights and gates, max over lambda >= 0, of
+    task + logit + layer + lambda * (c - allowed)
+
+where c is the expected cost as a share. One constraint holds for the model, or one for each kind of
+units.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.conformer.axes import Mask
+from core.pruning.budget import uniform_share
+from core.pruning.constraint import MinMax
+from core.pruning.space import Space
+from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.method import Workbench
+
+# A multiplier must be able to outweigh the loss within a part of the run, however long that is.
+ASCENT = 200.0
+# Gates that remember run on when the constraint holds: with Adam's own betas 50 % became 73 %.
+GATE_BETAS = (0.0, 0.9)
+# An inequality is met from both sides in turn; gates that come to rest stay at it.
+SETTLING = 0.3
+
+
+class Constraints:
+    """The budget as inequalities, with a multiplier each."""
+
+    def __init__(self, bench: Workbench, *, is_restarted: bool = True) -> None:
+        config = bench.config.pruning
+        self._bench = bench
+        self._is_whole = config.constraint == "model"
+        self._kinds = [] if self._is_whole else kinds(bench.space)
+        self._allowed = 1 - bench.target
+        if not self._is_whole:
+            self._allowed = uniform_share(bench.space, bench.target, config.resource)
+        self.minmax = MinMax(
+            max(1, len(self._kinds)),
+            rate=ASCENT / max(1, config.steps),
+            gain=float(max(1, config.steps)),
+            is_restarted=is_restarted,
+            device=bench.device,
+        )
+        self.optimizers = [self.minmax.dual]
+
+    def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        del step
+        violations = self.violations(expected)
+        told = {"violation": violations.max(), "lambda": self.minmax.values.max()}
+        return self.minmax.penalty(violations), told
+
+    def violations(self, expected: Mask) -> Tensor:
+        """By how much each constraint is exceeded, as a share."""
+        if self._is_whole:
+            return (1 - expected_sparsity(self._bench, expected) - self._allowed)[None]
+        return torch.stack([self._kept(expected, kind) - self._allowed for kind in self._kinds])
+
+    def _kept(self, expected: Mask, kind: str) -> Tensor:
+        axes = [axis for axis in self._bench.space.prunable if axis.kind == kind]
+        return torch.cat([expected[axis.name] for axis in axes]).mean()
+
+    def stepped(self) -> None:
+        self.minmax.stepped()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.minmax.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.minmax.load_state_dict(state)
+
+
+class Constrained(GateMethod):
+    def stage(self, bench: Workbench) -> GateStage:
+        return stage(bench)
+
+
+def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:
+    control = Constraints(bench, is_restarted=is_restarted)
+    return GateStage(bench, hard_concrete(bench), control, gate_betas=GATE_BETAS, settling=SETTLING)
+
+
+def kinds(space: Space) -> list[str]:
+    """Of the units that may go; modules go with their last unit."""
+    return list(dict.fromkeys(axis.kind for axis in space.units))
+
+
+METHOD = Constrained()

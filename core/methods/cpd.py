@@ -1,0 +1,115 @@
+"""Comb, Prune, Distill (arXiv 2408.03046), our reading: rounds of Fisher scores, cuts, teaching.
+
+What depends on what, the model's axes say, or `core.pruning.comb` finds. In each round every unit
+is scored by the mean over utterances of (dL/dz)^2, as a share of what it costs; the least are shut,
+so that each round takes the same part of the target; then the student is taught on by the unpruned
+model until the next.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.conformer.axes import Axis, Mask
+from core.corpora.batches import Batch
+from core.pruning.scoring import per_cost
+from core.pruning.sensitivity import fisher
+from core.training.distillation import gated_loss
+from core.training.gating import GateMethod, GateStage
+from core.training.method import Found, Workbench
+from core.training.trainer import Trainable
+
+
+class Shut(nn.Module):
+    """Gates that are open, or shut for good, and the order in which they are."""
+
+    values: Tensor
+    order: Tensor
+
+    def __init__(self, axes: list[Axis]) -> None:
+        super().__init__()
+        self._names = [axis.name for axis in axes]
+        self._sizes = [axis.size for axis in axes]
+        self.register_buffer("values", torch.ones(sum(self._sizes)))
+        self.register_buffer("order", torch.zeros(sum(self._sizes), dtype=torch.float64))
+
+    def shut(self, scores: dict[str, Tensor], kept: dict[str, Tensor], number: int) -> None:
+        """Shut what is not kept; of what is, these scores are the newest word."""
+        worth = torch.cat([scores[name] for name in self._names]).to(self.order)
+        stays = torch.cat([kept[name] for name in self._names]).to(self.values)
+        ranks = worth.argsort(stable=True).argsort(stable=True).double() / len(worth)
+        self.order.copy_(torch.where(self.values > 0, number + ranks, self.order))
+        self.values.mul_(stays)
+
+    def sample(self) -> dict[str, Tensor]:
+        return self._by_axis(self.values.clone())
+
+    median = open_probability = sample
+
+    def scores(self) -> dict[str, Tensor]:
+        return self._by_axis(self.order.clone())
+
+    def clamp(self) -> None:
+        """They are 0 or 1 as they are."""
+
+    def _by_axis(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._names, values.split(self._sizes), strict=True))
+
+
+class NoControl:
+    """The rounds hold the budget; nothing is learned."""
+
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+
+    def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        del expected, step
+        return torch.zeros(()), {}
+
+    def stepped(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Rounds(GateStage):
+    """Cuts, and steps of learning between them."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.shut = Shut(list(bench.space.units)).to(bench.device)
+        super().__init__(bench, self.shut, NoControl())
+        self._rounds = min(self.config.rounds, max(1, self.steps))
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        for number in range(self._rounds):
+            if step == number * self.steps // self._rounds:
+                self.cut(number)
+        return super().step(batch, step)
+
+    def cut(self, number: int) -> None:
+        """Shut as much as the first so many rounds should have."""
+        bench, model = self.bench, self.model.eval()
+        axes, mask = list(bench.space.units), self.shut.sample()
+        found = fisher(model, axes, bench.labelled, gated_loss(model), mask=mask)
+        scores = per_cost(bench.space, found, self.config.resource)
+        # What is shut stays so: it comes before all others in the order of leaving.
+        alive = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
+        kept = bench.choose(alive, bench.target * (number + 1) / self._rounds)
+        self.shut.shut(scores, kept, number)
+
+
+class CombPruneDistill(GateMethod):
+    def stage(self, bench: Workbench) -> Rounds:
+        return Rounds(bench)
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        """Without a step, all rounds follow upon each other."""
+        stage = search if isinstance(search, Rounds) else self.stage(bench)
+        for number in range(0 if search else stage.config.rounds):
+            stage.cut(number)
+        return Found(scores=stage.shut.scores(), reference={})
+
+
+METHOD = CombPruneDistill()

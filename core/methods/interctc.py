@@ -1,0 +1,65 @@
+"""Our reading of Layer Pruning on Demand with Intermediate CTC (arXiv 2106.09216): depth alone.
+
+A teacher trained with intermediate CTC and stochastic depth (`teacher.interctc_weight`,
+`teacher.stochastic_depth`) loses whole blocks and needs no tuning: steps of search and tuning may
+both be 0. Only the abstract is known to us. Of the two orders the greedy one, which removes again
+and again the block that is missed least, is called iterative layer pruning elsewhere; plain
+truncation fits what intermediate CTC trains. Greedy is short-sighted, so neither always wins.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from core.config import AxisKind, TrialConfig
+from core.conformer.model import Conformer
+from core.corpora.batches import Batch
+from core.evaluation.token_errors import token_error_rate
+from core.training.distillation import ctc_loss
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class InterCTC(Method):
+    needs = frozenset({"labels"})
+
+    def axes(self, config: TrialConfig) -> Sequence[AxisKind]:
+        """Blocks, whatever else the config would let go."""
+        del config
+        return ("block",)
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        names = [block.name for block in bench.student.typed_blocks()]
+        is_truncated = bench.config.pruning.depth_order == "truncate"
+        best = names if is_truncated else least_missed_last(bench.student, names, bench.labelled)
+        worth = range(len(best), 0, -1)
+        scores = {name: torch.tensor([float(w)]) for name, w in zip(best, worth, strict=True)}
+        return Found(scores=scores, reference={})
+
+
+def least_missed_last(
+    model: Conformer, names: Sequence[str], labelled: Iterable[Batch]
+) -> list[str]:
+    """Blocks, best first: from the end on, each is the least missed once those after it are gone.
+
+    Of blocks that are missed alike the last goes first.
+    """
+    left, gone = list(names), list[str]()
+    while len(left) > 1:
+        least = min(reversed(left), key=lambda name: error(model, {*gone, name}, labelled))
+        left.remove(least)
+        gone.append(least)
+    return [*left, *reversed(gone)]
+
+
+@torch.inference_mode()
+def error(model: Conformer, closed: set[str], labelled: Iterable[Batch]) -> tuple[float, float]:
+    """Token error rate without these blocks, and CTC, which decides where that is the same."""
+    model.eval()
+    heard = [(model(batch.features, batch.num_frames, closed), batch) for batch in labelled]
+    losses = [float(ctc_loss(o, batch.tokens, batch.num_tokens)) for o, batch in heard]
+    return token_error_rate(heard), sum(losses) / len(losses)
+
+
+METHOD = InterCTC()

@@ -1,0 +1,88 @@
+"""LD-Pruner (arXiv 2404.11936), our reading: an edit is worth by how far it shifts the latent.
+
+The latent is the encoder's output distribution over real frames. For each group of units, shut, its
+mean and its deviation over the frames are compared with those of the whole model:
+
+    score = |mean - mean'| + |deviation - deviation'|
+
+No label is read. Frames on which the whole model says blank and those on which it says a token are
+two sets, each with its own mean: otherwise silence would decide everything.
+
+Shapes: B batch, N frames of a set, V vocabulary.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.conformer.gate import Folded, gated_forward
+from core.conformer.model import Conformer
+from core.methods.magnitude import magnitudes
+from core.pruning.perturbation import groups, perturbed, spread, untouched
+from core.pruning.repair import Calibration
+from core.pruning.scoring import per_cost
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class LatentShift(Method):
+    needs = frozenset({"audio"})
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        config, axes = bench.config.pruning, list(bench.space.units)
+        edits = groups(axes, magnitudes(bench.student, axes), count=config.groups)
+        watch = Watch(bench.student, bench.speech)
+        shifts = perturbed(bench.student, edits, watch.shift)
+        scores = spread(axes, [(edit, float(shift)) for edit, shift in shifts])
+        return Found(scores=per_cost(bench.space, scores, config.resource), reference={})
+
+
+class Watch:
+    """How far an edit shifts the latent of some speech; one that does nothing shifts it by 0."""
+
+    def __init__(self, model: Conformer, speech: Calibration) -> None:
+        self._model = model.eval()
+        self._speech = speech
+        whole = untouched(model)
+        with torch.no_grad():
+            latents = list(self._latents(whole))
+        self._sets = [latent.argmax(-1) == 0 for latent in latents]
+        self._means = self._moments(latents)
+
+    @torch.no_grad()
+    def shift(self, folded: Folded) -> Float[Tensor, ""]:
+        moments = self._moments(self._latents(folded))
+        return torch.stack(
+            [(a - b).norm() for a, b in zip(moments, self._means, strict=True)]
+        ).sum()
+
+    def _latents(self, folded: Folded) -> Iterable[Float[Tensor, "frames vocabulary"]]:
+        for features, num_frames in self._speech:
+            output = gated_forward(self._model, features, num_frames, folded)
+            yield output.logits.float().log_softmax(-1)[output.is_frame]
+
+    def _moments(
+        self, latents: Iterable[Float[Tensor, "_ vocabulary"]]
+    ) -> list[Float[Tensor, " vocabulary"]]:
+        """Mean and deviation over the frames of each set; a set without frames has none."""
+        parts = list(zip(latents, self._sets, strict=True))
+        return [
+            moment
+            for is_blank in (True, False)
+            for moment in moments(torch.cat([latent[s == is_blank] for latent, s in parts]))
+        ]
+
+
+def moments(
+    frames: Float[Tensor, "_ vocabulary"],
+) -> tuple[Float[Tensor, " vocabulary"], Float[Tensor, " vocabulary"]]:
+    """Mean and deviation, in fp64; of no frames, zero."""
+    count = max(1, len(frames))
+    mean = frames.double().sum(0) / count
+    return mean, ((frames.double() - mean).square().sum(0) / count).sqrt()
+
+
+METHOD = LatentShift()

@@ -1,0 +1,66 @@
+"""MoPE (arXiv 2403.07839), our reading: a unit is worth what the task's error grows without it.
+
+Width, then depth: groups of units are shut one at a time, then whole modules; a unit is worth no
+more than its module. The error is the share of tokens that greedy decoding gets wrong on labelled
+speech. Signed differences are noise on a good model, and removing what seems to help destroys it,
+so that growth is counted from 0, and ties stand by the rewiring score |w dL/dw| (DynaBERT), by
+which units are grouped, too.
+"""
+
+import torch
+from torch import Tensor
+
+from core.conformer.axes import Axis
+from core.conformer.gate import Folded, gated_forward
+from core.evaluation.token_errors import token_error_rate
+from core.pruning.perturbation import Edit, groups, perturbed, spread, untouched
+from core.pruning.scoring import per_cost, with_ties_broken
+from core.pruning.sensitivity import gate_gradients
+from core.training.distillation import gated_loss
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+
+class MoPE(Method):
+    needs = frozenset({"labels"})
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        config, axes = bench.config.pruning, list(bench.space.units)
+        modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
+        rewiring = rewiring_scores(bench, [*axes, *modules])
+        width = error_growth(bench, groups(axes, rewiring, count=config.groups))
+        depth = error_growth(bench, groups(modules, rewiring, count=1))
+        scores = {**spread(axes, width), **spread(modules, depth)}
+        dear = per_cost(bench.space, scores, config.resource)
+        return Found(scores=with_ties_broken(dear, rewiring), reference={})
+
+
+def error_growth(bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]]:
+    """By how much the error grows under each edit; 0 where it falls."""
+    student = bench.student.eval()
+
+    def error(folded: Folded) -> Tensor:
+        rate = token_error_rate(
+            (gated_forward(student, batch.features, batch.num_frames, folded), batch)
+            for batch in bench.labelled
+        )
+        return torch.tensor(rate)
+
+    whole = float(error(untouched(student)))
+    found = perturbed(student, edits, error)
+    return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
+
+
+def rewiring_scores(bench: Workbench, axes: list[Axis]) -> dict[str, Tensor]:
+    """|gate * dL/dgate| summed over batches: as a gate scales weights, it is |sum of w dL/dw|."""
+    bench.student.eval()
+    loss = gated_loss(bench.student)
+    sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
+    for batch in bench.labelled:
+        for name, gradient in gate_gradients(bench.student, axes, batch, loss).items():
+            sums[name] += gradient.double().abs().cpu()
+    return sums
+
+
+METHOD = MoPE()

@@ -1,0 +1,83 @@
+"""Our reading of Performers in Conformers (arXiv 2011.04196), whose abstract alone is known to us.
+
+The teacher's attention is swapped for one in linear time, in all blocks, in some, or in as many as
+are wanted where that shifts the model's output least; all weights stay. Then units go by magnitude,
+to what share the budget says of the model before the swap, and tuning mends both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.config import TrialConfig
+from core.conformer.model import Conformer
+from core.methods.magnitude import Magnitude
+from core.pruning.extraction import clone
+from core.pruning.repair import Calibration
+from core.strict import ConfigError
+
+
+class Performer(Magnitude):
+    needs = frozenset({"audio"})
+
+    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+        """The model with its attention in linear time where the config wants that.
+
+        Raises:
+            ConfigError: if it names blocks, or wants more of them, than have attention.
+        """
+        features, wanted = config.pruning.linear_features, config.pruning.linear_blocks
+        able = [i for i, block in enumerate(model.typed_blocks()) if block.attention is not None]
+        blocks = able if wanted == "all" else wanted
+        number = blocks if isinstance(blocks, int) else len(blocks)
+        if number > len(able) or (isinstance(blocks, list) and not set(blocks) <= set(able)):
+            raise ConfigError(
+                f"`pruning.linear_blocks` must be within the {len(able)} blocks that have"
+                f" attention, {able}, but is {wanted} instead"
+            )
+        if isinstance(blocks, int):
+            moved = shifts(model, able, features, config.seed, speech)
+            blocks = sorted(sorted(able, key=lambda i: moved[i])[:number])
+        return swapped(model, blocks, features, config.seed)
+
+
+def swapped(model: Conformer, blocks: Sequence[int], features: int, seed: int) -> Conformer:
+    """A copy whose attention runs in linear time in these blocks, by directions of this seed.
+
+    A block's directions are its own, whichever others are swapped.
+    """
+    new, sizes = clone(model), list(model.shape.blocks)
+    for i in blocks:
+        attention = new.typed_blocks()[i].attention
+        assert attention is not None, "only attention that is there can be swapped"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 2**16 * i)
+            attention.linearise(features)
+        sizes[i] = replace(sizes[i], linear_features=features)
+    new.shape = replace(model.shape, blocks=tuple(sizes))
+    return new
+
+
+@torch.no_grad()
+def shifts(
+    model: Conformer, blocks: Sequence[int], features: int, seed: int, speech: Calibration
+) -> dict[int, float]:
+    """Mean square by which the last hidden state moves, by the one block that is swapped."""
+    before = _last(model, speech)
+
+    def moved(i: int) -> float:
+        after = _last(swapped(model, [i], features, seed), speech)
+        return float((after - before).square().mean())
+
+    return {i: moved(i) for i in blocks}
+
+
+def _last(model: Conformer, speech: Calibration) -> Float[Tensor, "frames width"]:
+    outputs = (model.eval()(*batch) for batch in speech)
+    return torch.cat([output.hidden[-1][output.is_frame] for output in outputs])
+
+
+METHOD = Performer()

@@ -1,0 +1,105 @@
+"""PruneNet (arXiv 2501.15296), our reading: a policy that knows the weights and no data.
+
+A policy reads the rows of the first matrix W of a feed-forward module and says how likely each is
+to stay. It is rewarded for rows whose singular values are spread as the whole matrix's are (the
+inverse of the Kolmogorov-Smirnov distance), by REINFORCE, several draws of a matrix against each
+other. One policy serves all matrices of a shape. Which rows stay in the end is no draw, but the
+policy's own order. All axes lose the same share; units outside feed-forward modules go by
+magnitude.
+
+Shapes: N inner units, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import ks_2samp
+from torch import Tensor, nn
+
+from core.conformer.gate import tensors_of
+from core.methods.magnitude import magnitudes
+from core.pruning.scoring import ranked_within
+from core.training.method import Found, Method, Workbench
+from core.training.trainer import Trainable
+
+EPISODES = 50
+DRAWS = 8
+RATE = 1e-2
+DISCOUNT = 0.99
+"""Of the reward, a layer: what is cut early changes what comes later."""
+LEAST_DISTANCE = 1e-3
+"""Two spectra that are no further apart are the same."""
+
+
+class PruneNet(Method):
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        del search
+        axes, tensors = list(bench.space.units), tensors_of(bench.student)
+        scores = magnitudes(bench.student, axes)
+        by_shape: dict[torch.Size, dict[str, Tensor]] = {}
+        for axis in axes:
+            if axis.kind == "inner":
+                weight = tensors[axis.slices[0].tensor].detach().float().cpu()
+                by_shape.setdefault(weight.shape, {})[axis.name] = weight
+        for matrices in by_shape.values():
+            policy = trained(list(matrices.values()), kept=1 - bench.target, seed=bench.config.seed)
+            with torch.no_grad():
+                scores |= {name: policy(weight) for name, weight in matrices.items()}
+        return Found(scores=ranked_within(scores), reference={})
+
+
+class Policy(nn.Module):
+    """How much each row of a matrix is wanted."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(columns, rows)
+        self.read = nn.Parameter(torch.zeros(rows))  # no row is wanted more, to begin with
+
+    def forward(self, weight: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+        # A row and its negative have the same spectrum: by signs, a policy learned nothing at all.
+        return self.mix(weight.abs()) @ self.read
+
+
+def trained(
+    matrices: Sequence[Float[Tensor, "N D"]], *, kept: float, seed: int, episodes: int = EPISODES
+) -> Policy:
+    """A policy for matrices of one shape, of each of which a share of the rows stays."""
+    rows, columns = matrices[0].shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = Policy(rows, columns)
+    chance = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE)
+    count = max(1, round(kept * rows))
+    for _ in range(episodes):
+        for layer, weight in enumerate(matrices):
+            logits = policy(weight)
+            chosen = [_drawn(logits.detach(), count, chance) for _ in range(DRAWS)]
+            gains = torch.tensor([reward(weight, each) for each in chosen])
+            # Each draw against the others: what they have in common teaches nothing.
+            ahead = (gains - gains.mean()) * DRAWS / (DRAWS - 1)
+            share = (logits.sigmoid() + 1e-9).log().log_softmax(0)
+            said = torch.stack([share[each].sum() for each in chosen])
+            optimizer.zero_grad(set_to_none=True)
+            (-(DISCOUNT**layer) * (ahead * said).mean()).backward()
+            optimizer.step()
+    return policy
+
+
+def _drawn(
+    logits: Float[Tensor, " N"], count: int, chance: torch.Generator
+) -> Int[Tensor, " kept"]:
+    """Rows by binary-concrete samples of the policy: mostly, but not only, those most wanted."""
+    noise = torch.logit(torch.rand(len(logits), generator=chance).clamp(1e-6, 1 - 1e-6))
+    return torch.multinomial(torch.sigmoid(logits + noise) + 1e-9, count, generator=chance)
+
+
+def reward(weight: Float[Tensor, "N D"], rows: Int[Tensor, " _"]) -> float:
+    """How alike the spectra of a matrix and of some of its rows are."""
+    whole, part = torch.linalg.svdvals(weight), torch.linalg.svdvals(weight[rows])
+    return 1 / max(LEAST_DISTANCE, float(ks_2samp(whole.numpy(), part.numpy()).statistic))
+
+
+METHOD = PruneNet()

@@ -1,0 +1,68 @@
+"""What a trial will cost, before any data is looked at: what `check` shows before a sweep."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from core.config import TrialConfig
+from core.conformer.model import Conformer
+from core.conformer.shape import MELS, Shape
+from core.corpora.batches import Batch
+from core.pruning.space import Space
+from core.setting import device_of, set_chance
+from core.training.depth import InterCTC
+from core.training.trainer import DenseStage, Rates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """Sizes, and the time of one step."""
+
+    params: int
+    """Of the unpruned model."""
+    gflops: float
+    """Of the unpruned model, at the stated utterance length."""
+    seconds_per_step: float
+    """One measured dense training step on this machine, full batch."""
+
+
+def price(config: TrialConfig) -> Price:
+    """The price, by two dense steps on noise."""
+    set_chance(config, config.runtime.threads)
+    device, vocabulary = device_of(config), config.corpus.vocabulary
+    model = Conformer(Shape.of(config.model, vocabulary)).to(device)
+    space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
+    cost = space.unpruned
+    model.set_stochastic_depth(config.teacher.stochastic_depth)
+    rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
+    stage = DenseStage(
+        model,
+        stage="teacher",
+        steps=2,
+        rates=rates,
+        judge=None,
+        runtime=config.runtime,
+        interctc=InterCTC.of(config.teacher, len(model.blocks)),
+    )
+    batch = _noise(config, vocabulary).to(device)
+    stage.step(batch, 0)
+    started = time.perf_counter()
+    float(stage.step(batch, 1)["total"])
+    elapsed = time.perf_counter() - started
+    return Price(params=int(cost.params), gflops=float(cost.flops) / 1e9, seconds_per_step=elapsed)
+
+
+def _noise(config: TrialConfig, vocabulary: int) -> Batch:
+    """A full batch of utterances of 4 s."""
+    count = max(1, round(config.training.batch_seconds / 4))
+    return Batch(
+        features=torch.randn(count, 400, MELS),
+        num_frames=torch.full((count,), 400),
+        tokens=torch.randint(1, vocabulary, (count, 8)),
+        num_tokens=torch.full((count,), 8),
+        seconds=4.0 * count,
+        ids=("",) * count,
+        texts=("",) * count,
+        indices=tuple(range(count)),
+    )

@@ -1,0 +1,233 @@
+"""The stage that trains weights and gates together, whatever the gates and their restraint.
+
+Methods that learn what to remove differ in their gates and in how a budget is enforced; folding,
+teaching, judging and resuming are the same.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from core.conformer.axes import Mask
+from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
+from core.corpora.batches import Batch
+from core.pruning.hard_concrete import HardConcrete
+from core.pruning.repair import reestimate_statistics, repaired
+from core.ranks import part_of_same
+from core.report import Report, Stage
+from core.training.distillation import Student, ctc_loss
+from core.training.method import Found, Method, Workbench
+from core.training.optimizers import primal
+from core.training.trainer import Trainable, accumulated, autocast, weighted
+
+# Leaving out a handful of closed units makes odd sizes, which matrix products pay for.
+NARROW_FROM = 0.125
+
+
+@runtime_checkable
+class Gates(Protocol):
+    """One gate a unit, with parameters that are learned; an `nn.Module`."""
+
+    def sample(self) -> dict[str, Tensor]:
+        """The gates' values of one step; differentiable."""
+
+    def median(self) -> dict[str, Tensor]:
+        """The values at which the student computes what extraction should keep."""
+
+    def open_probability(self) -> dict[str, Tensor]:
+        """How open each gate is on average; what the expected cost is counted from."""
+
+    def scores(self) -> dict[str, Tensor]:
+        """How much each unit is worth keeping."""
+
+    def clamp(self) -> None:
+        """After each step."""
+
+
+@runtime_checkable
+class Control(Protocol):
+    """How a budget is enforced."""
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Of what it learns itself, multipliers most often."""
+
+    def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is added to the loss, and what is told of it, given how open each gate is."""
+
+    def stepped(self) -> None:
+        """After each step of its optimizers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class GateStage:
+    """Weights, gates and multipliers, trained together."""
+
+    stage: Stage = "search"
+
+    def __init__(
+        self,
+        bench: Workbench,
+        gates: Gates,
+        control: Control,
+        *,
+        gate_betas: tuple[float, float] = (0.9, 0.999),
+        settling: float = 0.0,
+    ) -> None:
+        """Make a stage from its beginning.
+
+        Args:
+            bench: what it may touch.
+            gates: what is learned beside the weights.
+            control: how the budget is enforced.
+            gate_betas: of Adam on the gates: how long they remember.
+            settling: share of the steps, the last ones, in which the gates' rate falls to 0.
+        """
+        assert isinstance(gates, nn.Module)
+        config = bench.config.pruning
+        self.bench, self.config, self.steps = bench, config, config.steps
+        self.model, self.axes = bench.student, bench.space.axes
+        self.gates, self.control = gates, control
+        projection = bench.distillation.projection
+        self._settling = round(settling * self.steps)
+        self.weights = [*self.model.parameters(), *projection.parameters()]
+        self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
+        self.gate_primal = [
+            torch.optim.Adam([part], lr=config.gate_lr, betas=gate_betas)
+            for part in gates.parameters()  # some gates learn nothing
+        ]
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        self.model.train()
+        optimizers = (self.primal, *self.gate_primal, *self.control.optimizers)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        parts = self.bench.config.training.micro_batches
+        losses = accumulated(
+            batch, lambda part: self._losses(part, step), parts=parts, optimizers=optimizers
+        )
+        nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
+        for each in self.gate_primal:
+            for group in each.param_groups:
+                group["lr"] = self.config.gate_lr * self._gate_rate(step)
+        for optimizer in optimizers:
+            optimizer.step()  # those of weights and gates descend, a control's ascend
+        self.control.stepped()
+        self.gates.clamp()
+        return losses
+
+    def _gate_rate(self, step: int) -> float:
+        """The gates' rate at a step, as a share of what it is at first."""
+        return min(1.0, (self.steps - step) / (self._settling + 1))
+
+    def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        distillation = self.bench.distillation
+        mask = self.gates.sample()
+        with autocast(batch.features.device, self.bench.config.runtime.precision):
+            folded = fold(tensors_of(self.model), self.axes, mask, narrow_from=NARROW_FROM)
+            output = gated_forward(self.model, batch.features, batch.num_frames, folded)
+            task = ctc_loss(output, batch.tokens, batch.num_tokens)
+            student = Student(output=output, width=self._width(mask), alive=self._alive(folded))
+            terms = distillation.losses(batch.features, batch.num_frames, student)
+        losses = weighted({"task": task, **terms}, distillation)
+        penalty, told = self.control.penalty(self.gates.open_probability(), step)
+        losses["total"] = losses["total"] + part_of_same(penalty)
+        return losses | {name: part_of_same(value) for name, value in told.items()}
+
+    def _width(self, mask: Mask) -> Tensor:
+        whole = torch.ones(self.model.shape.width, device=self.bench.device)
+        return kept_units(mask.get("width", whole))
+
+    def _alive(self, folded: Folded) -> tuple[bool, ...]:
+        closed = folded.closed
+        return tuple(
+            block.name not in closed and any(part.name not in closed for part in block.parts())
+            for block in self.model.typed_blocks()
+        )
+
+    def found(self) -> Found:
+        median = {name: z.cpu() for name, z in self.gates.median().items()}
+        scores = {name: a.cpu() for name, a in self.gates.scores().items()}
+        return Found(scores=scores, reference=median)
+
+    def judged(self) -> Report:
+        """The binary, budget-exact structure, which is what counts, not a draw of the gates."""
+        found, bench = self.found(), self.bench
+        choice = bench.choose(found.scores, bench.target)
+        small = repaired(self.model, found.reference, choice, how="none", speech=())
+        reestimate_statistics(small, bench.speech)
+        report = bench.judge.report(small, self.stage)
+        expected = expected_sparsity(bench, self.gates.open_probability()).detach()
+        return Report(
+            stage=self.stage,
+            step=0,
+            total_steps=0,
+            wer=report.wer,
+            gflops=report.gflops,
+            expected_sparsity=float(expected),
+            realised_sparsity=report.realised_sparsity,
+        )
+
+    def state(self) -> dict[str, Any]:
+        state = {name: part.state_dict() for name, part in self._stateful().items()}
+        return state | {"gate_primal": [each.state_dict() for each in self.gate_primal]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        for each, values in zip(self.gate_primal, state["gate_primal"], strict=True):
+            each.load_state_dict(values)
+
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "projection": self.bench.distillation.projection,
+            "gates": self.gates,
+            "control": self.control,
+            "primal": self.primal,
+        }
+
+
+class GateMethod(Method):
+    """A method that trains gates: what its stage leaves is what it found."""
+
+    needs = frozenset({"audio", "labels"})
+    yields: Literal["curve", "point"] = "point"
+
+    @abstractmethod
+    def stage(self, bench: Workbench) -> GateStage:
+        """From its beginning."""
+
+    def search(self, bench: Workbench) -> GateStage | None:
+        return self.stage(bench) if bench.config.pruning.steps else None
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        """After no step at all, the gates are as they started: every unit is worth the same."""
+        return (search if isinstance(search, GateStage) else self.stage(bench)).found()
+
+
+def hard_concrete(bench: Workbench) -> HardConcrete:
+    """Gates on all that may go, open at first.
+
+    Those that move many weights at once start more open: they see the larger gradients.
+    """
+    config, axes = bench.config.pruning, bench.space.prunable
+    is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
+    start = {
+        n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
+    }
+    return HardConcrete(axes, start=start).to(bench.device)
+
+
+def expected_sparsity(bench: Workbench, expected: Mask) -> Tensor:
+    """Share of the resource that gates remove which are open with these probabilities."""
+    cost = bench.space.mask_cost(expected)
+    sparsity = bench.space.sparsity(cost, bench.config.pruning.resource)
+    assert isinstance(sparsity, Tensor)
+    return sparsity

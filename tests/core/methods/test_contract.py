@@ -1,0 +1,126 @@
+"""What every method promises, whatever it does; resuming is in tests/core/test_trial.py."""
+
+import statistics
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.config import method_names
+from core.conformer.gate import fold, gated_forward, tensors_of
+from core.pruning.budget import Budget, choose
+from core.pruning.extraction import as_mask, extract
+from core.pruning.repair import reestimate_statistics, repaired
+from core.testing import found_on, patterned, taught_toy
+from core.training.depth import InterCTC
+from core.training.distillation import ctc_loss
+from core.training.method import NeedError, load_method
+
+METHODS = [name for name in method_names() if name != "dense"]
+CURVES = [name for name in METHODS if load_method(name).yields == "curve"]
+WITHOUT_WEIGHTS = ("random", "scratch")
+"""One draws, the other forgets what it was given."""
+WEAK = ("prunenet", "uniform")
+"""They take the same share of every axis, front end and width too: reported, not promised."""
+FOR_DEPTH = ("interctc",)
+"""Without tuning they are of no use on any other teacher: benchmarks/depth.py has the figures."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masked_computes_what_extracted_does(method, searched):
+    bench, found = searched(method)
+    mask = as_mask(bench.choose(found.scores, 0.6))
+    batch, student = patterned(4, seed=50), bench.student.eval()
+
+    with torch.no_grad():
+        folded = fold(tensors_of(student), student.axes(), mask)
+        masked = gated_forward(student, batch.features, batch.num_frames, folded)
+        small = extract(student, mask).eval()(batch.features, batch.num_frames)
+
+    torch.testing.assert_close(
+        masked.logits[masked.is_frame], small.logits[small.is_frame], atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_costs_are_what_is_counted_and_the_budget_is_met(method, searched):
+    bench, found = searched(method)
+    choice = bench.choose(found.scores, 0.6)
+    small, cost = extract(bench.student, as_mask(choice)).eval(), bench.space.choice_cost(choice)
+
+    assert sum(p.numel() for p in small.parameters()) == cost.params
+    frames = 400
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(torch.zeros(1, frames, 80), torch.tensor([frames]))
+    assert counter.get_total_flops() == cost.flops
+    assert bench.space.sparsity(cost, "flops") >= 0.6
+
+
+@pytest.mark.parametrize("method", CURVES)
+def test_one_order_serves_every_budget_and_choices_are_nested(method, searched):
+    bench, found = searched(method)
+
+    choices = [
+        choose(bench.space, found.scores, Budget(keep=keep, resource="flops"))
+        for keep in (0.7, 0.5, 0.3)
+    ]
+
+    for larger, smaller in pairwise(choices):
+        assert all(bool((larger[name] | ~smaller[name]).all()) for name in larger)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_says_it_needs_it_needs(method, bench_of):
+    plugin, bench = load_method(method), bench_of(method, linear_blocks=1)
+    if plugin.search(bench.limited(plugin.needs)) is not None:
+        return  # what trains is given all speech, with its words
+
+    for need in plugin.needs:
+        with pytest.raises(NeedError, match=need):
+            touch(plugin, bench.limited(plugin.needs - {need}))
+
+
+def touch(plugin, bench):
+    plugin.prepared(bench.student, bench.config, bench.speech)
+    plugin.found(bench, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_makes_the_same_choice(method, searched, searched_anew):
+    (bench, first), (_, second) = searched(method), searched_anew(method)
+    one, other = (bench.choose(found.scores, 0.6) for found in (first, second))
+
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*WITHOUT_WEIGHTS, *WEAK, *FOR_DEPTH}))
+def test_a_method_beats_chance_at_equal_flops_and_repair(method, searched):
+    def mean(name):
+        return statistics.mean(loss_of(*searched(name, seed), 0.6) for seed in range(3))
+
+    assert mean(method) < mean("random")
+
+
+@pytest.mark.parametrize("method", FOR_DEPTH)
+def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(method, bench_of):
+    teacher = taught_toy(interctc=InterCTC(weight=0.5, layers=(1,)))
+
+    def mean(name):
+        benches = [bench_of(name, seed=seed, model=teacher) for seed in range(3)]
+        return statistics.mean(loss_of(bench, found_on(bench), 0.45) for bench in benches)
+
+    assert mean(method) < mean("random")
+
+
+def loss_of(bench, found, share):
+    """CTC of what is left when such a share of FLOPs is gone: repaired, not tuned."""
+    choice = bench.choose(found.scores, share)
+    small = repaired(bench.student, found.reference, choice, how="ls", speech=bench.speech)
+    reestimate_statistics(small, bench.speech)
+    batch = patterned(32, seed=60)
+    with torch.no_grad():
+        output = small.eval()(batch.features, batch.num_frames)
+    return float(ctc_loss(output, batch.tokens, batch.num_tokens))

@@ -1,0 +1,53 @@
+"""What docs/ tells a newcomer to do works as it is printed."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "add_a_method.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_method_is_added_by_one_file_and_keeps_the_contract(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (file,) = re.findall(r"`(core/methods/\w+\.py)`:", PAGE)
+    (command,) = re.findall(r"```\npython -m (pytest [^\n]*)\n```", PAGE)
+    for name in ("core", "sweep", "search_spaces", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / file).write_text(code)
+
+    found = subprocess.run(  # noqa: S603  (the page's own command)
+        [sys.executable, "-m", *command.split(), "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+    assert found.returncode == 0, found.stdout + found.stderr
+    passed = re.search(r"(\d+) passed", found.stdout)
+    assert passed
+    assert int(passed[1]) == 6  # nothing was left out, as it yields a curve and is not weak
+
+
+def test_it_is_as_short_as_the_page_says():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+    assert len(code.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page):
+    named = re.findall(r"`((?:core|benchmarks|sweep|tests)/[\w/.]+\.\w+)`", page.read_text())
+
+    assert named
+    made_there = re.findall(r"`(core/methods/\w+\.py)`:", page.read_text())
+    assert all((ROOT / name).is_file() for name in named if name not in made_there)
