@@ -46,7 +46,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "l0 annealed": {"method": "l0", "gates": "annealed"},
     "l0 from magnitude": {"method": "l0", "start_from": "magnitude"},
     "l0 from numerical": {"method": "l0", "start_from": "numerical"},
+    "l0 from ld": {"method": "l0", "start_from": "ld"},
     "l0 gates faster": {"method": "l0", "gate_travel": 50.0},
+    "l0 longer warm-up": {"method": "l0", "warmup_share": 0.6},
 }
 """Rows that are a method with some of its settings otherwise."""
 AGAINST = "l0"
