@@ -17,6 +17,7 @@ METHODS_FOLDER = Path(__file__).parent / "methods"
 Resource = Literal["flops", "params"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
+GateKind = Literal["sampled", "straight_through", "annealed"]
 DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
 
@@ -166,6 +167,15 @@ class PruningConfig(Config):
     """Rate of the weights while gates are learned."""
     gate_lr: float = Field(0.1, gt=0, le=10)
     """Rate of Adam on the gates' log_alpha."""
+    gate_travel: float = Field(0.0, ge=0, le=1000)
+    """If not 0, how far a log_alpha can go in the whole search; it stands in for `gate_lr`."""
+    gates: GateKind = "sampled"
+    """Of `l0` and `constrained`: as drawn, rounded to 0 or 1, or drawn ever colder."""
+    start_from: str = ""
+    """Method by whose scores these gates start in order, the best of an axis the most open; one
+    that needs no training. Without one they start alike."""
+    start_spread: float = Field(2.0, ge=0, le=8)
+    """How far `start_from` moves the log_alpha of the best up and of the last down."""
     lambda_lr: float = Field(0.1, gt=0, le=100)
     """Rate of Adam's ascent on the two multipliers."""
     lambda_quadratic: float = Field(50.0, ge=0, le=1e6)
@@ -337,14 +347,19 @@ class TrialConfig(Config):
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
-    def _method_is_a_file(self) -> "TrialConfig":
-        if self.pruning.method not in method_names():
-            near = difflib.get_close_matches(self.pruning.method, method_names(), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise ValueError(
-                f"`pruning.method` must be one of {', '.join(method_names())},"
-                f" but is `{self.pruning.method}` instead{hint}"
-            )
+    def _methods_are_files(self) -> "TrialConfig":
+        named = {
+            "method": self.pruning.method,
+            "start_from": self.pruning.start_from or self.pruning.method,
+        }
+        for key, name in named.items():
+            if name not in method_names():
+                near = difflib.get_close_matches(name, method_names(), n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise ValueError(
+                    f"`pruning.{key}` must be one of {', '.join(method_names())},"
+                    f" but is `{name}` instead{hint}"
+                )
         return self
 
 

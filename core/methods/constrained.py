@@ -19,7 +19,8 @@ from core.conformer.axes import Mask
 from core.pruning.budget import uniform_share
 from core.pruning.constraint import MinMax
 from core.pruning.space import Space
-from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.concrete import ConcreteStage
+from core.training.gating import GateMethod, GateStage, expected_sparsity
 from core.training.method import Workbench
 
 # A multiplier must be able to outweigh the loss within a part of the run, however long that is.
@@ -83,7 +84,7 @@ class Constrained(GateMethod):
 
 def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:
     control = Constraints(bench, is_restarted=is_restarted)
-    return GateStage(bench, hard_concrete(bench), control, gate_betas=GATE_BETAS, settling=SETTLING)
+    return ConcreteStage(bench, control, gate_betas=GATE_BETAS, settling=SETTLING)
 
 
 def kinds(space: Space) -> list[str]:

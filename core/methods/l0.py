@@ -15,7 +15,8 @@ from torch import Tensor
 
 from core.conformer.axes import Mask
 from core.pruning.constraint import Lagrangian, warmed_target
-from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.concrete import ConcreteStage
+from core.training.gating import GateMethod, GateStage, expected_sparsity
 from core.training.method import Workbench
 
 
@@ -55,7 +56,7 @@ class WarmedTarget:
 
 class L0(GateMethod):
     def stage(self, bench: Workbench) -> GateStage:
-        return GateStage(bench, hard_concrete(bench), WarmedTarget(bench))
+        return ConcreteStage(bench, WarmedTarget(bench))
 
 
 METHOD = L0()

@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from core.config import PruningConfig
 from core.conformer.axes import Mask
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.corpora.batches import Batch
-from core.pruning.hard_concrete import HardConcrete
 from core.pruning.repair import reestimate_statistics, repaired
 from core.ranks import part_of_same
 from core.report import Report, Stage
@@ -70,6 +70,8 @@ class GateStage:
     """Weights, gates and multipliers, trained together."""
 
     stage: Stage = "search"
+    narrow_from = NARROW_FROM
+    """Closed units of an axis are left out of a step from this share of it on."""
 
     def __init__(
         self,
@@ -96,10 +98,11 @@ class GateStage:
         self.gates, self.control = gates, control
         projection = bench.distillation.projection
         self._settling = round(settling * self.steps)
+        self._rate = gate_rate(config, settling_steps=self._settling)
         self.weights = [*self.model.parameters(), *projection.parameters()]
         self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
         self.gate_primal = [
-            torch.optim.Adam([part], lr=config.gate_lr, betas=gate_betas)
+            torch.optim.Adam([part], lr=self._rate, betas=gate_betas)
             for part in gates.parameters()  # some gates learn nothing
         ]
 
@@ -115,7 +118,7 @@ class GateStage:
         nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
         for each in self.gate_primal:
             for group in each.param_groups:
-                group["lr"] = self.config.gate_lr * self._gate_rate(step)
+                group["lr"] = self._rate * self._gate_rate(step)
         for optimizer in optimizers:
             optimizer.step()  # those of weights and gates descend, a control's ascend
         self.control.stepped()
@@ -130,7 +133,7 @@ class GateStage:
         distillation = self.bench.distillation
         mask = self.gates.sample()
         with autocast(batch.features.device, self.bench.config.runtime.precision):
-            folded = fold(tensors_of(self.model), self.axes, mask, narrow_from=NARROW_FROM)
+            folded = fold(tensors_of(self.model), self.axes, mask, narrow_from=self.narrow_from)
             output = gated_forward(self.model, batch.features, batch.num_frames, folded)
             task = ctc_loss(output, batch.tokens, batch.num_tokens)
             student = Student(output=output, width=self._width(mask), alive=self._alive(folded))
@@ -212,17 +215,14 @@ class GateMethod(Method):
         return (search if isinstance(search, GateStage) else self.stage(bench)).found()
 
 
-def hard_concrete(bench: Workbench) -> HardConcrete:
-    """Gates on all that may go, open at first.
+def gate_rate(config: PruningConfig, *, settling_steps: int = 0) -> float:
+    """Adam's rate on the gates; a step of Adam is at most about as long as its rate.
 
-    Those that move many weights at once start more open: they see the larger gradients.
+    Steps in which the rate falls to 0 reach half as far as others, so that a travel is the same
+    with them and without.
     """
-    config, axes = bench.config.pruning, bench.space.prunable
-    is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
-    start = {
-        n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
-    }
-    return HardConcrete(axes, start=start).to(bench.device)
+    reach = max(1.0, config.steps - settling_steps / 2)
+    return config.gate_travel / reach if config.gate_travel else config.gate_lr
 
 
 def expected_sparsity(bench: Workbench, expected: Mask) -> Tensor:
