@@ -174,6 +174,7 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     "l0 longer warm-up": ("the same, its target reached later", ""),
     "constrained": ("Controlled Sparsity", "as `l0`, with no multiplier's rate to find"),
     "acip": ("ours: ACIP without adapters", "every size is wanted from one training"),
+    "family": ("ours: nested sizes trained together", "several sizes are wanted, each at its best"),
     "cpd": ("ours: reading of Comb, Prune, Distill", "there are steps to teach between cuts"),
     "numerical": ("ours: reading of Numerical Pruning", "there are seconds, and no transcripts"),
     "comp": ("ours: reading of COMP", "blocks and units shall go together"),

@@ -185,6 +185,10 @@ class PruningConfig(Config):
     smallest: float = Field(0.1, gt=0, lt=1)
     """Of `acip`: the share of the resource at which its masks stand still; all larger sizes lie on
     the way."""
+    order_share: float = Field(0.25, gt=0, lt=1)
+    """Of `family`: the share of the search in which gates find the order; then all sizes learn."""
+    drawn_sizes: int = Field(2, ge=0, le=16)
+    """Of `family`: how many sizes a step draws beside the largest and the smallest."""
     constraint: Literal["model", "kind"] = "model"
     """Of `constrained`: one for the whole model's resource, or one for the units of each kind."""
     log_alpha: float = Field(3.0, ge=-8, le=8)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from core.config import TrialConfig
+from core.config import Repair, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
@@ -156,7 +156,8 @@ def _cut(trial: Trial, start: "Start", journey: Journey, target: float) -> Cut:
     journey.go_to(start.place)
     bench.distillation.projection.load_state_dict(start.projection)
     choice = bench.choose(found.scores, target)
-    small = trial.method.started(_extracted(bench, found, choice), bench)
+    how = trial.method.repair(bench.config)
+    small = trial.method.started(_extracted(bench, found, choice, how), bench)
     return Cut(
         model=small, choice=choice, depth_order=depth_order(bench.space, found.scores, choice)
     )
@@ -328,8 +329,7 @@ def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
     return Trial(method=method, bench=bench, speech=speech, place=place, ranks=ranks)
 
 
-def _extracted(bench: Workbench, found: Found, choice: Choice) -> Conformer:
-    how = bench.config.pruning.repair
+def _extracted(bench: Workbench, found: Found, choice: Choice, how: Repair) -> Conformer:
     small = repaired(bench.student, found.reference, choice, how=how, speech=bench.speech)
     reestimate_statistics(small, bench.speech)
     return small

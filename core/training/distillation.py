@@ -50,13 +50,17 @@ class Distillation(nn.Module):
         features: Float[Tensor, "batch mel_frames mels"],
         num_frames: Int[Tensor, " batch"],
         student: Student,
+        *,
+        taught: Output | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """`logit` and `layer`; terms of weight 0 are left out; without any, the teacher rests."""
+        """`logit` and `layer`; terms of weight 0 are left out; without any, the teacher rests.
+
+        What the teacher says may be handed in, where several students hear the same.
+        """
         config = self.config
-        if config.logit_weight == 0 and config.layer_weight == 0:
+        taught = taught or self.taught(features, num_frames)
+        if taught is None:
             return {}
-        with torch.no_grad():
-            taught = self.teacher(features, num_frames)
         terms = {}
         if config.logit_weight > 0:
             terms["logit"] = logit_loss(
@@ -65,6 +69,18 @@ class Distillation(nn.Module):
         if config.layer_weight > 0:
             terms["layer"] = self._layer_loss(taught, student)
         return terms
+
+    @torch.no_grad()
+    def taught(
+        self,
+        features: Float[Tensor, "batch mel_frames mels"],
+        num_frames: Int[Tensor, " batch"],
+    ) -> Output | None:
+        """What the teacher says; nothing where no term asks for it."""
+        if self.config.logit_weight == 0 and self.config.layer_weight == 0:
+            return None
+        output: Output = self.teacher(features, num_frames)
+        return output
 
     def train(self, mode: bool = True) -> "Distillation":  # noqa: FBT001, FBT002 - torch's signature
         """The teacher stays in evaluation mode, whatever the student does."""

@@ -6,6 +6,7 @@ teaching, judging and resuming are the same.
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from core.config import PruningConfig
 from core.conformer.axes import Mask
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
+from core.conformer.model import Conformer, Output
 from core.corpora.batches import Batch
 from core.pruning.repair import reestimate_statistics, repaired
 from core.ranks import part_of_same
@@ -21,7 +23,7 @@ from core.report import Report, Stage
 from core.training.distillation import Student, ctc_loss
 from core.training.method import Found, Method, Workbench
 from core.training.optimizers import primal
-from core.training.trainer import Trainable, accumulated, autocast, weighted
+from core.training.trainer import Losses, Trainable, accumulated, autocast, weighted
 
 # Leaving out a handful of closed units makes odd sizes, which matrix products pay for.
 NARROW_FROM = 0.125
@@ -94,7 +96,7 @@ class GateStage:
         assert isinstance(gates, nn.Module)
         config = bench.config.pruning
         self.bench, self.config, self.steps = bench, config, config.steps
-        self.model, self.axes = bench.student, bench.space.axes
+        self.model = bench.student
         self.gates, self.control = gates, control
         projection = bench.distillation.projection
         self._settling = round(settling * self.steps)
@@ -130,29 +132,11 @@ class GateStage:
         return min(1.0, (self.steps - step) / (self._settling + 1))
 
     def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        distillation = self.bench.distillation
-        mask = self.gates.sample()
-        with autocast(batch.features.device, self.bench.config.runtime.precision):
-            folded = fold(tensors_of(self.model), self.axes, mask, narrow_from=self.narrow_from)
-            output = gated_forward(self.model, batch.features, batch.num_frames, folded)
-            task = ctc_loss(output, batch.tokens, batch.num_tokens)
-            student = Student(output=output, width=self._width(mask), alive=self._alive(folded))
-            terms = distillation.losses(batch.features, batch.num_frames, student)
-        losses = weighted({"task": task, **terms}, distillation)
+        mask, narrow_from = self.gates.sample(), self.narrow_from
+        losses = masked_losses(self.bench, mask, batch, narrow_from=narrow_from)
         penalty, told = self.control.penalty(self.gates.open_probability(), step)
         losses["total"] = losses["total"] + part_of_same(penalty)
         return losses | {name: part_of_same(value) for name, value in told.items()}
-
-    def _width(self, mask: Mask) -> Tensor:
-        whole = torch.ones(self.model.shape.width, device=self.bench.device)
-        return kept_units(mask.get("width", whole))
-
-    def _alive(self, folded: Folded) -> tuple[bool, ...]:
-        closed = folded.closed
-        return tuple(
-            block.name not in closed and any(part.name not in closed for part in block.parts())
-            for block in self.model.typed_blocks()
-        )
 
     def found(self) -> Found:
         median = {name: z.cpu() for name, z in self.gates.median().items()}
@@ -161,21 +145,9 @@ class GateStage:
 
     def judged(self) -> Report:
         """The binary, budget-exact structure, which is what counts, not a draw of the gates."""
-        found, bench = self.found(), self.bench
-        choice = bench.choose(found.scores, bench.target)
-        small = repaired(self.model, found.reference, choice, how="none", speech=())
-        reestimate_statistics(small, bench.speech)
-        report = bench.judge.report(small, self.stage)
-        expected = expected_sparsity(bench, self.gates.open_probability()).detach()
-        return Report(
-            stage=self.stage,
-            step=0,
-            total_steps=0,
-            wer=report.wer,
-            gflops=report.gflops,
-            expected_sparsity=float(expected),
-            realised_sparsity=report.realised_sparsity,
-        )
+        report = judged_as_cut(self.bench, self.found(), self.stage)
+        expected = expected_sparsity(self.bench, self.gates.open_probability()).detach()
+        return replace(report, expected_sparsity=float(expected))
 
     def state(self) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
@@ -213,6 +185,52 @@ class GateMethod(Method):
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         """After no step at all, the gates are as they started: every unit is worth the same."""
         return (search if isinstance(search, GateStage) else self.stage(bench)).found()
+
+
+def masked_losses(
+    bench: Workbench,
+    mask: Mask,
+    batch: Batch,
+    *,
+    taught: Output | None = None,
+    narrow_from: float = NARROW_FROM,
+) -> Losses:
+    """Of the student under a mask: what its tasks and the teacher ask, and `total`, their sum.
+
+    Args:
+        bench: whose student and teacher.
+        mask: values of gates, drawn or given; differentiable.
+        batch: of speech, with its words.
+        taught: what the teacher says of it, if that is known already.
+        narrow_from: closed units of an axis are left out from this share of it on.
+    """
+    model, distillation = bench.student, bench.distillation
+    with autocast(batch.features.device, bench.config.runtime.precision):
+        folded = fold(tensors_of(model), bench.space.axes, mask, narrow_from=narrow_from)
+        output = gated_forward(model, batch.features, batch.num_frames, folded)
+        task = ctc_loss(output, batch.tokens, batch.num_tokens)
+        whole = torch.ones(model.shape.width, device=bench.device)
+        width = kept_units(mask.get("width", whole))
+        student = Student(output=output, width=width, alive=alive_blocks(model, folded))
+        terms = distillation.losses(batch.features, batch.num_frames, student, taught=taught)
+    return weighted({"task": task, **terms}, distillation)
+
+
+def alive_blocks(model: Conformer, folded: Folded) -> tuple[bool, ...]:
+    """Which blocks still hold a module."""
+    closed = folded.closed
+    return tuple(
+        block.name not in closed and any(part.name not in closed for part in block.parts())
+        for block in model.typed_blocks()
+    )
+
+
+def judged_as_cut(bench: Workbench, found: Found, stage: Stage) -> Report:
+    """What is extracted of the student as it is, for the target, neither repaired nor tuned."""
+    choice = bench.choose(found.scores, bench.target)
+    small = repaired(bench.student, found.reference, choice, how="none", speech=())
+    reestimate_statistics(small, bench.speech)
+    return bench.judge.report(small, stage)
 
 
 def gate_rate(config: PruningConfig, *, settling_steps: int = 0) -> float:

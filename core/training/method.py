@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.config import AxisKind, TrialConfig
+from core.config import AxisKind, Repair, TrialConfig
 from core.conformer.axes import Mask
 from core.conformer.model import Conformer
 from core.corpora.batches import Batch
@@ -119,6 +119,10 @@ class Method(ABC):
     @abstractmethod
     def found(self, bench: Workbench, search: Trainable | None) -> Found:
         """What the search left, or what can be said at once."""
+
+    def repair(self, config: TrialConfig) -> Repair:
+        """How extraction adjusts the consumers of removed units."""
+        return config.pruning.repair
 
     def started(self, model: Conformer, bench: Workbench) -> Conformer:
         """The extracted model as its tuning starts."""

@@ -302,9 +302,13 @@ class DenseStage:
             self.taught.distillation.projection.load_state_dict(state["projection"])
 
 
+Losses = dict[str, Tensor]
+"""By name; of `total` the gradients are taken."""
+
+
 def descended(
     batch: Batch,
-    losses: Callable[[Batch], dict[str, Tensor]],
+    losses: Callable[[Batch], Losses | Iterator[Losses]],
     *,
     parts: int,
     optimizer: torch.optim.Optimizer,
@@ -322,13 +326,14 @@ def descended(
 
 def accumulated(
     batch: Batch,
-    losses: Callable[[Batch], dict[str, Tensor]],
+    losses: Callable[[Batch], Losses | Iterator[Losses]],
     *,
     parts: int,
     optimizers: Iterable[torch.optim.Optimizer],
 ) -> dict[str, Tensor]:
     """Leave the gradients of a batch's losses, taken part by part; return the losses, detached.
 
+    Losses that come one after the other add up; each lets its activations go before the next.
     Of each part every rank takes its share; the sums over ranks are what one would have found.
     """
     ranks = current()
@@ -339,9 +344,10 @@ def accumulated(
         # Who gets nothing goes the same way with what counts nothing: the others wait for it.
         with together(replace(ranks, is_idle=own is None)):
             found = losses(own or part.parts(len(part.ids))[0])
-        (share * found["total"]).backward()
-        for name, loss in found.items():
-            sums[name] = sums.get(name, 0.0) + share * loss.detach()
+            for each in [found] if isinstance(found, dict) else found:
+                (share * each["total"]).backward()
+                for name, loss in each.items():
+                    sums[name] = sums.get(name, 0.0) + share * loss.detach()
     held = [p.grad for o in optimizers for group in o.param_groups for p in group["params"]]
     ranks.add_up([*(grad for grad in held if grad is not None), *sums.values()])
     return sums

@@ -82,7 +82,7 @@ def on_ranks(others, size, config, place, *, kill_after=None):
             try:
                 reports.append(next(going))
             except StopIteration as stop:
-                (outcome,) = stop.value
+                outcome, *_ = stop.value  # of a family the first size
                 assert [future.result() for future in futures] == [0] * (size - 1)
                 return timeless(reports, outcome)
         going.close()
@@ -99,7 +99,7 @@ def on_one(config, place):
         try:
             reports.append(next(going))
         except StopIteration as stop:
-            (outcome,) = stop.value
+            outcome, *_ = stop.value
             return timeless(reports, outcome)
 
 
@@ -135,6 +135,18 @@ def test_several_ranks_give_the_numbers_of_one(shared, others, size, micro_batch
         if report.stage == "search":
             assert report_too.expected_sparsity == pytest.approx(report.expected_sparsity, rel=1e-5)
         assert report_too.gflops == report.gflops
+
+
+def test_ranks_train_the_same_sizes_of_a_family(shared, others):
+    family = {"method": "family", "target_sparsity": 0.3, "drawn_sizes": 1}
+    config = trial_config(pruning=family | {"further_targets": [0.5, 0.6]}, tuning={"steps": 2})
+
+    told, outcome = on_one(config, place_in(shared, "family-alone"))
+    told_too, outcome_too = on_ranks(others, 2, config, place_in(shared, "family-together"))
+
+    assert asdict(outcome_too) == asdict(outcome)
+    for report, report_too in zip(told, told_too, strict=True):
+        assert report_too.losses == pytest.approx(report.losses, rel=1e-4, abs=1e-6)
 
 
 def test_a_trial_begun_on_one_rank_ends_on_two(shared, others):

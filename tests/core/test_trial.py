@@ -215,6 +215,23 @@ def test_each_outcome_of_a_curve_is_what_a_trial_of_its_own_comes_to(shared):
         assert again == (reports, outcomes)
 
 
+def test_a_family_has_every_size_from_one_search_interrupted_or_not(shared):
+    family = {"method": "family", "target_sparsity": 0.3, "further_targets": [0.7, 0.5]}
+    config = trial_config(pruning=family, tuning={"steps": 2})
+    place = place_in(shared, "family")
+    reports, outcomes = ended(config, place)
+
+    assert [report.step for report in reports] == list(range(2, 13, 2))
+    assert [outcome.target_sparsity for outcome in outcomes] == [0.3, 0.7, 0.5]
+    assert all(o.realised_sparsity >= o.target_sparsity for o in outcomes)
+    kept = [bundle.load(place.trial / outcome.model).report["kept"] for outcome in outcomes]
+    for larger, smaller in ((0, 2), (2, 1)):
+        assert all(set(kept[smaller][name]) <= set(kept[larger][name]) for name in kept[0])
+    for kill_after in (1, 2, 5):
+        again = ended(config, place_in(shared, f"family-{kill_after}"), kill_after=kill_after)
+        assert again == (reports, outcomes)
+
+
 def test_a_curve_is_tuned_on_point_by_point(shared):
     curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6]}
     place = place_in(shared, "curve-on")
@@ -312,16 +329,17 @@ def test_outcomes_are_plain_values_on_disk(shared):
     assert plain | {"latency_ms": 0.0, "real_time_factor": 0.0} == asdict(outcome)
 
 
-def test_precision_bf16_trains_and_keeps_gates_exact(shared):
-    config = trial_config(runtime={"precision": "bf16"})
+@pytest.mark.parametrize("method", ["l0", "family"])
+def test_precision_bf16_trains_and_keeps_gates_exact(shared, method):
+    config = trial_config(pruning={"method": method}, runtime={"precision": "bf16"})
 
-    reports, outcome = finished(config, place_in(shared, "bf16"))
+    reports, outcome = finished(config, place_in(shared, f"bf16-{method}"))
 
     assert all(torch.isfinite(torch.tensor(list(r.losses.values()))).all() for r in reports)
     assert outcome.flops_sparsity >= 0.5
 
 
-@pytest.mark.parametrize("method", ["l0", "magnitude"])
+@pytest.mark.parametrize("method", ["l0", "family", "magnitude"])
 def test_a_trial_with_little_memory_passes_its_batches_in_parts(shared, method):
     config = trial_config(pruning={"method": method}, training={"micro_batches": 2})
     reports, outcome = finished(config, place_in(shared, f"parts {method}"))

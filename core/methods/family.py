@@ -1,0 +1,114 @@
+"""A family of models from one run: nested sizes that share weights and are trained together.
+
+The sizes are `target_sparsity` and `further_targets`. In a first share of the search gates are
+learned for the smallest of them, as `l0` does; how far each has closed is the order of all units.
+In the rest all sizes that this order gives learn at once, under the teacher, by the sandwich rule
+of slimmable networks (Yu & Huang, 2019). What is cut needs no repair then: each size is tuned by
+`tuning.steps` of its own.
+
+A step of all sizes computes what they do together, not what one does: `core/training/nested.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from core.config import Repair, TrialConfig
+from core.corpora.batches import Batch
+from core.methods.l0 import WarmedTarget
+from core.methods.numerical import METHOD as NUMERICAL
+from core.pruning.budget import Scores
+from core.ranks import current
+from core.report import Report, Stage
+from core.training.concrete import ConcreteStage
+from core.training.gating import GateStage, judged_as_cut
+from core.training.method import Found, Method, Workbench
+from core.training.nested import Nested, absorb, tiered
+from core.training.trainer import Trainable
+
+
+class FamilyStage:
+    """Gates until the order is found, then all sizes."""
+
+    stage: Stage = "search"
+
+    def __init__(self, bench: Workbench, targets: Sequence[float]) -> None:
+        self.steps = bench.config.pruning.steps
+        self._bench, self._targets = bench, sorted(set(targets))
+        self._order = ordering(bench, target=max(targets))
+        self._nested: Nested | None = None
+        self._scores: Scores = {}
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if step < self._order.steps:
+            return self._order.step(batch, step)
+        if self._nested is None:
+            self._settle()
+        assert self._nested is not None
+        return self._nested.step(batch, step - self._order.steps)
+
+    def _settle(self) -> None:
+        """The order is what the gates say now; the weights take in what they still let through."""
+        bench, found = self._bench, self._order.found()
+        absorb(bench.student, found.reference, bench.space.open_choice())
+        self._begin(current().first(tiered(found.scores, self._targets, bench.choose)))
+
+    def _begin(self, scores: Scores) -> None:
+        self._scores = scores
+        choices = [self._bench.choose(scores, target) for target in self._targets]
+        steps = self.steps - self._order.steps
+        self._nested = Nested(self._bench, choices, steps=steps)
+
+    def found(self) -> Found:
+        if self._nested is None:
+            self._settle()
+        return Found(scores=self._scores, reference={})
+
+    def judged(self) -> Report:
+        """Of the size that `target_sparsity` asks for; of the smallest while gates are learned."""
+        if self._nested is None:
+            return self._order.judged()
+        return judged_as_cut(self._bench, self.found(), self.stage)
+
+    def state(self) -> dict[str, Any]:
+        if self._nested is None:
+            return {"order": self._order.state()}
+        return {"scores": dict(self._scores), "nested": self._nested.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if "order" in state:
+            self._order.restore(state["order"])
+            return
+        self._begin(state["scores"])
+        assert self._nested is not None
+        self._nested.restore(state["nested"])
+
+
+def ordering(bench: Workbench, *, target: float) -> GateStage:
+    """Gates that learn what a size keeps, in the first share of the search."""
+    pruning = bench.config.pruning
+    steps = max(1, round(pruning.order_share * pruning.steps))
+    own = pruning.model_copy(update={"target_sparsity": target, "steps": steps})
+    short = replace(bench, config=bench.config.model_copy(update={"pruning": own}))
+    return ConcreteStage(short, WarmedTarget(short))
+
+
+class Family(Method):
+    needs = frozenset({"audio", "labels"})
+
+    def search(self, bench: Workbench) -> FamilyStage | None:
+        config = bench.config
+        return FamilyStage(bench, self.targets(config)) if config.pruning.steps else None
+
+    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+        """Without a search nothing has learned: units go by `numerical` then."""
+        return search.found() if isinstance(search, FamilyStage) else NUMERICAL.found(bench, None)
+
+    def repair(self, config: TrialConfig) -> Repair:
+        """None, once all sizes have learned: least squares would put the largest in their place."""
+        return "none" if config.pruning.steps else config.pruning.repair
+
+
+METHOD = Family()

@@ -1,0 +1,112 @@
+"""What a family says of its sizes: they are nested, and one run makes all of them good."""
+
+import io
+import statistics
+
+import pytest
+import torch
+
+from core.config import TrialConfig
+from core.methods.family import METHOD, FamilyStage, ordering
+from core.pruning.extraction import as_mask, extract
+from core.pruning.repair import reestimate_statistics
+from core.testing import found_on, patterned
+from core.training.distillation import ctc_loss
+
+SIZES = (0.3, 0.5, 0.7)
+
+
+def test_the_order_is_sought_for_the_smallest_size_in_its_share_of_the_search(bench_of):
+    bench = bench_of("family", target_sparsity=0.3, order_share=0.5)
+
+    order = ordering(bench, target=0.8)
+
+    assert (order.steps, order.bench.target) == (12, 0.8)
+    assert bench.target == 0.3
+
+
+def test_each_target_is_an_outcome():
+    pruning = {"method": "family", "target_sparsity": 0.3, "further_targets": [0.5, 0.7]}
+
+    assert METHOD.targets(TrialConfig.parse({"pruning": pruning})) == SIZES
+
+
+@pytest.mark.parametrize(("steps", "how"), [(10, "none"), (0, "ls")])
+def test_what_learned_as_one_of_the_sizes_is_not_repaired(steps, how):
+    config = TrialConfig.parse({"pruning": {"method": "family", "steps": steps, "repair": "ls"}})
+
+    assert METHOD.repair(config) == how
+
+
+def test_without_a_search_the_order_is_that_of_numerical(bench_of):
+    bench, other = bench_of("family", steps=0), bench_of("numerical", steps=0)
+
+    found, wanted = found_on(bench).scores, found_on(other).scores
+
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_one_step_is_enough_to_find_an_order(bench_of):
+    bench = bench_of("family", steps=1)
+
+    choice = bench.choose(found_on(bench).scores, 0.5)
+
+    assert bench.space.sparsity(bench.space.choice_cost(choice), "flops") >= 0.5
+
+
+@pytest.mark.slow
+def test_sizes_that_learned_together_are_better_than_cuts_of_one_that_learned_alone(bench_of):
+    """At equal steps: in the mean over what nobody trained for, without repair or tuning."""
+    together = bench_of(
+        "family", steps=40, target_sparsity=SIZES[0], further_targets=list(SIZES[1:])
+    )
+    alone = bench_of("family", steps=40, target_sparsity=SIZES[0])
+
+    losses = [
+        [loss_of(bench, found, size) for size in SIZES[1:]]
+        for bench, found in ((together, found_on(together)), (alone, found_on(alone)))
+    ]
+
+    assert statistics.mean(losses[0]) < statistics.mean(losses[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 6, 9])
+def test_a_stage_taken_up_again_takes_the_same_steps(bench_of, at):
+    """Before, at and after the step where gates end and sizes begin."""
+
+    def begun():
+        bench = bench_of("family", target_sparsity=0.3, further_targets=[0.5, 0.7], drawn_sizes=1)
+        return FamilyStage(bench, SIZES)
+
+    def stepped(stage, steps):
+        return [float(stage.step(patterned(4, seed=step), step)["total"]) for step in steps]
+
+    first = begun()
+    before = stepped(first, range(at))
+    state, chance = first.state(), torch.get_rng_state()
+    state = torch.load(saved(state), weights_only=True)
+    after = stepped(first, range(at, 12))
+    again = begun()
+    again.restore(state)
+    torch.set_rng_state(chance)
+
+    assert first.steps == 24
+    assert len(before) == at
+    assert stepped(again, range(at, 12)) == after
+
+
+def saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def loss_of(bench, found, share):
+    small = extract(bench.student, as_mask(bench.choose(found.scores, share)))
+    reestimate_statistics(small, bench.speech)
+    batch = patterned(32, seed=60)
+    with torch.no_grad():
+        output = small.eval()(batch.features, batch.num_frames)
+    return float(ctc_loss(output, batch.tokens, batch.num_tokens))
