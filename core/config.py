@@ -6,7 +6,7 @@ A `TrialConfig` is right from birth; how what is wrong is refused, core/strict.p
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +14,7 @@ from core.strict import Config
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
-Resource = Literal["flops", "params"]
+Resource = Literal["flops", "params", "latency"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
 GateKind = Literal["sampled", "straight_through", "annealed"]
@@ -146,9 +146,16 @@ class PruningConfig(Config):
     method: str = "l0"
     """A file of core/methods; the README has a table of them."""
     resource: Resource = "flops"
-    """What `target_sparsity` counts."""
+    """What `target_sparsity` counts; latency by a table measured beside the teacher."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the whole model's resource to remove."""
+    also: dict[Resource, Annotated[float, Field(ge=0, lt=1)]] = Field({})
+    """Shares of other resources to remove at the same time: all are met, each tightly if it can."""
+    latency_table: str = ""
+    """File with another machine's table of latencies; empty to measure this one's."""
+    multiple_of: int = Field(1, ge=1, le=1024)
+    """Kept widths, inner units and channels are multiples of it where the budget permits: 8 or 16
+    where the device's matrix products are slower at odd sizes."""
     utterance_seconds: float = Field(10.0, gt=0.2, le=120)
     """Length of the utterance at which FLOPs and latency are stated, in seconds."""
     further_targets: list[float] = Field([], max_length=16)
@@ -237,7 +244,17 @@ class PruningConfig(Config):
                 raise ValueError(
                     f"`further_targets` must lie in [0, 1), but one is {target} instead"
                 )
+        if self.resource in self.also:
+            raise ValueError(
+                "`pruning.also` must name other resources than `pruning.resource`, but names"
+                f" `{self.resource}` instead; its share is `pruning.target_sparsity`"
+            )
         return self
+
+    @property
+    def targets(self) -> dict[Resource, float]:
+        """The share to remove of each resource that was asked for, the first one's first."""
+        return {self.resource: self.target_sparsity, **self.also}
 
 
 class DistillationConfig(Config):

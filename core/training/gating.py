@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from core.config import PruningConfig
+from core.config import PruningConfig, Resource
 from core.conformer.axes import Mask
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer, Output
@@ -245,7 +245,15 @@ def gate_rate(config: PruningConfig, *, settling_steps: int = 0) -> float:
 
 def expected_sparsity(bench: Workbench, expected: Mask) -> Tensor:
     """Share of the resource that gates remove which are open with these probabilities."""
+    return expected_sparsities(bench, expected)[bench.config.pruning.resource]
+
+
+def expected_sparsities(bench: Workbench, expected: Mask) -> dict[Resource, Tensor]:
+    """The same of each resource that has a target."""
     cost = bench.space.mask_cost(expected)
-    sparsity = bench.space.sparsity(cost, bench.config.pruning.resource)
-    assert isinstance(sparsity, Tensor)
-    return sparsity
+    found: dict[Resource, Tensor] = {}
+    for resource in bench.config.pruning.targets:
+        sparsity = bench.space.sparsity(cost, resource)
+        assert isinstance(sparsity, Tensor)
+        found[resource] = sparsity
+    return found
