@@ -66,13 +66,14 @@ def _line(root: type[Config], kind: str, place: tuple[int | str, ...], detail: A
 def _keys_at(root: type[Config], place: tuple[int | str, ...]) -> list[str]:
     node: type[BaseModel] = root
     for part in place:
-        node = _section(node.model_fields[str(part)]) or node
+        field = node.model_fields.get(str(part))  # a key of a table is none
+        node = (field and _section(field)) or node
     return list(node.model_fields)
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one, optional or not."""
+    """The section that a field holds, if it holds one, optional or not, or a table of them."""
     kinds = [field.annotation]
-    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType, dict):
         kinds = list(typing.get_args(field.annotation))
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)

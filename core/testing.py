@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +16,7 @@ from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
 from core.corpora.batches import Batch
+from core.pruning.latency import Grid, LatencyTable, Part, monotone
 from core.ranks import joined
 from core.setting import Place
 from core.training.depth import InterCTC
@@ -218,3 +220,29 @@ def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
     if kind != "soft":
         return is_open.float()
     return is_open * torch.rand(axis.size, generator=chance).clamp(min=0.05)
+
+
+def made_up_table(shape: Shape, seconds: float, *, seed: int = 0) -> LatencyTable:
+    """Times up to a shape that rise as measured ones do: an overhead, a bend, and noise."""
+    chance = np.random.default_rng(seed)
+    largest: dict[Part, tuple[int, int]] = {
+        "frontend": (shape.sub2, shape.sub1),
+        "projection": (shape.sub2, shape.width),
+        "feedforward": (max(max(b.ff1, b.ff2) for b in shape.blocks), shape.width),
+        "attention": (max(b.heads for b in shape.blocks), shape.width),
+        "convolution": (max(b.channels for b in shape.blocks), shape.width),
+        "norm": (1, shape.width),
+        "output": (1, shape.width),
+    }
+
+    def grid(part: Part) -> Grid:
+        rows, columns = (
+            sorted({max(1, round(share * size)) for share in (0.125, 0.25, 0.5, 1.0)})
+            for size in largest[part]
+        )
+        share = np.outer(rows, columns) / (rows[-1] * columns[-1])
+        times = 0.1 + share**0.9 + 0.05 * chance.random(share.shape)
+        return Grid(units=rows, width=columns, ms=monotone(times))
+
+    parts = {part: grid(part) for part in largest}
+    return LatencyTable(utterance_seconds=seconds, device="cpu", threads=1, parts=parts)

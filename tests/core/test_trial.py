@@ -14,6 +14,7 @@ from core.price import price
 from core.pruning.extraction import of_blocks
 from core.report import Report
 from core.setting import Place
+from core.strict import ConfigError
 from core.teacher import prepare
 from core.training.trainer import DivergenceError
 from core.trial import run
@@ -151,6 +152,49 @@ def test_the_resource_is_the_one_that_was_asked_for(shared, resource):
 
     realised = {"flops": outcome.flops_sparsity, "params": outcome.params_sparsity}
     assert outcome.realised_sparsity == realised[resource] >= 0.5
+
+
+@pytest.mark.parametrize("method", ["l0", "constrained", "cpd", "magnitude", "acip"])
+def test_targets_of_several_resources_are_all_met_by_the_bundle(shared, method):
+    targets = {"resource": "params", "target_sparsity": 0.5, "also": {"flops": 0.4}}
+    config = trial_config(pruning={"method": method, **targets})
+
+    reports, outcome = finished(config, place_in(shared, f"several-{method}"))
+
+    assert outcome.params_sparsity >= 0.5
+    assert outcome.flops_sparsity >= 0.4
+    assert outcome.latency_sparsity is None
+    if method == "l0":
+        assert {"violation", "violation_flops", "sparsity_flops"} <= set(reports[0].losses)
+
+
+def test_a_trial_goes_by_the_latency_that_was_measured_beside_the_teacher(shared, tmp_path):
+    axes = ["frontend", "width", "head", "inner", "channel", "module"]
+    pruning = {"resource": "latency", "target_sparsity": 0.3, "utterance_seconds": 2.0}
+    config = trial_config(
+        teacher={"bundle": str(shared / "teacher" / "model")}, pruning={**pruning, "axes": axes}
+    )
+    place = Place(teacher=tmp_path / "t", features=shared / "features", trial=tmp_path / "0")
+    list(prepare(config, place))
+    file = place.teacher / "latency" / "table.json"
+    measured = file.read_text()
+
+    _, outcome = finished(config, place)
+
+    assert list(prepare(config, place)) == []
+    assert file.read_text() == measured
+    assert outcome.latency_sparsity == outcome.realised_sparsity >= 0.3
+    assert outcome.resource == "latency"
+    given = {"pruning": {**pruning, "axes": axes, "latency_table": str(file)}}
+    elsewhere = place_in(shared, "given-table")
+    assert finished(trial_config(**given), elsewhere)[1].latency_sparsity >= 0.3
+
+
+def test_a_missing_table_of_latencies_is_named(shared):
+    config = trial_config(pruning={"resource": "latency"})
+
+    with pytest.raises(ConfigError, match=r"table.json` must be there, as latency is a target"):
+        finished(config, place_in(shared, "no-table"))
 
 
 def test_a_finished_trial_says_its_outcome_again_without_a_step(shared):

@@ -125,3 +125,25 @@ def test_every_culprit_has_its_line():
 def test_what_the_shared_teacher_depends_on_is_not_searched(table):
     with pytest.raises(ConfigError, match="share one teacher"):
         SearchSpace.parse(table)
+
+
+def test_what_all_trials_need_is_made_for_latency_if_any_trial_goes_by_it():
+    asked = space(resource={"choice": ["flops", "latency"]}, target_sparsity=0.5)
+    assert asked.shared.pruning.resource == "latency"
+    assert space(target_sparsity=0.5).shared == space(target_sparsity=0.5).base
+
+
+def test_shares_of_further_resources_may_be_distributions():
+    found = space(resource="params", also={"flops": {"uniform": [0.4, 0.6]}, "latency": 0.3})
+
+    assert found.distributions == {"pruning.also.flops": Range(low=0.4, high=0.6)}
+    assert found.trial_config({"pruning.also.flops": 0.45}).pruning.targets == {
+        "params": 0.5,
+        "flops": 0.45,
+        "latency": 0.3,
+    }
+
+
+def test_a_bad_end_of_a_further_share_is_named():
+    with pytest.raises(ConfigError, match=r"`pruning.also.flops` must be less than 1, but is 1.2"):
+        space(resource="params", also={"flops": {"uniform": [0.4, 1.2]}})
