@@ -73,8 +73,9 @@ def cell_of(
 def trained(cells: Sequence[Cell], root: Path, workers: int) -> None:
     """Make the teacher and run all cells, so many side by side."""
     console = Console(stderr=True)
-    for report in prepare(cells[0].config, place_of(root, "none")):
-        console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
+    for cell in cells:  # what the first has made stays; another may want a table of latency beside
+        for report in prepare(cell.config, place_of(root, "none")):
+            console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
     measure(root, teacher_of(root))
     jobs = [(cell, root) for cell in cells]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:

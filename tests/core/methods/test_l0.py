@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.methods.l0 import METHOD as L0
-from core.pruning.hard_concrete import KINDS
+from core.pruning.hard_concrete import COLDEST, KINDS
 from core.strict import ConfigError
 from core.testing import patterned
 from core.training.concrete import ConcreteStage
@@ -101,6 +101,20 @@ def test_straight_through_gates_hear_while_they_are_shut(bench_of):
         shut = drawn[name] == 0
         assert shut.float().mean() > 0.125, "so many that others would be left out"
         assert heard[name][shut].any(), name
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_search_ends_with_gates_at_their_coldest_however_long_it_is(steps, bench_of):
+    stage = L0.stage(bench_of("l0", steps=steps, gates="annealed"))
+    temperatures = [stage.gates.temperature]
+
+    for step in range(steps):
+        stage.step(patterned(2, seed=step), step)
+        temperatures.append(stage.gates.temperature)
+
+    assert temperatures[0] == temperatures[1]
+    assert temperatures[-1] == pytest.approx(COLDEST)
+    assert temperatures == sorted(temperatures, reverse=True)
 
 
 @pytest.mark.slow
