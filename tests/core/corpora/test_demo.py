@@ -1,5 +1,4 @@
 import sys
-from itertools import combinations
 from typing import get_args
 
 import numpy as np
@@ -7,7 +6,7 @@ import pytest
 import soundfile
 
 from core.config import DemoCommand, DemoConfig
-from core.corpora import demo
+from core.corpora import demo, speaking
 from core.corpora.audio import CorpusError
 from core.corpora.text import transcript
 
@@ -49,14 +48,6 @@ def test_a_half_spoken_corpus_is_spoken_again(tmp_path):
     assert contents(demo.speak(TINY, folder)) == whole
 
 
-def test_no_voice_is_in_two_splits():
-    voices = {split: set(names.split()) for split, names in demo.VOICES.items()}
-
-    assert all(voices[a].isdisjoint(voices[b]) for a, b in combinations(voices, 2))
-    families = {split: {name.rstrip("0123456789") for name in voices[split]} for split in voices}
-    assert all(families[a].isdisjoint(families[b]) for a, b in combinations(families, 2))
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("train_utterances", [2, 5, 50, 1000])
 def test_training_says_every_word_of_dev_and_test(train_utterances, seed):
@@ -85,35 +76,6 @@ def test_speech_sounds_like_speech(demo_corpus):
         assert 0.005 < np.sqrt(np.mean(samples**2)) < 0.3
 
 
-@pytest.mark.slow
-def test_every_voice_speaks_and_no_two_sound_the_same():
-    names = [name for names in demo.VOICES.values() for name in names.split()]
-    lines = [
-        demo.Line(
-            speaker=1, voice=f"en-us+{name}", text="open the door", words_per_minute=170, pitch=50
-        )
-        for name in names
-    ]
-
-    spoken = demo._spoken(lines, seed=0)
-
-    assert all(0.5 < len(samples) / 16000 < 2 for samples in spoken)
-    assert all(0.01 < demo._rms(samples) < 0.4 for samples in spoken)
-    assert len({samples.tobytes() for samples in spoken}) == len(names)
-
-
-@pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
-def test_noise_is_as_loud_as_asked(snr_db):
-    tone = np.sin(np.arange(16000) / 5)
-
-    samples = demo.mixed(tone, snr_db, np.random.default_rng(0))
-
-    pauses = np.concatenate([samples[:1500], samples[-1500:]])  # at least 0.1 s each: only noise
-    speech = samples[len(samples) // 2 - 4000 : len(samples) // 2 + 4000]
-    ratio = (np.mean(speech**2) - np.mean(pauses**2)) / np.mean(pauses**2)
-    assert abs(10 * np.log10(ratio) - snr_db) < 3
-
-
 def test_a_missing_synthesiser_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
 
@@ -123,7 +85,7 @@ def test_a_missing_synthesiser_is_named_with_its_remedy(tmp_path, monkeypatch):
 
 
 def test_a_missing_voice_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(demo.VOICES, "train", "nobody")
+    monkeypatch.setitem(speaking.VOICES, "train", "nobody")
 
     with pytest.raises(CorpusError, match="eSpeak NG must have the voice `nobody`"):
         demo.speak(TINY, tmp_path / "demo")
