@@ -6,6 +6,7 @@ are compared pair by pair, and an interrupted table goes on where it stopped.
 
 import json
 import multiprocessing
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 from rich.console import Console
 
 from core.config import TrialConfig
+from core.conformer.model import Conformer
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.recognition import recognised
+from core.evaluation.speed import latency_seconds
 from core.evaluation.wer import bootstrap, paired_difference, word_errors
 from core.setting import Place
 from core.teacher import prepare
@@ -25,6 +28,9 @@ from core.trial import run
 
 SAMPLES = 10_000
 """Resamples of the utterances behind an interval."""
+TIMED_SECONDS = 10.0
+"""Of the utterance that models are timed on."""
+CPU = torch.device("cpu")
 
 Errors = tuple[list[float], list[float]]
 """Errors and words, an utterance."""
@@ -110,7 +116,7 @@ def measure(root: Path, model: Path) -> float:
 def _heard(found: bundle.Bundle, speech: Speech) -> tuple[list[str], list[str]]:
     texts: list[str] = []
     for store in (speech.dev, speech.test):
-        texts += recognised(found.model, store, speech.tokenizer, torch.device("cpu"))
+        texts += recognised(found.model, store, speech.tokenizer, CPU)
     return [*speech.dev.texts, *speech.test.texts], texts
 
 
@@ -125,6 +131,24 @@ def outcomes_of(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """What each bundle says of itself."""
     for model in models:
         yield bundle.load(model).report["outcome"]
+
+
+def time_share(root: Path, models: Sequence[Path], *, repeats: int) -> float:
+    """How long models take, in shares of the teacher's time: batch 1, one thread, median over all.
+
+    Each is timed in turn with the teacher, so that drift of the machine meets both alike.
+    """
+    torch.set_num_threads(1)
+    teacher = bundle.load(teacher_of(root)).model
+    return statistics.median(
+        _seconds(small) / _seconds(teacher)
+        for small in (bundle.load(model).model for model in models)
+        for _ in range(repeats)
+    )
+
+
+def _seconds(model: Conformer) -> float:
+    return latency_seconds(model, utterance_seconds=TIMED_SECONDS, repeats=1, device=CPU)
 
 
 def wer_of(own: Errors) -> dict[str, float]:

@@ -4,8 +4,8 @@ One search serves all budgets of a method that orders units for any; others sear
 over dev and test together, in the mean over seeds, with a bootstrap interval over utterances, and
 against `l0` at the same budget pair by pair. What a search takes is measured when all training is
 over, one method after the other, each in a process of its own: seconds, the process's largest
-memory, and the data that it touched. Trials are kept in --dir, so an interrupted run goes on where
-it stopped.
+memory, and the data that it touched; models of a latency are timed then, each in turn with the
+teacher. Trials are kept in --dir, so an interrupted run goes on where it stopped.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cells import (
     Cell,
@@ -28,22 +28,33 @@ from cells import (
     outcomes_of,
     place_of,
     teacher_of,
+    time_share,
     trained,
     wer_of,
 )
 from measuring import arguments, emit
 
-from core.config import TrialConfig, method_names
+from core.config import Resource, TrialConfig, method_names
 from core.setting import Place
 from core.training.method import load_method
 from core.training.trainer import fit
 from core.trial import opened
 from sweep.config import load
 
-TARGETS = (0.3, 0.5, 0.7)
-"""Shares of FLOPs to remove."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "l0 straight through": {"method": "l0", "gates": "straight_through"},
+    "l0 annealed": {"method": "l0", "gates": "annealed"},
+    "l0 from magnitude": {"method": "l0", "start_from": "magnitude"},
+    "l0 from numerical": {"method": "l0", "start_from": "numerical"},
+    "l0 from ld": {"method": "l0", "start_from": "ld"},
+    "l0 gates faster": {"method": "l0", "gate_travel": 50.0},
+    "l0 longer warm-up": {"method": "l0", "warmup_share": 0.6},
+}
+"""Rows that are a method with some of its settings otherwise."""
 AGAINST = "l0"
 MEBI = 2**20
+TIMES = 15
+"""Turns in which a model is timed."""
 
 
 def main() -> None:
@@ -52,7 +63,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/methods_table"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
-    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names())
+    parser.add_argument("--resource", choices=get_args(Resource), default="flops")
+    parser.add_argument(
+        "--removed", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="shares of the resource"
+    )
+    rows = [*method_names(), *VARIANTS]
+    parser.add_argument("--methods", nargs="+", choices=rows, default=method_names())
+    parser.add_argument("--variants", action="store_true", help="those of l0, too")
+    parser.add_argument("--name", default="methods", help="which file under results/ --save writes")
+    parser.add_argument("--no-costs", action="store_true", help="of searches, each run once more")
     parser.add_argument("--table-only", action="store_true", help="of the trials that are done")
     args = parser.parse_args()
     root = args.dir.resolve()
@@ -63,10 +82,11 @@ def main() -> None:
     config = cells[0].config
     values = {
         "steps": config.pruning.steps + config.tuning.steps,
-        "targets": TARGETS,
+        "resource": args.resource,
+        "targets": args.removed,
         "trials": len(finished),
     }
-    emit("methods", tabulated(finished, root), values, args)
+    emit(args.name, tabulated(finished, root, args), values, args)
 
 
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
@@ -74,28 +94,37 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     base = load(args.space).space.base.model_dump()
     every = base["pruning"]["steps"] + base["tuning"]["steps"]
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
+    base["pruning"] |= {
+        "resource": args.resource,
+        # A curve must reach as far as it is cut.
+        "smallest": min(base["pruning"]["smallest"], 1 - max(args.removed)),
+    }
+    names = dict.fromkeys([*args.methods, *(VARIANTS if args.variants else ())])
+    counted = "" if args.resource == "flops" else f" {args.resource}"
     for seed in range(args.seeds):
-        for name in args.methods:
-            for targets in searches(name):
-                pruning = {
-                    "method": name,
-                    "target_sparsity": targets[0],
-                    "further_targets": list(targets[1:]),
-                }
-                said = " ".join(f"{100 * target:g}" for target in targets)
-                yield cell_of(base, name, {"pruning": pruning}, said, seed)
+        for name in names:
+            own = VARIANTS.get(name, {"method": name})
+            for targets in searches(own["method"], args.removed):
+                shares = {"target_sparsity": targets[0], "further_targets": list(targets[1:])}
+                said = " ".join(map(percent, targets)) + counted
+                yield cell_of(base, name, {"pruning": {**own, **shares}}, said, seed)
 
 
-def searches(name: str) -> list[tuple[float, ...]]:
+def searches(method_name: str, removed: Sequence[float]) -> list[tuple[float, ...]]:
     """Which budgets one search of a method serves."""
-    method = load_method(name)
-    whole = TrialConfig.parse({"pruning": {"method": name, "further_targets": list(TARGETS)}})
-    if len(method.targets(whole)) > 1:
-        return [TARGETS]
-    return [(target,) for target in TARGETS] if name != "dense" else [(0.0,)]
+    first, *further = removed
+    pruning = {"method": method_name, "target_sparsity": first, "further_targets": further}
+    served = load_method(method_name).targets(TrialConfig.parse({"pruning": pruning}))
+    if served == (0.0,):
+        return [served]
+    return [served] if len(served) == len(removed) else [(target,) for target in removed]
 
 
-def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
+def percent(share: float) -> str:
+    return f"{round(100 * share, 1):g}"
+
+
+def tabulated(cells: list[Cell], root: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a method and budget."""
     groups: dict[tuple[str, float], list[Path]] = defaultdict(list)
     groups["teacher", 0.0] = [teacher_of(root)]
@@ -105,12 +134,14 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
         for model, outcome in zip(cell.models(root), outcomes_of(cell.models(root)), strict=True):
             groups[cell.name, outcome["target_sparsity"]].append(model)
     errors = {key: errors_of(models) for key, models in groups.items()}
-    costs = {name: cost_of(cell.config, root) for name, cell in examples.items()}
+    costed = {} if args.no_costs else examples
+    costs = {name: cost_of(cell.config, root) for name, cell in costed.items()}
     return [
         {
             "name": name,
-            "target": f"{100 * target:g} % flops" if target else "",
+            "target": f"{percent(target)} % {args.resource}" if target else "",
             **realised(groups[name, target]),
+            **(timed(root, groups[name, target]) if args.resource == "latency" else {}),
             **wer_of(own),
             **compared(name, target, errors),
             **costs.get(name, {}),
@@ -118,6 +149,10 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
         }
         for (name, target), own in errors.items()
     ]
+
+
+def timed(root: Path, models: list[Path]) -> dict[str, float]:
+    return {"time_removed": 1 - time_share(root, models, repeats=TIMES)}
 
 
 def compared(name: str, target: float, errors: dict[tuple[str, float], Errors]) -> dict[str, float]:

@@ -8,18 +8,24 @@ where it stopped.
 """
 
 import argparse
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import Cell, against, cell_of, errors_of, outcomes_of, teacher_of, trained, wer_of
-from measuring import arguments, emit, interleaved
+from cells import (
+    Cell,
+    against,
+    cell_of,
+    errors_of,
+    outcomes_of,
+    teacher_of,
+    time_share,
+    trained,
+    wer_of,
+)
+from measuring import arguments, emit
 
-from core.conformer.shape import MELS
-from core.deploy import bundle
 from sweep.config import load
 
 UNTAUGHT = {"distillation": {"logit_weight": 0.0, "layer_weight": 0.0}}
@@ -94,7 +100,9 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
     for cell in cells:
         groups[cell.name, cell.target] += cell.models(root)
     errors = {key: errors_of(models) for key, models in groups.items()}
-    speedups = measured_speedups(groups)
+    speedups = {
+        key: 1 / time_share(root, models, repeats=LATENCY_REPEATS) for key, models in groups.items()
+    }
     return [
         {
             "name": name,
@@ -111,10 +119,6 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
     ]
 
 
-Key = tuple[str, str]
-"""A row's name and target."""
-
-
 def outcome_of(models: list[Path]) -> dict[str, float]:
     """What the models are, in the mean over seeds."""
     reports = list(outcomes_of(models))
@@ -128,28 +132,6 @@ def outcome_of(models: list[Path]) -> dict[str, float]:
         "params_removed": mean("params_sparsity"),
         "flops_removed": mean("flops_sparsity"),
     }
-
-
-@torch.inference_mode()
-def measured_speedups(groups: dict[Key, list[Path]]) -> dict[Key, float]:
-    """Teacher's time over the model's, batch 1, 10 s of audio, one thread: median over seeds."""
-    torch.set_num_threads(1)
-    teacher = bundle.load(groups["teacher", ""][0]).model.eval()
-    features, num_frames = torch.randn(1, 1000, MELS), torch.tensor([1000])
-
-    def speedup(path: Path) -> float:
-        model = bundle.load(path).model.eval()
-        seconds = interleaved(
-            {
-                "teacher": lambda: teacher(features, num_frames),
-                "model": lambda: model(features, num_frames),
-            },
-            repeats=LATENCY_REPEATS,
-        )
-        pairs = zip(seconds["teacher"], seconds["model"], strict=True)
-        return statistics.median(whole / small for whole, small in pairs)
-
-    return {key: statistics.median(map(speedup, models)) for key, models in groups.items()}
 
 
 if __name__ == "__main__":

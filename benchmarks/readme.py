@@ -165,6 +165,13 @@ def depth(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 SYSTEMS: dict[str, tuple[str, str]] = {
     "l0": ("Accurate and Structured Pruning, the paper", "the budget is known and WER counts most"),
+    "l0 straight through": ("the same, gates rounded in the search", ""),
+    "l0 annealed": ("the same, gates ever colder", ""),
+    "l0 from magnitude": ("the same, started in the order of magnitudes", ""),
+    "l0 from numerical": ("the same, started in the order of `numerical`", ""),
+    "l0 from ld": ("the same, started in the order of `ld`", ""),
+    "l0 gates faster": ("the same, gates free to go further", ""),
+    "l0 longer warm-up": ("the same, its target reached later", ""),
     "constrained": ("Controlled Sparsity", "as `l0`, with no multiplier's rate to find"),
     "acip": ("ours: ACIP without adapters", "every size is wanted from one training"),
     "family": ("ours: nested sizes trained together", "several sizes are wanted, each at its best"),
@@ -218,6 +225,23 @@ def taken(row: Row) -> dict[str, str]:
         "search": f"{row['search_seconds']:.1f} s",
         "memory": f"{row['peak_mib']:.0f} MiB",
     }
+
+
+def half_the_size(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What is gone of each resource, and what that did to the error."""
+    return [
+        {
+            "model": row["name"],
+            "parameters": f"-{percent(row['params_removed'])}",
+            "FLOPs": f"-{percent(row['flops_removed'])}",
+            "CPU time": f"-{percent(row['time_removed'])}",
+            "WER % (95 %)": wer_of(row),
+            "to the teacher": with_interval(row, "to_teacher", sign="+"),
+            "to dense, tuned as long": with_interval(row, "to_dense", sign="+"),
+            "seeds": str(row["seeds"]),
+        }
+        for row in rows
+    ]
 
 
 def what_stays(row: Row) -> dict[str, str]:
@@ -275,6 +299,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "adapting": ("adapting", adapting),
     "depth": ("depth", depth),
     "methods": ("methods", methods),
+    "half_the_size": ("half_the_size", half_the_size),
     "early_stopping": ("early_stopping", early_stopping),
     "live_stopping": ("live_stopping", live_stopping),
     "sampling": ("sampling", sampling),

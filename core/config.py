@@ -6,7 +6,7 @@ A `TrialConfig` is right from birth; how what is wrong is refused, core/strict.p
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,9 +14,10 @@ from core.strict import Config
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
 
-Resource = Literal["flops", "params"]
+Resource = Literal["flops", "params", "latency"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
+GateKind = Literal["sampled", "straight_through", "annealed"]
 DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
 
@@ -145,9 +146,16 @@ class PruningConfig(Config):
     method: str = "l0"
     """A file of core/methods; the README has a table of them."""
     resource: Resource = "flops"
-    """What `target_sparsity` counts."""
+    """What `target_sparsity` counts; latency by a table measured beside the teacher."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the whole model's resource to remove."""
+    also: dict[Resource, Annotated[float, Field(ge=0, lt=1)]] = Field({})
+    """Shares of other resources to remove at the same time: all are met, each tightly if it can."""
+    latency_table: str = ""
+    """File with another machine's table of latencies; empty to measure this one's."""
+    multiple_of: int = Field(1, ge=1, le=1024)
+    """Kept widths, inner units and channels are multiples of it where the budget permits: 8 or 16
+    where the device's matrix products are slower at odd sizes."""
     utterance_seconds: float = Field(10.0, gt=0.2, le=120)
     """Length of the utterance at which FLOPs and latency are stated, in seconds."""
     further_targets: list[float] = Field([], max_length=16)
@@ -166,6 +174,15 @@ class PruningConfig(Config):
     """Rate of the weights while gates are learned."""
     gate_lr: float = Field(0.1, gt=0, le=10)
     """Rate of Adam on the gates' log_alpha."""
+    gate_travel: float = Field(0.0, ge=0, le=1000)
+    """If not 0, how far a log_alpha can go in the whole search; it stands in for `gate_lr`."""
+    gates: GateKind = "sampled"
+    """Of `l0` and `constrained`: as drawn, rounded to 0 or 1, or drawn ever colder."""
+    start_from: str = ""
+    """Method by whose scores these gates start in order, the best of an axis the most open; one
+    that needs no training. Without one they start alike."""
+    start_spread: float = Field(2.0, ge=0, le=8)
+    """How far `start_from` moves the log_alpha of the best up and of the last down."""
     lambda_lr: float = Field(0.1, gt=0, le=100)
     """Rate of Adam's ascent on the two multipliers."""
     lambda_quadratic: float = Field(50.0, ge=0, le=1e6)
@@ -227,7 +244,17 @@ class PruningConfig(Config):
                 raise ValueError(
                     f"`further_targets` must lie in [0, 1), but one is {target} instead"
                 )
+        if self.resource in self.also:
+            raise ValueError(
+                "`pruning.also` must name other resources than `pruning.resource`, but names"
+                f" `{self.resource}` instead; its share is `pruning.target_sparsity`"
+            )
         return self
+
+    @property
+    def targets(self) -> dict[Resource, float]:
+        """The share to remove of each resource that was asked for, the first one's first."""
+        return {self.resource: self.target_sparsity, **self.also}
 
 
 class DistillationConfig(Config):
@@ -341,14 +368,19 @@ class TrialConfig(Config):
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
-    def _method_is_a_file(self) -> "TrialConfig":
-        if self.pruning.method not in method_names():
-            near = difflib.get_close_matches(self.pruning.method, method_names(), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise ValueError(
-                f"`pruning.method` must be one of {', '.join(method_names())},"
-                f" but is `{self.pruning.method}` instead{hint}"
-            )
+    def _methods_are_files(self) -> "TrialConfig":
+        named = {
+            "method": self.pruning.method,
+            "start_from": self.pruning.start_from or self.pruning.method,
+        }
+        for key, name in named.items():
+            if name not in method_names():
+                near = difflib.get_close_matches(name, method_names(), n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise ValueError(
+                    f"`pruning.{key}` must be one of {', '.join(method_names())},"
+                    f" but is `{name}` instead{hint}"
+                )
         return self
 
 

@@ -38,7 +38,7 @@ class Outcome:
 
     method: str
     resource: str
-    """What the sparsities count: flops or params."""
+    """What the sparsities count: flops, params or latency."""
     target_sparsity: float
     realised_sparsity: float
     wer: float
@@ -56,8 +56,10 @@ class Outcome:
     flops_sparsity: float
     params_sparsity: float
     """Shares removed of the unpruned model's FLOPs and parameters."""
+    latency_sparsity: float | None = None
+    """The same of its latency, by the table that a trial went by; None where it had none."""
     latency_ms: float
-    """Median of one utterance of the stated length at batch 1."""
+    """As measured: median of one utterance of the stated length at batch 1."""
     real_time_factor: float
     """Seconds of computing a second of speech."""
     steps: int

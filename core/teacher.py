@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from core import latency
 from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
@@ -36,7 +37,10 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
         CorpusError: naming what of the corpus cannot be used.
         BundleError: if a given teacher is no whole bundle.
     """
-    if is_prepared(config.corpus, place.features) and bundle.is_whole(place.teacher / "model"):
+    is_there = is_prepared(config.corpus, place.features) and latency.is_ready(
+        config, place.teacher
+    )
+    if is_there and bundle.is_whole(place.teacher / "model"):
         return
     given = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
     if not is_prepared(config.corpus, place.features):
@@ -45,8 +49,9 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
         for part in prepare_speech(config.corpus, place.features, tokenizer=tokens):
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
     if bundle.is_whole(place.teacher / "model"):
-        return
-    if given is not None:
+        latency.measure(config, place.teacher, bundle.load(place.teacher / "model").model.shape)
+    elif given is not None:
+        latency.measure(config, place.teacher, given.model.shape)
         bundle.save(place.teacher / "model", given.model, given.tokenizer, given.report)
     else:
         yield from _trained(config, place)
@@ -61,7 +66,13 @@ def _trained(config: TrialConfig, place: Place) -> Iterator[Report]:
     model.frontend.deviation.copy_(deviation)
     model.to(device).set_dropout(config.model.dropout)
     model.set_stochastic_depth(config.teacher.stochastic_depth)
-    space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
+    latency.measure(config, place.teacher, model.shape)
+    space = Space.of(
+        model,
+        config.pruning.axes,
+        config.pruning.utterance_seconds,
+        latency=latency.opened(config, place.teacher),
+    )
     judge = Judge(config, space, speech, device)
     rates = Rates(
         peak=config.teacher.learning_rate,

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from core import latency
 from core.config import Repair, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
-from core.pruning.budget import Budget, Scores, choose, depth_order
+from core.pruning.budget import Scores, chosen, depth_order
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
@@ -309,11 +310,16 @@ def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
     audible = heard(without_words(batches), method.needs)
     student = method.prepared(clone(teacher), config, audible).requires_grad_()
     axes = method.axes(config)
-    space = Space.of(clone(student), axes, pruning.utterance_seconds, unpruned=teacher)
+    space = Space.of(
+        clone(student),
+        axes,
+        pruning.utterance_seconds,
+        unpruned=teacher,
+        latency=latency.opened(config, place.teacher),
+    )
 
-    def chosen(scores: Scores, target: float) -> dict[str, torch.Tensor]:
-        budget = Budget(keep=1 - target, resource=pruning.resource)
-        return choose(space, scores, budget, is_filled=True) if scores else space.open_choice()
+    def choose(scores: Scores, target: float) -> dict[str, torch.Tensor]:
+        return chosen(space, scores, pruning, target) if scores else space.open_choice()
 
     bench = Workbench(
         config=config,
@@ -322,7 +328,7 @@ def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
         space=space,
         speech=without_words(batches),
         labelled=batches,
-        choose=chosen,
+        choose=choose,
         judge=Judge(config, space, speech, device),
         device=device,
     )

@@ -354,9 +354,10 @@ def _with_absolute_paths(table: dict[str, Any]) -> dict[str, Any]:
     trial = dict(trial)
     if isinstance(trial.get("corpus"), dict):
         trial["corpus"] = absolute_corpus(trial["corpus"])
-    teacher = trial.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("bundle"), str) and teacher["bundle"]:
-        trial["teacher"] = {**teacher, "bundle": _absolute(teacher["bundle"])}
+    for section, key in (("teacher", "bundle"), ("pruning", "latency_table")):
+        values = trial.get(section)
+        if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
+            trial[section] = {**values, key: _absolute(values[key])}
     return {**table, "trial": trial}
 
 

@@ -181,7 +181,7 @@ class Segment:
         progress.event("preparing speech and teacher")
         for remaining in reversed(range(MOST_BREAKS + 1)):
             try:
-                reports: Any = task.remote(self._packed(0, self.config.space.base))
+                reports: Any = task.remote(self._packed(0, self.config.space.shared))
                 for report in self._heard(reports):
                     scribe.teacher(report)
                     progress.teacher(report)

@@ -82,6 +82,7 @@ def outcome_metrics(outcome: Outcome) -> dict[str, float]:
         "realised_sparsity": outcome.realised_sparsity,
         "flops_sparsity": outcome.flops_sparsity,
         "params_sparsity": outcome.params_sparsity,
+        "latency_sparsity": outcome.latency_sparsity,
         "steps": outcome.steps,
     }
     return {name: float(value) for name, value in values.items() if value is not None}

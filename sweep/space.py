@@ -114,6 +114,13 @@ class SearchSpace:
         """The trial at the middle of everything: what the shared teacher is made from."""
         return self.trial_config({})
 
+    @property
+    def shared(self) -> TrialConfig:
+        """The same, but for latency if any trial goes by it: what all of them need is then made."""
+        resource = self.distributions.get("pruning.resource")
+        is_timed = resource is not None and resource.holds("latency")
+        return self.trial_config({"pruning.resource": "latency"} if is_timed else {})
+
     def middle(self) -> dict[str, Scalar]:
         return {name: leaf.at(0.5) for name, leaf in self.distributions.items()}
 

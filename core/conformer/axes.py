@@ -71,10 +71,15 @@ def around(axes: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a choice costs: exact integers, or differentiable expectations."""
+    """What a choice costs: exact integers, or differentiable expectations.
+
+    Parts know parameters and FLOPs, which add up; the time of a model its space knows.
+    """
 
     params: Number
     flops: Number
+    latency: float | Tensor = 0.0
+    """Milliseconds, of a whole model and by a measured table; 0 where none was given."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(params=self.params + other.params, flops=self.flops + other.flops)

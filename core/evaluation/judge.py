@@ -10,7 +10,7 @@ from core.corpora.store import FeatureStore
 from core.evaluation.recognition import recognised
 from core.evaluation.speed import latency_seconds
 from core.evaluation.wer import WerReport, wer_report
-from core.pruning.space import Space, whole_cost
+from core.pruning.space import Space
 from core.report import Outcome, Report, Stage
 
 
@@ -26,7 +26,7 @@ class Judge:
     def report(self, model: Conformer, stage: Stage) -> Report:
         """On dev; steps and losses are the trainer's to fill in."""
         assert self.speech is not None
-        cost = whole_cost(model, self.space.seconds)
+        cost = self.space.dense_cost(model)
         wer = self.wer(model, self.speech.dev)
         return Report(
             stage=stage,
@@ -49,7 +49,7 @@ class Judge:
             folder: its bundle's name.
         """
         assert self.speech is not None
-        pruning, cost = self.config.pruning, whole_cost(model, self.space.seconds)
+        pruning, cost = self.config.pruning, self.space.dense_cost(model)
         wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
         assert wer is not None, "a corpus has dev speech"
         seconds = latency_seconds(
@@ -73,6 +73,9 @@ class Judge:
             params=int(cost.params),
             flops_sparsity=float(self.space.sparsity(cost, "flops")),
             params_sparsity=float(self.space.sparsity(cost, "params")),
+            latency_sparsity=float(self.space.sparsity(cost, "latency"))
+            if self.space.latency
+            else None,
             latency_ms=1000 * seconds,
             real_time_factor=seconds / pruning.utterance_seconds,
             steps=steps,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 _DRAWS_AT_ONCE = 1 << 22  # bounds memory: 32 MB of indices
 
-Counts = Sequence[float]
+Counts = Sequence[int] | Sequence[float]
 """Of errors or of words, by utterance; not whole where they are means over seeds."""
 
 

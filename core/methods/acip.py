@@ -25,7 +25,7 @@ from core.pruning.factoring import factored
 from core.pruning.repair import Calibration
 from core.pruning.space import of_resource
 from core.pruning.straight_through import StraightThrough
-from core.training.gating import GateMethod, GateStage
+from core.training.gating import GateMethod, GateStage, gate_rate
 from core.training.method import Workbench
 
 # A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
@@ -104,7 +104,7 @@ class Acip(GateMethod):
     def stage(self, bench: Workbench) -> GateStage:
         """Masks start as high as the config's rate, whatever it is, can bring down in time."""
         config = bench.config.pruning
-        start = config.gate_lr * max(1.0, config.steps / FALLS)
+        start = gate_rate(config) * max(1.0, config.steps / FALLS)
         gates = StraightThrough(units(bench), start=start).to(bench.device)
         return GateStage(bench, gates, GrowingL1(bench, gates), gate_betas=MEMORY)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from core.conformer.model import Conformer
 from core.pruning.repair import Calibration
-from core.pruning.scoring import Intake, intakes, per_cost, unit_share
+from core.pruning.scoring import Intake, intakes, per_cost
+from core.pruning.space import unit_share
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 

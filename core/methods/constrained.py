@@ -7,7 +7,7 @@ inequality, and its multiplier is 0 whenever it holds:
     task + logit + layer + lambda * (c - allowed)
 
 where c is the expected cost as a share. One constraint holds for the model, or one for each kind of
-units.
+units; where several resources have targets, each has one for the model.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ from core.conformer.axes import Mask
 from core.pruning.budget import uniform_share
 from core.pruning.constraint import MinMax
 from core.pruning.space import Space
-from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.concrete import ConcreteStage
+from core.training.gating import GateMethod, GateStage, expected_sparsities
 from core.training.method import Workbench
 
 # A multiplier must be able to outweigh the loss within a part of the run, however long that is.
@@ -38,11 +39,10 @@ class Constraints:
         self._bench = bench
         self._is_whole = config.constraint == "model"
         self._kinds = [] if self._is_whole else kinds(bench.space)
-        self._allowed = 1 - bench.target
-        if not self._is_whole:
-            self._allowed = uniform_share(bench.space, bench.target, config.resource)
+        shares = [uniform_share(bench.space, t, name) for name, t in config.targets.items()]
+        self._allowed = min(shares)
         self.minmax = MinMax(
-            max(1, len(self._kinds)),
+            len(config.targets) if self._is_whole else max(1, len(self._kinds)),
             rate=ASCENT / max(1, config.steps),
             gain=float(max(1, config.steps)),
             is_restarted=is_restarted,
@@ -59,7 +59,9 @@ class Constraints:
     def violations(self, expected: Mask) -> Tensor:
         """By how much each constraint is exceeded, as a share."""
         if self._is_whole:
-            return (1 - expected_sparsity(self._bench, expected) - self._allowed)[None]
+            targets = self._bench.config.pruning.targets
+            removed = expected_sparsities(self._bench, expected)
+            return torch.stack([targets[name] - share for name, share in removed.items()])
         return torch.stack([self._kept(expected, kind) - self._allowed for kind in self._kinds])
 
     def _kept(self, expected: Mask, kind: str) -> Tensor:
@@ -83,7 +85,7 @@ class Constrained(GateMethod):
 
 def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:
     control = Constraints(bench, is_restarted=is_restarted)
-    return GateStage(bench, hard_concrete(bench), control, gate_betas=GATE_BETAS, settling=SETTLING)
+    return ConcreteStage(bench, control, gate_betas=GATE_BETAS, settling=SETTLING)
 
 
 def kinds(space: Space) -> list[str]:

@@ -22,7 +22,8 @@ from core.methods.numerical import METHOD as NUMERICAL
 from core.pruning.budget import Scores
 from core.ranks import current
 from core.report import Report, Stage
-from core.training.gating import GateStage, hard_concrete, judged_as_cut
+from core.training.concrete import ConcreteStage
+from core.training.gating import GateStage, judged_as_cut
 from core.training.method import Found, Method, Workbench
 from core.training.nested import Nested, absorb, tiered
 from core.training.trainer import Trainable
@@ -91,7 +92,7 @@ def ordering(bench: Workbench, *, target: float) -> GateStage:
     steps = max(1, round(pruning.order_share * pruning.steps))
     own = pruning.model_copy(update={"target_sparsity": target, "steps": steps})
     short = replace(bench, config=bench.config.model_copy(update={"pruning": own}))
-    return GateStage(short, hard_concrete(short), WarmedTarget(short))
+    return ConcreteStage(short, WarmedTarget(short))
 
 
 class Family(Method):

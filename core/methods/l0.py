@@ -6,41 +6,58 @@ its layers:
 
     min over weights and gates, max over both lambdas, of
     task + logit + layer + lambda_linear * (t - s) + lambda_quadratic * (t - s)^2
+
+Where shares of several resources are asked for, each has a pair of lambdas of its own.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.conformer.axes import Mask
 from core.pruning.constraint import Lagrangian, warmed_target
-from core.training.gating import GateMethod, GateStage, expected_sparsity, hard_concrete
+from core.training.concrete import ConcreteStage
+from core.training.gating import GateMethod, GateStage, expected_sparsities
 from core.training.method import Workbench
 
 
 class WarmedTarget:
-    """Two multipliers that climb while expected sparsity is not the target, which warms up."""
+    """Two multipliers a resource that climb while expected sparsity is not the target.
+
+    The targets warm up.
+    """
 
     def __init__(self, bench: Workbench) -> None:
         config = bench.config.pruning
         self._bench = bench
         self._warmup_steps = round(config.warmup_share * config.steps)
-        self._lagrangian = Lagrangian(quadratic_start=config.lambda_quadratic).to(bench.device)
+        pairs = [Lagrangian(quadratic_start=config.lambda_quadratic) for _ in config.targets]
+        self._lagrangian = nn.ModuleList(pairs).to(bench.device)
         parameters = self._lagrangian.parameters()
         self._dual = torch.optim.Adam(parameters, lr=config.lambda_lr, maximize=True)
         self.optimizers = [self._dual]
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        target = warmed_target(self._bench.target, step=step, warmup_steps=self._warmup_steps)
-        violation = target - expected_sparsity(self._bench, expected)
-        told = {
-            "violation": violation,
-            # Copies: the step that follows changes the multipliers in place.
-            "lambda_linear": self._lagrangian.lambda_linear.clone(),
-            "lambda_quadratic": self._lagrangian.lambda_quadratic.clone(),
-        }
-        return self._lagrangian.penalty(violation), told
+        penalties: list[Tensor] = []
+        told: dict[str, Tensor] = {}
+        sparsities = expected_sparsities(self._bench, expected)
+        targets = self._bench.config.pruning.targets
+        for pair, (resource, sparsity) in zip(self._lagrangian, sparsities.items(), strict=True):
+            assert isinstance(pair, Lagrangian)
+            target = warmed_target(targets[resource], step=step, warmup_steps=self._warmup_steps)
+            violation = target - sparsity
+            penalties.append(pair.penalty(violation))
+            # The first resource has the plain names, whichever it is.
+            suffix = f"_{resource}" if told else ""
+            told |= {
+                f"violation{suffix}": violation,
+                f"sparsity_{resource}": sparsity,
+                # Copies: the step that follows changes the multipliers in place.
+                f"lambda_linear{suffix}": pair.lambda_linear.clone(),
+                f"lambda_quadratic{suffix}": pair.lambda_quadratic.clone(),
+            }
+        return torch.stack(penalties).sum(), told
 
     def stepped(self) -> None:
         """Equality is wanted: multipliers may have either sign."""
@@ -55,7 +72,7 @@ class WarmedTarget:
 
 class L0(GateMethod):
     def stage(self, bench: Workbench) -> GateStage:
-        return GateStage(bench, hard_concrete(bench), WarmedTarget(bench))
+        return ConcreteStage(bench, WarmedTarget(bench))
 
 
 METHOD = L0()

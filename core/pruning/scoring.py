@@ -16,7 +16,7 @@ from core.conformer.gate import tensors_of
 from core.conformer.model import Conformer
 from core.pruning.perturbation import untouched
 from core.pruning.repair import Calibration, consumers, input_grams
-from core.pruning.space import Space, of_resource
+from core.pruning.space import Space, unit_share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +63,6 @@ def per_cost(
     Units of an axis all cost the same, as costs are counted.
     """
     return {name: values / unit_share(space, name, resource) for name, values in scores.items()}
-
-
-def unit_share(space: Space, name: str, resource: Resource) -> float:
-    """The share of the unpruned model's resource that one unit of an axis takes."""
-    size = {axis.name: axis.size for axis in space.axes}[name]
-    whole, less = space.counted_cost({}), space.counted_cost({name: size - 1})
-    saved = of_resource(whole, resource) - of_resource(less, resource)
-    return float(saved) / float(of_resource(space.unpruned, resource))
 
 
 def ranked_within(scores: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from core.config import PruningConfig, Resource
 from core.conformer.axes import Mask
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer, Output
 from core.corpora.batches import Batch
-from core.pruning.hard_concrete import HardConcrete
 from core.pruning.repair import reestimate_statistics, repaired
 from core.ranks import part_of_same
 from core.report import Report, Stage
@@ -72,6 +72,8 @@ class GateStage:
     """Weights, gates and multipliers, trained together."""
 
     stage: Stage = "search"
+    narrow_from = NARROW_FROM
+    """Closed units of an axis are left out of a step from this share of it on."""
 
     def __init__(
         self,
@@ -98,10 +100,11 @@ class GateStage:
         self.gates, self.control = gates, control
         projection = bench.distillation.projection
         self._settling = round(settling * self.steps)
+        self._rate = gate_rate(config, settling_steps=self._settling)
         self.weights = [*self.model.parameters(), *projection.parameters()]
         self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
         self.gate_primal = [
-            torch.optim.Adam([part], lr=config.gate_lr, betas=gate_betas)
+            torch.optim.Adam([part], lr=self._rate, betas=gate_betas)
             for part in gates.parameters()  # some gates learn nothing
         ]
 
@@ -117,7 +120,7 @@ class GateStage:
         nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
         for each in self.gate_primal:
             for group in each.param_groups:
-                group["lr"] = self.config.gate_lr * self._gate_rate(step)
+                group["lr"] = self._rate * self._gate_rate(step)
         for optimizer in optimizers:
             optimizer.step()  # those of weights and gates descend, a control's ascend
         self.control.stepped()
@@ -129,7 +132,8 @@ class GateStage:
         return min(1.0, (self.steps - step) / (self._settling + 1))
 
     def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        losses = masked_losses(self.bench, self.gates.sample(), batch)
+        mask, narrow_from = self.gates.sample(), self.narrow_from
+        losses = masked_losses(self.bench, mask, batch, narrow_from=narrow_from)
         penalty, told = self.control.penalty(self.gates.open_probability(), step)
         losses["total"] = losses["total"] + part_of_same(penalty)
         return losses | {name: part_of_same(value) for name, value in told.items()}
@@ -184,7 +188,12 @@ class GateMethod(Method):
 
 
 def masked_losses(
-    bench: Workbench, mask: Mask, batch: Batch, *, taught: Output | None = None
+    bench: Workbench,
+    mask: Mask,
+    batch: Batch,
+    *,
+    taught: Output | None = None,
+    narrow_from: float = NARROW_FROM,
 ) -> Losses:
     """Of the student under a mask: what its tasks and the teacher ask, and `total`, their sum.
 
@@ -193,10 +202,11 @@ def masked_losses(
         mask: values of gates, drawn or given; differentiable.
         batch: of speech, with its words.
         taught: what the teacher says of it, if that is known already.
+        narrow_from: closed units of an axis are left out from this share of it on.
     """
     model, distillation = bench.student, bench.distillation
     with autocast(batch.features.device, bench.config.runtime.precision):
-        folded = fold(tensors_of(model), bench.space.axes, mask, narrow_from=NARROW_FROM)
+        folded = fold(tensors_of(model), bench.space.axes, mask, narrow_from=narrow_from)
         output = gated_forward(model, batch.features, batch.num_frames, folded)
         task = ctc_loss(output, batch.tokens, batch.num_tokens)
         whole = torch.ones(model.shape.width, device=bench.device)
@@ -223,22 +233,27 @@ def judged_as_cut(bench: Workbench, found: Found, stage: Stage) -> Report:
     return bench.judge.report(small, stage)
 
 
-def hard_concrete(bench: Workbench) -> HardConcrete:
-    """Gates on all that may go, open at first.
+def gate_rate(config: PruningConfig, *, settling_steps: int = 0) -> float:
+    """Adam's rate on the gates; a step of Adam is at most about as long as its rate.
 
-    Those that move many weights at once start more open: they see the larger gradients.
+    Steps in which the rate falls to 0 reach half as far as others, so that a travel is the same
+    with them and without.
     """
-    config, axes = bench.config.pruning, bench.space.prunable
-    is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
-    start = {
-        n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
-    }
-    return HardConcrete(axes, start=start).to(bench.device)
+    reach = max(1.0, config.steps - settling_steps / 2)
+    return config.gate_travel / reach if config.gate_travel else config.gate_lr
 
 
 def expected_sparsity(bench: Workbench, expected: Mask) -> Tensor:
     """Share of the resource that gates remove which are open with these probabilities."""
+    return expected_sparsities(bench, expected)[bench.config.pruning.resource]
+
+
+def expected_sparsities(bench: Workbench, expected: Mask) -> dict[Resource, Tensor]:
+    """The same of each resource that has a target."""
     cost = bench.space.mask_cost(expected)
-    sparsity = bench.space.sparsity(cost, bench.config.pruning.resource)
-    assert isinstance(sparsity, Tensor)
-    return sparsity
+    found: dict[Resource, Tensor] = {}
+    for resource in bench.config.pruning.targets:
+        sparsity = bench.space.sparsity(cost, resource)
+        assert isinstance(sparsity, Tensor)
+        found[resource] = sparsity
+    return found

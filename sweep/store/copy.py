@@ -94,7 +94,7 @@ def nest(folder: Path, inner: Path) -> None:
     address = address_of(folder)
     if address is None:
         return
-    bring(folder, "teacher/model", "features")
+    bring(folder, "teacher/model", "teacher/latency", "features")
     _note(inner, f"{address}/{inner.name}")
     refresh(inner)
 

@@ -294,7 +294,7 @@ def send_shared(remote: Remote, sweep: Path) -> None:
 
 
 def _shared_files(sweep: Path) -> Iterator[Path]:
-    for name in ("features", "teacher/model"):
+    for name in ("features", "teacher/model", "teacher/latency"):
         for path in sorted((sweep / name).rglob("*")):
             parts = path.relative_to(sweep / name).parts
             if path.is_file() and not any(part.startswith(".") for part in parts):

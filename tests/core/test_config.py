@@ -19,6 +19,8 @@ from core.strict import Config, ConfigError
         ({"pruning": {"steps": 1.5}}, r"`pruning.steps` must be integer"),
         ({"pruning": {"steps": True}}, r"`pruning.steps` must be integer"),
         ({"pruning": {"method": "magnitud"}}, r"`pruning.method`.*did you mean `magnitude`"),
+        ({"pruning": {"start_from": "magnitud"}}, r"`pruning.start_from`.*mean `magnitude`"),
+        ({"pruning": {"gates": "hard"}}, r"`pruning.gates` must be .*but is 'hard'"),
         ({"pruning": {"axes": ["heads"]}}, r"`pruning.axes.0` must be .*but is 'heads'"),
         ({"pruning": {"axes": []}}, r"`pruning.axes`"),
         ({"pruning": "l0"}, r"`pruning` must be"),

@@ -102,6 +102,17 @@ def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(s
     assert steps == [2, 4, 6, 8, 10]
 
 
+@pytest.mark.parametrize("method", ["l0", "constrained"])
+def test_a_resumed_search_has_gates_as_cold_as_an_untouched_one(shared, method):
+    pruning = {"gates": "annealed", "start_from": "numerical", "gate_travel": 20.0}
+    config = trial_config(pruning={"method": method, "steps": 8, **pruning})
+    untouched = finished(config, place_in(shared, f"{method}-cold"))
+
+    for kill_after in (1, 3, 4):  # the last is the search's end
+        place = place_in(shared, f"{method}-cold-{kill_after}")
+        assert finished(config, place, kill_after=kill_after) == untouched
+
+
 def test_equal_configs_give_equal_models_and_another_seed_another(shared):
     config = trial_config()
     first, second = place_in(shared, "equal-1"), place_in(shared, "equal-2")

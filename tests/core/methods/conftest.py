@@ -10,7 +10,7 @@ import torch
 from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.evaluation.judge import Judge
-from core.pruning.budget import Budget, choose
+from core.pruning.budget import chosen
 from core.pruning.extraction import clone
 from core.pruning.space import Space
 from core.testing import found_on, patterned, taught_toy
@@ -42,9 +42,11 @@ def bench_of(toy: Conformer) -> MakeBench:
         student.requires_grad_()
         space = Space.of(clone(student), plugin.axes(config), 4.0, unpruned=whole)
 
-        def chosen(scores: Any, target: float) -> dict[str, torch.Tensor]:
-            budget = Budget(keep=1 - target, resource=config.pruning.resource)
-            return choose(space, scores, budget, is_filled=True) if scores else space.open_choice()
+        def choose(scores: Any, target: float) -> dict[str, torch.Tensor]:
+            is_asked = bool(scores)
+            return (
+                chosen(space, scores, config.pruning, target) if is_asked else space.open_choice()
+            )
 
         return Workbench(
             config=config,
@@ -53,7 +55,7 @@ def bench_of(toy: Conformer) -> MakeBench:
             space=space,
             speech=speech,
             labelled=batches,
-            choose=chosen,
+            choose=choose,
             judge=Judge(config, space, None, torch.device("cpu")),
             device=torch.device("cpu"),
         )

@@ -6,7 +6,8 @@ from scipy.stats import spearmanr
 
 from core.methods.comp import block_influence, contributions, merged
 from core.pruning.extraction import as_mask, extract
-from core.pruning.scoring import intakes, unit_share
+from core.pruning.scoring import intakes
+from core.pruning.space import unit_share
 from core.testing import deeper, patterned, small_model
 from core.training.distillation import ctc_loss
 

@@ -1,0 +1,90 @@
+"""Hard-concrete gates on all that may go: how they start, and the stage that cools them."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.config import method_names
+from core.corpora.batches import Batch
+from core.pruning.hard_concrete import CLAMP, KINDS, HardConcrete
+from core.pruning.scoring import ranked_within
+from core.strict import ConfigError
+from core.training.gating import Control, GateStage
+from core.training.method import Method, Workbench, load_method
+
+NOTHING = 2.0
+"""More than all units of an axis: none is left out of a step, however many are shut."""
+
+
+class ConcreteStage(GateStage):
+    """Weights and hard-concrete gates, which know how much of the search is done."""
+
+    def __init__(self, bench: Workbench, control: Control, **settings: Any) -> None:
+        """`settings` are those of any `GateStage`."""
+        self.concrete = hard_concrete(bench)
+        super().__init__(bench, self.concrete, control, **settings)
+        if self.concrete.hears_when_shut:
+            self.narrow_from = NOTHING
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        self.concrete.anneal(step / max(1, self.steps - 1))
+        return super().step(batch, step)
+
+
+def hard_concrete(bench: Workbench) -> HardConcrete:
+    """Gates on all that may go, open at first, and in the order of another method's scores.
+
+    Those that move many weights at once start more open: they see the larger gradients.
+
+    Raises:
+        ConfigError: if `pruning.start_from` is a method that cannot score units at once.
+    """
+    config, axes = bench.config.pruning, bench.space.prunable
+    is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
+    middle = {
+        n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
+    }
+    moved = {name: config.start_spread * order for name, order in start_order(bench).items()}
+    start = {
+        name: (alike + moved.get(name, torch.zeros(()))).clamp(-CLAMP, CLAMP)
+        for name, alike in middle.items()
+    }
+    return KINDS[config.gates](axes, start=start).to(bench.device)
+
+
+def start_order(bench: Workbench) -> dict[str, Float[Tensor, " _"]]:
+    """By axis, each unit's rank among the scores of `pruning.start_from`, from -1 to 1.
+
+    Inside its axis, as how much each axis is to lose is what the search is for.
+    """
+    name = bench.config.pruning.start_from
+    if not name:
+        return {}
+    method = load_method(name)
+    if not scores_at_once(method):
+        able = [other for other in method_names() if scores_at_once(load_method(other))]
+        raise ConfigError(
+            "`pruning.start_from` must be a method that scores the teacher's units at once, one"
+            f" of {', '.join(able)}, but is `{name}` instead"
+        )
+    scores = method.found(bench.limited(method.needs), None).scores
+    return {axis: centred(shares) for axis, shares in ranked_within(scores).items()}
+
+
+def centred(shares: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+    """Ranks as shares of an axis, 1/n to 1, moved to -1 to 1; a unit that is alone lies at 0."""
+    size = len(shares)
+    return ((2 * size * shares - size - 1) / max(1, size - 1)).float()
+
+
+def scores_at_once(method: Method) -> bool:
+    """Whether it only says what units are worth, of the teacher as it is and of all its axes."""
+    own = type(method)
+    return (
+        own.search is Method.search
+        and own.prepared is Method.prepared
+        and own.axes is Method.axes
+        and own.targets is Method.targets
+    )

@@ -1,0 +1,120 @@
+"""How the gates of `l0` start, hear, and travel; what it finds stands in test_methods.py."""
+
+import pytest
+import torch
+
+from core.methods.l0 import METHOD as L0
+from core.pruning.hard_concrete import KINDS
+from core.strict import ConfigError
+from core.testing import patterned
+from core.training.concrete import ConcreteStage
+from core.training.gating import expected_sparsity
+from core.training.method import load_method
+
+
+class Pull:
+    """A restraint that pulls every log_alpha down alike, or not at all."""
+
+    optimizers = ()
+
+    def __init__(self, strength):
+        self._strength = strength
+
+    def penalty(self, expected, step):
+        del step
+        return self._strength * torch.cat([p.logit() for p in expected.values()]).sum(), {}
+
+    def stepped(self): ...
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
+def log_alphas(stage):
+    return stage.gates.scores()
+
+
+@pytest.mark.parametrize("scorer", ["magnitude", "numerical", "random"])
+def test_gates_start_in_the_order_of_another_methods_scores(scorer, bench_of):
+    bench = bench_of("l0", start_from=scorer, start_spread=1.5, log_alpha=2.0)
+    method = load_method(scorer)
+    scores = method.found(bench.limited(method.needs), None).scores
+
+    started = log_alphas(L0.stage(bench))
+
+    for axis in bench.space.units:
+        if axis.name not in scores:
+            continue
+        values = started[axis.name]
+        assert torch.equal(values.argsort(), scores[axis.name].argsort(stable=True)), axis.name
+        middle = 2.0 if axis.kind != "width" else bench.config.pruning.module_log_alpha
+        ends = (values.min().item(), values.max().item())
+        assert ends == pytest.approx((middle - 1.5, middle + 1.5), abs=1e-5)
+
+
+def test_gates_without_a_score_start_as_ever(bench_of):
+    ordered = log_alphas(L0.stage(bench_of("l0", start_from="magnitude")))
+    alike = log_alphas(L0.stage(bench_of("l0")))
+
+    modules = [a.name for a in bench_of("l0").space.prunable if a.is_whole]
+    assert modules
+    assert all(torch.equal(ordered[name], alike[name]) for name in modules)
+
+
+@pytest.mark.parametrize("name", ["l0", "acip", "cpd", "dense", "interctc", "performer"])
+def test_a_start_from_a_method_that_cannot_score_at_once_is_refused_by_name(name, bench_of):
+    with pytest.raises(ConfigError, match=rf"one of .*magnitude.*, but is `{name}` instead"):
+        L0.stage(bench_of("l0", start_from=name))
+
+
+@pytest.mark.parametrize("settling", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [6, 24])
+def test_gates_travel_as_far_in_runs_of_any_length(steps, settling, bench_of):
+    bench = bench_of("l0", steps=steps, gate_travel=2.0, gate_lr=5.0)
+    stage = ConcreteStage(bench, Pull(1e6), settling=settling)
+    before = log_alphas(stage)
+
+    for step in range(steps):
+        stage.step(patterned(2, seed=step), step)
+
+    for name, after in log_alphas(stage).items():
+        torch.testing.assert_close(
+            before[name] - after, torch.full_like(after, 2.0), rtol=0.02, atol=0
+        )
+
+
+def test_straight_through_gates_hear_while_they_are_shut(bench_of):
+    bench = bench_of("l0", gates="straight_through", log_alpha=0.0)
+    stage = ConcreteStage(bench, Pull(0.0))
+    torch.manual_seed(0)
+    drawn = stage.gates.sample()
+    torch.manual_seed(0)
+
+    stage.step(patterned(4, seed=0), 0)
+
+    gradients = stage.concrete.log_alpha.grad.split(stage.concrete.sizes)
+    heard = dict(zip(stage.concrete.names, gradients, strict=True))
+    inner = [axis.name for axis in bench.space.prunable if axis.kind == "inner"]
+    for name in inner:
+        shut = drawn[name] == 0
+        assert shut.float().mean() > 0.125, "so many that others would be left out"
+        assert heard[name][shut].any(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_from", ["", "magnitude"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_of_every_kind_and_start_reach_the_target(kind, start_from, bench_of):
+    pruning = {"gates": kind, "start_from": start_from, "gate_travel": 25.0}
+    bench = bench_of("l0", steps=100, target_sparsity=0.6, **pruning)
+    stage = L0.stage(bench)
+
+    for step in range(stage.steps):
+        stage.step(patterned(8, seed=step), step)
+
+    expected = float(expected_sparsity(bench, stage.gates.open_probability()).detach())
+    assert expected == pytest.approx(0.6, abs=0.05)
+    cost = bench.space.choice_cost(bench.choose(stage.found().scores, 0.6))
+    assert bench.space.sparsity(cost, "flops") >= 0.6
