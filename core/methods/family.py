@@ -19,7 +19,7 @@ from core.config import Repair, TrialConfig
 from core.corpora.batches import Batch
 from core.methods.l0 import WarmedTarget
 from core.methods.numerical import METHOD as NUMERICAL
-from core.pruning.budget import Scores
+from core.pruning.budget import Scores, budgets_of
 from core.ranks import current
 from core.report import Report, Stage
 from core.training.concrete import ConcreteStage
@@ -90,7 +90,9 @@ def ordering(bench: Workbench, *, target: float) -> GateStage:
     """Gates that learn what a size keeps, in the first share of the search."""
     pruning = bench.config.pruning
     steps = max(1, round(pruning.order_share * pruning.steps))
-    own = pruning.model_copy(update={"target_sparsity": target, "steps": steps})
+    also = {b.resource: 1 - b.keep for b in budgets_of(pruning, target)[1:]}
+    update = {"target_sparsity": target, "also": also, "steps": steps}
+    own = pruning.model_copy(update=update)
     short = replace(bench, config=bench.config.model_copy(update={"pruning": own}))
     return ConcreteStage(short, WarmedTarget(short))
 

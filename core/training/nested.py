@@ -102,7 +102,8 @@ def tiered(
     """Scores by which every size holds all smaller ones, though what is left of a budget is filled.
 
     What the smallest size keeps is worth more than all else, then what the next one adds, and so
-    on; within a tier the order stays.
+    on; within a tier the order stays. (Where several resources have targets, each size tilts the
+    order to meet all of them, and sizes may overlap instead.)
 
     Args:
         scores: what each unit is worth.

@@ -262,7 +262,7 @@ def test_each_outcome_of_a_curve_is_what_a_trial_of_its_own_comes_to(shared):
 def test_a_family_has_every_size_from_one_search_interrupted_or_not(shared):
     family = {"method": "family", "target_sparsity": 0.3, "further_targets": [0.7, 0.5]}
     config = trial_config(pruning=family, tuning={"steps": 2})
-    place = place_in(shared, "family")
+    place = place_in(shared, "sizes")
     reports, outcomes = ended(config, place)
 
     assert [report.step for report in reports] == list(range(2, 13, 2))
@@ -272,7 +272,7 @@ def test_a_family_has_every_size_from_one_search_interrupted_or_not(shared):
     for larger, smaller in ((0, 2), (2, 1)):
         assert all(set(kept[smaller][name]) <= set(kept[larger][name]) for name in kept[0])
     for kill_after in (1, 2, 5):
-        again = ended(config, place_in(shared, f"family-{kill_after}"), kill_after=kill_after)
+        again = ended(config, place_in(shared, f"sizes-{kill_after}"), kill_after=kill_after)
         assert again == (reports, outcomes)
 
 

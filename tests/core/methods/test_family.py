@@ -25,6 +25,14 @@ def test_the_order_is_sought_for_the_smallest_size_in_its_share_of_the_search(be
     assert bench.target == 0.3
 
 
+def test_other_resources_move_with_the_smallest_size(bench_of):
+    bench = bench_of("family", target_sparsity=0.4, also={"params": 0.2})
+
+    order = ordering(bench, target=0.7)
+
+    assert order.bench.config.pruning.targets == pytest.approx({"flops": 0.7, "params": 0.6})
+
+
 def test_each_target_is_an_outcome():
     pruning = {"method": "family", "target_sparsity": 0.3, "further_targets": [0.5, 0.7]}
 
