@@ -215,12 +215,12 @@ def shifted(
 ) -> Float[Tensor, "pairs time time"]:
     """Turn columns that mean a distance T - 1 ... -(T - 1) into columns that mean a frame.
 
-    Frame j stands in row i at column T - 1 - i + j: rows of a view that are one column shorter.
+    Frame j stands in row i at column T - 1 - i + j: each row of the view begins a column earlier.
     """
     pairs, time, distances = scores.shape
     if torch.compiler.is_exporting():  # its graphs know no strides
-        rows = scores.flatten(1)[:, time - 1 : time * distances - 1]
-        return rows.unflatten(1, (time, distances - 1))[:, :, :time]
+        padded = F.pad(scores, (1, 0)).view(pairs, distances + 1, time)
+        return padded[:, 1:].reshape(pairs, time, distances)[:, :, :time]
     strides = (time * distances, distances - 1, 1)
     return scores.contiguous().as_strided((pairs, time, time), strides, time - 1)
 
