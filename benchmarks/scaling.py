@@ -159,7 +159,7 @@ def exponent(rows: Sequence[Mapping[str, Any]], cost: str) -> float:
 
 def padding_share(corpus: Path, batch_seconds: float) -> float:
     """Of an epoch's frames in batches, those that are padding."""
-    files = sorted(p for p in corpus.rglob("*") if p.suffix in {".wav", ".flac"})
+    files = sorted(p for p in corpus.rglob("*") if p.suffix in {".wav", ".flac", ".ogg"})
     seconds = np.array([soundfile.info(file).duration for file in files])
     num_frames = np.floor(seconds * FRAMES_PER_SECOND).astype(int)
     plan = plan_epoch(num_frames, batch_seconds, seed=0, epoch=0)
