@@ -1,21 +1,27 @@
-"""What gates cost: a training step under gates against a dense one, side by side."""
+"""What gates and a teacher cost: steps under gates, and taught ones, against a dense one, in turn.
+
+A taught step is one under gates with both distillation terms, the teacher's forward pass included.
+"""
 
 import statistics
+from copy import deepcopy
 from typing import Any
 
 import torch
 from measuring import arguments, emit, interleaved
+from torch import Tensor
 
 from core.config import TrialConfig
-from core.conformer.gate import fold, gated_forward, tensors_of
+from core.conformer.gate import fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.pruning.constraint import Lagrangian
 from core.pruning.hard_concrete import HardConcrete
 from core.pruning.space import Space
-from core.training.distillation import ctc_loss
+from core.training.distillation import Distillation, Student, ctc_loss
 from core.training.gating import NARROW_FROM
 from core.training.optimizers import primal
+from core.training.trainer import autocast, weighted
 
 SIZES = ("tiny", "small")
 UTTERANCES = 15
@@ -26,52 +32,86 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = [measured(size, args.repeats) for size in SIZES]
-    emit("masked_overhead", rows, {"ratio": max(row["ratio"] for row in rows)}, args)
+    rows = [measured(size, args.repeats, args.precision) for size in SIZES]
+    worst = {key: max(row[key] for row in rows) for key in ("ratio", "ratio_taught")}
+    emit("masked_overhead", rows, {**worst, "precision": args.precision}, args)
 
 
-def measured(size: str, repeats: int) -> dict[str, Any]:
+def measured(size: str, repeats: int, precision: str) -> dict[str, Any]:
     """Medians of whole steps: forward, backward and all optimizers, gates as open as they start."""
-    config = TrialConfig.parse({"model": {"size": size}})
-    torch.manual_seed(0)
-    model = Conformer(Shape.of(config.model, 128)).train()
-    space = Space.of(model, config.pruning.axes, 10.0)
-    start = {axis.name: 3.0 for axis in space.prunable}
-    gates = HardConcrete(space.prunable, start=start)
-    lagrangian = Lagrangian(quadratic_start=50.0)
-    features = torch.randn(UTTERANCES, 400, 80)
-    num_frames = torch.full((UTTERANCES,), 400)
-    tokens = torch.randint(1, 128, (UTTERANCES, 12))
-    num_tokens = torch.full((UTTERANCES,), 12)
-    weights = primal(model.parameters(), learning_rate=1e-5, weight_decay=0.0)
-    rest = [torch.optim.Adam(gates.parameters(), lr=1e-4)]
-    rest.append(torch.optim.Adam(lagrangian.parameters(), lr=1e-4, maximize=True))
+    steps = Steps(size, precision)
+    runs = {"dense": steps.dense, "masked": steps.masked, "taught": steps.taught}
+    return row_of(size, interleaved(runs, repeats=repeats))
 
-    def dense() -> None:
-        weights.zero_grad()
-        ctc_loss(model(features, num_frames), tokens, num_tokens).backward()
-        weights.step()
 
-    def masked() -> None:
-        for optimizer in (weights, *rest):
+class Steps:
+    """The three steps, of one model on one batch."""
+
+    def __init__(self, size: str, precision: str) -> None:
+        config = TrialConfig.parse({"model": {"size": size}})
+        torch.manual_seed(0)
+        self.precision = precision
+        self.model = Conformer(Shape.of(config.model, 128)).train()
+        self.distillation = Distillation(deepcopy(self.model), config.distillation)
+        self.space = Space.of(self.model, config.pruning.axes, 10.0)
+        start = {axis.name: 3.0 for axis in self.space.prunable}
+        self.gates = HardConcrete(self.space.prunable, start=start)
+        self.lagrangian = Lagrangian(quadratic_start=50.0)
+        learned = [*self.model.parameters(), *self.distillation.projection.parameters()]
+        self.optimizers = [
+            primal(learned, learning_rate=1e-5, weight_decay=0.0),
+            torch.optim.Adam(self.gates.parameters(), lr=1e-4),
+            torch.optim.Adam(self.lagrangian.parameters(), lr=1e-4, maximize=True),
+        ]
+        self.speech = torch.randn(UTTERANCES, 400, 80), torch.full((UTTERANCES,), 400)
+        self.words = torch.randint(1, 128, (UTTERANCES, 12)), torch.full((UTTERANCES,), 12)
+
+    def dense(self) -> None:
+        with autocast(self.speech[0].device, self.precision):
+            loss = ctc_loss(self.model(*self.speech), *self.words)
+        self._descend(loss)
+
+    def masked(self) -> None:
+        self._descend(self._searched(is_taught=False))
+
+    def taught(self) -> None:
+        self._descend(self._searched(is_taught=True))
+
+    def _searched(self, *, is_taught: bool) -> Tensor:
+        space, mask = self.space, self.gates.sample()
+        with autocast(self.speech[0].device, self.precision):
+            folded = fold(tensors_of(self.model), space.axes, mask, narrow_from=NARROW_FROM)
+            output = gated_forward(self.model, *self.speech, folded)
+            terms = {"task": ctc_loss(output, *self.words)}
+            if is_taught:
+                alive = (True,) * len(self.model.blocks)
+                student = Student(output=output, width=kept_units(mask["width"]), alive=alive)
+                terms |= self.distillation.losses(*self.speech, student)
+        expected = space.sparsity(space.mask_cost(self.gates.open_probability()), "flops")
+        penalty = self.lagrangian.penalty(torch.as_tensor(0.1 - expected))
+        return weighted(terms, self.distillation)["total"] + penalty
+
+    def _descend(self, loss: Tensor) -> None:
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
-        folded = fold(tensors_of(model), space.axes, gates.sample(), narrow_from=NARROW_FROM)
-        loss = ctc_loss(gated_forward(model, features, num_frames, folded), tokens, num_tokens)
-        expected = space.sparsity(space.mask_cost(gates.open_probability()), "flops")
-        (loss + lagrangian.penalty(torch.as_tensor(0.1 - expected))).backward()
-        for optimizer in (weights, *rest):
+        loss.backward()
+        for optimizer in self.optimizers:
             optimizer.step()
 
-    seconds = interleaved({"dense": dense, "masked": masked}, repeats=repeats)
-    ratios = [m / d for m, d in zip(seconds["masked"], seconds["dense"], strict=True)]
-    return {
-        "name": size,
-        "dense_ms": 1000 * statistics.median(seconds["dense"]),
-        "masked_ms": 1000 * statistics.median(seconds["masked"]),
-        "ratio": statistics.median(ratios),
-    }
+
+def row_of(size: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Ratios are medians over rounds."""
+
+    def to_dense(name: str) -> float:
+        pairs = zip(seconds[name], seconds["dense"], strict=True)
+        return statistics.median(each / dense for each, dense in pairs)
+
+    milliseconds = {f"{name}_ms": 1000 * statistics.median(s) for name, s in seconds.items()}
+    ratios = {"ratio": to_dense("masked"), "ratio_taught": to_dense("taught")}
+    return {"name": size, **milliseconds, **ratios}
 
 
 if __name__ == "__main__":

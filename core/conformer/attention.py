@@ -26,7 +26,7 @@ from core.conformer.factored import (
 )
 from core.conformer.feedforward import module_axis
 from core.conformer.linear_attention import LinearMixing
-from core.conformer.norm import LayerNorm
+from core.conformer.norm import LayerNorm, in_autocast
 
 
 class Attention(nn.Module):
@@ -84,28 +84,45 @@ class Attention(nn.Module):
         is_frame: Bool[Tensor, "batch time"],
         distances: Float[Tensor, "distances position_width"],
     ) -> Float[Tensor, "batch time width"]:
-        x = self.norm(x)
-        q, k, v = self._heads(self.query(x)), self._heads(self.key(x)), self._heads(self.value(x))
-        q = q / math.sqrt(self.head_width)
-        u = self.content_bias[:, None] / math.sqrt(self.head_width)
-        w = self.position_bias[:, None] / math.sqrt(self.head_width)
+        x = in_autocast(self.norm(x))
+        q, k, v = (self._heads(layer(x)) for layer in (self.query, self.key, self.value))
+        u, w = (b[:, None, None].to(q.dtype) for b in (self.content_bias, self.position_bias))
         if self.linear is not None:
-            assert isinstance(self.position, nn.Linear), "it is taken apart by heads"
-            p = self.position.weight.unflatten(0, (-1, self.head_width))  # (H, K, P)
-            queries = torch.cat((q + u, (q + w) @ p), dim=-1)
-            mixed = self.linear(queries, k, v, distances, is_frame)
+            mixed = self._in_linear_time(
+                of_content=q + u,
+                of_position=q + w,
+                k=k,
+                v=v,
+                is_frame=is_frame,
+                distances=distances,
+            )
         else:
-            p = self._heads(self.position(distances)[None])[0]  # (H, R, K)
-            scores = (q + u) @ k.transpose(-1, -2) + shifted((q + w) @ p.transpose(-1, -2))
-            # A finite floor keeps rows without any real frame finite.
-            floor = torch.finfo(scores.dtype).min
-            scores = scores.masked_fill(~is_frame[:, None, None, :], floor)
-            mixed = F.softmax(scores, dim=-1) @ v
-        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, A)
+            p = self._heads(self.position(distances)[None])[:, 0]  # (H, R, K)
+            mixed = by_softmax(
+                of_content=q + u, of_position=q + w, k=k, v=v, p=p, is_frame=is_frame
+            )
+        return self.output(mixed.permute(1, 2, 0, 3).flatten(2))  # (B, T, A)
 
-    def _heads(self, x: Float[Tensor, "batch time all"]) -> Float[Tensor, "batch heads time head"]:
+    def _heads(self, x: Float[Tensor, "batch time all"]) -> Float[Tensor, "heads batch time head"]:
         """As many heads as the tensor has, so that a narrowed module needs no new code."""
-        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return x.unflatten(-1, (-1, self.head_width)).permute(2, 0, 1, 3)
+
+    def _in_linear_time(
+        self,
+        *,
+        of_content: Float[Tensor, "heads batch time head"],
+        of_position: Float[Tensor, "heads batch time head"],
+        k: Float[Tensor, "heads batch time head"],
+        v: Float[Tensor, "heads batch time head"],
+        is_frame: Bool[Tensor, "batch time"],
+        distances: Float[Tensor, "distances position_width"],
+    ) -> Float[Tensor, "heads batch time head"]:
+        assert self.linear is not None
+        assert isinstance(self.position, nn.Linear), "it is taken apart by heads"
+        p = self.position.weight.unflatten(0, (-1, 1, self.head_width))  # (H, 1, K, P)
+        queries = torch.cat((of_content, of_position @ p), dim=-1) / math.sqrt(self.head_width)
+        q, k, v = (x.transpose(0, 1) for x in (queries, k, v))  # (B, H, T, ...)
+        return self.linear(q, k, v, distances, is_frame).transpose(0, 1)
 
     def _layers(self) -> dict[str, Linear]:
         names = ("query", "key", "value", "position", "output")
@@ -162,13 +179,50 @@ class Attention(nn.Module):
         return 2 * r * p * a + 4 * time * time * a + 2 * time * r * a
 
 
+def by_softmax(
+    *,
+    of_content: Float[Tensor, "heads batch time head"],
+    of_position: Float[Tensor, "heads batch time head"],
+    k: Float[Tensor, "heads batch time head"],
+    v: Float[Tensor, "heads batch time head"],
+    p: Float[Tensor, "heads distances head"],
+    is_frame: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "heads batch time head"]:
+    """Values mixed by softmax of the scores of both queries.
+
+    The large tensors are those of scores, (H, B, T, R) once and (H, B, T, T): each pass over them
+    that is not needed is one too many.
+    """
+    heads, batch, time, head_width = k.shape
+    scale = 1 / math.sqrt(head_width)
+    # All utterances meet the same distances, so they are rows of one product.
+    positions = of_position.flatten(1, 2) @ (scale * p).transpose(1, 2)  # (H, B T, R)
+    scores = torch.baddbmm(
+        shifted(positions.view(heads * batch, time, -1)),
+        of_content.flatten(0, 1),
+        k.flatten(0, 1).transpose(1, 2),
+        alpha=scale,
+    )  # (H B, T, T)
+    # A finite floor keeps rows without any real frame finite.
+    floor = torch.finfo(scores.dtype).min
+    bias = torch.zeros_like(is_frame, dtype=scores.dtype).masked_fill(~is_frame, floor)
+    scores = scores.add_(bias.repeat(heads, 1)[:, None])
+    return (F.softmax(scores, dim=-1) @ v.flatten(0, 1)).unflatten(0, (heads, batch))
+
+
 def shifted(
-    scores: Float[Tensor, "batch heads time distances"],
-) -> Float[Tensor, "batch heads time time"]:
-    """Turn columns that mean a distance T - 1 ... -(T - 1) into columns that mean a frame."""
-    batch, heads, time, distances = scores.shape
-    padded = F.pad(scores, (1, 0)).view(batch, heads, distances + 1, time)
-    return padded[:, :, 1:].reshape(batch, heads, time, distances)[..., :time]
+    scores: Float[Tensor, "pairs time distances"],
+) -> Float[Tensor, "pairs time time"]:
+    """Turn columns that mean a distance T - 1 ... -(T - 1) into columns that mean a frame.
+
+    Frame j stands in row i at column T - 1 - i + j: each row of the view begins a column earlier.
+    """
+    pairs, time, distances = scores.shape
+    if torch.compiler.is_exporting():  # its graphs know no strides
+        padded = F.pad(scores, (1, 0)).view(pairs, distances + 1, time)
+        return padded[:, 1:].reshape(pairs, time, distances)[:, :, :time]
+    strides = (time * distances, distances - 1, 1)
+    return scores.contiguous().as_strided((pairs, time, time), strides, time - 1)
 
 
 def distance_table(

@@ -8,13 +8,13 @@ Shapes: B batch, T frames, D width.
 
 from collections.abc import Set as AbstractSet
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.attention import Attention
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice, total
 from core.conformer.convolution import Convolution
+from core.conformer.dropout import added
 from core.conformer.feedforward import FeedForward
 from core.conformer.norm import LayerNorm
 from core.conformer.shape import BlockShape, Shape
@@ -72,20 +72,23 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch time width"]:
         """`closed` names modules whose gates are shut: they add nothing, and cost nothing."""
         if self.ff1 is not None and self.ff1.name not in closed:
-            x = x + 0.5 * self._dropped(self.ff1(x))
+            x = self._with(x, self.ff1(x), share=0.5)
         if self.attention is not None and self.attention.name not in closed:
-            x = x + self._dropped(self.attention(x, is_frame, distances))
+            x = self._with(x, self.attention(x, is_frame, distances))
         if self.convolution is not None and self.convolution.name not in closed:
-            x = x + self._dropped(self.convolution(x, is_frame))
+            x = self._with(x, self.convolution(x, is_frame))
         if self.ff2 is not None and self.ff2.name not in closed:
-            x = x + 0.5 * self._dropped(self.ff2(x))
+            x = self._with(x, self.ff2(x), share=0.5)
         return self.norm(x)
 
-    def _dropped(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        x = F.dropout(x, self.dropout, self.training)
+    def _with(
+        self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], share: float = 1.0
+    ) -> Float[Tensor, "*shape"]:
+        """The residual stream with what a module adds, which in training may be dropped."""
+        if not self.training:
+            return added(x, y, share=share, dropout=0.0)
         # A block that is not always there adds the more, so that what is added keeps its mean.
-        is_rare = self.training and self.skip_probability > 0
-        return x / (1 - self.skip_probability) if is_rare else x
+        return added(x, y, share=share / (1 - self.skip_probability), dropout=self.dropout)
 
     def parts(self) -> list[Part]:
         parts = (self.ff1, self.attention, self.convolution, self.ff2)

@@ -33,15 +33,9 @@ class Convolution(nn.Module):
         self, x: Float[Tensor, "batch time width"], is_frame: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch time width"]:
         x = F.glu(self.up(self.norm(x)), dim=-1)
-        x = x * is_frame[:, :, None]  # padding must not leak through the kernel
-        weight = self.depthwise.weight
-        x = F.conv1d(
-            x.transpose(1, 2),  # (B, C, T)
-            weight,
-            self.depthwise.bias,
-            padding=weight.shape[-1] // 2,
-            groups=weight.shape[0],
-        ).transpose(1, 2)
+        # Padding must not leak through the kernel.
+        x = x * is_frame[:, :, None].to(x.dtype)
+        x = depthwise(x, self.depthwise.weight, self.depthwise.bias)
         return self.down(F.silu(self.batch_norm(x, is_frame)))
 
     def axes(self) -> list[Axis]:
@@ -83,3 +77,19 @@ class Convolution(nn.Module):
             params=3 * d * c + c * (kernel + 5) + 3 * d - less,
             flops=6 * t * d * c + 2 * t * c * kernel - 2 * t * less,
         )
+
+
+def depthwise(
+    x: Float[Tensor, "batch time channels"],
+    weight: Float[Tensor, "channels 1 kernel"],
+    bias: Float[Tensor, " channels"] | None,
+) -> Float[Tensor, "batch time channels"]:
+    """Each channel's own filter over time.
+
+    As an image one pixel high with its channels last, it needs no transposed copy, and kernels for
+    such images are two (fp32) to four times (bf16) as fast on a CPU.
+    """
+    image = x.transpose(1, 2)[:, :, None]  # (B, C, 1, T)
+    padding, channels = weight.shape[-1] // 2, weight.shape[0]
+    filtered = F.conv2d(image, weight[:, :, None], bias, padding=(0, padding), groups=channels)
+    return filtered[:, :, 0].transpose(1, 2)

@@ -53,20 +53,29 @@ class Conformer(nn.Module):
         closed: AbstractSet[str] = NOTHING,
     ) -> Output:
         """`num_frames` counts mel frames; `closed` names modules and blocks to leave out."""
-        x = self.frontend(features)
-        time = x.shape[1]
-        is_frame = (
-            torch.arange(time, device=x.device) < self.frontend.output_frames(num_frames)[:, None]
-        )
+        # Under autocast, too, what flows past the modules keeps its digits.
+        x = self.frontend(features).to(features.dtype)
+        time = torch.arange(x.shape[1], device=x.device)
+        is_frame = time < self.frontend.output_frames(num_frames)[:, None]
+        hidden = self.encoded(x, is_frame, closed)
+        return Output(logits=self.head((x, *hidden)[-1]), is_frame=is_frame, hidden=hidden)
+
+    def encoded(
+        self,
+        x: Float[Tensor, "batch time width"],
+        is_frame: Bool[Tensor, "batch time"],
+        closed: AbstractSet[str] = NOTHING,
+    ) -> tuple[Float[Tensor, "batch time width"], ...]:
+        """What each block makes of the front end's frames."""
         distances = distance_table(
-            time, self.shape.position_width, device=x.device, dtype=features.dtype
+            x.shape[1], self.shape.position_width, device=x.device, dtype=x.dtype
         )
         hidden = []
         for block in self.blocks:
             if block.name not in closed:
                 x = block(x, is_frame, distances, closed)
             hidden.append(x)
-        return Output(logits=self.head(x), is_frame=is_frame, hidden=tuple(hidden))
+        return tuple(hidden)
 
     def set_dropout(self, probability: float) -> None:
         for block in self.typed_blocks():

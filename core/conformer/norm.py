@@ -31,6 +31,12 @@ class LayerNorm(nn.Module):
         )
 
 
+def in_autocast(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In the type of autocast's products, where there is any: cast once for several of them."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class BatchNorm(nn.Module):
     """Batch norm over real frames only: padding never touches a statistic."""
 

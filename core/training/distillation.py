@@ -90,10 +90,11 @@ class Distillation(nn.Module):
 
     def _layer_loss(self, taught: Output, student: Student) -> Float[Tensor, ""]:
         layers = taught_layers(len(taught.hidden), self.config.layers)
-        wanted = [taught.hidden[i][taught.is_frame].float() for i in layers]  # (N, D)
+        frames = taught.is_frame.flatten().nonzero().squeeze(1)  # asked once for all layers
+        wanted = [_real(taught.hidden[i], frames) for i in layers]  # (N, D)
         weight = self.projection.weight.index_select(1, student.width)
         seen = [
-            F.linear(hidden[taught.is_frame].float(), weight, self.projection.bias)
+            F.linear(_real(hidden, frames), weight, self.projection.bias)
             for hidden in student.output.hidden
         ]
         if self.config.matching == "fixed":
@@ -109,6 +110,12 @@ class Distillation(nn.Module):
             if pairs
             else weight.new_zeros(())
         )
+
+
+def _real(
+    hidden: Float[Tensor, "batch time width"], frames: Int[Tensor, " real"]
+) -> Float[Tensor, "real width"]:
+    return hidden.flatten(0, 1).index_select(0, frames).float()
 
 
 def taught_layers(num_blocks: int, layers: int) -> list[int]:

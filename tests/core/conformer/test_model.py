@@ -56,9 +56,9 @@ def test_an_utterance_without_a_single_output_frame_disturbs_nobody(linear_featu
 
 def test_a_position_score_stands_where_its_distance_says():
     time = 5
-    scores = torch.arange(time - 1, -time, -1.0).expand(1, 1, time, -1)
+    scores = torch.arange(time - 1, -time, -1.0).expand(1, time, -1)
 
-    actual = shifted(scores)[0, 0]
+    actual = shifted(scores)[0]
 
     frames = torch.arange(5.0)
     assert torch.equal(actual, frames[:, None] - frames[None])
