@@ -1,24 +1,30 @@
-"""How fast a recogniser is on this machine's CPU, in each runtime that it can be given to."""
+"""How fast a recogniser is on this machine's CPU, in each runtime that can run it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from core.conformer.model import Conformer
+from core.deploy import bundle
 from core.deploy.onnx import export_onnx
 from core.deploy.quantise import quantise_dynamic
 from core.deploy.runtime import Graph
 from core.evaluation.speed import batch_seconds
+from core.pruning.space import whole_cost
 
-CPU = torch.device("cpu")
+Runtime = Literal["torch", "onnxruntime", "int8"]
+"""Eager torch; ONNX Runtime in floats, or in 8-bit integers whose ranges are found as it runs."""
+SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """One model in one runtime."""
+    """A model in one runtime."""
 
     runtime: str
     latency_ms: float
@@ -29,17 +35,55 @@ class Speed:
     """Of a batch of such utterances."""
 
 
+def benched(
+    place: Path,
+    *,
+    utterance_seconds: float,
+    batch: int,
+    threads: int,
+    repeats: int,
+    is_int8: bool,
+) -> dict[str, Any]:
+    """Sizes and speeds as plain values, of a bundle in all runtimes, or of a graph in its one.
+
+    Raises:
+        BundleError, GraphError: if there is no such thing, or it is damaged.
+        ExportError: if the extra `export` is not installed.
+    """
+    if place.suffix == SUFFIX:
+        models: dict[str, nn.Module] = {"onnxruntime": Graph(place, threads=threads)}
+        sizes: dict[str, float | None] = {"params": None, "gflops": None}
+    else:
+        model = bundle.load(place).model
+        names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
+        with TemporaryDirectory() as folder:
+            models = {
+                name: in_runtime(model, name, Path(folder), threads)
+                for name in names[: 2 + is_int8]
+            }
+        cost = whole_cost(model, utterance_seconds)
+        sizes = {"params": int(cost.params), "gflops": float(cost.flops) / 1e9}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = speeds(models, utterance_seconds=utterance_seconds, batch=batch, repeats=repeats)
+    finally:
+        torch.set_num_threads(before)
+    setting = {"seconds": utterance_seconds, "batch": batch, "threads": threads}
+    return {**sizes, **setting, "rows": [asdict(row) for row in rows]}
+
+
 def speeds(
     models: Mapping[str, nn.Module], *, utterance_seconds: float, batch: int, repeats: int
 ) -> list[Speed]:
-    """Of each model by its runtime's name; threads are those that each was given."""
+    """Of each model by its runtime's name."""
     alone, together = (
         batch_seconds(
             models,
             utterances=count,
             utterance_seconds=utterance_seconds,
             repeats=repeats,
-            device=CPU,
+            device=torch.device("cpu"),
         )
         for count in (1, batch)
     )
@@ -54,19 +98,18 @@ def speeds(
     ]
 
 
-def in_onnxruntime(
-    model: Conformer, folder: Path, *, threads: int, is_int8: bool = False
-) -> dict[str, nn.Module]:
-    """The model as a graph, and if asked for in 8-bit integers beside it, written into a folder.
+def in_runtime(model: Conformer, runtime: Runtime, folder: Path, threads: int = 1) -> nn.Module:
+    """The model as that runtime runs it; what that needs is written into a folder.
 
     Raises:
-        ExportError: if the extra `export` is not installed.
+        ExportError: if the extra `export` is not installed and the runtime needs it.
     """
-    file = folder / "model.onnx"
-    export_onnx(model, file)
-    graphs: dict[str, nn.Module] = {"onnxruntime": Graph(file, threads=threads)}
-    if is_int8:
-        small = folder / "model.int8.onnx"
-        quantise_dynamic(file, small)
-        graphs["onnxruntime int8"] = Graph(small, threads=threads)
-    return graphs
+    if runtime == "torch":
+        return model
+    graph = folder / f"model{SUFFIX}"
+    if not graph.exists():
+        export_onnx(model, graph)
+    if runtime == "int8":
+        whole, graph = graph, folder / f"model.int8{SUFFIX}"
+        quantise_dynamic(whole, graph)
+    return Graph(graph, threads=threads)

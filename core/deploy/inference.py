@@ -91,15 +91,10 @@ class FrontendRows(nn.Module):
         self.register_buffer("rate", frontend.deviation.reciprocal())
         sub1, sub2 = frontend.conv1.out_channels, frontend.conv2.out_channels
         more1, more2 = -sub1 % LANES, -sub2 % LANES
-        self.conv1 = nn.Conv2d(1, sub1 + more1, 3, stride=2)
-        self.conv2 = nn.Conv2d(sub1 + more1, sub2 + more2, 3, stride=2)
+        self.conv1 = convolution(frontend.conv1, more1, 0)
+        self.conv2 = convolution(frontend.conv2, more2, more1)
         weight = frontend.linear.weight.unflatten(1, (sub2, -1))  # (D, C, F / 4)
         self.linear = matrix(F.pad(weight, (0, 0, 0, more2)).flatten(1), frontend.linear.bias)
-        with torch.no_grad():
-            self.conv1.weight.copy_(_filled(frontend.conv1.weight, more1, 0))
-            self.conv1.bias.copy_(F.pad(frontend.conv1.bias, (0, more1)))
-            self.conv2.weight.copy_(_filled(frontend.conv2.weight, more2, more1))
-            self.conv2.bias.copy_(F.pad(frontend.conv2.bias, (0, more2)))
 
     def pictures(
         self, features: Float[Tensor, "batch mel_frames mels"]
@@ -170,14 +165,17 @@ class ConvolutionRows(nn.Module):
     def __init__(self, convolution: Convolution) -> None:
         super().__init__()
         self.norm = convolution.norm
-        self.before, (self.value, self.gate) = split(convolution.up, 2)
-        self.down = convolution.down
+        more = -convolution.down.in_features % LANES
+        self.before, halves = split(convolution.up, 2)
+        self.value, self.gate = (filled(half, outputs=more) for half in halves)
+        self.down = _reading(convolution.down, more)
         norm, depthwise = convolution.batch_norm, convolution.depthwise
+        assert depthwise.bias is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + 1e-5)
-        self.kernel = constant(
-            (depthwise.weight * scale[:, None, None])[:, :, None]
-        )  # (C, 1, 1, k)
-        self.bias = constant((depthwise.bias - norm.running_mean) * scale + norm.bias)
+        kernel = (depthwise.weight * scale[:, None, None])[:, :, None]  # (C, 1, 1, kernel)
+        self.kernel = constant(F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, more)))
+        bias = (depthwise.bias - norm.running_mean) * scale + norm.bias
+        self.bias = constant(F.pad(bias, (0, more)))
 
     def forward(
         self, x: Float[Tensor, "rows width"], frames: Frames
@@ -214,11 +212,13 @@ class AttentionRows(nn.Module):
         query = self.query(x)
         scores = self._position_scores(query + self.position_bias, frames) + frames.floor
         query = query + self.content_bias
-        batched = (x.unflatten(0, (frames.batch, -1)) for x in (query, self.key(x), self.value(x)))
+        query, key, value = (
+            rows.unflatten(0, (frames.batch, -1)) for rows in (query, self.key(x), self.value(x))
+        )
         heads = scores.shape[1]
         # The operator takes heads apart itself, and adds the scores while it multiplies.
         mixed, *_ = torch.onnx.ops.attention(
-            *batched, scores, q_num_heads=heads, kv_num_heads=heads, scale=1.0
+            query, key, value, scores, q_num_heads=heads, kv_num_heads=heads, scale=1.0
         )
         return self.output(mixed.flatten(0, 1))
 
@@ -260,7 +260,8 @@ def matrix(weight: Float[Tensor, "outputs inputs"], bias: Tensor | None) -> nn.L
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = constant(weight)
-    layer.bias = None if bias is None else constant(bias)
+    if bias is not None:
+        layer.bias = constant(bias)
     return layer
 
 
@@ -284,8 +285,9 @@ def scaled(layer: Linear, scale: float) -> nn.Module:
 
 def filled(layer: nn.Linear, *, inputs: int = 0, outputs: int = 0) -> nn.Linear:
     """With so many inputs and outputs more, all zero."""
-    bias = None if layer.bias is None else F.pad(layer.bias, (0, outputs))
-    return matrix(F.pad(layer.weight, (0, inputs, 0, outputs)), bias)
+    bias: Tensor | None = layer.bias  # torch says that there always is one
+    more = None if bias is None else F.pad(bias, (0, outputs))
+    return matrix(F.pad(layer.weight, (0, inputs, 0, outputs)), more)
 
 
 def _reading(layer: Linear, more: int) -> nn.Module:
@@ -295,9 +297,14 @@ def _reading(layer: Linear, more: int) -> nn.Module:
     return filled(layer, inputs=more)
 
 
-def _filled(weight: Tensor, outputs: int, inputs: int) -> Tensor:
-    """A convolution's weight with so many channels more, all zero."""
-    return F.pad(weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
+def convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
+    """With so many channels more, all zero."""
+    assert layer.bias is not None
+    weight = F.pad(layer.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
+    with torch.device("meta"):
+        more = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
+    more.weight, more.bias = constant(weight), constant(F.pad(layer.bias, (0, outputs)))
+    return more
 
 
 def _rewritten(part: nn.Module) -> nn.Module:

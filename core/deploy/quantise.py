@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from core.deploy.onnx import GraphError, needs_extra
+from core.deploy.onnx import needs_extra
+from core.deploy.runtime import Graph
 
 Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
 """Features and their lengths."""
@@ -106,10 +106,8 @@ def _prepared(graph: Path) -> Any:
         add_pre_process_metadata,
     )
 
-    try:
-        model = onnx.load(graph)
-    except (OSError, DecodeError) as error:
-        raise GraphError(f"`{graph}` must be an ONNX graph, but: {error}") from None
+    Graph(graph)  # refuses what is none
+    model = onnx.load(graph)
     add_pre_process_metadata(model)
     del model.graph.value_info[:]  # the quantiser transposes weights, and infers shapes again
     return model
