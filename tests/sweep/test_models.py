@@ -66,6 +66,7 @@ def test_a_depth_that_a_model_does_not_have_is_one_line_and_code_2(run, model, w
     assert err == "error: `--depth` must be from 1 to 3, the model's blocks, but is 4 instead\n"
 
 
+@pytest.mark.slow
 def test_a_bench_says_how_large_and_how_fast_a_model_is_in_each_runtime(run, model):
     opened = bundle.load(model).model
 
@@ -84,6 +85,7 @@ def test_a_bench_says_how_large_and_how_fast_a_model_is_in_each_runtime(run, mod
         assert row["audio_seconds_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_bench_of_a_graph_has_one_runtime_and_prints_a_table(run, model):
     graph = model.parent / "model.onnx"
     export_onnx(bundle.load(model).model, graph)
