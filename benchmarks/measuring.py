@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def emit(
 
 
 def provenance() -> dict[str, Any]:
-    names = ("torch", "torchaudio", "ray", "optuna", "mlflow", "lhotse")
+    names = ["torch", "torchaudio", "ray", "optuna", "mlflow", "lhotse"]
+    names += ["onnxruntime"] if find_spec("onnxruntime") else []  # an extra
     return {
         "machine": machine(),
         "python": platform.python_version(),

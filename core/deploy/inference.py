@@ -56,6 +56,7 @@ class Inference(nn.Module):
     """Features and their lengths in, log-probabilities and lengths out."""
 
     def __init__(self, model: Conformer) -> None:
+        """`model` is dense and in evaluation mode; parts that stay as they are, are shared."""
         super().__init__()
         self.frontend = FrontendRows(model.frontend)
         self.positions = Positions(model.shape.position_width)
