@@ -14,7 +14,7 @@ from measuring import arguments, emit, interleaved
 from core.config import AxisKind, ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
-from core.evaluation.speed import latency_table
+from core.evaluation.part_times import latency_table
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, Scores, choose
 from core.pruning.extraction import as_mask, extract

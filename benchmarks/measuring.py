@@ -6,13 +6,18 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+
+from core.conformer.shape import MELS
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,7 +46,8 @@ def emit(
 
 
 def provenance() -> dict[str, Any]:
-    names = ("torch", "torchaudio", "ray", "optuna", "mlflow", "lhotse")
+    names = ["torch", "torchaudio", "ray", "optuna", "mlflow", "lhotse"]
+    names += ["onnxruntime"] if find_spec("onnxruntime") else []  # an extra
     return {
         "machine": machine(),
         "python": platform.python_version(),
@@ -67,6 +73,17 @@ def interleaved(runs: Mapping[str, Callable[[], None]], *, repeats: int) -> dict
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+@torch.inference_mode()
+def on_one_utterance(
+    models: Mapping[str, nn.Module], seconds: float, *, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each model's forward passes over one utterance of noise, in turn."""
+    frames = round(100 * seconds)
+    features, num_frames = torch.randn(1, frames, MELS), torch.tensor([frames])
+    runs = {name: partial(model, features, num_frames) for name, model in models.items()}
+    return interleaved(runs, repeats=repeats)
 
 
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:

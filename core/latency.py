@@ -4,7 +4,7 @@ from pathlib import Path
 
 from core.config import TrialConfig
 from core.conformer.shape import Shape
-from core.evaluation.speed import latency_table
+from core.evaluation.part_times import latency_table
 from core.pruning.latency import LatencyTable
 from core.setting import device_of
 from core.strict import ConfigError

@@ -25,7 +25,7 @@ COMMANDS = (
     ),
     *(planning.init, planning.check, planning.doctor),
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.ui),
-    *(models.transcribe, models.evaluate, models.adapt),
+    *(models.transcribe, models.evaluate, models.bench, models.adapt),
     submitting.submit,
     *(keeping.pack, keeping.unpack, keeping.promote),
 )

@@ -31,6 +31,7 @@ HOMES = {  # one file, or one folder, per outside library
     "fsspec": {"sweep/store/remote.py"},
     "mlflow": {"sweep/mlflow_runs.py"},
     "jiwer": {"core/evaluation/wer.py"},
+    "onnxruntime": {"core/deploy/runtime.py", "core/deploy/quantise.py"},
     "cooper": {"core/pruning/constraint.py"},
     "sentencepiece": {"core/corpora/text.py"},
     "yaml": {"sweep/submit.py"},

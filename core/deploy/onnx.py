@@ -1,10 +1,9 @@
 """A dense model as an ONNX graph: features and their lengths in, log-probabilities and lengths out.
 
 Batch and time are free. Export needs the packages of the extra `export`.
-
-Shapes: B batch, M mel frames, T frames, V vocabulary.
 """
 
+import importlib.util
 import io
 import os
 import warnings
@@ -14,47 +13,58 @@ from pathlib import Path
 
 import jaxtyping
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS
+from core.deploy.inference import Inference
 
-OPSET = 20
+OPSET = 23
+"""The first in which attention is one operator."""
+INPUTS, OUTPUTS = ("features", "num_frames"), ("log_probabilities", "num_output_frames")
+EXTRA = ("onnx", "onnxscript", "onnxruntime")
 
 
-class Exported(nn.Module):
-    """What the graph computes."""
+class ExportError(ValueError):
+    """What an export needs is not installed."""
 
-    def __init__(self, model: Conformer) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(
-        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
-        output = self.model(features, num_frames)
-        return output.logits.log_softmax(-1), output.num_frames
+class GraphError(ValueError):
+    """A file that is no recogniser's graph."""
+
+
+def needs_extra() -> None:
+    """Check that the packages of the extra `export` are there.
+
+    Raises:
+        ExportError: naming the one that is not, and what installs it.
+    """
+    for name in EXTRA:
+        if importlib.util.find_spec(name) is None:
+            raise ExportError(
+                f"A graph must have the package `{name}`, but it is not installed;"
+                ' `pip install "conformer-sweep[export]"` installs it.'
+            )
 
 
 def export_onnx(model: Conformer, file: Path) -> None:
     """Write the graph beside, then rename.
 
     Raises:
-        ModuleNotFoundError: if the extra `export` is not installed.
+        ExportError: if the extra `export` is not installed.
         OSError: if the disk is full or not writable.
     """
-    features = torch.randn(2, 203, MELS)
+    needs_extra()
+    features = torch.zeros(2, 203, MELS)  # chance is left as it is
     num_frames = torch.tensor([203, 150])
     batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames", min=7)
     with _quiet():
         program = torch.onnx.export(
-            Exported(model).eval(),
+            Inference(model),
             (features, num_frames),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["features", "num_frames"],
-            output_names=["log_probabilities", "num_output_frames"],
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
             dynamic_shapes={"features": {0: batch, 1: mel_frames}, "num_frames": {0: batch}},
         )
     assert program is not None

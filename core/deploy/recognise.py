@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 
 from core.config import CorpusConfig
 from core.corpora.audio import read_file
@@ -61,8 +62,22 @@ def transcribe(
         yield file, bundle.tokenizer.decode(ids)
 
 
-def evaluate(bundle: Bundle, corpus: CorpusConfig, split: SplitName, folder: Path) -> WerReport:
-    """Word error rate on a split; a demo corpus is spoken into `folder`.
+def evaluate(
+    bundle: Bundle,
+    corpus: CorpusConfig,
+    split: SplitName,
+    folder: Path,
+    *,
+    heard_by: nn.Module | None = None,
+) -> WerReport:
+    """Word error rate on a split.
+
+    Args:
+        bundle: the recogniser.
+        corpus: its speech.
+        split: a part of it.
+        folder: where a demo corpus is spoken.
+        heard_by: instead of the bundle's model, such as its graph in another runtime.
 
     Raises:
         CorpusError: naming what of the corpus cannot be used.
@@ -72,5 +87,6 @@ def evaluate(bundle: Bundle, corpus: CorpusConfig, split: SplitName, folder: Pat
         store = FeatureStore.build(
             cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False
         )
-        texts = recognised(bundle.model, store, bundle.tokenizer, torch.device("cpu"))
+        model = bundle.model if heard_by is None else heard_by
+        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"))
         return wer_report(store.texts, texts)

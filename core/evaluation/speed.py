@@ -1,191 +1,74 @@
-"""How long dense models and their parts take on this machine: one utterance at batch 1."""
+"""How long models take on this machine: one utterance alone, or many at a time."""
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 
-import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from core.conformer.model import Conformer
-from core.conformer.shape import MELS, BlockShape, Shape
-from core.pruning.latency import Grid, LatencyTable, Part, monotone
-
-UNIT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-WIDTH_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-"""Of the unpruned sizes: where a table of latencies is measured."""
-NEVER_EMPTY: tuple[Part, ...] = ("frontend", "projection", "norm", "output")
+from core.conformer.shape import MELS
 
 
-@torch.inference_mode()
 def latency_seconds(
-    model: Conformer, *, utterance_seconds: float, repeats: int, device: torch.device
+    model: nn.Module, *, utterance_seconds: float, repeats: int, device: torch.device
 ) -> float:
-    """Median wall time of a forward pass over one utterance, after two that are not counted.
-
-    The features are noise: what is timed does not depend on what is said.
-    """
-    model.eval()
-    speech = _noise(utterance_seconds, device)
-    times = [_timed(model, speech, device) for _ in range(repeats + 2)]
-    return statistics.median(times[2:])
+    """Median wall time of a forward pass over one utterance; see `batch_seconds`."""
+    found = batch_seconds(
+        {"": model},
+        utterances=1,
+        utterance_seconds=utterance_seconds,
+        repeats=repeats,
+        device=device,
+    )
+    return found[""]
 
 
 @torch.inference_mode()
-def latency_table(
-    shape: Shape, *, utterance_seconds: float, repeats: int, threads: int, device: torch.device
-) -> LatencyTable:
-    """The times of all parts of models up to this shape, summing up to that of the shape itself.
+def batch_seconds(
+    models: Mapping[str, nn.Module],
+    *,
+    utterances: int,
+    utterance_seconds: float,
+    repeats: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Median wall time of a forward pass over a batch, after two that are not counted.
 
-    Parts are timed where they work, inside models of equal blocks, one for each point of the grid.
-    Repeats go round all points, so that drift of the machine meets all alike.
+    The models take turns, so that a drift of the machine meets all alike. The features are noise:
+    what is timed does not depend on what is said.
     """
-    speech = _noise(utterance_seconds, device)
-    points = [(i, j) for i in range(len(UNIT_SHARES)) for j in range(len(WIDTH_SHARES))]
-    seen: dict[tuple[int, int], list[dict[Part, float]]] = {point: [] for point in points}
-    whole, before = [], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    with torch.random.fork_rng(devices=[]):
-        unpruned = Conformer(shape).to(device).eval()
-        for _ in range(repeats):
-            whole += [_timed(unpruned, speech, device) for _ in range(2)][1:]
-            for i, j in points:
-                model = Conformer(even(shape, UNIT_SHARES[i], WIDTH_SHARES[j])).to(device).eval()
-                seen[i, j] += [part_seconds(model, speech, device) for _ in range(2)][1:]
-    torch.set_num_threads(before)
-    parts = {part: _grid(shape, part, seen) for part in seen[points[-1]][0]}
-    table = LatencyTable(
-        utterance_seconds=utterance_seconds, device=device.type, threads=threads, parts=parts
-    )
-    axes = unpruned.axes()
-    told = float(table.ms(axes, {axis.name: axis.size for axis in axes}))
-    return table.scaled(1000 * statistics.median(whole) / told)
+    speech = noise(utterances, utterance_seconds, device)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model.eval()
+    for _ in range(repeats + 2):
+        for name, model in models.items():
+            times[name].append(timed(model, speech, device))
+    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
 
 
-def part_seconds(
-    model: Conformer, speech: tuple[Tensor, Tensor], device: torch.device
-) -> dict[Part, float]:
-    """One pass, by kinds of parts; a module counts until the next one begins, on average."""
-    marks: list[tuple[Part, float]] = []
-    with _marked(model, marks, device):
-        model(*speech)
-        _settle(device)
-        end = time.perf_counter()
-    spent: dict[Part, list[float]] = {}
-    for (part, begun), (_, ended) in zip(marks, [*marks[1:], (marks[-1][0], end)], strict=True):
-        spent.setdefault(part, []).append(ended - begun)
-    return {part: sum(times) / len(times) for part, times in spent.items()}
-
-
-@contextmanager
-def _marked(
-    model: Conformer, marks: list[tuple[Part, float]], device: torch.device
-) -> Iterator[None]:
-    """Note when each part begins."""
-
-    def noting(part: Part) -> object:
-        def note(*_: object) -> None:
-            _settle(device)
-            marks.append((part, time.perf_counter()))
-
-        return note
-
-    handles = [
-        module.register_forward_pre_hook(noting(part))  # type: ignore[arg-type]
-        for part, modules in _parts_of(model).items()
-        for module in modules
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _parts_of(model: Conformer) -> Mapping[Part, list[nn.Module]]:
-    blocks = model.typed_blocks()
-    found: dict[Part, list[nn.Module | None]] = {
-        "frontend": [model.frontend],
-        "projection": [model.frontend.linear],
-        "feedforward": [part for block in blocks for part in (block.ff1, block.ff2)],
-        "attention": [block.attention for block in blocks],
-        "convolution": [block.convolution for block in blocks],
-        "norm": [block.norm for block in blocks],
-        "output": [model.head],
-    }
-    return {part: [m for m in modules if m is not None] for part, modules in found.items()}
-
-
-def even(shape: Shape, units: float, width: float) -> Shape:
-    """A shape of equal blocks with shares of the largest of each size."""
-    block = BlockShape(
-        ff1=_level(_largest(shape, "feedforward"), units),
-        heads=_level(_largest(shape, "attention"), units),
-        channels=_level(_largest(shape, "convolution"), units),
-        ff2=_level(_largest(shape, "feedforward"), units),
-    )
-    return replace(
-        shape,
-        sub1=_level(shape.sub1, width),
-        sub2=_level(shape.sub2, units),
-        width=_level(shape.width, width),
-        blocks=(block,) * len(shape.blocks),
-        ranks={},
-    )
-
-
-def _largest(shape: Shape, part: Part) -> int:
-    """Units of a part where it has most; 0 where there is none."""
-    sizes = {
-        "feedforward": [size for block in shape.blocks for size in (block.ff1, block.ff2)],
-        "attention": [block.heads for block in shape.blocks],
-        "convolution": [block.channels for block in shape.blocks],
-        "frontend": [shape.sub2],
-        "projection": [shape.sub2],
-    }
-    return max(sizes.get(part, [1]), default=0)
-
-
-def _level(size: int, share: float) -> int:
-    return max(1, round(share * size)) if size else 0
-
-
-def _grid(
-    shape: Shape, part: Part, seen: Mapping[tuple[int, int], list[dict[Part, float]]]
-) -> Grid:
-    """Medians in milliseconds, in order; sizes that fall together share their mean."""
-    units = [_level(_largest(shape, part), share) for share in UNIT_SHARES]
-    widths = [_level(shape.sub1 if part == "frontend" else shape.width, s) for s in WIDTH_SHARES]
-    times: dict[tuple[int, int], list[float]] = {}
-    for (i, j), passes in seen.items():
-        median = statistics.median(each[part] for each in passes)
-        times.setdefault((units[i], widths[j]), []).append(1000 * median)
-    rows, columns = sorted(set(units)), sorted(set(widths))
-    table = np.array([[statistics.mean(times[n, d]) for d in columns] for n in rows])
-    ms = monotone(table)
-    if part in NEVER_EMPTY:
-        return Grid(units=rows, width=columns, ms=ms)
-    return Grid(units=[0, *rows], width=columns, ms=[[0.0] * len(columns), *ms])
-
-
-def _noise(seconds: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def noise(
+    utterances: int, seconds: float, device: torch.device
+) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
+    """A batch of features that always sound the same, and their lengths."""
     frames = round(seconds * 100)
     chance = torch.Generator().manual_seed(0)
-    features = torch.randn(1, frames, MELS, generator=chance).to(device)
-    return features, torch.tensor([frames], device=device)
+    features = torch.randn(utterances, frames, MELS, generator=chance).to(device)
+    return features, torch.full((utterances,), frames, device=device)
 
 
-def _timed(model: Conformer, speech: tuple[Tensor, Tensor], device: torch.device) -> float:
-    _settle(device)
+def timed(model: nn.Module, speech: tuple[Tensor, Tensor], device: torch.device) -> float:
+    """Wall time of one pass, in seconds."""
+    settle(device)
     started = time.perf_counter()
     model(*speech)
-    _settle(device)
+    settle(device)
     return time.perf_counter() - started
 
 
-def _settle(device: torch.device) -> None:
+def settle(device: torch.device) -> None:
+    """Wait for what was asked of a device that answers before it is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

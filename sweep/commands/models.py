@@ -1,11 +1,11 @@
-"""Commands that put a model to work: transcribe, evaluate, adapt."""
+"""Commands that put a model to work: transcribe, evaluate, bench, adapt."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from sweep.commands.terminal import Json, Model, err, out
+from sweep.commands.terminal import Json, Model, err, out, print_table
 
 Depth = Annotated[
     int | None, typer.Option(help="With so many blocks: the best, if it says which; or the first.")
@@ -38,18 +38,57 @@ def evaluate(
     split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
     root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
     depth: Depth = None,
+    runtime: Annotated[
+        Literal["torch", "onnxruntime", "int8"], typer.Option(help="Which runs it.")
+    ] = "torch",
     as_json: Json = False,
 ) -> None:
     """Word error rate of a model on a corpus, with its interval."""
+    from core.deploy.bench import in_runtime
     from core.deploy.recognise import evaluate as judge
     from sweep.views import as_json as to_json
     from sweep.views import corpus_config, corpus_folder, wer_line, wer_values
 
     opened = _opened(model, depth)
     with corpus_folder() as speech:
-        report: Any = judge(opened, corpus_config(corpus, root), split, Path(speech))
+        heard_by = in_runtime(opened.model, runtime, Path(speech))
+        report: Any = judge(
+            opened, corpus_config(corpus, root), split, Path(speech), heard_by=heard_by
+        )
     values = wer_values(report)
     out.print(to_json(values) if as_json else wer_line(values), markup=False)
+
+
+def bench(
+    model: Annotated[
+        str, typer.Argument(help="A bundle's folder, DIR:TRIAL of a sweep, or an ONNX graph.")
+    ],
+    seconds: Annotated[float, typer.Option(help="Length of an utterance.", min=0.1)] = 10.0,
+    batch: Annotated[int, typer.Option(help="Utterances at a time for throughput.", min=1)] = 8,
+    threads: Annotated[int, typer.Option(help="Of each runtime.", min=1)] = 1,
+    repeats: Annotated[int, typer.Option(help="Medians are of so many.", min=1)] = 7,
+    int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How fast a model is here: latency, real-time factor and throughput, in each runtime."""
+    from core.deploy.bench import benched
+    from sweep.benching import bench_table, bench_title
+    from sweep.views import as_json as to_json
+    from sweep.views import model_folder
+
+    found = benched(
+        model_folder(model),
+        utterance_seconds=seconds,
+        batch=batch,
+        threads=threads,
+        repeats=repeats,
+        is_int8=int8,
+    )
+    if as_json:
+        out.print(to_json(found), markup=False)
+        return
+    out.print(bench_title(found), markup=False)
+    print_table(bench_table(found))
 
 
 def adapt(

@@ -1,17 +1,19 @@
 """Law 6, ONNX's part: the graph gives the model's log-probabilities within 1e-4."""
 
-import numpy as np
-import onnxruntime
+import sys
+
 import pytest
 import torch
 
-from core.deploy.onnx import export_onnx
+from core.deploy.onnx import ExportError, GraphError, export_onnx
+from core.deploy.runtime import Graph
 from core.pruning.extraction import extract
 from core.testing import deeper, ragged_speech, random_mask, small_model, with_factors
 
-pytestmark = pytest.mark.slow
+LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
@@ -28,22 +30,64 @@ def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):
     model = small_model(shape=shape)
     small = extract(model, random_mask(model.axes(), kind))
     export_onnx(small, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    graph = Graph(tmp_path / "model.onnx")
 
-    for lengths in [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100)]:
+    for lengths in LENGTHS:
         features, num_frames = ragged_speech(*lengths)
-        output = small(features, num_frames)
-        feed = {"features": features.numpy(), "num_frames": num_frames.numpy()}
-        log_probabilities, num_output_frames = session.run(None, feed)
+        expected, found = small(features, num_frames), graph(features, num_frames)
 
-        assert num_output_frames.tolist() == output.num_frames.tolist()
-        expected = output.logits.log_softmax(-1).detach()
-        gap = np.abs(log_probabilities - expected.numpy())[output.is_frame.numpy()].max()
-        assert gap < 1e-4
+        assert torch.equal(found.num_frames, expected.num_frames)
+        gap = (found.logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
+        assert gap.max() < 1e-4
 
 
-def test_nothing_half_written_is_left(tmp_path):
-    export_onnx(small_model(), tmp_path / "model.onnx")
+@pytest.mark.slow
+def test_an_export_leaves_nothing_half_written_and_chance_as_it_was(tmp_path):
+    model = small_model()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+
+    export_onnx(model, tmp_path / "model.onnx")
 
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert torch.equal(torch.rand(3), expected)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_it_says_what_to_install(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)  # as Python marks what cannot be imported
+
+    with pytest.raises(ExportError, match=rf"`{name}`.*pip install \"conformer-sweep\[export\]\""):
+        export_onnx(small_model(), tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=rf"`{name}`"):
+        Graph(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no graph at all"])
+def test_a_file_that_is_no_graph_is_named(content, tmp_path):
+    file = tmp_path / "broken.onnx"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(GraphError, match=r"broken\.onnx` must be an ONNX graph, but"):
+        Graph(file)
+
+
+def test_the_graph_of_something_else_is_refused(tmp_path):
+    import onnx  # noqa: PLC0415  # an extra
+
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "other", ends[:1], ends[1:])
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "x")
+
+    with pytest.raises(GraphError, match=r"inputs and outputs features, .* but has x, y instead"):
+        Graph(tmp_path / "x")
+
+
+def test_a_graph_needs_a_thread(tmp_path):
+    with pytest.raises(ValueError, match=r"`threads` must be at least 1, but is 0"):
+        Graph(tmp_path / "model.onnx", threads=0)

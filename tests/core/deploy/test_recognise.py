@@ -16,8 +16,10 @@ from core.corpora.batches import dev_batches
 from core.corpora.corpus import open_split
 from core.corpora.store import FeatureStore
 from core.corpora.text import Tokenizer
+from core.deploy.bench import in_runtime
 from core.deploy.bundle import Bundle, BundleError
 from core.deploy.recognise import at_depth, evaluate, transcribe
+from core.deploy.runtime import Graph
 from core.testing import SHAPE, deeper, ragged_speech, small_model
 
 
@@ -43,6 +45,17 @@ def test_a_file_is_heard_alone_as_its_corpus_is_heard_together(
     for text, found, errors in zip(texts, heard.values(), report.errors, strict=True):
         assert (errors == 0) == (text == found)
     assert any(heard.values())
+
+
+@pytest.mark.slow
+def test_a_graph_hears_a_corpus_as_its_model_does(bundle, demo_config, demo_folder, tmp_path):
+    expected = evaluate(bundle, demo_config, "dev", demo_folder)
+
+    graph = in_runtime(bundle.model, "onnxruntime", tmp_path)
+    found = evaluate(bundle, demo_config, "dev", demo_folder, heard_by=graph)
+
+    assert isinstance(graph, Graph)
+    assert found == expected
 
 
 def test_another_sample_rate_is_resampled_or_refused_by_name(bundle, tmp_path):

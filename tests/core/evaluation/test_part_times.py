@@ -5,7 +5,8 @@ import statistics
 import pytest
 import torch
 
-from core.evaluation.speed import even, latency_seconds, latency_table, part_seconds
+from core.evaluation.part_times import even, latency_table, part_seconds
+from core.evaluation.speed import latency_seconds
 from core.pruning.space import Space
 from core.testing import deeper, small_model
 

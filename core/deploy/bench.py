@@ -1,0 +1,115 @@
+"""How fast a recogniser is on this machine's CPU, in each runtime that can run it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from core.conformer.model import Conformer
+from core.deploy import bundle
+from core.deploy.onnx import export_onnx
+from core.deploy.quantise import quantise_dynamic
+from core.deploy.runtime import Graph
+from core.evaluation.speed import batch_seconds
+from core.pruning.space import whole_cost
+
+Runtime = Literal["torch", "onnxruntime", "int8"]
+"""Eager torch; ONNX Runtime in floats, or in 8-bit integers whose ranges are found as it runs."""
+SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """A model in one runtime."""
+
+    runtime: str
+    latency_ms: float
+    """Median of a forward pass over one utterance."""
+    real_time_factor: float
+    """That over the utterance's length."""
+    audio_seconds_per_second: float
+    """Of a batch of such utterances."""
+
+
+def benched(
+    place: Path,
+    *,
+    utterance_seconds: float,
+    batch: int,
+    threads: int,
+    repeats: int,
+    is_int8: bool,
+) -> dict[str, Any]:
+    """Sizes and speeds as plain values, of a bundle in all runtimes, or of a graph in its one.
+
+    Raises:
+        BundleError, GraphError: if there is no such thing, or it is damaged.
+        ExportError: if the extra `export` is not installed.
+    """
+    if place.suffix == SUFFIX:
+        models: dict[str, nn.Module] = {"onnxruntime": Graph(place, threads=threads)}
+        sizes: dict[str, float | None] = {"params": None, "gflops": None}
+    else:
+        model = bundle.load(place).model
+        names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
+        with TemporaryDirectory() as folder:
+            models = {
+                name: in_runtime(model, name, Path(folder), threads)
+                for name in names[: 2 + is_int8]
+            }
+        cost = whole_cost(model, utterance_seconds)
+        sizes = {"params": int(cost.params), "gflops": float(cost.flops) / 1e9}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = speeds(models, utterance_seconds=utterance_seconds, batch=batch, repeats=repeats)
+    finally:
+        torch.set_num_threads(before)
+    setting = {"seconds": utterance_seconds, "batch": batch, "threads": threads}
+    return {**sizes, **setting, "rows": [asdict(row) for row in rows]}
+
+
+def speeds(
+    models: Mapping[str, nn.Module], *, utterance_seconds: float, batch: int, repeats: int
+) -> list[Speed]:
+    """Of each model by its runtime's name."""
+    alone, together = (
+        batch_seconds(
+            models,
+            utterances=count,
+            utterance_seconds=utterance_seconds,
+            repeats=repeats,
+            device=torch.device("cpu"),
+        )
+        for count in (1, batch)
+    )
+    return [
+        Speed(
+            runtime=name,
+            latency_ms=1000 * alone[name],
+            real_time_factor=alone[name] / utterance_seconds,
+            audio_seconds_per_second=batch * utterance_seconds / together[name],
+        )
+        for name in models
+    ]
+
+
+def in_runtime(model: Conformer, runtime: Runtime, folder: Path, threads: int = 1) -> nn.Module:
+    """The model as that runtime runs it; what that needs is written into a folder.
+
+    Raises:
+        ExportError: if the extra `export` is not installed and the runtime needs it.
+    """
+    if runtime == "torch":
+        return model
+    graph = folder / f"model{SUFFIX}"
+    if not graph.exists():
+        export_onnx(model, graph)
+    if runtime == "int8":
+        whole, graph = graph, folder / f"model.int8{SUFFIX}"
+        quantise_dynamic(whole, graph)
+    return Graph(graph, threads=threads)

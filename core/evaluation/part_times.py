@@ -1,0 +1,161 @@
+"""How long the parts of a model take on this machine, by their sizes: a table of latencies.
+
+Each part is timed where it works, in a pass of one utterance at batch 1.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.conformer.model import Conformer
+from core.conformer.shape import BlockShape, Shape
+from core.evaluation.speed import noise, settle, timed
+from core.pruning.latency import Grid, LatencyTable, Part, monotone
+
+UNIT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+WIDTH_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Of the unpruned sizes: where a table of latencies is measured."""
+NEVER_EMPTY: tuple[Part, ...] = ("frontend", "projection", "norm", "output")
+
+
+@torch.inference_mode()
+def latency_table(
+    shape: Shape, *, utterance_seconds: float, repeats: int, threads: int, device: torch.device
+) -> LatencyTable:
+    """The times of all parts of models up to this shape, summing up to that of the shape itself.
+
+    Parts are timed where they work, inside models of equal blocks, one for each point of the grid.
+    Repeats go round all points, so that drift of the machine meets all alike.
+    """
+    speech = noise(1, utterance_seconds, device)
+    points = [(i, j) for i in range(len(UNIT_SHARES)) for j in range(len(WIDTH_SHARES))]
+    seen: dict[tuple[int, int], list[dict[Part, float]]] = {point: [] for point in points}
+    whole, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]):
+        unpruned = Conformer(shape).to(device).eval()
+        for _ in range(repeats):
+            whole += [timed(unpruned, speech, device) for _ in range(2)][1:]
+            for i, j in points:
+                model = Conformer(even(shape, UNIT_SHARES[i], WIDTH_SHARES[j])).to(device).eval()
+                seen[i, j] += [part_seconds(model, speech, device) for _ in range(2)][1:]
+    torch.set_num_threads(before)
+    parts = {part: _grid(shape, part, seen) for part in seen[points[-1]][0]}
+    table = LatencyTable(
+        utterance_seconds=utterance_seconds, device=device.type, threads=threads, parts=parts
+    )
+    axes = unpruned.axes()
+    told = float(table.ms(axes, {axis.name: axis.size for axis in axes}))
+    return table.scaled(1000 * statistics.median(whole) / told)
+
+
+def part_seconds(
+    model: Conformer, speech: tuple[Tensor, Tensor], device: torch.device
+) -> dict[Part, float]:
+    """One pass, by kinds of parts; a module counts until the next one begins, on average."""
+    marks: list[tuple[Part, float]] = []
+    with _marked(model, marks, device):
+        model(*speech)
+        settle(device)
+        end = time.perf_counter()
+    spent: dict[Part, list[float]] = {}
+    for (part, begun), (_, ended) in zip(marks, [*marks[1:], (marks[-1][0], end)], strict=True):
+        spent.setdefault(part, []).append(ended - begun)
+    return {part: sum(times) / len(times) for part, times in spent.items()}
+
+
+@contextmanager
+def _marked(
+    model: Conformer, marks: list[tuple[Part, float]], device: torch.device
+) -> Iterator[None]:
+    """Note when each part begins."""
+
+    def noting(part: Part) -> object:
+        def note(*_: object) -> None:
+            settle(device)
+            marks.append((part, time.perf_counter()))
+
+        return note
+
+    handles = [
+        module.register_forward_pre_hook(noting(part))  # type: ignore[arg-type]
+        for part, modules in _parts_of(model).items()
+        for module in modules
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts_of(model: Conformer) -> Mapping[Part, list[nn.Module]]:
+    blocks = model.typed_blocks()
+    found: dict[Part, list[nn.Module | None]] = {
+        "frontend": [model.frontend],
+        "projection": [model.frontend.linear],
+        "feedforward": [part for block in blocks for part in (block.ff1, block.ff2)],
+        "attention": [block.attention for block in blocks],
+        "convolution": [block.convolution for block in blocks],
+        "norm": [block.norm for block in blocks],
+        "output": [model.head],
+    }
+    return {part: [m for m in modules if m is not None] for part, modules in found.items()}
+
+
+def even(shape: Shape, units: float, width: float) -> Shape:
+    """A shape of equal blocks with shares of the largest of each size."""
+    block = BlockShape(
+        ff1=_level(_largest(shape, "feedforward"), units),
+        heads=_level(_largest(shape, "attention"), units),
+        channels=_level(_largest(shape, "convolution"), units),
+        ff2=_level(_largest(shape, "feedforward"), units),
+    )
+    return replace(
+        shape,
+        sub1=_level(shape.sub1, width),
+        sub2=_level(shape.sub2, units),
+        width=_level(shape.width, width),
+        blocks=(block,) * len(shape.blocks),
+        ranks={},
+    )
+
+
+def _largest(shape: Shape, part: Part) -> int:
+    """Units of a part where it has most; 0 where there is none."""
+    sizes = {
+        "feedforward": [size for block in shape.blocks for size in (block.ff1, block.ff2)],
+        "attention": [block.heads for block in shape.blocks],
+        "convolution": [block.channels for block in shape.blocks],
+        "frontend": [shape.sub2],
+        "projection": [shape.sub2],
+    }
+    return max(sizes.get(part, [1]), default=0)
+
+
+def _level(size: int, share: float) -> int:
+    return max(1, round(share * size)) if size else 0
+
+
+def _grid(
+    shape: Shape, part: Part, seen: Mapping[tuple[int, int], list[dict[Part, float]]]
+) -> Grid:
+    """Medians in milliseconds, in order; sizes that fall together share their mean."""
+    units = [_level(_largest(shape, part), share) for share in UNIT_SHARES]
+    widths = [_level(shape.sub1 if part == "frontend" else shape.width, s) for s in WIDTH_SHARES]
+    times: dict[tuple[int, int], list[float]] = {}
+    for (i, j), passes in seen.items():
+        median = statistics.median(each[part] for each in passes)
+        times.setdefault((units[i], widths[j]), []).append(1000 * median)
+    rows, columns = sorted(set(units)), sorted(set(widths))
+    table = np.array([[statistics.mean(times[n, d]) for d in columns] for n in rows])
+    ms = monotone(table)
+    if part in NEVER_EMPTY:
+        return Grid(units=rows, width=columns, ms=ms)
+    return Grid(units=[0, *rows], width=columns, ms=[[0.0] * len(columns), *ms])
