@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from measuring import arguments, emit, interleaved
+from measuring import arguments, emit
 
 from core.config import AxisKind, ModelConfig
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS, Shape
+from core.conformer.shape import Shape
 from core.evaluation.part_times import latency_table
+from core.evaluation.speed import latency_seconds
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, Scores, choose
 from core.pruning.extraction import as_mask, extract
@@ -80,10 +81,15 @@ def timed(
         budget = Budget(keep=1 - removed, resource="latency")
         choice = choose(space, scores, budget, is_filled=True, multiple_of=multiple_of)
         models[removed] = extract(space.model, as_mask(choice)).eval()
-    features, num_frames = torch.randn(1, round(100 * SECONDS), MELS), torch.tensor([1000])
-    runs = {str(share): lambda m=m: m(features, num_frames) for share, m in models.items()}
-    seconds = interleaved(runs, repeats=args.repeats)
+    seconds: dict[float, list[float]] = {share: [] for share in models}
+    for _ in range(args.repeats):  # in turn, and each warm, as a trial states its latency
+        for share, model in models.items():
+            seconds[share].append(warm_seconds(model))
     return [row_of(name, removed, space, models[removed], seconds) for removed in args.removed]
+
+
+def warm_seconds(model: Conformer) -> float:
+    return latency_seconds(model, utterance_seconds=SECONDS, repeats=3, device=torch.device("cpu"))
 
 
 def row_of(
@@ -91,9 +97,9 @@ def row_of(
     removed: float,
     space: Space,
     model: Conformer,
-    seconds: Mapping[str, list[float]],
+    seconds: Mapping[float, list[float]],
 ) -> dict[str, Any]:
-    pairs = zip(seconds[str(removed)], seconds["0.0"], strict=True)
+    pairs = zip(seconds[removed], seconds[0.0], strict=True)
     kept = statistics.median(small / dense for small, dense in pairs)
     cost = space.dense_cost(model)
     return {
@@ -103,8 +109,8 @@ def row_of(
         "measured": kept,
         "off": kept / (1 - removed) - 1,
         "flops_kept": 1 - float(space.sparsity(cost, "flops")),
-        "dense_ms": 1000 * statistics.median(seconds["0.0"]),
-        "small_ms": 1000 * statistics.median(seconds[str(removed)]),
+        "dense_ms": 1000 * statistics.median(seconds[0.0]),
+        "small_ms": 1000 * statistics.median(seconds[removed]),
     }
 
 
