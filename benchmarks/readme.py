@@ -111,6 +111,7 @@ def realised_speed(rows: Sequence[Row]) -> list[dict[str, str]]:
             "size": row["name"],
             "runtime": row.get("runtime", "torch"),
             "audio": f"{row.get('seconds', 10):.0f} s",
+            "cut by": row.get("choice", "flops"),
             "FLOPs": f"-{percent(row['sparsity'])}",
             "promised": f"{row['promised']:.2f} x",
             "measured": f"{row['realised']:.2f} x",
