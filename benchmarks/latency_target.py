@@ -45,24 +45,25 @@ def main() -> None:
 def measured(size: str, args: Any) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     shape = Shape.of(ModelConfig(size=size), 128)  # type: ignore[arg-type]
-    table = latency_table(
-        shape,
-        utterance_seconds=SECONDS,
-        repeats=args.table_repeats,
-        threads=args.threads,
-        device=torch.device("cpu"),
-    )
+    tables = {
+        multiple_of: latency_table(
+            shape,
+            utterance_seconds=SECONDS,
+            repeats=args.table_repeats,
+            threads=args.threads,
+            device=torch.device("cpu"),
+            multiple_of=multiple_of,
+        )
+        for multiple_of in args.multiple_of
+    }
     rows = []
     for seed in range(args.seeds):
         torch.manual_seed(seed)
         model = Conformer(shape).eval()
-        space = Space.of(model, KINDS, SECONDS, latency=table)
-        scores = {
-            "magnitude": ranked_within(magnitudes(model, space.units)),
-            "chance": noise(space),
-        }
-        for multiple_of in args.multiple_of:
-            for how, worth in scores.items():
+        for multiple_of, table in tables.items():
+            space = Space.of(model, KINDS, SECONDS, latency=table)
+            by_size = ranked_within(magnitudes(model, space.units))
+            for how, worth in {"magnitude": by_size, "chance": noise(space)}.items():
                 name = f"{size}, {how}, seed {seed}, multiples of {multiple_of}"
                 rows += timed(name, space, worth, multiple_of, args)
     return rows

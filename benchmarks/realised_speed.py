@@ -99,6 +99,7 @@ def cut(size: str, threads: int) -> dict[tuple[str, float], Conformer]:
         repeats=TABLE_REPEATS,
         threads=threads,
         device=torch.device("cpu"),
+        multiple_of=LANES,
     )
     space = Space.of(model, PruningConfig().axes, SECONDS[0], latency=table)
     scores = ranked_within(magnitudes(model, space.units))

@@ -26,9 +26,18 @@ NEVER_EMPTY: tuple[Part, ...] = ("frontend", "projection", "norm", "output")
 
 @torch.inference_mode()
 def latency_table(
-    shape: Shape, *, utterance_seconds: float, repeats: int, threads: int, device: torch.device
+    shape: Shape,
+    *,
+    utterance_seconds: float,
+    repeats: int,
+    threads: int,
+    device: torch.device,
+    multiple_of: int = 1,
 ) -> LatencyTable:
     """The times of all parts of models up to this shape, summing up to that of the shape itself.
+
+    Below the whole sizes are of the kind that will be kept: multiples, or else odd numbers, at
+    which matrix products are slower than at the round ones between.
 
     Parts are timed where they work, inside models of equal blocks, one for each point of the grid.
     Repeats go round all points, so that drift of the machine meets all alike.
@@ -43,10 +52,11 @@ def latency_table(
         for _ in range(repeats):
             whole += [timed(unpruned, speech, device) for _ in range(2)][1:]
             for i, j in points:
-                model = Conformer(even(shape, UNIT_SHARES[i], WIDTH_SHARES[j])).to(device).eval()
+                model = Conformer(even(shape, UNIT_SHARES[i], WIDTH_SHARES[j], multiple_of))
+                model.to(device).eval()
                 seen[i, j] += [part_seconds(model, speech, device) for _ in range(2)][1:]
     torch.set_num_threads(before)
-    parts = {part: _grid(shape, part, seen) for part in seen[points[-1]][0]}
+    parts = {part: _grid(shape, part, seen, multiple_of) for part in seen[points[-1]][0]}
     table = LatencyTable(
         utterance_seconds=utterance_seconds, device=device.type, threads=threads, parts=parts
     )
@@ -109,19 +119,19 @@ def _parts_of(model: Conformer) -> Mapping[Part, list[nn.Module]]:
     return {part: [m for m in modules if m is not None] for part, modules in found.items()}
 
 
-def even(shape: Shape, units: float, width: float) -> Shape:
+def even(shape: Shape, units: float, width: float, multiple_of: int = 1) -> Shape:
     """A shape of equal blocks with shares of the largest of each size."""
     block = BlockShape(
-        ff1=_level(_largest(shape, "feedforward"), units),
-        heads=_level(_largest(shape, "attention"), units),
-        channels=_level(_largest(shape, "convolution"), units),
-        ff2=_level(_largest(shape, "feedforward"), units),
+        ff1=_level(shape, "feedforward", units, multiple_of),
+        heads=_level(shape, "attention", units, multiple_of),
+        channels=_level(shape, "convolution", units, multiple_of),
+        ff2=_level(shape, "feedforward", units, multiple_of),
     )
     return replace(
         shape,
-        sub1=_level(shape.sub1, width),
-        sub2=_level(shape.sub2, units),
-        width=_level(shape.width, width),
+        sub1=_near(shape.sub1, width, multiple_of),
+        sub2=_level(shape, "frontend", units, multiple_of),
+        width=_near(shape.width, width, multiple_of),
         blocks=(block,) * len(shape.blocks),
         ranks={},
     )
@@ -139,16 +149,32 @@ def _largest(shape: Shape, part: Part) -> int:
     return max(sizes.get(part, [1]), default=0)
 
 
-def _level(size: int, share: float) -> int:
-    return max(1, round(share * size)) if size else 0
+def _level(shape: Shape, part: Part, share: float, multiple_of: int) -> int:
+    """Units of a part at a share of the most it has; heads are as many as there are."""
+    largest = _largest(shape, part)
+    if part == "attention":
+        return max(1, round(share * largest)) if largest else 0
+    return _near(largest, share, multiple_of)
+
+
+def _near(size: int, share: float, multiple_of: int) -> int:
+    if share == 1 or not size:
+        return size
+    if multiple_of == 1:
+        return min(size, round(share * size) | 1)
+    return min(size, max(1, round(share * size / multiple_of)) * multiple_of)
 
 
 def _grid(
-    shape: Shape, part: Part, seen: Mapping[tuple[int, int], list[dict[Part, float]]]
+    shape: Shape,
+    part: Part,
+    seen: Mapping[tuple[int, int], list[dict[Part, float]]],
+    multiple_of: int,
 ) -> Grid:
     """Medians in milliseconds, in order; sizes that fall together share their mean."""
-    units = [_level(_largest(shape, part), share) for share in UNIT_SHARES]
-    widths = [_level(shape.sub1 if part == "frontend" else shape.width, s) for s in WIDTH_SHARES]
+    whole = shape.sub1 if part == "frontend" else shape.width
+    units = [_level(shape, part, share, multiple_of) for share in UNIT_SHARES]
+    widths = [_near(whole, share, multiple_of) for share in WIDTH_SHARES]
     times: dict[tuple[int, int], list[float]] = {}
     for (i, j), passes in seen.items():
         median = statistics.median(each[part] for each in passes)

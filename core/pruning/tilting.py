@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-# Bisections a resource: the tilt is then known to less than what a step moves.
-HALVINGS = 12
+# Bisections of the last tilt, which is then known to less than what a step moves, and of those
+# before it, each of which costs all of the last one's.
+HALVINGS, OUTER_HALVINGS = 12, 7
 # So many orders are tried to the end: what filling adds depends on where each was cut.
 NEAREST = 6
 # At the ends of the scale worth plays hardly any part.
@@ -74,7 +75,8 @@ def _settle(
         return left
     low, high = -STEEPEST, STEEPEST
     found: Sequence[float] = ()
-    for _ in range(HALVINGS):
+    is_last = place == len(slopes) - 1
+    for _ in range(HALVINGS if is_last else OUTER_HALVINGS):
         middle = (low + high) / 2
         found = _settle((*known, middle), slopes, exceeded, fixed, seen)
         low, high = (middle, high) if found[place] > 0 else (low, middle)

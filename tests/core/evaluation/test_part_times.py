@@ -58,6 +58,18 @@ def test_an_even_shape_has_shares_of_the_largest_sizes_and_never_less_than_one(u
     shape = even(deeper(2), units, 0.5)
 
     assert len({*shape.blocks}) == 1
-    assert shape.blocks[0].ff1 == shape.blocks[0].ff2 == max(1, round(units * 12))
-    assert (shape.width, shape.sub1) == (8, 3)
-    assert shape.sub2 == max(1, round(units * 5))
+    inner = round(units * 12) | 1 if units < 1 else 12
+    assert shape.blocks[0].ff1 == shape.blocks[0].ff2 == inner
+    assert shape.blocks[0].heads == max(1, round(units * 3))
+    assert (shape.width, shape.sub1) == (9, 3)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.75, 1.0])
+def test_sizes_between_are_of_the_kind_that_will_be_kept(share):
+    odd, rounded = even(deeper(1), share, share), even(deeper(1), share, share, 4)
+
+    for size, most in [(odd.width, 16), (odd.blocks[0].ff1, 12), (odd.blocks[0].channels, 10)]:
+        assert size % 2 == 1 or size == most
+    for size, most in [(rounded.width, 16), (rounded.blocks[0].ff1, 12)]:
+        assert size % 4 == 0
+        assert 0 < size <= most
