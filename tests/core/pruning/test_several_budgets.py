@@ -66,8 +66,8 @@ def test_two_budgets_that_can_bind_together_are_both_met_within_a_hundredth(pair
 
 
 @pytest.mark.slow
-@given(seed=st.integers(0, 10**6), keeps=st.lists(st.floats(0.2, 0.9), min_size=3, max_size=3))
-@settings(few, max_examples=1)
+@given(seed=st.integers(0, 10**6), keeps=st.lists(st.floats(0.35, 0.9), min_size=3, max_size=3))
+@settings(few, max_examples=4)
 def test_three_budgets_are_met_and_no_removed_unit_could_come_back(seed, keeps):
     space = Space.of(
         model := small_model(shape=deeper(1)),
