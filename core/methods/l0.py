@@ -7,7 +7,9 @@ its layers:
     min over weights and gates, max over both lambdas, of
     task + logit + layer + lambda_linear * (t - s) + lambda_quadratic * (t - s)^2
 
-Where shares of several resources are asked for, each has a pair of lambdas of its own.
+Where shares of several resources are asked for, each has a pair of lambdas of its own, and those
+of the further ones act only while too little is removed: what the first target removes of them
+anyway must not pull it back.
 """
 
 from typing import Any
@@ -46,7 +48,7 @@ class WarmedTarget:
         for pair, (resource, sparsity) in zip(self._lagrangian, sparsities.items(), strict=True):
             assert isinstance(pair, Lagrangian)
             target = warmed_target(targets[resource], step=step, warmup_steps=self._warmup_steps)
-            violation = target - sparsity
+            violation = (target - sparsity).clamp(min=0) if told else target - sparsity
             penalties.append(pair.penalty(violation))
             # The first resource has the plain names, whichever it is.
             suffix = f"_{resource}" if told else ""
@@ -60,7 +62,7 @@ class WarmedTarget:
         return torch.stack(penalties).sum(), told
 
     def stepped(self) -> None:
-        """Equality is wanted: multipliers may have either sign."""
+        """Of the first resource equality is wanted: its multipliers may have either sign."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"lagrangian": self._lagrangian.state_dict(), "dual": self._dual.state_dict()}

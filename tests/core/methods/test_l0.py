@@ -8,7 +8,7 @@ from core.pruning.hard_concrete import COLDEST, KINDS
 from core.strict import ConfigError
 from core.testing import patterned
 from core.training.concrete import ConcreteStage
-from core.training.gating import expected_sparsity
+from core.training.gating import expected_sparsities, expected_sparsity
 from core.training.method import load_method
 
 
@@ -132,3 +132,17 @@ def test_gates_of_every_kind_and_start_reach_the_target(kind, start_from, bench_
     assert expected == pytest.approx(0.6, abs=0.05)
     cost = bench.space.choice_cost(bench.choose(stage.found().scores, 0.6))
     assert bench.space.sparsity(cost, "flops") >= 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("also", [0.05, 0.3])
+def test_a_further_target_that_is_met_anyway_pulls_nothing_back(also, bench_of):
+    bench = bench_of("l0", steps=100, target_sparsity=0.6, gate_travel=25.0, also={"params": also})
+    stage = L0.stage(bench)
+
+    for step in range(stage.steps):
+        stage.step(patterned(8, seed=step), step)
+
+    sparsities = expected_sparsities(bench, stage.gates.open_probability())
+    assert float(sparsities["flops"].detach()) == pytest.approx(0.6, abs=0.05)
+    assert float(sparsities["params"].detach()) > also
