@@ -34,7 +34,8 @@ from cells import (
 )
 from measuring import arguments, emit
 
-from core.config import Resource, TrialConfig, method_names
+from core.config import TrialConfig, method_names
+from core.pruning_config import Resource
 from core.setting import Place
 from core.training.method import load_method
 from core.training.trainer import fit

@@ -16,7 +16,7 @@ import torch
 from measuring import arguments, emit, on_one_utterance
 from torch import nn
 
-from core.config import ModelConfig, PruningConfig
+from core.config import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.deploy.bench import Runtime, in_runtime
@@ -26,6 +26,7 @@ from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, extract
 from core.pruning.scoring import ranked_within
 from core.pruning.space import Space, whole_cost
+from core.pruning_config import PruningConfig
 
 SECONDS = (10.0, 30.0)
 SPARSITIES = (0.5, 0.7)

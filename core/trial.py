@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from core import latency
-from core.config import Repair, TrialConfig
+from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
@@ -25,6 +25,7 @@ from core.pruning.budget import Scores, chosen, depth_order
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import reestimate_statistics, repaired
 from core.pruning.space import Choice, Space
+from core.pruning_config import Repair
 from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
 from core.setting import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.config import AxisKind
+from core.pruning_config import AxisKind
 
 Number = int | Tensor
 """An exact count, or a differentiable expectation of one."""

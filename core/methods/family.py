@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from core.config import Repair, TrialConfig
+from core.config import TrialConfig
 from core.corpora.batches import Batch
 from core.methods.l0 import WarmedTarget
 from core.methods.numerical import METHOD as NUMERICAL
 from core.pruning.budget import Scores, budgets_of
+from core.pruning_config import Repair
 from core.ranks import current
 from core.report import Report, Stage
 from core.training.concrete import ConcreteStage

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from core.config import AxisKind, TrialConfig
+from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.batches import Batch
 from core.evaluation.token_errors import token_error_rate
+from core.pruning_config import AxisKind
 from core.training.distillation import ctc_loss
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable

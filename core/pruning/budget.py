@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from core.config import AxisKind, PruningConfig, Resource
 from core.conformer.axes import Cost, around
 from core.pruning.space import Space, of_resource, unit_share
 from core.pruning.tilting import balanced
+from core.pruning_config import AxisKind, PruningConfig, Resource
 
 # Shares that are equal but for rounding.
 ROUNDING = 1e-12

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.config import GateKind
 from core.conformer.axes import Axis
+from core.pruning_config import GateKind
 from core.ranks import drawn_once
 
 TEMPERATURE = 2 / 3

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from core.config import Repair
 from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer
@@ -25,6 +24,7 @@ from core.conformer.norm import BatchNorm
 from core.pruning.extraction import narrowed, open_blocks, small_name
 from core.pruning.factoring import multiplied_out
 from core.pruning.space import Choice
+from core.pruning_config import Repair
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
 """Batches of features and their numbers of mel frames: speech without its words. They may be walked

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.config import Resource
 from core.conformer.axes import Axis
 from core.conformer.gate import tensors_of
 from core.conformer.model import Conformer
 from core.pruning.perturbation import untouched
 from core.pruning.repair import Calibration, consumers, input_grams
 from core.pruning.space import Space, unit_share
+from core.pruning_config import Resource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

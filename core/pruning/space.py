@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from core.config import AxisKind, Resource
 from core.conformer.axes import Axis, Cost, Mask, Number, around
 from core.conformer.gate import resolved
 from core.conformer.model import Conformer
 from core.pruning.latency import LatencyTable
+from core.pruning_config import AxisKind, Resource
 
 Choice = Mapping[str, Bool[Tensor, " units"]]
 """Which units stay, by axis: one entry for every axis of the space."""

@@ -12,12 +12,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from core.config import PruningConfig, Resource
 from core.conformer.axes import Mask
 from core.conformer.gate import Folded, fold, gated_forward, kept_units, tensors_of
 from core.conformer.model import Conformer, Output
 from core.corpora.batches import Batch
 from core.pruning.repair import reestimate_statistics, repaired
+from core.pruning_config import PruningConfig, Resource
 from core.ranks import part_of_same
 from core.report import Report, Stage
 from core.training.distillation import Student, ctc_loss

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.config import AxisKind, Repair, TrialConfig
+from core.config import TrialConfig
 from core.conformer.axes import Mask
 from core.conformer.model import Conformer
 from core.corpora.batches import Batch
@@ -23,6 +23,7 @@ from core.evaluation.judge import Judge
 from core.pruning.budget import Scores
 from core.pruning.repair import Calibration
 from core.pruning.space import Choice, Space
+from core.pruning_config import AxisKind, Repair
 from core.training.distillation import Distillation
 from core.training.trainer import DenseStage, Rates, Taught, Trainable, Tuning
 

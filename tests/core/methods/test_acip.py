@@ -6,13 +6,14 @@ from typing import get_args
 import pytest
 import torch
 
-from core.config import AxisKind, TrialConfig
+from core.config import TrialConfig
 from core.conformer.gate import tensors_of
 from core.evaluation.judge import Judge
 from core.methods.acip import METHOD, prices
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import clone
 from core.pruning.space import Space
+from core.pruning_config import AxisKind
 from core.testing import ragged_speech, small_model, worded_noise
 from core.training.distillation import Distillation
 from core.training.method import Workbench

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from core.config import PruningConfig, TrialConfig, method_names
+from core.config import TrialConfig, method_names
 from core.conformer.gate import tensors_of
 from core.corpora.batches import Batch
 from core.evaluation.decoding import greedy
@@ -17,6 +17,7 @@ from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.space import Space
+from core.pruning_config import PruningConfig
 from core.testing import deeper, ragged_speech, small_model, worded_noise
 from core.training.distillation import Distillation
 from core.training.gating import GateStage, expected_sparsity

@@ -5,11 +5,12 @@ from typing import get_args
 import pytest
 import torch
 
-from core.config import AxisKind, TrialConfig
+from core.config import TrialConfig
 from core.methods.performer import METHOD, shifts, swapped
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.space import Space, whole_cost
+from core.pruning_config import AxisKind
 from core.strict import ConfigError
 from core.testing import deeper, ragged_speech, small_model
 from core.training.method import NeedError, heard

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 import torch
 
-from core.config import GateKind
 from core.conformer.axes import Axis
 from core.pruning.hard_concrete import CLAMP, COLDEST, KINDS, HardConcrete
+from core.pruning_config import GateKind
 
 SHARES_DONE = {"sampled": [0.0], "straight_through": [0.0], "annealed": [0.0, 0.5, 1.0]}
 KIND_AND_SHARE = [(kind, share) for kind, shares in SHARES_DONE.items() for share in shares]

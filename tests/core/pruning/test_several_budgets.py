@@ -7,12 +7,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.config import ModelConfig, PruningConfig
+from core.config import ModelConfig
 from core.conformer.axes import around
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.pruning.budget import ROUNDED, Budget, Ladder, beginning, budgets_of, choose
 from core.pruning.space import Space, of_resource
+from core.pruning_config import PruningConfig
 from core.testing import deeper, made_up_table, small_model
 
 KINDS = ["frontend", "width", "head", "inner", "channel", "module"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.config import AxisKind
 from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
+from core.pruning_config import AxisKind
 from core.testing import MASK_KINDS, deeper, random_mask, small_model, with_factors
 
 KINDS = get_args(AxisKind)

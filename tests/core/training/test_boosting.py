@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.config import BoostingConfig, PruningConfig, RuntimeConfig
+from core.config import BoostingConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.corpora.batches import Batch
 from core.evaluation.token_errors import token_error_rate
@@ -13,6 +13,7 @@ from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
+from core.pruning_config import PruningConfig
 from core.report import Report
 from core.testing import SHAPE, TOY, patterned, ragged_speech, small_model, worded_noise
 from core.training.boosting import (

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import PruningConfig, TrialConfig
+from core.config import TrialConfig
 from core.conformer.gate import fold, gated_forward, tensors_of
 from core.evaluation.judge import Judge
 from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone
 from core.pruning.space import Space, of_resource
+from core.pruning_config import PruningConfig
 from core.testing import ragged_speech, random_mask, small_model, worded_noise
 from core.training.distillation import Distillation
 from core.training.gating import masked_losses
