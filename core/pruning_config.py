@@ -54,6 +54,9 @@ class PruningConfig(Config):
     """If not 0, how far a log_alpha can go in the whole search; it stands in for `gate_lr`."""
     gates: GateKind = "sampled"
     """Of `l0` and `constrained`: as drawn, rounded to 0 or 1, or drawn ever colder."""
+    shrink_rounds: int = Field(1, ge=1, le=100)
+    """Of `l0`: in how many rounds it removes, each the same share of what is left; after one, what
+    it would cut is shut for good and all other gates start anew."""
     start_from: str = ""
     """Method by whose scores these gates start in order, the best of an axis the most open; one
     that needs no training. Without one they start alike."""

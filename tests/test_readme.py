@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def readme():
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # where its neighbours lie
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.pop(0)
     return module
 
 

@@ -28,6 +28,9 @@ from core.conformer.feedforward import module_axis
 from core.conformer.linear_attention import LinearMixing
 from core.conformer.norm import LayerNorm, in_autocast
 
+ROWS = 64
+"""Of scores, at a time, in training on a CPU."""
+
 
 class Attention(nn.Module):
     linear: LinearMixing | None
@@ -99,13 +102,24 @@ class Attention(nn.Module):
         else:
             p = self._heads(self.position(distances)[None])[:, 0]  # (H, R, K)
             mixed = by_softmax(
-                of_content=q + u, of_position=q + w, k=k, v=v, p=p, is_frame=is_frame
+                of_content=q + u,
+                of_position=q + w,
+                k=k,
+                v=v,
+                p=p,
+                is_frame=is_frame,
+                rows=self._rows(x),
             )
         return self.output(mixed.permute(1, 2, 0, 3).flatten(2))  # (B, T, A)
 
     def _heads(self, x: Float[Tensor, "batch time all"]) -> Float[Tensor, "heads batch time head"]:
         """As many heads as the tensor has, so that a narrowed module needs no new code."""
         return x.unflatten(-1, (-1, self.head_width)).permute(2, 0, 1, 3)
+
+    def _rows(self, x: Float[Tensor, "batch time width"]) -> int:
+        """Rows of scores at a time; their number would be fixed by a compiled graph."""
+        is_cut = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        return ROWS if is_cut else x.shape[1]
 
     def _in_linear_time(
         self,
@@ -187,42 +201,54 @@ def by_softmax(
     v: Float[Tensor, "heads batch time head"],
     p: Float[Tensor, "heads distances head"],
     is_frame: Bool[Tensor, "batch time"],
+    rows: int,
 ) -> Float[Tensor, "heads batch time head"]:
-    """Values mixed by softmax of the scores of both queries.
+    """Values mixed by softmax of the scores of both queries, so many rows of scores at a time.
 
-    The large tensors are those of scores, (H, B, T, R) once and (H, B, T, T): each pass over them
-    that is not needed is one too many.
+    Few rows stay in the caches, and meet few distances: of all 2 T - 1 half would be scored in
+    vain. All rows at once are fewer calls.
     """
     heads, batch, time, head_width = k.shape
     scale = 1 / math.sqrt(head_width)
-    # All utterances meet the same distances, so they are rows of one product.
-    positions = of_position.flatten(1, 2) @ (scale * p).transpose(1, 2)  # (H, B T, R)
-    scores = torch.baddbmm(
-        shifted(positions.view(heads * batch, time, -1)),
-        of_content.flatten(0, 1),
-        k.flatten(0, 1).transpose(1, 2),
-        alpha=scale,
-    )  # (H B, T, T)
+    keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+    to_distances = (scale * p).transpose(1, 2)  # (H, K, R)
     # A finite floor keeps rows without any real frame finite.
-    floor = torch.finfo(scores.dtype).min
-    bias = torch.zeros_like(is_frame, dtype=scores.dtype).masked_fill(~is_frame, floor)
-    scores = scores.add_(bias.repeat(heads, 1)[:, None])
-    return (F.softmax(scores, dim=-1) @ v.flatten(0, 1)).unflatten(0, (heads, batch))
+    floor = torch.finfo(k.dtype).min
+    bias = torch.zeros_like(is_frame, dtype=k.dtype).masked_fill(~is_frame, floor)
+    bias = bias.repeat(heads, 1)[:, None]  # (H B, 1, T)
+    mixed, end = [], 0
+    parts = zip(of_content.split(rows, 2), of_position.split(rows, 2), strict=True)
+    for content, position in parts:
+        end += content.shape[2]
+        # From its last row's distance to the first frame, to its first row's to the last frame.
+        met = to_distances[:, :, time - end : 2 * time - 1 - end + content.shape[2]]
+        # All utterances meet the same distances, so they are rows of one product.
+        positions = position.flatten(1, 2) @ met  # (H, B rows, T + rows - 1)
+        scores = torch.baddbmm(
+            shifted(positions.view(heads * batch, content.shape[2], -1)),
+            content.flatten(0, 1),
+            keys,
+            alpha=scale,
+        )  # (H B, rows, T)
+        mixed.append(F.softmax(scores.add_(bias), dim=-1) @ values)
+    return torch.cat(mixed, dim=1).unflatten(0, (heads, batch))
 
 
 def shifted(
-    scores: Float[Tensor, "pairs time distances"],
-) -> Float[Tensor, "pairs time time"]:
-    """Turn columns that mean a distance T - 1 ... -(T - 1) into columns that mean a frame.
+    scores: Float[Tensor, "pairs rows distances"],
+) -> Float[Tensor, "pairs rows time"]:
+    """Turn columns that mean a distance into columns that mean a frame.
 
-    Frame j stands in row i at column T - 1 - i + j: each row of the view begins a column earlier.
+    Of N rows the last begins at the first column, each one before a column later: frame j stands
+    in row i at column N - 1 - i + j.
     """
-    pairs, time, distances = scores.shape
+    pairs, rows, distances = scores.shape
+    time = distances - rows + 1
     if torch.compiler.is_exporting():  # its graphs know no strides
-        padded = F.pad(scores, (1, 0)).view(pairs, distances + 1, time)
-        return padded[:, 1:].reshape(pairs, time, distances)[:, :, :time]
-    strides = (time * distances, distances - 1, 1)
-    return scores.contiguous().as_strided((pairs, time, time), strides, time - 1)
+        padded = F.pad(scores, (1, 0)).view(pairs, distances + 1, rows)
+        return padded[:, 1:].reshape(pairs, rows, distances)[:, :, :time]
+    strides = (rows * distances, distances - 1, 1)
+    return scores.contiguous().as_strided((pairs, rows, time), strides, rows - 1)
 
 
 def distance_table(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from core.conformer.axes import Mask
-from core.pruning.constraint import Lagrangian, warmed_target
+from core.pruning.constraint import Lagrangian, staged_target
 from core.training.concrete import ConcreteStage
 from core.training.gating import GateMethod, GateStage, expected_sparsities
 from core.training.method import Workbench
@@ -33,7 +33,6 @@ class WarmedTarget:
     def __init__(self, bench: Workbench) -> None:
         config = bench.config.pruning
         self._bench = bench
-        self._warmup_steps = round(config.warmup_share * config.steps)
         pairs = [Lagrangian(quadratic_start=config.lambda_quadratic) for _ in config.targets]
         self._lagrangian = nn.ModuleList(pairs).to(bench.device)
         parameters = self._lagrangian.parameters()
@@ -44,10 +43,16 @@ class WarmedTarget:
         penalties: list[Tensor] = []
         told: dict[str, Tensor] = {}
         sparsities = expected_sparsities(self._bench, expected)
-        targets = self._bench.config.pruning.targets
+        config = self._bench.config.pruning
         for pair, (resource, sparsity) in zip(self._lagrangian, sparsities.items(), strict=True):
             assert isinstance(pair, Lagrangian)
-            target = warmed_target(targets[resource], step=step, warmup_steps=self._warmup_steps)
+            target = staged_target(
+                config.targets[resource],
+                step=step,
+                steps=config.steps,
+                rounds=config.shrink_rounds,
+                warmup_share=config.warmup_share,
+            )
             violation = (target - sparsity).clamp(min=0) if told else target - sparsity
             penalties.append(pair.penalty(violation))
             # The first resource has the plain names, whichever it is.
@@ -74,7 +79,9 @@ class WarmedTarget:
 
 class L0(GateMethod):
     def stage(self, bench: Workbench) -> GateStage:
-        return ConcreteStage(bench, WarmedTarget(bench))
+        return ConcreteStage(
+            bench, WarmedTarget(bench), shrink_rounds=bench.config.pruning.shrink_rounds
+        )
 
 
 METHOD = L0()

@@ -32,6 +32,21 @@ def warmed_target(target: float, *, step: int, warmup_steps: int) -> float:
     return target * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
+def staged_target(
+    target: float, *, step: int, steps: int, rounds: int, warmup_share: float
+) -> float:
+    """The target at a step of a search in rounds, each of which removes the same share of the rest.
+
+    It warms up within each round, from what the one before removed.
+    """
+    rounds = min(rounds, steps)
+    number = step * rounds // steps
+    first, after = (-(-n * steps // rounds) for n in (number, number + 1))
+    before, wanted = (1 - (1 - target) ** (n / rounds) for n in (number, number + 1))
+    warmup_steps = round(warmup_share * (after - first))
+    return before + warmed_target(wanted - before, step=step - first, warmup_steps=warmup_steps)
+
+
 class MinMax:
     """One multiplier, at least 0, for each of several constraints g <= 0: L = task + lambda * g.
 

@@ -27,6 +27,8 @@ LOWER, UPPER = -0.1, 1.1
 # A dead gate at -8 still counts 0.0017, one at the usual -4.6 counts 0.047: that would bias the
 # expected cost.
 CLAMP = 8.0
+# Below whatever lives: by its score a gate that is shut for good is the last to be kept.
+SHUT = -2 * CLAMP
 
 
 class HardConcrete(nn.Module):
@@ -36,7 +38,16 @@ class HardConcrete(nn.Module):
     hears_when_shut = False
     """Whether a gate of value 0 has a gradient, so that its unit must not be left out."""
 
-    def __init__(self, axes: Sequence[Axis], *, start: Mapping[str, float | Tensor]) -> None:
+    alive: Tensor | None
+    """1, and 0 for gates that are shut for good; None where none ever is."""
+
+    def __init__(
+        self,
+        axes: Sequence[Axis],
+        *,
+        start: Mapping[str, float | Tensor],
+        is_shrinking: bool = False,
+    ) -> None:
         """`start` gives log_alpha by axis name: of all its units, or of each."""
         super().__init__()
         self.names = [axis.name for axis in axes]
@@ -44,12 +55,14 @@ class HardConcrete(nn.Module):
         self.floors = {axis.name: axis.floor for axis in axes if axis.floor}
         starts = [torch.zeros(axis.size) + start[axis.name] for axis in axes]
         self.log_alpha = nn.Parameter(torch.cat(starts))
+        self.start = torch.cat(starts)
+        self.register_buffer("alive", torch.ones_like(self.start) if is_shrinking else None)
 
     def sample(self) -> dict[str, Tensor]:
         """One draw of all gates, floors kept; differentiable in log_alpha."""
         uniform = drawn_once(torch.rand_like(self.log_alpha)).clamp(1e-6, 1 - 1e-6)
         noise = uniform.log() - torch.log1p(-uniform)
-        gates = self._by_axis(self._valued(noise + self.log_alpha))
+        gates = self._by_axis(self._living(self._valued(noise + self.log_alpha)))
         return gates | {name: self._with_floor(name, gates[name]) for name in self.floors}
 
     def _with_floor(self, name: str, z: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
@@ -62,7 +75,7 @@ class HardConcrete(nn.Module):
 
     def median(self) -> dict[str, Tensor]:
         """The deterministic gate: 0 exactly where P(z > 0) <= 0.5 (Gallego-Posada et al., 2022)."""
-        return self._by_axis(self._valued(self.log_alpha.detach()))
+        return self._by_axis(self._living(self._valued(self.log_alpha.detach())))
 
     @property
     def shift(self) -> float:
@@ -71,16 +84,29 @@ class HardConcrete(nn.Module):
 
     def open_probability(self) -> dict[str, Tensor]:
         """P(z > 0) of each gate; differentiable."""
-        return self._by_axis(torch.sigmoid(self.log_alpha - self.shift))
+        return self._by_axis(self._living(torch.sigmoid(self.log_alpha - self.shift)))
 
     def scores(self) -> dict[str, Tensor]:
         """How much each unit is worth keeping: log_alpha is comparable across axes."""
         return self._by_axis(self.log_alpha.detach().clone())
 
     @torch.no_grad()
+    def shrink(self, kept: Mapping[str, Tensor]) -> None:
+        """Shut for good what is not kept; all other gates start anew."""
+        assert self.alive is not None, "made to shrink"
+        self.alive *= torch.cat([kept[name] for name in self.names]).to(self.alive)
+        begun = self.start.to(self.log_alpha)
+        self.log_alpha.copy_(torch.where(self.alive > 0, begun, SHUT))
+
+    def _living(self, values: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
+        return values if self.alive is None else values * self.alive
+
+    @torch.no_grad()
     def clamp(self) -> None:
         """After each step: a gate beyond the clamp would take for ever to come back."""
         self.log_alpha.clamp_(-CLAMP, CLAMP)
+        if self.alive is not None:
+            self.log_alpha.masked_fill_(self.alive == 0, SHUT)
 
     def anneal(self, share: float) -> None:
         """Before each step: so much of the search is done, in [0, 1]."""

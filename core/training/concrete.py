@@ -21,19 +21,39 @@ NOTHING = 2.0
 class ConcreteStage(GateStage):
     """Weights and hard-concrete gates, which know how much of the search is done."""
 
-    def __init__(self, bench: Workbench, control: Control, **settings: Any) -> None:
-        """`settings` are those of any `GateStage`."""
-        self.concrete = hard_concrete(bench)
+    def __init__(
+        self, bench: Workbench, control: Control, *, shrink_rounds: int = 1, **settings: Any
+    ) -> None:
+        """Make a stage from its beginning.
+
+        Args:
+            bench: what it may touch.
+            control: how the budget is enforced.
+            shrink_rounds: after each but the last, what would be cut is shut for good.
+            settings: those of any `GateStage`.
+        """
+        self._rounds = min(shrink_rounds, max(1, bench.config.pruning.steps))
+        self.concrete = hard_concrete(bench, is_shrinking=shrink_rounds > 1)
         super().__init__(bench, self.concrete, control, **settings)
         if self.concrete.hears_when_shut:
             self.narrow_from = NOTHING
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        number = step * self._rounds // self.steps
+        if number > 0 and (step - 1) * self._rounds // self.steps < number:
+            self._shrink(number)
         self.concrete.anneal(step / max(1, self.steps - 1))
         return super().step(batch, step)
 
+    def _shrink(self, number: int) -> None:
+        """Shut for good what goes in the first so many rounds; what gates remember, too, ends."""
+        share = 1 - (1 - self.bench.target) ** (number / self._rounds)
+        self.concrete.shrink(self.bench.choose(self.concrete.scores(), share))
+        for optimizer in self.gate_primal:
+            optimizer.state.clear()
 
-def hard_concrete(bench: Workbench) -> HardConcrete:
+
+def hard_concrete(bench: Workbench, *, is_shrinking: bool = False) -> HardConcrete:
     """Gates on all that may go, open at first, and in the order of another method's scores.
 
     Those that move many weights at once start more open: they see the larger gradients.
@@ -51,7 +71,8 @@ def hard_concrete(bench: Workbench) -> HardConcrete:
         name: (alike + moved.get(name, torch.zeros(()))).clamp(-CLAMP, CLAMP)
         for name, alike in middle.items()
     }
-    return KINDS[config.gates](axes, start=start).to(bench.device)
+    gates = KINDS[config.gates](axes, start=start, is_shrinking=is_shrinking)
+    return gates.to(bench.device)
 
 
 def start_order(bench: Workbench) -> dict[str, Float[Tensor, " _"]]:

@@ -106,6 +106,7 @@ def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(s
 @pytest.mark.parametrize("method", ["l0", "constrained"])
 def test_a_resumed_search_has_gates_as_cold_as_an_untouched_one(shared, method):
     pruning = {"gates": "annealed", "start_from": "numerical", "gate_travel": 20.0}
+    pruning |= {"shrink_rounds": 3} if method == "l0" else {}
     config = trial_config(pruning={"method": method, "steps": 8, **pruning})
     untouched = finished(config, place_in(shared, f"{method}-cold"))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.config import ModelConfig
-from core.conformer.attention import distance_table, shifted
+from core.conformer.attention import by_softmax, distance_table, shifted
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.strict import ConfigError
@@ -62,6 +62,31 @@ def test_a_position_score_stands_where_its_distance_says():
 
     frames = torch.arange(5.0)
     assert torch.equal(actual, frames[:, None] - frames[None])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 64])
+def test_attention_a_few_rows_at_a_time_mixes_the_same(rows):
+    heads, batch, time, width = 2, 2, 9, 4
+    torch.manual_seed(0)
+    queries = {
+        name: torch.randn(heads, batch, time, width, dtype=torch.float64, requires_grad=True)
+        for name in ("of_content", "of_position", "k", "v")
+    }
+    p = torch.randn(heads, 2 * time - 1, width, dtype=torch.float64, requires_grad=True)
+    given = {**queries, "p": p}
+    is_frame = torch.arange(time) < torch.tensor([[time], [5]])
+
+    whole = by_softmax(**given, is_frame=is_frame, rows=time)
+    cut = by_softmax(**given, is_frame=is_frame, rows=rows)
+
+    torch.testing.assert_close(cut, whole)
+    weights = torch.randn_like(whole)
+    for y, x in zip(
+        torch.autograd.grad((cut * weights).sum(), list(given.values())),
+        torch.autograd.grad((whole * weights).sum(), list(given.values())),
+        strict=True,
+    ):
+        torch.testing.assert_close(y, x)
 
 
 def test_distances_are_encoded_by_their_sines():

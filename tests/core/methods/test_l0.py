@@ -1,5 +1,7 @@
 """How the gates of `l0` start, hear, and travel; what it finds stands in test_methods.py."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -132,6 +134,24 @@ def test_gates_of_every_kind_and_start_reach_the_target(kind, start_from, bench_
     assert expected == pytest.approx(0.6, abs=0.05)
     cost = bench.space.choice_cost(bench.choose(stage.found().scores, 0.6))
     assert bench.space.sparsity(cost, "flops") >= 0.6
+
+
+@pytest.mark.slow
+def test_a_search_in_rounds_shuts_units_for_good_and_reaches_the_target(bench_of):
+    bench = bench_of("l0", steps=120, target_sparsity=0.8, gate_travel=60.0, shrink_rounds=3)
+    stage = L0.stage(bench)
+    living = []
+
+    for step in range(stage.steps):
+        stage.step(patterned(8, seed=step), step)
+        living.append(stage.gates.alive.clone())
+
+    counts = [int(alive.sum()) for alive in living]
+    assert len(set(counts)) == 3
+    assert counts == sorted(counts, reverse=True)
+    assert all(not alive[before == 0].any() for before, alive in pairwise(living))
+    expected = float(expected_sparsity(bench, stage.gates.open_probability()).detach())
+    assert expected == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.slow

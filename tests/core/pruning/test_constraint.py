@@ -1,10 +1,12 @@
 """Law 7, the multipliers' part: their ascent reaches a toy target."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from core.conformer.axes import Axis
-from core.pruning.constraint import Lagrangian, warmed_target
+from core.pruning.constraint import Lagrangian, staged_target, warmed_target
 from core.pruning.hard_concrete import HardConcrete
 
 
@@ -33,6 +35,27 @@ def test_the_ascent_of_the_multipliers_reaches_a_toy_target(target, steps):
     sparsity = 1 - gates.open_probability()["a"].mean().item()
     assert sparsity == pytest.approx(target, abs=0.02)
     assert gates.log_alpha[-40:].mean() > gates.log_alpha[:40].mean()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 60])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_a_target_in_rounds_rises_by_equal_shares_of_the_rest_to_its_value(rounds, steps):
+    targets = [
+        staged_target(0.9, step=step, steps=steps, rounds=rounds, warmup_share=0.5)
+        for step in range(steps)
+    ]
+
+    assert targets == sorted(targets)
+    assert targets[-1] == pytest.approx(0.9)
+    if steps > rounds:
+        ends = [targets[-(-n * steps // rounds) - 1] for n in range(1, rounds + 1)]
+        left = [1.0] + [1 - target for target in ends]
+        ratios = [after / before for before, after in pairwise(left)]
+        assert ratios == pytest.approx([0.1 ** (1 / rounds)] * rounds)
+    if rounds == 1:
+        warmup_steps = round(0.5 * steps)
+        plain = [warmed_target(0.9, step=s, warmup_steps=warmup_steps) for s in range(steps)]
+        assert targets == pytest.approx(plain)
 
 
 def test_too_little_pruning_raises_the_linear_multiplier_and_too_much_lowers_it():

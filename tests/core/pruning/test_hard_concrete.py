@@ -34,6 +34,29 @@ def test_gates_are_open_as_often_as_their_probability_says(log_alpha, kind, shar
     assert drawn == pytest.approx(expected, abs=4 * deviation + 1 / size)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_shut_for_good_stays_so_and_all_else_starts_anew(kind):
+    torch.manual_seed(0)
+    axis = Axis(name="a", kind="inner", size=6, slices=())
+    gates = KINDS[kind]([axis], start={"a": torch.arange(6.0)}, is_shrinking=True)
+    with torch.no_grad():
+        gates.log_alpha.uniform_(-CLAMP, CLAMP)
+    kept = torch.tensor([1.0, 0, 1, 1, 0, 1])
+
+    gates.shrink({"a": kept})
+    gates.sample()["a"].sum().backward()
+
+    living = kept > 0
+    assert torch.equal(gates.log_alpha.detach()[living], torch.arange(6.0)[living])
+    assert not gates.log_alpha.grad[~living].any()
+    for values in (gates.sample(), gates.median(), gates.open_probability()):
+        assert not values["a"][~living].any()
+    gates.clamp()
+    assert gates.scores()["a"][~living].max() < -CLAMP
+    gates.shrink({"a": torch.ones(6)})
+    assert torch.equal(gates.alive, kept)
+
+
 def test_every_kind_that_a_config_may_name_is_there():
     assert set(KINDS) == set(SHARES_DONE) == set(get_args(GateKind))
 
