@@ -32,6 +32,7 @@ HOMES = {  # one file, or one folder, per outside library
     "mlflow": {"sweep/mlflow_runs.py"},
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {"core/deploy/runtime.py", "core/deploy/quantise.py"},
+    "sherpa_onnx": {"core/deploy/sherpa_process.py"},
     "cooper": {"core/pruning/constraint.py"},
     "sentencepiece": {"core/corpora/text.py"},
     "yaml": {"sweep/submit.py"},

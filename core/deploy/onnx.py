@@ -7,6 +7,7 @@ Shapes: B batch, M mel frames, T frames, V vocabulary.
 
 import importlib.util
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -108,7 +109,8 @@ class _MelsFirst(nn.Module):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No account of the exporter's steps, no checks of shapes that have no number yet."""
-    before = jaxtyping.config.jaxtyping_disable
+    before, unheard = jaxtyping.config.jaxtyping_disable, logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of packages that are not there, and not needed
     jaxtyping.config.update("jaxtyping_disable", True)  # noqa: FBT003 - its signature
     try:
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -116,3 +118,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+        logging.disable(unheard)
