@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-FEATURES = (
-    "It hears 80 log-mel filter banks of 16 kHz mono speech, as Kaldi computes them: samples in"
-    " [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), DC removed, pre-emphasis 0.97,"
-    " Povey window, no dither, 20 to 7600 Hz, natural logarithm."
-)
+from core.deploy.sherpa import FeatureKind
+
+FEATURES: dict[FeatureKind, str] = {
+    "kaldi": (
+        "It hears 80 log-mel filter banks of 16 kHz mono speech, as Kaldi computes them: samples in"
+        " [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), DC removed, pre-emphasis 0.97,"
+        " Povey window, no dither, 20 to 7600 Hz, natural logarithm."
+    ),
+    "nemo": (
+        "It hears 80 log-mel filter banks of 16 kHz mono speech, as NeMo computes them: samples in"
+        " [-1, 1], windows of 25 ms every 10 ms, centred, pre-emphasis over the whole signal,"
+        " Slaney's mel scale, natural logarithm."
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

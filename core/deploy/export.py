@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from core.corpora.placing import placed
-from core.corpora.text import FILE_NAME
+from core.corpora.text import BLANK, FILE_NAME
 from core.deploy import bundle, loading
 from core.deploy.bundle import Bundle
 from core.deploy.card import FEATURES, Exported, card
@@ -24,6 +24,7 @@ from core.deploy.sherpa import (
     TOKENS,
     Loader,
     Precision,
+    features_of,
     loader_of,
     needs_sherpa,
     spec,
@@ -109,15 +110,10 @@ def export(
             files={name: _PURPOSES[name] for name in files},
             verified=verified,
             loading=loading.TEXTS[to],
-            notes=(FEATURES, *_notes(opened, to)),
+            notes=_notes(opened, to),
         )
         (folder / CARD).write_text(card(about, opened.report), encoding="utf-8")
     return Done(folder=str(out), to=to, files=(*files, CARD), verified=tuple(verified))
-
-
-def loader_for(model: bundle.Bundle) -> Loader:
-    """By what a model says of its features: all models are trained on Kaldi's, 4 frames to one."""
-    return loader_of("kaldi", subsampling=4, vocabulary=model.tokenizer.size)
 
 
 def _check_order(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
@@ -148,14 +144,15 @@ def _as_onnx(opened: Bundle, folder: Path, *, is_int8: bool) -> list[str]:
 def _as_sherpa(
     opened: Bundle, folder: Path, *, is_int8: bool, verify_on: Sequence[Path]
 ) -> list[str]:
-    loader = loader_for(opened)
+    loader = loader_of(features_of(opened.model), opened.tokenizer.size)
     _put_beside(opened, folder)
     verified = _graphs(opened, folder, loader, is_int8=is_int8)
     graphs: dict[Precision, str] = {"float": FLOAT} | ({"int8": INT8} if is_int8 else {})
     (folder / SPEC).write_text(json.dumps(spec(loader, graphs), indent=1) + "\n")
     with TemporaryDirectory() as scratch:
         files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))
-        texts = check_texts(opened, folder, files)
+        # Where its features are others, a text may be, too.
+        texts = (check_texts if loader.is_exact else texts_of)(opened, folder, files)
         verified.append(
             f"sherpa-onnx {texts.version}, in a process of its own, hears {texts.equal} of"
             f" {len(files)} sounds as `transcribe` does, {texts.with_words} of them with words,"
@@ -202,10 +199,17 @@ def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> l
 
 
 def _notes(opened: Bundle, to: Target) -> list[str]:
-    says = f"It says {opened.tokenizer.size} tokens, of which 0 is CTC's blank, one each 40 ms."
+    features = features_of(opened.model)
+    is_normalised = features.normalisation == "per_feature"
+    normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
+    says = (
+        f"It says {opened.tokenizer.size} tokens, of which {BLANK} is CTC's blank,"
+        f" one each {10 * features.subsampling} ms."
+    )
     graph = (
         f"The graph is of opset {OPSET}; batch and time are free; in: `features` and `num_frames`;"
         " out: `log_probabilities` and `num_output_frames`."
         " Frames at or beyond an utterance's length mean nothing."
     )
-    return ["", says] if to == "bundle" else ["", says, "", graph]
+    lines = [FEATURES[features.kind] + normalised, "", says]
+    return lines if to == "bundle" else [*lines, "", graph]

@@ -19,12 +19,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from core.conformer.model import Conformer
 from core.corpora.text import BLANK, UNKNOWN, Tokenizer
 from core.deploy import sherpa_process
 from core.deploy.onnx import ExportError
 
-FeatureKind = Literal["kaldi", "nemo", "nemo per feature"]
-"""Kaldi's filter banks, as models are trained on here; NeMo's, as they are or normalised."""
+FeatureKind = Literal["kaldi", "nemo"]
+"""Kaldi's filter banks, as models are trained on here, or NeMo's."""
 Precision = Literal["float", "int8"]
 BLANK_NAME = "<blk>"
 """By which sherpa-onnx finds the blank."""
@@ -33,10 +34,22 @@ WORD_START = "\u2581"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """What a model was trained to hear."""
+
+    kind: FeatureKind = "kaldi"
+    normalisation: Literal["none", "per_feature"] = "none"
+    subsampling: int = 4
+    """Mel frames to an output frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Loader:
     """Which method of `OfflineRecognizer` loads a model, and how its graph must be."""
 
     name: str
+    is_exact: bool = True
+    """Whether it computes the very features that the model was trained on."""
     is_mels_first: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,26 +77,34 @@ def needs_sherpa() -> None:
         )
 
 
-def loader_of(features: FeatureKind, *, subsampling: int, vocabulary: int) -> Loader:
-    """The loader that computes these features, for mel frames to an output frame.
+def features_of(model: Conformer) -> Features:
+    """What a model says of its features: all have Kaldi's, and this front end."""
+    del model
+    return Features()
+
+
+def loader_of(features: Features, vocabulary: int) -> Loader:
+    """The loader that computes these features.
 
     Raises:
         ExportError: if there is none.
     """
-    if features == "kaldi":
-        if subsampling != 4:  # its timestamps would be wrong
+    if features.kind == "kaldi":
+        if features.subsampling != 4:  # its timestamps would be wrong
             raise ExportError(
                 "A model on Kaldi's features must have 4 mel frames an output frame for"
-                f" sherpa-onnx, but has {subsampling} instead."
+                f" sherpa-onnx, but has {features.subsampling} instead."
             )
         return Loader(name="from_zipformer_ctc")
+    is_normalised = features.normalisation == "per_feature"
     return Loader(
         name="from_nemo_ctc",
+        is_exact=False,  # its windows and its pre-emphasis are not NeMo's own
         is_mels_first=True,
         metadata={
             "vocab_size": str(vocabulary),
-            "subsampling_factor": str(subsampling),
-            "normalize_type": "per_feature" if features == "nemo per feature" else "",
+            "subsampling_factor": str(features.subsampling),
+            "normalize_type": "per_feature" if is_normalised else "",
         },
     )
 
