@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from core.corpora.audio import check_file
 from core.corpora.placing import placed
 from core.corpora.text import BLANK, FILE_NAME
 from core.deploy import bundle, loading
@@ -123,6 +124,8 @@ def _check_order(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Pa
         raise ExportError("`--int8` must go with a graph, `--to onnx` or `sherpa`, not a bundle.")
     if verify_on and to != "sherpa":
         raise ExportError(f"`--verify-on` must go with `--to sherpa`, but goes with `{to}`.")
+    for file in verify_on:
+        check_file(file)
     if to == "sherpa":
         needs_sherpa()
     if to != "bundle":

@@ -97,10 +97,17 @@ def test_other_texts_are_refused_with_both_of_them(exported, model):
 @needs_sherpa
 @pytest.mark.slow
 def test_what_fails_leaves_nothing_behind(model, tmp_path):
-    with pytest.raises(CorpusError, match=r"missing\.wav"):
-        export(model, tmp_path / "out", "sherpa", verify_on=[tmp_path / "missing.wav"])
+    (tmp_path / "broken.wav").write_bytes(b"no audio at all")
 
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CorpusError, match=r"broken\.wav"):
+        export(model, tmp_path / "out", "sherpa", verify_on=[tmp_path / "broken.wav"])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.wav"]
+
+
+def test_a_file_to_verify_on_that_is_missing_is_named_at_once(model, tmp_path):
+    with pytest.raises(CorpusError, match=r"missing\.wav` must be an audio file"):
+        export(model, tmp_path / "out", "sherpa", verify_on=[tmp_path / "missing.wav"])
 
 
 @pytest.mark.slow
