@@ -150,7 +150,9 @@ def _as_sherpa(
     loader = loader_of(features_of(opened.model), opened.tokenizer.size)
     _put_beside(opened, folder)
     verified = _graphs(opened, folder, loader, is_int8=is_int8)
-    graphs: dict[Precision, str] = {"float": FLOAT} | ({"int8": INT8} if is_int8 else {})
+    graphs: dict[Precision, str] = {"float": FLOAT}
+    if is_int8:
+        graphs["int8"] = INT8
     (folder / SPEC).write_text(json.dumps(spec(loader, graphs), indent=1) + "\n")
     with TemporaryDirectory() as scratch:
         files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))

@@ -11,6 +11,7 @@ head width, A = H K, C channels, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ class FrontendRows(nn.Module):
         self, features: Float[Tensor, "batch mel_frames mels"]
     ) -> Float[Tensor, "batch channels time quarter_mels"]:
         # A click gives a frame that is none, not an error where nobody can mend it.
-        few = torch.sym_max(0, SHORTEST - features.shape[1])
+        few: Any = torch.sym_max(0, SHORTEST - features.shape[1])  # no int while it is traced
         x = F.pad((features - self.mean) * self.rate, (0, 0, 0, few)).unsqueeze(1)
         return F.relu(self.conv2(F.relu(self.conv1(x))))
 

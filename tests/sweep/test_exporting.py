@@ -53,7 +53,7 @@ def test_a_bundle_leaves_and_the_command_says_what_is_there(run, model, tmp_path
         (["{model}", "--to", "bundle", "--out", "{tmp}"], "must be a new folder"),
         (["{model}", "--to", "bundle", "--int8", "--out", "{tmp}/new"], "`--int8` must go with"),
         (["{tmp}", "--to", "bundle", "--out", "{tmp}/new"], "must be a bundle"),
-        (["{tmp}", "7", "--to", "bundle", "--out", "{tmp}/new"], "must be"),
+        (["{tmp}", "7", "--to", "bundle", "--out", "{tmp}/new"], "must hold a sweep"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_code_2(run, model, tmp_path, words, said):
