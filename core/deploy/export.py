@@ -164,7 +164,7 @@ def _as_sherpa(
             " alone and in batches."
         )
         if is_int8:
-            texts = texts_of(opened, folder, files, "int8")
+            texts = texts_of(opened, folder, files, "int8", right=texts.right)
             verified.append(
                 f"In 8-bit integers it hears {texts.equal} of {len(files)} alike;"
                 f" {100 * texts.words_differ:.1f} % of the words differ."

@@ -120,15 +120,21 @@ def check_graph(model: Conformer, graph: nn.Module, name: str) -> Agreement:
 
 
 def texts_of(
-    bundle: Bundle, folder: Path, files: Sequence[Path], precision: Precision = "float"
+    bundle: Bundle,
+    folder: Path,
+    files: Sequence[Path],
+    precision: Precision = "float",
+    *,
+    right: tuple[str, ...] | None = None,
 ) -> Texts:
-    """What `transcribe` hears in files, and what sherpa-onnx does with an export.
+    """What `transcribe` hears in files, `right` if that is known, and what sherpa-onnx does.
 
     Raises:
         CorpusError: naming a file that cannot be heard.
         ExportError: if sherpa-onnx is not installed, or cannot load or run the export.
     """
-    right = tuple(text for _, text in transcribe(bundle, files))
+    if right is None:
+        right = tuple(text for _, text in transcribe(bundle, files))
     heard = heard_by_sherpa(folder, [read_file(file) for file in files], precision)
     alone, together = (
         tuple(" ".join(text.split()) for text in texts) for texts in (heard.alone, heard.together)
