@@ -149,7 +149,7 @@ def spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, Any]:
 
 
 def heard_by_sherpa(
-    folder: Path, sounds: Sequence[Float[Tensor, " samples"]], precision: Precision = "float"
+    folder: Path, sounds: Sequence[Float[Tensor, " _"]], precision: Precision = "float"
 ) -> Heard:
     """What an export hears in some sounds, loaded in a process of its own.
 
