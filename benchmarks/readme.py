@@ -267,6 +267,19 @@ def kills(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def sherpa(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "graph": row["name"],
+            "texts as `transcribe`": f"{row['equal']} of {row['utterances']}",
+            "WER %, alone": f"{100 * row['wer_alone']:.2f}",
+            "in batches": f"{100 * row['wer_together']:.2f}",
+            "of `transcribe`": f"{100 * row['wer_transcribe']:.2f}",
+        }
+        for row in rows
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "front_methods": ("front_methods", front),
@@ -291,6 +304,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "live_stopping": ("live_stopping", live_stopping),
     "sampling": ("sampling", sampling),
     "kills": ("kills", kills),
+    "sherpa": ("sherpa", sherpa),
 }
 """What stands between the marks: of which result, and how it is said."""
 

@@ -31,7 +31,12 @@ HOMES = {  # one file, or one folder, per outside library
     "fsspec": {"sweep/store/remote.py"},
     "mlflow": {"sweep/mlflow_runs.py"},
     "jiwer": {"core/evaluation/wer.py"},
-    "onnxruntime": {"core/deploy/runtime.py", "core/deploy/quantise.py"},
+    "onnxruntime": {
+        "core/deploy/runtime.py",
+        "core/deploy/quantise.py",
+        "core/deploy/loading.py",  # shows how
+    },
+    "sherpa_onnx": {"core/deploy/sherpa_process.py", "core/deploy/loading.py"},
     "cooper": {"core/pruning/constraint.py"},
     "sentencepiece": {"core/corpora/text.py"},
     "yaml": {"sweep/submit.py"},

@@ -23,7 +23,7 @@ from core.corpora.text import FILE_NAME, Tokenizer
 FORMAT = 1
 DEPTH_ORDER = "depth_order"
 """Of a report: the model's blocks by number, the one that is missed most first."""
-_FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
+FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 
 class BundleError(ValueError):
@@ -55,7 +55,7 @@ def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[s
         save_file(weights, beside / "model.safetensors")
         tokenizer.save(beside / FILE_NAME)
         (beside / "report.json").write_text(json.dumps(report, indent=1))
-        checksums = {name: _digest(beside / name) for name in _FILES}
+        checksums = {name: _digest(beside / name) for name in FILES}
         (beside / "checksums.json").write_text(json.dumps(checksums, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
@@ -111,7 +111,7 @@ def check(folder: Path) -> None:
         raise BundleError(
             f"`{folder}` must be a bundle, but its checksums.json is missing or damaged."
         ) from None
-    for name in _FILES:
+    for name in FILES:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"`{folder}` must be a whole bundle, but {name} is missing.")

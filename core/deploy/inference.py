@@ -11,6 +11,7 @@ head width, A = H K, C channels, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from core.conformer.factored import Factored, Linear
 from core.conformer.feedforward import FeedForward
 from core.conformer.frontend import Frontend
 from core.conformer.model import Conformer
+from core.evaluation.recognition import SHORTEST
 
 LANES = 16
 """Floats of the widest vectors: a convolution of so many channels at a time needs no rest."""
@@ -100,7 +102,9 @@ class FrontendRows(nn.Module):
     def pictures(
         self, features: Float[Tensor, "batch mel_frames mels"]
     ) -> Float[Tensor, "batch channels time quarter_mels"]:
-        x = ((features - self.mean) * self.rate).unsqueeze(1)
+        # A click gives a frame that is none, not an error where nobody can mend it.
+        few: Any = torch.sym_max(0, SHORTEST - features.shape[1])  # no int while it is traced
+        x = F.pad((features - self.mean) * self.rate, (0, 0, 0, few)).unsqueeze(1)
         return F.relu(self.conv2(F.relu(self.conv1(x))))
 
 

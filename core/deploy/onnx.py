@@ -1,18 +1,23 @@
 """A dense model as an ONNX graph: features and their lengths in, log-probabilities and lengths out.
 
-Batch and time are free. Export needs the packages of the extra `export`.
+Batch and time are free, down to no frame at all. Export needs the packages of the extra `export`.
+
+Shapes: B batch, M mel frames, T frames, V vocabulary.
 """
 
 import importlib.util
 import io
+import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import jaxtyping
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS
@@ -46,37 +51,66 @@ def needs_extra() -> None:
             )
 
 
-def export_onnx(model: Conformer, file: Path) -> None:
+def export_onnx(
+    model: Conformer,
+    file: Path,
+    *,
+    is_mels_first: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write the graph beside, then rename.
+
+    Args:
+        model: dense, in evaluation mode.
+        file: what is written.
+        is_mels_first: whether mels come before frames in the features, as some runtimes have them.
+        metadata: what the graph says of itself to its runtime.
 
     Raises:
         ExportError: if the extra `export` is not installed.
         OSError: if the disk is full or not writable.
     """
     needs_extra()
+    rewritten: nn.Module = Inference(model)
     features = torch.zeros(2, 203, MELS)  # chance is left as it is
+    if is_mels_first:
+        rewritten, features = _MelsFirst(rewritten), features.mT
     num_frames = torch.tensor([203, 150])
-    batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames", min=7)
+    batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames")
+    time_axis = 2 if is_mels_first else 1
     with _quiet():
         program = torch.onnx.export(
-            Inference(model),
+            rewritten,
             (features, num_frames),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
-            dynamic_shapes={"features": {0: batch, 1: mel_frames}, "num_frames": {0: batch}},
+            dynamic_shapes=({0: batch, time_axis: mel_frames}, {0: batch}),
         )
     assert program is not None
+    program.model.metadata_props.update(metadata or {})
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     program.save(beside)
     beside.replace(file)
 
 
+class _MelsFirst(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, features: Float[Tensor, "batch mels mel_frames"], num_frames: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
+        return self.model(features.mT, num_frames)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No account of the exporter's steps, no checks of shapes that have no number yet."""
-    before = jaxtyping.config.jaxtyping_disable
+    before, unheard = jaxtyping.config.jaxtyping_disable, logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of packages that are not there, and not needed
     jaxtyping.config.update("jaxtyping_disable", True)  # noqa: FBT003 - its signature
     try:
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -84,3 +118,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+        logging.disable(unheard)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.model import Output
+from core.conformer.shape import MELS
 from core.deploy.onnx import INPUTS, OUTPUTS, GraphError, needs_extra
 
 
@@ -47,11 +48,14 @@ class Graph(nn.Module):
                 f" but has {', '.join(found)} instead; `export_onnx` writes such a graph."
             )
 
+        self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
+
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Output:
         """What the graph gives; its logits are log-probabilities, and no hidden states are told."""
-        feed = {"features": features.cpu().numpy(), "num_frames": num_frames.cpu().numpy()}
+        fed = features.mT.contiguous() if self.is_mels_first else features
+        feed = {"features": fed.cpu().numpy(), "num_frames": num_frames.cpu().numpy()}
         log_probabilities, num_output_frames = map(torch.from_numpy, self.session.run(None, feed))
         frames = torch.arange(log_probabilities.shape[1])
         is_frame = frames < num_output_frames[:, None]

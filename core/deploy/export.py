@@ -1,0 +1,220 @@
+"""Leaving with a model: a bundle as a folder that other programs load, verified before it is there.
+
+To `bundle`, as it is; to `onnx`, a graph for any runtime; to `sherpa`, what sherpa-onnx loads.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from core.corpora.audio import check_file
+from core.corpora.placing import placed
+from core.corpora.text import BLANK, FILE_NAME
+from core.deploy import bundle, loading
+from core.deploy.bundle import Bundle
+from core.deploy.card import FEATURES, Exported, card
+from core.deploy.onnx import OPSET, ExportError, export_onnx, needs_extra
+from core.deploy.quantise import quantise_dynamic
+from core.deploy.runtime import Graph
+from core.deploy.sherpa import (
+    SPEC,
+    TOKENS,
+    Loader,
+    Precision,
+    features_of,
+    loader_of,
+    needs_sherpa,
+    spec,
+    tokens_text,
+)
+from core.deploy.verifying import (
+    TOLERANCE,
+    agreement,
+    check_graph,
+    check_texts,
+    made_sounds,
+    texts_of,
+)
+from core.lineage import bundle_digest
+
+Target = Literal["bundle", "onnx", "sherpa"]
+CARD = "README.md"
+FLOAT, INT8 = "model.onnx", "model.int8.onnx"
+_PURPOSES = {
+    FLOAT: "the graph, in floats",
+    INT8: "the same in 8-bit integers",
+    TOKENS: "each token's symbol and id",
+    SPEC: "the loader to call, and its arguments",
+    FILE_NAME: "the tokenizer, a SentencePiece model",
+    "report.json": "what was measured of the model, and of what config it is",
+    "shape.json": "the sizes of the model's parts",
+    "model.safetensors": "the weights",
+    "checksums.json": "SHA-256 of the bundle's files",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """An export that is there, and what speaks for it."""
+
+    folder: str
+    to: str
+    files: tuple[str, ...]
+    verified: tuple[str, ...]
+
+
+def export(
+    source: Path,
+    out: Path,
+    to: Target,
+    *,
+    is_int8: bool = False,
+    verify_on: Sequence[Path] = (),
+) -> Done:
+    """Write an export, whole or not at all.
+
+    Args:
+        source: a bundle.
+        out: a new folder.
+        to: what for.
+        is_int8: also in 8-bit integers.
+        verify_on: speech on which sherpa-onnx must hear what `transcribe` does; noise and what
+            eSpeak NG says, if it is installed, by default.
+
+    Raises:
+        BundleError: if the source is no whole bundle.
+        CorpusError: naming a file to verify on that cannot be heard.
+        ExportError: if what it needs is not installed, it is not what it must be, or the folder
+            is taken.
+        OSError: if the disk is full or not writable.
+    """
+    _check_order(out, to, is_int8=is_int8, verify_on=verify_on)
+    opened = bundle.load(source)
+    with placed(out) as folder:
+        if to == "bundle":
+            verified = _as_bundle(source, folder)
+        elif to == "onnx":
+            verified = _as_onnx(opened, folder, is_int8=is_int8)
+        else:
+            verified = _as_sherpa(opened, folder, is_int8=is_int8, verify_on=verify_on)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+        about = Exported(
+            name=out.name,
+            to=to,
+            params=sum(p.numel() for p in opened.model.parameters()),
+            source=bundle_digest(source) or "",
+            tokenizer=opened.tokenizer.digest,
+            files={name: _PURPOSES[name] for name in files},
+            verified=verified,
+            loading=loading.TEXTS[to],
+            notes=_notes(opened, to),
+        )
+        (folder / CARD).write_text(card(about, opened.report), encoding="utf-8")
+    return Done(folder=str(out), to=to, files=(*files, CARD), verified=tuple(verified))
+
+
+def _check_order(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"`--out` must be a new folder, but `{out}` is there already.")
+    if to == "bundle" and is_int8:
+        raise ExportError("`--int8` must go with a graph, `--to onnx` or `sherpa`, not a bundle.")
+    if verify_on and to != "sherpa":
+        raise ExportError(f"`--verify-on` must go with `--to sherpa`, but goes with `{to}`.")
+    for file in verify_on:
+        check_file(file)
+    if to == "sherpa":
+        needs_sherpa()
+    if to != "bundle":
+        needs_extra()
+
+
+def _as_bundle(source: Path, folder: Path) -> list[str]:
+    for name in (*bundle.FILES, "checksums.json"):
+        shutil.copyfile(source / name, folder / name)
+    bundle.check(folder)
+    return ["Every file matches its checksum."]
+
+
+def _as_onnx(opened: Bundle, folder: Path, *, is_int8: bool) -> list[str]:
+    _put_beside(opened, folder)
+    return _graphs(opened, folder, Loader(name=""), is_int8=is_int8)
+
+
+def _as_sherpa(
+    opened: Bundle, folder: Path, *, is_int8: bool, verify_on: Sequence[Path]
+) -> list[str]:
+    loader = loader_of(features_of(opened.model), opened.tokenizer.size)
+    _put_beside(opened, folder)
+    verified = _graphs(opened, folder, loader, is_int8=is_int8)
+    graphs: dict[Precision, str] = {"float": FLOAT}
+    if is_int8:
+        graphs["int8"] = INT8
+    (folder / SPEC).write_text(json.dumps(spec(loader, graphs), indent=1) + "\n")
+    with TemporaryDirectory() as scratch:
+        files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))
+        # Where its features are others, a text may be, too.
+        texts = (check_texts if loader.is_exact else texts_of)(opened, folder, files)
+        verified.append(
+            f"sherpa-onnx {texts.version}, in a process of its own, hears {texts.equal} of"
+            f" {len(files)} sounds as `transcribe` does, {texts.with_words} of them with words,"
+            " alone and in batches."
+        )
+        if is_int8:
+            texts = texts_of(opened, folder, files, "int8", right=texts.right)
+            verified.append(
+                f"In 8-bit integers it hears {texts.equal} of {len(files)} alike;"
+                f" {100 * texts.words_differ:.1f} % of the words differ."
+            )
+    return verified
+
+
+def _put_beside(opened: Bundle, folder: Path) -> None:
+    """What every graph needs to be understood."""
+    opened.tokenizer.save(folder / FILE_NAME)
+    (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
+
+
+def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> list[str]:
+    """Write them, and compare with torch."""
+    export_onnx(
+        opened.model,
+        folder / FLOAT,
+        is_mels_first=loader.is_mels_first,
+        metadata=loader.metadata,
+    )
+    found = check_graph(opened.model, Graph(folder / FLOAT), FLOAT)
+    in_floats = (
+        f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within {TOLERANCE:g} on ragged"
+        f" batches of 0.1 to 60 s ({found.gap:.1e} at most, {found.frames} frames)."
+    )
+    if not is_int8:
+        return [in_floats]
+    quantise_dynamic(folder / FLOAT, folder / INT8)
+    found = agreement(opened.model, Graph(folder / INT8))
+    in_integers = (
+        f"`{INT8}` finds the same token likeliest in {100 * found.same_best:.1f} % of those frames"
+        " of noise."
+    )
+    return [in_floats, in_integers]
+
+
+def _notes(opened: Bundle, to: Target) -> list[str]:
+    features = features_of(opened.model)
+    is_normalised = features.normalisation == "per_feature"
+    normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
+    says = (
+        f"It says {opened.tokenizer.size} tokens, of which {BLANK} is CTC's blank,"
+        f" one each {10 * features.subsampling} ms."
+    )
+    graph = (
+        f"The graph is of opset {OPSET}; batch and time are free; in: `features` and `num_frames`;"
+        " out: `log_probabilities` and `num_output_frames`."
+        " Frames at or beyond an utterance's length mean nothing."
+    )
+    lines = [FEATURES[features.kind] + normalised, "", says]
+    return lines if to == "bundle" else [*lines, "", graph]

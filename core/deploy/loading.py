@@ -1,0 +1,43 @@
+"""How each kind of export is loaded, as Python that its card shows."""
+
+TEXTS = {
+    "bundle": """
+# pip install conformer-sweep
+from pathlib import Path
+from core.deploy import bundle
+from core.deploy.recognise import transcribe
+
+for file, text in transcribe(bundle.load(Path(".")), [Path("speech.wav")]):
+    print(file, text)
+""",
+    "onnx": """
+import numpy as np
+import onnxruntime
+import torchaudio
+
+speech, rate_hz = torchaudio.load("speech.wav")  # 16 kHz, one channel
+features = torchaudio.compliance.kaldi.fbank(
+    speech, num_mel_bins=80, sample_frequency=16000, dither=0.0, snip_edges=False,
+    low_freq=20, high_freq=-400,
+)[None].numpy()
+session = onnxruntime.InferenceSession("model.onnx")
+num_frames = np.array([features.shape[1]])
+log_probabilities, num_output_frames = session.run(
+    None, {"features": features, "num_frames": num_frames}
+)
+best = log_probabilities[0, : num_output_frames[0]].argmax(-1)  # merge repeats, drop 0
+""",
+    "sherpa": """
+import json
+import sherpa_onnx
+import soundfile
+
+spec = json.load(open("sherpa.json"))  # in the export's folder
+recognizer = getattr(sherpa_onnx.OfflineRecognizer, spec["loader"])(**spec["arguments"])
+samples, rate_hz = soundfile.read("speech.wav", dtype="float32")
+stream = recognizer.create_stream()
+stream.accept_waveform(rate_hz, samples)
+recognizer.decode_stream(stream)
+print(stream.result.text)
+""",
+}

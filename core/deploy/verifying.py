@@ -1,0 +1,193 @@
+"""Whether an export computes what its model does: a graph against torch, sherpa-onnx's texts.
+
+Shapes: B batch, M mel frames.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from core.conformer.model import Conformer
+from core.conformer.shape import MELS
+from core.corpora.audio import read_file
+from core.corpora.features import SAMPLE_RATE_HZ
+from core.corpora.speaking import cast, record
+from core.corpora.text import UNKNOWN, Tokenizer
+from core.deploy.bundle import Bundle
+from core.deploy.onnx import ExportError
+from core.deploy.recognise import transcribe
+from core.deploy.sherpa import Precision, heard_by_sherpa
+from core.evaluation.wer import word_errors
+
+TOLERANCE = 1e-4
+"""Of log-probabilities."""
+LENGTHS = ((10,), (203, 203), (400, 399, 12, 7, 0, 100), (6000,))
+"""Of batches, in mel frames: 0.1 to 60 s, ragged, without padding, and with nothing in it."""
+_SPOKEN, _TOKENS_SPOKEN = 8, 5
+_NOISE_SECONDS = (0.03, 0.1, 1.0, 3.7)
+_SNR_DB = (10.0, 30.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Of a graph with its model."""
+
+    gap: float
+    """Largest difference of a log-probability."""
+    frames: int
+    """That were compared."""
+    same_best: float
+    """Share of them whose likeliest token is the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """What is heard in some files, white space aside: by `transcribe`, and by sherpa-onnx."""
+
+    files: tuple[Path, ...]
+    right: tuple[str, ...]
+    alone: tuple[str, ...]
+    together: tuple[str, ...]
+    """In batches."""
+    version: str
+    """Of sherpa-onnx."""
+
+    @property
+    def differing(self) -> list[tuple[Path, str, str]]:
+        """Each file with another text: what `transcribe` says, and what sherpa-onnx does."""
+        return [
+            (file, right, alone if alone != right else together)
+            for file, right, alone, together in zip(
+                self.files, self.right, self.alone, self.together, strict=True
+            )
+            if {alone, together} != {right}
+        ]
+
+    @property
+    def equal(self) -> int:
+        return len(self.files) - len(self.differing)
+
+    @property
+    def with_words(self) -> int:
+        return sum(bool(text) for text in self.right)
+
+    @property
+    def words_differ(self) -> float:
+        """As if `transcribe` were right: word errors of sounds in which it hears any."""
+        pairs = [pair for pair in zip(self.right, self.alone, strict=True) if pair[0]]
+        return word_errors(*zip(*pairs, strict=True)).wer if pairs else 0.0
+
+
+@torch.inference_mode()
+def agreement(
+    model: Conformer, graph: nn.Module, lengths: Sequence[Sequence[int]] = LENGTHS
+) -> Agreement:
+    """On noise as loud as the speech that the model was trained on."""
+    gap, same, frames = 0.0, 0, 0
+    for batch in lengths:
+        features, num_frames = _noise(model, batch)
+        expected, found = model(features, num_frames), graph(features, num_frames)
+        if not torch.equal(found.num_frames, expected.num_frames):
+            return Agreement(gap=float("inf"), frames=0, same_best=0.0)
+        heard = found.logits[:, : expected.is_frame.shape[1]][expected.is_frame]
+        right = expected.logits.log_softmax(-1)[expected.is_frame]
+        gap = max(gap, float((heard - right).abs().max()))
+        same += int((heard.argmax(-1) == right.argmax(-1)).sum())
+        frames += len(right)
+    return Agreement(gap=gap, frames=frames, same_best=same / frames)
+
+
+def check_graph(model: Conformer, graph: nn.Module, name: str) -> Agreement:
+    """Compare a graph in floats with its model.
+
+    Raises:
+        ExportError: if they do not agree.
+    """
+    found = agreement(model, graph)
+    if not found.gap <= TOLERANCE:
+        raise ExportError(
+            f"`{name}` must give torch's log-probabilities within {TOLERANCE:g},"
+            f" but they differ by {found.gap:.3g}."
+        )
+    return found
+
+
+def texts_of(
+    bundle: Bundle,
+    folder: Path,
+    files: Sequence[Path],
+    precision: Precision = "float",
+    *,
+    right: tuple[str, ...] | None = None,
+) -> Texts:
+    """What `transcribe` hears in files, `right` if that is known, and what sherpa-onnx does.
+
+    Raises:
+        CorpusError: naming a file that cannot be heard.
+        ExportError: if sherpa-onnx is not installed, or cannot load or run the export.
+    """
+    if right is None:
+        right = tuple(text for _, text in transcribe(bundle, files))
+    heard = heard_by_sherpa(folder, [read_file(file) for file in files], precision)
+    alone, together = (
+        tuple(" ".join(text.split()) for text in texts) for texts in (heard.alone, heard.together)
+    )
+    return Texts(
+        files=tuple(files), right=right, alone=alone, together=together, version=heard.version
+    )
+
+
+def check_texts(bundle: Bundle, folder: Path, files: Sequence[Path]) -> Texts:
+    """Compare texts of the graph in floats.
+
+    Raises:
+        CorpusError: naming a file that cannot be heard.
+        ExportError: if a text differs, or sherpa-onnx does not run.
+    """
+    found = texts_of(bundle, folder, files)
+    if found.differing:
+        file, right, wrong = found.differing[0]
+        raise ExportError(
+            f"sherpa-onnx must hear what `transcribe` hears, but {len(found.differing)} of"
+            f" {len(files)} texts differ: of `{file}` it says `{wrong}` instead of `{right}`."
+        )
+    return found
+
+
+def made_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
+    """Noise from a click to seconds, and, where eSpeak NG is installed, it speaking the tokens."""
+    chance = np.random.default_rng(0)
+    files = []
+    for number, seconds in enumerate(_NOISE_SECONDS):
+        samples = 0.1 * chance.standard_normal(round(seconds * SAMPLE_RATE_HZ))
+        files.append(folder / f"noise-{number}.wav")
+        soundfile.write(files[-1], samples, SAMPLE_RATE_HZ, subtype="FLOAT")
+    texts = list(_sayable(tokenizer, chance))
+    if texts and importlib.util.find_spec("espeakng_loader") is not None:
+        record(folder, "dev", cast("dev", texts, chance), seed=0, snr_db=_SNR_DB)
+    return files + sorted((folder / "dev").rglob("*.flac"))
+
+
+def _sayable(tokenizer: Tokenizer, chance: np.random.Generator) -> Iterator[str]:
+    """Some tokens in a row, of those that mean something."""
+    known = range(UNKNOWN + 1, tokenizer.size)
+    for _ in range(_SPOKEN if known else 0):
+        ids = chance.choice(known, _TOKENS_SPOKEN)
+        if text := tokenizer.decode([int(i) for i in ids]):
+            yield text
+
+
+def _noise(
+    model: Conformer, lengths: Sequence[int]
+) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    noise = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
+    frontend = model.frontend
+    return frontend.mean + frontend.deviation * noise, torch.tensor(list(lengths))

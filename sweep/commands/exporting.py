@@ -1,0 +1,39 @@
+"""The command by which a model leaves: export."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sweep.commands.terminal import Json, Model, out
+
+
+def export(
+    model: Model,
+    trial: Annotated[str, typer.Argument(help="Of a sweep, if MODEL is only its DIR.")] = "",
+    *,
+    to: Annotated[Literal["bundle", "onnx", "sherpa"], typer.Option(help="What will load it.")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Also in 8-bit integers.")] = False,
+    verify_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Speech to verify sherpa-onnx's texts on; again for more."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Leave with a model: a folder that other programs load, verified before it is there."""
+    from core.deploy.export import export as exported
+    from sweep.views import as_json as to_json
+    from sweep.views import model_folder
+
+    source = model_folder(f"{model}:{trial}" if trial else model)
+    done = exported(source, folder.absolute(), to, is_int8=int8, verify_on=verify_on or ())
+    if as_json:
+        out.print(to_json(asdict(done)), markup=False)
+        return
+    for line in done.verified:
+        out.print(line, markup=False)
+    out.print(f"{done.folder}: {', '.join(done.files)}", markup=False)

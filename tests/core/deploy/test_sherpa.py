@@ -1,0 +1,130 @@
+"""What sherpa-onnx is given: tokens that join to the same text, and the loader of its features."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import CorpusConfig
+from core.corpora.text import BLANK, UNKNOWN, Tokenizer
+from core.deploy.onnx import ExportError, export_onnx
+from core.deploy.sherpa import (
+    SPEC,
+    TOKENS,
+    WORD_START,
+    Features,
+    Loader,
+    features_of,
+    heard_by_sherpa,
+    loader_of,
+    needs_sherpa,
+    spec,
+    tokens_text,
+)
+from core.testing import SHAPE, small_model
+
+TEXTS = ["ONE TWO THREE", "THREE TEN TWENTY", "TWO TENS"]
+HAS_SHERPA = importlib.util.find_spec("sherpa_onnx") is not None
+
+
+def tokenizer_of(kind, folder, texts=TEXTS):
+    vocabulary = {"word": 6, "char": 40}.get(kind, 20)
+    return Tokenizer.train(texts, CorpusConfig(tokens=kind, vocabulary=vocabulary), folder)
+
+
+def symbols_of(text):
+    """Symbols in the order of their ids, as sherpa-onnx reads them."""
+    pairs = [line.split(" ") for line in text.splitlines()]
+    assert [int(number) for _, number in pairs] == list(range(len(pairs)))
+    return [f" {symbol[1:]}" if symbol.startswith(WORD_START) else symbol for symbol, _ in pairs]
+
+
+@pytest.mark.parametrize("kind", ["word", "unigram", "bpe", "char"])
+def test_symbols_join_to_what_the_tokenizer_says(kind, tmp_path):
+    tokenizer = tokenizer_of(kind, tmp_path)
+    symbols = symbols_of(tokens_text(tokenizer))
+    chance = np.random.default_rng(0)
+
+    for _ in range(200):
+        ids = chance.integers(1, tokenizer.size, chance.integers(0, 9)).tolist()
+        joined = "".join(symbols[i] for i in ids)
+
+        assert " ".join(joined.split()) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["word", "unigram", "bpe", "char"])
+def test_the_blank_has_the_name_by_which_it_is_found(kind, tmp_path):
+    symbols = symbols_of(tokens_text(tokenizer_of(kind, tmp_path)))
+
+    assert symbols[BLANK] == "<blk>"
+    assert symbols.count("<blk>") == 1
+
+
+def test_unknown_words_are_set_apart_without_a_trace(tmp_path):
+    symbols = symbols_of(tokens_text(tokenizer_of("word", tmp_path)))
+
+    assert symbols[UNKNOWN] == " \u2047"
+
+
+def test_a_symbol_with_white_space_is_refused(tmp_path):
+    tokenizer = tokenizer_of("char", tmp_path, ["A\tB AB"])
+
+    with pytest.raises(ExportError, match=r"symbol without white space, but token \d+ is '\\t'"):
+        tokens_text(tokenizer)
+
+
+def test_the_loader_is_the_one_that_computes_the_features():
+    nemo = loader_of(Features(kind="nemo", normalisation="per_feature", subsampling=8), 1025)
+
+    assert loader_of(features_of(small_model()), 7) == Loader(name="from_zipformer_ctc")
+    assert nemo.name == "from_nemo_ctc"
+    assert nemo.is_mels_first
+    assert not nemo.is_exact
+    assert nemo.metadata == {
+        "vocab_size": "1025",
+        "subsampling_factor": "8",
+        "normalize_type": "per_feature",
+    }
+    with pytest.raises(ExportError, match=r"4 mel frames an output frame .* but has 8"):
+        loader_of(Features(subsampling=8), 7)
+
+
+def test_without_sherpa_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(importlib.util.sys.modules, "sherpa_onnx", None)
+
+    with pytest.raises(ExportError, match=r'`sherpa_onnx`.*"conformer-sweep\[sherpa\]"'):
+        needs_sherpa()
+
+
+@pytest.fixture(scope="module")
+def nemo(tmp_path_factory):
+    """A graph with mels first, and the metadata that NeMo's loader wants."""
+    if not HAS_SHERPA:
+        pytest.skip("needs sherpa-onnx: the extra `sherpa`")
+    folder = tmp_path_factory.mktemp("nemo")
+    loader = loader_of(Features(kind="nemo"), SHAPE.vocabulary)
+    graph = folder / "model.onnx"
+    export_onnx(small_model(), graph, is_mels_first=True, metadata=loader.metadata)
+    (folder / SPEC).write_text(json.dumps(spec(loader, {"float": graph.name})))
+    return folder
+
+
+SOUNDS = [torch.randn(16_000, generator=torch.Generator().manual_seed(0))]
+SEVEN = "<blk> 0\na 1\nb 2\nc 3\nd 4\ne 5\nf 6\n"
+
+
+@pytest.mark.slow
+def test_a_graph_with_nemo_s_metadata_is_loaded(nemo):
+    (nemo / TOKENS).write_text(SEVEN)
+
+    assert heard_by_sherpa(nemo, []).alone == ()
+
+
+@pytest.mark.slow
+def test_what_ends_sherpa_s_process_is_an_error_of_ours(nemo):
+    (nemo / TOKENS).write_text(SEVEN.replace("<blk>", "nothing"))
+
+    with pytest.raises(ExportError, match=r"load and run `model\.onnx` by `from_nemo_ctc`.*ended"):
+        heard_by_sherpa(nemo, SOUNDS)
