@@ -4,7 +4,6 @@ No word error rate is measured, and none is claimed: what stays is what the meth
 weights, and batch-norm statistics are those of the model that was brought.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,31 +11,17 @@ from typing import Any
 from core import latency
 from core.config import NO_SPEECH, TrialConfig, method_names
 from core.conformer.model import Conformer
-from core.deploy.bundle import Bundle
+from core.deploy import bundle
 from core.evaluation.judge import Judge
+from core.lineage import bundle_digest
 from core.pruning.budget import chosen
 from core.pruning.extraction import clone
 from core.pruning.repair import repaired
-from core.pruning.space import Space
+from core.pruning.space import Choice, Space
 from core.setting import device_of, set_chance
 from core.strict import ConfigError
 from core.training.distillation import Distillation
 from core.training.method import Untouchable, Workbench, load_method
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pruned:
-    """A smaller model that nobody has listened to yet."""
-
-    model: Conformer
-    kept: dict[str, list[int]]
-    """The units that stayed, by axis."""
-    target_sparsity: float
-    flops_sparsity: float
-    params_sparsity: float
-    """Shares removed of the FLOPs and parameters of the model that was brought."""
-    gflops: float
-    params: int
 
 
 def remaining() -> list[str]:
@@ -45,14 +30,12 @@ def remaining() -> list[str]:
     return [name for name, m in methods.items() if not (m.needs or m.lives_by_tuning)]
 
 
-def demands(config: TrialConfig) -> TrialConfig:
-    """Refuse a config that asks speech of a corpus that is none.
+def check(config: TrialConfig) -> None:
+    """Refuse a config that asks for what needs speech.
 
     Raises:
         ConfigError: one line for each key that does, naming what can be asked instead.
     """
-    if config.corpus.name != NO_SPEECH:
-        return config
     pruning, tuning = config.pruning, config.tuning
     lines = []
     if pruning.method not in remaining():
@@ -72,16 +55,15 @@ def demands(config: TrialConfig) -> TrialConfig:
     ]
     if lines:
         raise ConfigError("\n".join(lines))
-    return config
 
 
 def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
     """What is asked of a bundle where there is no speech.
 
     Raises:
-        ConfigError: if it cannot be done, naming what can.
+        ConfigError: naming the value that cannot be.
     """
-    config = TrialConfig.parse(
+    return TrialConfig.parse(
         {
             "seed": seed,
             "corpus": {"name": NO_SPEECH},
@@ -90,19 +72,40 @@ def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialCo
             "tuning": {"steps": 0},
         }
     )
-    return demands(config)
 
 
-def prune(config: TrialConfig, given: Bundle) -> list[Pruned]:
-    """The models that a config without speech asks for, one a target.
+def pruned_bundle(config: TrialConfig, folder: Path) -> dict[str, Any]:
+    """Leave in a folder what a config without speech asks for; say what it is.
 
     Raises:
-        ConfigError: if it asks for what needs speech.
-        ValueError: if a target cannot be met by this model and these axes.
+        BundleError: if the teacher is no whole bundle.
+        ConfigError: if the config asks for what needs speech, or the folder is there already.
+        ValueError: if the target cannot be met by this model and these axes.
     """
-    demands(config)
+    check(config)
+    if folder.exists():
+        raise ConfigError(f"`out` must be a new folder, but `{folder}` is there already.")
+    given = Path(config.teacher.bundle)
+    brought = bundle.load(given)
+    small, choice, space = pruned(config, brought.model)
+    cost = space.dense_cost(small)
+    measured = {
+        "wer": None,
+        "gflops": float(cost.flops) / 1e9,
+        "params": int(cost.params),
+        "flops_sparsity": float(space.sparsity(cost, "flops")),
+        "params_sparsity": float(space.sparsity(cost, "params")),
+    }
+    kept = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
+    lineage = {"config": config.model_dump(), "kept": kept, "from": bundle_digest(given)}
+    bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
+    return {"model": str(folder), **measured}
+
+
+def pruned(config: TrialConfig, teacher: Conformer) -> tuple[Conformer, Choice, Space]:
+    """The smaller model, what of the teacher it kept, and out of which space."""
     set_chance(config, config.runtime.threads)
-    method, teacher = load_method(config.pruning.method), given.model
+    method = load_method(config.pruning.method)
     student = method.prepared(clone(teacher), config, Untouchable("audio")).requires_grad_()
     with TemporaryDirectory() as scratch:
         latency.measure(config, Path(scratch), teacher.shape)
@@ -126,22 +129,6 @@ def prune(config: TrialConfig, given: Bundle) -> list[Pruned]:
         judge=Judge(config, space, None, device),
         device=device,
     )
-    found = method.found(bench, None)
-    return [
-        _cut(bench, bench.choose(found.scores, target), target)
-        for target in method.targets(config)
-    ]
-
-
-def _cut(bench: Workbench, choice: Any, target: float) -> Pruned:
+    choice = bench.choose(method.found(bench, None).scores, bench.target)
     small = repaired(bench.student, {}, choice, how="none", speech=())
-    space, cost = bench.space, bench.space.dense_cost(small)
-    return Pruned(
-        model=small.eval(),
-        kept={axis: units.nonzero().flatten().tolist() for axis, units in choice.items()},
-        target_sparsity=target,
-        flops_sparsity=float(space.sparsity(cost, "flops")),
-        params_sparsity=float(space.sparsity(cost, "params")),
-        gflops=float(cost.flops) / 1e9,
-        params=int(cost.params),
-    )
+    return small.eval(), choice, space

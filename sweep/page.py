@@ -1,19 +1,21 @@
 """The front as an interactive page: one file, drawn by plotly, that asks nothing of any network."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from plotly import graph_objects as go
 
 from sweep.front import Point
+from sweep.listening import Listening, block
 from sweep.scene import BLACK, Scene
+from sweep.unlabelled import against_note
 
 # A browser that obeys this makes no request, whatever the script might try.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; worker-src blob:;"
-    " style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    " style-src 'unsafe-inline'; img-src data: blob:; font-src data:; media-src data:"
 )
 
 TEMPLATE = """<!DOCTYPE html>
@@ -45,15 +47,19 @@ small {{ color: #666; }}
 {chart}
 <div class="wide">{table}</div>
 <small>{notes}</small>
+{listening}
 </body>
 </html>
 """
 
 # Columns of the numbers behind a point's hover text, in this order; sampled numbers follow.
 TOLD = 9
+WER = "word error rate"
 
 
-def render(scene: Scene, *, rows: Sequence[Mapping[str, str]]) -> str:
+def render(
+    scene: Scene, *, rows: Sequence[Mapping[str, str]], listening: Listening | None = None
+) -> str:
     """The page of a sweep; `rows` are its front as every table says it."""
     chart = ""
     if scene.points:
@@ -69,8 +75,9 @@ def render(scene: Scene, *, rows: Sequence[Mapping[str, str]]) -> str:
         title=html.escape(scene.title),
         summary=html.escape(scene.summary),
         chart=chart,
-        table=_table(scene, rows),
+        table=_table(scene, rows, listening.names if listening else frozenset()),
         notes=html.escape(_notes(scene)),
+        listening=block(listening) if listening else "",
     )
 
 
@@ -231,10 +238,11 @@ def _landmarks(scene: Scene) -> list[go.Scatter]:
 def _layout(scene: Scene) -> dict[str, Any]:
     whole = scene.unpruned_gflops
     right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
-    return layout(whole, right=right, is_logarithmic=scene.is_logarithmic)
+    drawn = {"right": right, "is_logarithmic": scene.is_logarithmic}
+    return layout(whole, **drawn, wer=scene.wer_name.replace("WER", WER))
 
 
-def layout(whole: float, *, right: float, is_logarithmic: bool) -> dict[str, Any]:
+def layout(whole: float, *, right: float, is_logarithmic: bool, wer: str = WER) -> dict[str, Any]:
     """Axes and buttons of WER over GFLOPs, where the unpruned model has `whole` of these."""
     shares = range(0, 101, 10)
     grid = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999", "ticks": "outside"}
@@ -261,7 +269,7 @@ def layout(whole: float, *, right: float, is_logarithmic: bool) -> dict[str, Any
         },
         "yaxis": grid
         | {
-            "title": {"text": "word error rate on dev (%)"},
+            "title": {"text": f"{wer} on dev (%)"},
             "type": "log" if is_logarithmic else "linear",
             "rangemode": "tozero",
             "showline": True,
@@ -294,14 +302,17 @@ def _scales(*, is_logarithmic: bool) -> dict[str, Any]:
     }
 
 
-def _table(scene: Scene, rows: Sequence[Mapping[str, str]]) -> str:
+def _table(scene: Scene, rows: Sequence[Mapping[str, str]], audible: Collection[str] = ()) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = []
     for point, row in zip(scene.front, rows, strict=True):
         kind = ' class="knee"' if point == scene.knee and len(rows) > 2 else ""
-        cells = "".join(f"<td>{html.escape(value)}</td>" for value in row.values())
+        first, *others = map(html.escape, row.values())
+        if point.name in audible:
+            first = f'<a href="#trial-{first}" data-listen="{first}">{first}, listen</a>'
+        cells = "".join(f"<td>{value}</td>" for value in (first, *others))
         body.append(f"<tr{kind}>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -313,6 +324,8 @@ def _notes(scene: Scene) -> str:
         " utterances. 1 multiply-add = 2 FLOPs. Nobody on the front beats another."
         " The hypervolume is a share: no errors at no FLOPs would be 1."
     )
+    against = against_note(point.result for point in scene.points)
+    told = f"{told} {against}" if against else told
     return f"{told} {hidden} points far from the front are not drawn." if hidden else told
 
 

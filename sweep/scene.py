@@ -10,6 +10,7 @@ import numpy as np
 from sweep import front
 from sweep.front import Point
 from sweep.records import TrialRecord
+from sweep.unlabelled import wer_name
 
 MAX_BEATEN = 1500
 """Beaten points drawn at most: a browser's limit of smoothness without a graphics card."""
@@ -86,6 +87,11 @@ class Scene:
         return sum(point.result.method == method for point in self.points)
 
     @property
+    def wer_name(self) -> str:
+        """`WER`, or what else it is."""
+        return wer_name(point.result for point in self.points)
+
+    @property
     def is_logarithmic(self) -> bool:
         """Whether WERs spread so far that the good ones would stick together on a linear axis."""
         wers = [point.wer for point in self.shown]
@@ -101,7 +107,7 @@ class Scene:
         return (
             f"Trials: {told}. Front: {size} point{'s' * (size != 1)},"
             f" hypervolume {front.hypervolume_share(self.points):.3f}."
-            f" Knee: trial {self.knee.name}, {100 * self.knee.wer:.2f} % WER with"
+            f" Knee: trial {self.knee.name}, {100 * self.knee.wer:.2f} % {self.wer_name} with"
             f" {100 * self.knee.result.flops_sparsity:.0f} % of FLOPs removed."
         )
 

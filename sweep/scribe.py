@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.lineage import bundle_digest, speech_lineage
 from core.report import Report
@@ -26,6 +26,9 @@ from sweep.ledger import Ledger
 from sweep.records import TrialRecord
 from sweep.structure import read_structure
 from sweep.tracking import Tracker
+
+if TYPE_CHECKING:
+    from sweep.listening import Listening
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +126,24 @@ class Scribe:
             return
         self._num_drawn = num_finished
         began = time.monotonic()
+        listening = self._listened(records) if is_last else None
         files = write_front(
             records,
             self.folder / "front",
             title=self.config.sweep.name,
             teacher_wer=teacher_wer(self.folder),
+            listening=listening,
         )
         self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
         self._draw_seconds = time.monotonic() - began
+
+    def _listened(self, records: list[TrialRecord]) -> "Listening":
+        """What can be heard of the front."""
+        from sweep.hearing import listened  # noqa: PLC0415  # torch, which the driver has no use for
+
+        points = front.pareto_front(front.points(records), self.config.sweep.objectives)
+        corpus, wer = self.config.space.base.corpus, teacher_wer(self.folder)
+        return listened(self.folder, corpus, points, teacher_wer=wer)
 
     def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
         """What the front's models have left, side by side."""

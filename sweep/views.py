@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -367,20 +366,6 @@ def price_lines(values: Mapping[str, Any]) -> list[str]:
         f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial",
         f"about {values['worker_hours']:.1f} hours of one worker",
     ]
-
-
-def write_copies(seen: Seen, wanted: Mapping[str, Path]) -> None:
-    """Draw the front now, and put the kinds wanted where they are wanted."""
-    if not wanted:
-        return
-    from sweep.figures import teacher_wer, write_front  # noqa: PLC0415  # a second to import
-
-    wer = teacher_wer(seen.folder)
-    with TemporaryDirectory() as scratch:
-        title = seen.config.sweep.name
-        files = write_front(seen.records, Path(scratch), title=title, teacher_wer=wer)
-        for kind, path in wanted.items():
-            shutil.copyfile(getattr(files, kind), path)
 
 
 def as_json(values: Any) -> str:

@@ -3,6 +3,7 @@
 Shapes: N samples.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,13 @@ def cut_of(file: Path, name: str) -> MonoCut:
         channel_ids=[0],
     )
     return MonoCut(id=name, start=0.0, duration=recording.duration, channel=0, recording=recording)
+
+
+def flac_of(waveform: Float[Tensor, " samples"]) -> bytes:
+    """Samples at 16 kHz as a file that browsers play."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform.numpy(), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def files_of(cut: Cut) -> list[Path]:

@@ -148,7 +148,8 @@ def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
         CorpusError: in one line naming the file or split that cannot be used.
     """
     layout = _layout(config, folder)
-    return _open(layout, _match(layout, config, split), config, "needed").cuts
+    words = _words_of(config)[SPLITS.index(split)]
+    return _open(layout, _match(layout, config, split), config, words).cuts
 
 
 def _layout(config: CorpusConfig, folder: Path) -> _Layout:

@@ -44,7 +44,9 @@ def test_a_plain_folder_is_a_corpus_where_a_teacher_labels(root):
 
 
 def test_a_plain_folder_needs_a_teacher_and_says_so(root):
-    with pytest.raises(CorpusError, match=r'without transcripts its audio needs `corpus.labels = "'):
+    with pytest.raises(
+        CorpusError, match=r'without transcripts its audio needs `corpus.labels = "'
+    ):
         open_corpus(CorpusConfig(name=str(root)), root.parent)
 
 
