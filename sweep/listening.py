@@ -90,7 +90,7 @@ def block(listening: Listening) -> str:
     if listening.silence:
         told = f"<p>There is nothing to hear: {html.escape(listening.silence)}</p>"
         return f'{STYLE}<section id="listening"><h2>{TITLE}</h2>{told}</section>'
-    models = "".join(_button(listener) for listener in listening.listeners)
+    models = "".join(_button(listening, listener) for listener in listening.listeners)
     rows = "".join(_item(listening, place) for place in range(len(listening.utterances)))
     teacher = ""
     if listening.teacher_wer is not None:
@@ -111,11 +111,11 @@ def page(listening: Listening, *, title: str) -> str:
     return PAGE.format(policy=POLICY, title=told, block=block(listening))
 
 
-def _button(listener: Listener) -> str:
+def _button(listening: Listening, listener: Listener) -> str:
     name = html.escape(listener.name)
     return (
         f'<button type="button" data-model="{name}" aria-pressed="false">trial {name}'
-        f"<small>{_percent(listener.wer)} wrong on dev,"
+        f"<small>{_percent(listener.wer)} {_name(listening)} on dev,"
         f" {100 * listener.flops_sparsity:.0f} % of FLOPs gone</small></button>"
     )
 

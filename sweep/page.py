@@ -54,7 +54,6 @@ small {{ color: #666; }}
 
 # Columns of the numbers behind a point's hover text, in this order; sampled numbers follow.
 TOLD = 9
-WER = "word error rate"
 
 
 def render(
@@ -143,7 +142,7 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
         },
         customdata=np.array([_told(scene, p, numbers) for p in points], dtype=np.float32),
         text=[_worded(scene, p, words) for p in points] if words else None,
-        hovertemplate=_hover(method, numbers, is_front=is_front, has_words=bool(words)),
+        hovertemplate=_hover(scene, method, numbers, is_front=is_front, has_words=bool(words)),
     )
 
 
@@ -185,11 +184,14 @@ def _worded(scene: Scene, point: Point, words: list[str]) -> str:
     )
 
 
-def _hover(method: str, numbers: list[str], *, is_front: bool, has_words: bool) -> str:
+def _hover(
+    scene: Scene, method: str, numbers: list[str], *, is_front: bool, has_words: bool
+) -> str:
     lines = [
         f"<b>trial %{{customdata[0]:.0f}}</b> ({html.escape(method)})"
         + (", on the front" if is_front else ""),
-        "WER: <b>%{y:.2f} %</b>, interval %{customdata[2]:.2f} to %{customdata[3]:.2f}",
+        f"{scene.wer_name}: <b>%{{y:.2f}} %</b>, interval"
+        " %{customdata[2]:.2f} to %{customdata[3]:.2f}",
         "GFLOPs: <b>%{x:.4~g}</b>, %{customdata[4]:.1f} % removed",
         "parameters: %{customdata[6]:.3~f} M, %{customdata[5]:.1f} % removed",
         "latency: %{customdata[7]:.1f} ms",
@@ -239,10 +241,12 @@ def _layout(scene: Scene) -> dict[str, Any]:
     whole = scene.unpruned_gflops
     right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
     drawn = {"right": right, "is_logarithmic": scene.is_logarithmic}
-    return layout(whole, **drawn, wer=scene.wer_name.replace("WER", WER))
+    return layout(whole, **drawn, wer=scene.wer_in_full)
 
 
-def layout(whole: float, *, right: float, is_logarithmic: bool, wer: str = WER) -> dict[str, Any]:
+def layout(
+    whole: float, *, right: float, is_logarithmic: bool, wer: str = "word error rate"
+) -> dict[str, Any]:
     """Axes and buttons of WER over GFLOPs, where the unpruned model has `whole` of these."""
     shares = range(0, 101, 10)
     grid = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999", "ticks": "outside"}

@@ -10,7 +10,7 @@ import numpy as np
 from sweep import front
 from sweep.front import Point
 from sweep.records import TrialRecord
-from sweep.unlabelled import wer_name
+from sweep.unlabelled import AGAINST_TEACHER, wer_name
 
 MAX_BEATEN = 1500
 """Beaten points drawn at most: a browser's limit of smoothness without a graphics card."""
@@ -92,6 +92,10 @@ class Scene:
         return wer_name(point.result for point in self.points)
 
     @property
+    def wer_in_full(self) -> str:
+        return self.wer_name.replace("WER", "word error rate")
+
+    @property
     def is_logarithmic(self) -> bool:
         """Whether WERs spread so far that the good ones would stick together on a linear axis."""
         wers = [point.wer for point in self.shown]
@@ -117,6 +121,8 @@ def compose(
 ) -> Scene:
     points = front.points(records)
     found = front.pareto_front(points)
+    if wer_name(point.result for point in points) == AGAINST_TEACHER:
+        teacher_wer = None  # what is known of it was counted against something else
     states = ("finished", "running", "waiting", "stopped", "failed")
     return Scene(
         title=title,

@@ -114,6 +114,7 @@ class Scribe:
             "corpus.digest": speech.corpus_digest,
             "tokenizer.digest": speech.tokenizer_digest,
             "teacher.digest": teacher,
+            "labelled_by_teacher": ", ".join(speech.heard) or "none",
         }
         self.tracker.log_datasets(provenance.datasets(speech), tags)
 
