@@ -54,6 +54,7 @@ small {{ color: #666; }}
 
 # Columns of the numbers behind a point's hover text, in this order; sampled numbers follow.
 TOLD = 9
+WER_HOVER = "<b>%{y:.2f} %</b>, interval %{customdata[2]:.2f} to %{customdata[3]:.2f}"
 
 
 def render(
@@ -190,8 +191,7 @@ def _hover(
     lines = [
         f"<b>trial %{{customdata[0]:.0f}}</b> ({html.escape(method)})"
         + (", on the front" if is_front else ""),
-        f"{scene.wer_name}: <b>%{{y:.2f}} %</b>, interval"
-        " %{customdata[2]:.2f} to %{customdata[3]:.2f}",
+        f"{scene.wer_name}: {WER_HOVER}",
         "GFLOPs: <b>%{x:.4~g}</b>, %{customdata[4]:.1f} % removed",
         "parameters: %{customdata[6]:.3~f} M, %{customdata[5]:.1f} % removed",
         "latency: %{customdata[7]:.1f} ms",

@@ -189,7 +189,7 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _against(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """What is to be said of a column called WER; nothing of a plain one."""
-    is_own = any(row["wer_against"] == "teacher" for row in rows)
+    is_own = any(row.get("wer_against") == "teacher" for row in rows)
     return f"WER (%) is the {AGAINST_TEACHER}" if is_own else None
 
 
