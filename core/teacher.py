@@ -46,9 +46,10 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
     if is_there and bundle.is_whole(place.teacher / "model"):
         return
     given = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
-    if not is_prepared(config.corpus, place.features):
+    hearer = _hearer(config, given) if given else None
+    if hearer is not None or not is_prepared(config.corpus, place.features):
         torch.set_num_threads(cores())
-        tokens, hearer = (given.tokenizer, _hearer(config, given)) if given else (None, None)
+        tokens = given.tokenizer if given else None
         for part in prepare_speech(config.corpus, place.features, tokenizer=tokens, hearer=hearer):
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
     if bundle.is_whole(place.teacher / "model"):

@@ -20,6 +20,9 @@ from core.corpora.audio import CorpusError, read_cut
 from core.corpora.corpus import SPLITS, Corpus, SplitName
 from core.corpora.placing import replaced
 
+SAVED_EVERY = 500
+"""At most so many utterances are asked about again after a kill."""
+
 log = logging.getLogger(__name__)
 
 
@@ -54,23 +57,33 @@ def labelled(corpus: Corpus, hearer: Hearer, folder: Path) -> Corpus:
 
 
 def _texts(corpus: Corpus, split: SplitName, hearer: Hearer, folder: Path) -> dict[str, str]:
-    """By utterance; asked once, and kept under the names of speech and hearer."""
+    """By utterance; each is asked once, and kept under the names of speech and hearer."""
     named = hashlib.sha256(f"{corpus.digest} {split} {hearer.digest}".encode()).hexdigest()
     file = folder / f"heard-{split}-{named[:16]}.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        pass  # not asked yet, or half a file from before a full disk
+    kept = _kept(file)
     texts: dict[str, str] = {}
+    num_asked = 0
     for cut in getattr(corpus, split):
         if cut.id in texts:
             raise CorpusError(
                 f"`{cut.id}` of the {split} split must be the name of one utterance to be labelled,"
                 " but is that of two instead."
             )
-        texts[cut.id] = hearer.hears(read_cut(cut))
-    replaced(file, json.dumps(texts))
+        is_known = cut.id in kept
+        texts[cut.id] = kept[cut.id] if is_known else hearer.hears(read_cut(cut))
+        num_asked += not is_known
+        if not is_known and num_asked % SAVED_EVERY == 0:
+            replaced(file, json.dumps(kept | texts))
+    if num_asked:
+        replaced(file, json.dumps(kept | texts))
     return texts
+
+
+def _kept(file: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}  # not asked yet, or damaged
 
 
 def _said(cuts: CutSet, split: SplitName, texts: Mapping[str, str]) -> CutSet:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from core.corpora import labels
 from core.corpora.audio import CorpusError, files_of
 from core.corpora.corpus import open_corpus
 from core.corpora.labels import Hearer, labelled
@@ -61,6 +62,25 @@ def test_a_teacher_is_asked_once_and_another_one_anew(wordless, tmp_path):
 
     assert len(asked) == 2 * len(wordless.train)
     assert first.digest == again.digest != other.digest
+
+
+def test_a_killed_teacher_is_asked_only_for_the_rest(wordless, tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "SAVED_EVERY", 7)
+    asked = []
+
+    def hears(waveform):
+        asked.append(len(waveform))
+        if len(asked) == 20:
+            raise KeyboardInterrupt
+        return f"HEARD {len(waveform)}"
+
+    with pytest.raises(KeyboardInterrupt):
+        labelled(wordless, Hearer(digest="a", hears=hears), tmp_path)
+    interrupted = labelled(wordless, Hearer(digest="a", hears=hears), tmp_path)
+
+    assert len(asked) == 20 + len(wordless.train) - 14
+    untouched = labelled(wordless, Hearer(digest="a", hears=hears), tmp_path / "untouched")
+    assert list(map(transcript, interrupted.train)) == list(map(transcript, untouched.train))
 
 
 def test_half_a_file_of_labels_is_asked_for_anew(wordless, tmp_path):
