@@ -240,8 +240,8 @@ def _landmarks(scene: Scene) -> list[go.Scatter]:
 def _layout(scene: Scene) -> dict[str, Any]:
     whole = scene.unpruned_gflops
     right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
-    drawn = {"right": right, "is_logarithmic": scene.is_logarithmic}
-    return layout(whole, **drawn, wer=scene.wer_in_full)
+    is_logarithmic, wer = scene.is_logarithmic, scene.wer_in_full
+    return layout(whole, right=right, is_logarithmic=is_logarithmic, wer=wer)
 
 
 def layout(

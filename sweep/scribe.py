@@ -118,7 +118,9 @@ class Scribe:
         }
         self.tracker.log_datasets(provenance.datasets(speech), tags)
 
-    def _draw(self, records: list[TrialRecord], *, is_last: bool = False) -> None:
+    def _draw(
+        self, records: list[TrialRecord], *, is_last: bool = False, should_listen: bool = False
+    ) -> None:
         """Draw the front as it stood, and show it in MLflow; what takes longest only at the end."""
         resources = self.config.resources
         self.tracker.log_hours(hours(records, cpus=resources.cpus, gpus=resources.gpus))
@@ -127,7 +129,7 @@ class Scribe:
             return
         self._num_drawn = num_finished
         began = time.monotonic()
-        listening = self._listened(records) if is_last else None
+        listening = self._listened(records) if should_listen else None
         files = write_front(
             records,
             self.folder / "front",
@@ -138,13 +140,17 @@ class Scribe:
         self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
         self._draw_seconds = time.monotonic() - began
 
-    def _listened(self, records: list[TrialRecord]) -> "Listening":
-        """What can be heard of the front."""
+    def _listened(self, records: list[TrialRecord]) -> "Listening | None":
+        """What can be heard of the front; nothing where that fails, as the front is drawn anyway."""
         from sweep.hearing import listened  # noqa: PLC0415  # torch, which the driver has no use for
 
         points = front.pareto_front(front.points(records), self.config.sweep.objectives)
         corpus, wer = self.config.space.base.corpus, teacher_wer(self.folder)
-        return listened(self.folder, corpus, points, teacher_wer=wer)
+        try:
+            return listened(self.folder, corpus, points, teacher_wer=wer)
+        except (ValueError, RuntimeError) as error:  # torch raises the latter
+            logger.warning("The front has no page to listen by: %s", error)
+            return None
 
     def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
         """What the front's models have left, side by side."""
@@ -196,7 +202,9 @@ class Scribe:
     def close(self, *, is_interrupted: bool) -> None:
         """Draw the front, end the sweep's run, and wait until all is written."""
         self.event("interrupted" if is_interrupted else "done")
-        self._submit(self._draw, self.ledger.records(), is_last=True)
+        # Models take their time to listen, which whoever interrupts does not have.
+        listens = not is_interrupted
+        self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=listens)
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
         with suppress(OSError):
