@@ -141,7 +141,7 @@ class Scribe:
         self._draw_seconds = time.monotonic() - began
 
     def _listened(self, records: list[TrialRecord]) -> "Listening | None":
-        """What can be heard of the front; nothing where that fails, as the front is drawn anyway."""
+        """What can be heard of the front; nothing where that fails: the front is drawn anyway."""
         from sweep.hearing import listened  # noqa: PLC0415  # torch, which the driver has no use for
 
         points = front.pareto_front(front.points(records), self.config.sweep.objectives)
