@@ -121,6 +121,7 @@ def _compare(
 ) -> None:
     from sweep.comparison import compare, unlike, values
     from sweep.side_by_side import draw_copies, labels, side, tables
+    from sweep.unlabelled import against_note
     from sweep.views import as_json as to_json
     from sweep.views import see
 
@@ -134,6 +135,9 @@ def _compare(
         return
     for table in tables(compared):
         print_table(table)
+    for name, seen in ((first, one), (second, other)):
+        note = against_note(point.result for point in seen.points)
+        found += [f"the WER of {name}. {note}"] if note else []
     for line in found:
         out.print(f"not alike: {line}", markup=False)
 
