@@ -208,6 +208,20 @@ def taken(row: Row) -> dict[str, str]:
     }
 
 
+def unlabelled(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What the training data was, and what that did to the error at half the FLOPs."""
+    return [
+        {
+            "trained on": row["name"],
+            "FLOPs": f"-{percent(row['flops_removed'])}",
+            "WER % (95 %)": wer_of(row),
+            "to transcripts": with_interval(row, "to_transcripts", sign="+"),
+            "seeds": str(row["seeds"]),
+        }
+        for row in rows
+    ]
+
+
 def half_the_size(rows: Sequence[Row]) -> list[dict[str, str]]:
     """What is gone of each resource, and what that did to the error."""
     return [
@@ -300,6 +314,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "depth": ("depth", depth),
     "methods": ("methods", methods),
     "half_the_size": ("half_the_size", half_the_size),
+    "unlabelled": ("unlabelled", unlabelled),
     "early_stopping": ("early_stopping", early_stopping),
     "live_stopping": ("live_stopping", live_stopping),
     "sampling": ("sampling", sampling),

@@ -14,6 +14,8 @@ from core.pruning_config import PruningConfig
 from core.strict import Config
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
+NO_SPEECH = "none"
+"""The name of a corpus that is none."""
 
 DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
@@ -50,7 +52,12 @@ class CorpusConfig(Config):
     """Where speech and its transcripts come from, and what the tokens are."""
 
     name: str = Field("demo", min_length=1)
-    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar."""
+    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar;
+    `none` where there is no speech at all, which is for `conformer-sweep prune` alone."""
+    labels: Literal["transcripts", "teacher"] = "transcripts"
+    """What the training speech is taken to say: its transcripts, or what the teacher of
+    `teacher.bundle` hears in it. Then no transcript of it is read, its splits may be plain folders
+    of audio, and a dev or test split without transcripts is judged against the teacher's text."""
     root: str = ""
     """Folder of LibriSpeech, downloaded there if absent; only for `name = "librispeech"`."""
     train: str = Field("train*", min_length=1)
@@ -260,6 +267,20 @@ class TrialConfig(Config):
                 raise ValueError(
                     f"`pruning.{key}` must be one of {', '.join(method_names())},"
                     f" but is `{name}` instead{hint}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _who_labels_is_there(self) -> "TrialConfig":
+        without = {
+            'corpus.labels = "teacher"': self.corpus.labels == "teacher",
+            'corpus.name = "none"': self.corpus.name == NO_SPEECH,
+        }
+        for said, is_so in without.items():
+            if is_so and not self.teacher.bundle:
+                raise ValueError(
+                    f"`teacher.bundle` must be the folder of a trained recogniser where `{said}`,"
+                    " but is empty instead"
                 )
         return self
 

@@ -35,6 +35,8 @@ class SpeechLineage:
     tokenizer_digest: str
     splits: tuple[SplitLineage, ...]
     """Those that have utterances."""
+    heard: tuple[str, ...] = ()
+    """Splits whose words are what the teacher heard."""
 
 
 def speech_lineage(features: Path) -> SpeechLineage | None:
@@ -47,6 +49,7 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
             corpus_digest=prepared["digest"],
             tokenizer_digest=_sha256(features / "tokenizer.model"),
             splits=tuple(found for found in splits if found.num_utterances),
+            heard=tuple(prepared.get("heard", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         return None

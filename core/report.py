@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]
+Reference = Literal["transcripts", "teacher"]
+"""What a word error rate counts errors against: what people wrote, or what the teacher heard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,3 +68,5 @@ class Outcome:
     """Optimizer steps spent, search and tuning together."""
     model: str
     """The bundle's folder, relative to the trial's."""
+    wer_against: Reference = "transcripts"
+    test_wer_against: Reference = "transcripts"

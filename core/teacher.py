@@ -10,9 +10,12 @@ from core import latency
 from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
+from core.corpora.labels import Hearer
 from core.corpora.prepared import NUM_PARTS, is_prepared, open_speech, prepare_speech
 from core.deploy import bundle
+from core.deploy.recognise import hearer_of
 from core.evaluation.judge import Judge
+from core.lineage import bundle_digest
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
@@ -43,10 +46,11 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
     if is_there and bundle.is_whole(place.teacher / "model"):
         return
     given = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
-    if not is_prepared(config.corpus, place.features):
+    hearer = _hearer(config, given) if given else None
+    if hearer is not None or not is_prepared(config.corpus, place.features):
         torch.set_num_threads(cores())
         tokens = given.tokenizer if given else None
-        for part in prepare_speech(config.corpus, place.features, tokenizer=tokens):
+        for part in prepare_speech(config.corpus, place.features, tokenizer=tokens, hearer=hearer):
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
     if bundle.is_whole(place.teacher / "model"):
         latency.measure(config, place.teacher, bundle.load(place.teacher / "model").model.shape)
@@ -55,6 +59,14 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
         bundle.save(place.teacher / "model", given.model, given.tokenizer, given.report)
     else:
         yield from _trained(config, place)
+
+
+def _hearer(config: TrialConfig, given: bundle.Bundle) -> Hearer | None:
+    if config.corpus.labels != "teacher":
+        return None
+    digest = bundle_digest(Path(config.teacher.bundle))
+    assert digest is not None, "what was loaded has its checksums"
+    return hearer_of(given, digest)
 
 
 def _trained(config: TrialConfig, place: Place) -> Iterator[Report]:

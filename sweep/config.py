@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from core.config import CorpusConfig
+from core.config import NO_SPEECH, CorpusConfig
 from core.strict import Config, ConfigError
 from sweep import toml_text
 from sweep.space import SearchSpace
@@ -244,7 +244,7 @@ def check_corpus(corpus: CorpusConfig) -> None:
     Raises:
         ConfigError: if its name is neither known nor a folder.
     """
-    if corpus.name in KNOWN_CORPORA or Path(corpus.name).exists():
+    if corpus.name in (*KNOWN_CORPORA, NO_SPEECH) or Path(corpus.name).exists():
         return
     near = difflib.get_close_matches(Path(corpus.name).name, KNOWN_CORPORA, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
@@ -341,7 +341,7 @@ def absolute_corpus(corpus: dict[str, Any]) -> dict[str, Any]:
     table = dict(corpus)
     if isinstance(root, str) and root:
         table["root"] = _absolute(root)
-    if isinstance(name, str) and name not in KNOWN_CORPORA:
+    if isinstance(name, str) and name not in (*KNOWN_CORPORA, NO_SPEECH):
         table["name"] = _absolute(name)
     return table
 

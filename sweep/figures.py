@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -16,6 +16,10 @@ from sweep import front, scene
 from sweep.front import Point
 from sweep.records import TrialRecord
 from sweep.scene import Scene
+from sweep.unlabelled import against_note
+
+if TYPE_CHECKING:  # jiwer and torch take seconds that no table should wait for
+    from sweep.listening import Listening
 
 COLUMNS = {
     "trial": "trial",
@@ -52,6 +56,7 @@ def write_front(
     *,
     title: str,
     teacher_wer: float | None = None,
+    listening: "Listening | None" = None,
 ) -> FrontFiles:
     """Draw and table the finished trials into the folder, over what is there.
 
@@ -60,6 +65,7 @@ def write_front(
         folder: is made if it is not there.
         title: the sweep's name.
         teacher_wer: of the unpruned model as it was trained, as a fraction; drawn if known.
+        listening: what can be heard of the front, for the page.
     """
     from sweep import page, picture  # noqa: PLC0415  # seconds that no table should wait for
 
@@ -73,7 +79,8 @@ def write_front(
         csv=folder / "front.csv",
         markdown=folder / "front.md",
     )
-    files.html.write_text(page.render(shown, rows=rows(shown.front)), encoding="utf-8")
+    told = page.render(shown, rows=rows(shown.front), listening=listening)
+    files.html.write_text(told, encoding="utf-8")
     picture.draw(shown, svg=files.svg, png=files.png)
     files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
     files.markdown.write_text(markdown(shown), encoding="utf-8")
@@ -103,7 +110,8 @@ def front_table(points: Sequence[Point], *, title: str = "") -> Table:
         justify: Literal["left", "right"] = "left" if column in ("trial", "method") else "right"
         table.add_column(heading, justify=justify, no_wrap=True, vertical="bottom")
     knee = front.knee(points) if len(points) > 2 else None
-    table.caption = KNEE if knee else None
+    notes = [KNEE if knee else None, against_note(point.result for point in points)]
+    table.caption = "\n".join(filter(None, notes)) or None
     for point, cells in zip(points, rows(points), strict=True):
         is_knee = point == knee
         name = f"{cells['trial']} *" if is_knee else cells["trial"]
@@ -122,6 +130,8 @@ def markdown(shown: Scene) -> str:
             *("| " + " | ".join(r[c] for c in COLUMNS) + " |" for r in rows(shown.front)),
             "",
         ]
+        note = against_note(point.result for point in shown.front)
+        lines += [note, ""] if note else []
     return "\n".join(lines)
 
 

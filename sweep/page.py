@@ -1,19 +1,21 @@
 """The front as an interactive page: one file, drawn by plotly, that asks nothing of any network."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from plotly import graph_objects as go
 
 from sweep.front import Point
+from sweep.listening import Listening, block
 from sweep.scene import BLACK, Scene
+from sweep.unlabelled import against_note
 
 # A browser that obeys this makes no request, whatever the script might try.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; worker-src blob:;"
-    " style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    " style-src 'unsafe-inline'; img-src data: blob:; font-src data:; media-src data:"
 )
 
 TEMPLATE = """<!DOCTYPE html>
@@ -45,15 +47,19 @@ small {{ color: #666; }}
 {chart}
 <div class="wide">{table}</div>
 <small>{notes}</small>
+{listening}
 </body>
 </html>
 """
 
 # Columns of the numbers behind a point's hover text, in this order; sampled numbers follow.
 TOLD = 9
+WER_HOVER = "<b>%{y:.2f} %</b>, interval %{customdata[2]:.2f} to %{customdata[3]:.2f}"
 
 
-def render(scene: Scene, *, rows: Sequence[Mapping[str, str]]) -> str:
+def render(
+    scene: Scene, *, rows: Sequence[Mapping[str, str]], listening: Listening | None = None
+) -> str:
     """The page of a sweep; `rows` are its front as every table says it."""
     chart = ""
     if scene.points:
@@ -69,8 +75,9 @@ def render(scene: Scene, *, rows: Sequence[Mapping[str, str]]) -> str:
         title=html.escape(scene.title),
         summary=html.escape(scene.summary),
         chart=chart,
-        table=_table(scene, rows),
+        table=_table(scene, rows, listening.names if listening else frozenset()),
         notes=html.escape(_notes(scene)),
+        listening=block(listening) if listening else "",
     )
 
 
@@ -136,7 +143,7 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
         },
         customdata=np.array([_told(scene, p, numbers) for p in points], dtype=np.float32),
         text=[_worded(scene, p, words) for p in points] if words else None,
-        hovertemplate=_hover(method, numbers, is_front=is_front, has_words=bool(words)),
+        hovertemplate=_hover(scene, method, numbers, is_front=is_front, has_words=bool(words)),
     )
 
 
@@ -178,11 +185,13 @@ def _worded(scene: Scene, point: Point, words: list[str]) -> str:
     )
 
 
-def _hover(method: str, numbers: list[str], *, is_front: bool, has_words: bool) -> str:
+def _hover(
+    scene: Scene, method: str, numbers: list[str], *, is_front: bool, has_words: bool
+) -> str:
     lines = [
         f"<b>trial %{{customdata[0]:.0f}}</b> ({html.escape(method)})"
         + (", on the front" if is_front else ""),
-        "WER: <b>%{y:.2f} %</b>, interval %{customdata[2]:.2f} to %{customdata[3]:.2f}",
+        f"{scene.wer_name}: {WER_HOVER}",
         "GFLOPs: <b>%{x:.4~g}</b>, %{customdata[4]:.1f} % removed",
         "parameters: %{customdata[6]:.3~f} M, %{customdata[5]:.1f} % removed",
         "latency: %{customdata[7]:.1f} ms",
@@ -231,10 +240,13 @@ def _landmarks(scene: Scene) -> list[go.Scatter]:
 def _layout(scene: Scene) -> dict[str, Any]:
     whole = scene.unpruned_gflops
     right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
-    return layout(whole, right=right, is_logarithmic=scene.is_logarithmic)
+    is_logarithmic, wer = scene.is_logarithmic, scene.wer_in_full
+    return layout(whole, right=right, is_logarithmic=is_logarithmic, wer=wer)
 
 
-def layout(whole: float, *, right: float, is_logarithmic: bool) -> dict[str, Any]:
+def layout(
+    whole: float, *, right: float, is_logarithmic: bool, wer: str = "word error rate"
+) -> dict[str, Any]:
     """Axes and buttons of WER over GFLOPs, where the unpruned model has `whole` of these."""
     shares = range(0, 101, 10)
     grid = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999", "ticks": "outside"}
@@ -261,7 +273,7 @@ def layout(whole: float, *, right: float, is_logarithmic: bool) -> dict[str, Any
         },
         "yaxis": grid
         | {
-            "title": {"text": "word error rate on dev (%)"},
+            "title": {"text": f"{wer} on dev (%)"},
             "type": "log" if is_logarithmic else "linear",
             "rangemode": "tozero",
             "showline": True,
@@ -294,14 +306,17 @@ def _scales(*, is_logarithmic: bool) -> dict[str, Any]:
     }
 
 
-def _table(scene: Scene, rows: Sequence[Mapping[str, str]]) -> str:
+def _table(scene: Scene, rows: Sequence[Mapping[str, str]], audible: Collection[str] = ()) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = []
     for point, row in zip(scene.front, rows, strict=True):
         kind = ' class="knee"' if point == scene.knee and len(rows) > 2 else ""
-        cells = "".join(f"<td>{html.escape(value)}</td>" for value in row.values())
+        first, *others = map(html.escape, row.values())
+        if point.name in audible:
+            first = f'<a href="#trial-{first}" data-listen="{first}">{first}, listen</a>'
+        cells = "".join(f"<td>{value}</td>" for value in (first, *others))
         body.append(f"<tr{kind}>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -313,6 +328,8 @@ def _notes(scene: Scene) -> str:
         " utterances. 1 multiply-add = 2 FLOPs. Nobody on the front beats another."
         " The hypervolume is a share: no errors at no FLOPs would be 1."
     )
+    against = against_note(point.result for point in scene.points)
+    told = f"{told} {against}" if against else told
     return f"{told} {hidden} points far from the front are not drawn." if hidden else told
 
 

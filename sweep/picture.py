@@ -53,6 +53,7 @@ def _frame(axes: Axes, scene: Scene) -> None:
         wers.append(100 * scene.teacher_wer)
     right = 1.04 * max(whole, *(p.gflops for p in scene.shown))
     frame(axes, whole, right=right, wers=wers, is_logarithmic=scene.is_logarithmic)
+    axes.set_ylabel(f"{scene.wer_in_full} on dev (%)")
 
 
 def frame(

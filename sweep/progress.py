@@ -21,6 +21,7 @@ from core.report import Report
 from sweep import front
 from sweep.front import Point
 from sweep.records import State, TrialRecord
+from sweep.unlabelled import wer_name
 
 NUM_EVENTS = 5
 """Last events in the live view."""
@@ -156,7 +157,8 @@ class Progress:
     def _best(self) -> Table:
         """The front, or as much of it as there is room for."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("front", "method", "WER (%)", "GFLOPs", "removed (%)"):
+        wer = wer_name(point.result for point in self._front)
+        for column in ("front", "method", f"{wer} (%)", "GFLOPs", "removed (%)"):
             table.add_column(column, justify="left" if column == "method" else "right")
         knee = front.knee(self._front) if len(self._front) > 2 else None
         for point in _spread(self._front, knee):
@@ -277,7 +279,7 @@ def _changed(record: TrialRecord) -> str:
         method = record.params.get("pruning.method")
         return f"running{attempt}{f' with {method}' if method else ''}{aim}"
     results = [
-        f"WER {_percent(outcome.wer)} % at {outcome.gflops:#.3g} GFLOPs"
+        f"{wer_name([outcome])} {_percent(outcome.wer)} % at {outcome.gflops:#.3g} GFLOPs"
         f" ({_percent(outcome.flops_sparsity, digits=1)} % removed)"
         for outcome in record.outcomes
     ]

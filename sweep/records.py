@@ -111,12 +111,11 @@ def _misfit(kind: str, names: tuple[str, ...], types: tuple[type, ...]) -> str |
 def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
     """Of each field, the types that plain values may have."""
     plain: dict[Any, tuple[type, ...]]
-    plain = {float: (float, int), State: (str,), Mapping: (dict,)}
+    plain = {float: (float, int), Literal: (str,), Mapping: (dict,)}
     found: dict[str, tuple[type, ...]] = {}
     for name, hint in get_type_hints(kind).items():
         each = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        origins: list[Any]
-        origins = [part if part is State else get_origin(part) or part for part in each]
+        origins: list[Any] = [get_origin(part) or part for part in each]
         found[name] = tuple(t for part in origins for t in plain.get(part, (part,)))
     return found
 

@@ -13,6 +13,7 @@ from sweep.mlflow_server import cannot_open, database_uri
 from sweep.moving import follow
 from sweep.provenance import code_version, identity
 from sweep.records import TrialRecord
+from sweep.unlabelled import wer_name
 from sweep.views import Seen, see
 
 FOLDER = "model"
@@ -114,6 +115,7 @@ def _tags(seen: Seen, record: TrialRecord, place: int, model: Path) -> Mapping[s
         "sweep.trial": str(record.number),
         "sweep.outcome": str(place),
         "wer": f"{outcome.wer:.6g}",
+        "wer_against": outcome.wer_against,
         "gflops": f"{outcome.gflops:.6g}",
         "params": str(outcome.params),
         "method": outcome.method,
@@ -126,7 +128,8 @@ def _tags(seen: Seen, record: TrialRecord, place: int, model: Path) -> Mapping[s
 def _description(seen: Seen, record: TrialRecord, place: int) -> str:
     outcome = record.outcomes[place]
     return (
-        f"Trial {record.number} of {seen.config.sweep.name}: {100 * outcome.wer:.2f} % WER on dev,"
+        f"Trial {record.number} of {seen.config.sweep.name}: {100 * outcome.wer:.2f} %"
+        f" {wer_name([outcome])} on dev,"
         f" {outcome.gflops:.3g} GFLOPs, {outcome.params / 1e6:.3g} M parameters"
         f" ({100 * outcome.flops_sparsity:.0f} % of FLOPs removed by {outcome.method})."
     )

@@ -10,6 +10,7 @@ import numpy as np
 from sweep import front
 from sweep.front import Point
 from sweep.records import TrialRecord
+from sweep.unlabelled import AGAINST_TEACHER, wer_name
 
 MAX_BEATEN = 1500
 """Beaten points drawn at most: a browser's limit of smoothness without a graphics card."""
@@ -86,6 +87,15 @@ class Scene:
         return sum(point.result.method == method for point in self.points)
 
     @property
+    def wer_name(self) -> str:
+        """`WER`, or what else it is."""
+        return wer_name(point.result for point in self.points)
+
+    @property
+    def wer_in_full(self) -> str:
+        return self.wer_name.replace("WER", "word error rate")
+
+    @property
     def is_logarithmic(self) -> bool:
         """Whether WERs spread so far that the good ones would stick together on a linear axis."""
         wers = [point.wer for point in self.shown]
@@ -101,7 +111,7 @@ class Scene:
         return (
             f"Trials: {told}. Front: {size} point{'s' * (size != 1)},"
             f" hypervolume {front.hypervolume_share(self.points):.3f}."
-            f" Knee: trial {self.knee.name}, {100 * self.knee.wer:.2f} % WER with"
+            f" Knee: trial {self.knee.name}, {100 * self.knee.wer:.2f} % {self.wer_name} with"
             f" {100 * self.knee.result.flops_sparsity:.0f} % of FLOPs removed."
         )
 
@@ -111,6 +121,8 @@ def compose(
 ) -> Scene:
     points = front.points(records)
     found = front.pareto_front(points)
+    if wer_name(point.result for point in points) == AGAINST_TEACHER:
+        teacher_wer = None  # what is known of it was counted against something else
     states = ("finished", "running", "waiting", "stopped", "failed")
     return Scene(
         title=title,

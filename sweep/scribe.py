@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.lineage import bundle_digest, speech_lineage
 from core.report import Report
@@ -26,6 +26,9 @@ from sweep.ledger import Ledger
 from sweep.records import TrialRecord
 from sweep.structure import read_structure
 from sweep.tracking import Tracker
+
+if TYPE_CHECKING:
+    from sweep.listening import Listening
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +114,13 @@ class Scribe:
             "corpus.digest": speech.corpus_digest,
             "tokenizer.digest": speech.tokenizer_digest,
             "teacher.digest": teacher,
+            "labelled_by_teacher": ", ".join(speech.heard) or "none",
         }
         self.tracker.log_datasets(provenance.datasets(speech), tags)
 
-    def _draw(self, records: list[TrialRecord], *, is_last: bool = False) -> None:
+    def _draw(
+        self, records: list[TrialRecord], *, is_last: bool = False, should_listen: bool = False
+    ) -> None:
         """Draw the front as it stood, and show it in MLflow; what takes longest only at the end."""
         resources = self.config.resources
         self.tracker.log_hours(hours(records, cpus=resources.cpus, gpus=resources.gpus))
@@ -123,14 +129,28 @@ class Scribe:
             return
         self._num_drawn = num_finished
         began = time.monotonic()
+        listening = self._listened(records) if should_listen else None
         files = write_front(
             records,
             self.folder / "front",
             title=self.config.sweep.name,
             teacher_wer=teacher_wer(self.folder),
+            listening=listening,
         )
         self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
         self._draw_seconds = time.monotonic() - began
+
+    def _listened(self, records: list[TrialRecord]) -> "Listening | None":
+        """What can be heard of the front; nothing where that fails: the front is drawn anyway."""
+        from sweep.hearing import listened  # noqa: PLC0415  # torch, which the driver has no use for
+
+        points = front.pareto_front(front.points(records), self.config.sweep.objectives)
+        corpus, wer = self.config.space.base.corpus, teacher_wer(self.folder)
+        try:
+            return listened(self.folder, corpus, points, teacher_wer=wer)
+        except (ValueError, RuntimeError) as error:  # torch raises the latter
+            logger.warning("The front has no page to listen by: %s", error)
+            return None
 
     def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
         """What the front's models have left, side by side."""
@@ -182,7 +202,9 @@ class Scribe:
     def close(self, *, is_interrupted: bool) -> None:
         """Draw the front, end the sweep's run, and wait until all is written."""
         self.event("interrupted" if is_interrupted else "done")
-        self._submit(self._draw, self.ledger.records(), is_last=True)
+        # Models take their time to listen, which whoever interrupts does not have.
+        listens = not is_interrupted
+        self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=listens)
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
         with suppress(OSError):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from sweep.reading import records_in
 from sweep.records import State, TrialRecord
 from sweep.space import overlaid
 from sweep.store.copy import at, bring, refresh, shown
+from sweep.unlabelled import AGAINST_TEACHER
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
@@ -183,12 +183,20 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify=justify, vertical="bottom")
     for row in rows:
         table.add_row(*_cells(row), style="bold green" if row["on_front"] else "")
+    table.caption = _against(rows)
     return table
+
+
+def _against(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is to be said of a column called WER; nothing of a plain one."""
+    is_own = any(row.get("wer_against") == "teacher" for row in rows)
+    return f"WER (%) is the {AGAINST_TEACHER}" if is_own else None
 
 
 def trial_lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The same as plain lines, a thousand trials in the time of one of the table's hundreds."""
     yield from _aligned(TRIAL_HEADINGS, map(_cells, rows), [row["on_front"] for row in rows])
+    yield from filter(None, [_against(rows)])
 
 
 def front_lines_of(points: Sequence[Point]) -> Iterator[str]:
@@ -367,20 +375,6 @@ def price_lines(values: Mapping[str, Any]) -> list[str]:
         f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial",
         f"about {values['worker_hours']:.1f} hours of one worker",
     ]
-
-
-def write_copies(seen: Seen, wanted: Mapping[str, Path]) -> None:
-    """Draw the front now, and put the kinds wanted where they are wanted."""
-    if not wanted:
-        return
-    from sweep.figures import teacher_wer, write_front  # noqa: PLC0415  # a second to import
-
-    wer = teacher_wer(seen.folder)
-    with TemporaryDirectory() as scratch:
-        title = seen.config.sweep.name
-        files = write_front(seen.records, Path(scratch), title=title, teacher_wer=wer)
-        for kind, path in wanted.items():
-            shutil.copyfile(getattr(files, kind), path)
 
 
 def as_json(values: Any) -> str:

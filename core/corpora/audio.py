@@ -3,6 +3,7 @@
 Shapes: N samples.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import numpy as np
 import soundfile
 import torch
 from jaxtyping import Float
-from lhotse.audio import AudioLoadingError, DurationMismatchError
+from lhotse import MonoCut, Recording
+from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
 from lhotse.cut import Cut
 from torch import Tensor
 from torchaudio.functional import resample as change_rate
 
 from core.corpora.features import SAMPLE_RATE_HZ
+
+AUDIO_SUFFIXES = (".flac", ".ogg", ".opus", ".wav")
 
 
 class CorpusError(ValueError):
@@ -101,6 +105,35 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
     except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
         raise _unreadable(source_of(cut), error) from error
     return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
+
+
+def is_audio(file: Path) -> bool:
+    return file.suffix.lower() in AUDIO_SUFFIXES
+
+
+def cut_of(file: Path, name: str) -> MonoCut:
+    """A file as one utterance, of which nobody says yet what is heard in it.
+
+    Raises:
+        CorpusError: if the file is missing, empty, not audio or not mono.
+    """
+    header = read_header(file)
+    recording = Recording(
+        id=name,
+        sources=[AudioSource(type="file", channels=[0], source=str(file))],
+        sampling_rate=header.sample_rate_hz,
+        num_samples=header.num_samples,
+        duration=header.num_samples / header.sample_rate_hz,
+        channel_ids=[0],
+    )
+    return MonoCut(id=name, start=0.0, duration=recording.duration, channel=0, recording=recording)
+
+
+def flac_of(waveform: Float[Tensor, " samples"]) -> bytes:
+    """Samples at 16 kHz as a file that browsers play."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform.numpy(), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def files_of(cut: Cut) -> list[Path]:

@@ -14,12 +14,14 @@ from typing import Literal
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from core.config import CorpusConfig
-from core.corpora import librispeech, manifests
+from core.config import NO_SPEECH, CorpusConfig
+from core.corpora import librispeech, manifests, plain
 from core.corpora.audio import CorpusError, check_file, check_rate, files_of, source_of
+from core.corpora.manifests import Words
 from core.corpora.text import transcript
 
 SplitName = Literal["train", "dev", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 FEWEST_TO_TRAIN_ON = 2  # with one there is no order to shuffle and nothing to generalise from
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class Corpus:
     """Empty where no split matches `corpus.test`."""
     digest: str
     """Changes with any utterance's name, length, words or audio; not with where it lies."""
+    wordless: frozenset[SplitName] = frozenset()
+    """Splits whose words only a teacher can say; core/corpora/labels.py asks it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,8 @@ class _Layout:
     root: Path
     splits: list[str]
     load_split: Callable[[Path, str], CutSet]
+    load_wordless: Callable[[Path, str], CutSet]
+    """The same utterances, perhaps by other names, and nothing of what is said in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +60,7 @@ class _Part:
     num_cuts: int
     num_long: int
     digest: str
+    is_wordless: bool
 
 
 def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
@@ -66,7 +73,11 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
     """
     layout = _layout(config, folder)
     chosen = _choose(layout, config)
-    train, dev, test = (_open(layout, names, config) for names in chosen)
+    parts = [
+        _open(layout, names, config, words)
+        for names, words in zip(chosen, _words_of(config), strict=True)
+    ]
+    train, dev, test = parts
     if train.num_long:
         log.warning(
             "%d of %d training utterances are longer than `corpus.max_seconds` = %g and left out.",
@@ -85,7 +96,16 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
         dev=dev.cuts,
         test=test.cuts,
         digest=hashlib.sha256(f"{train.digest}{dev.digest}{test.digest}".encode()).hexdigest(),
+        wordless=frozenset(
+            split for split, part in zip(SPLITS, parts, strict=True) if part.is_wordless
+        ),
     )
+
+
+def _words_of(config: CorpusConfig) -> tuple[Words, Words, Words]:
+    if config.labels == "teacher":
+        return ("unread", "optional", "optional")
+    return ("needed", "needed", "needed")
 
 
 def with_memory(
@@ -128,11 +148,17 @@ def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
         CorpusError: in one line naming the file or split that cannot be used.
     """
     layout = _layout(config, folder)
-    return _open(layout, _match(layout, config, split), config).cuts
+    words = _words_of(config)[SPLITS.index(split)]
+    return _open(layout, _match(layout, config, split), config, words).cuts
 
 
 def _layout(config: CorpusConfig, folder: Path) -> _Layout:
     """Find out where the corpus lies and who can read it."""
+    if config.name == NO_SPEECH:
+        raise CorpusError(
+            f"`corpus.name` must be a corpus to train or to measure on, but is `{NO_SPEECH}`"
+            " instead; `conformer-sweep prune` needs none."
+        )
     if config.name == "demo":
         from core.corpora import demo  # noqa: PLC0415  # a second of imports, of the demo alone
 
@@ -141,14 +167,46 @@ def _layout(config: CorpusConfig, folder: Path) -> _Layout:
         root = _librispeech(config)
     else:
         root = Path(config.name).expanduser().resolve()
-    for module in (librispeech, manifests):
-        splits = module.split_names(root)
-        if splits:
-            return _Layout(root=root, splits=splits, load_split=module.load_split)
-    what = "holds neither" if root.is_dir() else "is no folder"
+    found = _folders(root, config) or _listed(root, config)
+    if found is not None:
+        return found
+    what = "is no folder instead"
+    if root.is_dir():
+        is_bare = bool(plain.split_names(root)) and config.labels != "teacher"
+        hint = '; without transcripts its audio needs `corpus.labels = "teacher"`'
+        what = f"holds neither instead{hint if is_bare else ''}"
     raise CorpusError(
         "`corpus.name` must be `demo`, `librispeech`, a folder in the LibriSpeech layout or a"
-        f" folder of lhotse manifests or Shar, but `{config.name}` {what} instead."
+        f" folder of lhotse manifests or Shar, but `{config.name}` {what}."
+    )
+
+
+def _folders(root: Path, config: CorpusConfig) -> _Layout | None:
+    """Audio in folders, each with its transcripts or, where a teacher labels, without."""
+    spoken = librispeech.split_names(root)
+    if config.labels != "teacher":
+        splits = spoken
+    else:
+        splits = [] if manifests.split_names(root) and not spoken else plain.split_names(root)
+
+    def load(root: Path, split: str) -> CutSet:
+        return (librispeech if split in spoken else plain).load_split(root, split)
+
+    if not splits:
+        return None
+    return _Layout(root=root, splits=splits, load_split=load, load_wordless=plain.load_split)
+
+
+def _listed(root: Path, config: CorpusConfig) -> _Layout | None:
+    words: Words = "optional" if config.labels == "teacher" else "needed"
+    splits = manifests.split_names(root)
+    if not splits:
+        return None
+    return _Layout(
+        root=root,
+        splits=splits,
+        load_split=functools.partial(manifests.load_split, words=words),
+        load_wordless=functools.partial(manifests.load_split, words="unread"),
     )
 
 
@@ -187,24 +245,38 @@ def _match(layout: _Layout, config: CorpusConfig, split: SplitName) -> list[str]
     return names
 
 
-def _open(layout: _Layout, names: list[str], config: CorpusConfig) -> _Part:
+def _open(layout: _Layout, names: list[str], config: CorpusConfig, words: Words) -> _Part:
     """Read splits, check each utterance and take the fingerprint of all."""
+    load = layout.load_wordless if words == "unread" else layout.load_split
+    parts = [load(layout.root, name) for name in names]
+    described = [
+        manifests.describe_split(layout.root, name) if cuts.is_lazy else cuts
+        for name, cuts in zip(names, parts, strict=True)
+    ]
+    is_wordless = words == "unread" or (
+        words == "optional"
+        and bool(names)
+        and not any(transcript(cut) for cuts in described for cut in cuts)
+    )
     digest = hashlib.sha256()
     num_cuts = num_long = 0
-    parts = []
-    for name in names:
-        cuts = layout.load_split(layout.root, name)
-        described = manifests.describe_split(layout.root, name) if cuts.is_lazy else cuts
+    for name, cuts in zip(names, described, strict=True):
         before = num_cuts
-        for cut in described:
-            _check(cut, config)
-            digest.update(_fingerprint(cut))
+        for cut in cuts:
+            text = "" if is_wordless else transcript(cut)
+            _check(cut, config, is_silent=not (text or is_wordless))
+            digest.update(_fingerprint(cut, text))
             num_cuts += 1
             num_long += not _is_short(config.max_seconds, cut)
         if num_cuts == before:
             raise CorpusError(f"`{layout.root / name}` must have utterances, but has none instead.")
-        parts.append(cuts)
-    return _Part(cuts=_join(parts), num_cuts=num_cuts, num_long=num_long, digest=digest.hexdigest())
+    return _Part(
+        cuts=_join(parts),
+        num_cuts=num_cuts,
+        num_long=num_long,
+        digest=digest.hexdigest(),
+        is_wordless=is_wordless,
+    )
 
 
 def _join(parts: list[CutSet]) -> CutSet:
@@ -217,20 +289,20 @@ def _filter(cuts: CutSet, keep: Callable[[Cut], bool]) -> CutSet:
     return cuts.filter(keep) if cuts.is_lazy else CutSet.from_cuts(filter(keep, cuts))
 
 
-def _check(cut: Cut, config: CorpusConfig) -> None:
+def _check(cut: Cut, config: CorpusConfig, *, is_silent: bool) -> None:
     for file in files_of(cut):
         check_file(file)
     name = source_of(cut)
-    if not transcript(cut):
+    if is_silent:
         raise CorpusError(f"`{cut.id}` (`{name}`) must have words, but has none instead.")
     if cut.num_channels != 1:
         raise CorpusError(f"`{name}` must have one channel, but has {cut.num_channels} instead.")
     check_rate(name, cut.sampling_rate, resample=config.resample)
 
 
-def _fingerprint(cut: Cut) -> bytes:
+def _fingerprint(cut: Cut, text: str) -> bytes:
     """Name, length and words, and of its audio the size and some bytes of the middle."""
-    head = f"{cut.id}\t{cut.duration:.6f}\t{cut.sampling_rate}\t{transcript(cut)}\n".encode()
+    head = f"{cut.id}\t{cut.duration:.6f}\t{cut.sampling_rate}\t{text}\n".encode()
     return head + b"".join(_middle(file) for file in files_of(cut))
 
 

@@ -8,13 +8,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from lhotse.audio import AudioSource
+from lhotse import CutSet, MonoCut, SupervisionSegment
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH, download_librispeech
 
-from core.corpora.audio import CorpusError, read_header
+from core.corpora.audio import AUDIO_SUFFIXES, CorpusError, cut_of, is_audio
 
-AUDIO_SUFFIXES = (".flac", ".ogg", ".opus", ".wav")
 _TRANSCRIPTS = "*/*/*.trans.txt"
 
 
@@ -38,7 +36,7 @@ def load_split(root: Path, split: str) -> CutSet:
     cuts: dict[str, MonoCut] = {}
     heard = set()
     for transcript in sorted((root / split).glob(_TRANSCRIPTS)):
-        audio = {file.stem: file for file in transcript.parent.iterdir() if _is_audio(file)}
+        audio = {file.stem: file for file in transcript.parent.iterdir() if is_audio(file)}
         for name, text in _lines(transcript):
             if name in cuts:
                 raise CorpusError(f"`{transcript}` must name `{name}` once, but does so again.")
@@ -101,39 +99,21 @@ def _cut(transcript: Path, name: str, text: str, audio: dict[str, Path]) -> Mono
             f"`{name}` of `{transcript}` must have an audio file beside it"
             f" ({', '.join(AUDIO_SUFFIXES)}), but has none instead."
         )
-    header = read_header(audio[name])
-    recording = Recording(
-        id=name,
-        sources=[AudioSource(type="file", channels=[0], source=str(audio[name]))],
-        sampling_rate=header.sample_rate_hz,
-        num_samples=header.num_samples,
-        duration=header.num_samples / header.sample_rate_hz,
-        channel_ids=[0],
-    )
+    cut = cut_of(audio[name], name)
     spoken = SupervisionSegment(
         id=name,
         recording_id=name,
         start=0.0,
-        duration=recording.duration,
+        duration=cut.duration,
         text=text,
         speaker=transcript.parent.parent.name,
     )
-    return MonoCut(
-        id=name,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[spoken],
-    )
-
-
-def _is_audio(file: Path) -> bool:
-    return file.suffix.lower() in AUDIO_SUFFIXES
+    cut.supervisions = [spoken]
+    return cut
 
 
 def _check_all_heard(folder: Path, heard: set[Path]) -> None:
-    files = filter(_is_audio, folder.rglob("*"))
+    files = filter(is_audio, folder.rglob("*"))
     silent = sorted(file for file in files if file not in heard)
     if silent:
         more = f" ({len(silent) - 1} more like it)" if len(silent) > 1 else ""

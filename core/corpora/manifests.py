@@ -7,11 +7,15 @@ PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl beside PREFIX_supervision
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
 from core.corpora.audio import CorpusError, files_of
+
+Words = Literal["needed", "optional", "unread"]
+"""Whether a split must have transcripts, may have them, or is read as if it had none."""
 
 _CUTS = re.compile(r"((.*_)?cuts_)?(?P<split>[^_].*?)\.jsonl(\.gz)?")
 _RECORDINGS = re.compile(r"(.*_)?recordings_(?P<split>.+?)\.jsonl(\.gz)?")
@@ -23,8 +27,13 @@ def split_names(root: Path) -> list[str]:
     return sorted(_places(root))
 
 
-def load_split(root: Path, split: str) -> CutSet:
+def load_split(root: Path, split: str, *, words: Words = "needed") -> CutSet:
     """Read one split: a cut an utterance; those of a Shar folder are read as they are asked for.
+
+    Args:
+        root: the corpus's folder.
+        split: one of its splits.
+        words: if they are not needed, recordings may go without supervisions.
 
     Raises:
         CorpusError: naming a manifest that cannot be read.
@@ -32,9 +41,11 @@ def load_split(root: Path, split: str) -> CutSet:
     place = _places(root)[split]
     if place.is_dir():
         cuts = CutSet.from_shar(in_dir=place)
-        return _one_utterance_a_cut(cuts, _described_shar(place))
-    cuts = _read(place)
-    return _one_utterance_a_cut(cuts, cuts)
+        cuts = _one_utterance_a_cut(cuts, _described_shar(place))
+    else:
+        found = _read(place, words)
+        cuts = _one_utterance_a_cut(found, found)
+    return cuts.map(_wordless) if words == "unread" else cuts
 
 
 def describe_split(root: Path, split: str) -> CutSet:
@@ -44,6 +55,10 @@ def describe_split(root: Path, split: str) -> CutSet:
         return load_split(root, split)
     cuts = _described_shar(place)
     return _one_utterance_a_cut(cuts, cuts)
+
+
+def _wordless(cut: Cut) -> Cut:
+    return cut.drop_supervisions()
 
 
 def _described_shar(place: Path) -> CutSet:
@@ -64,12 +79,14 @@ def _places(root: Path) -> dict[str, Path]:
     return places
 
 
-def _read(place: Path) -> CutSet:
+def _read(place: Path, words: Words) -> CutSet:
+    texts = place.with_name(place.name.replace("recordings_", "supervisions_"))
     try:
         if not _RECORDINGS.fullmatch(place.name):
             cuts = CutSet.from_jsonl(place)
+        elif words != "needed" and not texts.exists():
+            cuts = CutSet.from_manifests(recordings=RecordingSet.from_jsonl(place))
         else:
-            texts = place.with_name(place.name.replace("recordings_", "supervisions_"))
             cuts = CutSet.from_manifests(
                 recordings=RecordingSet.from_jsonl(place),
                 supervisions=SupervisionSet.from_jsonl(texts),

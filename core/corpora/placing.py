@@ -1,10 +1,18 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def replaced(file: Path, text: str) -> None:
+    """Write a file beside, then put it in the place of what is there."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
 
 
 @contextmanager

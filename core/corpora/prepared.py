@@ -1,19 +1,19 @@
 """A corpus made ready once for all trials of a sweep: checked, tokenised, its features cached."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
-from core.corpora.corpus import SplitName, open_corpus
+from core.corpora.corpus import SPLITS, SplitName, open_corpus
+from core.corpora.labels import Hearer, labelled
+from core.corpora.placing import replaced
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import FILE_NAME, Tokenizer, transcript
 
-_SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
-NUM_PARTS = 1 + len(_SPLITS)
+NUM_PARTS = 1 + len(SPLITS)
 _INDEX = "prepared.json"
 
 
@@ -24,6 +24,8 @@ class Speech:
     dev: FeatureStore
     test: FeatureStore
     """Empty where the corpus has no test split."""
+    heard: frozenset[SplitName] = frozenset()
+    """Splits whose words are what the teacher heard."""
 
 
 def open_speech(folder: Path) -> Speech:
@@ -33,13 +35,15 @@ def open_speech(folder: Path) -> Speech:
         CorpusError: if it is missing or damaged.
     """
     try:
-        names = json.loads((folder / _INDEX).read_text())["stores"]
-        train, dev, test = (FeatureStore.open(folder / names[split]) for split in _SPLITS)
+        prepared = json.loads((folder / _INDEX).read_text())
+        names, heard = prepared["stores"], frozenset(prepared.get("heard", ()))
+        train, dev, test = (FeatureStore.open(folder / names[split]) for split in SPLITS)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CorpusError(
             f"`{folder}` must hold prepared speech, but does not ({error})."
         ) from error
-    return Speech(tokenizer=Tokenizer.load(folder), train=train, dev=dev, test=test)
+    tokens = Tokenizer.load(folder)
+    return Speech(tokenizer=tokens, train=train, dev=dev, test=test, heard=heard)
 
 
 def is_prepared(config: CorpusConfig, folder: Path) -> bool:
@@ -49,13 +53,24 @@ def is_prepared(config: CorpusConfig, folder: Path) -> bool:
         open_speech(folder)
     except (OSError, ValueError):
         return False
-    return bool(prepared.get("corpus") == config.model_dump())
+    default = CorpusConfig().model_dump()  # of a field that is younger than what lies there
+    return bool({**default, **prepared.get("corpus", {})} == config.model_dump())
 
 
 def prepare_speech(
-    config: CorpusConfig, folder: Path, *, tokenizer: Tokenizer | None = None
+    config: CorpusConfig,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    hearer: Hearer | None = None,
 ) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
+
+    Args:
+        config: the corpus.
+        folder: where all of it goes.
+        tokenizer: the teacher's.
+        hearer: says the words of speech that has none.
 
     Yields:
         How many of the `NUM_PARTS` are ready: the corpus, then each split's features.
@@ -64,15 +79,20 @@ def prepare_speech(
         CorpusError: naming what of the corpus cannot be used.
     """
     corpus = open_corpus(config, folder)
+    if hearer is not None:
+        corpus = labelled(corpus, hearer, folder)
     yield 1
     if tokenizer is None:
         tokenizer = Tokenizer.train(map(transcript, corpus.train), config, folder)
     tokenizer.save(folder / FILE_NAME)
     stores = {}
-    for split in _SPLITS:
+    for split in SPLITS:
         stores[split] = cached(corpus, split, tokenizer, config, folder).folder.name
         yield 1 + len(stores)
-    prepared = {"corpus": config.model_dump(), "digest": corpus.digest, "stores": stores}
-    beside = folder / f".{_INDEX}.{os.getpid()}"
-    beside.write_text(json.dumps(prepared, indent=1))
-    beside.replace(folder / _INDEX)
+    prepared = {
+        "corpus": config.model_dump(),
+        "digest": corpus.digest,
+        "stores": stores,
+        "heard": sorted(corpus.wordless),
+    }
+    replaced(folder / _INDEX, json.dumps(prepared, indent=1))

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from core.config import CorpusConfig
 from core.corpora.audio import read_file
 from core.corpora.corpus import SplitName, open_split
 from core.corpora.features import log_mel
+from core.corpora.labels import Hearer
 from core.corpora.store import FeatureStore
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.evaluation.decoding import greedy
@@ -43,6 +46,21 @@ def at_depth(bundle: Bundle, depth: int) -> Bundle:
 
 
 @torch.inference_mode()
+def heard_in(bundle: Bundle, waveform: Float[Tensor, " samples"]) -> str:
+    """The words in samples at 16 kHz; speech too short for a frame gives none."""
+    features, num_frames = log_mel(waveform[None], torch.tensor([len(waveform)]))
+    if int(num_frames[0]) < SHORTEST:
+        return ""
+    output = bundle.model(features, num_frames)
+    ids = greedy(output.logits.log_softmax(-1), output.num_frames)[0]
+    return bundle.tokenizer.decode(ids)
+
+
+def hearer_of(bundle: Bundle, digest: str) -> Hearer:
+    """The recogniser of that digest, to label speech by."""
+    return Hearer(digest=digest, hears=partial(heard_in, bundle))
+
+
 def transcribe(
     bundle: Bundle, files: Iterable[Path], *, resample: bool = True
 ) -> Iterator[tuple[Path, str]]:
@@ -52,14 +70,7 @@ def transcribe(
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
     for file in files:
-        waveform = read_file(file, resample=resample)
-        features, num_frames = log_mel(waveform[None], torch.tensor([len(waveform)]))
-        if int(num_frames[0]) < SHORTEST:
-            yield file, ""
-            continue
-        output = bundle.model(features, num_frames)
-        ids = greedy(output.logits.log_softmax(-1), output.num_frames)[0]
-        yield file, bundle.tokenizer.decode(ids)
+        yield file, heard_in(bundle, read_file(file, resample=resample))
 
 
 def evaluate(

@@ -5,13 +5,14 @@ from torch import nn
 
 from core.config import TrialConfig
 from core.conformer.model import Conformer
+from core.corpora.corpus import SplitName
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore
 from core.evaluation.recognition import recognised
 from core.evaluation.speed import latency_seconds
 from core.evaluation.wer import WerReport, wer_report
 from core.pruning.space import Space
-from core.report import Outcome, Report, Stage
+from core.report import Outcome, Reference, Report, Stage
 
 
 class Judge:
@@ -66,9 +67,11 @@ class Judge:
             wer=wer.wer,
             wer_low=wer.low,
             wer_high=wer.high,
+            wer_against=self._reference("dev"),
             test_wer=test.wer if test else None,
             test_wer_low=test.low if test else None,
             test_wer_high=test.high if test else None,
+            test_wer_against=self._reference("test"),
             gflops=float(cost.flops) / 1e9,
             params=int(cost.params),
             flops_sparsity=float(self.space.sparsity(cost, "flops")),
@@ -81,6 +84,10 @@ class Judge:
             steps=steps,
             model=folder,
         )
+
+    def _reference(self, split: SplitName) -> Reference:
+        assert self.speech is not None
+        return "teacher" if split in self.speech.heard else "transcripts"
 
     def wer(self, model: nn.Module, store: FeatureStore) -> WerReport | None:
         """None where there is no speech to judge on."""

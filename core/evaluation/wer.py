@@ -4,14 +4,24 @@ Intervals come from a bootstrap over utterances: whole utterances are drawn agai
 errors inside one depend on each other.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jiwer
 import numpy as np
 from jaxtyping import Float
 
 _DRAWS_AT_ONCE = 1 << 22  # bounds memory: 32 MB of indices
+
+Kind = Literal["same", "other", "missed", "made up"]
+_KINDS: dict[str, Kind] = {
+    "equal": "same",
+    "substitute": "other",
+    "delete": "missed",
+    "insert": "made up",
+}
 
 Counts = Sequence[int] | Sequence[float]
 """Of errors or of words, by utterance; not whole where they are means over seeds."""
@@ -64,6 +74,37 @@ class WerDifference:
     @property
     def is_significant(self) -> bool:
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aligned:
+    """A word that was said, heard, or both."""
+
+    kind: Kind
+    said: str
+    """Empty where the word is made up."""
+    heard: str
+    """Empty where the word was missed."""
+
+
+def aligned_words(said: str, heard: str) -> list[Aligned]:
+    """Word by word with the fewest errors; so many differ as `word_errors` counts.
+
+    Raises:
+        ValueError: if nothing was said.
+    """
+    if not said.split():
+        raise ValueError("`said` must have words, but has none instead.")
+    found = jiwer.process_words(said, heard)
+    words, guesses = found.references[0], found.hypotheses[0]
+    aligned: list[Aligned] = []
+    for chunk in found.alignments[0]:
+        mine = words[chunk.ref_start_idx : chunk.ref_end_idx]
+        theirs = guesses[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        kind = _KINDS[chunk.type]
+        pairs = itertools.zip_longest(mine, theirs, fillvalue="")
+        aligned += [Aligned(kind=kind, said=word, heard=guess) for word, guess in pairs]
+    return aligned
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:

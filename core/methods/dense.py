@@ -9,6 +9,8 @@ from core.training.trainer import Trainable
 
 
 class Dense(Method):
+    lives_by_tuning = True
+
     def targets(self, config: TrialConfig) -> tuple[float, ...]:
         del config
         return (0.0,)

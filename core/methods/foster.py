@@ -17,6 +17,8 @@ from core.training.method import Workbench, tuning_rates
 
 
 class Foster(Magnitude):
+    lives_by_tuning = True
+
     def tuning(
         self, model: Conformer, choice: Choice, bench: Workbench, *, steps: int
     ) -> Fostering:

@@ -11,6 +11,8 @@ from core.training.method import Workbench
 
 
 class Scratch(Uniform):
+    lives_by_tuning = True
+
     def started(self, model: Conformer, bench: Workbench) -> Conformer:
         """The same sizes, new weights; only the features' statistics are kept."""
         with torch.random.fork_rng(devices=[]):

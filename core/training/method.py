@@ -95,6 +95,9 @@ class Method(ABC):
     yields: Literal["curve", "point"] = "curve"
     """Whether what is found orders all units, for any budget, or was learned for one."""
 
+    lives_by_tuning: bool = False
+    """Whether its models are worth nothing of their own before they are tuned."""
+
     def targets(self, config: TrialConfig) -> tuple[float, ...]:
         """The shares of the resource to remove; each becomes an outcome."""
         further = config.pruning.further_targets if self.yields == "curve" else ()

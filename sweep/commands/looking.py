@@ -78,8 +78,9 @@ def pareto(
 ) -> None:
     """The front of a sweep: outcomes that no other beats."""
     from sweep import front
+    from sweep.copies import write_copies
     from sweep.figures import front_table
-    from sweep.views import MANY_ROWS, front_lines_of, pareto_values, see, write_copies
+    from sweep.views import MANY_ROWS, front_lines_of, pareto_values, see
     from sweep.views import as_json as to_json
 
     limits = {
@@ -120,6 +121,7 @@ def _compare(
 ) -> None:
     from sweep.comparison import compare, unlike, values
     from sweep.side_by_side import draw_copies, labels, side, tables
+    from sweep.unlabelled import against_note
     from sweep.views import as_json as to_json
     from sweep.views import see
 
@@ -133,8 +135,29 @@ def _compare(
         return
     for table in tables(compared):
         print_table(table)
+    for name, seen in ((first, one), (second, other)):
+        note = against_note(point.result for point in seen.points)
+        found += [f"the WER of {name}. {note}"] if note else []
     for line in found:
         out.print(f"not alike: {line}", markup=False)
+
+
+def listen(
+    folder: Sweep,
+    trial: Annotated[int | None, typer.Option(help="Only this one; else the front.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="The page; DIR/front/listening.html.")
+    ] = None,
+) -> None:
+    """A page on which to play utterances, and to read what teacher and pruned model heard."""
+    from sweep.copies import write_listening
+    from sweep.views import see
+
+    seen = see(folder)
+    file = to or seen.folder / "front" / "listening.html"
+    found = write_listening(seen, file, trial=trial)
+    told = f"nothing to hear: {found.silence}" if found.silence else str(file)
+    out.print(told, markup=False)
 
 
 def ui(
@@ -152,6 +175,8 @@ def ui(
     uri = config.tracking.uri
     is_served = uri.startswith("http")
     tracker = Tracker(folder, config.sweep.name, uri)
-    out.print(tracker.link(uri if is_served else f"http://127.0.0.1:{port}"), markup=False)
+    base = uri if is_served else f"http://127.0.0.1:{port}"
+    out.print(tracker.link(base), markup=False)
+    out.print(f"the front, and what its models hear: {tracker.front_link(base)}", markup=False)
     if not is_served:
         sys.exit(subprocess.run(ui_command(folder, port), check=False).returncode)  # noqa: S603

@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from sweep.commands.terminal import BAD_INPUT, Json, Space, out
+from sweep.commands.terminal import BAD_INPUT, Json, Model, Space, out
 
 
 def init(
@@ -26,15 +26,48 @@ def init(
 
 def check(space: Space, as_json: Json = False) -> None:
     """Validate a search space, say what it would cost, and take one tiny step."""
+    from core.config import NO_SPEECH
     from core.price import price
+    from core.without_speech import check as check_speechless
+    from core.without_speech import remaining
     from sweep.config import load
+    from sweep.unlabelled import methods_line, refuse_methods
     from sweep.views import as_json as to_json
     from sweep.views import price_lines, price_values
 
     config = load(space)
-    values = price_values(config, price(config.space.base))
-    lines = [to_json(values)] if as_json else price_lines(values)
+    base, able = config.space.base, remaining()
+    if base.corpus.name == NO_SPEECH:
+        searched = config.space.distributions.get("pruning.method")
+        refuse_methods(getattr(searched, "options", ()), without_speech=able)
+        check_speechless(base)
+    line = methods_line(base.corpus, without_speech=able)
+    values = {**price_values(config, price(base)), "methods": line}
+    lines = [to_json(values)] if as_json else [*price_lines(values), *([line] if line else [])]
     out.print("\n".join(lines), markup=False)
+
+
+def prune(
+    model: Model,
+    to: Annotated[Path, typer.Option("--out", help="The smaller bundle: a new folder.")],
+    remove: Annotated[float, typer.Option(help="The share to remove: 0.5.", min=0, max=1)] = 0.5,
+    method: Annotated[str, typer.Option(help="One that needs no speech.")] = "magnitude",
+    resource: Annotated[
+        Literal["flops", "params", "latency"], typer.Option(help="What the share is of.")
+    ] = "flops",
+    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Prune a model by its weights alone, where there is no speech; no WER is measured."""
+    from core.without_speech import config_of, pruned_bundle
+    from sweep.unlabelled import pruned_line
+    from sweep.views import as_json as to_json
+    from sweep.views import model_folder
+
+    given = model_folder(model)
+    wanted = {"method": method, "resource": resource, "target_sparsity": remove}
+    found = pruned_bundle(config_of(given, wanted, seed=seed), to.absolute())
+    out.print(to_json(found) if as_json else pruned_line(found), markup=False)
 
 
 def doctor(as_json: Json = False) -> None:

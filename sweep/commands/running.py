@@ -197,8 +197,10 @@ def stop(
 
 def _create(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.config import create, find, load
+    from sweep.unlabelled import refuse_sweep
 
     config = load(space).with_budget(**_given(trials=trials, hours=hours))
+    refuse_sweep(config.space.base.corpus)
     create(folder.resolve(), config, find(space).read_text(encoding="utf-8"))
 
 

@@ -80,7 +80,7 @@ def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
     for record in records:
         model = folder / "trials" / f"{record.number:04}" / record.outcomes[0].model
         assert (model / "model.safetensors").exists()
-    assert (folder / "front" / "front.html").exists()
+    assert "data-listen" in (folder / "front" / "front.html").read_text("utf-8")
     rows = trial_rows(see(folder))
     assert {"trial", "state", "wer", "on_front", "config", "mlflow_run_id"} <= set(rows[0])
 

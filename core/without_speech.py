@@ -1,0 +1,134 @@
+"""Pruning by the weights alone, where there is no speech: cut at once, neither repaired nor tuned.
+
+No word error rate is measured, and none is claimed: what stays is what the method thinks of the
+weights, and batch-norm statistics are those of the model that was brought.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from core import latency
+from core.config import NO_SPEECH, TrialConfig, method_names
+from core.conformer.model import Conformer
+from core.deploy import bundle
+from core.evaluation.judge import Judge
+from core.lineage import bundle_digest
+from core.pruning.budget import chosen
+from core.pruning.extraction import clone
+from core.pruning.repair import repaired
+from core.pruning.space import Choice, Space
+from core.setting import device_of, set_chance
+from core.strict import ConfigError
+from core.training.distillation import Distillation
+from core.training.method import Untouchable, Workbench, load_method
+
+
+def remaining() -> list[str]:
+    """The methods that need no speech, neither to choose nor to be worth anything afterwards."""
+    methods = {name: load_method(name) for name in method_names()}
+    return [name for name, m in methods.items() if not (m.needs or m.lives_by_tuning)]
+
+
+def check(config: TrialConfig) -> None:
+    """Refuse a config that asks for what needs speech.
+
+    Raises:
+        ConfigError: one line for each key that does, naming what can be asked instead.
+    """
+    pruning, tuning = config.pruning, config.tuning
+    lines = []
+    if pruning.method not in remaining():
+        lines.append(
+            f"`pruning.method` must be one of {', '.join(remaining())} without speech,"
+            f" but is `{pruning.method}` instead"
+        )
+    wanted = {
+        "pruning.repair": (pruning.repair, "none"),
+        "pruning.steps": (pruning.steps, 0),
+        "tuning.steps": (tuning.steps, 0),
+    }
+    lines += [
+        f"`{key}` must be {needed!r} without speech, but is {value!r} instead"
+        for key, (value, needed) in wanted.items()
+        if value != needed
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
+    """What is asked of a bundle where there is no speech.
+
+    Raises:
+        ConfigError: naming the value that cannot be.
+    """
+    return TrialConfig.parse(
+        {
+            "seed": seed,
+            "corpus": {"name": NO_SPEECH},
+            "teacher": {"bundle": str(given)},
+            "pruning": {"repair": "none", "steps": 0, **pruning},
+            "tuning": {"steps": 0},
+        }
+    )
+
+
+def pruned_bundle(config: TrialConfig, folder: Path) -> dict[str, Any]:
+    """Leave in a folder what a config without speech asks for; say what it is.
+
+    Raises:
+        BundleError: if the teacher is no whole bundle.
+        ConfigError: if the config asks for what needs speech, or the folder is there already.
+        ValueError: if the target cannot be met by this model and these axes.
+    """
+    check(config)
+    if folder.exists():
+        raise ConfigError(f"`out` must be a new folder, but `{folder}` is there already.")
+    given = Path(config.teacher.bundle)
+    brought = bundle.load(given)
+    small, choice, space = pruned(config, brought.model)
+    cost = space.dense_cost(small)
+    measured = {
+        "wer": None,
+        "gflops": float(cost.flops) / 1e9,
+        "params": int(cost.params),
+        "flops_sparsity": float(space.sparsity(cost, "flops")),
+        "params_sparsity": float(space.sparsity(cost, "params")),
+    }
+    kept = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
+    lineage = {"config": config.model_dump(), "kept": kept, "from": bundle_digest(given)}
+    bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
+    return {"model": str(folder), **measured}
+
+
+def pruned(config: TrialConfig, teacher: Conformer) -> tuple[Conformer, Choice, Space]:
+    """The smaller model, what of the teacher it kept, and out of which space."""
+    set_chance(config, config.runtime.threads)
+    method = load_method(config.pruning.method)
+    student = method.prepared(clone(teacher), config, Untouchable("audio")).requires_grad_()
+    with TemporaryDirectory() as scratch:
+        latency.measure(config, Path(scratch), teacher.shape)
+        table = latency.opened(config, Path(scratch))
+    space = Space.of(
+        clone(student),
+        method.axes(config),
+        config.pruning.utterance_seconds,
+        unpruned=teacher,
+        latency=table,
+    )
+    device = device_of(config)
+    bench = Workbench(
+        config=config,
+        student=student,
+        distillation=Distillation(teacher, config.distillation),
+        space=space,
+        speech=Untouchable("audio"),
+        labelled=Untouchable("labels"),
+        choose=lambda scores, target: chosen(space, scores, config.pruning, target),
+        judge=Judge(config, space, None, device),
+        device=device,
+    )
+    choice = bench.choose(method.found(bench, None).scores, bench.target)
+    small = repaired(bench.student, {}, choice, how="none", speech=())
+    return small.eval(), choice, space
