@@ -13,6 +13,7 @@ from core.conformer.shape import Shape
 from core.corpora.prepared import NUM_PARTS, is_prepared, open_speech, prepare_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
+from core.hearing import NATIVE
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
@@ -46,7 +47,9 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
     if not is_prepared(config.corpus, place.features):
         torch.set_num_threads(cores())
         tokens = given.tokenizer if given else None
-        for part in prepare_speech(config.corpus, place.features, tokenizer=tokens):
+        heard = given.model.shape.hearing if given else NATIVE
+        speech = prepare_speech(config.corpus, place.features, tokenizer=tokens, hearing=heard)
+        for part in speech:
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
     if bundle.is_whole(place.teacher / "model"):
         latency.measure(config, place.teacher, bundle.load(place.teacher / "model").model.shape)

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from sweep.commands import keeping, looking, models, planning, running, submitting
+from sweep.commands import importing, keeping, looking, models, planning, running, submitting
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
 
 COMMANDS = (
@@ -25,7 +25,7 @@ COMMANDS = (
     ),
     *(planning.init, planning.check, planning.doctor),
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.ui),
-    *(models.transcribe, models.evaluate, models.bench, models.adapt),
+    *(importing.import_, models.transcribe, models.evaluate, models.bench, models.adapt),
     submitting.submit,
     *(keeping.pack, keeping.unpack, keeping.promote),
 )
@@ -38,7 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:
-    app.command()(command)
+    # A name that Python keeps for itself has a stroke more there than on the command line.
+    app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
 
 WRONG_PATH = (

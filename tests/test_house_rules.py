@@ -34,7 +34,8 @@ HOMES = {  # one file, or one folder, per outside library
     "onnxruntime": {"core/deploy/runtime.py", "core/deploy/quantise.py"},
     "cooper": {"core/pruning/constraint.py"},
     "sentencepiece": {"core/corpora/text.py"},
-    "yaml": {"sweep/submit.py"},
+    "yaml": {"core/deploy/importing/reading.py", "sweep/submit.py"},
+    "huggingface_hub": {"core/deploy/importing/bring.py"},
 }
 
 

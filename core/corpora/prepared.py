@@ -11,6 +11,7 @@ from core.corpora.audio import CorpusError
 from core.corpora.corpus import SplitName, open_corpus
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import FILE_NAME, Tokenizer, transcript
+from core.hearing import NATIVE, Hearing
 
 _SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 NUM_PARTS = 1 + len(_SPLITS)
@@ -53,9 +54,15 @@ def is_prepared(config: CorpusConfig, folder: Path) -> bool:
 
 
 def prepare_speech(
-    config: CorpusConfig, folder: Path, *, tokenizer: Tokenizer | None = None
+    config: CorpusConfig,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    hearing: Hearing = NATIVE,
 ) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
+
+    Those are what the teacher hears, and so what all that is cut from it will hear.
 
     Yields:
         How many of the `NUM_PARTS` are ready: the corpus, then each split's features.
@@ -70,7 +77,8 @@ def prepare_speech(
     tokenizer.save(folder / FILE_NAME)
     stores = {}
     for split in _SPLITS:
-        stores[split] = cached(corpus, split, tokenizer, config, folder).folder.name
+        store = cached(corpus, split, tokenizer, config, folder, hearing=hearing)
+        stores[split] = store.folder.name
         yield 1 + len(stores)
     prepared = {"corpus": config.model_dump(), "digest": corpus.digest, "stores": stores}
     beside = folder / f".{_INDEX}.{os.getpid()}"

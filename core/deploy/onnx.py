@@ -56,7 +56,10 @@ def export_onnx(model: Conformer, file: Path) -> None:
     needs_extra()
     features = torch.zeros(2, 203, MELS)  # chance is left as it is
     num_frames = torch.tensor([203, 150])
-    batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames", min=7)
+    batch, mel_frames = (
+        torch.export.Dim("batch"),
+        torch.export.Dim("mel_frames", min=_shortest(model)),
+    )
     with _quiet():
         program = torch.onnx.export(
             Inference(model),
@@ -71,6 +74,12 @@ def export_onnx(model: Conformer, file: Path) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     program.save(beside)
     beside.replace(file)
+
+
+def _shortest(model: Conformer) -> int:
+    """Frames of features that give enough of each stage: 0 and 1 are constants to the exporter."""
+    hearing = model.shape.hearing
+    return 7 if hearing.frontend == "conv4" else 1 + 2**hearing.stages
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from torch import nn
 from core.config import CorpusConfig
 from core.corpora.audio import read_file
 from core.corpora.corpus import SplitName, open_split
-from core.corpora.features import log_mel
+from core.corpora.listening import features_of
 from core.corpora.store import FeatureStore
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.evaluation.decoding import greedy
-from core.evaluation.recognition import SHORTEST, recognised
+from core.evaluation.recognition import recognised
 from core.evaluation.wer import WerReport, wer_report
 from core.pruning.extraction import of_blocks
 
@@ -51,10 +51,11 @@ def transcribe(
     Raises:
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
+    hearing = bundle.model.shape.hearing
     for file in files:
         waveform = read_file(file, resample=resample)
-        features, num_frames = log_mel(waveform[None], torch.tensor([len(waveform)]))
-        if int(num_frames[0]) < SHORTEST:
+        features, num_frames = features_of(hearing, waveform[None], torch.tensor([len(waveform)]))
+        if int(num_frames[0]) < hearing.shortest:
             yield file, ""
             continue
         output = bundle.model(features, num_frames)
@@ -84,9 +85,11 @@ def evaluate(
     """
     cuts = open_split(corpus, folder, split)
     with TemporaryDirectory() as scratch:
+        hearing = bundle.model.shape.hearing
         store = FeatureStore.build(
-            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False
+            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
         )
         model = bundle.model if heard_by is None else heard_by
-        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"))
+        shortest = hearing.shortest
+        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"), shortest=shortest)
         return wer_report(store.texts, texts)
