@@ -53,6 +53,8 @@ class Hearing:
         slope, stages = values["preemphasis"], values["stages"]
         if type(slope) not in (int, float) or not 0 <= slope < 1:
             raise ValueError(f"`hearing.preemphasis` must be in [0, 1), but is {slope!r} instead")
+        if values["features"] == "kaldi" and values["normalisation"] != "none":
+            raise ValueError("`hearing.normalisation` must be none of kaldi features, but is not")
         wanted = _STAGES[values["frontend"]]
         if type(stages) is not int or stages not in wanted:
             raise ValueError(

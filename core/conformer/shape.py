@@ -139,7 +139,8 @@ def _sizes(
 ) -> dict[str, Any]:
     """The sizes of a kind of shape, each there and in range, and nothing else.
 
-    Some may have a lowest value of their own. One with a default may be missing: a bundle from before it was known lacks it.
+    Some may have a lowest value of their own. One with a default may be missing: a bundle from
+    before it was known lacks it.
     """
     aside = ("blocks", "ranks", "hearing")
     known = {field.name: field.default for field in fields(kind) if field.name not in aside}

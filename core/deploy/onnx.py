@@ -56,10 +56,8 @@ def export_onnx(model: Conformer, file: Path) -> None:
     needs_extra()
     features = torch.zeros(2, 203, MELS)  # chance is left as it is
     num_frames = torch.tensor([203, 150])
-    batch, mel_frames = (
-        torch.export.Dim("batch"),
-        torch.export.Dim("mel_frames", min=_shortest(model)),
-    )
+    batch = torch.export.Dim("batch")
+    mel_frames = torch.export.Dim("mel_frames", min=_shortest(model))
     with _quiet():
         program = torch.onnx.export(
             Inference(model),

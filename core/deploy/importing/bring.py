@@ -7,9 +7,13 @@ from pathlib import Path
 from core.deploy import bundle
 from core.deploy.bundle import Bundle
 from core.deploy.importing.nemo import from_nemo
-from core.deploy.importing.reading import ImportingError
+from core.deploy.importing.parakeet import from_parakeet
+from core.deploy.importing.reading import ImportingError, read_json
+from core.deploy.importing.settings import Settings
+from core.deploy.importing.torchaudio_state import from_torchaudio
 
-KINDS = "a `.nemo` archive"
+KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
+CONFIG = "config.json"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 
@@ -36,7 +40,20 @@ def opened(place: Path) -> Bundle:
     """
     if place.suffix == ".nemo" and place.is_file():
         return from_nemo(place)
-    raise ImportingError(f"`{place}` must be {KINDS}, but is none.")
+    if not (place / CONFIG).is_file():
+        raise ImportingError(f"`{place}` must be {KINDS}, but is none.")
+    settings = Settings(file=CONFIG, values=read_json(place / CONFIG))
+    match settings.get("model_type"):
+        case "parakeet_ctc":
+            return from_parakeet(place, settings)
+        case "torchaudio_conformer":
+            return from_torchaudio(place, settings)
+        case "wav2vec2-conformer":
+            raise ImportingError(
+                f"`{place}` must hear mel features, but is a Wav2Vec2Conformer, which hears raw"
+                " samples through seven convolutions over time; nothing here computes those."
+            )
+    raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
 
 
 def located(model: str) -> Path:
