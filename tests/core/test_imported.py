@@ -35,7 +35,7 @@ def trial_config(teacher, **pruning):
             "pruning": {"calibration_batches": 2} | pruning,
             "tuning": {"steps": 4},
             "training": {"batch_seconds": 16.0},
-            "evaluation": {"latency_repeats": 1, "bootstrap_samples": 50},
+            "evaluation": {"latency_repeats": 1, "bootstrap_samples": 100},
             "runtime": {"report_steps": 4, "checkpoint_steps": 4},
         }
     )

@@ -81,9 +81,11 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
     channels = settings.whole("encoder.subsampling_conv_channels", low=-1, default=-1)
     inner = width * settings.whole("encoder.ff_expansion_factor", high=64, default=4)
     block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
-    of_stages = [channels if channels > 0 else width] * hearing.stages + [0]
+    channels = channels if channels > 0 else width
     shape = Shape(
-        **{f"sub{i + 1}": of_stages[i] for i in range(3)},
+        sub1=channels,
+        sub2=channels,
+        sub3=channels if hearing.stages == 3 else 0,
         width=width,
         position_width=width,
         head_width=width // heads,
@@ -101,7 +103,7 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
         blank=vocabulary - 1,
         input_scale=math.sqrt(width) if is_scaled else 1.0,
         unbiased=frozenset(f"blocks.{{}}.{name}" for name in unbiased),
-        ignored=("num_batches_tracked", "featurizer.window", "featurizer.fb"),
+        ignored=("num_batches_tracked", "featurizer.window", "featurizer.fb", "pos_enc.pe"),
     )
 
 

@@ -69,7 +69,9 @@ def _plan(settings: Settings, hearing: Hearing, vocabulary: int, blank: int) -> 
     count = settings.whole("encoder_config.num_hidden_layers", high=512, default=24)
     block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
     shape = Shape(
-        **{f"sub{i + 1}": channels if i < hearing.stages else 0 for i in range(3)},
+        sub1=channels,
+        sub2=channels,
+        sub3=channels if hearing.stages == 3 else 0,
         width=width,
         position_width=width,
         head_width=width // heads,

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 MOST_MEMBERS = 1000
+MOST_PACKED = 20
+"""Weights hardly pack at all: what grows more was made to fill the memory."""
 LARGEST_TABLE = 4 * 2**20
 LARGEST_TOKENIZER = 64 * 2**20
 LARGEST_WEIGHTS = 32 * 2**30
@@ -40,7 +42,7 @@ def told_of(name: str, rule: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportingError, KeyboardInterrupt):
+    except ImportingError:
         raise
     except FileNotFoundError:
         raise ImportingError(f"`{name}` must be {rule}, but there is no such file.") from None
@@ -62,25 +64,29 @@ def read_archive(path: Path) -> dict[str, bytes]:
     """
     files: dict[str, bytes] = {}
     with told_of(path.name, "a tar archive"), tarfile.open(path) as archive:
+        left = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
         for count, member in enumerate(archive):
             name = posixpath.normpath(member.name)
             _check_member(path.name, member, name, is_new=name not in files)
-            left = LARGEST_WEIGHTS - sum(map(len, files.values()))
-            if count >= MOST_MEMBERS or member.size > left:
+            left -= member.size
+            if count >= MOST_MEMBERS or left < 0:
                 raise ImportingError(
-                    f"`{path.name}` must hold at most {MOST_MEMBERS} files and"
-                    f" {LARGEST_WEIGHTS >> 30} GiB, but `{name}` is beyond that."
+                    f"`{path.name}` must hold at most {MOST_MEMBERS} files of {MOST_PACKED} times"
+                    f" its own size, but {shown(name)} is beyond that."
                 )
             if member.isfile():
                 file = archive.extractfile(member)
                 files[name] = file.read() if file else b""
                 if len(files[name]) != member.size:
-                    raise ImportingError(f"`{path.name}` must be whole, but `{name}` is cut short.")
+                    raise ImportingError(
+                        f"`{path.name}` must be whole, but {shown(name)} is cut short."
+                    )
     return files
 
 
 def _check_member(archive: str, member: tarfile.TarInfo, name: str, *, is_new: bool) -> None:
-    if name.startswith(("/", "..")) or not (member.isfile() or member.isdir()) or not is_new:
+    is_plain = (member.isfile() and not member.issparse()) or member.isdir()
+    if name.startswith(("/", "..")) or not is_plain or not is_new:
         raise ImportingError(
             f"`{archive}` must hold plain files inside, each once, but has {shown(member.name)}."
         )
