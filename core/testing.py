@@ -69,8 +69,8 @@ HEARINGS = {
 def hearing(shape: Shape, kind: str) -> Shape:
     """The shape with another front end."""
     heard = HEARINGS[kind]
-    channels = {f"sub{i + 1}": (6, 5, 7)[i] if i < heard.stages else 0 for i in range(3)}
-    return replace(shape, hearing=heard, **channels)
+    sub1, sub2, sub3 = (size if i < heard.stages else 0 for i, size in enumerate((6, 5, 7)))
+    return replace(shape, hearing=heard, sub1=sub1, sub2=sub2, sub3=sub3)
 
 
 TOY = Shape(
@@ -101,7 +101,9 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
         model.frontend.deviation.uniform_(0.5, 2.0)
         # A channel that is never above 0 is never heard.
         for stage in model.frontend.stages[1:] if shape.hearing.is_padded else ():
-            (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias.add_(1.0)
+            bias = (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias
+            assert bias is not None
+            bias.add_(1.0)
     return model.eval()
 
 
