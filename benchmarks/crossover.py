@@ -47,7 +47,7 @@ def crossover_seconds(shape: Shape, features: int) -> float:
 @torch.inference_mode()
 def measured(shape: Shape, seconds: float, args: argparse.Namespace) -> list[dict[str, object]]:
     """Softmax, then each number of features, by turns on the same utterance."""
-    time = Lengths.of(seconds).quarter
+    time = Lengths.of(seconds).frames
     torch.manual_seed(0)
     modules = {m: attention(shape, m) for m in (0, *args.features)}
     x, is_frame = torch.randn(1, time, shape.width), torch.ones(1, time, dtype=torch.bool)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import nn
 from core.config import CorpusConfig, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.audio import CorpusError
-from core.corpora.corpus import Corpus, open_corpus, with_memory
+from core.corpora.corpus import open_corpus, with_memory
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore, cached
-from core.corpora.text import Tokenizer, transcript
+from core.corpora.text import transcript
 from core.deploy import bundle
 from core.deploy.bundle import Bundle
 from core.evaluation.judge import Judge
@@ -174,22 +175,18 @@ def _prepared(
             balance=config.memory_balance,
         )
     corpus = config.trial.corpus
-    train = cached(both, "train", tokens, corpus, work)
+    keep = partial(cached, tokenizer=tokens, folder=work, hearing=found.model.shape.hearing)
+    train = keep(both, "train", config=corpus)
     yield _ready(1)
-    dev, test = (cached(both, split, tokens, corpus, work) for split in ("dev", "test"))
+    dev, test = (keep(both, split, config=corpus) for split in ("dev", "test"))
     yield _ready(2)
-    judged = _held_out(old, tokens, config.memory, work) if old and config.memory else (None, None)
+    judged: tuple[FeatureStore | None, FeatureStore | None] = (None, None)
+    if old is not None and config.memory is not None:
+        heard, test_heard = (keep(old, split, config=config.memory) for split in ("dev", "test"))
+        judged = heard, test_heard if len(test_heard) else heard
     yield _ready(NUM_PARTS)
     speech = Speech(tokenizer=tokens, train=train, dev=dev, test=test)
     return _Speeches(new=speech, old=judged[0], old_test=judged[1])
-
-
-def _held_out(
-    old: Corpus, tokens: Tokenizer, config: CorpusConfig, work: Path
-) -> tuple[FeatureStore, FeatureStore]:
-    dev = cached(old, "dev", tokens, config, work)
-    test = cached(old, "test", tokens, config, work)
-    return dev, test if len(test) else dev
 
 
 def _ready(part: int) -> Report:

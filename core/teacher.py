@@ -15,6 +15,7 @@ from core.corpora.prepared import NUM_PARTS, is_prepared, open_speech, prepare_s
 from core.deploy import bundle
 from core.deploy.recognise import hearer_of
 from core.evaluation.judge import Judge
+from core.hearing import NATIVE
 from core.lineage import bundle_digest
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
@@ -50,7 +51,11 @@ def prepare(config: TrialConfig, place: Place) -> Iterator[Report]:
     if hearer is not None or not is_prepared(config.corpus, place.features):
         torch.set_num_threads(cores())
         tokens = given.tokenizer if given else None
-        for part in prepare_speech(config.corpus, place.features, tokenizer=tokens, hearer=hearer):
+        heard = given.model.shape.hearing if given else NATIVE
+        speech = prepare_speech(
+            config.corpus, place.features, tokenizer=tokens, hearing=heard, hearer=hearer
+        )
+        for part in speech:
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
     if bundle.is_whole(place.teacher / "model"):
         latency.measure(config, place.teacher, bundle.load(place.teacher / "model").model.shape)

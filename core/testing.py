@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from core.config import RuntimeConfig, TrialConfig
@@ -16,6 +16,7 @@ from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
 from core.corpora.batches import Batch
+from core.hearing import NATIVE, Hearing
 from core.pruning.latency import Grid, LatencyTable, Part, monotone
 from core.ranks import joined
 from core.setting import Place
@@ -52,6 +53,26 @@ SHAPE = Shape(
 )
 
 
+HEARINGS = {
+    "conv4": NATIVE,
+    "striding": Hearing(features="nemo", frontend="striding"),
+    "striding 8x": Hearing(features="nemo", frontend="striding", stages=3),
+    "dw_striding": Hearing(features="nemo", frontend="dw_striding"),
+    "dw_striding 8x": Hearing(
+        features="nemo", normalisation="per_feature", frontend="dw_striding", stages=3
+    ),
+    "linear": Hearing(frontend="linear", stages=0),
+}
+"""Every kind of front end."""
+
+
+def hearing(shape: Shape, kind: str) -> Shape:
+    """The shape with another front end."""
+    heard = HEARINGS[kind]
+    sub1, sub2, sub3 = (size if i < heard.stages else 0 for i, size in enumerate((6, 5, 7)))
+    return replace(shape, hearing=heard, sub1=sub1, sub2=sub2, sub3=sub3)
+
+
 TOY = Shape(
     sub1=12,
     sub2=12,
@@ -78,6 +99,11 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
                 module.running_var.uniform_(0.5, 2.0)
         model.frontend.mean.normal_()
         model.frontend.deviation.uniform_(0.5, 2.0)
+        # A channel that is never above 0 is never heard.
+        for stage in model.frontend.stages[1:] if shape.hearing.is_padded else ():
+            bias = (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias
+            assert bias is not None
+            bias.add_(1.0)
     return model.eval()
 
 

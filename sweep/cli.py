@@ -10,7 +10,16 @@ import sys
 
 import typer
 
-from sweep.commands import exporting, keeping, looking, models, planning, running, submitting
+from sweep.commands import (
+    exporting,
+    importing,
+    keeping,
+    looking,
+    models,
+    planning,
+    running,
+    submitting,
+)
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
 
 COMMANDS = (
@@ -25,7 +34,7 @@ COMMANDS = (
     ),
     *(planning.init, planning.check, planning.prune, planning.doctor),
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.listen, looking.ui),
-    *(models.transcribe, models.evaluate, models.bench, models.adapt),
+    *(importing.import_, models.transcribe, models.evaluate, models.bench, models.adapt),
     exporting.export,
     submitting.submit,
     *(keeping.pack, keeping.unpack, keeping.promote),
@@ -39,7 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:
-    app.command()(command)
+    # A name that Python keeps for itself has a stroke more there than on the command line.
+    app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
 
 WRONG_PATH = (

@@ -39,7 +39,8 @@ HOMES = {  # one file, or one folder, per outside library
     "sherpa_onnx": {"core/deploy/sherpa_process.py", "core/deploy/loading.py"},
     "cooper": {"core/pruning/constraint.py"},
     "sentencepiece": {"core/corpora/text.py"},
-    "yaml": {"sweep/submit.py"},
+    "yaml": {"core/deploy/importing/reading.py", "sweep/submit.py"},
+    "huggingface_hub": {"core/deploy/importing/bring.py"},
 }
 
 

@@ -172,7 +172,7 @@ class Attention(nn.Module):
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
         d, heads = kept["width"], kept[f"{self.name}.head"]
-        a, p, t = self.head_width * heads, self.position.in_features, lengths.quarter
+        a, p, t = self.head_width * heads, self.position.in_features, lengths.frames
         of_frames = sum(
             (spared(kept, f"{self.name}.{name}", d, a) for name in ("query", "key", "value")),
             start=spared(kept, f"{self.name}.output", a, d),

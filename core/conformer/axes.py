@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from core.hearing import NATIVE, Hearing
 from core.pruning_config import AxisKind
 
 Number = int | Tensor
@@ -97,14 +98,13 @@ class Lengths:
     """Frames of one utterance on its way through the front end."""
 
     mels: int
-    half: int
-    """After the first convolution."""
-    quarter: int
-    """After the second: what the blocks see."""
+    stages: tuple[int, ...]
+    """After each convolution."""
+    frames: int
+    """After the last: what the blocks see."""
 
     @classmethod
-    def of(cls, seconds: float) -> "Lengths":
-        """At 16 kHz and a hop of 10 ms; both convolutions are 3 wide, stride 2, without padding."""
-        mels = (round(seconds * 16_000) + 80) // 160
-        half = (mels - 1) // 2
-        return cls(mels=mels, half=half, quarter=(half - 1) // 2)
+    def of(cls, seconds: float, hearing: Hearing = NATIVE) -> "Lengths":
+        mels = hearing.count_frames(round(seconds * 16_000))
+        stages = hearing.stage_frames(mels)
+        return cls(mels=mels, stages=stages, frames=(mels, *stages)[-1])

@@ -71,7 +71,7 @@ class Convolution(nn.Module):
         )
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        d, c, t = kept["width"], kept[f"{self.name}.channel"], lengths.quarter
+        d, c, t = kept["width"], kept[f"{self.name}.channel"], lengths.frames
         kernel = self.depthwise.kernel_size[0]
         less = spared(kept, f"{self.name}.up", d, 2 * c) + spared(kept, f"{self.name}.down", c, d)
         return kept[self.name] * Cost(

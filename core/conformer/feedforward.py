@@ -52,7 +52,7 @@ class FeedForward(nn.Module):
         less = spared(kept, f"{self.name}.up", d, n) + spared(kept, f"{self.name}.down", n, d)
         return kept[self.name] * Cost(
             params=2 * d * n + n + 3 * d - less,
-            flops=4 * lengths.quarter * d * n - 2 * lengths.quarter * less,
+            flops=4 * lengths.frames * d * n - 2 * lengths.frames * less,
         )
 
 

@@ -1,9 +1,10 @@
-"""The convolutional front end: log-mel frames to a quarter as many frames of the residual width.
+"""The front end: frames of features to fewer frames of the residual stream.
 
-It holds about 2 % of a Conformer's weights and a quarter of its FLOPs, so its channels are gated
-like any other unit.
+Our own holds about 2 % of a Conformer's weights and a quarter of its FLOPs, so its channels are
+gated like any other unit. Those of imported models differ in kind and number of convolutions.
 
-Shapes: B batch, M mel frames, F mel bins, T = ((M - 1) // 2 - 1) // 2 frames, C channels, D width.
+Shapes: B batch, M frames of features, F mel bins, S frames and G bins after some stage, T frames
+after the last, C channels, D width.
 """
 
 import torch
@@ -13,9 +14,27 @@ from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
 from core.conformer.shape import MELS, Shape
+from core.hearing import Hearing
 
-_HALF_MELS = (MELS - 1) // 2
-_QUARTER_MELS = (_HALF_MELS - 1) // 2
+
+class Separable(nn.Module):
+    """A filter a channel, then channels mixed; nothing between the two."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride=2, padding=1, groups=inputs)
+        self.pointwise = nn.Linear(inputs, outputs)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels frames bins"]
+    ) -> Float[Tensor, "batch more_channels fewer_frames fewer_bins"]:
+        # As many groups as the tensor has channels, so that a narrowed one needs no new code.
+        weight, bias = self.depthwise.weight, self.depthwise.bias
+        x = F.conv2d(x, weight, bias, stride=2, padding=1, groups=len(weight))
+        return self.pointwise(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+Stage = nn.Conv2d | Separable
 
 
 class Frontend(nn.Module):
@@ -25,51 +44,86 @@ class Frontend(nn.Module):
     def __init__(self, shape: Shape, *, name: str) -> None:
         super().__init__()
         self.name = name
-        self.conv1 = nn.Conv2d(1, shape.sub1, 3, stride=2)
-        self.conv2 = nn.Conv2d(shape.sub1, shape.sub2, 3, stride=2)
-        self.linear = nn.Linear(shape.sub2 * _QUARTER_MELS, shape.width)
+        self.hearing: Hearing = shape.hearing
+        channels = shape.frontend_channels
+        for number, (before, after) in enumerate(zip((1, *channels), channels, strict=False), 1):
+            self.add_module(f"conv{number}", _stage(self.hearing, number, before, after))
+        self.linear = nn.Linear((1, *channels)[-1] * self.bins[-1], shape.width)
         self.register_buffer("mean", torch.zeros(MELS))
         self.register_buffer("deviation", torch.ones(MELS))
 
-    def forward(
-        self, features: Float[Tensor, "batch mel_frames mels"]
-    ) -> Float[Tensor, "batch time width"]:
-        """Without padding of its own, so an output frame sees real frames or is not one."""
-        x = ((features - self.mean) / self.deviation).unsqueeze(1)  # (B, 1, M, F)
-        x = F.relu(self.conv1(x))  # (B, C, M / 2, F / 2)
-        x = F.relu(self.conv2(x))  # (B, C, T, F / 4)
-        x = x.transpose(1, 2).flatten(2)  # (B, T, C * F / 4), channel-major
-        return self.linear(x)
+    @property
+    def stages(self) -> list[Stage]:
+        found = [self.get_submodule(f"conv{i + 1}") for i in range(self.hearing.stages)]
+        return [stage for stage in found if isinstance(stage, Stage)]
 
-    @staticmethod
-    def output_frames(num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        return (((num_frames - 1) // 2 - 1) // 2).clamp(min=0)
+    @property
+    def bins(self) -> tuple[int, ...]:
+        """Of the features, and after each stage."""
+        return (MELS, *self.hearing.stage_frames(MELS))
+
+    def forward(
+        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch time width"]:
+        return self.linear(self.stacked(features, num_frames))
+
+    def stacked(
+        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch time inputs"]:
+        """What the linear layer reads, channel-major."""
+        x = ((features - self.mean) / self.deviation).unsqueeze(1)  # (B, 1, M, F)
+        # Without padding of its own, an output frame sees real frames or is not one.
+        is_padded = self.hearing.is_padded
+        x = _silenced(x, num_frames) if is_padded else x
+        for stage, left in zip(self.stages, self.hearing.stage_frames(num_frames), strict=True):
+            x = F.relu(stage(x))  # (B, C, S, G)
+            x = _silenced(x, left) if is_padded else x
+        return x.transpose(1, 2).flatten(2)  # (B, T, C * G)
+
+    def output_frames(self, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        frames: Tensor = self.hearing.output_frames(num_frames)
+        return frames
+
+    def frames_in(self, module: str, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Real frames that one of the model's modules gives: those of its stage, or all stages'."""
+        stage = module.removeprefix(f"{self.name}.conv")
+        if stage == module:
+            return self.output_frames(num_frames)
+        frames: Tensor = self.hearing.stage_frames(num_frames)[int(stage[0]) - 1]
+        return frames
 
     def axes(self) -> list[Axis]:
-        conv1, conv2, linear = (f"{self.name}.{part}" for part in ("conv1", "conv2", "linear"))
-        sub1 = Axis(
-            name=f"{self.name}.sub1",
-            kind="frontend",
-            size=self.conv1.out_channels,
-            floor=1,
-            slices=(
-                Slice(tensor=f"{conv1}.weight", dim=0),
-                Slice(tensor=f"{conv1}.bias", dim=0),
-                Slice(tensor=f"{conv2}.weight", dim=1, is_scaled=True),
-            ),
+        return [
+            Axis(
+                name=f"{self.name}.sub{number}",
+                kind="frontend",
+                size=_channels(stage),
+                floor=1,
+                slices=(*self._made_by(number), *self._read_after(number)),
+            )
+            for number, stage in enumerate(self.stages, 1)
+        ]
+
+    def _made_by(self, number: int) -> tuple[Slice, ...]:
+        name = f"{self.name}.conv{number}"
+        if isinstance(self.stages[number - 1], Separable):
+            name = f"{name}.pointwise"
+        return Slice(tensor=f"{name}.weight", dim=0), Slice(tensor=f"{name}.bias", dim=0)
+
+    def _read_after(self, number: int) -> tuple[Slice, ...]:
+        """The columns of whatever reads a stage's channels: its gate scales them."""
+        if number == len(self.stages):
+            name, block = f"{self.name}.linear.weight", self.bins[-1]
+            return (Slice(tensor=name, dim=1, block=block, is_scaled=True),)
+        name = f"{self.name}.conv{number + 1}"
+        if not isinstance(self.stages[number], Separable):
+            return (Slice(tensor=f"{name}.weight", dim=1, is_scaled=True),)
+        return (
+            # Filters are one a channel: what mixes channels is what reads them.
+            Slice(tensor=f"{name}.depthwise.weight", dim=0),
+            Slice(tensor=f"{name}.depthwise.bias", dim=0),
+            Slice(tensor=f"{name}.pointwise.weight", dim=1, is_scaled=True),
         )
-        sub2 = Axis(
-            name=f"{self.name}.sub2",
-            kind="frontend",
-            size=self.conv2.out_channels,
-            floor=1,
-            slices=(
-                Slice(tensor=f"{conv2}.weight", dim=0),
-                Slice(tensor=f"{conv2}.bias", dim=0),
-                Slice(tensor=f"{linear}.weight", dim=1, block=_QUARTER_MELS, is_scaled=True),
-            ),
-        )
-        return [sub1, sub2]
 
     def width_slices(self) -> tuple[Slice, ...]:
         return (
@@ -78,10 +132,35 @@ class Frontend(nn.Module):
         )
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        c1, c2, d = kept[f"{self.name}.sub1"], kept[f"{self.name}.sub2"], kept["width"]
-        positions1 = lengths.half * _HALF_MELS
-        positions2 = lengths.quarter * _QUARTER_MELS
-        return Cost(
-            params=10 * c1 + c2 * (9 * c1 + 1) + (c2 * _QUARTER_MELS + 1) * d,
-            flops=2 * positions1 * 9 * c1 + 2 * positions2 * (9 * c1 * c2 + c2 * d),
-        )
+        bins, d = self.bins, kept["width"]
+        c = kept[f"{self.name}.sub{len(self.stages)}"] if self.stages else 1
+        whole = Cost(params=(c * bins[-1] + 1) * d, flops=2 * lengths.frames * bins[-1] * (c * d))
+        for number, stage in enumerate(self.stages, 1):
+            before = kept[f"{self.name}.sub{number - 1}"] if number > 1 else 1
+            after = kept[f"{self.name}.sub{number}"]
+            products = 9 * (before * after)
+            params = products + after
+            if isinstance(stage, Separable):
+                products = 9 * before + before * after
+                params = products + before + after
+            positions = lengths.stages[number - 1] * bins[number]
+            whole += Cost(params=params, flops=2 * positions * products)
+        return whole
+
+
+def _stage(hearing: Hearing, number: int, before: int, after: int) -> Stage:
+    if hearing.frontend == "dw_striding" and number > 1:
+        return Separable(before, after)
+    return nn.Conv2d(before, after, 3, stride=2, padding=int(hearing.is_padded))
+
+
+def _channels(stage: Stage) -> int:
+    return stage.out_channels if isinstance(stage, nn.Conv2d) else stage.pointwise.out_features
+
+
+def _silenced(
+    x: Float[Tensor, "batch channels frames bins"], num_frames: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch channels frames bins"]:
+    """Zeros beyond each utterance, which a padded kernel would otherwise hear."""
+    is_frame = torch.arange(x.shape[2], device=x.device) < num_frames[:, None]
+    return x * is_frame[:, None, :, None].to(x.dtype)

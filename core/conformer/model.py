@@ -54,7 +54,7 @@ class Conformer(nn.Module):
     ) -> Output:
         """`num_frames` counts mel frames; `closed` names modules and blocks to leave out."""
         # Under autocast, too, what flows past the modules keeps its digits.
-        x = self.frontend(features).to(features.dtype)
+        x = self.frontend(features, num_frames).to(features.dtype)
         time = torch.arange(x.shape[1], device=x.device)
         is_frame = time < self.frontend.output_frames(num_frames)[:, None]
         hidden = self.encoded(x, is_frame, closed)
@@ -106,8 +106,8 @@ class Conformer(nn.Module):
 
     def cost(self, kept: Kept, seconds: float) -> Cost:
         """Of one utterance of so many seconds; exact for whole counts, multilinear in them."""
-        lengths = Lengths.of(seconds)
+        lengths = Lengths.of(seconds, self.shape.hearing)
         d, v = kept["width"], self.shape.vocabulary
-        head = Cost(params=(d + 1) * v, flops=2 * lengths.quarter * d * v)
+        head = Cost(params=(d + 1) * v, flops=2 * lengths.frames * d * v)
         blocks = total(block.cost(kept, lengths) for block in self.typed_blocks())
         return self.frontend.cost(kept, lengths) + blocks + head

@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from core.config import ModelConfig
+from core.hearing import NATIVE, Hearing
 from core.strict import ConfigError
 
 MELS = 80
@@ -29,7 +30,7 @@ class Shape:
 
     sub1: int
     sub2: int
-    """Channels of the front end's two convolutions."""
+    """Channels of the front end's first two convolutions; 0 where it has none."""
     width: int
     position_width: int
     """Width of the table of positions: the unpruned width, as it is not the residual stream."""
@@ -39,6 +40,10 @@ class Shape:
     blocks: tuple[BlockShape, ...]
     ranks: Mapping[str, int] = field(default_factory=dict)
     """Of the linear layers that are two factors, by name; all others are one matrix."""
+    sub3: int = 0
+    """Channels of a third convolution, where there is one."""
+    hearing: Hearing = NATIVE
+    """The features, and the kind of the front end."""
 
     @classmethod
     def of(cls, config: ModelConfig, vocabulary: int) -> "Shape":
@@ -80,19 +85,32 @@ class Shape:
         """
         whole = dict(values)
         blocks, ranks = whole.pop("blocks", None), whole.pop("ranks", {})
+        hearing = Hearing.from_plain(whole.pop("hearing", NATIVE.to_plain()))
         if not isinstance(blocks, list):
             raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
         checked = tuple(
             BlockShape(**_sizes(block, BlockShape, low=0, name=f"blocks.{i}."))
             for i, block in enumerate(blocks)
         )
-        shape = cls(**_sizes(whole, cls, low=1, name=""), blocks=checked)
+        # Those of no convolution are 0, and all others are not.
+        channels = {f"sub{i + 1}": int(i < hearing.stages) for i in range(3)}
+        sizes = _sizes(whole, cls, low=1, name="", lows=channels)
+        unused = [name for name, low in channels.items() if not low and sizes.get(name)]
+        if unused:
+            raise ValueError(f"`{unused[0]}` must be 0 where there is no such convolution.")
+        shape = cls(**sizes, blocks=checked, hearing=hearing)
         return replace(shape, ranks=_ranks(ranks, shape.linears()))
 
     def to_plain(self) -> dict[str, Any]:
         plain = asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
-        # A model of matrices alone is written as it was before there were factors.
-        return plain if self.ranks else {key: plain[key] for key in plain if key != "ranks"}
+        # What a model does not use is left out: it is written as it was before there was any.
+        usual = {"ranks": {}, "sub3": 0, "hearing": NATIVE.to_plain()}
+        return {key: value for key, value in plain.items() if usual.get(key, ...) != value}
+
+    @property
+    def frontend_channels(self) -> tuple[int, ...]:
+        """Of each of the front end's convolutions."""
+        return (self.sub1, self.sub2, self.sub3)[: self.hearing.stages]
 
     def linears(self) -> list[str]:
         """The linear layers that may be factored, by name: those of the modules that are there."""
@@ -116,18 +134,21 @@ def _attention_layers(block: BlockShape) -> tuple[str, ...]:
     return ("query", "key", "value", *positions, "output")
 
 
-def _sizes(values: Any, kind: type, *, low: int, name: str) -> dict[str, Any]:
+def _sizes(
+    values: Any, kind: type, *, low: int, name: str, lows: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The sizes of a kind of shape, each there and in range, and nothing else.
 
-    One with a default may be missing: a bundle from before it was known lacks it.
+    Some may have a lowest value of their own. One with a default may be missing: a bundle from
+    before it was known lacks it.
     """
-    aside = ("blocks", "ranks")
+    aside = ("blocks", "ranks", "hearing")
     known = {field.name: field.default for field in fields(kind) if field.name not in aside}
     needed = {key for key, default in known.items() if default is MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= set(known):
         raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(known))}, but is {values}.")
     for key, size in values.items():
-        _check_size(f"{name}{key}", size, low=low)
+        _check_size(f"{name}{key}", size, low=(lows or {}).get(key, low))
     return values
 
 

@@ -12,6 +12,7 @@ from core.corpora.labels import Hearer, labelled
 from core.corpora.placing import replaced
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import FILE_NAME, Tokenizer, transcript
+from core.hearing import NATIVE, Hearing
 
 NUM_PARTS = 1 + len(SPLITS)
 _INDEX = "prepared.json"
@@ -62,6 +63,7 @@ def prepare_speech(
     folder: Path,
     *,
     tokenizer: Tokenizer | None = None,
+    hearing: Hearing = NATIVE,
     hearer: Hearer | None = None,
 ) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
@@ -70,6 +72,7 @@ def prepare_speech(
         config: the corpus.
         folder: where all of it goes.
         tokenizer: the teacher's.
+        hearing: what the teacher hears, and so what all that is cut from it will hear.
         hearer: says the words of speech that has none.
 
     Yields:
@@ -87,7 +90,8 @@ def prepare_speech(
     tokenizer.save(folder / FILE_NAME)
     stores = {}
     for split in SPLITS:
-        stores[split] = cached(corpus, split, tokenizer, config, folder).folder.name
+        store = cached(corpus, split, tokenizer, config, folder, hearing=hearing)
+        stores[split] = store.folder.name
         yield 1 + len(stores)
     prepared = {
         "corpus": config.model_dump(),

@@ -28,9 +28,11 @@ from torch.nn.utils.rnn import pad_sequence
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError, at_rate, read_cut
 from core.corpora.corpus import Corpus, SplitName
-from core.corpora.features import FEATURE_VERSION, NUM_MELS, SAMPLE_RATE_HZ, log_mel
+from core.corpora.features import FEATURE_VERSION, NUM_MELS, SAMPLE_RATE_HZ
+from core.corpora.listening import features_of
 from core.corpora.placing import placed
 from core.corpora.text import Tokenizer, transcript
+from core.hearing import NATIVE, Hearing
 
 _SECONDS_AT_ONCE = 120
 _TOO_SHORT = "shorter than the front end's receptive field"
@@ -91,8 +93,9 @@ class FeatureStore:
         is_training: bool,
         speeds: Iterable[float] = (1.0,),
         device: torch.device | str = "cpu",
+        hearing: Hearing = NATIVE,
     ) -> "FeatureStore":
-        """Compute a store, replacing what was at `folder`.
+        """Compute a store, replacing what was at `folder`, of the features that a model hears.
 
         Training speech is kept at every speed, in half precision, without utterances that CTC
         cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
@@ -101,7 +104,7 @@ class FeatureStore:
         Raises:
             CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
         """
-        writer = _Writer(tokenizer=tokenizer, is_training=is_training)
+        writer = _Writer(tokenizer=tokenizer, is_training=is_training, hearing=hearing)
         with placed(folder) as beside:
             with (beside / "features.bin").open("wb") as file:
                 for group in _groups(cuts, tuple(speeds) if is_training else (1.0,)):
@@ -148,9 +151,10 @@ def cached(
     folder: Path,
     *,
     device: torch.device | str = "cpu",
+    hearing: Hearing = NATIVE,
 ) -> FeatureStore:
     """Open a split's features, computing them where they are absent, damaged or others."""
-    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config)[:16]}"
+    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config, hearing)[:16]}"
     try:
         return FeatureStore.open(place)
     except CorpusError as error:
@@ -158,19 +162,24 @@ def cached(
             log.warning("%s They are computed again now.", error)
     cuts = getattr(corpus, split)
     return FeatureStore.build(
-        cuts, tokenizer, place, is_training=split == "train", speeds=config.speeds, device=device
+        cuts,
+        tokenizer,
+        place,
+        is_training=split == "train",
+        speeds=config.speeds,
+        device=device,
+        hearing=hearing,
     )
 
 
-def count_outputs(num_frames: int) -> int:
-    """Frames that two stride-2 convolutions of kernel 3 without padding leave."""
-    return max(((num_frames - 1) // 2 - 1) // 2, 0)
-
-
-def _digest(corpus: Corpus, split: str, tokenizer: Tokenizer, config: CorpusConfig) -> str:
-    parts = [FEATURE_VERSION, corpus.digest, split, tokenizer.digest]
+def _digest(
+    corpus: Corpus, split: str, tokenizer: Tokenizer, config: CorpusConfig, hearing: Hearing
+) -> str:
+    parts: list[object] = [FEATURE_VERSION, corpus.digest, split, tokenizer.digest]
     if split == "train":
         parts += [config.speeds, config.max_seconds]
+    if hearing != NATIVE:
+        parts.append(hearing.to_plain())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -210,6 +219,7 @@ class _Writer:
 
     tokenizer: Tokenizer
     is_training: bool
+    hearing: Hearing
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -224,11 +234,13 @@ class _Writer:
     def write(self, group: list[_Utterance], file: BinaryIO, device: torch.device) -> None:
         waveforms = pad_sequence([u.waveform for u in group], batch_first=True)
         num_samples = torch.tensor([len(u.waveform) for u in group])
-        features, num_frames = log_mel(waveforms.to(device), num_samples.to(device))
+        ready = waveforms.to(device), num_samples.to(device)
+        features, num_frames = features_of(self.hearing, *ready)
         stored = features.cpu().numpy().astype(self.dtype)
         for utterance, rows, length in zip(group, stored, num_frames.tolist(), strict=True):
             tokens = self.tokenizer.encode(utterance.text)
-            reason = _why_not(length, tokens) if self.is_training else ""
+            left = self.hearing.output_frames(length)
+            reason = _why_not(left, tokens) if self.is_training else ""
             if reason:
                 self.left_out[reason] += 1
                 continue
@@ -259,9 +271,8 @@ class _Writer:
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _why_not(num_frames: int, tokens: list[int]) -> str:
-    """Say why CTC has no path for these tokens, if it has none."""
-    num_outputs = count_outputs(num_frames)
+def _why_not(num_outputs: int, tokens: list[int]) -> str:
+    """Say why CTC has no path for these tokens over so many frames, if it has none."""
     if num_outputs == 0:
         return _TOO_SHORT
     num_repeats = sum(a == b for a, b in itertools.pairwise(tokens))

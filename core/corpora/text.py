@@ -8,6 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import sentencepiece
@@ -79,6 +80,75 @@ class Tokenizer:
                 f"`{file}` must be a SentencePiece model, but {reason} instead."
             ) from error
 
+    @classmethod
+    def with_blank(cls, model: bytes) -> "Tokenizer":
+        """Another recogniser's SentencePiece model, every id one further: 0 becomes the blank.
+
+        Raises:
+            CorpusError: if it is none, or damaged.
+        """
+        try:
+            cls(model)  # says more than the proto does
+            proto = ModelProto.FromString(model)
+        except Exception as error:  # noqa: BLE001  # of protobuf, too: they share no class
+            reason = " ".join(str(error).split())[:200]
+            raise CorpusError(f"Tokens must be a SentencePiece model, but: {reason}") from None
+        pieces = [ModelProto.SentencePiece.FromString(p.SerializeToString()) for p in proto.pieces]
+        return cls._of(proto, pieces)
+
+    @classmethod
+    def of_pieces(
+        cls,
+        pieces: Sequence[str],
+        scores: Sequence[float],
+        *,
+        unknown: str,
+        is_bpe: bool,
+        special: AbstractSet[str] = frozenset(),
+        charsmap: bytes = b"",
+    ) -> "Tokenizer":
+        """Of pieces in the order of their ids, which the blank goes before.
+
+        Args:
+            pieces: symbols, U+2581 for a space.
+            scores: how soon a piece is merged, or its log-probability.
+            unknown: the piece of what has no other.
+            is_bpe: whether pieces are merged pair by pair, or chosen as a whole.
+            special: pieces that no text holds.
+            charsmap: how characters are normalised, as SentencePiece compiles it.
+
+        Raises:
+            CorpusError: if SentencePiece refuses them.
+        """
+        proto, kinds = ModelProto(), ModelProto.SentencePiece
+        proto.trainer_spec.model_type = TrainerSpec.BPE if is_bpe else TrainerSpec.UNIGRAM
+        proto.trainer_spec.unk_piece = unknown
+        proto.normalizer_spec.precompiled_charsmap = charsmap
+        kind = dict.fromkeys(special, kinds.CONTROL) | {unknown: kinds.UNKNOWN}
+        listed = [
+            kinds(piece=piece, score=score, type=kind.get(piece, kinds.NORMAL))
+            for piece, score in zip(pieces, scores, strict=True)
+        ]
+        return cls._of(proto, listed)
+
+    @classmethod
+    def _of(cls, proto: ModelProto, pieces: list[ModelProto.SentencePiece]) -> "Tokenizer":
+        taken = {each.piece for each in pieces}
+        name = next(name for name in ("<blk>", "<ctc_blank>", "<|blank|>") if name not in taken)
+        del proto.pieces[:]
+        proto.pieces.add(piece=name, type=ModelProto.SentencePiece.CONTROL)
+        proto.pieces.extend(pieces)
+        spec = proto.trainer_spec
+        spec.pad_id, spec.pad_piece, spec.vocab_size = BLANK, name, len(proto.pieces)
+        for field in ("unk_id", "bos_id", "eos_id"):
+            before = getattr(spec, field)
+            setattr(spec, field, before + 1 if before >= 0 else before)
+        try:
+            return cls(proto.SerializeToString(deterministic=True))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CorpusError(f"Tokens must make a SentencePiece model, but: {reason}") from None
+
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -109,7 +179,8 @@ class Tokenizer:
         is_of_words = proto.trainer_spec.model_type == TrainerSpec.WORD
         words = {word for text in texts for word in text.split()}
         parts = words if is_of_words else set("".join(words))
-        missing = sorted(part for part in parts if UNKNOWN in self.encode(part))
+        unknown = int(self._processor.unk_id())  # of an imported model, perhaps another
+        missing = sorted(part for part in parts if unknown in self.encode(part))
         lowest = min(piece.score for piece in proto.pieces)
         for part in missing:
             proto.pieces.add(piece=f"\u2581{part}" if is_of_words else part, score=lowest)

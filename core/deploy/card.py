@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from core.deploy.sherpa import FeatureKind
+from core.hearing import FeatureKind
 
 FEATURES: dict[FeatureKind, str] = {
     "kaldi": (

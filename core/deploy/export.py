@@ -25,7 +25,6 @@ from core.deploy.sherpa import (
     TOKENS,
     Loader,
     Precision,
-    features_of,
     loader_of,
     needs_sherpa,
     spec,
@@ -147,7 +146,7 @@ def _as_onnx(opened: Bundle, folder: Path, *, is_int8: bool) -> list[str]:
 def _as_sherpa(
     opened: Bundle, folder: Path, *, is_int8: bool, verify_on: Sequence[Path]
 ) -> list[str]:
-    loader = loader_of(features_of(opened.model), opened.tokenizer.size)
+    loader = loader_of(opened.model.shape.hearing, opened.tokenizer.size)
     _put_beside(opened, folder)
     verified = _graphs(opened, folder, loader, is_int8=is_int8)
     graphs: dict[Precision, str] = {"float": FLOAT}
@@ -204,17 +203,17 @@ def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> l
 
 
 def _notes(opened: Bundle, to: Target) -> list[str]:
-    features = features_of(opened.model)
-    is_normalised = features.normalisation == "per_feature"
+    hearing = opened.model.shape.hearing
+    is_normalised = hearing.normalisation == "per_feature"
     normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
     says = (
         f"It says {opened.tokenizer.size} tokens, of which {BLANK} is CTC's blank,"
-        f" one each {10 * features.subsampling} ms."
+        f" one each {10 * hearing.subsampling} ms."
     )
     graph = (
         f"The graph is of opset {OPSET}; batch and time are free; in: `features` and `num_frames`;"
         " out: `log_probabilities` and `num_output_frames`."
         " Frames at or beyond an utterance's length mean nothing."
     )
-    lines = [FEATURES[features.kind] + normalised, "", says]
+    lines = [FEATURES[hearing.features] + normalised, "", says]
     return lines if to == "bundle" else [*lines, "", graph]

@@ -25,7 +25,7 @@ from core.conformer.factored import Factored, Linear
 from core.conformer.feedforward import FeedForward
 from core.conformer.frontend import Frontend
 from core.conformer.model import Conformer
-from core.evaluation.recognition import SHORTEST
+from core.hearing import Hearing
 
 LANES = 16
 """Floats of the widest vectors: a convolution of so many channels at a time needs no rest."""
@@ -60,7 +60,9 @@ class Inference(nn.Module):
     def __init__(self, model: Conformer) -> None:
         """`model` is dense and in evaluation mode; parts that stay as they are, are shared."""
         super().__init__()
-        self.frontend = FrontendRows(model.frontend)
+        self.frontend = _frontend(model.frontend)
+        self.hearing = model.shape.hearing
+        self.enough = enough(self.hearing)
         self.positions = Positions(model.shape.position_width)
         self.blocks = nn.ModuleList(BlockRows(block) for block in model.typed_blocks())
         self.head = model.head
@@ -69,43 +71,51 @@ class Inference(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
-        pictures = self.frontend.pictures(features)  # (B, C, T, F / 4)
-        batch, _, time, _ = pictures.shape
-        lengths = Frontend.output_frames(num_frames)
+        # A click gives a frame that is none, not an error where nobody can mend it.
+        few: Any = torch.sym_max(0, self.enough - features.shape[1])  # no int while it is traced
+        stacked = self.frontend.stacked(F.pad(features, (0, 0, 0, few)), num_frames)
+        batch, time, _ = stacked.shape
+        lengths: Tensor = self.hearing.output_frames(num_frames)
         frames = Frames(
             batch=batch,
             time=time,
             is_frame=torch.arange(time, device=features.device) < lengths[:, None],
             positions=self.positions(time),
         )
-        x = self.frontend.linear(pictures.transpose(1, 2).flatten(2).flatten(0, 1))  # (N, D)
+        x = self.frontend.linear(stacked.flatten(0, 1))  # (N, D)
         for block in self.blocks:
             x = block(x, frames)
         return self.head(x).log_softmax(-1).view(batch, time, -1), lengths.clamp(max=time)
 
 
+def enough(hearing: Hearing) -> int:
+    """Frames of features that leave one, and more: to the exporter 0 and 1 are constants."""
+    return max(hearing.shortest, 1 + 2**hearing.stages)
+
+
 class FrontendRows(nn.Module):
+    """Our own front end."""
+
     mean: Tensor
     rate: Tensor
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, conv1: nn.Conv2d, conv2: nn.Conv2d) -> None:
         super().__init__()
         self.register_buffer("mean", frontend.mean)
         self.register_buffer("rate", frontend.deviation.reciprocal())
-        sub1, sub2 = frontend.conv1.out_channels, frontend.conv2.out_channels
+        sub1, sub2 = conv1.out_channels, conv2.out_channels
         more1, more2 = -sub1 % LANES, -sub2 % LANES
-        self.conv1 = convolution(frontend.conv1, more1, 0)
-        self.conv2 = convolution(frontend.conv2, more2, more1)
+        self.conv1 = convolution(conv1, more1, 0)
+        self.conv2 = convolution(conv2, more2, more1)
         weight = frontend.linear.weight.unflatten(1, (sub2, -1))  # (D, C, F / 4)
         self.linear = matrix(F.pad(weight, (0, 0, 0, more2)).flatten(1), frontend.linear.bias)
 
-    def pictures(
-        self, features: Float[Tensor, "batch mel_frames mels"]
-    ) -> Float[Tensor, "batch channels time quarter_mels"]:
-        # A click gives a frame that is none, not an error where nobody can mend it.
-        few: Any = torch.sym_max(0, SHORTEST - features.shape[1])  # no int while it is traced
-        x = F.pad((features - self.mean) * self.rate, (0, 0, 0, few)).unsqueeze(1)
-        return F.relu(self.conv2(F.relu(self.conv1(x))))
+    def stacked(
+        self, features: Float[Tensor, "batch mel_frames mels"], _num_frames: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch time inputs"]:
+        x = ((features - self.mean) * self.rate).unsqueeze(1)
+        pictures = F.relu(self.conv2(F.relu(self.conv1(x))))  # (B, C, T, F / 4)
+        return pictures.transpose(1, 2).flatten(2)
 
 
 class Positions(nn.Module):
@@ -310,6 +320,14 @@ def convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
         more = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
     more.weight, more.bias = constant(weight), constant(F.pad(layer.bias, (0, outputs)))
     return more
+
+
+def _frontend(frontend: Frontend) -> FrontendRows | Frontend:
+    """Those of imported models stay as they are."""
+    match frontend.hearing.frontend, *frontend.stages:
+        case "conv4", nn.Conv2d() as conv1, nn.Conv2d() as conv2:
+            return FrontendRows(frontend, conv1, conv2)
+    return frontend
 
 
 def _rewritten(part: nn.Module) -> nn.Module:

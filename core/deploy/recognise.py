@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from core.config import CorpusConfig
 from core.corpora.audio import read_file
 from core.corpora.corpus import SplitName, open_split
-from core.corpora.features import log_mel
 from core.corpora.labels import Hearer
+from core.corpora.listening import features_of
 from core.corpora.store import FeatureStore
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.evaluation.decoding import greedy
-from core.evaluation.recognition import SHORTEST, recognised
+from core.evaluation.recognition import recognised
 from core.evaluation.wer import WerReport, wer_report
 from core.pruning.extraction import of_blocks
 
@@ -48,8 +48,9 @@ def at_depth(bundle: Bundle, depth: int) -> Bundle:
 @torch.inference_mode()
 def heard_in(bundle: Bundle, waveform: Float[Tensor, " samples"]) -> str:
     """The words in samples at 16 kHz; speech too short for a frame gives none."""
-    features, num_frames = log_mel(waveform[None], torch.tensor([len(waveform)]))
-    if int(num_frames[0]) < SHORTEST:
+    hearing = bundle.model.shape.hearing
+    features, num_frames = features_of(hearing, waveform[None], torch.tensor([len(waveform)]))
+    if int(num_frames[0]) < hearing.shortest:
         return ""
     output = bundle.model(features, num_frames)
     ids = greedy(output.logits.log_softmax(-1), output.num_frames)[0]
@@ -95,9 +96,11 @@ def evaluate(
     """
     cuts = open_split(corpus, folder, split)
     with TemporaryDirectory() as scratch:
+        hearing = bundle.model.shape.hearing
         store = FeatureStore.build(
-            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False
+            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
         )
         model = bundle.model if heard_by is None else heard_by
-        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"))
+        shortest = hearing.shortest
+        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"), shortest=shortest)
         return wer_report(store.texts, texts)

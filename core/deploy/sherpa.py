@@ -19,28 +19,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from core.conformer.model import Conformer
 from core.corpora.text import BLANK, UNKNOWN, Tokenizer
 from core.deploy import sherpa_process
 from core.deploy.onnx import ExportError
+from core.hearing import Hearing
 
-FeatureKind = Literal["kaldi", "nemo"]
-"""Kaldi's filter banks, as models are trained on here, or NeMo's."""
 Precision = Literal["float", "int8"]
 BLANK_NAME = "<blk>"
 """By which sherpa-onnx finds the blank."""
 TOKENS, SPEC = "tokens.txt", "sherpa.json"
 WORD_START = "\u2581"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Features:
-    """What a model was trained to hear."""
-
-    kind: FeatureKind = "kaldi"
-    normalisation: Literal["none", "per_feature"] = "none"
-    subsampling: int = 4
-    """Mel frames to an output frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,33 +65,29 @@ def needs_sherpa() -> None:
         )
 
 
-def features_of(model: Conformer) -> Features:
-    """What a model says of its features: all have Kaldi's, and this front end."""
-    del model
-    return Features()
-
-
-def loader_of(features: Features, vocabulary: int) -> Loader:
-    """The loader that computes these features.
+def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
+    """The loader that computes what a model hears.
 
     Raises:
         ExportError: if there is none.
     """
-    if features.kind == "kaldi":
-        if features.subsampling != 4:  # its timestamps would be wrong
-            raise ExportError(
-                "A model on Kaldi's features must have 4 mel frames an output frame for"
-                f" sherpa-onnx, but has {features.subsampling} instead."
-            )
+    if hearing.frontend == "conv4" and hearing.features == "kaldi":
         return Loader(name="from_zipformer_ctc")
-    is_normalised = features.normalisation == "per_feature"
+    # The other loader reads as many output frames as padded convolutions give.
+    if not (hearing.is_padded and hearing.features == "nemo"):
+        raise ExportError(
+            "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
+            " NeMo's through `striding` or `dw_striding`, but this one hears"
+            f" {hearing.features}'s through `{hearing.frontend}` instead."
+        )
+    is_normalised = hearing.normalisation == "per_feature"
     return Loader(
         name="from_nemo_ctc",
         is_exact=False,  # its windows and its pre-emphasis are not NeMo's own
         is_mels_first=True,
         metadata={
             "vocab_size": str(vocabulary),
-            "subsampling_factor": str(features.subsampling),
+            "subsampling_factor": str(hearing.subsampling),
             "normalize_type": "per_feature" if is_normalised else "",
         },
     )

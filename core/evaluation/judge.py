@@ -95,7 +95,8 @@ class Judge:
             return None
         assert self.speech is not None
         config = self.config.evaluation
-        texts = recognised(model, store, self.speech.tokenizer, self.device)
+        shortest = self.space.model.shape.hearing.shortest
+        texts = recognised(model, store, self.speech.tokenizer, self.device, shortest=shortest)
         return wer_report(
             store.texts,
             texts,

@@ -131,6 +131,7 @@ def even(shape: Shape, units: float, width: float, multiple_of: int = 1) -> Shap
         shape,
         sub1=_near(shape.sub1, width, multiple_of),
         sub2=_level(shape, "frontend", units, multiple_of),
+        sub3=_level(shape, "projection", units, multiple_of) if shape.sub3 else 0,
         width=_near(shape.width, width, multiple_of),
         blocks=(block,) * len(shape.blocks),
         ranks={},
@@ -144,7 +145,7 @@ def _largest(shape: Shape, part: Part) -> int:
         "attention": [block.heads for block in shape.blocks],
         "convolution": [block.channels for block in shape.blocks],
         "frontend": [shape.sub2],
-        "projection": [shape.sub2],
+        "projection": [shape.sub3 or shape.sub2],
     }
     return max(sizes.get(part, [1]), default=0)
 

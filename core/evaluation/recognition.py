@@ -7,24 +7,29 @@ from core.corpora.batches import dev_batches
 from core.corpora.store import FeatureStore
 from core.corpora.text import Tokenizer
 from core.evaluation.decoding import greedy
+from core.hearing import NATIVE
 
 BATCH_SECONDS = 120.0
-SHORTEST = 7
-"""Mel frames that the front end needs for one output frame."""
 
 
 @torch.inference_mode()
 def recognised(
-    model: nn.Module, store: FeatureStore, tokenizer: Tokenizer, device: torch.device
+    model: nn.Module,
+    store: FeatureStore,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    *,
+    shortest: int = NATIVE.shortest,
 ) -> list[str]:
     """Texts by greedy CTC, in the store's order; an utterance too short for a frame gives none.
 
-    The model is a Conformer, or whatever else gives its `Output`.
+    The model is a Conformer, or whatever else gives its `Output`; `shortest` frames of features are
+    what it needs for one of its own.
     """
     model.eval()
     texts = [""] * len(store)
     for batch in dev_batches(store, BATCH_SECONDS):
-        if int(batch.num_frames.max()) < SHORTEST:
+        if int(batch.num_frames.max()) < shortest:
             continue  # no output frame for any of them
         ready = batch.to(device)
         output = model(ready.features, ready.num_frames)

@@ -48,7 +48,7 @@ def block_influence(model: Conformer, speech: Calibration) -> Float[Tensor, " bl
     model.eval()
     for features, num_frames in speech:
         output = model(features, num_frames)
-        states = (model.frontend(features), *output.hidden)
+        states = (model.frontend(features, num_frames), *output.hidden)
         for number, (before, after) in enumerate(pairwise(states)):
             seen[number].append(_turn(before, after, output.is_frame))
     return torch.stack([torch.cat(each).mean() for each in seen]).double().cpu()

@@ -73,6 +73,7 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         shape,
         sub1=kept("frontend.sub1", shape.sub1),
         sub2=kept("frontend.sub2", shape.sub2),
+        sub3=kept("frontend.sub3", shape.sub3),
         width=kept("width", shape.width),
         blocks=blocks,
     )

@@ -198,9 +198,12 @@ def _check_is_plain(model: Conformer, axes: Sequence[Axis]) -> None:
 
 
 def _terms(axes: Sequence[Axis], counts: Mapping[str, Number]) -> Iterator[Term]:
-    width, sub1, sub2 = counts["width"], counts["frontend.sub1"], counts["frontend.sub2"]
+    width = counts["width"]
+    sub1, sub2 = counts.get("frontend.sub1", 1), counts.get("frontend.sub2", 1)
     yield Term(part="frontend", share=1, units=sub2, width=sub1)
-    yield Term(part="projection", share=1, units=sub2, width=width)
+    # A third convolution's channels count where they are read.
+    last = counts.get("frontend.sub3", sub2)
+    yield Term(part="projection", share=1, units=last, width=width)
     yield Term(part="output", share=1, units=1, width=width)
     parents = {axis.name: axis.parent for axis in axes}
     for axis in axes:

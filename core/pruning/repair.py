@@ -99,8 +99,7 @@ def input_grams(
     grams: dict[str, Tensor] = {}
     model.eval()
     for features, num_frames in speech:
-        real = model.frontend.output_frames(num_frames)
-        with _watched(model, consumers, real, grams):
+        with _watched(model, consumers, num_frames, grams):
             gated_forward(model, features, num_frames, folded)
     return grams
 
@@ -183,10 +182,12 @@ def _is_cut(consumer: Consumer, choice: Choice) -> bool:
 def _watched(
     model: Conformer,
     consumers: list[Consumer],
-    real: Int[Tensor, " batch"],
+    num_frames: Int[Tensor, " batch"],
     grams: dict[str, Tensor],
 ) -> Iterator[None]:
     def watch(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
+        real = model.frontend.frames_in(consumer.module, num_frames)
+
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
             # A table of distances has neither utterances nor padding.
@@ -209,8 +210,10 @@ def _rows(
 ) -> Float[Tensor, "frames inputs"]:
     """A consumer's inputs, one row a product it computes, padded frames left out."""
     if isinstance(module, nn.Conv2d):
-        bins = (x.shape[3] - module.kernel_size[1]) // module.stride[1] + 1
-        patches = F.unfold(x, module.kernel_size, stride=module.stride)  # (B, I, T * bins)
+        kernel, stride, padding = module.kernel_size, module.stride, module.padding
+        assert not isinstance(padding, str)
+        bins = (x.shape[3] + 2 * padding[1] - kernel[1]) // stride[1] + 1
+        patches = F.unfold(x, kernel, stride=stride, padding=padding)  # (B, I, T * bins)
         x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
     time = torch.arange(x.shape[1], device=x.device)
     return x[time < real[:, None]].reshape(-1, x.shape[-1])

@@ -10,8 +10,10 @@ from core.conformer.model import Conformer
 from core.conformer.norm import LayerNorm
 from core.pruning.extraction import extract
 from core.testing import (
+    HEARINGS,
     MASK_KINDS,
     deeper,
+    hearing,
     ragged_speech,
     random_mask,
     small_model,
@@ -20,10 +22,11 @@ from core.testing import (
 
 DENSE = deeper(3)
 LINEAR = deeper(3, linear_features=6)
+OTHERS = [kind for kind in HEARINGS if kind != "conv4"]
 SHAPES = pytest.mark.parametrize(
     "shape",
-    [DENSE, with_factors(DENSE), with_factors(LINEAR)],
-    ids=["dense", "factored", "linear attention"],
+    [DENSE, with_factors(DENSE), with_factors(LINEAR), *(hearing(DENSE, k) for k in OTHERS)],
+    ids=["dense", "factored", "linear attention", *OTHERS],
 )
 
 

@@ -197,7 +197,7 @@ def test_it_costs_less_from_the_crossover_on():
         block = BlockShape(ff1=4, heads=3, channels=0, ff2=0, linear_features=linear_features)
         model = small_model(shape=replace(SHAPE, blocks=(block,)))
         seconds = (4 * time + 3) / 100
-        assert Lengths.of(seconds).quarter == time
+        assert Lengths.of(seconds).frames == time
         return whole_cost(model, seconds).flops
 
     before, after = math.floor(frames), math.ceil(frames)

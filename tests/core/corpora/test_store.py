@@ -14,7 +14,7 @@ from core.corpora.audio import CorpusError, read_cut
 from core.corpora.corpus import open_corpus
 from core.corpora.features import log_mel
 from core.corpora.librispeech import load_split
-from core.corpora.store import FeatureStore, cached, count_outputs
+from core.corpora.store import FeatureStore, cached
 from core.corpora.text import Tokenizer, transcript
 
 
@@ -112,14 +112,6 @@ def test_an_empty_split_is_an_empty_store(tokenizer, tmp_path):
     store = FeatureStore.build([], tokenizer, tmp_path / "test", is_training=False)
 
     assert len(store) == 0
-
-
-def test_output_frames_are_those_of_two_strided_convolutions():
-    for num_frames in range(40):
-        left = num_frames
-        for _ in range(2):
-            left = len(range(0, left - 2, 2))
-        assert count_outputs(num_frames) == left
 
 
 def test_statistics_are_mean_and_deviation_of_all_frames(demo_corpus, tokenizer, tmp_path):

@@ -8,7 +8,14 @@ import torch
 from core.deploy.onnx import ExportError, GraphError, export_onnx
 from core.deploy.runtime import Graph
 from core.pruning.extraction import extract
-from core.testing import deeper, ragged_speech, random_mask, small_model, with_factors
+from core.testing import (
+    deeper,
+    hearing,
+    ragged_speech,
+    random_mask,
+    small_model,
+    with_factors,
+)
 
 LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
 
@@ -24,6 +31,9 @@ LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
         ("empty_blocks", deeper(2)),
         ("binary", with_factors(deeper(2))),
         ("binary", deeper(2, linear_features=6)),
+        ("binary", hearing(deeper(2), "striding")),
+        ("binary", hearing(deeper(2), "dw_striding 8x")),
+        ("binary", hearing(deeper(2), "linear")),
     ],
 )
 def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,15 +15,14 @@ from core.deploy.sherpa import (
     SPEC,
     TOKENS,
     WORD_START,
-    Features,
     Loader,
-    features_of,
     heard_by_sherpa,
     loader_of,
     needs_sherpa,
     spec,
     tokens_text,
 )
+from core.hearing import NATIVE, Hearing
 from core.testing import SHAPE, small_model
 
 TEXTS = ["ONE TWO THREE", "THREE TEN TWENTY", "TWO TENS"]
@@ -76,9 +76,12 @@ def test_a_symbol_with_white_space_is_refused(tmp_path):
 
 
 def test_the_loader_is_the_one_that_computes_the_features():
-    nemo = loader_of(Features(kind="nemo", normalisation="per_feature", subsampling=8), 1025)
+    hearing = Hearing(
+        features="nemo", normalisation="per_feature", frontend="dw_striding", stages=3
+    )
+    nemo = loader_of(hearing, 1025)
 
-    assert loader_of(features_of(small_model()), 7) == Loader(name="from_zipformer_ctc")
+    assert loader_of(NATIVE, 7) == Loader(name="from_zipformer_ctc")
     assert nemo.name == "from_nemo_ctc"
     assert nemo.is_mels_first
     assert not nemo.is_exact
@@ -87,8 +90,12 @@ def test_the_loader_is_the_one_that_computes_the_features():
         "subsampling_factor": "8",
         "normalize_type": "per_feature",
     }
-    with pytest.raises(ExportError, match=r"4 mel frames an output frame .* but has 8"):
-        loader_of(Features(subsampling=8), 7)
+    for other in (
+        Hearing(frontend="linear", stages=0),
+        replace(hearing, frontend="conv4", stages=2),
+    ):
+        with pytest.raises(ExportError, match=rf"must hear .* but .* {other.features}'s through"):
+            loader_of(other, 7)
 
 
 def test_without_sherpa_it_says_what_to_install(monkeypatch):
@@ -104,7 +111,7 @@ def nemo(tmp_path_factory):
     if not HAS_SHERPA:
         pytest.skip("needs sherpa-onnx: the extra `sherpa`")
     folder = tmp_path_factory.mktemp("nemo")
-    loader = loader_of(Features(kind="nemo"), SHAPE.vocabulary)
+    loader = loader_of(Hearing(features="nemo", frontend="striding"), SHAPE.vocabulary)
     graph = folder / "model.onnx"
     export_onnx(small_model(), graph, is_mels_first=True, metadata=loader.metadata)
     (folder / SPEC).write_text(json.dumps(spec(loader, {"float": graph.name})))

@@ -197,4 +197,4 @@ def test_a_space_without_a_table_counts_as_before():
 
     assert space.unpruned.latency == 0.0
     assert isinstance(space.unpruned.flops, int)
-    assert Lengths.of(SECONDS).quarter > 0
+    assert Lengths.of(SECONDS).frames > 0

@@ -10,7 +10,15 @@ from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
 from core.pruning_config import AxisKind
-from core.testing import MASK_KINDS, deeper, random_mask, small_model, with_factors
+from core.testing import (
+    HEARINGS,
+    MASK_KINDS,
+    deeper,
+    hearing,
+    random_mask,
+    small_model,
+    with_factors,
+)
 
 KINDS = get_args(AxisKind)
 SECONDS = 1.3
@@ -20,7 +28,8 @@ SECONDS = 1.3
 @pytest.mark.parametrize("is_factored", [False, True])
 def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
     linear_features = 6 * (seed // len(MASK_KINDS) % 2)  # by turns with each kind
-    shape = deeper(3, linear_features=linear_features)
+    heard = list(HEARINGS)[seed % len(HEARINGS)]
+    shape = hearing(deeper(3, linear_features=linear_features), heard)
     model = small_model(shape=with_factors(shape) if is_factored else shape)
     space = Space.of(model, KINDS, SECONDS)
     kind = MASK_KINDS[seed % len(MASK_KINDS)]
@@ -34,7 +43,7 @@ def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
 
 
 def counted_flops(model):
-    frames = Lengths.of(SECONDS).mels
+    frames = Lengths.of(SECONDS, model.shape.hearing).mels
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, frames, 80), torch.tensor([frames]))
     return counter.get_total_flops()

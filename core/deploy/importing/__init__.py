@@ -1,0 +1,1 @@
+"""Published recognisers brought in as bundles, whatever they were trained with."""

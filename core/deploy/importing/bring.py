@@ -1,0 +1,85 @@
+"""One door for all published recognisers: a file, a folder or a hub's name in, a bundle out."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from core.deploy import bundle
+from core.deploy.bundle import Bundle
+from core.deploy.importing.nemo import from_nemo
+from core.deploy.importing.parakeet import from_parakeet
+from core.deploy.importing.reading import ImportingError, read_json
+from core.deploy.importing.settings import Settings
+from core.deploy.importing.torchaudio_state import from_torchaudio
+
+KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
+CONFIG = "config.json"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
+
+
+def bring(model: str, out: Path) -> Bundle:
+    """Write a published recogniser as a bundle, beside and then renamed.
+
+    Raises:
+        ImportingError: in one line, if it is damaged or none that we know.
+        OSError: if the disk is full or not writable.
+    """
+    if out.exists():
+        raise ImportingError(f"`OUT` must be a new folder, but `{out}` is there.")
+    found = opened(located(model))
+    bundle.save(out, found.model, found.tokenizer, found.report)
+    return found
+
+
+def opened(place: Path) -> Bundle:
+    """A recogniser, read by what it is.
+
+    Raises:
+        ImportingError: in one line, if it is damaged or none that we know.
+    """
+    if place.suffix == ".nemo" and place.is_file():
+        return from_nemo(place)
+    if not (place / CONFIG).is_file():
+        raise ImportingError(f"`{place}` must be {KINDS}, but is none.")
+    settings = Settings(file=CONFIG, values=read_json(place / CONFIG))
+    match settings.get("model_type"):
+        case "parakeet_ctc":
+            return from_parakeet(place, settings)
+        case "torchaudio_conformer":
+            return from_torchaudio(place, settings)
+        case "wav2vec2-conformer":
+            raise ImportingError(
+                f"`{place}` must hear mel features, but is a Wav2Vec2Conformer, which hears raw"
+                " samples through seven convolutions over time; nothing here computes those."
+            )
+    raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
+
+
+def located(model: str) -> Path:
+    """A path as it is; of what is none, the copy of a model on Hugging Face's hub.
+
+    Raises:
+        ImportingError: if there is no such path, and no such model can be had.
+    """
+    place = Path(model)
+    if place.exists() or not _HUB_NAME.fullmatch(model):
+        if not place.exists():
+            raise ImportingError(f"`{model}` must be a file or a folder, but there is none.")
+        return place.absolute()
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ImportingError(
+            f"`{model}` must be a file or a folder, but there is none; for models of a hub,"
+            " `pip install huggingface_hub`."
+        )
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # not needed for files
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+    except Exception as error:  # noqa: BLE001  # of the network, of the hub, of its client
+        reason = " ".join(str(error).split())[:200]
+        raise ImportingError(
+            f"`{model}` must be a file, a folder or a model of the hub, but: {reason}"
+        ) from None
+    archives = sorted(folder.glob("*.nemo"))
+    return archives[0] if archives else folder

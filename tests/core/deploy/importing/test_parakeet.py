@@ -1,0 +1,114 @@
+"""What transformers' ParakeetForCTC computes, we compute, from its saved folders."""
+
+import pytest
+import torch
+
+from core.corpora.listening import features_of
+from core.deploy.importing.bring import opened
+from core.deploy.importing.reading import ImportingError
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+TEXTS = ["turn the kitchen light on", "what is the time now", "set a timer for ten minutes"] * 4
+LENGTHS = (16_001, 12_337, 8_000, 2_000)
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "subsampling_conv_channels": 8,
+}
+
+
+def fast_tokenizer(size=60):
+    """BPE over spaces made visible, as NVIDIA's tokenizers are published."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))  # noqa: S106 - no secret
+    spaces = {"replacement": "\u2581", "prepend_scheme": "always", "split": False}
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(**spaces)
+    tokenizer.decoder = tokenizers.decoders.Metaspace(replacement="\u2581")
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<unk>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(["<pad>"])
+    return tokenizer
+
+
+def saved(folder, **changes):
+    """A model of chance, every tensor away from its start."""
+    tokenizer = fast_tokenizer()
+    vocabulary = tokenizer.get_vocab_size()
+    torch.manual_seed(0)
+    config = transformers.ParakeetCTCConfig(
+        vocab_size=vocabulary, pad_token_id=vocabulary - 1, encoder_config=SIZES | changes
+    )
+    model = transformers.ParakeetForCTC(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.is_floating_point():
+                tensor.add_(0.05 * torch.randn_like(tensor))
+    model.save_pretrained(folder)
+    transformers.ParakeetFeatureExtractor().save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_bias": False, "convolution_bias": False, "scale_input": False},
+        {"subsampling_factor": 4, "conv_kernel_size": 5},
+    ],
+)
+def test_log_probabilities_are_transformers_on_ragged_batches(changes, tmp_path):
+    theirs = saved(tmp_path, **changes)
+    ours = opened(tmp_path)
+    chance = torch.Generator().manual_seed(1)
+    waveforms = [torch.randn(n, generator=chance) * 0.1 for n in LENGTHS]
+
+    extractor = transformers.ParakeetFeatureExtractor()
+    heard = extractor([w.numpy() for w in waveforms], sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(heard["input_features"], attention_mask=heard["attention_mask"]).logits
+    features, num_frames = features_of(
+        ours.model.shape.hearing,
+        torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+        torch.tensor(LENGTHS),
+    )
+    found = ours.model(features, num_frames)
+
+    assert torch.equal(num_frames, heard["attention_mask"].sum(1))
+    for i, real in enumerate(num_frames):
+        wanted = heard["input_features"][i, :real]
+        torch.testing.assert_close(features[i, :real], wanted, rtol=0, atol=1e-4)
+    for i, real in enumerate(found.num_frames):
+        torch.testing.assert_close(
+            found.logits[i, :real].log_softmax(-1),
+            logits[i, :real].log_softmax(-1).roll(1, dims=-1),
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.slow
+def test_its_fast_tokenizer_becomes_sentencepiece_with_the_same_ids_but_for_the_blank(tmp_path):
+    saved(tmp_path)
+    theirs, ours = fast_tokenizer(), opened(tmp_path).tokenizer
+
+    assert ours.size == theirs.get_vocab_size()
+    for text in ["turn the light now", "ten kitchens", "a", *TEXTS]:
+        assert [i - 1 for i in ours.encode(text)] == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_family_is_refused_in_one_line(tmp_path):
+    transformers.Wav2Vec2ConformerConfig().save_pretrained(tmp_path)
+
+    with pytest.raises(ImportingError, match=r"Wav2Vec2Conformer, which hears raw samples"):
+        opened(tmp_path)
