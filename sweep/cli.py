@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from sweep.commands import keeping, looking, models, planning, running, submitting
+from sweep.commands import keeping, listening, looking, models, planning, running, submitting
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
 
 COMMANDS = (
@@ -25,7 +25,7 @@ COMMANDS = (
     ),
     *(planning.init, planning.check, planning.doctor),
     *(looking.status, looking.trials, looking.show, looking.pareto, looking.ui),
-    *(models.transcribe, models.evaluate, models.bench, models.adapt),
+    *(listening.transcribe, listening.evaluate, models.bench, models.adapt),
     submitting.submit,
     *(keeping.pack, keeping.unpack, keeping.promote),
 )

@@ -1,23 +1,59 @@
 """A bundle at work: files to text, and a corpus to a word error rate; at less than its depth."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from core.config import CorpusConfig
-from core.corpora.audio import read_file
 from core.corpora.corpus import SplitName, open_split
-from core.corpora.features import log_mel
 from core.corpora.store import FeatureStore
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
-from core.evaluation.decoding import greedy
-from core.evaluation.recognition import SHORTEST, recognised
+from core.deploy.hearing import Part, hear
+from core.deploy.timing import frame_times
+from core.evaluation.recognition import recognised
 from core.evaluation.wer import WerReport, wer_report
+from core.evaluation.words import Decoder, best_path, words_of
 from core.pruning.extraction import of_blocks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpokenWord:
+    """A word, and when in its file it is said."""
+
+    text: str
+    start: float
+    """In seconds, as `end`: the first frame of its first token."""
+    end: float
+    """The last frame of its last token: CTC's tokens are short, the word may sound on."""
+    confidence: float
+    """Of its tokens' probabilities the smallest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transcript:
+    """What is said in a file."""
+
+    words: tuple[SpokenWord, ...]
+    seconds: float
+    """That the file lasts."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """What was said and what was heard in a split, utterance by utterance."""
+
+    ids: tuple[str, ...]
+    references: tuple[str, ...]
+    hypotheses: tuple[str, ...]
 
 
 def at_depth(bundle: Bundle, depth: int) -> Bundle:
@@ -42,7 +78,6 @@ def at_depth(bundle: Bundle, depth: int) -> Bundle:
     return replace(bundle, model=of_blocks(bundle.model, best[:depth]))
 
 
-@torch.inference_mode()
 def transcribe(
     bundle: Bundle, files: Iterable[Path], *, resample: bool = True
 ) -> Iterator[tuple[Path, str]]:
@@ -52,14 +87,31 @@ def transcribe(
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
     for file in files:
-        waveform = read_file(file, resample=resample)
-        features, num_frames = log_mel(waveform[None], torch.tensor([len(waveform)]))
-        if int(num_frames[0]) < SHORTEST:
-            yield file, ""
-            continue
-        output = bundle.model(features, num_frames)
-        ids = greedy(output.logits.log_softmax(-1), output.num_frames)[0]
-        yield file, bundle.tokenizer.decode(ids)
+        yield file, transcript(bundle, hear(bundle.model, file, resample=resample)).text
+
+
+def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = None) -> Transcript:
+    """What is said in the parts of a file, by each frame's best token if not by a decoder."""
+    heard = 0.0
+
+    def counted() -> Iterator[Float[Tensor, "part vocabulary"]]:
+        nonlocal heard
+        for part in parts:
+            heard += part.seconds
+            yield part.log_probabilities
+
+    words = words_of((decoder or best_path)(counted()), bundle.tokenizer)
+    times = frame_times(bundle.model.frontend)
+    spoken = (
+        SpokenWord(
+            text=word.text,
+            start=min(times.begin(word.first), heard),
+            end=min(times.end(word.last), heard),
+            confidence=word.confidence,
+        )
+        for word in words
+    )
+    return Transcript(words=tuple(spoken), seconds=heard)
 
 
 def evaluate(
@@ -70,7 +122,21 @@ def evaluate(
     *,
     heard_by: nn.Module | None = None,
 ) -> WerReport:
-    """Word error rate on a split.
+    """Word error rate on a split; see `heard_in`."""
+    found = heard_in(bundle, corpus, split, folder, heard_by=heard_by)
+    return wer_report(found.references, found.hypotheses)
+
+
+def heard_in(
+    bundle: Bundle,
+    corpus: CorpusConfig,
+    split: SplitName,
+    folder: Path,
+    *,
+    heard_by: nn.Module | None = None,
+    decoder: Decoder | None = None,
+) -> Heard:
+    """What a recogniser hears in a split.
 
     Args:
         bundle: the recogniser.
@@ -78,6 +144,7 @@ def evaluate(
         split: a part of it.
         folder: where a demo corpus is spoken.
         heard_by: instead of the bundle's model, such as its graph in another runtime.
+        decoder: instead of each frame's best token.
 
     Raises:
         CorpusError: naming what of the corpus cannot be used.
@@ -88,5 +155,5 @@ def evaluate(
             cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False
         )
         model = bundle.model if heard_by is None else heard_by
-        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"))
-        return wer_report(store.texts, texts)
+        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"), decoder)
+        return Heard(ids=tuple(store.ids), references=tuple(store.texts), hypotheses=tuple(texts))
