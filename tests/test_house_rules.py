@@ -33,6 +33,7 @@ HOMES = {  # one file, or one folder, per outside library
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {"core/deploy/runtime.py", "core/deploy/quantise.py"},
     "cooper": {"core/pruning/constraint.py"},
+    "flashlight": {"core/evaluation/beam.py", "core/evaluation/ngram.py"},
     "sentencepiece": {"core/corpora/text.py"},
     "yaml": {"sweep/submit.py"},
 }

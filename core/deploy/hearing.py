@@ -55,7 +55,7 @@ def hear(
 
 
 def _by_windows(model: Conformer, recording: Recording, windowing: Windowing) -> Iterator[Part]:
-    num_frames = int(count_frames(torch.tensor(recording.num_samples)))
+    num_frames = int(count_frames(torch.tensor([recording.num_samples])))
     before = 0
     for window in windows(num_frames, frame_times(model.frontend), windowing):
         # Rounding leaves samples after the last frame, which no window may cut off.

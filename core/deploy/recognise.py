@@ -94,7 +94,7 @@ def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = 
     """What is said in the parts of a file, by each frame's best token if not by a decoder."""
     heard = 0.0
 
-    def counted() -> Iterator[Float[Tensor, "part vocabulary"]]:
+    def counted() -> Iterator[Float[Tensor, "_ vocabulary"]]:
         nonlocal heard
         for part in parts:
             heard += part.seconds

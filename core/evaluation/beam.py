@@ -18,12 +18,12 @@ from torch import Tensor
 from core.corpora.text import Tokenizer
 from core.evaluation.decoding import BLANK
 from core.evaluation.ngram import NGram, SpelledWords, needs_extra
-from core.evaluation.words import Path
+from core.evaluation.words import TokenPath
 
 BEAM = 16
 LM_WEIGHT = 0.5
-WORD_SCORE = 0.0
-_TOKENS_A_FRAME = 24
+WORD_SCORE = 1.0
+_TOKENS_A_FRAME = 12
 """The likeliest of a frame, beyond which nothing is tried."""
 _WORST = 20.0
 """How far behind the best, in nats, a hypothesis is given up."""
@@ -62,7 +62,7 @@ class BeamSearch:
         self._words = SpelledWords(tokenizer.pieces, ngram, weight=lm_weight, word_score=word_score)
         self._width = width
 
-    def __call__(self, parts: Iterable[Float[Tensor, "part vocabulary"]]) -> Path:
+    def __call__(self, parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:
         """The best path, stretch by stretch of speech; words go on across stretches."""
         ids, probabilities = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0)]
         self._words.forget()
@@ -71,7 +71,7 @@ class BeamSearch:
             ids.append(found)
             probabilities.append(stretch.gather(1, found[:, None])[:, 0].exp())
             self._words.go_on_after(found)
-        return Path(ids=torch.cat(ids), probabilities=torch.cat(probabilities))
+        return TokenPath(ids=torch.cat(ids), probabilities=torch.cat(probabilities))
 
     def _best(self, stretch: Float[Tensor, "time vocabulary"]) -> list[int]:
         """A token a frame."""
@@ -97,7 +97,7 @@ class BeamSearch:
 
 
 def stretches(
-    parts: Iterable[Float[Tensor, "part vocabulary"]],
+    parts: Iterable[Float[Tensor, "_ vocabulary"]],
 ) -> Iterator[Float[Tensor, "time vocabulary"]]:
     """Join parts and cut them again, where the model is surest that nothing is said."""
     held: list[Tensor] = []

@@ -6,7 +6,10 @@ KenLM is that of flashlight-text, which comes with the extra `lm`.
 import functools
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ BEGIN, END, UNSEEN = "<s>", "</s>", "<unk>"
 _LEAST = -10.0
 """Of an unseen word, log10: what a model without `<unk>` says would forbid it."""
 _MOST_REMEMBERED = 200_000
-"""Answers of the language model, and states of hypotheses."""
+"""Answers of the language model."""
 
 
 class LmError(ValueError):
@@ -61,9 +64,11 @@ class NGram:
         self._dictionary = Dictionary([*sorted(self.words | {BEGIN, END}), UNSEEN])
         self._unseen = self._dictionary.get_index(UNSEEN)
         try:
-            self._model = KenLM(str(file.resolve()), self._dictionary)
+            with _quiet():
+                self._model = KenLM(str(file.resolve()), self._dictionary)
         except Exception as error:  # noqa: BLE001  # KenLM's own, which share no other class
-            raise _no_arpa(file, " ".join(str(error).split())[:200]) from None
+            reason = " ".join(str(error).split()).rpartition("Exception. ")[2]
+            raise _no_arpa(file, reason[-200:]) from None
         self.score = functools.lru_cache(_MOST_REMEMBERED)(self._score)
 
     def check_spelling(self, tokenizer: Tokenizer) -> None:
@@ -90,7 +95,8 @@ class NGram:
         return float(max(found, _LEAST) * math.log(10))
 
     def _index(self, word: str) -> int:
-        return int(self._dictionary.get_index(word)) if word in self.words else self._unseen
+        is_known = word in self.words or word == END
+        return int(self._dictionary.get_index(word)) if is_known else self._unseen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,15 +179,20 @@ def _flashlight_model(words: SpelledWords) -> Any:
             super().__init__()
             self.states: dict[_Spelled, LMState] = {}
             self.spelled: dict[LMState, _Spelled] = {}
+            self.known: dict[tuple[LMState, int], tuple[LMState, float]] = {}
 
         def start(self, start_with_nothing: bool) -> LMState:  # noqa: ARG002, FBT001
             self.states.clear()
             self.spelled.clear()
+            self.known.clear()
             return self.state(words.start)
 
         def score(self, state: LMState, token: int) -> tuple[LMState, float]:
-            spelled, score = words.after(self.spelled[state], token)
-            return self.state(spelled), score
+            found = self.known.get((state, token))  # the same is asked frame after frame
+            if found is None:
+                spelled, score = words.after(self.spelled[state], token)
+                found = self.known[state, token] = self.state(spelled), score
+            return found
 
         def finish(self, state: LMState) -> tuple[LMState, float]:
             return state, words.finished(self.spelled[state])
@@ -194,6 +205,19 @@ def _flashlight_model(words: SpelledWords) -> Any:
             return self.states[spelled]
 
     return Model()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """KenLM draws a bar on the process's standard error, past Python's."""
+    with tempfile.TemporaryFile() as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _read_words(file: Path) -> tuple[int, list[str]]:

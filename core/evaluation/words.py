@@ -18,14 +18,14 @@ WORD_START = "\u2581"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Path:
+class TokenPath:
     """One token a frame, of which an hour takes a megabyte."""
 
     ids: Int[Tensor, " frames"]
     probabilities: Float[Tensor, " frames"]
 
 
-Decoder = Callable[[Iterable[Float[Tensor, "part vocabulary"]]], Path]
+Decoder = Callable[[Iterable[Float[Tensor, "_ vocabulary"]]], TokenPath]
 """Finds a path through log-probabilities, which come part after part."""
 
 
@@ -50,18 +50,18 @@ class _Said:
     confidence: float
 
 
-def best_path(parts: Iterable[Float[Tensor, "part vocabulary"]]) -> Path:
+def best_path(parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:
     """Each frame's best token."""
     best = [part.max(dim=1) for part in parts]
     if not best:
-        return Path(ids=torch.zeros(0, dtype=torch.long), probabilities=torch.zeros(0))
-    return Path(
+        return TokenPath(ids=torch.zeros(0, dtype=torch.long), probabilities=torch.zeros(0))
+    return TokenPath(
         ids=torch.cat([part.indices for part in best]),
         probabilities=torch.cat([part.values.float() for part in best]).exp(),
     )
 
 
-def words_of(path: Path, tokenizer: Tokenizer) -> list[Word]:
+def words_of(path: TokenPath, tokenizer: Tokenizer) -> list[Word]:
     """Merge repeats, drop blanks, and join pieces to words."""
     pieces = tokenizer.pieces
     groups: list[list[_Said]] = []
@@ -85,7 +85,7 @@ def text_of(words: Iterable[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def _said(path: Path) -> list[_Said]:
+def _said(path: TokenPath) -> list[_Said]:
     ids, lengths = torch.unique_consecutive(path.ids, return_counts=True)
     ends = lengths.cumsum(0).tolist()
     probabilities = path.probabilities.tolist()

@@ -25,7 +25,7 @@ LmWeight = Annotated[
     float | None, typer.Option(help="Of its log-probabilities beside the recogniser's; 0.5.", min=0)
 ]
 WordScore = Annotated[
-    float | None, typer.Option(help="Added for each word; more makes more words; 0.")
+    float | None, typer.Option(help="Added for each word, in nats; more makes more words; 1.")
 ]
 
 
