@@ -33,7 +33,6 @@ class Part:
     """Of speech that no part before had."""
 
 
-@torch.inference_mode()
 def hear(
     model: Conformer, file: Path, *, windowing: Windowing = WINDOWING, resample: bool = True
 ) -> Iterator[Part]:
@@ -71,6 +70,7 @@ def _is_complete(window: Window, num_kept: int) -> bool:
     return window.last is None or num_kept == window.last - window.first
 
 
+@torch.inference_mode()
 def _log_probabilities(
     model: Conformer, waveform: Float[Tensor, " samples"]
 ) -> Float[Tensor, "time vocabulary"]:

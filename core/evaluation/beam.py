@@ -23,6 +23,7 @@ from core.evaluation.words import TokenPath
 BEAM = 16
 LM_WEIGHT = 0.5
 WORD_SCORE = 1.0
+"""Beside a language model, which makes every further word improbable."""
 _TOKENS_A_FRAME = 12
 """The likeliest of a frame, beyond which nothing is tried."""
 _WORST = 20.0
@@ -41,7 +42,7 @@ class BeamSearch:
         width: int = BEAM,
         lm: Any = None,
         lm_weight: float = LM_WEIGHT,
-        word_score: float = WORD_SCORE,
+        word_score: float = 0.0,
     ) -> None:
         """Read the language model, if there is one.
 

@@ -25,7 +25,8 @@ LmWeight = Annotated[
     float | None, typer.Option(help="Of its log-probabilities beside the recogniser's; 0.5.", min=0)
 ]
 WordScore = Annotated[
-    float | None, typer.Option(help="Added for each word, in nats; more makes more words; 1.")
+    float | None,
+    typer.Option(help="Added for each word, in nats; more makes more words; 1 with --lm."),
 ]
 
 
@@ -156,10 +157,12 @@ def _decoder(
         )
     from core.evaluation.beam import BEAM, LM_WEIGHT, WORD_SCORE, BeamSearch
 
+    if word_score is None:
+        word_score = 0.0 if lm is None else WORD_SCORE
     return BeamSearch(
         opened.tokenizer,
         width=BEAM if beam is None else beam,
         lm=lm,
         lm_weight=LM_WEIGHT if lm_weight is None else lm_weight,
-        word_score=WORD_SCORE if word_score is None else word_score,
+        word_score=word_score,
     )
