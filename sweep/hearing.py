@@ -16,7 +16,7 @@ from core.corpora.corpus import open_split
 from core.corpora.prepared import open_speech
 from core.deploy import bundle
 from core.deploy.bundle import Bundle, BundleError
-from core.deploy.recognise import heard_in
+from core.deploy.recognise import text_in
 from sweep.front import Point
 from sweep.listening import (
     MOST_MODELS,
@@ -109,4 +109,4 @@ def _candidates(folder: Path, corpus: CorpusConfig, models: Sequence[Path]) -> l
 
 
 def _heard_by(model: Bundle, waveforms: Sequence[Float[Tensor, " samples"]]) -> list[str]:
-    return [heard_in(model, waveform) for waveform in waveforms]
+    return [text_in(model, waveform) for waveform in waveforms]

@@ -38,6 +38,7 @@ HOMES = {  # one file, or one folder, per outside library
     },
     "sherpa_onnx": {"core/deploy/sherpa_process.py", "core/deploy/loading.py"},
     "cooper": {"core/pruning/constraint.py"},
+    "flashlight": {"core/evaluation/beam.py", "core/evaluation/ngram.py"},
     "sentencepiece": {"core/corpora/text.py"},
     "yaml": {"core/deploy/importing/reading.py", "sweep/submit.py"},
     "huggingface_hub": {"core/deploy/importing/bring.py"},

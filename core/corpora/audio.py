@@ -56,7 +56,7 @@ def read_header(file: Path) -> Header:
     try:
         info = soundfile.info(file)
     except soundfile.LibsndfileError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     if info.frames < 1:
         raise CorpusError(f"`{file}` must hold speech, but has no samples instead.")
     if info.channels != 1:
@@ -90,7 +90,7 @@ def read_file(file: Path, *, resample: bool = True) -> Float[Tensor, " samples"]
     try:
         samples, rate_hz = soundfile.read(file, dtype="float32")
     except soundfile.LibsndfileError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     return at_rate(torch.from_numpy(samples), rate_hz)
 
 
@@ -103,7 +103,7 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
     try:
         samples = cut.load_audio()
     except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
-        raise _unreadable(source_of(cut), error) from error
+        raise unreadable(source_of(cut), error) from error
     return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
 
 
@@ -155,6 +155,7 @@ def at_rate(
     return change_rate(waveform, round(rate_hz * speed), SAMPLE_RATE_HZ)
 
 
-def _unreadable(name: object, error: Exception) -> CorpusError:
+def unreadable(name: object, error: Exception) -> CorpusError:
+    """What is said of a file or an utterance that cannot be decoded."""
     reason = " ".join(str(error).split()).rstrip(".")
     return CorpusError(f"`{name}` must be readable audio, but is not ({reason[:200]}).")

@@ -1,7 +1,7 @@
 """A bundle at work: files to text, and a corpus to a word error rate; at less than its depth."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,16 +11,51 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.config import CorpusConfig
-from core.corpora.audio import read_file
 from core.corpora.corpus import SplitName, open_split
 from core.corpora.labels import Hearer
-from core.corpora.listening import features_of
 from core.corpora.store import FeatureStore
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
-from core.evaluation.decoding import greedy
+from core.deploy.hearing import Part, hear, log_probabilities
+from core.deploy.timing import frame_times
 from core.evaluation.recognition import recognised
 from core.evaluation.wer import WerReport, wer_report
+from core.evaluation.words import Decoder, best_path, text_of, words_of
 from core.pruning.extraction import of_blocks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpokenWord:
+    """A word, and when in its file it is said."""
+
+    text: str
+    start: float
+    """In seconds, as `end`: the first frame of its first token."""
+    end: float
+    """The last frame of its last token: CTC's tokens are short, the word may sound on."""
+    confidence: float
+    """Of its tokens' probabilities the smallest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transcript:
+    """What is said in a file."""
+
+    words: tuple[SpokenWord, ...]
+    seconds: float
+    """That the file lasts."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heard:
+    """What was said and what was heard in a split, utterance by utterance."""
+
+    ids: tuple[str, ...]
+    references: tuple[str, ...]
+    hypotheses: tuple[str, ...]
 
 
 def at_depth(bundle: Bundle, depth: int) -> Bundle:
@@ -45,21 +80,15 @@ def at_depth(bundle: Bundle, depth: int) -> Bundle:
     return replace(bundle, model=of_blocks(bundle.model, best[:depth]))
 
 
-@torch.inference_mode()
-def heard_in(bundle: Bundle, waveform: Float[Tensor, " samples"]) -> str:
-    """The words in samples at 16 kHz; speech too short for a frame gives none."""
-    hearing = bundle.model.shape.hearing
-    features, num_frames = features_of(hearing, waveform[None], torch.tensor([len(waveform)]))
-    if int(num_frames[0]) < hearing.shortest:
-        return ""
-    output = bundle.model(features, num_frames)
-    ids = greedy(output.logits.log_softmax(-1), output.num_frames)[0]
-    return bundle.tokenizer.decode(ids)
-
-
 def hearer_of(bundle: Bundle, digest: str) -> Hearer:
     """The recogniser of that digest, to label speech by."""
-    return Hearer(digest=digest, hears=partial(heard_in, bundle))
+    return Hearer(digest=digest, hears=partial(text_in, bundle))
+
+
+def text_in(bundle: Bundle, waveform: Float[Tensor, " samples"]) -> str:
+    """What `transcribe` writes of samples at 16 kHz; speech too short for a frame gives nothing."""
+    path = best_path([log_probabilities(bundle.model, waveform)])
+    return text_of(words_of(path, bundle.tokenizer))
 
 
 def transcribe(
@@ -71,7 +100,31 @@ def transcribe(
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
     for file in files:
-        yield file, heard_in(bundle, read_file(file, resample=resample))
+        yield file, transcript(bundle, hear(bundle.model, file, resample=resample)).text
+
+
+def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = None) -> Transcript:
+    """What is said in the parts of a file, by each frame's best token if not by a decoder."""
+    heard = 0.0
+
+    def counted() -> Iterator[Float[Tensor, "_ vocabulary"]]:
+        nonlocal heard
+        for part in parts:
+            heard += part.seconds
+            yield part.log_probabilities
+
+    words = words_of((decoder or best_path)(counted()), bundle.tokenizer)
+    times = frame_times(bundle.model.shape.hearing)
+    spoken = (
+        SpokenWord(
+            text=word.text,
+            start=min(times.begin(word.first), heard),
+            end=min(times.end(word.last), heard),
+            confidence=word.confidence,
+        )
+        for word in words
+    )
+    return Transcript(words=tuple(spoken), seconds=heard)
 
 
 def evaluate(
@@ -82,7 +135,21 @@ def evaluate(
     *,
     heard_by: nn.Module | None = None,
 ) -> WerReport:
-    """Word error rate on a split.
+    """Word error rate on a split; see `heard_in`."""
+    found = heard_in(bundle, corpus, split, folder, heard_by=heard_by)
+    return wer_report(found.references, found.hypotheses)
+
+
+def heard_in(
+    bundle: Bundle,
+    corpus: CorpusConfig,
+    split: SplitName,
+    folder: Path,
+    *,
+    heard_by: nn.Module | None = None,
+    decoder: Decoder | None = None,
+) -> Heard:
+    """What a recogniser hears in a split.
 
     Args:
         bundle: the recogniser.
@@ -90,6 +157,7 @@ def evaluate(
         split: a part of it.
         folder: where a demo corpus is spoken.
         heard_by: instead of the bundle's model, such as its graph in another runtime.
+        decoder: instead of each frame's best token.
 
     Raises:
         CorpusError: naming what of the corpus cannot be used.
@@ -101,6 +169,12 @@ def evaluate(
             cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
         )
         model = bundle.model if heard_by is None else heard_by
-        shortest = hearing.shortest
-        texts = recognised(model, store, bundle.tokenizer, torch.device("cpu"), shortest=shortest)
-        return wer_report(store.texts, texts)
+        texts = recognised(
+            model,
+            store,
+            bundle.tokenizer,
+            torch.device("cpu"),
+            shortest=hearing.shortest,
+            decoder=decoder,
+        )
+        return Heard(ids=tuple(store.ids), references=tuple(store.texts), hypotheses=tuple(texts))

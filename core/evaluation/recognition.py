@@ -1,12 +1,16 @@
 """What a model hears in a store of utterances."""
 
+from functools import partial
+
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from core.corpora.batches import dev_batches
 from core.corpora.store import FeatureStore
 from core.corpora.text import Tokenizer
 from core.evaluation.decoding import greedy
+from core.evaluation.words import Decoder, text_of, words_of
 from core.hearing import NATIVE
 
 BATCH_SECONDS = 120.0
@@ -20,11 +24,13 @@ def recognised(
     device: torch.device,
     *,
     shortest: int = NATIVE.shortest,
+    decoder: Decoder | None = None,
 ) -> list[str]:
-    """Texts by greedy CTC, in the store's order; an utterance too short for a frame gives none.
+    """Texts in the store's order; an utterance too short for a frame gives none.
 
     The model is a Conformer, or whatever else gives its `Output`; `shortest` frames of features are
-    what it needs for one of its own.
+    what it needs for one of its own. Without a decoder each frame's best token is taken, of all
+    utterances of a batch at once.
     """
     model.eval()
     texts = [""] * len(store)
@@ -34,8 +40,19 @@ def recognised(
         ready = batch.to(device)
         output = model(ready.features, ready.num_frames)
         log_probabilities = output.logits.float().log_softmax(-1)
-        for index, ids in zip(
-            batch.indices, greedy(log_probabilities, output.num_frames), strict=True
-        ):
-            texts[index] = tokenizer.decode(ids)
+        if decoder is None:
+            heard = map(tokenizer.decode, greedy(log_probabilities, output.num_frames))
+        else:
+            heard = map(partial(_decoded, decoder, tokenizer), log_probabilities, output.num_frames)
+        for index, text in zip(batch.indices, heard, strict=True):
+            texts[index] = text
     return texts
+
+
+def _decoded(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    log_probabilities: Float[Tensor, "time vocabulary"],
+    num_frames: Int[Tensor, ""],
+) -> str:
+    return text_of(words_of(decoder([log_probabilities[: int(num_frames)].cpu()]), tokenizer))

@@ -5,6 +5,7 @@ errors inside one depend on each other.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +71,8 @@ class WerDifference:
     difference: float
     low: float
     high: float
+    p_value: float
+    """Two-sided, by the same draws: how seldom the sign would turn by another choice of speech."""
 
     @property
     def is_significant(self) -> bool:
@@ -85,6 +88,15 @@ class Aligned:
     """Empty where the word is made up."""
     heard: str
     """Empty where the word was missed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """A word that was heard as another, so often; nothing stands for one left out or put in."""
+
+    said: str
+    heard: str
+    count: int
 
 
 def aligned_words(said: str, heard: str) -> list[Aligned]:
@@ -162,15 +174,31 @@ def wer_report(
     )
 
 
+def confusions(references: Sequence[str], hypotheses: Sequence[str]) -> list[Confusion]:
+    """Every error of the alignment that `word_errors` counts, the most frequent first."""
+    aligned = jiwer.process_words(list(references), list(hypotheses))
+    counts = Counter(
+        pair
+        for said, heard, chunks in zip(
+            aligned.references, aligned.hypotheses, aligned.alignments, strict=True
+        )
+        for chunk in chunks
+        if chunk.type != "equal"
+        for pair in itertools.zip_longest(
+            said[chunk.ref_start_idx : chunk.ref_end_idx],
+            heard[chunk.hyp_start_idx : chunk.hyp_end_idx],
+            fillvalue="",
+        )
+    )
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [Confusion(said=said, heard=heard, count=n) for (said, heard), n in ordered]
+
+
 def bootstrap(
     errors: Counts, words: Counts, *, samples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
     """Ends of the percentile interval of sum(errors) / sum(words) over resampled utterances."""
-    tally = np.stack([errors, words]).astype(np.float64)  # (2, N)
-    rates = [part[0] / part[1] for part in _resampled(tally, samples, seed)]
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(rates), [outside, 1 - outside])
-    return float(low), float(high)
+    return _interval(_rates(errors, words, samples, seed), confidence)
 
 
 def paired_difference(
@@ -193,8 +221,28 @@ def paired_difference(
             f" but have {len(errors_a)}, {len(errors_b)} and {len(words)} instead."
         )
     differences = [a - b for a, b in zip(errors_a, errors_b, strict=True)]
-    low, high = bootstrap(differences, words, samples=samples, confidence=confidence, seed=seed)
-    return WerDifference(difference=sum(differences) / sum(words), low=low, high=high)
+    rates = _rates(differences, words, samples, seed)
+    low, high = _interval(rates, confidence)
+    # The draw that was made counts too, so that no finite number of draws gives 0.
+    beyond = 1 + min(int((rates <= 0).sum()), int((rates >= 0).sum()))
+    return WerDifference(
+        difference=sum(differences) / sum(words),
+        low=low,
+        high=high,
+        p_value=min(1.0, 2 * beyond / (samples + 1)),
+    )
+
+
+def _rates(errors: Counts, words: Counts, samples: int, seed: int) -> Float[np.ndarray, " samples"]:
+    """Of resampled utterances, sum(errors) / sum(words)."""
+    tally = np.stack([errors, words]).astype(np.float64)  # (2, N)
+    return np.concatenate([part[0] / part[1] for part in _resampled(tally, samples, seed)])
+
+
+def _interval(rates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(rates, [outside, 1 - outside])
+    return float(low), float(high)
 
 
 def _resampled(

@@ -1,62 +1,11 @@
-"""Commands that put a model to work: transcribe, evaluate, bench, adapt."""
+"""Commands about a model itself: bench and adapt."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from sweep.commands.terminal import Json, Model, err, out, print_table
-
-Depth = Annotated[
-    int | None, typer.Option(help="With so many blocks: the best, if it says which; or the first.")
-]
-
-
-def transcribe(
-    model: Model,
-    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
-    depth: Depth = None,
-    as_json: Json = False,
-) -> None:
-    """What a model hears in audio files."""
-    from core.deploy.recognise import transcribe as recognise
-    from sweep.views import as_json as to_json
-
-    opened = _opened(model, depth)
-    heard: list[dict[str, str]] = []
-    for file, text in recognise(opened, files):
-        heard.append({"file": str(file), "text": text})
-        if not as_json:
-            out.print(f"{file}: {text}", markup=False)
-    if as_json:
-        out.print(to_json(heard), markup=False)
-
-
-def evaluate(
-    model: Model,
-    corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
-    split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
-    root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
-    depth: Depth = None,
-    runtime: Annotated[
-        Literal["torch", "onnxruntime", "int8"], typer.Option(help="Which runs it.")
-    ] = "torch",
-    as_json: Json = False,
-) -> None:
-    """Word error rate of a model on a corpus, with its interval."""
-    from core.deploy.bench import in_runtime
-    from core.deploy.recognise import evaluate as judge
-    from sweep.views import as_json as to_json
-    from sweep.views import corpus_config, corpus_folder, wer_line, wer_values
-
-    opened = _opened(model, depth)
-    with corpus_folder() as speech:
-        heard_by = in_runtime(opened.model, runtime, Path(speech))
-        report: Any = judge(
-            opened, corpus_config(corpus, root), split, Path(speech), heard_by=heard_by
-        )
-    values = wer_values(report)
-    out.print(to_json(values) if as_json else wer_line(values), markup=False)
 
 
 def bench(
@@ -124,13 +73,3 @@ def adapt(
             found = stop.value
     lines = [to_json(found)] if as_json else adapted_lines(found or {})
     out.print("\n".join(lines), markup=False)
-
-
-def _opened(model: str, depth: int | None) -> Any:
-    """A bundle, whole or of fewer blocks."""
-    from core.deploy import bundle
-    from core.deploy.recognise import at_depth
-    from sweep.views import model_folder
-
-    opened = bundle.load(model_folder(model))
-    return opened if depth is None else at_depth(opened, depth)

@@ -42,12 +42,17 @@ Hours = Annotated[float | None, typer.Option(help="Of all trials together, at mo
 
 def end(text: str, code: int) -> None:
     """Say what went wrong, a line a culprit, and end."""
+    complain(text)
+    sys.exit(code)
+
+
+def complain(text: str) -> None:
+    """Say what went wrong, a line a culprit, and go on."""
     lines = text.splitlines()
     for line in lines[:MOST_LINES]:
         err.print(f"error: {_printable(line)}", markup=False)
     if len(lines) > MOST_LINES:
         err.print(f"error: and {len(lines) - MOST_LINES} more like these", markup=False)
-    sys.exit(code)
 
 
 def _printable(line: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands that put a model to work, at less than its depth."""
+"""How fast a model is, said by a command."""
 
 import json
 import sys
@@ -12,8 +12,6 @@ from core.config import CorpusConfig
 from core.corpora.text import Tokenizer
 from core.deploy import bundle
 from core.deploy.onnx import export_onnx
-from core.deploy.recognise import transcribe
-from core.pruning.extraction import of_blocks
 from core.testing import deeper, small_model
 from sweep import cli
 
@@ -42,28 +40,6 @@ def model(tmp_path):
     noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
     soundfile.write(tmp_path / "x.wav", noise, 16_000)
     return tmp_path / "model"
-
-
-def test_speech_is_heard_at_a_depth_as_by_the_model_of_those_blocks(run, model):
-    opened, file = bundle.load(model), model.parent / "x.wav"
-    small = replace(opened, model=of_blocks(opened.model, [0, 2]))
-    ((_, expected),) = transcribe(small, [file])
-    ((_, whole),) = transcribe(opened, [file])
-
-    code, out, _ = run("transcribe", model, file, "--depth", 2, "--json")
-
-    assert code == 0
-    assert json.loads(out)[0]["text"] == expected != whole
-
-
-@pytest.mark.parametrize(
-    "words", [("transcribe", "{model}", "x.wav"), ("evaluate", "{model}", "demo")]
-)
-def test_a_depth_that_a_model_does_not_have_is_one_line_and_code_2(run, model, words):
-    code, out, err = run(*[word.format(model=model) for word in words], "--depth", 4)
-
-    assert (code, out) == (2, "")
-    assert err == "error: `--depth` must be from 1 to 3, the model's blocks, but is 4 instead\n"
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.evaluation.wer import bootstrap, paired_difference, wer_report, word_errors
+from core.evaluation.wer import bootstrap, confusions, paired_difference, wer_report, word_errors
 
 sentences = st.lists(st.sampled_from(["on", "off", "the", "light"]), min_size=1, max_size=6)
 counts = st.lists(st.integers(0, 5), min_size=2, max_size=30)
@@ -105,3 +105,34 @@ def test_pairing_shows_what_separate_intervals_hide():
 def test_counts_of_other_utterances_are_refused():
     with pytest.raises(ValueError, match="the same utterances, but have 1, 2 and 2 instead"):
         paired_difference([1], [1, 2], [3, 3])
+
+
+def test_confusions_are_all_errors_the_most_frequent_first():
+    said = ["GO UP NOW", "GO UP", "STOP", "LEFT RIGHT"]
+    heard = ["NO UP", "NO UP", "STOP NOW", "LEFT LEFT"]
+
+    found = confusions(said, heard)
+
+    assert sum(each.count for each in found) == sum(word_errors(said, heard).errors)
+    assert (found[0].said, found[0].heard, found[0].count) == ("GO", "NO", 2)
+    assert {(each.said, each.heard) for each in found[1:]} == {
+        ("NOW", ""),
+        ("", "NOW"),
+        ("RIGHT", "LEFT"),
+    }
+
+
+def test_a_difference_is_improbable_exactly_where_it_is_significant():
+    chance = np.random.default_rng(0)
+    words = [5] * 200
+    ours = chance.integers(0, 3, 200).tolist()
+    worse = [error + int(more) for error, more in zip(ours, chance.random(200) < 0.3, strict=True)]
+    other = chance.permutation(ours).tolist()
+
+    far, near = paired_difference(worse, ours, words), paired_difference(other, ours, words)
+
+    assert far.is_significant
+    assert far.p_value < 0.05
+    assert not near.is_significant
+    assert 0.05 < near.p_value <= 1
+    assert paired_difference(ours, ours, words).p_value == 1

@@ -1,0 +1,87 @@
+"""A recogniser listens to a file: whole, or window by window where it is long.
+
+Shapes: N samples, M mel frames, T output frames, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.conformer.model import Conformer
+from core.corpora.audio import read_file
+from core.corpora.features import SAMPLE_RATE_HZ
+from core.corpora.listening import features_of
+from core.corpora.recording import Recording
+from core.deploy.timing import frame_times
+from core.deploy.windows import Window, Windowing, windows
+
+WINDOWING = Windowing()
+_SAMPLES = SAMPLE_RATE_HZ // 100
+"""A mel frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What a model makes of the next stretch of a file."""
+
+    log_probabilities: Float[Tensor, "part vocabulary"]
+    seconds: float
+    """Of speech that no part before had."""
+
+
+def hear(
+    model: Conformer, file: Path, *, windowing: Windowing = WINDOWING, resample: bool = True
+) -> Iterator[Part]:
+    """All output frames of a file, once each, in order; in one part if a window holds it.
+
+    Raises:
+        CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
+    """
+    recording = Recording(file, resample=resample)
+    if recording.seconds <= windowing.seconds:
+        waveform = read_file(file, resample=resample)
+        yield Part(
+            log_probabilities=log_probabilities(model, waveform),
+            seconds=len(waveform) / SAMPLE_RATE_HZ,
+        )
+        return
+    with recording:
+        yield from _by_windows(model, recording, windowing)
+
+
+def _by_windows(model: Conformer, recording: Recording, windowing: Windowing) -> Iterator[Part]:
+    num_frames = model.shape.hearing.count_frames(recording.num_samples)
+    before = 0
+    for window in windows(num_frames, frame_times(model.shape.hearing), windowing):
+        # Rounding leaves samples after the last frame, which no window may cut off.
+        end = recording.num_samples if window.last is None else window.end * _SAMPLES
+        waveform = recording.read(window.begin * _SAMPLES, end)
+        kept = log_probabilities(model, waveform)[window.first : window.last]
+        assert _is_complete(window, len(kept)), "the front end sees a frame less than it should"
+        yield Part(log_probabilities=kept, seconds=(end - before) / SAMPLE_RATE_HZ)
+        before = end
+
+
+def _is_complete(window: Window, num_kept: int) -> bool:
+    return window.last is None or num_kept == window.last - window.first
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: Conformer, waveform: Float[Tensor, " samples"]
+) -> Float[Tensor, "time vocabulary"]:
+    """Of the frames of a stretch of speech; none of one too short for a frame.
+
+    Features that look at no more than a frame are those of the whole file; those that NeMo
+    normalises over an utterance are normalised over the stretch.
+    """
+    hearing = model.shape.hearing
+    features, num_frames = features_of(hearing, waveform[None], torch.tensor([len(waveform)]))
+    if int(num_frames[0]) < hearing.shortest:
+        return torch.zeros(0, model.head.out_features)
+    output = model(features, num_frames)
+    return output.logits.log_softmax(-1)[0, : int(output.num_frames[0])]

@@ -1,0 +1,168 @@
+"""Commands in which a model listens: transcribe and evaluate."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sweep.commands.telling import Following, Telling
+from sweep.commands.terminal import Json, Model, out
+
+if TYPE_CHECKING:  # torch takes seconds
+    from core.evaluation.words import Decoder
+
+Depth = Annotated[
+    int | None, typer.Option(help="With so many blocks: the best, if it says which; or the first.")
+]
+Beam = Annotated[
+    int | None,
+    typer.Option(help="Search among so many hypotheses; else each frame's best token.", min=1),
+]
+LanguageModel = Annotated[
+    Path | None, typer.Option("--lm", help="An n-gram model of words in ARPA format, for --beam.")
+]
+LmWeight = Annotated[
+    float | None, typer.Option(help="Of its log-probabilities beside the recogniser's; 0.5.", min=0)
+]
+WordScore = Annotated[
+    float | None,
+    typer.Option(help="Added for each word, in nats; more makes more words; 1 with --lm."),
+]
+
+
+def transcribe(
+    model: Model,
+    files: Annotated[list[Path], typer.Argument(help="Audio files, or folders of them.")],
+    written_as: Annotated[
+        Literal["text", "json", "srt", "vtt"], typer.Option("--format", help="Of what is written.")
+    ] = "text",
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="In JSON: each word's seconds and confidence.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="A folder that gets one transcript a file.")
+    ] = None,
+    window: Annotated[
+        float, typer.Option(help="Seconds heard at a time; longer files take several.", min=1)
+    ] = 30.0,
+    overlap: Annotated[
+        float, typer.Option(help="Seconds that two neighbouring windows share.", min=0)
+    ] = 8.0,
+    depth: Depth = None,
+    beam: Beam = None,
+    lm: LanguageModel = None,
+    lm_weight: LmWeight = None,
+    word_score: WordScore = None,
+    as_json: Json = False,
+) -> None:
+    """What a model hears in audio files, however long; one that cannot be read stops no other."""
+    from core.deploy.windows import Windowing
+    from sweep.transcribing import files_in, results, seconds_in
+    from sweep.transcripts import check_format, places
+
+    written_as = "json" if as_json else written_as
+    windowing = Windowing(seconds=window, overlap=overlap)
+    opened = _opened(model, depth)
+    decoder = _decoder(opened, beam, lm, lm_weight, word_score)
+    named = files_in(files)
+    found = [file for file, _ in named]
+    check_format(written_as, num_files=len(found), has_words=timestamps, has_folder=to is not None)
+    goes_to = places(named, to, written_as) if to else None
+    telling = Telling(written_as, has_words=timestamps, places=goes_to)
+    with Following(seconds_in(found)) as bar:
+        for result in results(
+            opened, found, windowing=windowing, decoder=decoder, advance=bar.advance
+        ):
+            bar.aside(telling.tell, result)
+    bar.summary(is_long=bar.heard > window)
+    telling.end(num_files=len(found))
+
+
+def evaluate(
+    model: Model,
+    corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
+    split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
+    root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL2", help="Another model, compared on the same.")
+    ] = None,
+    details: Annotated[
+        Path | None, typer.Option(help="A .json or .csv that gets a row an utterance.")
+    ] = None,
+    confusions: Annotated[
+        int, typer.Option(help="So many of the most frequent ones are told.", min=0)
+    ] = 5,
+    depth: Depth = None,
+    runtime: Annotated[
+        Literal["torch", "onnxruntime", "int8"], typer.Option(help="Which runs it.")
+    ] = "torch",
+    beam: Beam = None,
+    lm: LanguageModel = None,
+    lm_weight: LmWeight = None,
+    word_score: WordScore = None,
+    as_json: Json = False,
+) -> None:
+    """Word error rate of a model on a corpus, with its interval; which errors; beside another."""
+    from core.deploy.bench import in_runtime
+    from core.deploy.recognise import heard_in
+    from sweep.judging import check_details, judged, judged_lines, write_details
+    from sweep.views import as_json as to_json
+    from sweep.views import corpus_config, corpus_folder
+
+    if details is not None:
+        check_details(details)
+    models = [_opened(name, depth) for name in (model, against) if name is not None]
+    decoders = [_decoder(opened, beam, lm, lm_weight, word_score) for opened in models]
+    config = corpus_config(corpus, root)
+    with corpus_folder() as speech:
+        found = []
+        for number, (opened, decoder) in enumerate(zip(models, decoders, strict=True)):
+            folder = Path(speech) / f"runtime{number}"
+            folder.mkdir()
+            heard_by = in_runtime(opened.model, runtime, folder)
+            found.append(
+                heard_in(opened, config, split, Path(speech), heard_by=heard_by, decoder=decoder)
+            )
+    values = judged(found, confusions)
+    if details is not None:
+        write_details(found, details)
+    out.print(to_json(values) if as_json else "\n".join(judged_lines(values)), markup=False)
+
+
+def _opened(model: str, depth: int | None) -> Any:
+    """A bundle, whole or of fewer blocks."""
+    from core.deploy import bundle
+    from core.deploy.recognise import at_depth
+    from sweep.views import model_folder
+
+    opened = bundle.load(model_folder(model))
+    return opened if depth is None else at_depth(opened, depth)
+
+
+def _decoder(
+    opened: Any,
+    beam: int | None,
+    lm: Path | None,
+    lm_weight: float | None,
+    word_score: float | None,
+) -> "Decoder | None":
+    """A beam search if one is asked for; None takes each frame's best token."""
+    from core.strict import ConfigError
+
+    if beam is None and (lm, lm_weight, word_score) == (None, None, None):
+        return None
+    if lm is None and lm_weight is not None:
+        raise ConfigError(
+            f"`--lm-weight` must go with `--lm`, but is {lm_weight:g} without one instead"
+        )
+    from core.evaluation.beam import BEAM, LM_WEIGHT, WORD_SCORE, BeamSearch
+
+    if word_score is None:
+        word_score = 0.0 if lm is None else WORD_SCORE
+    return BeamSearch(
+        opened.tokenizer,
+        width=BEAM if beam is None else beam,
+        lm=lm,
+        lm_weight=LM_WEIGHT if lm_weight is None else lm_weight,
+        word_score=word_score,
+    )
