@@ -1,6 +1,6 @@
 """How long the parts of a model take on this machine, by their sizes: a table of latencies.
 
-Each part is timed where it works, in a pass of one utterance at batch 1.
+Each part is timed where it works, in a pass of one utterance at batch 1; then whole models are.
 """
 
 import statistics
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from core.conformer.model import Conformer
 from core.conformer.shape import BlockShape, Shape
 from core.evaluation.speed import noise, settle, timed
+from core.evaluation.whole_times import corrected
 from core.pruning.latency import Grid, LatencyTable, Part, monotone
 
 UNIT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
@@ -62,7 +63,8 @@ def latency_table(
     )
     axes = unpruned.axes()
     told = float(table.ms(axes, {axis.name: axis.size for axis in axes}))
-    return table.scaled(1000 * statistics.median(whole) / told)
+    table = table.scaled(1000 * statistics.median(whole) / told)
+    return corrected(table, unpruned, repeats=repeats, threads=threads, multiple_of=multiple_of)
 
 
 def part_seconds(

@@ -6,7 +6,8 @@ times; Wang et al., 2020), so that an expected count has a gradient. It is monot
 are brought into order by isotonic regression, and nothing gets faster by being larger.
 
 The time of a model is the sum over its parts; those of the front end are its two convolutions, by
-the channels of the second and of the first, and the projection that follows.
+the channels of the second and of the first, and the projection that follows. What whole models were
+measured to take for such a sum corrects it.
 """
 
 import json
@@ -90,6 +91,19 @@ class LatencyTable(Config):
     """Of what kind: `cpu` or `cuda`."""
     threads: int = Field(ge=1)
     parts: dict[Part, Grid]
+    whole: list[tuple[float, float]] = []
+    """Milliseconds of whole models, rising: what their parts add up to, and what was measured of
+    them. It is linear from nothing to the first and between two, and constant beyond the last;
+    without any, the sum stands."""
+
+    _knots: dict[tuple[torch.device, torch.dtype], Tensor] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole_models_rise(self) -> "LatencyTable":
+        steps = np.diff(np.array([(0.0, 0.0), *self.whole]), axis=0)
+        if steps.size and (steps[:, 0].min() <= 0 or steps[:, 1].min() < 0):
+            raise ValueError("`whole` must rise from 0, but does not")
+        return self
 
     def ms(self, axes: Sequence[Axis], counts: Mapping[str, Number]) -> float | Tensor:
         """Milliseconds of a model of which so many units stay, or are expected to.
@@ -109,13 +123,25 @@ class LatencyTable(Config):
             columns = zip(*((term.share, term.units, term.width) for term in terms), strict=True)
             share, units, width = (_stacked(column, like) for column in columns)
             whole = whole + (share * self.parts[part].at(units, width)).sum()
+        whole = self._as_measured(whole)
         return float(whole) if is_exact else whole
+
+    def _as_measured(self, ms: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """What whole models take whose parts add up to so much."""
+        if not self.whole:
+            return ms
+        key = (ms.device, ms.dtype)
+        if key not in self._knots:
+            self._knots[key] = torch.tensor([(0.0, 0.0), *self.whole]).to(ms)
+        told, measured = self._knots[key].T
+        return _hats(told, ms[None])[0] @ measured
 
     def scaled(self, factor: float) -> "LatencyTable":
         """The same machine, so many times as slow."""
         values = self.model_dump()
         for grid in values["parts"].values():
             grid["ms"] = [[factor * time for time in row] for row in grid["ms"]]
+        values["whole"] = [[factor * time for time in pair] for pair in values["whole"]]
         return LatencyTable.parse(values)
 
     def check_fits(self, model: Conformer, seconds: float) -> None:

@@ -6,6 +6,7 @@ import torch
 from core.deploy.timing import frame_times
 from core.testing import HEARINGS, SHAPE, hearing, small_model
 
+
 @pytest.mark.parametrize("kind", HEARINGS)
 @pytest.mark.parametrize("frame", [2, 5])
 def test_a_frame_is_in_the_middle_of_the_mel_frames_that_it_sees(frame, kind):

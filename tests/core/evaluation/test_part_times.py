@@ -37,6 +37,11 @@ def test_a_measured_table_holds_every_part_up_to_the_model_and_adds_up():
         for _ in range(3)
     ]
     assert space.unpruned.latency == pytest.approx(statistics.median(measured), rel=5.0)
+    told, taken = zip(*table.whole, strict=True)
+    assert list(told) == sorted(set(told))
+    assert list(taken) == sorted(taken)
+    assert told[-1] == taken[-1] == pytest.approx(space.unpruned.latency)
+    assert len(told) > 1, "whole models were cut and timed, too"
     assert table.parts["feedforward"].ms[0] == [0.0] * len(table.parts["feedforward"].width)
 
 

@@ -137,10 +137,28 @@ def test_a_slower_machine_takes_as_many_times_as_long():
     )
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.6, 1.0])
+def test_whole_models_correct_the_sum_linearly_between_those_measured(share):
+    plain = a_space()
+    full = float(plain.unpruned.latency)
+    whole = [(0.25 * full, 0.5 * full), (full, full)]
+    table = LatencyTable.parse({**plain.latency.model_dump(), "whole": whole})
+    space = Space.of(plain.model, ["inner"], SECONDS, latency=table)
+    counts = {axis.name: round(share * axis.size) for axis in plain.axes}
+
+    told = float(plain.counted_cost(counts).latency)
+
+    wanted = np.interp(told, [0, 0.25 * full, full], [0, 0.5 * full, full])
+    assert float(space.counted_cost(counts).latency) == pytest.approx(wanted)
+
+
+def made_up(**changes):
+    return made_up_table(small_model().shape, SECONDS).model_dump() | changes
+
+
 def broken(**changes):
-    values = made_up_table(small_model().shape, SECONDS).model_dump()
-    grid = values["parts"]["feedforward"]
-    return values | {"parts": values["parts"] | {"feedforward": grid | changes}}
+    parts = made_up()["parts"]
+    return made_up(parts=parts | {"feedforward": parts["feedforward"] | changes})
 
 
 @pytest.mark.parametrize(
@@ -151,6 +169,8 @@ def broken(**changes):
         (broken(ms=[[1.0]]), r"`ms` must be 4 rows of 4 times"),
         (broken(units=[3, 2, 1, 0]), r"`units`, `width` and `ms` must rise"),
         (broken(ms=np.eye(4).tolist()), r"`units`, `width` and `ms` must rise"),
+        (made_up(whole=[(2.0, 1.0), (1.0, 2.0)]), r"`whole` must rise from 0"),
+        (made_up(whole=[(1.0, 2.0), (2.0, 1.0)]), r"`whole` must rise from 0"),
         (broken(unit=[1]), r"`parts.feedforward.unit` is not a key; did you mean"),
     ],
 )
