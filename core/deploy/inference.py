@@ -194,6 +194,8 @@ class AttentionRows(nn.Module):
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.norm, self.head_width = attention.norm, attention.head_width
+        # Told, not counted from tensors: a count would be a symbol to the exporter now and then.
+        self.heads = attention.content_bias.shape[0]
         scale = 1 / math.sqrt(self.head_width)
         self.query = scaled(attention.query, scale)
         self.key, self.value, self.output = attention.key, attention.value, attention.output
@@ -216,10 +218,15 @@ class AttentionRows(nn.Module):
         query, key, value = (
             rows.unflatten(0, (frames.batch, -1)) for rows in (query, self.key(x), self.value(x))
         )
-        heads = scores.shape[1]
         # The operator takes heads apart itself, and adds the scores while it multiplies.
         mixed, *_ = torch.onnx.ops.attention(
-            query, key, value, scores, q_num_heads=heads, kv_num_heads=heads, scale=1.0
+            query,
+            key,
+            value,
+            scores,
+            q_num_heads=self.heads,
+            kv_num_heads=self.heads,
+            scale=1.0,
         )
         return self.output(mixed.flatten(0, 1))
 
@@ -230,14 +237,14 @@ class AttentionRows(nn.Module):
         time, positions = frames.time, frames.positions
         for weight in self.positions:
             positions = weight @ positions  # (A, 2 T)
-        scores = self._heads(query, frames) @ positions.view(-1, self.head_width, 2 * time)
+        scores = self._heads(query, frames) @ positions.view(self.heads, -1, 2 * time)
         rows = scores.flatten(2)[..., time:].unflatten(2, (time, 2 * time - 1))
         return rows[..., :time]
 
     def _heads(
         self, x: Float[Tensor, "rows all"], frames: Frames
     ) -> Float[Tensor, "batch heads time head"]:
-        return x.view(frames.batch, frames.time, -1, self.head_width).transpose(1, 2)
+        return x.view(frames.batch, frames.time, self.heads, self.head_width).transpose(1, 2)
 
 
 class LinearAttentionRows(nn.Module):
