@@ -91,7 +91,7 @@ class LatencyTable(Config):
     """Of what kind: `cpu` or `cuda`."""
     threads: int = Field(ge=1)
     parts: dict[Part, Grid]
-    whole: list[tuple[float, float]] = []
+    whole: list[tuple[float, float]] = Field([])
     """Milliseconds of whole models, rising: what their parts add up to, and what was measured of
     them. It is linear from nothing to the first and between two, and constant beyond the last;
     without any, the sum stands."""
