@@ -174,7 +174,7 @@ def _flashlight_model(words: SpelledWords) -> Any:
     """The object that flashlight's decoders ask; hypotheses of equal state are merged."""
     from flashlight.lib.text.decoder import LM, LMState  # noqa: PLC0415  # an extra
 
-    class Model(LM):
+    class Model(LM):  # type: ignore[misc]  # a class of C++
         def __init__(self) -> None:
             super().__init__()
             self.states: dict[_Spelled, LMState] = {}

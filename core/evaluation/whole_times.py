@@ -16,7 +16,7 @@ from core.evaluation.speed import noise, timed
 from core.pruning.budget import Budget, Ladder, choose
 from core.pruning.extraction import as_mask, extract
 from core.pruning.latency import LatencyTable
-from core.pruning.space import Choice, Space
+from core.pruning.space import Space
 from core.pruning_config import AxisKind
 
 SHARES, DRAWS = (0.2, 0.4, 0.6, 0.8), 3
@@ -42,7 +42,7 @@ def corrected(
     return LatencyTable.parse({**table.model_dump(), "whole": whole})
 
 
-def _choices(space: Space, multiple_of: int) -> Iterator[Choice]:
+def _choices(space: Space, multiple_of: int) -> Iterator[dict[str, Tensor]]:
     """Rising in their shares; what must stay takes more than the least of them."""
     chance = torch.Generator().manual_seed(0)
     ladder = Ladder.of(space, _uneven(space, chance))
