@@ -10,7 +10,8 @@ from typing import Any
 from measuring import RESULTS, arguments, emit
 
 from core.deploy import bundle
-from sweep.views import see, trial_rows, write_copies
+from sweep.copies import write_copies
+from sweep.views import see, trial_rows
 
 KEPT = (
     *("method", "params", "gflops", "params_sparsity", "flops_sparsity"),
