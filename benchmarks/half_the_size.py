@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/half_the_size"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
+    parser.add_argument("--search-steps", type=int, default=0, help="instead of the space's")
+    parser.add_argument("--tuning-steps", type=int, default=0, help="instead of the space's")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=25, help="turns in which a model is timed")
     parser.add_argument("--name", default="half_the_size", help="which file --save writes")
@@ -69,6 +71,8 @@ def main() -> None:
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed, so that whatever is done can be compared."""
     base = load(args.space).space.base.model_dump()
+    base["pruning"] |= {"steps": args.search_steps} if args.search_steps else {}
+    base["tuning"] |= {"steps": args.tuning_steps} if args.tuning_steps else {}
     every = base["pruning"]["steps"] + base["tuning"]["steps"]
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     for seed in range(args.seeds):
