@@ -38,8 +38,8 @@ def corrected(
     shares = _measured_shares(unpruned, models, table.utterance_seconds, repeats, threads)
     told, measured = (each.reshape(-1, DRAWS).mean(1) for each in (told, full * shares))
     rising = np.minimum(isotonic_regression(measured).x, full) if len(told) else measured
-    whole = [*zip(told.tolist(), rising.tolist(), strict=True), (full, full)]
-    return LatencyTable.parse({**table.model_dump(), "whole": whole})
+    whole = [list(pair) for pair in zip(told.tolist(), rising.tolist(), strict=True)]
+    return LatencyTable.parse({**table.model_dump(), "whole": [*whole, [full, full]]})
 
 
 def _choices(space: Space, multiple_of: int) -> Iterator[dict[str, Tensor]]:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class LatencyTable(Config):
     """Of what kind: `cpu` or `cuda`."""
     threads: int = Field(ge=1)
     parts: dict[Part, Grid]
-    whole: list[tuple[float, float]] = Field([])
+    whole: list[Annotated[list[float], Field(min_length=2, max_length=2)]] = Field([])
     """Milliseconds of whole models, rising: what their parts add up to, and what was measured of
     them. It is linear from nothing to the first and between two, and constant beyond the last;
     without any, the sum stands."""
@@ -100,7 +100,7 @@ class LatencyTable(Config):
 
     @model_validator(mode="after")
     def _whole_models_rise(self) -> "LatencyTable":
-        steps = np.diff(np.array([(0.0, 0.0), *self.whole]), axis=0)
+        steps = np.diff(np.array([[0.0, 0.0], *self.whole]), axis=0)
         if steps.size and (steps[:, 0].min() <= 0 or steps[:, 1].min() < 0):
             raise ValueError("`whole` must rise from 0, but does not")
         return self
@@ -132,7 +132,7 @@ class LatencyTable(Config):
             return ms
         key = (ms.device, ms.dtype)
         if key not in self._knots:
-            self._knots[key] = torch.tensor([(0.0, 0.0), *self.whole]).to(ms)
+            self._knots[key] = torch.tensor([[0.0, 0.0], *self.whole]).to(ms)
         told, measured = self._knots[key].T
         return _hats(told, ms[None])[0] @ measured
 

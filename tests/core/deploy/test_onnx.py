@@ -47,7 +47,8 @@ def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):
         expected, found = small(features, num_frames), graph(features, num_frames)
 
         assert torch.equal(found.num_frames, expected.num_frames)
-        gap = (found.logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
+        logits = found.logits[:, : expected.logits.shape[1]]  # a graph's shortest time is longer
+        gap = (logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
         assert gap.max() < 1e-4
 
 

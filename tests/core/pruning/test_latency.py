@@ -141,7 +141,7 @@ def test_a_slower_machine_takes_as_many_times_as_long():
 def test_whole_models_correct_the_sum_linearly_between_those_measured(share):
     plain = a_space()
     full = float(plain.unpruned.latency)
-    whole = [(0.25 * full, 0.5 * full), (full, full)]
+    whole = [[0.25 * full, 0.5 * full], [full, full]]
     table = LatencyTable.parse({**plain.latency.model_dump(), "whole": whole})
     space = Space.of(plain.model, ["inner"], SECONDS, latency=table)
     counts = {axis.name: round(share * axis.size) for axis in plain.axes}
@@ -169,8 +169,8 @@ def broken(**changes):
         (broken(ms=[[1.0]]), r"`ms` must be 4 rows of 4 times"),
         (broken(units=[3, 2, 1, 0]), r"`units`, `width` and `ms` must rise"),
         (broken(ms=np.eye(4).tolist()), r"`units`, `width` and `ms` must rise"),
-        (made_up(whole=[(2.0, 1.0), (1.0, 2.0)]), r"`whole` must rise from 0"),
-        (made_up(whole=[(1.0, 2.0), (2.0, 1.0)]), r"`whole` must rise from 0"),
+        (made_up(whole=[[2.0, 1.0], [1.0, 2.0]]), r"`whole` must rise from 0"),
+        (made_up(whole=[[1.0, 2.0], [2.0, 1.0]]), r"`whole` must rise from 0"),
         (broken(unit=[1]), r"`parts.feedforward.unit` is not a key; did you mean"),
     ],
 )
