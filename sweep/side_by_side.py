@@ -171,6 +171,7 @@ def render(compared: Comparison) -> str:
         chart=chart,
         table=_html(side_rows(compared)) + _html(budget_rows(compared)),
         notes=html.escape(NOTES),
+        listening="",
     )
 
 
