@@ -22,7 +22,7 @@ from graphs import compared, models
 from measuring import arguments, emit
 from sherpa import PRECISIONS, utterances
 
-from core.config import DemoConfig, TrialConfig
+from core.config import CorpusConfig, DemoConfig, TrialConfig
 from core.corpora.demo import speak, write_script
 from core.corpora.placing import placed
 from core.deploy import bundle
@@ -33,7 +33,7 @@ from sweep.toml_text import lines
 from sweep.views import see
 
 DEMO = DemoConfig(train_utterances=4000, dev_utterances=300, test_utterances=300)
-PIECES = 60
+PIECES = 500  # whole words, where there are no more to merge
 ENCODER = {
     "hidden_size": 96,
     "num_hidden_layers": 4,
@@ -102,11 +102,11 @@ def learnt(root: Path, corpus: Path, steps: int) -> Path:
     """The imported model once it has learned the corpus: a trial that removes nothing."""
     config = TrialConfig.parse(
         {
-            "corpus": {"name": str(corpus)},
+            "corpus": {"name": str(corpus), "case": "lower"},
             "teacher": {"bundle": str(root / "brought")},
             "pruning": {"method": "dense", "steps": 0},
             "distillation": {"logit_weight": 0.0, "layer_weight": 0.0},
-            "tuning": {"steps": steps, "learning_rate": 1.5e-3},
+            "tuning": {"steps": steps, "learning_rate": 1e-3},
             "training": TRAINING,
             "runtime": {"report_steps": 500, "checkpoint_steps": 100},
         }
@@ -124,7 +124,7 @@ def sweep_of(corpus: Path, teacher: Path, trials: int) -> dict[str, Any]:
         "sweep": {"trials": trials, "seed": 7},
         "resources": {"cpus": 1},
         "trial": {
-            "corpus": {"name": str(corpus)},
+            "corpus": {"name": str(corpus), "case": "lower"},
             "teacher": {"bundle": str(teacher)},
             "pruning": {
                 "method": {"choice": ["acip", "numerical"]},
@@ -157,7 +157,7 @@ def tabulated(root: Path, corpus: Path) -> Iterator[dict[str, Any]]:
 
 def in_sherpa(model: Path, corpus: Path) -> dict[str, Any]:
     """Texts equal to those of `transcribe`, and what 8-bit integers add to the errors."""
-    files, said = zip(*utterances(str(corpus)), strict=True)
+    files, said = zip(*utterances(CorpusConfig(name=str(corpus), case="lower")), strict=True)
     opened = bundle.load(model)
     with TemporaryDirectory() as scratch:
         export(model, Path(scratch) / "export", "sherpa", is_int8=True)

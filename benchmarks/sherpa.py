@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--exported", type=Path, help="its export to sherpa with --int8, if done")
     args = parser.parse_args()
     opened = bundle.load(args.bundle)
-    files, said = zip(*utterances(args.corpus), strict=True)
+    files, said = zip(*utterances(CorpusConfig(name=args.corpus)), strict=True)
     with TemporaryDirectory() as scratch:
         folder = args.exported or Path(scratch) / "export"
         if not args.exported:
@@ -41,12 +41,11 @@ def main() -> None:
     emit("sherpa", rows, judged(rows) | {"sherpa_onnx": first.version}, args)
 
 
-def utterances(corpus: str) -> Iterator[tuple[Path, str]]:
+def utterances(corpus: CorpusConfig) -> Iterator[tuple[Path, str]]:
     """Files of dev and test, and what is said in them."""
-    config = CorpusConfig(name=corpus)
     splits: tuple[SplitName, ...] = ("dev", "test")
     for split in splits:
-        for cut in open_split(config, Path(), split):
+        for cut in open_split(corpus, Path(), split):
             (file,) = files_of(cut)
             yield file, transcript(cut)
 

@@ -48,6 +48,9 @@ class DemoConfig(Config):
         return self
 
 
+Case = Literal["as_written", "lower", "upper"]
+
+
 class CorpusConfig(Config):
     """Where speech and its transcripts come from, and what the tokens are."""
 
@@ -74,6 +77,9 @@ class CorpusConfig(Config):
     """What SentencePiece's pieces are. Whole words learn much faster on small vocabularies."""
     vocabulary: int = Field(128, ge=3, le=65_536)
     """Number of pieces, at most: blank and unknown included."""
+    case: Case = "as_written"
+    """How transcripts are read: as they are, or in the case in which a teacher from elsewhere has
+    its tokens."""
     speeds: list[float] = Field([1.0], min_length=1, max_length=8)
     """Speeds at which the training speech is heard: 0.9 is slower and lower."""
     demo: DemoConfig = DemoConfig()

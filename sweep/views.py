@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
-from core.config import CorpusConfig
+from core.config import Case, CorpusConfig
 from core.report import Outcome
 from core.strict import ConfigError
 from sweep import front
@@ -312,9 +312,9 @@ def model_folder(name: str) -> Path:
     return seen.folder / place
 
 
-def corpus_config(name: str, root: str) -> CorpusConfig:
+def corpus_config(name: str, root: str, case: Case = "as_written") -> CorpusConfig:
     """A corpus named on the command line."""
-    corpus = CorpusConfig.parse(absolute_corpus({"name": name, "root": root}))
+    corpus = CorpusConfig.parse(absolute_corpus({"name": name, "root": root, "case": case}))
     check_corpus(corpus)
     return corpus
 

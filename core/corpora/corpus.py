@@ -17,6 +17,7 @@ from lhotse.cut import Cut
 from core.config import NO_SPEECH, CorpusConfig
 from core.corpora import librispeech, manifests, plain
 from core.corpora.audio import CorpusError, check_file, check_rate, files_of, source_of
+from core.corpora.casing import recased
 from core.corpora.manifests import Words
 from core.corpora.text import transcript
 
@@ -248,9 +249,9 @@ def _match(layout: _Layout, config: CorpusConfig, split: SplitName) -> list[str]
 def _open(layout: _Layout, names: list[str], config: CorpusConfig, words: Words) -> _Part:
     """Read splits, check each utterance and take the fingerprint of all."""
     load = layout.load_wordless if words == "unread" else layout.load_split
-    parts = [load(layout.root, name) for name in names]
+    parts = [recased(load(layout.root, name), config.case) for name in names]
     described = [
-        manifests.describe_split(layout.root, name) if cuts.is_lazy else cuts
+        recased(manifests.describe_split(layout.root, name), config.case) if cuts.is_lazy else cuts
         for name, cuts in zip(names, parts, strict=True)
     ]
     is_wordless = words == "unread" or (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
+from core.corpora.casing import check_case
 from core.corpora.corpus import SPLITS, SplitName, open_corpus
 from core.corpora.labels import Hearer, labelled
 from core.corpora.placing import replaced
@@ -87,6 +88,8 @@ def prepare_speech(
     yield 1
     if tokenizer is None:
         tokenizer = Tokenizer.train(map(transcript, corpus.train), config, folder)
+    else:
+        check_case(map(transcript, corpus.train), tokenizer)
     tokenizer.save(folder / FILE_NAME)
     stores = {}
     for split in SPLITS:

@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.config import CorpusConfig
+from core.corpora.casing import check_case
 from core.corpora.corpus import SplitName, open_split
 from core.corpora.labels import Hearer
 from core.corpora.store import FeatureStore
+from core.corpora.text import transcript as said_in
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.deploy.hearing import Part, hear, log_probabilities
 from core.deploy.timing import frame_times
@@ -163,6 +165,7 @@ def heard_in(
         CorpusError: naming what of the corpus cannot be used.
     """
     cuts = open_split(corpus, folder, split)
+    check_case(map(said_in, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
         hearing = bundle.model.shape.hearing
         store = FeatureStore.build(

@@ -83,6 +83,9 @@ def evaluate(
     corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
     split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
     root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
+    case: Annotated[
+        Literal["as_written", "lower", "upper"], typer.Option(help="In which transcripts are read.")
+    ] = "as_written",
     against: Annotated[
         str | None, typer.Option(metavar="MODEL2", help="Another model, compared on the same.")
     ] = None,
@@ -113,7 +116,7 @@ def evaluate(
         check_details(details)
     models = [_opened(name, depth) for name in (model, against) if name is not None]
     decoders = [_decoder(opened, beam, lm, lm_weight, word_score) for opened in models]
-    config = corpus_config(corpus, root)
+    config = corpus_config(corpus, root, case)
     with corpus_folder() as speech:
         found = []
         for number, (opened, decoder) in enumerate(zip(models, decoders, strict=True)):

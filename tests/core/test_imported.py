@@ -29,6 +29,7 @@ def trial_config(teacher, **pruning):
         {
             "seed": 3,
             "corpus": {
+                "case": "lower",
                 "demo": {"train_utterances": 30, "dev_utterances": 6, "test_utterances": 6},
             },
             "teacher": {"bundle": str(teacher)},

@@ -1,0 +1,56 @@
+"""Transcripts in upper or lower case, as a recogniser's tokens are written."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
+
+from lhotse import CutSet, SupervisionSegment
+from lhotse.cut import Cut
+
+from core.config import Case
+from core.corpora.audio import CorpusError
+from core.corpora.text import UNKNOWN, Tokenizer
+
+WRITTEN: Mapping[Case, Callable[[str], str]] = {
+    "as_written": str,
+    "lower": str.lower,
+    "upper": str.upper,
+}
+LOOKED_AT = 1000
+"""Utterances that tell how transcripts are written."""
+
+
+def recased(cuts: CutSet, case: Case) -> CutSet:
+    return cuts if case == "as_written" else cuts.map(partial(_recased, case))
+
+
+def _recased(case: Case, cut: Cut) -> Cut:
+    return cut.map_supervisions(partial(_rewritten, case))
+
+
+def _rewritten(case: Case, spoken: SupervisionSegment) -> SupervisionSegment:
+    return spoken if spoken.text is None else spoken.transform_text(WRITTEN[case])
+
+
+def check_case(texts: Iterable[str], tokenizer: Tokenizer) -> None:
+    """See that transcripts are not merely written in another case than a recogniser's tokens.
+
+    Raises:
+        CorpusError: if most words are unknown to the tokens, and would be known in the other case.
+    """
+    words = {word for text in islice(texts, LOOKED_AT) for word in text.split()}
+    unknown = {case: _unknown(map(write, words), tokenizer) for case, write in WRITTEN.items()}
+    as_written = unknown.pop("as_written")
+    best = min(unknown, key=lambda case: len(unknown[case]))
+    if 2 * len(as_written) <= len(words) or 2 * len(unknown[best]) > len(as_written):
+        return
+    example = min(word for word in as_written if WRITTEN[best](word) not in unknown[best])
+    raise CorpusError(
+        "The transcripts must be written as the recogniser's tokens are, but"
+        f" `{example}` is unknown to them and `{WRITTEN[best](example)}` is not;"
+        f' `corpus.case = "{best}"` in a search space, or `--case {best}`, writes them so.'
+    )
+
+
+def _unknown(words: Iterable[str], tokenizer: Tokenizer) -> set[str]:
+    return {word for word in words if UNKNOWN in tokenizer.encode(word)}
