@@ -39,7 +39,7 @@ _LISTS, _LONGEST = 100, 12
 class HeardThere:
     """What transformers makes of some features, of some sounds, and of some tokens."""
 
-    log_probabilities: tuple[Float[Tensor, "batch time vocabulary"], ...]
+    log_probabilities: tuple[Float[Tensor, "_ _ vocabulary"], ...]
     """Of each batch, the blank first, as ours are."""
     alone: tuple[str, ...]
     together: tuple[str, ...]
@@ -65,7 +65,7 @@ def needs_transformers() -> None:
 def heard_by_transformers(
     folder: Path,
     *,
-    batches: Sequence[tuple[Float[Tensor, "batch mel_frames mels"], Sequence[int]]] = (),
+    batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]] = (),
     sounds: Sequence[Float[Tensor, " _"]] = (),
     spelled: Sequence[Sequence[int]] = (),
 ) -> HeardThere:
@@ -172,7 +172,7 @@ def check_export(bundle: Bundle, folder: Path, files: Sequence[Path]) -> list[st
 @torch.inference_mode()
 def _gap(
     bundle: Bundle,
-    batches: Sequence[tuple[Float[Tensor, "batch mel_frames mels"], Sequence[int]]],
+    batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]],
     heard: HeardThere,
 ) -> tuple[float, int]:
     """The largest difference of a log-probability by 1 + its size, and frames compared."""
