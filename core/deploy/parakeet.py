@@ -34,8 +34,8 @@ _HEARD = {
     "window": "hann",
 }
 """All that its processor and its front end can do."""
-_CONVOLUTIONS = {"pointwise_conv1": 1, "pointwise_conv2": 1, "ctc_head": 1}
-"""Layers that are convolutions of one frame there: dimensions of size 1 after their matrix."""
+_POINTWISE = ("pointwise_conv1", "pointwise_conv2", "ctc_head")
+"""Layers that are convolutions of one frame there."""
 
 
 def parakeet_shape(model: Conformer) -> Shape:
@@ -186,18 +186,26 @@ def _processor(extractor: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(model: Conformer) -> dict[str, Tensor]:
-    """By their names, in their shapes; the head's first row, the blank's, last."""
+    """By their names, in their shapes."""
     names, found = names_of(model.shape.hearing), {}
     for name, tensor in model.state_dict().items():
         if name in OURS_ALONE:
             continue
         theirs = renamed(name, names)
-        module, _, leaf = theirs.rpartition(".")
-        if theirs.startswith("ctc_head"):
-            tensor = tensor.roll(-1, dims=0)  # noqa: PLW2901
-        ones = _CONVOLUTIONS.get(module.rpartition(".")[2], 0) if leaf == "weight" else 0
-        ones = 2 if name.endswith("pointwise.weight") else ones  # of the front end
-        found[theirs] = tensor.detach().float().reshape(*tensor.shape, *[1] * ones).contiguous()
+        found[theirs] = _as_theirs(theirs, tensor.detach().float())
         if name.endswith("running_mean"):
-            found[f"{module}.num_batches_tracked"] = torch.tensor(0)
+            found[theirs.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     return found
+
+
+def _as_theirs(name: str, tensor: Tensor) -> Tensor:
+    """Matrices as convolutions where theirs are; of the head, the blank's row last."""
+    module, _, leaf = name.rpartition(".")
+    layer = module.rpartition(".")[2]
+    if layer == "ctc_head":
+        tensor = tensor.roll(-1, dims=0)
+    if leaf == "weight" and layer in _POINTWISE:
+        tensor = tensor[..., None]
+    if leaf == "weight" and ".subsampling.layers." in name and tensor.ndim == 2:
+        tensor = tensor[..., None, None]
+    return tensor.contiguous()

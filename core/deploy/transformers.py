@@ -31,6 +31,8 @@ TOLERANCE = 1e-5
 """Of log-probabilities in floats: of their size, and beside."""
 LENGTHS = ((10,), (203, 203), (400, 399, 12, 7, 100), (2000,))
 """Of batches, in mel frames: 0.1 to 20 s, ragged and not; of no frame it can make nothing."""
+GIVEN, MADE = "given.npz", "made.npz"
+"""Arrays on their way to the process, and back."""
 _LISTS, _LONGEST = 100, 12
 """Of tokens, to be spelled."""
 
@@ -82,29 +84,23 @@ def heard_by_transformers(
     """
     needs_transformers()
     with TemporaryDirectory() as scratch:
-        given, made = Path(scratch) / "given.npz", Path(scratch) / "made.npz"
         arrays = {f"sound{i}": sound.numpy() for i, sound in enumerate(sounds)}
         for i, (features, num_frames) in enumerate(batches):
             arrays |= {f"features{i}": features.numpy(), f"frames{i}": np.array(num_frames)}
-        np.savez(given, **arrays)
+        np.savez(Path(scratch) / GIVEN, **arrays)
         order = {
             "folder": str(folder),
-            "given": str(given),
-            "made": str(made),
+            "scratch": scratch,
             "sounds": len(sounds),
             "batches": len(batches),
             "spelled": [[int(i) - 1 for i in ids] for ids in spelled],
         }
         told = _asked(order, folder)
-        with np.load(made) as heard:
+        with np.load(Path(scratch) / MADE) as heard:
             logs = [torch.from_numpy(heard[f"logs{i}"]) for i in range(len(batches))]
-    return HeardThere(
-        log_probabilities=tuple(log.roll(1, dims=-1) for log in logs),
-        alone=tuple(told["alone"]),
-        together=tuple(told["together"]),
-        spelled=tuple(told["spelled"]),
-        version=told["version"],
-    )
+    texts = {name: tuple(told[name]) for name in ("alone", "together", "spelled")}
+    by_ours = tuple(log.roll(1, dims=-1) for log in logs)
+    return HeardThere(log_probabilities=by_ours, version=told["version"], **texts)
 
 
 def _asked(order: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -142,12 +138,7 @@ def check_export(bundle: Bundle, folder: Path, files: Sequence[Path]) -> list[st
             f"`ParakeetForCTC` must give our log-probabilities within {TOLERANCE:g} of 1 + their"
             f" size, but they differ by {gap:.3g}."
         )
-    for ids, text in zip(spelled, heard.spelled, strict=True):
-        if one_space(text) != bundle.tokenizer.decode(ids):
-            raise ExportError(
-                f"transformers must spell tokens as ours are, but says `{one_space(text)}` instead"
-                f" of `{bundle.tokenizer.decode(ids)}`; `--to onnx` takes them as they are."
-            )
+    _check_spelling(bundle, spelled, heard)
     texts = Texts(
         files=tuple(files),
         right=tuple(text for _, text in transcribe(bundle, files)),
@@ -156,17 +147,25 @@ def check_export(bundle: Bundle, folder: Path, files: Sequence[Path]) -> list[st
         version=heard.version,
     )
     check_equal(texts, "transformers")
-    loaded = (
-        f"transformers {heard.version}, in a process of its own, loads it by `ParakeetForCTC` and"
-        f" gives our log-probabilities within {TOLERANCE:g} of 1 + their size on ragged batches of"
-        f" 0.1 to 20 s ({gap:.1e} at most, {frames} frames)."
+    loads = f"transformers {heard.version}, in a process of its own, loads it by `ParakeetForCTC`."
+    gives = (
+        f"Its log-probabilities are ours within {TOLERANCE:g} of 1 + their size on ragged batches"
+        f" of 0.1 to 20 s ({gap:.1e} at most, {frames} frames)."
     )
-    said = (
-        f"Through its processor it hears {texts.equal} of {len(files)} sounds as `transcribe` does,"
-        f" {texts.with_words} of them with words, alone and in batches, and spells {len(spelled)}"
-        " lists of tokens alike."
+    says = (
+        f"Its processor and it hear {texts.equal} of {len(files)} sounds as `transcribe` does,"
+        f" {texts.with_words} of them with words, alone and in batches."
     )
-    return [loaded, said]
+    return [loads, gives, says, f"{len(spelled)} lists of tokens are spelled alike."]
+
+
+def _check_spelling(bundle: Bundle, spelled: Sequence[Sequence[int]], heard: HeardThere) -> None:
+    for ids, text in zip(spelled, heard.spelled, strict=True):
+        if one_space(text) != bundle.tokenizer.decode(ids):
+            raise ExportError(
+                f"transformers must spell tokens as ours are, but says `{one_space(text)}` instead"
+                f" of `{bundle.tokenizer.decode(ids)}`; `--to onnx` takes them as they are."
+            )
 
 
 @torch.inference_mode()

@@ -1,15 +1,17 @@
 """The only file that drives transformers: a program that hears what it is given.
 
-On stdin a JSON object: the `folder` of an export, how many `sounds` (samples at 16 kHz) and
-`batches` (features and their lengths) the file of NumPy arrays `given` holds, lists of tokens to be
-`spelled`, and where the batches' log-probabilities are to be `made`. Last on stdout a JSON object:
-the texts of each sound `alone`, of all `together` in batches, of the tokens, and the `version`.
+On stdin a JSON object: the `folder` of an export, a folder `scratch`, how many `sounds` (samples at
+16 kHz) and `batches` (features and their lengths) its file of NumPy arrays `given.npz` holds, and
+lists of tokens to be `spelled`. The batches' log-probabilities become `made.npz` there. Last on
+stdout a JSON object: the texts of each sound `alone`, of all `together` in batches, of the tokens,
+and the `version`.
 
 It is a program of its own as any user's would be, and imports nothing of ours.
 """
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ _AT_ONCE = 8
 
 def main() -> None:
     order = json.load(sys.stdin)
+    scratch = Path(order["scratch"])
     model, told = transformers.ParakeetForCTC.from_pretrained(
         order["folder"], output_loading_info=True
     )
@@ -29,13 +32,13 @@ def main() -> None:
     if strays:
         sys.exit(f"tensors are missing, unknown or of another shape: {strays[:3]}")
     processor = transformers.AutoProcessor.from_pretrained(order["folder"])
-    with np.load(order["given"]) as arrays, torch.inference_mode():
+    with np.load(scratch / "given.npz") as arrays, torch.inference_mode():
         sounds = [arrays[f"sound{i}"] for i in range(order["sounds"])]
         logs = {f"logs{i}": _logs(model, arrays, i) for i in range(order["batches"])}
         alone = [text for sound in sounds for text in _heard(model, processor, [sound])]
         parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
         together = [text for part in parts for text in _heard(model, processor, part)]
-    np.savez(order["made"], **logs)
+    np.savez(scratch / "made.npz", **logs)
     found = {
         "alone": alone,
         "together": together,

@@ -94,7 +94,7 @@ def test_a_parakeet_pruned_here_says_the_same_there(published, sounds, tmp_path)
     same_log_probabilities(model, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert set(done.files) == {path.name for path in (tmp_path / "out").iterdir()}
-    assert any("hears 2 of 2 sounds as `transcribe` does" in line for line in done.verified)
+    assert any("hear 2 of 2 sounds as `transcribe` does" in line for line in done.verified)
     assert all(line in card for line in done.verified)
     assert "parameters more here" in card
 
@@ -129,7 +129,7 @@ def test_a_model_built_here_that_hears_so_leaves_too(sounds, tmp_path):
 
     done = export(tmp_path / "model", tmp_path / "out", "transformers", verify_on=sounds)
 
-    assert any("gives our log-probabilities within 1e-05" in line for line in done.verified)
+    assert any("log-probabilities are ours within 1e-05" in line for line in done.verified)
     assert "WER on dev | 25.00 %" in (tmp_path / "out" / "README.md").read_text()
 
 
