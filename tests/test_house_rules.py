@@ -37,6 +37,7 @@ HOMES = {  # one file, or one folder, per outside library
         "core/deploy/loading.py",  # shows how
     },
     "sherpa_onnx": {"core/deploy/sherpa_process.py", "core/deploy/loading.py"},
+    "transformers": {"core/deploy/transformers_process.py", "core/deploy/loading.py"},
     "cooper": {"core/pruning/constraint.py"},
     "flashlight": {"core/evaluation/beam.py", "core/evaluation/ngram.py"},
     "sentencepiece": {"core/corpora/text.py"},

@@ -9,7 +9,9 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import sentencepiece
 from lhotse.cut import Cut
@@ -25,7 +27,31 @@ BLANK = 0
 UNKNOWN = 1
 FILE_NAME = "tokenizer.model"
 
+PieceKind = Literal["unigram", "bpe", "word", "char"]
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pieces:
+    """All that another program needs to spell and to join as a tokenizer does."""
+
+    kind: PieceKind
+    symbols: tuple[str, ...]
+    """Of each id, the blank's first."""
+    scores: tuple[float, ...]
+    """How soon a piece is merged, or its log-probability."""
+    unknown: int
+    special: frozenset[int]
+    """Ids that no text holds and that say nothing, the blank's among them."""
+    has_bytes: bool
+    """Whether what is unknown is spelled in bytes."""
+    charsmap: bytes
+    """How characters are normalised, as SentencePiece compiles it."""
+    is_prefixed: bool
+    """Whether a text begins with a space of its own."""
+    is_squeezed: bool
+    """Whether spaces in a row are one."""
 
 
 def transcript(cut: Cut) -> str:
@@ -148,6 +174,39 @@ class Tokenizer:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CorpusError(f"Tokens must make a SentencePiece model, but: {reason}") from None
+
+    def without_blank(self) -> bytes:
+        """The SentencePiece model of which `with_blank` makes this one."""
+        proto = ModelProto.FromString(self.model)
+        del proto.pieces[BLANK]
+        spec = proto.trainer_spec
+        spec.vocab_size, spec.pad_id = len(proto.pieces), -1
+        for field in ("unk_id", "bos_id", "eos_id"):
+            before = getattr(spec, field)
+            setattr(spec, field, before - 1 if before > BLANK else -1)
+        return proto.SerializeToString(deterministic=True)
+
+    def told(self) -> Pieces:
+        """How it spells and joins."""
+        proto, kinds = ModelProto.FromString(self.model), ModelProto.SentencePiece
+        types = [piece.type for piece in proto.pieces]
+        names: dict[int, PieceKind] = {
+            TrainerSpec.UNIGRAM: "unigram",
+            TrainerSpec.BPE: "bpe",
+            TrainerSpec.WORD: "word",
+            TrainerSpec.CHAR: "char",
+        }
+        return Pieces(
+            kind=names[proto.trainer_spec.model_type],
+            symbols=tuple(piece.piece for piece in proto.pieces),
+            scores=tuple(piece.score for piece in proto.pieces),
+            unknown=int(self._processor.unk_id()),
+            special=frozenset({BLANK} | {i for i, t in enumerate(types) if t == kinds.CONTROL}),
+            has_bytes=kinds.BYTE in types,
+            charsmap=proto.normalizer_spec.precompiled_charsmap,
+            is_prefixed=proto.normalizer_spec.add_dummy_prefix,
+            is_squeezed=proto.normalizer_spec.remove_extra_whitespaces,
+        )
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Leaving with a model: a bundle as a folder that other programs load, verified before it is there.
 
-To `bundle`, as it is; to `onnx`, a graph for any runtime; to `sherpa`, what sherpa-onnx loads.
+To `bundle`, as it is; to `onnx`, a graph for any runtime; to `sherpa`, what sherpa-onnx loads; to
+`transformers`, what its `ParakeetForCTC` loads.
 """
 
 import json
@@ -17,7 +18,16 @@ from core.corpora.text import BLANK, FILE_NAME
 from core.deploy import bundle, loading
 from core.deploy.bundle import Bundle
 from core.deploy.card import FEATURES, Exported, card
+from core.deploy.importing.parakeet import CONFIG
+from core.deploy.importing.tokens import FAST
 from core.deploy.onnx import OPSET, ExportError, export_onnx, needs_extra
+from core.deploy.parakeet import (
+    EXTRACTOR,
+    PROCESSOR,
+    TOKENS_CONFIG,
+    count_added,
+    write_parakeet,
+)
 from core.deploy.quantise import quantise_dynamic
 from core.deploy.runtime import Graph
 from core.deploy.sherpa import (
@@ -30,6 +40,7 @@ from core.deploy.sherpa import (
     spec,
     tokens_text,
 )
+from core.deploy.transformers import check_export, needs_transformers
 from core.deploy.verifying import (
     TOLERANCE,
     agreement,
@@ -40,7 +51,8 @@ from core.deploy.verifying import (
 )
 from core.lineage import bundle_digest
 
-Target = Literal["bundle", "onnx", "sherpa"]
+Target = Literal["bundle", "onnx", "sherpa", "transformers"]
+_GRAPHS = ("onnx", "sherpa")
 CARD = "README.md"
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 _PURPOSES = {
@@ -53,6 +65,11 @@ _PURPOSES = {
     "shape.json": "the sizes of the model's parts",
     "model.safetensors": "the weights",
     "checksums.json": "SHA-256 of the bundle's files",
+    CONFIG: "the sizes, as transformers names them",
+    EXTRACTOR: "the features",
+    PROCESSOR: "features and tokens together",
+    FAST: "the tokenizer, as transformers reads it",
+    TOKENS_CONFIG: "its class, and the blank's name",
 }
 
 
@@ -81,8 +98,8 @@ def export(
         out: a new folder.
         to: what for.
         is_int8: also in 8-bit integers.
-        verify_on: speech on which sherpa-onnx must hear what `transcribe` does; noise and what
-            eSpeak NG says, if it is installed, by default.
+        verify_on: speech on which sherpa-onnx or transformers must hear what `transcribe` does;
+            noise and what eSpeak NG says, if it is installed, by default.
 
     Raises:
         BundleError: if the source is no whole bundle.
@@ -98,8 +115,10 @@ def export(
             verified = _as_bundle(source, folder)
         elif to == "onnx":
             verified = _as_onnx(opened, folder, is_int8=is_int8)
-        else:
+        elif to == "sherpa":
             verified = _as_sherpa(opened, folder, is_int8=is_int8, verify_on=verify_on)
+        else:
+            verified = _as_transformers(opened, folder, verify_on=verify_on)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         about = Exported(
             name=out.name,
@@ -119,15 +138,21 @@ def export(
 def _check_order(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"`--out` must be a new folder, but `{out}` is there already.")
-    if to == "bundle" and is_int8:
-        raise ExportError("`--int8` must go with a graph, `--to onnx` or `sherpa`, not a bundle.")
-    if verify_on and to != "sherpa":
-        raise ExportError(f"`--verify-on` must go with `--to sherpa`, but goes with `{to}`.")
+    if to not in _GRAPHS and is_int8:
+        raise ExportError(
+            f"`--int8` must go with a graph, `--to onnx` or `sherpa`, but goes with `{to}`."
+        )
+    if verify_on and to not in ("sherpa", "transformers"):
+        raise ExportError(
+            f"`--verify-on` must go with `--to sherpa` or `transformers`, but goes with `{to}`."
+        )
     for file in verify_on:
         check_file(file)
     if to == "sherpa":
         needs_sherpa()
-    if to != "bundle":
+    if to == "transformers":
+        needs_transformers()
+    if to in _GRAPHS:
         needs_extra()
 
 
@@ -171,6 +196,14 @@ def _as_sherpa(
     return verified
 
 
+def _as_transformers(opened: Bundle, folder: Path, *, verify_on: Sequence[Path]) -> list[str]:
+    write_parakeet(opened.model, opened.tokenizer, folder)
+    (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
+    with TemporaryDirectory() as scratch:
+        files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))
+        return check_export(opened, folder, files)
+
+
 def _put_beside(opened: Bundle, folder: Path) -> None:
     """What every graph needs to be understood."""
     opened.tokenizer.save(folder / FILE_NAME)
@@ -203,17 +236,28 @@ def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> l
 
 
 def _notes(opened: Bundle, to: Target) -> list[str]:
-    hearing = opened.model.shape.hearing
+    hearing, size = opened.model.shape.hearing, opened.tokenizer.size
     is_normalised = hearing.normalisation == "per_feature"
     normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
+    # There the blank is last.
+    blank = size - 1 if to == "transformers" else BLANK
     says = (
-        f"It says {opened.tokenizer.size} tokens, of which {BLANK} is CTC's blank,"
+        f"It says {size} tokens, of which {blank} is CTC's blank,"
         f" one each {10 * hearing.subsampling} ms."
     )
-    graph = (
-        f"The graph is of opset {OPSET}; batch and time are free; in: `features` and `num_frames`;"
-        " out: `log_probabilities` and `num_output_frames`."
-        " Frames at or beyond an utterance's length mean nothing."
-    )
     lines = [FEATURES[hearing.features] + normalised, "", says]
-    return lines if to == "bundle" else [*lines, "", graph]
+    if to in _GRAPHS:
+        graph = (
+            f"The graph is of opset {OPSET}; batch and time are free; in: `features` and"
+            " `num_frames`; out: `log_probabilities` and `num_output_frames`."
+            " Frames at or beyond an utterance's length mean nothing."
+        )
+        lines += ["", graph]
+    added = count_added(opened.model) if to == "transformers" else 0
+    if added:
+        filled = (
+            "`ParakeetForCTC` has blocks of one size, and no factored layers: to fit it, the model"
+            f" holds {added:,} parameters more here, which change nothing that it says."
+        )
+        lines += ["", filled]
+    return lines

@@ -40,4 +40,14 @@ stream.accept_waveform(rate_hz, samples)
 recognizer.decode_stream(stream)
 print(stream.result.text)
 """,
+    "transformers": """
+import soundfile
+from transformers import AutoProcessor, ParakeetForCTC
+
+processor = AutoProcessor.from_pretrained(".")  # the export's folder
+model = ParakeetForCTC.from_pretrained(".")
+samples, rate_hz = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, one channel
+heard = processor(samples, sampling_rate=rate_hz)
+print(processor.batch_decode(model.generate(**heard), skip_special_tokens=True))
+""",
 }

@@ -92,7 +92,7 @@ def agreement(
     """On noise as loud as the speech that the model was trained on."""
     gap, same, frames = 0.0, 0, 0
     for batch in lengths:
-        features, num_frames = _noise(model, batch)
+        features, num_frames = noise(model, batch)
         expected, found = model(features, num_frames), graph(features, num_frames)
         if not torch.equal(found.num_frames, expected.num_frames):
             return Agreement(gap=float("inf"), frames=0, same_best=0.0)
@@ -136,11 +136,12 @@ def texts_of(
     if right is None:
         right = tuple(text for _, text in transcribe(bundle, files))
     heard = heard_by_sherpa(folder, [read_file(file) for file in files], precision)
-    alone, together = (
-        tuple(" ".join(text.split()) for text in texts) for texts in (heard.alone, heard.together)
-    )
     return Texts(
-        files=tuple(files), right=right, alone=alone, together=together, version=heard.version
+        files=tuple(files),
+        right=right,
+        alone=tuple(map(one_space, heard.alone)),
+        together=tuple(map(one_space, heard.together)),
+        version=heard.version,
     )
 
 
@@ -152,13 +153,27 @@ def check_texts(bundle: Bundle, folder: Path, files: Sequence[Path]) -> Texts:
         ExportError: if a text differs, or sherpa-onnx does not run.
     """
     found = texts_of(bundle, folder, files)
+    check_equal(found, "sherpa-onnx")
+    return found
+
+
+def check_equal(found: Texts, runtime: str) -> None:
+    """Compare what a runtime hears with what `transcribe` does.
+
+    Raises:
+        ExportError: if a text differs.
+    """
     if found.differing:
         file, right, wrong = found.differing[0]
         raise ExportError(
-            f"sherpa-onnx must hear what `transcribe` hears, but {len(found.differing)} of"
-            f" {len(files)} texts differ: of `{file}` it says `{wrong}` instead of `{right}`."
+            f"{runtime} must hear what `transcribe` hears, but {len(found.differing)} of"
+            f" {len(found.files)} texts differ: of `{file}` it says `{wrong}` instead of `{right}`."
         )
-    return found
+
+
+def one_space(text: str) -> str:
+    """Between two words, and none around them."""
+    return " ".join(text.split())
 
 
 def made_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
@@ -184,10 +199,11 @@ def _sayable(tokenizer: Tokenizer, chance: np.random.Generator) -> Iterator[str]
             yield text
 
 
-def _noise(
+def noise(
     model: Conformer, lengths: Sequence[int]
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
+    """As loud as the speech that the model was trained on, and its lengths."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    noise = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
+    drawn = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
     frontend = model.frontend
-    return frontend.mean + frontend.deviation * noise, torch.tensor(list(lengths))
+    return frontend.mean + frontend.deviation * drawn, torch.tensor(list(lengths))

@@ -42,10 +42,15 @@ def factors(
     return (root[:, None] * right).to(weight), (left * root).to(weight)
 
 
-def multiplied_out(model: Conformer) -> Conformer:
-    """The same function, with one matrix wherever the two factors hold no fewer entries."""
+def multiplied_out(model: Conformer, *, everywhere: bool = False) -> Conformer:
+    """The same function, with one matrix wherever the two factors hold no fewer entries.
+
+    Args:
+        model: some of whose layers are factored.
+        everywhere: also where they hold fewer.
+    """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Factored)}
-    dense = [name for name, layer in layers.items() if not _is_less(layer)]
+    dense = [name for name, layer in layers.items() if everywhere or not _is_less(layer)]
     if not dense:
         return model
     tensors = dict(model.state_dict())

@@ -13,13 +13,17 @@ def export(
     model: Model,
     trial: Annotated[str, typer.Argument(help="Of a sweep, if MODEL is only its DIR.")] = "",
     *,
-    to: Annotated[Literal["bundle", "onnx", "sherpa"], typer.Option(help="What will load it.")],
+    to: Annotated[
+        Literal["bundle", "onnx", "sherpa", "transformers"],
+        typer.Option(help="What will load it."),
+    ],
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
     int8: Annotated[bool, typer.Option("--int8", help="Also in 8-bit integers.")] = False,
     verify_on: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Speech to verify sherpa-onnx's texts on; again for more."
+            metavar="FILE",
+            help="Speech to verify the texts of sherpa-onnx or transformers on; again for more.",
         ),
     ] = None,
     as_json: Json = False,

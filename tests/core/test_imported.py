@@ -1,23 +1,35 @@
 """A published recogniser goes the whole way: brought in, trained, pruned, put to work, exported."""
 
+import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from core.config import TrialConfig
+from core.corpora.audio import read_file
+from core.corpora.listening import features_of
 from core.corpora.prepared import open_speech
 from core.deploy import bundle
+from core.deploy.export import export
 from core.deploy.importing.bring import bring
 from core.deploy.onnx import export_onnx
+from core.deploy.recognise import transcribe
 from core.deploy.runtime import Graph
+from core.deploy.verifying import texts_of
 from core.setting import Place
 from core.teacher import prepare
 from core.testing import ragged_speech
 from core.trial import run
 
-ARCHIVE = Path(__file__).parents[3] / "shared/data/models/fastconformer-8x.nemo"
+DATA = Path(__file__).parents[3] / "shared/data"
+ARCHIVE = DATA / "models/fastconformer-8x.nemo"
+SPOKEN = {"1000/1/1000-1-0000": "down left one", "1001/1/1001-1-0000": "left zero"}
+"""Of real commands."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not ARCHIVE.is_file(), reason="../shared/data/models is not there"),
@@ -84,3 +96,45 @@ def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
         found = graph(features, num_frames)
         gap = (found.logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
         assert gap.max() < 1e-4
+
+
+def taught(model, tokenizer, texts):
+    """Until it says what is said in these files, and surely so."""
+    sounds = [read_file(file) for file in texts]
+    features, num_frames = features_of(
+        model.shape.hearing,
+        pad_sequence(sounds, batch_first=True),
+        torch.tensor([len(sound) for sound in sounds]),
+    )
+    tokens = [torch.tensor(tokenizer.encode(text)) for text in texts.values()]
+    lengths = torch.tensor([len(each) for each in tokens])
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
+    for _ in range(90):
+        said = model(features, num_frames)
+        logs = said.logits.log_softmax(-1).transpose(0, 1)
+        optimizer.zero_grad()
+        F.ctc_loss(logs, torch.cat(tokens), said.num_frames, lengths).backward()
+        optimizer.step()
+    model.eval()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sherpa_onnx") is None, reason="needs the extra `sherpa`"
+)
+def test_a_fastconformer_says_real_words_in_sherpa_onnx_as_here(tmp_path):
+    files = {DATA / f"commands/train-clean/{name}.ogg": text for name, text in SPOKEN.items()}
+    if not all(file.is_file() for file in files):
+        pytest.skip("../shared/data/commands is not there")
+    torch.manual_seed(0)
+    brought = bring(str(ARCHIVE), tmp_path / "brought")
+    taught(brought.model, brought.tokenizer, files)
+    bundle.save(tmp_path / "taught", brought.model, brought.tokenizer, {})
+    opened = bundle.load(tmp_path / "taught")
+
+    done = export(tmp_path / "taught", tmp_path / "out", "sherpa", verify_on=list(files))
+
+    found = texts_of(opened, tmp_path / "out", list(files))
+    assert [text for _, text in transcribe(opened, list(files))] == list(files.values())
+    assert list(found.alone) == list(found.together) == list(files.values())
+    assert json.loads((tmp_path / "out" / "sherpa.json").read_text())["loader"] == "from_nemo_ctc"
+    assert any("hears 2 of 2 sounds as `transcribe` does" in line for line in done.verified)

@@ -17,7 +17,7 @@ from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.deploy.importing.reading import ImportingError, shown
 
-_OURS_ALONE = ("frontend.mean", "frontend.deviation")
+OURS_ALONE = ("frontend.mean", "frontend.deviation")
 """Normalisation that features have already had."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
@@ -76,12 +76,19 @@ def assembled(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conformer
 
 def _their_name(name: str, plan: Plan) -> str | None:
     """None for a tensor that is made here."""
-    pattern, number = _pattern(name)
+    pattern, _ = _pattern(name)
     module, _, leaf = pattern.rpartition(".")
     is_zero = leaf == "bias" and module in plan.unbiased
-    if name in _OURS_ALONE or pattern in plan.made or is_zero:
+    if name in OURS_ALONE or pattern in plan.made or is_zero:
         return None
-    theirs = f"{plan.names[module]}.{leaf}" if module in plan.names else plan.names[pattern]
+    return renamed(name, plan.names)
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """Their name of a tensor of ours, by a table of modules and tensors."""
+    pattern, number = _pattern(name)
+    module, _, leaf = pattern.rpartition(".")
+    theirs = f"{names[module]}.{leaf}" if module in names else names[pattern]
     return theirs.format(number)
 
 

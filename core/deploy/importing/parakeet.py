@@ -58,9 +58,11 @@ def _plan(settings: Settings, hearing: Hearing, vocabulary: int, blank: int) -> 
     settings.one_of("encoder_config.hidden_act", ("silu", "swish"))
     width = settings.whole("encoder_config.hidden_size", default=1024)
     heads = settings.whole("encoder_config.num_attention_heads", default=8)
-    if width % heads:
+    if width % heads and settings.get("encoder_config.head_dim") is None:
         rule = f"divisible by num_attention_heads = {heads}"
         raise settings.wrong("encoder_config.hidden_size", rule, width)
+    settings.one_of("encoder_config.num_key_value_heads", (heads,))
+    head_width = settings.whole("encoder_config.head_dim", default=width // heads)
     kernel = settings.whole("encoder_config.conv_kernel_size", default=9)
     if kernel % 2 == 0:
         raise settings.wrong("encoder_config.conv_kernel_size", "odd", kernel)
@@ -74,7 +76,7 @@ def _plan(settings: Settings, hearing: Hearing, vocabulary: int, blank: int) -> 
         sub3=channels if hearing.stages == 3 else 0,
         width=width,
         position_width=width,
-        head_width=width // heads,
+        head_width=head_width,
         kernel=kernel,
         vocabulary=vocabulary,
         blocks=(block,) * count,
@@ -82,7 +84,7 @@ def _plan(settings: Settings, hearing: Hearing, vocabulary: int, blank: int) -> 
     )
     return Plan(
         shape=shape,
-        names=_names(hearing),
+        names=names_of(hearing),
         blank=blank,
         input_scale=(
             math.sqrt(width)
@@ -102,7 +104,8 @@ def _unbiased(settings: Settings) -> frozenset[str]:
     return frozenset(f"blocks.{{}}.{name}" for name in (*attention, *convolution))
 
 
-def _names(hearing: Hearing) -> dict[str, str]:
+def names_of(hearing: Hearing) -> dict[str, str]:
+    """Their modules by ours."""
     names = {
         f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{_RENAMED.get(name, name)}"
         for ours, name in BLOCK.items()

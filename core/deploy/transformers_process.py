@@ -1,0 +1,68 @@
+"""The only file that drives transformers: a program that hears what it is given.
+
+On stdin a JSON object: the `folder` of an export, a folder `scratch`, how many `sounds` (samples at
+16 kHz) and `batches` (features and their lengths) its file of NumPy arrays `given.npz` holds, and
+lists of tokens to be `spelled`. The batches' log-probabilities become `made.npz` there. Last on
+stdout a JSON object: the texts of each sound `alone`, of all `together` in batches, of the tokens,
+and the `version`.
+
+It is a program of its own as any user's would be, and imports nothing of ours.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+_SAMPLE_RATE_HZ = 16_000
+_AT_ONCE = 8
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    scratch = Path(order["scratch"])
+    model, told = transformers.ParakeetForCTC.from_pretrained(
+        order["folder"], output_loading_info=True
+    )
+    strays = [name for names in told.values() for name in names]
+    if strays:
+        sys.exit(f"tensors are missing, unknown or of another shape: {strays[:3]}")
+    processor = transformers.AutoProcessor.from_pretrained(order["folder"])
+    with np.load(scratch / "given.npz") as arrays, torch.inference_mode():
+        sounds = [arrays[f"sound{i}"] for i in range(order["sounds"])]
+        logs = {f"logs{i}": _logs(model, arrays, i) for i in range(order["batches"])}
+        alone = [text for sound in sounds for text in _heard(model, processor, [sound])]
+        parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
+        together = [text for part in parts for text in _heard(model, processor, part)]
+    np.savez(scratch / "made.npz", **logs)
+    found = {
+        "alone": alone,
+        "together": together,
+        "spelled": [_spelled(processor, ids) for ids in order["spelled"]],
+        "version": transformers.__version__,
+    }
+    sys.stdout.write(f"\n{json.dumps(found)}\n")
+
+
+def _logs(model: Any, arrays: Any, number: int) -> np.ndarray:
+    features = torch.from_numpy(arrays[f"features{number}"])
+    lengths = torch.from_numpy(arrays[f"frames{number}"])
+    mask = torch.arange(features.shape[1]) < lengths[:, None]
+    return model(features, attention_mask=mask).logits.log_softmax(-1).numpy()
+
+
+def _heard(model: Any, processor: Any, sounds: list[np.ndarray]) -> list[str]:
+    heard = processor(sounds, sampling_rate=_SAMPLE_RATE_HZ)
+    return processor.batch_decode(model.generate(**heard), skip_special_tokens=True)
+
+
+def _spelled(processor: Any, ids: list[int]) -> str:
+    return processor.decode(ids, skip_special_tokens=True, group_tokens=False)
+
+
+if __name__ == "__main__":
+    main()
