@@ -23,6 +23,8 @@ from core.corpora.text import FILE_NAME, Tokenizer
 FORMAT = 1
 DEPTH_ORDER = "depth_order"
 """Of a report: the model's blocks by number, the one that is missed most first."""
+LONGEST_HEARD = "longest_heard"
+"""Of a report: how many seconds the longest utterance had that the model was trained on."""
 FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 
