@@ -11,6 +11,7 @@ from pathlib import Path
 from saying import Row, percent, wer_of, with_interval
 from speed_tables import (
     latency_target,
+    long_audio,
     masked_overhead,
     orchestration,
     quantisation,
@@ -319,6 +320,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "live_stopping": ("live_stopping", live_stopping),
     "sampling": ("sampling", sampling),
     "kills": ("kills", kills),
+    "long_audio": ("long_audio", long_audio),
     "sherpa": ("sherpa", sherpa),
 }
 """What stands between the marks: of which result, and how it is said."""
