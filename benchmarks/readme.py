@@ -38,6 +38,8 @@ def rendered(text: str) -> str:
 
 def table(name: str) -> str:
     file, columns = TABLES[name]
+    if not (RESULTS / f"{file}.json").exists():
+        return ""  # it was not measured yet
     rows = columns(json.loads((RESULTS / f"{file}.json").read_text())["rows"])
     head = list(rows[0])
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(row.values() for row in rows)]
