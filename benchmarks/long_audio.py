@@ -3,7 +3,9 @@
 Utterances of a corpus are joined with pauses to --minutes of speech in one file, which a bundle
 transcribes with the windows of `transcribe`; with the first two of them meeting elsewhere, half a
 window from the start; without its first --late seconds; and utterance by utterance. Words agree
-that the alignment of two texts finds equal; memory is the peak of this process above what it was
+that the alignment of two texts finds equal. By default --late is a whole number of output frames:
+windows then hear the same frames. Of 7.7 s, half a frame more, a model of 35 % WER heard only 69 %
+of its words again: it hears what lies between its frames otherwise, wherever windows are. Memory is the peak of this process above what it was
 before, the file of a minute having been heard.
 """
 
@@ -77,7 +79,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between utterances")
     parser.add_argument("--window", type=float, help="most seconds; by default as `transcribe`")
     parser.add_argument("--overlap", type=float, default=Windowing().overlap)
-    parser.add_argument("--late", type=float, default=7.7, help="seconds that are cut off")
+    parser.add_argument("--late", type=float, default=7.68, help="seconds that are cut off")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
