@@ -5,8 +5,8 @@ transcribes with the windows of `transcribe`; with the first two of them meeting
 window from the start; without its first --late seconds; and utterance by utterance. Words agree
 that the alignment of two texts finds equal. By default --late is a whole number of output frames:
 windows then hear the same frames. Of 7.7 s, half a frame more, a model of 35 % WER heard only 69 %
-of its words again: it hears what lies between its frames otherwise, wherever windows are. Memory is the peak of this process above what it was
-before, the file of a minute having been heard.
+of its words again: it hears what lies between its frames otherwise, wherever windows are.
+Memory is the peak of this process above what it was before, the file of a minute having been heard.
 """
 
 import argparse

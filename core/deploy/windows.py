@@ -19,8 +19,11 @@ from core.corpora.features import FRAMES_PER_SECOND
 from core.deploy.bundle import LONGEST_HEARD
 from core.deploy.timing import FrameTimes
 
-SECONDS = 30.0
-"""Of a window, where nothing is known of what the model was trained on."""
+SECONDS = 12.0
+"""Of a window at most, where it was not measured how long what the model learned from was: right
+for models of sentences and of commands, and no model is known to need more."""
+_LONGEST = 30.0
+"""Of a window by what was measured."""
 _TIMES_HEARD = 1.5
 """A window's length over that of the longest utterance: most of what it is cut into is shorter,
 and models get worse when they hear much more than they ever did (`benchmarks/long_audio.py`)."""
@@ -54,12 +57,12 @@ class Windowing:
     @classmethod
     def fitting(cls, report: Mapping[str, Any]) -> "Windowing":
         """For a model of that report: windows no longer than what it knows how to hear."""
-        heard = _longest_heard(report)
-        return (
-            cls()
-            if heard is None
-            else cls(seconds=min(max(_TIMES_HEARD * heard, _SHORTEST), SECONDS))
-        )
+        measured, allowed = report.get(LONGEST_HEARD), _allowed(report)
+        if _is_length(measured):
+            return cls(seconds=min(max(_TIMES_HEARD * measured, _SHORTEST), _LONGEST))
+        if _is_length(allowed):  # of bundles from before that was measured
+            return cls(seconds=min(max(_TIMES_HEARD * allowed, _SHORTEST), SECONDS))
+        return cls()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,16 +114,16 @@ def windows(
         kept_from = kept_to
 
 
-def _longest_heard(report: Mapping[str, Any]) -> float | None:
-    """As measured; or, of bundles from before that was, as their config allowed; or unknown."""
-    found = report
-    for name in ("config", "corpus"):
-        inner = found.get(name)
-        found = inner if isinstance(inner, Mapping) else {}
-    for seconds in (report.get(LONGEST_HEARD), found.get("max_seconds")):
-        if type(seconds) in (int, float) and seconds > 0:
-            return float(seconds)
-    return None
+def _allowed(report: Mapping[str, Any]) -> Any:
+    """The longest utterance that the config of a report let in, if it has one."""
+    found: Any = report
+    for name in ("config", "corpus", "max_seconds"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _is_length(seconds: Any) -> bool:
+    return type(seconds) in (int, float) and seconds > 0
 
 
 def _averaged(loudness: Float[Tensor, " time"], width: int) -> Float[Tensor, " time"]:
