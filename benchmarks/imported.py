@@ -142,7 +142,7 @@ def sweep_of(corpus: Path, teacher: Path, trials: int) -> dict[str, Any]:
 
 def tabulated(root: Path, corpus: Path) -> Iterator[dict[str, Any]]:
     """One row a point of the front, its removed share first."""
-    front = sorted(see(root / "sweep").front, key=lambda point: point.result.flops)
+    front = sorted(see(root / "sweep").front, key=lambda point: point.result.gflops)
     exported = {front[0].name, front[len(front) // 2].name, front[-1].name}
     folders = dict(models(root / "sweep", is_all=False))
     for point in front:

@@ -11,6 +11,7 @@ from pathlib import Path
 from saying import Row, percent, wer_of, with_interval
 from speed_tables import (
     latency_target,
+    long_audio,
     masked_overhead,
     orchestration,
     quantisation,
@@ -37,6 +38,8 @@ def rendered(text: str) -> str:
 
 def table(name: str) -> str:
     file, columns = TABLES[name]
+    if not (RESULTS / f"{file}.json").exists():
+        return ""  # it was not measured yet
     rows = columns(json.loads((RESULTS / f"{file}.json").read_text())["rows"])
     head = list(rows[0])
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(row.values() for row in rows)]
@@ -319,6 +322,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "live_stopping": ("live_stopping", live_stopping),
     "sampling": ("sampling", sampling),
     "kills": ("kills", kills),
+    "long_audio": ("long_audio", long_audio),
     "sherpa": ("sherpa", sherpa),
 }
 """What stands between the marks: of which result, and how it is said."""

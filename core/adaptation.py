@@ -106,8 +106,9 @@ def adapt(
             shutil.rmtree(work)
         raise
     model, adapted = yield from _trained(config, found, speech, work)
-    told = _plain(adapted)
-    bundle.save(out, model, speech.new.tokenizer, {"adaptation": told, "order": order})
+    told, heard = _plain(adapted), speech.new.train.longest_seconds
+    report = {"adaptation": told, "order": order, bundle.LONGEST_HEARD: heard}
+    bundle.save(out, model, speech.new.tokenizer, report)
     shutil.rmtree(work)
     return told
 

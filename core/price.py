@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from core.config import TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
 from core.corpora.batches import Batch
+from core.deploy import bundle
 from core.pruning.space import Space
 from core.setting import device_of, set_chance
 from core.training.depth import InterCTC
@@ -28,10 +30,14 @@ class Price:
 
 
 def price(config: TrialConfig) -> Price:
-    """The price, by two dense steps on noise."""
+    """The price, by two dense steps on noise, of the model that is trained or was given.
+
+    Raises:
+        BundleError: if a given teacher is no whole bundle.
+    """
     set_chance(config, config.runtime.threads)
-    device, vocabulary = device_of(config), config.corpus.vocabulary
-    model = Conformer(Shape.of(config.model, vocabulary)).to(device)
+    device = device_of(config)
+    model = _unpruned(config).to(device)
     space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
     cost = space.unpruned
     model.set_stochastic_depth(config.teacher.stochastic_depth)
@@ -45,12 +51,18 @@ def price(config: TrialConfig) -> Price:
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
     )
-    batch = _noise(config, vocabulary).to(device)
+    batch = _noise(config, model.shape.vocabulary).to(device)
     stage.step(batch, 0)
     started = time.perf_counter()
     float(stage.step(batch, 1)["total"])
     elapsed = time.perf_counter() - started
     return Price(params=int(cost.params), gflops=float(cost.flops) / 1e9, seconds_per_step=elapsed)
+
+
+def _unpruned(config: TrialConfig) -> Conformer:
+    if config.teacher.bundle:
+        return bundle.load(Path(config.teacher.bundle)).model
+    return Conformer(Shape.of(config.model, config.corpus.vocabulary))
 
 
 def _noise(config: TrialConfig, vocabulary: int) -> Batch:

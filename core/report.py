@@ -20,6 +20,7 @@ class Report:
     """Optimizer steps the trial will have done at its end."""
     wer: float | None = None
     """Word error rate on dev as a fraction, of the model as it would be extracted now."""
+    wer_against: Reference = "transcripts"
     old_wer: float | None = None
     """Of adapting: the same on speech of the kind that was known before."""
     gflops: float | None = None

@@ -112,5 +112,9 @@ def _trained(config: TrialConfig, place: Place) -> Iterator[Report]:
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     reestimate_statistics(model, without_words(calibration_batches(config, speech, device)))
     outcome = judge.outcome(model, target=0.0, steps=steps)
-    report = {"outcome": asdict(outcome), "config": config.model_dump()}
+    report = {
+        "outcome": asdict(outcome),
+        "config": config.model_dump(),
+        bundle.LONGEST_HEARD: speech.train.longest_seconds,
+    }
     bundle.save(place.teacher / "model", model, speech.tokenizer, report)

@@ -266,7 +266,13 @@ def _measured(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -
     outcome = bench.judge.outcome(cut.model, target=target, steps=steps, folder=name)
     kept = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
     best = {bundle.DEPTH_ORDER: cut.depth_order} if cut.depth_order else {}
-    report = {"outcome": asdict(outcome), "config": trial.config.model_dump(), "kept": kept, **best}
+    report = {
+        "outcome": asdict(outcome),
+        "config": trial.config.model_dump(),
+        "kept": kept,
+        bundle.LONGEST_HEARD: trial.speech.train.longest_seconds,
+        **best,
+    }
     bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)
     return outcome
 

@@ -98,6 +98,9 @@ def pruned_bundle(config: TrialConfig, folder: Path) -> dict[str, Any]:
     }
     kept = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
     lineage = {"config": config.model_dump(), "kept": kept, "from": bundle_digest(given)}
+    lineage |= {
+        key: brought.report[key] for key in (bundle.LONGEST_HEARD,) if key in brought.report
+    }
     bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
     return {"model": str(folder), **measured}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.report import Outcome
+from core.report import Outcome, Reference
 from sweep.config import (
     CONFIG_FILE,
     SHARED_FOLDERS,
@@ -48,6 +48,8 @@ class Confirmed:
     again_deviation: float
     """Of one seed from another; 0 with one seed."""
     test_wer: float | None
+    wer_against: Reference
+    test_wer_against: Reference
     seeds: int
 
 
@@ -106,6 +108,8 @@ def _confirmed(point: Point, outcomes: list[Outcome]) -> Confirmed:
         again_wer=statistics.mean(wers),
         again_deviation=statistics.stdev(wers) if len(wers) > 1 else 0.0,
         test_wer=statistics.mean(tests) if tests else None,
+        wer_against=point.result.wer_against,
+        test_wer_against=point.result.test_wer_against,
         seeds=len(outcomes),
     )
 

@@ -173,7 +173,8 @@ class Progress:
 
     def _running(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("running", "stage", "step", "WER (%)", "GFLOPs", "removed (%)"):
+        wer = wer_name(self._reports.values())
+        for column in ("running", "stage", "step", f"{wer} (%)", "GFLOPs", "removed (%)"):
             table.add_column(column, justify="left" if column == "stage" else "right")
         for number, report in sorted(self._reports.items())[:MAX_RUNNING]:
             table.add_row(
@@ -260,7 +261,7 @@ def _described(report: Report) -> str:
     stage = "" if report.stage == "teacher" else f"{report.stage}, "
     parts = [f"{stage}step {report.step} of {report.total_steps}"]
     if report.wer is not None:
-        parts.append(f"WER {_percent(report.wer)} %")
+        parts.append(f"{wer_name([report])} {_percent(report.wer)} %")
     if report.gflops is not None:
         parts.append(f"{report.gflops:#.3g} GFLOPs")
     return ", ".join(parts)

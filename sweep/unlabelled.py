@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.config import NO_SPEECH, CorpusConfig
-from core.report import Outcome
+from core.report import Outcome, Reference, Report
 from core.strict import ConfigError
 
 AGAINST_TEACHER = "WER against the teacher"
@@ -56,17 +56,21 @@ def refuse_sweep(corpus: CorpusConfig) -> None:
         )
 
 
-def wer_name(outcomes: Iterable[Outcome]) -> str:
+def wer_name(judged: Iterable[Outcome | Report]) -> str:
     """What a sweep's word error rate is called."""
-    is_own = any(outcome.wer_against == "teacher" for outcome in outcomes)
+    is_own = any(found.wer_against == "teacher" for found in judged)
     return AGAINST_TEACHER if is_own else "WER"
 
 
 def against_note(outcomes: Iterable[Outcome]) -> str | None:
     """What is to be said beside a table whose columns are called WER; nothing of plain ones."""
-    told = list(outcomes)
-    dev = any(outcome.wer_against == "teacher" for outcome in told)
-    test = any(outcome.test_wer_against == "teacher" for outcome in told)
+    return note_of((outcome.wer_against, outcome.test_wer_against) for outcome in outcomes)
+
+
+def note_of(told: Iterable[tuple[Reference, Reference]]) -> str | None:
+    """The same by what each rate on dev, and on test, is against."""
+    rows = list(told)
+    dev, test = any(row[0] == "teacher" for row in rows), any(row[1] == "teacher" for row in rows)
     where = {(True, True): "dev and test", (True, False): "dev", (False, True): "test"}
     if not (dev or test):
         return None

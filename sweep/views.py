@@ -25,7 +25,7 @@ from sweep.reading import records_in
 from sweep.records import State, TrialRecord
 from sweep.space import overlaid
 from sweep.store.copy import at, bring, refresh, shown
-from sweep.unlabelled import AGAINST_TEACHER
+from sweep.unlabelled import AGAINST_TEACHER, note_of
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
@@ -259,6 +259,7 @@ def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(_number(row[key], 100, 2) for key in ("wer", "again_wer", "again_deviation")),
             *(_number(row["test_wer"], 100, 2), str(row["seeds"])),
         )
+    table.caption = note_of((row["wer_against"], row["test_wer_against"]) for row in rows)
     return table
 
 

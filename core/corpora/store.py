@@ -126,6 +126,11 @@ class FeatureStore:
             text=self.texts[i],
         )
 
+    @property
+    def longest_seconds(self) -> float:
+        """Of an utterance."""
+        return float(self.seconds.max(initial=0.0))
+
     def token_counts(self, vocabulary: int) -> Int[Tensor, " vocabulary"]:
         """How often each token is said."""
         return torch.from_numpy(np.bincount(self._tokens, minlength=vocabulary))

@@ -23,6 +23,8 @@ from core.corpora.text import FILE_NAME, Tokenizer
 FORMAT = 1
 DEPTH_ORDER = "depth_order"
 """Of a report: the model's blocks by number, the one that is missed most first."""
+LONGEST_HEARD = "longest_heard"
+"""Of a report: how many seconds the longest utterance had that the model was trained on."""
 FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 
@@ -105,6 +107,11 @@ def check(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise BundleError(f"`{folder}` must be a bundle's folder, but there is no such folder.")
+    if not (folder / "checksums.json").exists() and any(folder.glob("*.onnx")):
+        raise BundleError(
+            f"`{folder}` must be a bundle, but is an export for other runtimes instead; give the"
+            " bundle or DIR:TRIAL that it was made of (`bench` takes its model.onnx, too)."
+        )
     try:
         checksums = json.loads((folder / "checksums.json").read_text())
     except (OSError, ValueError):

@@ -17,11 +17,12 @@ from core.corpora.features import SAMPLE_RATE_HZ
 from core.corpora.listening import features_of
 from core.corpora.recording import Recording
 from core.deploy.timing import frame_times
-from core.deploy.windows import Window, Windowing, windows
+from core.deploy.windows import Window, Windowing, seams, windows
 
-WINDOWING = Windowing()
 _SAMPLES = SAMPLE_RATE_HZ // 100
 """A mel frame."""
+_READ = 1000
+"""Output frames whose loudness is looked at at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,7 @@ class Part:
 
 
 def hear(
-    model: Conformer, file: Path, *, windowing: Windowing = WINDOWING, resample: bool = True
+    model: Conformer, file: Path, *, windowing: Windowing, resample: bool = True
 ) -> Iterator[Part]:
     """All output frames of a file, once each, in order; in one part if a window holds it.
 
@@ -49,21 +50,35 @@ def hear(
             seconds=len(waveform) / SAMPLE_RATE_HZ,
         )
         return
-    with recording:
-        yield from _by_windows(model, recording, windowing)
+    yield from _by_windows(model, file, windowing, resample=resample)
 
 
-def _by_windows(model: Conformer, recording: Recording, windowing: Windowing) -> Iterator[Part]:
-    num_frames = model.shape.hearing.count_frames(recording.num_samples)
-    before = 0
-    for window in windows(num_frames, frame_times(model.shape.hearing), windowing):
-        # Rounding leaves samples after the last frame, which no window may cut off.
-        end = recording.num_samples if window.last is None else window.end * _SAMPLES
-        waveform = recording.read(window.begin * _SAMPLES, end)
-        kept = log_probabilities(model, waveform)[window.first : window.last]
-        assert _is_complete(window, len(kept)), "the front end sees a frame less than it should"
-        yield Part(log_probabilities=kept, seconds=(end - before) / SAMPLE_RATE_HZ)
-        before = end
+def _by_windows(
+    model: Conformer, file: Path, windowing: Windowing, *, resample: bool
+) -> Iterator[Part]:
+    """Twice through the file: for where it is quiet, and to hear it."""
+    hearing, times, before = model.shape.hearing, frame_times(model.shape.hearing), 0
+    meet = seams(_loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing)
+    with Recording(file, resample=resample) as recording:
+        num_frames = hearing.count_frames(recording.num_samples)
+        for window in windows(num_frames, times, meet, windowing):
+            # Rounding leaves samples after the last frame, which no window may cut off.
+            end = recording.num_samples if window.last is None else window.end * _SAMPLES
+            waveform = recording.read(window.begin * _SAMPLES, end)
+            kept = log_probabilities(model, waveform)[window.first : window.last]
+            assert _is_complete(window, len(kept)), "the front end sees a frame less than it should"
+            yield Part(log_probabilities=kept, seconds=(end - before) / SAMPLE_RATE_HZ)
+            before = end
+
+
+def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]:
+    """Of so many samples after the other, those left over at the end aside; deaf to an offset."""
+    found = []
+    with Recording(file, resample=resample) as recording:
+        for begin in range(0, recording.num_samples, _READ * hop):
+            end = min(begin + _READ * hop, recording.num_samples // hop * hop)
+            found.append(recording.read(begin, max(begin, end)).view(-1, hop).var(-1, correction=0))
+    return torch.cat(found)
 
 
 def _is_complete(window: Window, num_kept: int) -> bool:

@@ -19,6 +19,7 @@ from core.corpora.text import transcript as said_in
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.deploy.hearing import Part, hear, log_probabilities
 from core.deploy.timing import frame_times
+from core.deploy.windows import Windowing
 from core.evaluation.recognition import recognised
 from core.evaluation.wer import WerReport, wer_report
 from core.evaluation.words import Decoder, best_path, text_of, words_of
@@ -101,8 +102,10 @@ def transcribe(
     Raises:
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
+    windowing = Windowing.fitting(bundle.report)
     for file in files:
-        yield file, transcript(bundle, hear(bundle.model, file, resample=resample)).text
+        parts = hear(bundle.model, file, windowing=windowing, resample=resample)
+        yield file, transcript(bundle, parts).text
 
 
 def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = None) -> Transcript:

@@ -24,7 +24,7 @@ from core.corpora.audio import read_file
 from core.deploy import transformers_process
 from core.deploy.bundle import Bundle
 from core.deploy.onnx import ExportError
-from core.deploy.recognise import transcribe
+from core.deploy.recognise import text_in
 from core.deploy.verifying import Texts, check_equal, noise, one_space
 
 TOLERANCE = 1e-5
@@ -141,7 +141,7 @@ def check_export(bundle: Bundle, folder: Path, files: Sequence[Path]) -> list[st
     _check_spelling(bundle, spelled, heard)
     texts = Texts(
         files=tuple(files),
-        right=tuple(text for _, text in transcribe(bundle, files)),
+        right=tuple(text_in(bundle, sound) for sound in sounds),
         alone=tuple(map(one_space, heard.alone)),
         together=tuple(map(one_space, heard.together)),
         version=heard.version,

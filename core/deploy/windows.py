@@ -1,26 +1,48 @@
-"""Long speech in overlapping windows: which of them hear what, and which frames of each are kept.
+"""Long speech in windows: where they meet, which of them hear what, and which frames are kept.
 
-A window hears half the overlap more on each side than is kept of it, so that every frame that is
-kept was heard among its neighbours.
+Windows meet where speech is quietest for seconds around: in pauses, if there are any. So where
+they lie depends on the speech near by alone, not on where a file begins, and a window begins and
+ends as an utterance does. Each hears half the overlap more on each side than is kept of it.
+
+Shapes: T output frames.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
 
 from core.corpora.features import FRAMES_PER_SECOND
+from core.deploy.bundle import LONGEST_HEARD
 from core.deploy.timing import FrameTimes
+
+SECONDS = 12.0
+"""Of a window at most, where it was not measured how long what the model learned from was: among
+the best for one model of sentences and one of commands."""
+_LONGEST = 30.0
+"""Of a window by what was measured."""
+_TIMES_HEARD = 1.5
+"""A window's length over that of the longest utterance: most of what it is cut into is shorter,
+and models get worse when they hear much more than they ever did (`benchmarks/long_audio.py`)."""
+_SHORTEST = 6.0
+"""Of a window by a report: pauses are further apart than commands are long."""
+_PAUSE = 0.3
+"""Seconds over which loudness is averaged: more than a plosive's closure, no more than a pause."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Windowing:
     """How speech is cut that is longer than a window."""
 
-    seconds: float = 30.0
-    """That the model hears at a time: 1 or more."""
-    overlap: float = 8.0
-    """Seconds that two neighbours share: less than a window."""
+    seconds: float = SECONDS
+    """That the model hears at a time, at most: 1 or more."""
+    overlap: float = 0.0
+    """Seconds that two neighbours share: at most half a window."""
     shift: float = 0.0
-    """By which all windows come earlier, to see what depends on where they lie."""
+    """Where the first two windows meet, be it loud; to see what depends on where they lie."""
 
     def __post_init__(self) -> None:
         if not self.seconds >= 1:
@@ -30,7 +52,17 @@ class Windowing:
                 f"`--overlap` must be from 0 to {self.seconds / 2:g}, half of `--window`,"
                 f" but is {self.overlap:g} instead"
             )
-        assert 0 <= self.shift <= self.seconds / 2
+        assert 0 <= self.shift <= self.seconds - self.overlap
+
+    @classmethod
+    def fitting(cls, report: Mapping[str, Any]) -> "Windowing":
+        """For a model of that report: windows no longer than what it knows how to hear."""
+        measured, allowed = report.get(LONGEST_HEARD), _allowed(report)
+        if _is_length(measured):
+            return cls(seconds=min(max(_TIMES_HEARD * measured, _SHORTEST), _LONGEST))
+        if _is_length(allowed):  # of bundles from before that was measured
+            return cls(seconds=min(max(_TIMES_HEARD * allowed, _SHORTEST), SECONDS))
+        return cls()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,23 +76,79 @@ class Window:
     """Not kept any more; None keeps all to the end."""
 
 
-def windows(num_frames: int, times: FrameTimes, windowing: Windowing) -> Iterator[Window]:
-    """Cut so many mel frames; what is kept of all windows, joined, are all output frames once."""
+def seams(
+    loudness: Float[Tensor, " time"], times: FrameTimes, windowing: Windowing
+) -> tuple[int, ...]:
+    """The first output frames of all windows but the first, by how loud each frame is.
+
+    At least a third of what is kept of a window lies between two.
+    """
     frames = FRAMES_PER_SECOND / times.stride  # of output, a second
-    size = round(windowing.seconds * frames)
-    half = round(windowing.overlap * frames / 2)
-    kept_from, kept_to = 0, size - half - round(windowing.shift * frames)
-    while True:
+    most = max(3, round((windowing.seconds - windowing.overlap) * frames))
+    around, begin = most // 3, round(windowing.shift * frames)
+    averaged = _averaged(loudness[begin:], 1 + 2 * round(_PAUSE * frames / 2))
+    found = [0] if begin else []
+    for pause in [*_quietest(averaged, around), len(averaged)]:
+        found += _between(averaged, found[-1] if found else 0, pause, most)
+        found.append(pause)
+    return tuple(begin + seam for seam in found[:-1])
+
+
+def windows(
+    num_frames: int, times: FrameTimes, seams: Sequence[int], windowing: Windowing
+) -> Iterator[Window]:
+    """Cut so many mel frames; what is kept of all windows, joined, are all output frames once."""
+    half = round(windowing.overlap * FRAMES_PER_SECOND / times.stride / 2)
+    kept_from = 0
+    for kept_to in (*seams, None):
         heard_from = max(0, kept_from - half)
-        begin = times.stride * heard_from
-        end = times.stride * (kept_to + half + 1)  # one more: the last frame sees into the next
-        is_last = end >= num_frames
+        is_last = kept_to is None
+        # One more than is shared: the last frame sees into the next.
+        end = num_frames if is_last else times.stride * (kept_to + half + 1)
         yield Window(
-            begin=begin,
+            begin=times.stride * heard_from,
             end=min(end, num_frames),
             first=kept_from - heard_from,
             last=None if is_last else kept_to - heard_from,
         )
-        if is_last:
-            return
-        kept_from, kept_to = kept_to, kept_to + size - 2 * half
+        kept_from = kept_to
+
+
+def _allowed(report: Mapping[str, Any]) -> Any:
+    """The longest utterance that the config of a report let in, if it has one."""
+    found: Any = report
+    for name in ("config", "corpus", "max_seconds"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _is_length(seconds: Any) -> bool:
+    return type(seconds) in (int, float) and seconds > 0
+
+
+def _averaged(loudness: Float[Tensor, " time"], width: int) -> Float[Tensor, " time"]:
+    return F.avg_pool1d(
+        loudness[None], width, stride=1, padding=width // 2, count_include_pad=False
+    )[0]
+
+
+def _quietest(loudness: Float[Tensor, " time"], around: int) -> list[int]:
+    """Frames than which none in so many on each side is quieter; of equal ones the first."""
+    if len(loudness) <= 2 * around:
+        return []
+    lowest = -F.max_pool1d(-loudness[None], around, stride=1)[0]  # from each frame on
+    before, after = lowest[: -around - 1], lowest[around + 1 :]
+    here = loudness[around:-around]
+    return [around + int(i) for i in ((here < before) & (here <= after)).nonzero()[:, 0]]
+
+
+def _between(loudness: Float[Tensor, " time"], begin: int, end: int, most: int) -> list[int]:
+    """Cut a stretch where it is quietest until no piece is longer than it may be."""
+    margin, found, stretches = most // 3, [], [(begin, end)]
+    while stretches:
+        begin, end = stretches.pop()
+        if end - begin > most:
+            inner = loudness[begin + margin : end - margin]
+            found.append(begin + margin + int(inner.argmin()))
+            stretches += [(begin, found[-1]), (found[-1], end)]
+    return sorted(found)

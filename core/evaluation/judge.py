@@ -34,6 +34,7 @@ class Judge:
             step=0,
             total_steps=0,
             wer=wer.wer if wer else None,
+            wer_against=self._reference("dev"),
             gflops=float(cost.flops) / 1e9,
             realised_sparsity=float(self.space.sparsity(cost, self.config.pruning.resource)),
         )

@@ -43,11 +43,12 @@ def transcribe(
         Path | None, typer.Option("--out", help="A folder that gets one transcript a file.")
     ] = None,
     window: Annotated[
-        float, typer.Option(help="Seconds heard at a time; longer files take several.", min=1)
-    ] = 30.0,
+        float | None,
+        typer.Option(help="Most seconds heard at a time; else by what the model learned.", min=1),
+    ] = None,
     overlap: Annotated[
         float, typer.Option(help="Seconds that two neighbouring windows share.", min=0)
-    ] = 8.0,
+    ] = 0.0,
     depth: Depth = None,
     beam: Beam = None,
     lm: LanguageModel = None,
@@ -61,8 +62,9 @@ def transcribe(
     from sweep.transcripts import check_format, places
 
     written_as = "json" if as_json else written_as
-    windowing = Windowing(seconds=window, overlap=overlap)
     opened = _opened(model, depth)
+    fitting = Windowing.fitting(opened.report).seconds
+    windowing = Windowing(seconds=window or fitting, overlap=overlap)
     decoder = _decoder(opened, beam, lm, lm_weight, word_score)
     named = files_in(files)
     found = [file for file, _ in named]
@@ -74,7 +76,7 @@ def transcribe(
             opened, found, windowing=windowing, decoder=decoder, advance=bar.advance
         ):
             bar.aside(telling.tell, result)
-    bar.summary(is_long=bar.heard > window)
+    bar.summary(is_long=bar.heard > windowing.seconds)
     telling.end(num_files=len(found))
 
 

@@ -9,6 +9,7 @@ import torch
 
 from core.config import TrialConfig, method_names
 from core.corpora.audio import CorpusError
+from core.corpora.prepared import open_speech
 from core.deploy import bundle
 from core.price import price
 from core.pruning.extraction import of_blocks
@@ -363,6 +364,25 @@ def test_the_price_is_that_of_the_unpruned_model():
     assert found.params > 0
     assert found.gflops > 0
     assert found.seconds_per_step > 0
+
+
+def test_the_price_with_a_given_teacher_is_that_of_its_shape(shared):
+    given = shared / "teacher" / "model"
+    plain = trial_config(model={"width": 32}).model_dump()
+
+    found = price(TrialConfig.parse(plain | {"teacher": {"bundle": str(given)}}))
+
+    assert found.params == sum(p.numel() for p in bundle.load(given).model.parameters())
+
+
+def test_bundles_say_how_long_the_longest_utterance_was_that_they_learned_from(shared):
+    config, place = trial_config(), place_in(shared, "longest")
+    finished(config, place)
+    longest = open_speech(place.features).train.longest_seconds
+
+    assert 0 < longest <= config.corpus.max_seconds
+    for folder in (place.teacher, place.trial):
+        assert bundle.load(folder / "model").report[bundle.LONGEST_HEARD] == longest
 
 
 def test_outcomes_are_plain_values_on_disk(shared):

@@ -131,6 +131,16 @@ def test_the_view_shows_what_runs_and_how_far_it_is(plain):
     assert "step 700 of 700" in text
 
 
+def test_a_running_trial_judged_by_the_teacher_says_so(plain):
+    own = replace(REPORT, wer_against="teacher")
+    progress = Progress("demo", 4, console=plain)
+    progress.trial(RUNNING)
+    progress.report(3, own)
+
+    assert "WER against the teacher 12.30 %" in lines(plain)[-1]
+    assert "WER against the teacher (%)" in " ".join(shown(progress).split())
+
+
 def test_a_trial_that_is_over_runs_no_more(plain):
     progress = Progress("demo", 4, console=plain)
     progress.trial(RUNNING)

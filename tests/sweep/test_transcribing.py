@@ -128,7 +128,7 @@ def test_long_speech_is_heard_by_windows_and_timed(run, model):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--overlap", 16), "`--overlap` must be from 0 to 15"),
+        (("--overlap", 16), "`--overlap` must be from 0 to 6"),
         (("--timestamps",), "`--timestamps` must go with `--format json`"),
         (("--lm-weight", 1), "`--lm-weight` must go with `--lm`"),
         (("--lm", "none.arpa"), "`none.arpa` must be a language model in ARPA format"),

@@ -1,13 +1,24 @@
 """What is said where there are no transcripts, or no speech."""
 
+import io
+from dataclasses import asdict, replace
+
 import pytest
+from rich.console import Console
 
 from core.config import CorpusConfig, method_names
+from core.corpora.text import Tokenizer
+from core.deploy import bundle
 from core.strict import ConfigError
+from core.testing import SHAPE, small_model
 from core.without_speech import remaining
 from sweep.cli import app
+from sweep.confirming import confirmed
+from sweep.front import Point
+from sweep.records import TrialRecord
 from sweep.testing import made_outcome
 from sweep.unlabelled import against_note, methods_line, refuse_methods, refuse_sweep, wer_name
+from sweep.views import confirmed_table
 
 
 def test_the_methods_that_remain_are_one_line():
@@ -41,15 +52,40 @@ def test_a_wer_against_the_teacher_is_never_called_a_wer_alone():
     assert "On test" in against_note([made_outcome(test_wer_against="teacher")])
 
 
+@pytest.mark.parametrize(
+    ("against", "said"),
+    [
+        ({}, False),
+        ({"wer_against": "teacher"}, "On dev it is the WER against the teacher"),
+        ({"test_wer_against": "teacher"}, "On test it is the WER against the teacher"),
+    ],
+)
+def test_what_confirm_prints_says_what_its_rates_are_against(against, said):
+    again = TrialRecord(number=0, state="finished", outcomes=(made_outcome(**against),))
+    front = [Point(trial=7, outcome=0, result=made_outcome(**against))]
+    console = Console(width=100, file=io.StringIO())
+
+    console.print(confirmed_table([asdict(row) for row in confirmed(front, [again], {0: 7})]))
+
+    text = console.file.getvalue()
+    assert "WER (%)" in text
+    assert said in text if said else "teacher" not in text
+
+
 @pytest.fixture
 def asked(tmp_path):
     """Runs a command on a space without speech."""
     from typer.testing import CliRunner  # noqa: PLC0415
 
     def run(command, pruning):
+        config = CorpusConfig(tokens="word", vocabulary=20)
+        tokenizer = Tokenizer.train(["one two", "two three"], config, tmp_path / "tokens")
+        given = small_model(shape=replace(SHAPE, vocabulary=tokenizer.size))
+        bundle.save(tmp_path / "b", given, tokenizer, {})
         space = tmp_path / "bare.toml"
         space.write_text(
-            '[trial.corpus]\nname = "none"\n[trial.teacher]\nbundle = "b"\n'
+            '[trial.corpus]\nname = "none"\n[trial.teacher]\n'
+            f'bundle = "{tmp_path / "b"}"\n'
             "[trial.tuning]\nsteps = 0\n[trial.training]\nbatch_seconds = 4.0\n"
             f'[trial.pruning]\nrepair = "none"\nsteps = 0\n{pruning}'
         )

@@ -29,6 +29,13 @@ def saved(tmp_path, request):
     return tmp_path / "model", small
 
 
+def test_an_export_is_told_from_a_bundle(tmp_path):
+    (tmp_path / "model.onnx").touch()
+
+    with pytest.raises(BundleError, match=r"is an export .*; give the bundle or DIR:TRIAL"):
+        bundle.load(tmp_path)
+
+
 def test_a_loaded_bundle_gives_the_same_logits_and_words(saved):
     folder, model = saved
     loaded = bundle.load(folder)
