@@ -72,9 +72,8 @@ def main() -> None:
 
 def publish(folder: Path) -> None:
     """A model of chance as transformers saves it, with pieces of what the corpus says."""
-    spaces = {"replacement": "\u2581", "prepend_scheme": "always", "split": True}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))  # noqa: S106
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(**spaces)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = tokenizers.decoders.Metaspace(replacement="\u2581")
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=PIECES, special_tokens=["<unk>"], show_progress=False

@@ -84,7 +84,7 @@ def heard_by_transformers(
     """
     needs_transformers()
     with TemporaryDirectory() as scratch:
-        arrays = {f"sound{i}": sound.numpy() for i, sound in enumerate(sounds)}
+        arrays: dict[str, Any] = {f"sound{i}": sound.numpy() for i, sound in enumerate(sounds)}
         for i, (features, num_frames) in enumerate(batches):
             arrays |= {f"features{i}": features.numpy(), f"frames{i}": np.array(num_frames)}
         np.savez(Path(scratch) / GIVEN, **arrays)

@@ -25,16 +25,19 @@ _AT_ONCE = 8
 def main() -> None:
     order = json.load(sys.stdin)
     scratch = Path(order["scratch"])
-    model, told = transformers.ParakeetForCTC.from_pretrained(
+    loaded: Any = transformers.ParakeetForCTC.from_pretrained(
         order["folder"], output_loading_info=True
     )
+    model, told = loaded  # not what it is declared to be, if asked for what was loaded
     strays = [name for names in told.values() for name in names]
     if strays:
         sys.exit(f"tensors are missing, unknown or of another shape: {strays[:3]}")
     processor = transformers.AutoProcessor.from_pretrained(order["folder"])
     with np.load(scratch / "given.npz") as arrays, torch.inference_mode():
         sounds = [arrays[f"sound{i}"] for i in range(order["sounds"])]
-        logs = {f"logs{i}": _logs(model, arrays, i) for i in range(order["batches"])}
+        logs: dict[str, Any] = {
+            f"logs{i}": _logs(model, arrays, i) for i in range(order["batches"])
+        }
         alone = [text for sound in sounds for text in _heard(model, processor, [sound])]
         parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
         together = [text for part in parts for text in _heard(model, processor, part)]

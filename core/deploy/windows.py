@@ -9,7 +9,7 @@ Shapes: T output frames.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxtyping import Float
 from torch import Tensor
@@ -99,19 +99,18 @@ def windows(
 ) -> Iterator[Window]:
     """Cut so many mel frames; what is kept of all windows, joined, are all output frames once."""
     half = round(windowing.overlap * FRAMES_PER_SECOND / times.stride / 2)
-    kept_from = 0
-    for kept_to in (*seams, None):
+    for kept_from, kept_to in zip((0, *seams), (*seams, None), strict=True):
         heard_from = max(0, kept_from - half)
-        is_last = kept_to is None
-        # One more than is shared: the last frame sees into the next.
-        end = num_frames if is_last else times.stride * (kept_to + half + 1)
+        if kept_to is None:
+            end, last = num_frames, None
+        else:  # one more than is shared: the last frame sees into the next
+            end, last = times.stride * (kept_to + half + 1), kept_to - heard_from
         yield Window(
             begin=times.stride * heard_from,
             end=min(end, num_frames),
             first=kept_from - heard_from,
-            last=None if is_last else kept_to - heard_from,
+            last=last,
         )
-        kept_from = kept_to
 
 
 def _allowed(report: Mapping[str, Any]) -> Any:
@@ -122,7 +121,7 @@ def _allowed(report: Mapping[str, Any]) -> Any:
     return found
 
 
-def _is_length(seconds: Any) -> bool:
+def _is_length(seconds: Any) -> TypeGuard[float]:
     return type(seconds) in (int, float) and seconds > 0
 
 
