@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS
 from core.deploy.inference import Inference
+from core.deploy.shortening import Shortened
 
 OPSET = 23
 """The first in which attention is one operator."""
@@ -56,6 +57,7 @@ def export_onnx(
     file: Path,
     *,
     is_mels_first: bool = False,
+    is_shortened: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the graph beside, then rename.
@@ -64,6 +66,7 @@ def export_onnx(
         model: dense, in evaluation mode.
         file: what is written.
         is_mels_first: whether mels come before frames in the features, as some runtimes have them.
+        is_shortened: whether its runtime reads no frame that lacks features.
         metadata: what the graph says of itself to its runtime.
 
     Raises:
@@ -72,6 +75,8 @@ def export_onnx(
     """
     needs_extra()
     rewritten: nn.Module = Inference(model)
+    if is_shortened:
+        rewritten = Shortened(rewritten, model.shape.hearing.subsampling)
     features = torch.zeros(2, 203, MELS)  # chance is left as it is
     if is_mels_first:
         rewritten, features = _MelsFirst(rewritten), features.mT

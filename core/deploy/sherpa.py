@@ -39,6 +39,8 @@ class Loader:
     is_exact: bool = True
     """Whether it computes the very features that the model was trained on."""
     is_mels_first: bool = False
+    is_shortened: bool = False
+    """Whether it reads no frame that lacks features."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -73,7 +75,7 @@ def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
     """
     if hearing.frontend == "conv4" and hearing.features == "kaldi":
         return Loader(name="from_zipformer_ctc")
-    # The other loader reads as many output frames as padded convolutions give.
+    # The other loader reads one output frame less than padded convolutions give, or as many.
     if not (hearing.is_padded and hearing.features == "nemo"):
         raise ExportError(
             "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
@@ -85,6 +87,7 @@ def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
         name="from_nemo_ctc",
         is_exact=False,  # its windows and its pre-emphasis are not NeMo's own
         is_mels_first=True,
+        is_shortened=True,
         metadata={
             "vocab_size": str(vocabulary),
             "subsampling_factor": str(hearing.subsampling),

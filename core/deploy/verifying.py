@@ -24,6 +24,7 @@ from core.deploy.bundle import Bundle
 from core.deploy.onnx import ExportError
 from core.deploy.recognise import text_in
 from core.deploy.sherpa import Precision, heard_by_sherpa
+from core.deploy.shortening import shortened
 from core.evaluation.wer import word_errors
 
 TOLERANCE = 1e-4
@@ -87,30 +88,47 @@ class Texts:
 
 @torch.inference_mode()
 def agreement(
-    model: Conformer, graph: nn.Module, lengths: Sequence[Sequence[int]] = LENGTHS
+    model: Conformer,
+    graph: nn.Module,
+    lengths: Sequence[Sequence[int]] = LENGTHS,
+    *,
+    is_shortened: bool = False,
 ) -> Agreement:
-    """On noise as loud as the speech that the model was trained on."""
+    """On noise as loud as the speech that the model was trained on.
+
+    Args:
+        model: what is right.
+        graph: what is compared with it.
+        lengths: of the utterances of each batch, in mel frames.
+        is_shortened: whether the graph gives no frame that lacks features.
+    """
     gap, same, frames = 0.0, 0, 0
     for batch in lengths:
         features, num_frames = noise(model, batch)
         expected, found = model(features, num_frames), graph(features, num_frames)
-        if not torch.equal(found.num_frames, expected.num_frames):
+        logs, is_frame = expected.logits.log_softmax(-1), expected.is_frame
+        if is_shortened:
+            read = num_frames // model.shape.hearing.subsampling
+            logs = shortened(logs, expected.num_frames, read)
+            is_frame = is_frame & (torch.arange(logs.shape[1]) < read[:, None])
+        if not torch.equal(found.num_frames, is_frame.sum(1)):
             return Agreement(gap=float("inf"), frames=0, same_best=0.0)
-        heard = found.logits[:, : expected.is_frame.shape[1]][expected.is_frame]
-        right = expected.logits.log_softmax(-1)[expected.is_frame]
+        heard, right = found.logits[:, : logs.shape[1]][is_frame], logs[is_frame]
         gap = max(gap, float((heard - right).abs().max()))
         same += int((heard.argmax(-1) == right.argmax(-1)).sum())
         frames += len(right)
     return Agreement(gap=gap, frames=frames, same_best=same / frames)
 
 
-def check_graph(model: Conformer, graph: nn.Module, name: str) -> Agreement:
+def check_graph(
+    model: Conformer, graph: nn.Module, name: str, *, is_shortened: bool = False
+) -> Agreement:
     """Compare a graph in floats with its model.
 
     Raises:
         ExportError: if they do not agree.
     """
-    found = agreement(model, graph)
+    found = agreement(model, graph, is_shortened=is_shortened)
     if not found.gap <= TOLERANCE:
         raise ExportError(
             f"`{name}` must give torch's log-probabilities within {TOLERANCE:g},"

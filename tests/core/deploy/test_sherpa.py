@@ -84,6 +84,7 @@ def test_the_loader_is_the_one_that_computes_the_features():
     assert loader_of(NATIVE, 7) == Loader(name="from_zipformer_ctc")
     assert nemo.name == "from_nemo_ctc"
     assert nemo.is_mels_first
+    assert nemo.is_shortened
     assert not nemo.is_exact
     assert nemo.metadata == {
         "vocab_size": "1025",

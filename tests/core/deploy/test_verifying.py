@@ -11,7 +11,7 @@ from core.deploy.onnx import ExportError, export_onnx
 from core.deploy.runtime import Graph
 from core.deploy.verifying import LENGTHS, TOLERANCE, agreement, check_graph, made_sounds
 from core.pruning.extraction import extract
-from core.testing import deeper, random_mask, small_model, with_factors
+from core.testing import deeper, hearing, random_mask, small_model, with_factors
 
 
 @pytest.mark.slow
@@ -36,6 +36,17 @@ def test_a_graph_is_its_model_at_any_length(kind, shape, is_mels_first, tmp_path
     assert found.gap <= TOLERANCE
     assert found.same_best > 0.99
     assert max(map(max, LENGTHS)) == 6000
+
+
+@pytest.mark.slow
+def test_a_graph_of_which_fewer_frames_are_read_is_its_model_without_them(tmp_path):
+    model = small_model(shape=hearing(deeper(2), "dw_striding 8x"))
+    export_onnx(model, tmp_path / "model.onnx", is_mels_first=True, is_shortened=True)
+
+    found = agreement(model, Graph(tmp_path / "model.onnx"), is_shortened=True)
+
+    assert found.gap <= TOLERANCE
+    assert agreement(model, Graph(tmp_path / "model.onnx")).gap == float("inf")
 
 
 @pytest.mark.slow
