@@ -163,12 +163,13 @@ def in_sherpa(model: Path, corpus: Path) -> dict[str, Any]:
         floats, integers = (
             texts_of(opened, Path(scratch) / "export", files, name) for name in PRECISIONS
         )
-    right = word_errors(said, floats.right).wer
+    in_floats = word_errors(said, floats.alone).wer
     return {
         "utterances": len(files),
         "equal": floats.equal,
-        "wer_sherpa": word_errors(said, floats.alone).wer,
-        "wer_added_int8": word_errors(said, integers.alone).wer - right,
+        "wer_transcribe": word_errors(said, floats.right).wer,
+        "wer_sherpa": in_floats,
+        "wer_added_int8": word_errors(said, integers.alone).wer - in_floats,
     }
 
 

@@ -297,6 +297,34 @@ def sherpa(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def imported(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A front; of three of its points, what sherpa-onnx hears."""
+    return [
+        {
+            "trial": row["name"],
+            "parameters": f"{row['params'] / 1e6:.3f} M",
+            "FLOPs": f"-{percent(row['flops_removed'])}",
+            "WER % on dev": f"{100 * row['wer']:.2f}",
+            "graph's gap": f"{row['gap']:.1e}",
+            **(in_sherpa(row) if "equal" in row else dict.fromkeys(IN_SHERPA, "")),
+        }
+        for row in rows
+    ]
+
+
+IN_SHERPA = ("texts as `transcribe`", "WER % on dev and test", "in sherpa-onnx", "int8 adds")
+
+
+def in_sherpa(row: Row) -> dict[str, str]:
+    values = (
+        f"{row['equal']} of {row['utterances']}",
+        f"{100 * row['wer_transcribe']:.2f}",
+        f"{100 * row['wer_sherpa']:.2f}",
+        f"{100 * row['wer_added_int8']:+.2f}",
+    )
+    return dict(zip(IN_SHERPA, values, strict=True))
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "front_methods": ("front_methods", front),
@@ -324,6 +352,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "kills": ("kills", kills),
     "long_audio": ("long_audio", long_audio),
     "sherpa": ("sherpa", sherpa),
+    "imported": ("imported", imported),
 }
 """What stands between the marks: of which result, and how it is said."""
 
