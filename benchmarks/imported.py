@@ -49,7 +49,7 @@ TARGETS = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--dir", type=Path, default=Path("runs/imported"))
-    parser.add_argument("--steps", type=int, default=2500, help="in which it learns the corpus")
+    parser.add_argument("--steps", type=int, default=2000, help="in which it learns the corpus")
     parser.add_argument("--trials", type=int, default=6)
     args = parser.parse_args()
     root: Path = args.dir.resolve()
