@@ -82,10 +82,13 @@ def test_a_curve_reaches_as_far_as_it_is_cut(loaded):
 
 
 def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
-    _, cells = loaded("half_the_size", rows=["dense", "params only"])
+    _, cells = loaded(
+        "half_the_size", rows=["dense", "params only"], search_steps=30, tuning_steps=70
+    )
 
     asked = {cell.name: cell.config.pruning for cell in cells}
     assert asked["dense"].method == "dense"
     assert (asked["params only"].resource, asked["params only"].target_sparsity) == ("params", 0.5)
     assert len({cell.folder for cell in cells}) == 4
-    assert len({c.config.pruning.steps + c.config.tuning.steps for c in cells}) == 1
+    steps = {(c.config.pruning.steps, c.config.tuning.steps) for c in cells}
+    assert steps == {(30, 70)}
