@@ -198,7 +198,7 @@ def _as_sherpa(
 
 def _as_transformers(opened: Bundle, folder: Path, *, verify_on: Sequence[Path]) -> list[str]:
     write_parakeet(opened.model, opened.tokenizer, folder)
-    (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
+    _put_report(opened, folder)
     with TemporaryDirectory() as scratch:
         files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))
         return check_export(opened, folder, files)
@@ -208,6 +208,10 @@ def _put_beside(opened: Bundle, folder: Path) -> None:
     """What every graph needs to be understood."""
     opened.tokenizer.save(folder / FILE_NAME)
     (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
+    _put_report(opened, folder)
+
+
+def _put_report(opened: Bundle, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
 
 
@@ -242,8 +246,7 @@ def _notes(opened: Bundle, to: Target) -> list[str]:
     hearing, size = opened.model.shape.hearing, opened.tokenizer.size
     is_normalised = hearing.normalisation == "per_feature"
     normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
-    # There the blank is last.
-    blank = size - 1 if to == "transformers" else BLANK
+    blank = size - 1 if to == "transformers" else BLANK  # last, there
     says = (
         f"It says {size} tokens, of which {blank} is CTC's blank,"
         f" one each {10 * hearing.subsampling} ms."

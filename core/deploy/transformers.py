@@ -139,11 +139,11 @@ def check_export(bundle: Bundle, folder: Path, files: Sequence[Path]) -> list[st
             f" size, but they differ by {gap:.3g}."
         )
     _check_spelling(bundle, spelled, heard)
-    texts = Texts(
-        files=tuple(files),
-        right=tuple(text_in(bundle, sound) for sound in sounds),
-        alone=tuple(map(one_space, heard.alone)),
-        together=tuple(map(one_space, heard.together)),
+    texts = Texts.of(
+        files,
+        tuple(text_in(bundle, sound) for sound in sounds),
+        alone=heard.alone,
+        together=heard.together,
         version=heard.version,
     )
     check_equal(texts, "transformers")

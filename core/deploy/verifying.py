@@ -1,4 +1,4 @@
-"""Whether an export computes what its model does: a graph against torch, sherpa-onnx's texts.
+"""Whether an export computes what its model does: a graph against torch, a runtime's texts.
 
 Shapes: B batch, M mel frames.
 """
@@ -50,7 +50,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
-    """What is heard in some files, white space aside: by `transcribe`, and by sherpa-onnx."""
+    """What is heard in some files, white space aside: by `transcribe`, and by another runtime."""
 
     files: tuple[Path, ...]
     right: tuple[str, ...]
@@ -58,11 +58,30 @@ class Texts:
     together: tuple[str, ...]
     """In batches."""
     version: str
-    """Of sherpa-onnx."""
+    """Of that runtime."""
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[Path],
+        right: tuple[str, ...],
+        *,
+        alone: Sequence[str],
+        together: Sequence[str],
+        version: str,
+    ) -> "Texts":
+        """From what the runtime says, spaced as it likes."""
+        return cls(
+            files=tuple(files),
+            right=right,
+            alone=tuple(map(one_space, alone)),
+            together=tuple(map(one_space, together)),
+            version=version,
+        )
 
     @property
     def differing(self) -> list[tuple[Path, str, str]]:
-        """Each file with another text: what `transcribe` says, and what sherpa-onnx does."""
+        """Each file with another text: what `transcribe` says, and what the runtime does."""
         return [
             (file, right, alone if alone != right else together)
             for file, right, alone, together in zip(
@@ -155,13 +174,7 @@ def texts_of(
     if right is None:
         right = tuple(text_in(bundle, waveform) for waveform in waveforms)
     heard = heard_by_sherpa(folder, waveforms, precision)
-    return Texts(
-        files=tuple(files),
-        right=right,
-        alone=tuple(map(one_space, heard.alone)),
-        together=tuple(map(one_space, heard.together)),
-        version=heard.version,
-    )
+    return Texts.of(files, right, alone=heard.alone, together=heard.together, version=heard.version)
 
 
 def check_texts(bundle: Bundle, folder: Path, files: Sequence[Path]) -> Texts:
