@@ -4,14 +4,14 @@ Needs no torch: counts are whole numbers, or tensors of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 FrontendKind = Literal["conv4", "striding", "dw_striding", "linear"]
 """`conv4`: two 3x3 convolutions of stride 2 without padding. `striding`: with padding of 1, frames
 beyond an utterance zeroed before each. `dw_striding`: so, all but the first depthwise-separable.
 `linear`: one matrix, frame by frame."""
-FeatureKind = Literal["kaldi", "nemo"]
+FeatureKind = Literal["kaldi", "nemo", "sherpa"]
 Normalisation = Literal["none", "per_feature"]
 Window = Literal["hann", "hamming"]
 
@@ -24,12 +24,13 @@ class Hearing:
     """What lies between samples and the first frame of the residual stream."""
 
     features: FeatureKind = "kaldi"
-    """`kaldi`: as sherpa-onnx computes them; `nemo`: Slaney's mel scale, centred frames."""
+    """`kaldi`: of the models that are trained here; `nemo`: Slaney's mel scale, centred frames;
+    `sherpa`: what sherpa-onnx computes for a model of `nemo`, with frames that Kaldi would cut."""
     normalisation: Normalisation = "none"
-    """Whether each mel bin has mean 0 and deviation 1 over an utterance; `nemo` alone can."""
+    """Whether each mel bin has mean 0 and deviation 1 over an utterance; of `kaldi`, never."""
     preemphasis: float = 0.97
     window: Window = "hann"
-    """Both of `nemo` features; Kaldi's are what they are."""
+    """Both of `nemo` features; the others are what they are."""
     frontend: FrontendKind = "conv4"
     stages: int = 2
     """Convolutions of stride 2, one after the other."""
@@ -81,9 +82,16 @@ class Hearing:
         """Frames of features that the front end needs for one of its own."""
         return 7 if self.frontend == "conv4" else 1
 
+    @property
+    def in_sherpa(self) -> "Hearing":
+        """What is heard where sherpa-onnx computes the features of a model that hears these."""
+        if self.features != "nemo":
+            return self
+        return replace(self, features="sherpa", preemphasis=0.97, window="hann")
+
     def count_frames(self, num_samples: Any) -> Any:
         """Frames of features, at 16 kHz."""
-        half = _HOP // 2 if self.features == "kaldi" else 0
+        half = 0 if self.features == "nemo" else _HOP // 2
         return (num_samples + half) // _HOP
 
     def stage_frames(self, num_frames: Any) -> tuple[Any, ...]:

@@ -41,10 +41,9 @@ def log_mel(
         return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
-        frames = _frames(waveforms.float(), num_samples, longest)  # (B, T, 400)
+        frames = cut(waveforms.float(), num_samples, longest)  # (B, T, 400)
         frames = frames - frames.mean(dim=2, keepdim=True)
-        before = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
-        frames = (frames - _PREEMPHASIS * before) * _povey_window(waveforms.device)
+        frames = emphasised(frames) * _povey_window(waveforms.device)
         power = torch.fft.rfft(frames, n=_FFT).abs().square()
         mels = (power @ _mel_bank(waveforms.device)).clamp_min(_FLOOR).log()
     return mels * is_frame(num_frames, longest)[:, :, None], num_frames
@@ -53,6 +52,25 @@ def log_mel(
 def is_frame(num_frames: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch frames"]:
     """Tell real frames from padding."""
     return torch.arange(longest, device=num_frames.device) < num_frames[:, None]
+
+
+def cut(
+    waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
+) -> Float[Tensor, "batch frames window"]:
+    """Cut overlapping windows; beyond an end the signal runs back, its last sample twice."""
+    position = torch.arange(-_LEFT, (longest - 1) * _SHIFT - _LEFT + _WINDOW).to(waveforms.device)
+    period = 2 * num_samples.clamp_min(1)[:, None]
+    forth = position % period
+    index = torch.minimum(forth, period - 1 - forth)
+    return waveforms.gather(1, index).unfold(1, _WINDOW, _SHIFT)
+
+
+def emphasised(
+    frames: Float[Tensor, "batch frames window"],
+) -> Float[Tensor, "batch frames window"]:
+    """Less 0.97 of the sample before, each frame by itself, as Kaldi has it."""
+    before = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
+    return frames - _PREEMPHASIS * before
 
 
 def spec_augment(
@@ -102,17 +120,6 @@ def _inside(spans: Int[Tensor, "batch masks 2"], size: int) -> Bool[Tensor, "bat
     position = torch.arange(size, device=spans.device)
     starts, ends = spans[:, :, :1], spans[:, :, 1:]
     return ((position >= starts) & (position < ends)).any(dim=1)  # (B, size)
-
-
-def _frames(
-    waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
-) -> Float[Tensor, "batch frames window"]:
-    """Cut overlapping windows; beyond an end the signal runs back, its last sample twice."""
-    position = torch.arange(-_LEFT, (longest - 1) * _SHIFT - _LEFT + _WINDOW).to(waveforms.device)
-    period = 2 * num_samples.clamp_min(1)[:, None]
-    forth = position % period
-    index = torch.minimum(forth, period - 1 - forth)
-    return waveforms.gather(1, index).unfold(1, _WINDOW, _SHIFT)
 
 
 @functools.cache

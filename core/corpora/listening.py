@@ -4,6 +4,10 @@ NeMo's are log powers on Slaney's mel scale, 0 to 8000 Hz: pre-emphasis over the
 frames of 25 ms centred on every 10 ms in a transform of 512, no dither. Normalised, each mel bin
 has mean 0 and deviation 1 over the utterance.
 
+sherpa-onnx, given a model of NeMo's, computes others on the same scale: it cuts the frames that
+Kaldi would, 5 ms late, emphasises each by itself, and uses a periodic window, the deviation of a
+whole population, and a floor where the features are not normalised.
+
 Shapes: B batch, N samples, T frames, M mel bins.
 """
 
@@ -14,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from core.corpora.features import NUM_MELS, SAMPLE_RATE_HZ, is_frame, log_mel
+from core.corpora.features import NUM_MELS, SAMPLE_RATE_HZ, cut, emphasised, is_frame, log_mel
 from core.hearing import Hearing, Window
 
 _WINDOW, _HOP, _FFT = 400, 160, 512
@@ -39,18 +43,20 @@ def features_of(
         return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
-        mels = _log_powers(hearing, waveforms.float(), num_samples)[:, :longest]
+        powers = _late_powers if hearing.features == "sherpa" else _powers
+        mels = _logarithm(hearing, powers(hearing, waveforms.float(), num_samples)[:, :longest])
         is_real = is_frame(num_frames, longest)
         if hearing.normalisation == "per_feature":
-            mels = _normalised(mels, is_real)
+            mels = _normalised(mels, is_real, spare=int(hearing.features == "nemo"))
     return mels * is_real[:, :, None], num_frames
 
 
-def _log_powers(
+def _powers(
     hearing: Hearing,
     waveforms: Float[Tensor, "batch samples"],
     num_samples: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch frames mels"]:
+    """NeMo's."""
     before = torch.cat((waveforms.new_zeros(len(waveforms), 1), waveforms[:, :-1]), dim=1)
     position = torch.arange(waveforms.shape[1], device=waveforms.device)
     heard = (waveforms - hearing.preemphasis * before) * (position < num_samples[:, None])
@@ -64,18 +70,43 @@ def _log_powers(
         pad_mode="constant",
         return_complex=True,
     )
-    power = spectrum.abs().square().transpose(1, 2)  # (B, T, bins)
-    return (power @ _mel_bank(waveforms.device) + _FLOOR).log()
+    return spectrum.abs().square().transpose(1, 2) @ _mel_bank(waveforms.device)
+
+
+def _late_powers(
+    hearing: Hearing,
+    waveforms: Float[Tensor, "batch samples"],
+    num_samples: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch frames mels"]:
+    """sherpa-onnx's."""
+    frames = cut(waveforms, num_samples, int(hearing.count_frames(num_samples).max()))
+    window = torch.hann_window(_WINDOW, periodic=True, device=waveforms.device)
+    power = torch.fft.rfft(emphasised(frames) * window, n=_FFT).abs().square()  # (B, T, bins)
+    return power @ _mel_bank(waveforms.device)
+
+
+def _logarithm(
+    hearing: Hearing, powers: Float[Tensor, "batch frames mels"]
+) -> Float[Tensor, "batch frames mels"]:
+    if hearing.features == "sherpa" and hearing.normalisation == "none":
+        return powers.clamp_min(torch.finfo(torch.float32).eps).log()
+    return (powers + _FLOOR).log()
 
 
 def _normalised(
-    mels: Float[Tensor, "batch frames mels"], is_real: Bool[Tensor, "batch frames"]
+    mels: Float[Tensor, "batch frames mels"],
+    is_real: Bool[Tensor, "batch frames"],
+    *,
+    spare: int,
 ) -> Float[Tensor, "batch frames mels"]:
-    """By the statistics of real frames; of a single one, the deviation is taken for 0."""
+    """By the statistics of real frames: the variance leaves `spare` of their number out.
+
+    Of a single one, the deviation is taken for 0.
+    """
     real, count = is_real[:, :, None], is_real.sum(1)[:, None, None]
     mean = (mels * real).sum(1, keepdim=True) / count.clamp_min(1)
     squares = ((mels - mean) * real).square().sum(1, keepdim=True)
-    deviation = (squares / (count - 1).clamp_min(1)).sqrt()
+    deviation = (squares / (count - spare).clamp_min(1)).sqrt()
     return (mels - mean) / (deviation + _LEAST_DEVIATION)
 
 

@@ -21,6 +21,11 @@ FEATURES: dict[FeatureKind, str] = {
         " [-1, 1], windows of 25 ms every 10 ms, centred, pre-emphasis over the whole signal,"
         " Slaney's mel scale, natural logarithm."
     ),
+    "sherpa": (
+        "It hears 80 log-mel filter banks of 16 kHz mono speech, as sherpa-onnx computes them for"
+        " NeMo's models: samples in [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), each"
+        " emphasised by 0.97, periodic Hann window, Slaney's mel scale, natural logarithm."
+    ),
 }
 
 

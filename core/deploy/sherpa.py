@@ -76,7 +76,7 @@ def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
     if hearing.frontend == "conv4" and hearing.features == "kaldi":
         return Loader(name="from_zipformer_ctc")
     # The other loader reads one output frame less than padded convolutions give, or as many.
-    if not (hearing.is_padded and hearing.features == "nemo"):
+    if not (hearing.is_padded and hearing.features in ("nemo", "sherpa")):
         raise ExportError(
             "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
             " NeMo's through `striding` or `dw_striding`, but this one hears"
@@ -85,7 +85,7 @@ def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
     is_normalised = hearing.normalisation == "per_feature"
     return Loader(
         name="from_nemo_ctc",
-        is_exact=False,  # its windows and its pre-emphasis are not NeMo's own
+        is_exact=hearing.features == "sherpa",  # its frames and windows are not NeMo's own
         is_mels_first=True,
         is_shortened=True,
         metadata={

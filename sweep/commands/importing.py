@@ -11,6 +11,10 @@ from sweep.commands.terminal import Json, out
 def import_(
     model: Annotated[str, typer.Argument(help="A .nemo file, a folder, or a name of the hub.")],
     to: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle: a new folder.")],
+    for_sherpa: Annotated[
+        bool,
+        typer.Option("--for-sherpa", help="Hear what sherpa-onnx will compute, if it is to run."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """A published recogniser becomes a bundle: a teacher, or a model to put to work."""
@@ -18,7 +22,7 @@ def import_(
     from core.pruning.space import whole_cost
     from sweep.views import as_json as to_json
 
-    found = bring(model, to.absolute())
+    found = bring(model, to.absolute(), for_sherpa=for_sherpa)
     shape, cost = found.model.shape, whole_cost(found.model, 10.0)
     told = {
         **found.report["imported"],

@@ -126,7 +126,7 @@ def test_a_fastconformer_says_real_words_in_sherpa_onnx_as_here(tmp_path):
     if not all(file.is_file() for file in files):
         pytest.skip("../shared/data/commands is not there")
     torch.manual_seed(0)
-    brought = bring(str(ARCHIVE), tmp_path / "brought")
+    brought = bring(str(ARCHIVE), tmp_path / "brought", for_sherpa=True)
     taught(brought.model, brought.tokenizer, files)
     bundle.save(tmp_path / "taught", brought.model, brought.tokenizer, {})
     opened = bundle.load(tmp_path / "taught")

@@ -23,9 +23,12 @@ def ran(monkeypatch, capsys, *words):
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason="../shared/data/models is not there")
 def test_an_archive_becomes_a_bundle_that_says_what_it_is(tmp_path, monkeypatch, capsys):
     code, out, _ = ran(monkeypatch, capsys, "import", ARCHIVE, tmp_path / "out", "--json")
+    to = (tmp_path / "in-sherpa", "--for-sherpa", "--json")
+    again, in_sherpa, _ = ran(monkeypatch, capsys, "import", ARCHIVE, *to)
 
     told = json.loads(out)
-    assert code == 0
+    assert code == again == 0
+    assert json.loads(in_sherpa)["hearing"] == told["hearing"] | {"features": "sherpa"}
     assert (told["family"], told["blocks"], told["tokens"]) == ("nemo", 2, 65)
     assert told["params"] == sum(
         p.numel() for p in bundle.load(tmp_path / "out").model.parameters()

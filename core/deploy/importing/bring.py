@@ -2,8 +2,10 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from core.conformer.model import Conformer
 from core.deploy import bundle
 from core.deploy.bundle import Bundle
 from core.deploy.importing.nemo import from_nemo
@@ -11,6 +13,7 @@ from core.deploy.importing.parakeet import from_parakeet
 from core.deploy.importing.reading import ImportingError, read_json
 from core.deploy.importing.settings import Settings
 from core.deploy.importing.torchaudio_state import from_torchaudio
+from core.deploy.sherpa import loader_of
 
 KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
 CONFIG = "config.json"
@@ -18,16 +21,25 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 
 
-def bring(model: str, out: Path) -> Bundle:
+def bring(model: str, out: Path, *, for_sherpa: bool = False) -> Bundle:
     """Write a published recogniser as a bundle, beside and then renamed.
 
+    Args:
+        model: a file, a folder or a name of the hub.
+        out: the bundle, a new folder.
+        for_sherpa: whether it is to hear what sherpa-onnx will compute for it, instead of what it
+            was trained on.
+
     Raises:
+        ExportError: if sherpa-onnx has no loader for it, and that is what it is for.
         ImportingError: in one line, if it is damaged or none that we know.
         OSError: if the disk is full or not writable.
     """
     if out.exists():
         raise ImportingError(f"`OUT` must be a new folder, but `{out}` is there.")
     found = opened(located(model))
+    if for_sherpa:
+        found = replace(found, model=hearing_in_sherpa(found.model))
     bundle.save(out, found.model, found.tokenizer, found.report)
     return found
 
@@ -54,6 +66,19 @@ def opened(place: Path) -> Bundle:
                 " samples through seven convolutions over time; nothing here computes those."
             )
     raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
+
+
+def hearing_in_sherpa(model: Conformer) -> Conformer:
+    """A copy that hears what sherpa-onnx computes for it.
+
+    Raises:
+        ExportError: if sherpa-onnx has no loader for it.
+    """
+    hearing = model.shape.hearing.in_sherpa
+    loader_of(hearing, model.shape.vocabulary)
+    copy = Conformer(replace(model.shape, hearing=hearing))
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
 
 
 def located(model: str) -> Path:

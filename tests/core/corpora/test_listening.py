@@ -1,4 +1,4 @@
-"""NeMo's features: of each utterance as if it were alone, whatever stands beside it."""
+"""Features of elsewhere: of each utterance as if it were alone, whatever stands beside it."""
 
 import pytest
 import torch
@@ -19,14 +19,15 @@ def speech():
 
 
 @pytest.mark.parametrize("normalisation", ["none", "per_feature"])
+@pytest.mark.parametrize(("features", "late"), [("nemo", 0), ("sherpa", 80)])
 @pytest.mark.parametrize("i", range(len(LENGTHS)))
-def test_an_utterance_in_a_batch_sounds_as_it_does_alone(i, normalisation):
-    hearing = Hearing(features="nemo", normalisation=normalisation)
+def test_an_utterance_in_a_batch_sounds_as_it_does_alone(i, features, late, normalisation):
+    hearing = Hearing(features=features, normalisation=normalisation)
 
     together, num_frames = features_of(hearing, speech(), LENGTHS)
     alone, _ = features_of(hearing, speech()[i : i + 1, : LENGTHS[i]], LENGTHS[i : i + 1])
 
-    assert int(num_frames[i]) == int(LENGTHS[i]) // 160
+    assert int(num_frames[i]) == (int(LENGTHS[i]) + late) // 160
     torch.testing.assert_close(together[i, : num_frames[i]], alone[0], rtol=0, atol=1e-4)
     assert not together[i, num_frames[i] :].any()
 

@@ -5,10 +5,14 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
+from torch.export import Dim
 
 from core.config import CorpusConfig
+from core.corpora.listening import features_of
 from core.corpora.text import BLANK, UNKNOWN, Tokenizer
 from core.deploy.onnx import ExportError, export_onnx
 from core.deploy.sherpa import (
@@ -86,6 +90,8 @@ def test_the_loader_is_the_one_that_computes_the_features():
     assert nemo.is_mels_first
     assert nemo.is_shortened
     assert not nemo.is_exact
+    assert loader_of(hearing.in_sherpa, 1025) == replace(nemo, is_exact=True)
+    assert NATIVE.in_sherpa == NATIVE
     assert nemo.metadata == {
         "vocab_size": "1025",
         "subsampling_factor": "8",
@@ -117,6 +123,71 @@ def nemo(tmp_path_factory):
     export_onnx(small_model(), graph, is_mels_first=True, metadata=loader.metadata)
     (folder / SPEC).write_text(json.dumps(spec(loader, {"float": graph.name})))
     return folder
+
+
+LEVELS = 4000
+"""Of a feature that is read out as a number."""
+
+
+class Reading(nn.Module):
+    """Says a mel bin's level in each frame, in one of two tokens by turns: none is a repetition."""
+
+    def __init__(self, mel, levels):
+        super().__init__()
+        self.mel = mel
+        self.register_buffer("levels", levels)
+
+    def forward(self, features, num_frames):
+        near = -(features[:, self.mel, :, None] - self.levels).abs()  # (B, T, levels)
+        is_odd = (torch.arange(near.shape[1]) % 2)[:, None].bool()
+        never = torch.full_like(near, -1e9)
+        even, odd = torch.where(is_odd, never, near), torch.where(is_odd, near, never)
+        return torch.cat([even, odd, never[:, :, :1]], dim=2), num_frames
+
+
+def read_out(folder, sounds, mel, levels, metadata):
+    """A mel bin's features of some sounds, as sherpa-onnx computes them, to the next level."""
+    free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    example = (torch.randn(2, 80, 90), torch.tensor([90, 50]))
+    program = torch.onnx.export(
+        Reading(mel, levels), example, dynamo=True, dynamic_shapes=free, verbose=False
+    )
+    program.save(folder / "model.onnx")
+    graph = onnx.load(folder / "model.onnx")
+    onnx.helper.set_model_props(graph, metadata)
+    onnx.save(graph, folder / "model.onnx")
+    lines = [f"{WORD_START}{number} {number}\n" for number in range(2 * len(levels))]
+    (folder / TOKENS).write_text("".join(lines) + f"<blk> {2 * len(levels)}\n")
+    told = spec(Loader(name="from_nemo_ctc"), {"float": "model.onnx"})
+    (folder / SPEC).write_text(json.dumps(told))
+    texts = heard_by_sherpa(folder, sounds).alone
+    return [levels[[int(word) % len(levels) for word in text.split()]] for text in texts]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_SHERPA, reason="needs sherpa-onnx: the extra `sherpa`")
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+@pytest.mark.parametrize("mel", [0, 40, 79])
+@pytest.mark.parametrize(
+    ("normalisation", "low", "high"), [("none", -18, 8), ("per_feature", -6, 6)]
+)
+def test_what_is_heard_for_sherpa_is_what_sherpa_computes(normalisation, low, high, mel, tmp_path):
+    hearing = Hearing(
+        features="sherpa", normalisation=normalisation, frontend="dw_striding", stages=2
+    )
+    chance = torch.Generator().manual_seed(0)
+    sounds = [0.1 * torch.randn(n, generator=chance) for n in (16_000, 5_555, 12_400)]
+    sounds[1][2_000:3_000] *= 1e-3  # nearly nothing
+    levels = torch.linspace(low, high, LEVELS)
+    metadata = dict(loader_of(hearing, 2 * LEVELS + 1).metadata) | {"subsampling_factor": "1"}
+
+    found = read_out(tmp_path, sounds, mel, levels, metadata)
+
+    for sound, theirs in zip(sounds, found, strict=True):
+        features, _ = features_of(hearing, sound[None], torch.tensor([len(sound)]))
+        assert len(theirs) == features.shape[1]
+        gap = (features[0, :, mel] - theirs).abs().max()
+        assert gap < 0.5 * (high - low) / (LEVELS - 1) + 3e-4
 
 
 SOUNDS = [torch.randn(16_000, generator=torch.Generator().manual_seed(0))]
