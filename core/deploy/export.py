@@ -220,13 +220,10 @@ def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> l
     export_onnx(
         opened.model,
         folder / FLOAT,
-        is_mels_first=loader.is_mels_first,
-        is_shortened=loader.is_shortened,
+        is_nemo=loader.is_nemo,
         metadata=loader.metadata,
     )
-    found = check_graph(
-        opened.model, Graph(folder / FLOAT), FLOAT, is_shortened=loader.is_shortened
-    )
+    found = check_graph(opened.model, Graph(folder / FLOAT), FLOAT, is_nemo=loader.is_nemo)
     in_floats = (
         f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within {TOLERANCE:g} on ragged"
         f" batches of 0.1 to 60 s ({found.gap:.1e} at most, {found.frames} frames)."
@@ -234,7 +231,7 @@ def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> l
     if not is_int8:
         return [in_floats]
     quantise_dynamic(folder / FLOAT, folder / INT8)
-    found = agreement(opened.model, Graph(folder / INT8), is_shortened=loader.is_shortened)
+    found = agreement(opened.model, Graph(folder / INT8), is_nemo=loader.is_nemo)
     in_integers = (
         f"`{INT8}` finds the same token likeliest in {100 * found.same_best:.1f} % of those frames"
         " of noise."

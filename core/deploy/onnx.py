@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS
 from core.deploy.inference import Inference
-from core.deploy.shortening import Shortened
 
 OPSET = 23
 """The first in which attention is one operator."""
@@ -56,8 +55,7 @@ def export_onnx(
     model: Conformer,
     file: Path,
     *,
-    is_mels_first: bool = False,
-    is_shortened: bool = False,
+    is_nemo: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the graph beside, then rename.
@@ -65,8 +63,8 @@ def export_onnx(
     Args:
         model: dense, in evaluation mode.
         file: what is written.
-        is_mels_first: whether mels come before frames in the features, as some runtimes have them.
-        is_shortened: whether its runtime reads no frame that lacks features.
+        is_nemo: whether its runtime reads it as a model of NeMo's: mels come before frames in the
+            features, and there is a frame of log-probabilities for each of the features.
         metadata: what the graph says of itself to its runtime.
 
     Raises:
@@ -75,14 +73,12 @@ def export_onnx(
     """
     needs_extra()
     rewritten: nn.Module = Inference(model)
-    if is_shortened:
-        rewritten = Shortened(rewritten, model.shape.hearing.subsampling)
     features = torch.zeros(2, 203, MELS)  # chance is left as it is
-    if is_mels_first:
-        rewritten, features = _MelsFirst(rewritten), features.mT
+    if is_nemo:
+        rewritten, features = _AsNemo(rewritten, model.shape.hearing.subsampling), features.mT
     num_frames = torch.tensor([203, 150])
     batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames")
-    time_axis = 2 if is_mels_first else 1
+    time_axis = 2 if is_nemo else 1
     with _quiet():
         program = torch.onnx.export(
             rewritten,
@@ -100,15 +96,30 @@ def export_onnx(
     beside.replace(file)
 
 
-class _MelsFirst(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+def said_throughout(
+    frames: Float[Tensor, "batch time vocabulary"], num_frames: int, subsampling: int
+) -> Float[Tensor, "batch mel_frames vocabulary"]:
+    """Each frame as often as there are features that it was made of."""
+    return frames[:, torch.arange(num_frames, device=frames.device) // subsampling]
+
+
+class _AsNemo(nn.Module):
+    """As sherpa-onnx reads a model of NeMo's.
+
+    Of M features it reads floor(M / f) frames, where padded strides leave ceil(M / f), and speech
+    that ends at once says its last token in the last one. With each of them repeated it may be told
+    that f is 1, and reads all; greedy search takes a token that is said again at once for one.
+    """
+
+    def __init__(self, model: nn.Module, subsampling: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.subsampling = model, subsampling
 
     def forward(
         self, features: Float[Tensor, "batch mels mel_frames"], num_frames: Int[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
-        return self.model(features.mT, num_frames)
+    ) -> tuple[Float[Tensor, "batch mel_frames vocabulary"], Int[Tensor, " batch"]]:
+        log_probabilities, _ = self.model(features.mT, num_frames)
+        return said_throughout(log_probabilities, features.shape[2], self.subsampling), num_frames
 
 
 @contextmanager

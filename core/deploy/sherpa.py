@@ -38,9 +38,8 @@ class Loader:
     name: str
     is_exact: bool = True
     """Whether it computes the very features that the model was trained on."""
-    is_mels_first: bool = False
-    is_shortened: bool = False
-    """Whether it reads no frame that lacks features."""
+    is_nemo: bool = False
+    """Whether it reads a graph as a model of NeMo's."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,7 +74,6 @@ def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
     """
     if hearing.frontend == "conv4" and hearing.features == "kaldi":
         return Loader(name="from_zipformer_ctc")
-    # The other loader reads one output frame less than padded convolutions give, or as many.
     if not (hearing.is_padded and hearing.features in ("nemo", "sherpa")):
         raise ExportError(
             "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
@@ -86,11 +84,10 @@ def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
     return Loader(
         name="from_nemo_ctc",
         is_exact=hearing.features == "sherpa",  # its frames and windows are not NeMo's own
-        is_mels_first=True,
-        is_shortened=True,
+        is_nemo=True,
         metadata={
             "vocab_size": str(vocabulary),
-            "subsampling_factor": str(hearing.subsampling),
+            "subsampling_factor": "1",  # of a graph with a frame for each of the features
             "normalize_type": "per_feature" if is_normalised else "",
         },
     )

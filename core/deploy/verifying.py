@@ -21,10 +21,9 @@ from core.corpora.features import SAMPLE_RATE_HZ
 from core.corpora.speaking import cast, record
 from core.corpora.text import UNKNOWN, Tokenizer
 from core.deploy.bundle import Bundle
-from core.deploy.onnx import ExportError
+from core.deploy.onnx import ExportError, said_throughout
 from core.deploy.recognise import text_in
 from core.deploy.sherpa import Precision, heard_by_sherpa
-from core.deploy.shortening import shortened
 from core.evaluation.wer import word_errors
 
 TOLERANCE = 1e-4
@@ -111,7 +110,7 @@ def agreement(
     graph: nn.Module,
     lengths: Sequence[Sequence[int]] = LENGTHS,
     *,
-    is_shortened: bool = False,
+    is_nemo: bool = False,
 ) -> Agreement:
     """On noise as loud as the speech that the model was trained on.
 
@@ -119,17 +118,17 @@ def agreement(
         model: what is right.
         graph: what is compared with it.
         lengths: of the utterances of each batch, in mel frames.
-        is_shortened: whether the graph gives no frame that lacks features.
+        is_nemo: whether the graph gives a frame for each of the features.
     """
     gap, same, frames = 0.0, 0, 0
     for batch in lengths:
         features, num_frames = noise(model, batch)
         expected, found = model(features, num_frames), graph(features, num_frames)
         logs, is_frame = expected.logits.log_softmax(-1), expected.is_frame
-        if is_shortened:
-            read = num_frames // model.shape.hearing.subsampling
-            logs = shortened(logs, expected.num_frames, read)
-            is_frame = is_frame & (torch.arange(logs.shape[1]) < read[:, None])
+        if is_nemo:
+            longest = features.shape[1]
+            logs = said_throughout(logs, longest, model.shape.hearing.subsampling)
+            is_frame = torch.arange(longest) < num_frames[:, None]
         if not torch.equal(found.num_frames, is_frame.sum(1)):
             return Agreement(gap=float("inf"), frames=0, same_best=0.0)
         heard, right = found.logits[:, : logs.shape[1]][is_frame], logs[is_frame]
@@ -140,14 +139,14 @@ def agreement(
 
 
 def check_graph(
-    model: Conformer, graph: nn.Module, name: str, *, is_shortened: bool = False
+    model: Conformer, graph: nn.Module, name: str, *, is_nemo: bool = False
 ) -> Agreement:
     """Compare a graph in floats with its model.
 
     Raises:
         ExportError: if they do not agree.
     """
-    found = agreement(model, graph, is_shortened=is_shortened)
+    found = agreement(model, graph, is_nemo=is_nemo)
     if not found.gap <= TOLERANCE:
         raise ExportError(
             f"`{name}` must give torch's log-probabilities within {TOLERANCE:g},"

@@ -87,14 +87,13 @@ def test_the_loader_is_the_one_that_computes_the_features():
 
     assert loader_of(NATIVE, 7) == Loader(name="from_zipformer_ctc")
     assert nemo.name == "from_nemo_ctc"
-    assert nemo.is_mels_first
-    assert nemo.is_shortened
+    assert nemo.is_nemo
     assert not nemo.is_exact
     assert loader_of(hearing.in_sherpa, 1025) == replace(nemo, is_exact=True)
     assert NATIVE.in_sherpa == NATIVE
     assert nemo.metadata == {
         "vocab_size": "1025",
-        "subsampling_factor": "8",
+        "subsampling_factor": "1",
         "normalize_type": "per_feature",
     }
     for other in (
@@ -120,7 +119,7 @@ def nemo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nemo")
     loader = loader_of(Hearing(features="nemo", frontend="striding"), SHAPE.vocabulary)
     graph = folder / "model.onnx"
-    export_onnx(small_model(), graph, is_mels_first=True, metadata=loader.metadata)
+    export_onnx(small_model(), graph, is_nemo=True, metadata=loader.metadata)
     (folder / SPEC).write_text(json.dumps(spec(loader, {"float": graph.name})))
     return folder
 
@@ -179,7 +178,7 @@ def test_what_is_heard_for_sherpa_is_what_sherpa_computes(normalisation, low, hi
     sounds = [0.1 * torch.randn(n, generator=chance) for n in (16_000, 5_555, 12_400)]
     sounds[1][2_000:3_000] *= 1e-3  # nearly nothing
     levels = torch.linspace(low, high, LEVELS)
-    metadata = dict(loader_of(hearing, 2 * LEVELS + 1).metadata) | {"subsampling_factor": "1"}
+    metadata = dict(loader_of(hearing, 2 * LEVELS + 1).metadata)
 
     found = read_out(tmp_path, sounds, mel, levels, metadata)
 

@@ -25,11 +25,10 @@ from core.testing import deeper, hearing, random_mask, small_model, with_factors
         ("binary", deeper(2, linear_features=6)),
     ],
 )
-@pytest.mark.parametrize("is_mels_first", [False, True])
-def test_a_graph_is_its_model_at_any_length(kind, shape, is_mels_first, tmp_path):
+def test_a_graph_is_its_model_at_any_length(kind, shape, tmp_path):
     model = small_model(shape=shape)
     small = extract(model, random_mask(model.axes(), kind))
-    export_onnx(small, tmp_path / "model.onnx", is_mels_first=is_mels_first)
+    export_onnx(small, tmp_path / "model.onnx")
 
     found = agreement(small, Graph(tmp_path / "model.onnx"))
 
@@ -39,11 +38,12 @@ def test_a_graph_is_its_model_at_any_length(kind, shape, is_mels_first, tmp_path
 
 
 @pytest.mark.slow
-def test_a_graph_of_which_fewer_frames_are_read_is_its_model_without_them(tmp_path):
-    model = small_model(shape=hearing(deeper(2), "dw_striding 8x"))
-    export_onnx(model, tmp_path / "model.onnx", is_mels_first=True, is_shortened=True)
+@pytest.mark.parametrize("front_end", ["striding", "dw_striding 8x"])
+def test_a_graph_read_as_nemo_s_says_each_frame_for_all_its_features(front_end, tmp_path):
+    model = small_model(shape=hearing(deeper(2), front_end))
+    export_onnx(model, tmp_path / "model.onnx", is_nemo=True)
 
-    found = agreement(model, Graph(tmp_path / "model.onnx"), is_shortened=True)
+    found = agreement(model, Graph(tmp_path / "model.onnx"), is_nemo=True)
 
     assert found.gap <= TOLERANCE
     assert agreement(model, Graph(tmp_path / "model.onnx")).gap == float("inf")
