@@ -187,6 +187,11 @@ def _as_sherpa(
             f" {len(files)} sounds as `transcribe` does, {texts.with_words} of them with words,"
             " alone and in batches."
         )
+        if not loader.is_exact:
+            verified.append(
+                "It computes other features than NeMo; a model that `import --for-sherpa` brings"
+                " in hears the same ones."
+            )
         if is_int8:
             texts = texts_of(opened, folder, files, "int8", right=texts.right)
             verified.append(
