@@ -32,7 +32,7 @@ def measure(config: TrialConfig, folder: Path, shape: Shape) -> None:
         repeats=config.evaluation.latency_repeats,
         threads=config.runtime.threads,
         device=device_of(config),
-        multiple_of=config.pruning.rounding,
+        multiple_of=config.pruning.multiple_of,
     )
     table.save(folder / FILE)
 

@@ -15,9 +15,6 @@ AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "b
 Repair = Literal["none", "mask", "ls"]
 GateKind = Literal["sampled", "straight_through", "annealed"]
 
-_LANES = 8
-"""Numbers in a vector register of most machines, in single precision."""
-
 
 class PruningConfig(Config):
     """What to remove, how much of it, and how the choice is found."""
@@ -32,9 +29,9 @@ class PruningConfig(Config):
     """Shares of other resources to remove at the same time: all are met, each tightly if it can."""
     latency_table: str = ""
     """File with another machine's table of latencies; empty to measure this one's."""
-    multiple_of: int = Field(0, ge=0, le=1024)
-    """Kept widths, inner units and channels are multiples of it where the budget permits; 0 is 8
-    where latency is a target, as a device's matrix products like even sizes better, and 1 else."""
+    multiple_of: int = Field(1, ge=1, le=1024)
+    """Kept widths, inner units and channels are multiples of it where the budget permits: 8 or 16
+    where the device's matrix products are slower at odd sizes."""
     utterance_seconds: float = Field(10.0, gt=0.2, le=120)
     """Length of the utterance at which FLOPs and latency are stated, in seconds."""
     further_targets: list[float] = Field([], max_length=16)
@@ -137,8 +134,3 @@ class PruningConfig(Config):
     def targets(self) -> dict[Resource, float]:
         """The share to remove of each resource that was asked for, the first one's first."""
         return {self.resource: self.target_sparsity, **self.also}
-
-    @property
-    def rounding(self) -> int:
-        """What kept sizes are multiples of."""
-        return self.multiple_of or (_LANES if "latency" in self.targets else 1)

@@ -182,7 +182,7 @@ def chosen(
 ) -> dict[str, Tensor]:
     """The choice that a trial makes when such a share of its resource is to be removed."""
     budget, *also = budgets_of(pruning, target)
-    return choose(space, scores, budget, also, is_filled=True, multiple_of=pruning.rounding)
+    return choose(space, scores, budget, also, is_filled=True, multiple_of=pruning.multiple_of)
 
 
 def budgets_of(pruning: PruningConfig, target: float) -> list[Budget]:

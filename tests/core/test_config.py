@@ -20,7 +20,7 @@ from core.strict import Config, ConfigError
         ({"pruning": {"also": {"flops": 0.5}}}, r"`pruning.also` must name other .* `flops`"),
         ({"pruning": {"also": {"params": 1.0}}}, r"`pruning.also.params` must be less than 1"),
         ({"pruning": {"also": {"param": 0.5}}}, r"`pruning.also.param.*` must be .*'params'"),
-        ({"pruning": {"multiple_of": -1}}, r"`pruning.multiple_of` must be greater"),
+        ({"pruning": {"multiple_of": 0}}, r"`pruning.multiple_of` must be greater"),
         ({"pruning": {"steps": 1.5}}, r"`pruning.steps` must be integer"),
         ({"pruning": {"steps": True}}, r"`pruning.steps` must be integer"),
         ({"pruning": {"method": "magnitud"}}, r"`pruning.method`.*did you mean `magnitude`"),
@@ -92,17 +92,3 @@ def test_every_field_says_what_it_means():
 def test_the_registry_of_methods_is_its_folder():
     assert method_names() == sorted(method_names())
     assert not any(name.startswith("_") for name in method_names())
-
-
-@pytest.mark.parametrize(
-    ("pruning", "rounding"),
-    [
-        ({}, 1),
-        ({"resource": "latency"}, 8),
-        ({"also": {"latency": 0.3}}, 8),
-        ({"resource": "latency", "multiple_of": 1}, 1),
-        ({"multiple_of": 16}, 16),
-    ],
-)
-def test_sizes_are_even_where_latency_is_asked_for_unless_told_otherwise(pruning, rounding):
-    assert TrialConfig.parse({"pruning": pruning}).pruning.rounding == rounding
