@@ -55,7 +55,7 @@ def test_it_is_smaller_and_alone_in_its_folder(toy, quantise, tmp_path):
     quantise(graph, tmp_path / "small.onnx")
 
     assert [p.name for p in tmp_path.iterdir()] == ["small.onnx"]
-    assert (tmp_path / "small.onnx").stat().st_size < 0.7 * graph.stat().st_size
+    assert (tmp_path / "small.onnx").stat().st_size < 0.85 * graph.stat().st_size
 
 
 @pytest.mark.parametrize("quantise", [dynamic, static])
