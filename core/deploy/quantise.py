@@ -8,6 +8,7 @@ and the front end's products are few, but their inputs span a range in which wor
 """
 
 import os
+import re
 from collections.abc import Iterable
 from itertools import dropwhile
 from pathlib import Path
@@ -23,8 +24,8 @@ Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
 """Features and their lengths."""
 
 PRODUCTS = ("MatMul", "Gemm")
-_BEYOND = ("blocks.", "head.")
-"""How names begin of weights that are not the front end's."""
+_BEYOND = re.compile(r"\b(blocks|head)\.")
+"""What the names have of weights that are not the front end's."""
 
 
 def quantise_dynamic(graph: Path, file: Path) -> None:
@@ -45,6 +46,7 @@ def quantise_dynamic(graph: Path, file: Path) -> None:
     quantize_dynamic(
         model,
         beside,
+        op_types_to_quantize=list(PRODUCTS),
         nodes_to_quantize=_products(model),
         per_channel=True,
         weight_type=QuantType.QInt8,
@@ -129,7 +131,7 @@ def _products(model: Any) -> list[str]:
         and node.input[0] not in constants
         and node.input[1] in constants
     ]
-    beyond = dropwhile(lambda node: not node.input[1].startswith(_BEYOND), products)
+    beyond = dropwhile(lambda node: _BEYOND.search(node.input[1]) is None, products)
     return [node.name for node in beyond]
 
 

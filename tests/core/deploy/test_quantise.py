@@ -1,12 +1,13 @@
 """A graph in 8-bit integers hears what the graph in floats does."""
 
+import onnx
 import pytest
 
 from core.deploy.onnx import GraphError, export_onnx
 from core.deploy.quantise import quantise_dynamic, quantise_static
 from core.deploy.runtime import Graph
 from core.evaluation.decoding import greedy
-from core.testing import patterned, taught_toy
+from core.testing import deeper, hearing, patterned, small_model, taught_toy
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +57,22 @@ def test_it_is_smaller_and_alone_in_its_folder(toy, quantise, tmp_path):
 
     assert [p.name for p in tmp_path.iterdir()] == ["small.onnx"]
     assert (tmp_path / "small.onnx").stat().st_size < 0.85 * graph.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("quantise", "is_nemo"), [(dynamic, False), (dynamic, True), (static, False)]
+)
+def test_the_front_end_stays_in_floats_and_the_blocks_do_not(quantise, is_nemo, tmp_path):
+    model = small_model(shape=hearing(deeper(2), "dw_striding"))
+    export_onnx(model, tmp_path / "model.onnx", is_nemo=is_nemo)
+
+    quantise(tmp_path / "model.onnx", tmp_path / "small.onnx")
+
+    weights = onnx.load(tmp_path / "small.onnx").graph.initializer
+    in_integers = [w.name for w in weights if w.data_type == onnx.TensorProto.INT8]
+    assert any("blocks.1." in name for name in in_integers)
+    assert any("head." in name for name in in_integers)
+    assert not any("frontend" in name for name in in_integers)
 
 
 @pytest.mark.parametrize("quantise", [dynamic, static])
