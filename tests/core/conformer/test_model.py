@@ -142,7 +142,7 @@ def test_a_shape_that_cannot_be_is_refused(overrule, message):
         ({"hearing": {}}, r"`hearing.\*` must be exactly"),
         (
             {"hearing": NATIVE.to_plain() | {"features": "mfcc"}},
-            r"`hearing.features` must be one of kaldi, nemo, but is 'mfcc'",
+            r"`hearing.features` must be one of kaldi, nemo, sherpa, but is 'mfcc'",
         ),
         (
             {"hearing": NATIVE.to_plain() | {"preemphasis": 1.0}},
