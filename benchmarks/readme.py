@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saying import Row, percent, wer_of, with_interval
+from saying import Row, percent, removed, wer_of, with_interval
 from speed_tables import (
     latency_target,
     long_audio,
@@ -216,7 +216,7 @@ def unlabelled(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
             "trained on": row["name"],
-            "FLOPs": f"-{percent(row['flops_removed'])}",
+            "FLOPs": removed(row["flops_removed"]),
             "WER % (95 %)": wer_of(row),
             "to transcripts": with_interval(row, "to_transcripts", sign="+"),
             "seeds": str(row["seeds"]),
@@ -230,9 +230,9 @@ def half_the_size(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
             "model": row["name"],
-            "parameters": f"-{percent(row['params_removed'])}",
-            "FLOPs": f"-{percent(row['flops_removed'])}",
-            "CPU time": f"-{percent(row['time_removed'])}",
+            "parameters": removed(row["params_removed"]),
+            "FLOPs": removed(row["flops_removed"]),
+            "CPU time": removed(row["time_removed"]),
             "WER % (95 %)": wer_of(row),
             "to the teacher": with_interval(row, "to_teacher", sign="+"),
             "to dense, tuned as long": with_interval(row, "to_dense", sign="+"),
@@ -302,7 +302,7 @@ def imported(rows: Sequence[Row]) -> list[dict[str, str]]:
         {
             "trial": row["name"],
             "parameters": f"{row['params'] / 1e6:.3f} M",
-            "FLOPs": f"-{percent(row['flops_removed'])}",
+            "FLOPs": removed(row["flops_removed"]),
             "WER % on dev": f"{100 * row['wer']:.2f}",
             "graph's gap": f"{row['gap']:.1e}",
         }
