@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "add_a_method.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_method_is_added_by_one_file_and_keeps_the_contract(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

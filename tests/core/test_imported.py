@@ -66,6 +66,7 @@ def run_through(config, place):
             return outcome, bundle.load(place.trial / outcome.model)
 
 
+@pytest.mark.long
 def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
     brought = bring(str(ARCHIVE), tmp_path / "brought")
     place = Place(

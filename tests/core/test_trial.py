@@ -91,7 +91,16 @@ def timeless(report: Report) -> Report:
     return replace(report, audio_seconds_per_second=None)
 
 
-@pytest.mark.parametrize("method", method_names())
+SEARCH_LONG = ("acip", "cpd", "ld", "mope", "prunenet")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in SEARCH_LONG else name
+        for name in method_names()
+    ],
+)
 def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(shared, method):
     config = trial_config(pruning={"method": method})
     untouched = finished(config, place_in(shared, f"{method}-untouched"))
@@ -104,6 +113,7 @@ def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(s
     assert steps == [2, 4, 6, 8, 10]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["l0", "constrained"])
 def test_a_resumed_search_has_gates_as_cold_as_an_untouched_one(shared, method):
     pruning = {"gates": "annealed", "start_from": "numerical", "gate_travel": 20.0}
@@ -156,6 +166,7 @@ def test_the_resource_is_the_one_that_was_asked_for(shared, resource):
     assert outcome.realised_sparsity == realised[resource] >= 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["l0", "constrained", "cpd", "magnitude", "acip"])
 def test_targets_of_several_resources_are_all_met_by_the_bundle(shared, method):
     targets = {"resource": "params", "target_sparsity": 0.5, "also": {"flops": 0.4}}
@@ -243,6 +254,7 @@ def test_a_finished_trial_is_tuned_on_to_the_same_numbers_interrupted_or_not(sha
         )
 
 
+@pytest.mark.long
 def test_each_outcome_of_a_curve_is_what_a_trial_of_its_own_comes_to(shared):
     curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6, 0.8]}
     place = place_in(shared, "curve")

@@ -111,6 +111,7 @@ def records_of(folder):
     return ledger.records()
 
 
+@pytest.mark.long
 def test_a_sweep_of_two_ranks_a_trial_outlives_a_lost_machine(cluster, make, start):
     folder = make("[resources]\nranks = 2", LONGER, ("trials = 4", "trials = 2"))
     driver = start(folder)

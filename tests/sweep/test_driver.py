@@ -201,6 +201,7 @@ def test_a_killed_driver_costs_nothing_but_time(make):
         assert steps == sorted(set(steps))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_trials_said_while_no_driver_heard_is_in_the_ledger_at_last(make):
     folder = make(one=("trials = 4", "trials = 2"))
@@ -214,6 +215,7 @@ def test_what_trials_said_while_no_driver_heard_is_in_the_ledger_at_last(make):
     assert [(r.steps, r.total_steps, r.curve) for r in records_of(folder)] == heard
 
 
+@pytest.mark.long
 def test_a_terminated_driver_ends_in_order_and_can_be_resumed(make):
     folder = longer(make)
     process = start(folder)
@@ -225,6 +227,7 @@ def test_a_terminated_driver_ends_in_order_and_can_be_resumed(make):
     assert "RUNNING" not in {run.info.status for run in runs_of(folder)}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_finished_sweep_is_extended_under_the_same_parent(make):
     folder = make()
@@ -244,6 +247,7 @@ def test_a_finished_sweep_is_extended_under_the_same_parent(make):
     assert changed == ["sweep.trials: 4 -> 6"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_one_finished_trial_is_tuned_on_in_its_own_run(make):
     folder = make(trials=("trials = 4", "trials = 2"))
@@ -322,6 +326,7 @@ def test_trials_beaten_by_too_many_are_stopped_and_stand_on_no_front(make):
     assert records_of(folder) == records
 
 
+@pytest.mark.long
 def test_a_word_in_the_directory_ends_a_sweep_in_order(make):
     folder = longer(make)
     process = start(folder)
@@ -332,6 +337,7 @@ def test_a_word_in_the_directory_ends_a_sweep_in_order(make):
     assert {record.state for record in records_of(folder)} <= {"finished", "waiting"}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_front_points_are_confirmed_with_fresh_seeds(make):
     folder = make(trials=("trials = 4", "trials = 2"))

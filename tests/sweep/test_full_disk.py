@@ -37,6 +37,7 @@ def resume(folder):
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_a_sweep_in_one_line_and_costs_nothing_but_time(tiny_space, small_disk):
     text = tiny_space.read_text().replace("width = 16", "width = 128")
     tiny_space.write_text(text)

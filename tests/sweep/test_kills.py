@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_random_kills_of_drivers_and_workers_leave_no_trace(tmp_path):
     # One of each; what becomes of lost nodes and servers, test_cluster and test_outbox tell.
     command = [sys.executable, SCRIPT, "--n", "3", "--kinds", "driver", "worker", "--size", "least"]
@@ -37,6 +38,7 @@ def test_random_kills_of_drivers_and_workers_leave_no_trace(tmp_path):
     assert {name: told[name] for name in faults} == dict.fromkeys(faults, 0)
 
 
+@pytest.mark.long
 def test_a_driver_whose_own_ray_dies_ends_in_order_and_goes_on(tiny_space, tmp_path):
     folder = tmp_path / "sweep"
     create(folder, load(str(tiny_space)), tiny_space.read_text())

@@ -58,6 +58,7 @@ def full_disk():
         signal.signal(signal.SIGXFSZ, ignored)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_killed_midway_hears_everything_once_it_is_back(server, opened, caplog):
     mlflow = server()

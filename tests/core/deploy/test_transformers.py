@@ -80,6 +80,7 @@ def same_log_probabilities(model, folder):
     torch.testing.assert_close(found[expected.is_frame], right, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 @needs
 @pytest.mark.slow
 def test_a_parakeet_pruned_here_says_the_same_there(published, sounds, tmp_path):
@@ -133,6 +134,7 @@ def test_a_model_built_here_that_hears_so_leaves_too(sounds, tmp_path):
     assert "WER on dev | 25.00 %" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.long
 @needs
 @pytest.mark.slow
 def test_other_weights_other_tokens_and_torn_files_are_found_out(published, sounds, tmp_path):

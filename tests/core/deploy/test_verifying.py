@@ -14,6 +14,7 @@ from core.pruning.extraction import extract
 from core.testing import deeper, hearing, random_mask, small_model, with_factors
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape"),

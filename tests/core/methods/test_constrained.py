@@ -20,6 +20,7 @@ def searched(bench, *, is_restarted=True):
     return float(expected_sparsity(bench, search.gates.open_probability()).detach()), told
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
 def test_a_target_is_met_and_restarts_keep_it_from_being_overshot(target, bench_of):
@@ -61,6 +62,7 @@ def test_each_constraint_has_a_multiplier_of_its_own():
     assert minmax.values[1] > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_constraint_a_kind_holds_for_every_kind(bench_of):
     bench = bench_of("constrained", steps=STEPS, target_sparsity=0.5, constraint="kind")

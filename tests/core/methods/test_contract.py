@@ -96,6 +96,7 @@ def test_the_same_seed_makes_the_same_choice(method, searched, searched_anew):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", sorted({*METHODS} - {*WITHOUT_WEIGHTS, *WEAK, *FOR_DEPTH}))
 def test_a_method_beats_chance_at_equal_flops_and_repair(method, searched):
     def mean(name):

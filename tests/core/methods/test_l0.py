@@ -119,6 +119,7 @@ def test_a_search_ends_with_gates_at_their_coldest_however_long_it_is(steps, ben
     assert temperatures == sorted(temperatures, reverse=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("start_from", ["", "magnitude"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,6 +155,7 @@ def test_a_search_in_rounds_shuts_units_for_good_and_reaches_the_target(bench_of
     assert expected == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("also", [0.05, 0.3])
 def test_a_further_target_that_is_met_anyway_pulls_nothing_back(also, bench_of):

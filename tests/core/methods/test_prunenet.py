@@ -31,6 +31,7 @@ def test_all_rows_are_rewarded_most(matrices):
     assert reward(weight, torch.arange(48)) > reward(weight, torch.arange(24))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.5, 0.3])
 def test_its_best_rows_are_rewarded_more_than_chance_and_its_worst_less(kept, toy):

@@ -27,6 +27,7 @@ def declared(model):
         )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_our_own_model_it_finds_what_is_declared():
     model = small_model(shape=deeper(1)).double()
@@ -108,6 +109,7 @@ def test_torchaudios_conformer_is_cut_and_computes_what_it_did_masked():
         torch.testing.assert_close(small(speech, lengths)[0], masked(speech, lengths)[0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_encoder_of_transformers_is_cut_and_computes_what_it_did_masked():
     transformers = pytest.importorskip("transformers")
@@ -149,6 +151,7 @@ def test_an_encoder_of_transformers_is_cut_and_computes_what_it_did_masked():
         torch.testing.assert_close(small(speech).logits, masked(speech).logits)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_whatever_its_own_weights_are_a_shut_unit_changes_nothing():
     model = small_model(shape=deeper(1)).double()

@@ -66,6 +66,7 @@ def test_two_budgets_that_can_bind_together_are_both_met_within_a_hundredth(pair
     assert all(-1e-9 <= left <= 0.01 for left in left_of(space, choice, [first, also]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @given(seed=st.integers(0, 10**6), keeps=st.lists(st.floats(0.35, 0.9), min_size=3, max_size=3))
 @settings(few, max_examples=4)

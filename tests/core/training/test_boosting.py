@@ -132,6 +132,7 @@ def test_new_tokens_are_learned_by_the_boosted_model_and_then_by_the_small_one()
     assert losses[78]["logit"] < 0.5 * losses[40]["logit"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_pruned_model_learns_new_tokens_and_keeps_the_old_ones_and_its_shape():
     old_tokens, new_tokens = range(1, 7), range(7, TOY.vocabulary)

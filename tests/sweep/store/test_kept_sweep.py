@@ -60,6 +60,7 @@ def wait_until(is_so, process, seconds=180):
         time.sleep(0.2)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_sweep_goes_on_elsewhere_from_the_store_alone(
     address, space, tmp_path, monkeypatch
