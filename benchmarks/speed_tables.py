@@ -105,7 +105,8 @@ def quantisation(rows: Sequence[Row]) -> list[dict[str, str]]:
         {
             "runs in": row["name"],
             "size": f"{row['megabytes']:.1f} MB",
-            "10 s take": f"{row['ms']:.1f} ms",
+            "speech": f"{row['seconds']:g} s",
+            "takes": f"{row['ms']:.1f} ms",
             "over torch": f"{row['over_torch']:.2f} x",
             "over ONNX Runtime": f"{row['over_onnxruntime']:.2f} x",
             "WER % on dev": f"{100 * row['wer']:.2f}",
