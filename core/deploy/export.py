@@ -260,6 +260,8 @@ def _notes(opened: Bundle, to: Target) -> list[str]:
             " `num_frames`; out: `log_probabilities` and `num_output_frames`."
             " Frames at or beyond an utterance's length mean nothing."
         )
+        if to == "sherpa" and hearing.is_padded:
+            graph += " Each token's frame is said once for each of its features."
         lines += ["", graph]
     added = count_added(opened.model) if to == "transformers" else 0
     if added:
