@@ -43,8 +43,11 @@ def features_of(
         return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
-        powers = _late_powers if hearing.features == "sherpa" else _powers
-        mels = _logarithm(hearing, powers(hearing, waveforms.float(), num_samples)[:, :longest])
+        if hearing.features == "sherpa":
+            powers = _late_powers(waveforms.float(), num_samples, longest)
+        else:
+            powers = _powers(hearing, waveforms.float(), num_samples)[:, :longest]
+        mels = _logarithm(hearing, powers)
         is_real = is_frame(num_frames, longest)
         if hearing.normalisation == "per_feature":
             mels = _normalised(mels, is_real, spare=int(hearing.features == "nemo"))
@@ -74,14 +77,12 @@ def _powers(
 
 
 def _late_powers(
-    hearing: Hearing,
-    waveforms: Float[Tensor, "batch samples"],
-    num_samples: Int[Tensor, " batch"],
+    waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
 ) -> Float[Tensor, "batch frames mels"]:
     """sherpa-onnx's."""
-    frames = cut(waveforms, num_samples, int(hearing.count_frames(num_samples).max()))
-    window = torch.hann_window(_WINDOW, periodic=True, device=waveforms.device)
-    power = torch.fft.rfft(emphasised(frames) * window, n=_FFT).abs().square()  # (B, T, bins)
+    frames = emphasised(cut(waveforms, num_samples, longest))
+    window = _window("hann", waveforms.device, is_periodic=True)
+    power = torch.fft.rfft(frames * window, n=_FFT).abs().square()  # (B, T, bins)
     return power @ _mel_bank(waveforms.device)
 
 
@@ -111,9 +112,11 @@ def _normalised(
 
 
 @functools.cache
-def _window(kind: Window, device: torch.device) -> Float[Tensor, " window"]:
+def _window(
+    kind: Window, device: torch.device, *, is_periodic: bool = False
+) -> Float[Tensor, " window"]:
     make = {"hann": torch.hann_window, "hamming": torch.hamming_window}[kind]
-    return make(_WINDOW, periodic=False, device=device)
+    return make(_WINDOW, periodic=is_periodic, device=device)
 
 
 @functools.cache
