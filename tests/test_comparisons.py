@@ -92,3 +92,15 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
     assert len({cell.folder for cell in cells}) == 4
     steps = {(c.config.pruning.steps, c.config.tuning.steps) for c in cells}
     assert steps == {(30, 70)}
+
+
+def test_the_fast_half_is_as_small_and_gives_up_more_than_is_claimed(loaded):
+    names = ["params only", "params and FLOPs and latency"]
+    _, cells = loaded("half_the_size", rows=names, search_steps=30, tuning_steps=70)
+
+    small, fast = (cell.config.pruning for cell in cells[:2])
+    assert (fast.resource, fast.target_sparsity) == (small.resource, small.target_sparsity)
+    assert not small.also
+    assert fast.also["flops"] >= 0.5
+    assert fast.also["latency"] > 0.45
+    assert fast.multiple_of > small.multiple_of

@@ -1,6 +1,7 @@
 """What docs/ tells a newcomer to do works as it is printed."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def test_a_method_is_added_by_one_file_and_keeps_the_contract(tmp_path):
     (tmp_path / file).write_text(code)
 
     found = subprocess.run(  # noqa: S603  (the page's own command)
-        [sys.executable, "-m", *command.split(), "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", *shlex.split(command), "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path), "PATH": ""},
         capture_output=True,

@@ -119,6 +119,7 @@ def taught(model, tokenizer, texts):
     model.eval()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("sherpa_onnx") is None, reason="needs the extra `sherpa`"
 )

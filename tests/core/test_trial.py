@@ -290,6 +290,7 @@ def test_a_family_has_every_size_from_one_search_interrupted_or_not(shared):
         assert again == (reports, outcomes)
 
 
+@pytest.mark.long
 def test_a_curve_is_tuned_on_point_by_point(shared):
     curve = {"method": "magnitude", "target_sparsity": 0.3, "further_targets": [0.6]}
     place = place_in(shared, "curve-on")

@@ -89,6 +89,7 @@ def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
     assert len(runs_of(folder)) == 5
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_runs_and_is_extended_with_its_ledger_on_a_server(make, postgres):
     folder = make(trials=("trials = 4", f'trials = 2\nledger = "{postgres}"'))
@@ -177,6 +178,7 @@ def longer(make):
     )
 
 
+@pytest.mark.long
 def test_a_killed_driver_costs_nothing_but_time(make):
     folder = longer(make)
     process = start(folder)
@@ -283,6 +285,7 @@ def test_another_config_than_the_sweep_was_begun_with_is_refused_by_name(make):
         driver.run(folder)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_failed_trials_are_tried_again_if_asked_for(make):
     folder = make(trials=("trials = 4", "trials = 2"))
@@ -297,6 +300,7 @@ def test_failed_trials_are_tried_again_if_asked_for(make):
     assert [(r.number, r.state) for r in records_of(folder)] == [(0, "finished"), (1, "finished")]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_trials_beaten_by_too_many_are_stopped_and_stand_on_no_front(make):
     folder = make(

@@ -32,6 +32,7 @@ def asking(server, tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_that_asks_who_is_there_hears_whom_it_knows_and_nobody_else(
     asking, opened, monkeypatch, folder, caplog

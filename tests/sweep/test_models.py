@@ -61,6 +61,7 @@ def test_a_bench_says_how_large_and_how_fast_a_model_is_in_each_runtime(run, mod
         assert row["audio_seconds_per_second"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_bench_of_a_graph_has_one_runtime_and_prints_a_table(run, model):
     graph = model.parent / "model.onnx"

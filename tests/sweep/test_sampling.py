@@ -96,6 +96,7 @@ def test_a_resumed_sampler_proposes_what_an_unbroken_one_would(sampler):
     assert again.propose(number) == pytest.approx(proposed[number])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_model_leaves_the_worthless_alone():
     """With WER limited to what small targets reach, the model stays near those."""

@@ -97,6 +97,7 @@ def test_other_texts_are_refused_with_both_of_them(exported, model):
         (out / TOKENS).write_text(tokens, encoding="utf-8")
 
 
+@pytest.mark.long
 @needs_sherpa
 @pytest.mark.slow
 def test_what_fails_leaves_nothing_behind(model, tmp_path):

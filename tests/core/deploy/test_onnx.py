@@ -18,23 +18,26 @@ from core.testing import (
 )
 
 LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
+OFTEN = [
+    ("binary", deeper(2)),
+    ("empty_blocks", deeper(2)),
+    ("binary", hearing(deeper(2), "dw_striding 8x")),
+]
+SELDOM = [
+    ("open", deeper(2)),
+    ("empty_modules", deeper(2)),
+    ("all_modules_empty", deeper(2)),
+    ("binary", with_factors(deeper(2))),
+    ("binary", deeper(2, linear_features=6)),
+    ("binary", hearing(deeper(2), "striding")),
+    ("binary", hearing(deeper(2), "linear")),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [
-        ("open", deeper(2)),
-        ("binary", deeper(2)),
-        ("empty_modules", deeper(2)),
-        ("all_modules_empty", deeper(2)),
-        ("empty_blocks", deeper(2)),
-        ("binary", with_factors(deeper(2))),
-        ("binary", deeper(2, linear_features=6)),
-        ("binary", hearing(deeper(2), "striding")),
-        ("binary", hearing(deeper(2), "dw_striding 8x")),
-        ("binary", hearing(deeper(2), "linear")),
-    ],
+    [*OFTEN, *(pytest.param(*each, marks=pytest.mark.long) for each in SELDOM)],
 )
 def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):
     model = small_model(shape=shape)

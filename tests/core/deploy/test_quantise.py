@@ -60,7 +60,12 @@ def test_it_is_smaller_and_alone_in_its_folder(toy, quantise, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("quantise", "is_nemo"), [(dynamic, False), (dynamic, True), (static, False)]
+    ("quantise", "is_nemo"),
+    [
+        (dynamic, False),
+        pytest.param(dynamic, True, marks=pytest.mark.long),
+        pytest.param(static, False, marks=pytest.mark.long),
+    ],
 )
 def test_the_front_end_stays_in_floats_and_the_blocks_do_not(quantise, is_nemo, tmp_path):
     model = small_model(shape=hearing(deeper(2), "dw_striding"))

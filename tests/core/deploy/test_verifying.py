@@ -38,6 +38,7 @@ def test_a_graph_is_its_model_at_any_length(kind, shape, tmp_path):
     assert max(map(max, LENGTHS)) == 6000
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("front_end", ["striding", "dw_striding 8x"])
 def test_a_graph_read_as_nemo_s_says_each_frame_for_all_its_features(front_end, tmp_path):

@@ -96,6 +96,7 @@ def test_a_unit_is_priced_at_what_its_axis_saves(resource):
     assert found["blocks.0.ff1.up.rank"] == pytest.approx(of_layer / 12 / whole)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_large_directions_that_do_nothing_die_before_small_ones_that_do():
     model = small_model()

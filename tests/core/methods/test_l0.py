@@ -137,6 +137,7 @@ def test_gates_of_every_kind_and_start_reach_the_target(kind, start_from, bench_
     assert bench.space.sparsity(cost, "flops") >= 0.6
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_search_in_rounds_shuts_units_for_good_and_reaches_the_target(bench_of):
     bench = bench_of("l0", steps=120, target_sparsity=0.8, gate_travel=60.0, shrink_rounds=3)

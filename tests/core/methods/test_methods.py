@@ -132,6 +132,7 @@ def test_dense_removes_nothing_whatever_is_asked_for():
     assert method.found(a_bench(small_model()), None).scores == {}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_l0_closes_units_that_do_nothing_before_units_that_do():
     model = small_model(shape=deeper(3))
@@ -165,6 +166,7 @@ def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
     assert space.sparsity(cost, "flops") >= 0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_l0_may_close_whole_blocks_too():
     kinds = [*PruningConfig().axes, "block"]
