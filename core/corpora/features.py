@@ -24,7 +24,6 @@ _WINDOW, _SHIFT, _FFT = 400, 160, 512
 _LEFT = _WINDOW // 2 - _SHIFT // 2  # the first frame is centred on its 10 ms
 _LOW_HZ, _HIGH_HZ = 20.0, 7600.0
 _PREEMPHASIS = 0.97
-_FLOOR = torch.finfo(torch.float32).eps
 
 
 def count_frames(num_samples: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -45,8 +44,13 @@ def log_mel(
         frames = frames - frames.mean(dim=2, keepdim=True)
         frames = emphasised(frames) * _povey_window(waveforms.device)
         power = torch.fft.rfft(frames, n=_FFT).abs().square()
-        mels = (power @ _mel_bank(waveforms.device)).clamp_min(_FLOOR).log()
+        mels = floored_log(power @ _mel_bank(waveforms.device))
     return mels * is_frame(num_frames, longest)[:, :, None], num_frames
+
+
+def floored_log(powers: Float[Tensor, "batch frames mels"]) -> Float[Tensor, "batch frames mels"]:
+    """Kaldi's: silence counts as the smallest step from 1."""
+    return powers.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def is_frame(num_frames: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch frames"]:

@@ -18,7 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from core.corpora.features import NUM_MELS, SAMPLE_RATE_HZ, cut, emphasised, is_frame, log_mel
+from core.corpora.features import (
+    NUM_MELS,
+    SAMPLE_RATE_HZ,
+    cut,
+    emphasised,
+    floored_log,
+    is_frame,
+    log_mel,
+)
 from core.hearing import Hearing, Window
 
 _WINDOW, _HOP, _FFT = 400, 160, 512
@@ -90,7 +98,7 @@ def _logarithm(
     hearing: Hearing, powers: Float[Tensor, "batch frames mels"]
 ) -> Float[Tensor, "batch frames mels"]:
     if hearing.features == "sherpa" and hearing.normalisation == "none":
-        return powers.clamp_min(torch.finfo(torch.float32).eps).log()
+        return floored_log(powers)
     return (powers + _FLOOR).log()
 
 
