@@ -1,11 +1,10 @@
 """Half the parameters, twice over: with that target alone, and with FLOPs and latency asked for.
 
 The teacher, the teacher tuned on by as many steps, the paper's target, and the same with at least
-half of the FLOPs and 45 % of the time at batch 1 gone, all with the same total steps. WER is over
-dev and test together, in the mean over seeds, with a bootstrap interval over utterances;
-differences are paired: to the teacher and to dense. Models are timed when all training is over,
-each in turn with the teacher. Trials are kept in --dir, so an interrupted run goes on where it
-stopped.
+half of the FLOPs and of the time at batch 1 gone, all with the same total steps. WER is over dev
+and test together, in the mean over seeds, with a bootstrap interval over utterances; differences
+are paired: to the teacher and to dense. Models are timed when all training is over, each in turn
+with the teacher. Trials are kept in --dir, so an interrupted run goes on where it stopped.
 """
 
 import argparse
