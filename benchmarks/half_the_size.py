@@ -34,6 +34,7 @@ HALF = {"resource": "params", "target_sparsity": 0.5}
 # A table of the machine is right within some percent, the more so at sizes that fill its registers:
 # more is asked for than is wanted, in multiples of eight.
 FAST = {"also": {"flops": 0.5, "latency": 0.5}, "multiple_of": 8}
+PLAIN = {"frequency_masks": 0, "time_masks_per_second": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "dense": {"method": "dense"},
     "params only": HALF,
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     parser.add_argument("--search-steps", type=int, default=0, help="instead of the space's")
     parser.add_argument("--tuning-steps", type=int, default=0, help="instead of the space's")
+    parser.add_argument("--plain", action="store_true", help="speech as it is: no SpecAugment")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=25, help="turns in which a model is timed")
     parser.add_argument("--name", default="half_the_size", help="which file --save writes")
@@ -73,6 +75,7 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     base = load(args.space).space.base.model_dump()
     base["pruning"] |= {"steps": args.search_steps} if args.search_steps else {}
     base["tuning"] |= {"steps": args.tuning_steps} if args.tuning_steps else {}
+    base["training"] |= {"augment": PLAIN} if args.plain else {}
     every = base["pruning"]["steps"] + base["tuning"]["steps"]
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     for seed in range(args.seeds):

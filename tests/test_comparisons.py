@@ -83,7 +83,11 @@ def test_a_curve_reaches_as_far_as_it_is_cut(loaded):
 
 def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
     _, cells = loaded(
-        "half_the_size", rows=["dense", "params only"], search_steps=30, tuning_steps=70
+        "half_the_size",
+        rows=["dense", "params only"],
+        search_steps=30,
+        tuning_steps=70,
+        plain=True,
     )
 
     asked = {cell.name: cell.config.pruning for cell in cells}
@@ -92,11 +96,13 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
     assert len({cell.folder for cell in cells}) == 4
     steps = {(c.config.pruning.steps, c.config.tuning.steps) for c in cells}
     assert steps == {(30, 70)}
+    assert all(c.config.training.augment.frequency_masks == 0 for c in cells)
+    assert all(c.config.training.augment.time_masks_per_second == 0 for c in cells)
 
 
 def test_the_fast_half_is_as_small_and_gives_up_more_than_is_claimed(loaded):
     names = ["params only", "params and FLOPs and latency"]
-    _, cells = loaded("half_the_size", rows=names, search_steps=30, tuning_steps=70)
+    _, cells = loaded("half_the_size", rows=names, search_steps=30, tuning_steps=70, plain=False)
 
     small, fast = (cell.config.pruning for cell in cells[:2])
     assert (fast.resource, fast.target_sparsity) == (small.resource, small.target_sparsity)
