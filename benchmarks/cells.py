@@ -4,6 +4,7 @@ A cell is one trial. Its models' errors are kept utterance by utterance beside t
 are compared pair by pair, and an interrupted table goes on where it stopped.
 """
 
+import argparse
 import json
 import multiprocessing
 import statistics
@@ -25,11 +26,13 @@ from core.evaluation.wer import bootstrap, paired_difference, word_errors
 from core.setting import Place
 from core.teacher import prepare
 from core.trial import run
+from sweep.config import load
 
 SAMPLES = 10_000
 """Resamples of the utterances behind an interval."""
 TIMED_SECONDS = 10.0
 """Of the utterance that models are timed on."""
+PLAIN = {"frequency_masks": 0, "time_masks_per_second": 0.0}
 CPU = torch.device("cpu")
 
 Errors = tuple[list[float], list[float]]
@@ -59,6 +62,27 @@ class Cell:
     def is_done(self, root: Path) -> bool:
         models = self.models(root)
         return bool(models) and all(errors_file(model).is_file() for model in models)
+
+
+def training_arguments(parser: argparse.ArgumentParser, space: str) -> None:
+    """What all trials of a table have in common: a space, or what it says said otherwise."""
+    parser.add_argument("--space", default=space, help="a search space: its fixed values")
+    parser.add_argument("--search-steps", type=int, default=0, help="instead of the space's")
+    parser.add_argument("--tuning-steps", type=int, default=0, help="instead of the space's")
+    parser.add_argument("--batch-seconds", type=float, default=0.0, help="instead of the space's")
+    parser.add_argument("--plain", action="store_true", help="speech as it is: no SpecAugment")
+
+
+def base_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fixed values, with one report at the end and one thread."""
+    base: dict[str, Any] = load(args.space).space.base.model_dump()
+    base["pruning"] |= {"steps": args.search_steps} if args.search_steps else {}
+    base["tuning"] |= {"steps": args.tuning_steps} if args.tuning_steps else {}
+    base["training"] |= {"batch_seconds": args.batch_seconds} if args.batch_seconds else {}
+    base["training"] |= {"augment": PLAIN} if args.plain else {}
+    every = base["pruning"]["steps"] + base["tuning"]["steps"]
+    base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
+    return base
 
 
 def cell_of(

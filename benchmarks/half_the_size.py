@@ -18,23 +18,22 @@ from cells import (
     TIMED_SECONDS,
     Cell,
     against,
+    base_of,
     cell_of,
     errors_of,
     outcomes_of,
     teacher_of,
     time_share,
     trained,
+    training_arguments,
     wer_of,
 )
 from measuring import arguments, emit
-
-from sweep.config import load
 
 HALF = {"resource": "params", "target_sparsity": 0.5}
 # A table of the machine is right within some percent, the more so at sizes that fill its registers:
 # more is asked for than is wanted, in multiples of eight.
 FAST = {"also": {"flops": 0.5, "latency": 0.5}, "multiple_of": 8}
-PLAIN = {"frequency_masks": 0, "time_masks_per_second": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "dense": {"method": "dense"},
     "params only": HALF,
@@ -44,13 +43,10 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--space", default="commands", help="a search space: its fixed values")
+    training_arguments(parser, "commands")
     parser.add_argument("--dir", type=Path, default=Path("runs/half_the_size"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
-    parser.add_argument("--search-steps", type=int, default=0, help="instead of the space's")
-    parser.add_argument("--tuning-steps", type=int, default=0, help="instead of the space's")
-    parser.add_argument("--plain", action="store_true", help="speech as it is: no SpecAugment")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=25, help="turns in which a model is timed")
     parser.add_argument("--name", default="half_the_size", help="which file --save writes")
@@ -72,12 +68,7 @@ def main() -> None:
 
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed, so that whatever is done can be compared."""
-    base = load(args.space).space.base.model_dump()
-    base["pruning"] |= {"steps": args.search_steps} if args.search_steps else {}
-    base["tuning"] |= {"steps": args.tuning_steps} if args.tuning_steps else {}
-    base["training"] |= {"augment": PLAIN} if args.plain else {}
-    every = base["pruning"]["steps"] + base["tuning"]["steps"]
-    base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
+    base = base_of(args)
     for seed in range(args.seeds):
         for name in args.rows:
             yield cell_of(base, name, {"pruning": ROWS[name]}, "", seed)

@@ -23,6 +23,7 @@ from cells import (
     Cell,
     Errors,
     against,
+    base_of,
     cell_of,
     errors_of,
     outcomes_of,
@@ -30,6 +31,7 @@ from cells import (
     teacher_of,
     time_share,
     trained,
+    training_arguments,
     wer_of,
 )
 from measuring import arguments, emit
@@ -40,7 +42,6 @@ from core.setting import Place
 from core.training.method import load_method
 from core.training.trainer import fit
 from core.trial import opened
-from sweep.config import load
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "l0 straight through": {"method": "l0", "gates": "straight_through"},
@@ -60,7 +61,7 @@ TIMES = 15
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--space", default="methods", help="a search space: its fixed values")
+    training_arguments(parser, "methods")
     parser.add_argument("--dir", type=Path, default=Path("runs/methods_table"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
@@ -92,9 +93,7 @@ def main() -> None:
 
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed, so that whatever is done can be compared."""
-    base = load(args.space).space.base.model_dump()
-    every = base["pruning"]["steps"] + base["tuning"]["steps"]
-    base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
+    base = base_of(args)
     base["pruning"] |= {
         "resource": args.resource,
         # A curve must reach as far as it is cut.

@@ -16,7 +16,8 @@ def loaded(monkeypatch, tiny_space):
 
     def planned(name, **values):
         module = importlib.import_module(name)
-        args = argparse.Namespace(space=str(tiny_space), seeds=2, **values)
+        asked = {"search_steps": 0, "tuning_steps": 0, "batch_seconds": 0.0, "plain": False}
+        args = argparse.Namespace(space=str(tiny_space), seeds=2, **(asked | values))
         return module, list(module.planned(args))
 
     return planned
@@ -87,6 +88,7 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
         rows=["dense", "params only"],
         search_steps=30,
         tuning_steps=70,
+        batch_seconds=5.0,
         plain=True,
     )
 
@@ -96,13 +98,15 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
     assert len({cell.folder for cell in cells}) == 4
     steps = {(c.config.pruning.steps, c.config.tuning.steps) for c in cells}
     assert steps == {(30, 70)}
-    assert all(c.config.training.augment.frequency_masks == 0 for c in cells)
-    assert all(c.config.training.augment.time_masks_per_second == 0 for c in cells)
+    training = [c.config.training for c in cells]
+    assert {t.batch_seconds for t in training} == {5.0}
+    assert {t.augment.frequency_masks for t in training} == {0}
+    assert {t.augment.time_masks_per_second for t in training} == {0.0}
 
 
 def test_the_fast_half_is_as_small_and_gives_up_more_than_is_claimed(loaded):
     names = ["params only", "params and FLOPs and latency"]
-    _, cells = loaded("half_the_size", rows=names, search_steps=30, tuning_steps=70, plain=False)
+    _, cells = loaded("half_the_size", rows=names)
 
     small, fast = (cell.config.pruning for cell in cells[:2])
     assert (fast.resource, fast.target_sparsity) == (small.resource, small.target_sparsity)
