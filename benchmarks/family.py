@@ -100,8 +100,8 @@ def tabulated(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
         {
             "name": f"{100 * target:g} % removed",
             **compared(models[FAMILY, target], models[ALONE, target], teacher_of(root)),
-            **means("", spent[FAMILY, target]),
-            **means(f"{ALONE}_", spent[ALONE, target]),
+            **medians("", spent[FAMILY, target]),
+            **medians(f"{ALONE}_", spent[ALONE, target]),
             "seeds": len(models[FAMILY, target]),
         }
         for target in targets
@@ -121,10 +121,11 @@ def compared(family: list[Path], separate: list[Path], teacher: Path) -> dict[st
     }
 
 
-def means(prefix: str, spent: list[tuple[int, float]]) -> dict[str, float]:
+def medians(prefix: str, spent: list[tuple[int, float]]) -> dict[str, float]:
+    """Of seeds, one of which may have stood still for an hour."""
     return {
-        f"{prefix}steps": statistics.mean(steps for steps, _ in spent),
-        f"{prefix}seconds": statistics.mean(seconds for _, seconds in spent),
+        f"{prefix}steps": statistics.median(steps for steps, _ in spent),
+        f"{prefix}seconds": statistics.median(seconds for _, seconds in spent),
     }
 
 
