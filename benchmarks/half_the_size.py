@@ -17,6 +17,7 @@ from typing import Any
 from cells import (
     TIMED_SECONDS,
     Cell,
+    Errors,
     against,
     base_of,
     cell_of,
@@ -88,12 +89,17 @@ def tabulated(cells: Sequence[Cell], root: Path, repeats: int) -> list[dict[str,
             "flops_removed": removed(groups[name], "flops_sparsity"),
             "time_removed": 1 - time_share(root, groups[name], repeats=repeats),
             **wer_of(own),
-            **against("teacher", own, errors["teacher"]),
-            **against("dense", own, errors.get("dense", own)),
+            **compared(own, errors),
             "seeds": len(groups[name]),
         }
         for name, own in errors.items()
     ]
+
+
+def compared(own: Errors, errors: dict[str, Errors]) -> dict[str, float]:
+    """With the teacher and, where it was trained on, with that."""
+    found = against("teacher", own, errors["teacher"])
+    return found | (against("dense", own, errors["dense"]) if "dense" in errors else {})
 
 
 def removed(models: Sequence[Path], key: str) -> float:
