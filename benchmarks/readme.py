@@ -81,6 +81,16 @@ def by_target(rows: Sequence[Row], said: Callable[[Row], str]) -> list[dict[str,
     ]
 
 
+def against_l0(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The error, and how much more of the words that is than `l0` has; best at the last first."""
+    wers = {row["name"]: row["wer"] for row in rows if row["target"] == targets(rows)[-1]}
+
+    def said(row: Row) -> str:
+        return f"{percent(row['wer'])}, {with_interval(row, 'to_l0', sign='+')}"
+
+    return sorted(by_target(rows, said), key=lambda row: wers.get(row["model"], 1.0))
+
+
 def targets(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["target"] for row in rows if row["target"]))
 
@@ -350,6 +360,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "adapting": ("adapting", adapting),
     "depth": ("depth", depth),
     "methods": ("methods", methods),
+    "methods_spoken": ("methods_spoken", against_l0),
+    "methods_spoken_latency": ("methods_spoken_latency", against_l0),
     "half_the_size_commands": ("half_the_size_commands", half_the_size),
     "half_the_size_spoken": ("half_the_size_spoken", half_the_size),
     "unlabelled": ("unlabelled", unlabelled),

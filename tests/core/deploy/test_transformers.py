@@ -37,32 +37,12 @@ def sounds(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(save_parakeet, tmp_path_factory):
     """A `ParakeetForCTC` of chance, and in it the bundle that it becomes."""
-    transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("published")
     tokenizer = Tokenizer.train(TEXTS, CorpusConfig(tokens="bpe", vocabulary=40), folder)
     (folder / "tokenizer.model").write_bytes(tokenizer.without_blank())
-    sizes = {
-        "hidden_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "subsampling_conv_channels": 8,
-    }
-    torch.manual_seed(0)
-    config = transformers.ParakeetCTCConfig(
-        vocab_size=tokenizer.size, pad_token_id=tokenizer.size - 1, encoder_config=sizes
-    )
-    model = transformers.ParakeetForCTC(config)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 2.0)
-            elif tensor.is_floating_point():
-                tensor.add_(0.05 * torch.randn_like(tensor))
-    model.save_pretrained(folder)
-    transformers.ParakeetFeatureExtractor().save_pretrained(folder)
+    save_parakeet(folder, tokenizer.size, num_hidden_layers=3)
     bring(str(folder), folder / "bundle")
     return folder / "bundle"
 

@@ -12,13 +12,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 TEXTS = ["turn the kitchen light on", "what is the time now", "set a timer for ten minutes"] * 4
 LENGTHS = (16_001, 12_337, 8_000, 2_000)
-SIZES = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "subsampling_conv_channels": 8,
-}
 
 
 def fast_tokenizer(size=60):
@@ -35,25 +28,17 @@ def fast_tokenizer(size=60):
     return tokenizer
 
 
-def saved(folder, **changes):
-    """A model of chance, every tensor away from its start."""
-    tokenizer = fast_tokenizer()
-    vocabulary = tokenizer.get_vocab_size()
-    torch.manual_seed(0)
-    config = transformers.ParakeetCTCConfig(
-        vocab_size=vocabulary, pad_token_id=vocabulary - 1, encoder_config=SIZES | changes
-    )
-    model = transformers.ParakeetForCTC(config).eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 2.0)
-            elif tensor.is_floating_point():
-                tensor.add_(0.05 * torch.randn_like(tensor))
-    model.save_pretrained(folder)
-    transformers.ParakeetFeatureExtractor().save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return model
+@pytest.fixture
+def saved(save_parakeet):
+    """Saves a model of chance with its tokenizer."""
+
+    def save(folder, **changes):
+        tokenizer = fast_tokenizer()
+        model = save_parakeet(folder, tokenizer.get_vocab_size(), **changes)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        return model
+
+    return save
 
 
 @pytest.mark.slow
@@ -65,7 +50,7 @@ def saved(folder, **changes):
         {"subsampling_factor": 4, "conv_kernel_size": 5},
     ],
 )
-def test_log_probabilities_are_transformers_on_ragged_batches(changes, tmp_path):
+def test_log_probabilities_are_transformers_on_ragged_batches(changes, saved, tmp_path):
     theirs = saved(tmp_path, **changes)
     ours = opened(tmp_path)
     chance = torch.Generator().manual_seed(1)
@@ -96,7 +81,9 @@ def test_log_probabilities_are_transformers_on_ragged_batches(changes, tmp_path)
 
 
 @pytest.mark.slow
-def test_its_fast_tokenizer_becomes_sentencepiece_with_the_same_ids_but_for_the_blank(tmp_path):
+def test_its_fast_tokenizer_becomes_sentencepiece_with_the_same_ids_but_for_the_blank(
+    saved, tmp_path
+):
     saved(tmp_path)
     theirs, ours = fast_tokenizer(), opened(tmp_path).tokenizer
 
