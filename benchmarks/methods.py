@@ -49,8 +49,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "l0 from magnitude": {"method": "l0", "start_from": "magnitude"},
     "l0 from numerical": {"method": "l0", "start_from": "numerical"},
     "l0 from ld": {"method": "l0", "start_from": "ld"},
+    "l0 from mope": {"method": "l0", "start_from": "mope"},
     "l0 gates faster": {"method": "l0", "gate_travel": 50.0},
     "l0 longer warm-up": {"method": "l0", "warmup_share": 0.6},
+    "l0 in three rounds": {"method": "l0", "shrink_rounds": 3},
+    "l0 weights faster": {"method": "l0", "learning_rate": 2e-3},
+    "l0 from mope, faster": {"method": "l0", "start_from": "mope", "learning_rate": 2e-3},
 }
 """Rows that are a method with some of its settings otherwise."""
 AGAINST = "l0"
