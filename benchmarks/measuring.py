@@ -20,6 +20,8 @@ from torch import nn
 from core.conformer.shape import MELS
 
 RESULTS = Path(__file__).parent / "results"
+MANY_COLUMNS = 10_000
+"""Of a terminal: more than any table takes."""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -36,7 +38,7 @@ def emit(
     args: argparse.Namespace,
 ) -> None:
     """Print the table, keep the object if asked for, and print it last if asked for."""
-    Console().print(_table(name, rows))
+    _print(_table(name, rows))
     whole = {"benchmark": name, **values, "rows": list(rows), "provenance": provenance()}
     if args.save:
         RESULTS.mkdir(exist_ok=True)
@@ -87,12 +89,22 @@ def on_one_utterance(
 
 
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A column each that any row has."""
     table = Table(title=f"{name} ({machine()})")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "name" else "right")
+    columns = dict.fromkeys(column for row in rows for column in row)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
     return table
+
+
+def _print(table: Table) -> None:
+    """As wide as it is: many columns squeezed into a narrow terminal cannot be read at all."""
+    console = Console()
+    unbounded = console.options.update(width=MANY_COLUMNS)
+    console.width = max(console.width, console.measure(table, options=unbounded).maximum)
+    console.print(table)
 
 
 def _cell(value: Any) -> str:
