@@ -73,12 +73,14 @@ def _by_windows(
 
 def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]:
     """Of so many samples after the other, those left over at the end aside; deaf to an offset."""
-    found = []
     with Recording(file, resample=resample) as recording:
-        for begin in range(0, recording.num_samples, _READ * hop):
-            end = min(begin + _READ * hop, recording.num_samples // hop * hop)
-            found.append(recording.read(begin, max(begin, end)).view(-1, hop).var(-1, correction=0))
-    return torch.cat(found)
+        # In one piece from the start: small results between large reads would keep their memory.
+        found = torch.empty(recording.num_samples // hop)
+        for begin in range(0, len(found), _READ):
+            end = min(begin + _READ, len(found))
+            samples = recording.read(begin * hop, end * hop)
+            found[begin:end] = samples.view(-1, hop).var(-1, correction=0)
+    return found
 
 
 def _is_complete(window: Window, num_kept: int) -> bool:
