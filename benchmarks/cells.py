@@ -33,6 +33,7 @@ SAMPLES = 10_000
 TIMED_SECONDS = 10.0
 """Of the utterance that models are timed on."""
 PLAIN = {"frequency_masks": 0, "time_masks_per_second": 0.0}
+UNTAUGHT = {"logit_weight": 0.0, "layer_weight": 0.0}
 CPU = torch.device("cpu")
 
 Errors = tuple[list[float], list[float]]
@@ -65,12 +66,17 @@ class Cell:
 
 
 def training_arguments(parser: argparse.ArgumentParser, space: str) -> None:
-    """What all trials of a table have in common: a space, or what it says said otherwise."""
+    """What all trials of a table have in common: a space, or what it says said otherwise.
+
+    The teacher learns as the space says.
+    """
     parser.add_argument("--space", default=space, help="a search space: its fixed values")
     parser.add_argument("--search-steps", type=int, default=0, help="instead of the space's")
     parser.add_argument("--tuning-steps", type=int, default=0, help="instead of the space's")
     parser.add_argument("--batch-seconds", type=float, default=0.0, help="instead of the space's")
     parser.add_argument("--plain", action="store_true", help="speech as it is: no SpecAugment")
+    parser.add_argument("--untaught", action="store_true", help="no distillation: from transcripts")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), help="not the space's")
 
 
 def base_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,6 +86,8 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
     base["tuning"] |= {"steps": args.tuning_steps} if args.tuning_steps else {}
     base["training"] |= {"batch_seconds": args.batch_seconds} if args.batch_seconds else {}
     base["training"] |= {"augment": PLAIN} if args.plain else {}
+    base["distillation"] |= UNTAUGHT if args.untaught else {}
+    base["runtime"] |= {"precision": args.precision} if args.precision else {}
     every = base["pruning"]["steps"] + base["tuning"]["steps"]
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     return base
@@ -94,11 +102,15 @@ def cell_of(
     return Cell(name=name, target=target, seed=seed, config=config)
 
 
-def trained(cells: Sequence[Cell], root: Path, workers: int) -> None:
-    """Make the teacher and run all cells, so many side by side."""
+def trained(cells: Sequence[Cell], root: Path, workers: int, space: str = "") -> None:
+    """Make the teacher and run all cells, so many side by side.
+
+    Where a space is named, the teacher learns as that says, whatever is said of trials otherwise.
+    """
     console = Console(stderr=True)
+    said = {"training": load(space).space.base.training} if space else {}
     for cell in cells:  # what the first has made stays; another may want a table of latency beside
-        for report in prepare(cell.config, place_of(root, "none")):
+        for report in prepare(cell.config.model_copy(update=said), place_of(root, "none")):
             console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
     measure(root, teacher_of(root))
     jobs = [(cell, root) for cell in cells]

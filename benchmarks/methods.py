@@ -83,7 +83,7 @@ def main() -> None:
     root = args.dir.resolve()
     cells = list(planned(args))
     if not args.table_only:
-        trained(cells, root, args.workers)
+        trained(cells, root, args.workers, args.space)
     finished = [cell for cell in cells if cell.is_done(root)]
     config = cells[0].config
     values = {

@@ -28,8 +28,8 @@ from core.conformer.feedforward import module_axis
 from core.conformer.linear_attention import LinearMixing
 from core.conformer.norm import LayerNorm, in_autocast
 
-ROWS = 64
-"""Of scores, at a time, in training on a CPU."""
+ROWS_TRAINED, ROWS_HEARD = 64, 128
+"""Of scores, at a time, on a CPU; without gradients fewer calls weigh more."""
 
 
 class Attention(nn.Module):
@@ -118,8 +118,9 @@ class Attention(nn.Module):
 
     def _rows(self, x: Float[Tensor, "batch time width"]) -> int:
         """Rows of scores at a time; their number would be fixed by a compiled graph."""
-        is_cut = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        return ROWS if is_cut else x.shape[1]
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return x.shape[1]
+        return ROWS_TRAINED if self.training else ROWS_HEARD
 
     def _in_linear_time(
         self,
