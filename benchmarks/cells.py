@@ -108,15 +108,20 @@ def trained(cells: Sequence[Cell], root: Path, workers: int, space: str = "") ->
     Where a space is named, the teacher learns as that says, whatever is said of trials otherwise.
     """
     console = Console(stderr=True)
-    said = {"training": load(space).space.base.training} if space else {}
     for cell in cells:  # what the first has made stays; another may want a table of latency beside
-        for report in prepare(cell.config.model_copy(update=said), place_of(root, "none")):
+        for report in prepare(teaching(cell.config, space), place_of(root, "none")):
             console.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
     measure(root, teacher_of(root))
     jobs = [(cell, root) for cell in cells]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for done, line in enumerate(pool.imap_unordered(_trained_one, jobs), 1):
             console.print(f"{done}/{len(cells)} {line}")
+
+
+def teaching(config: TrialConfig, space: str) -> TrialConfig:
+    """By which the teacher of a trial is made."""
+    base: TrialConfig = load(space).space.base if space else config
+    return config.model_copy(update={"training": base.training})
 
 
 def _trained_one(job: tuple[Cell, Path]) -> str:

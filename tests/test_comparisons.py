@@ -17,6 +17,7 @@ def loaded(monkeypatch, tiny_space):
     def planned(name, **values):
         module = importlib.import_module(name)
         asked = {"search_steps": 0, "tuning_steps": 0, "batch_seconds": 0.0, "plain": False}
+        asked |= {"untaught": False, "precision": None, "latency": 0.5}
         args = argparse.Namespace(space=str(tiny_space), seeds=2, **(asked | values))
         return module, list(module.planned(args))
 
@@ -90,6 +91,8 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
         tuning_steps=70,
         batch_seconds=5.0,
         plain=True,
+        untaught=True,
+        precision="bf16",
     )
 
     asked = {cell.name: cell.config.pruning for cell in cells}
@@ -102,6 +105,19 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
     assert {t.batch_seconds for t in training} == {5.0}
     assert {t.augment.frequency_masks for t in training} == {0}
     assert {t.augment.time_masks_per_second for t in training} == {0.0}
+    taught = [c.config.distillation for c in cells]
+    assert {(t.logit_weight, t.layer_weight) for t in taught} == {(0.0, 0.0)}
+    assert {c.config.runtime.precision for c in cells} == {"bf16"}
+
+
+def test_the_teacher_learns_as_the_space_says_whatever_trials_do(loaded, tiny_space):
+    _, (said, *_) = loaded("half_the_size", rows=["dense"])
+    _, (cell, *_) = loaded("half_the_size", rows=["dense"], batch_seconds=5.0, plain=True)
+    teaching = importlib.import_module("cells").teaching
+
+    assert cell.config.training != said.config.training
+    assert teaching(cell.config, str(tiny_space)).training == said.config.training
+    assert teaching(cell.config, "") == cell.config
 
 
 def test_the_fast_half_is_as_small_and_gives_up_more_than_is_claimed(loaded):
