@@ -29,7 +29,6 @@ from sweep.unlabelled import AGAINST_TEACHER, note_of
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     from core.evaluation.wer import WerReport
-    from core.price import Price
 
 MANY_ROWS = 300
 """Above so many a table is plain lines: measuring each cell takes a millisecond."""
@@ -343,39 +342,6 @@ def wer_line(values: Mapping[str, Any]) -> str:
         f"WER {100 * values['wer']:.2f} % ({low:.2f} to {high:.2f})"
         f" on {values['utterances']} utterances, {values['words']} words"
     )
-
-
-def price_values(config: SweepConfig, price: "Price") -> dict[str, Any]:
-    """What a sweep will cost: sizes, and hours of work by one measured step.
-
-    A masked step costs a little more than the dense one measured, an extracted model's less.
-    """
-    base = config.space.base
-    steps = base.pruning.steps + base.tuning.steps
-    teacher = 0 if base.teacher.bundle else base.teacher.steps
-    seconds = price.seconds_per_step * (teacher + steps * config.sweep.trials)
-    return {
-        "name": config.sweep.name,
-        "trials": config.sweep.trials,
-        "searched": list(config.space.distributions),
-        "params": price.params,
-        "gflops": price.gflops,
-        "seconds_per_step": price.seconds_per_step,
-        "teacher_steps": teacher,
-        "trial_steps": steps,
-        "worker_hours": seconds / 3600,
-    }
-
-
-def price_lines(values: Mapping[str, Any]) -> list[str]:
-    """The same, to be read."""
-    return [
-        f"{values['name']}: {values['trials']} trials over {', '.join(values['searched'])}",
-        f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",
-        f"one step: {values['seconds_per_step']:.2f} s on this machine",
-        f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial",
-        f"about {values['worker_hours']:.1f} hours of one worker",
-    ]
 
 
 def as_json(values: Any) -> str:

@@ -31,9 +31,9 @@ def check(space: Space, as_json: Json = False) -> None:
     from core.without_speech import check as check_speechless
     from core.without_speech import remaining
     from sweep.config import load
+    from sweep.pricing import price_lines, price_values
     from sweep.unlabelled import methods_line, refuse_methods
     from sweep.views import as_json as to_json
-    from sweep.views import price_lines, price_values
 
     config = load(space)
     base, able = config.space.base, remaining()

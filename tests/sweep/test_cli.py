@@ -152,6 +152,22 @@ def test_a_check_says_what_a_sweep_would_cost(run, tiny_space):
     assert values["trials"] == 4
     assert values["params"] > 0
     assert values["seconds_per_step"] > 0
+    assert values["removed"] == {"flops": [0.2, 0.8]}
+
+
+def test_a_check_names_every_budget_of_a_trial(run, tiny_space, tmp_path):
+    several = 'resource = "params"\nalso = { flops = { uniform = [0.4, 0.6] }, latency = 0.45 }\n'
+    space = tmp_path / "several.toml"
+    space.write_text(
+        tiny_space.read_text().replace("[trial.pruning]\n", f"[trial.pruning]\n{several}")
+    )
+
+    code, out, _ = run("check", space)
+
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("to remove: "))
+    budgets = line.removeprefix("to remove: ").split(", ")
+    assert {"45 % of latency", "40 to 60 % of flops"} < set(budgets)
 
 
 @pytest.mark.parametrize(
