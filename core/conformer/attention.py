@@ -30,6 +30,9 @@ from core.conformer.norm import LayerNorm, in_autocast
 
 ROWS_TRAINED, ROWS_HEARD = 64, 128
 """Of scores, at a time, on a CPU; without gradients fewer calls weigh more."""
+LONG = 512
+"""Frames, 20 s, up to which all rows are heard at once: longer ones leave the caches. The cost, of
+all distances for all rows, so is what is computed at the lengths that it is stated at."""
 
 
 class Attention(nn.Module):
@@ -118,9 +121,10 @@ class Attention(nn.Module):
 
     def _rows(self, x: Float[Tensor, "batch time width"]) -> int:
         """Rows of scores at a time; their number would be fixed by a compiled graph."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return x.shape[1]
-        return ROWS_TRAINED if self.training else ROWS_HEARD
+        time, is_free = x.shape[1], x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_free and self.training:
+            return ROWS_TRAINED
+        return ROWS_HEARD if is_free and time > LONG else time
 
     def _in_linear_time(
         self,

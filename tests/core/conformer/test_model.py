@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from core.config import ModelConfig
-from core.conformer.attention import by_softmax, distance_table, shifted
+from core.conformer import attention
+from core.conformer.attention import LONG, by_softmax, distance_table, shifted
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.hearing import NATIVE
@@ -90,6 +91,23 @@ def test_attention_a_few_rows_at_a_time_mixes_the_same(rows):
         strict=True,
     ):
         torch.testing.assert_close(y, x)
+
+
+def test_what_is_long_is_heard_as_if_all_rows_of_scores_were_at_hand(monkeypatch):
+    model, frames = small_model(), LONG + 90
+    features, num_frames = ragged_speech(4 * frames, 4 * LONG + 8)
+    met = []
+    monkeypatch.setattr(
+        attention, "by_softmax", lambda **told: met.append(told) or by_softmax(**told)
+    )
+
+    with torch.no_grad():
+        in_parts = model(features, num_frames)
+        monkeypatch.setattr(attention, "LONG", frames)
+        at_once = model(features, num_frames)
+
+    assert {told["rows"] for told in met} == {attention.ROWS_HEARD, in_parts.logits.shape[1]}
+    torch.testing.assert_close(in_parts.logits, at_once.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_distances_are_encoded_by_their_sines():
