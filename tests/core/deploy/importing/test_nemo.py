@@ -60,7 +60,7 @@ def test_from_the_waveform_on_it_hears_as_nemo_does(name):
             ours.logits[i, :real].log_softmax(-1),
             theirs["log_probabilities"][i, :real],
             rtol=0,
-            atol=1e-4,  # what features may differ by; from NeMo's own it is 1e-5, above
+            atol=3e-5,  # each processor rounds features otherwise; on NeMo's own 1e-5
         )
 
 
