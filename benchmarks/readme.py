@@ -1,4 +1,4 @@
-"""The README's tables, written from the files under results/: `python benchmarks/readme.py`.
+"""The tables of README.md and docs/results, written from results/: `python benchmarks/readme.py`.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; a test checks that file and table agree.
 """
@@ -24,12 +24,13 @@ from speed_tables import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(rendered(readme.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
 
 
 def rendered(text: str) -> str:
@@ -44,7 +45,14 @@ def table(name: str) -> str:
     rows = columns(json.loads((RESULTS / f"{file}.json").read_text())["rows"])
     head = list(rows[0])
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(row.values() for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{origin(file)}"
+
+
+def origin(file: str) -> str:
+    """When and on which machine a result was measured, as one line."""
+    provenance = json.loads((RESULTS / f"{file}.json").read_text())["provenance"]
+    torch = provenance["versions"]["torch"]
+    return f"*Measured {provenance['date']} on {provenance['machine']}, PyTorch {torch}.*"
 
 
 def front(rows: Sequence[Row]) -> list[dict[str, str]]:

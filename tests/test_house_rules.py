@@ -70,8 +70,8 @@ def test_no_test_folder_is_a_package():
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
-def test_the_readmes_tree_names_every_module():
-    tree = (ROOT / "README.md").read_text()
+def test_the_page_of_the_architecture_names_every_module():
+    tree = (ROOT / "docs" / "concepts" / "architecture.md").read_text()
 
     missing = [p.name for p in MODULES if p.name != "__init__.py" and p.name not in tree]
 

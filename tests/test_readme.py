@@ -1,4 +1,4 @@
-"""The README says what the files under benchmarks/results say."""
+"""README.md and docs/results say what the files under benchmarks/results say."""
 
 import importlib.util
 import json
@@ -20,10 +20,16 @@ def readme():
     return module
 
 
-def test_the_readmes_tables_are_those_of_the_results(readme):
-    text = (ROOT / "README.md").read_text()
+def test_the_tables_of_every_page_are_those_of_the_results(readme):
+    for page in readme.PAGES:
+        text = page.read_text()
+        assert readme.rendered(text) == text, page.name
 
-    assert readme.rendered(text) == text
+
+def test_every_table_stands_on_a_page(readme):
+    text = "".join(page.read_text() for page in readme.PAGES)
+
+    assert [name for name in readme.TABLES if f"<!-- {name} -->" not in text] == []
 
 
 def test_every_result_says_on_what_machine_it_was_measured():

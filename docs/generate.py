@@ -1,0 +1,372 @@
+"""Makes the pages that come from the code: command line, configuration, and one page a method.
+
+MkDocs calls this file as a hook (`hooks` in mkdocs.yml) while it builds the site. No generated page
+is stored in the repository, so none can differ from the code. `python docs/generate.py PAGE` prints
+a page, for example `reference/cli.md`.
+
+When modules or names move, only the first section of this file has to follow.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+# ---- what is documented, and where it is ----
+
+ROOT = Path(__file__).parents[1]
+PICTURES = "benchmarks/results"
+
+SOURCES = {
+    "cli": "sweep.cli:app",
+    "sweep": "sweep.config:SweepConfig",
+    "trial": "core.config:TrialConfig",
+    "pruning": "core.pruning_config:PruningConfig",
+    "adaptation": "core.adaptation:AdaptationConfig",
+    "method names": "core.config:method_names",
+    "method": "core.methods.{name}:METHOD",
+    "method base": "core.training.method:Method",
+}
+"""`module:attribute` of everything that this file reads."""
+
+SHARED_KEYS = {"resource", "target_sparsity", "further_targets", "utterance_seconds", "axes"}
+"""Keys of `[trial.pruning]` that every method obeys; a method's page leaves them out."""
+
+NEEDS = {"audio": "training speech", "labels": "training speech and its transcripts"}
+"""Words for what a method's `needs` names."""
+
+YIELDS = {
+    "curve": "one model for each of `target_sparsity` and `further_targets`",
+    "point": "one model, for `target_sparsity`",
+}
+"""Words for a method's `yields`."""
+
+
+def load(source: str, **names: str) -> Any:
+    """Returns the object that `SOURCES` names."""
+    module, _, attribute = SOURCES[source].format(**names).partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def pages() -> dict[str, str]:
+    """Returns the Markdown of all generated pages, by their paths under docs/."""
+    methods = {f"methods/{name}.md": method_page(name) for name in load("method names")()}
+    return {"reference/cli.md": cli_page(), "reference/config.md": config_page(), **methods}
+
+
+# ---- types, defaults and texts in words ----
+
+TYPES = {str: "text", bool: "true or false", int: "integer", float: "number", Path: "path"}
+BOUNDS = {
+    "ge": "at least {}",
+    "gt": "more than {}",
+    "le": "at most {}",
+    "lt": "less than {}",
+    "multiple_of": "a multiple of {}",
+    "min_length": "at least {} of them",
+    "max_length": "at most {} of them",
+}
+
+
+def describe_type(kind: Any) -> str:
+    """Returns a type as a user of TOML or of a shell reads it.
+
+    Example: `list[Literal["a", "b"]] | None` is "list of `a` | `b`".
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return ", ".join(filter(None, [describe_type(arguments[0]), describe_bounds(arguments)]))
+    if origin is Literal:
+        return " | ".join(f"`{value}`" for value in arguments)
+    if origin in {typing.Union, types.UnionType}:
+        return " | ".join(describe_type(each) for each in arguments if each is not types.NoneType)
+    if origin is list:
+        return f"list of {describe_type(arguments[0])}"
+    if origin is dict:
+        return f"table of {describe_type(arguments[0])} = {describe_type(arguments[1])}"
+    return "table" if hasattr(kind, "model_fields") else TYPES.get(kind, str(kind))
+
+
+def describe_bounds(metadata: Iterable[Any]) -> str:
+    """Returns pydantic's constraints in words, such as "at least 0, less than 1"."""
+    found = [
+        words.format(f"{value:,}" if isinstance(value, int) else f"{value:g}")
+        for constraint in metadata
+        for name, words in BOUNDS.items()
+        if (value := getattr(constraint, name, None)) is not None
+    ]
+    return ", ".join(found)
+
+
+def format_default(value: Any) -> str:
+    """Returns a default as it is written in TOML, as code."""
+    return "not set" if value is None else f"`{_toml(value)}`"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)
+
+
+def join_lines(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def escape_cell(text: str) -> str:
+    """Returns text that a cell of a Markdown table can hold."""
+    return text.replace("|", "\\|")
+
+
+def escape_products(text: str) -> str:
+    """Returns a docstring as Markdown: stars outside of code are products, not emphasis."""
+    return "\n".join(
+        line if line.startswith("    ") else re.sub(r"(?<!`)\*(?!`)", r"\\*", line)
+        for line in text.splitlines()
+    )
+
+
+def first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
+
+
+# ---- the command line ----
+
+CLI_INTRODUCTION = """\
+# Command line
+
+This page is generated from the program. `conformer-sweep COMMAND --help` prints the same texts.
+
+A command that takes `--json` prints one JSON value on standard output and nothing else there.
+Messages and progress go to standard error. See [exit codes](exit-codes.md).
+
+| Command | What it does |
+|---|---|"""
+
+
+class Parameter(NamedTuple):
+    """An argument or an option of a command."""
+
+    name: str
+    values: str
+    default: str
+    help: str
+    is_argument: bool
+    is_required: bool
+
+
+def cli_page() -> str:
+    commands = dict(commands_of(load("cli")))
+    overview = [
+        f"| [`{name}`](#{name}) | {escape_cell(first_sentence(text))} |"
+        for name, (text, _) in commands.items()
+    ]
+    sections = [
+        line
+        for name, (text, parameters) in commands.items()
+        for line in ("", *_command_section(name, text, parameters))
+    ]
+    return "\n".join([CLI_INTRODUCTION, *overview, *sections]) + "\n"
+
+
+def commands_of(app: Any) -> Iterator[tuple[str, tuple[str, list[Parameter]]]]:
+    """Yields each command's name, help and parameters, in the order of `--help`."""
+    import typer  # noqa: PLC0415  # of this page alone
+
+    group: Any = typer.main.get_command(app)
+    callbacks = {info.name: info.callback for info in app.registered_commands}
+    for name, command in group.commands.items():
+        hints = typing.get_type_hints(callbacks[name])
+        parameters = [_parameter(each, hints[each.name]) for each in command.params]
+        yield name, (join_lines(command.help), parameters)
+
+
+def _parameter(given: Any, hint: Any) -> Parameter:
+    is_argument = not given.opts[0].startswith("-")
+    has_default = given.default not in {None, "", False} and not callable(given.default)
+    return Parameter(
+        name=given.metavar or given.opts[0].upper() if is_argument else ", ".join(given.opts),
+        values="flag" if hint is bool else describe_type(hint),
+        default=f"`{given.default}`" if has_default else "",
+        help=join_lines(given.help),
+        is_argument=is_argument,
+        is_required=given.required,
+    )
+
+
+def _command_section(name: str, text: str, parameters: list[Parameter]) -> list[str]:
+    arguments = [each for each in parameters if each.is_argument]
+    options = [each for each in parameters if not each.is_argument]
+    words = [each.name if each.is_required else f"[{each.name}]" for each in arguments]
+    needed = [f"{each.name} ..." for each in options if each.is_required]
+    usage = " ".join(["conformer-sweep", name, *words, *needed, "[OPTIONS]"])
+    lines = [f"## {name}", "", text, "", "```text", usage, "```"]
+    if arguments:
+        lines += ["", "| Argument | Values | Meaning |", "|---|---|---|"]
+        lines += [
+            f"| `{each.name}` | {escape_cell(each.values)} | {escape_cell(each.help)} |"
+            for each in arguments
+        ]
+    if options:
+        lines += ["", "| Option | Values | Default | Meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{each.name}` | {escape_cell(each.values)}"
+            f" | {'required' if each.is_required else each.default} | {escape_cell(each.help)} |"
+            for each in options
+        ]
+    return lines
+
+
+# ---- the configuration ----
+
+CONFIG_INTRODUCTION = """\
+# Configuration
+
+This page is generated from the program. A search space is one TOML file with the tables below.
+Every key has a default. An unknown key, a wrong type or an impossible value is refused by name
+before anything runs.
+
+Every key under `[trial]`, except those of `[trial.corpus]`, `[trial.model]` and `[trial.teacher]`,
+takes one value or a distribution:
+
+| Distribution | Meaning |
+|---|---|
+| `{ uniform = [low, high] }` | a number between two ends, both included |
+| `{ log_uniform = [low, high] }` | the same on a logarithmic scale; `low` is above 0 |
+| `{ int_uniform = [low, high] }` | an integer between two ends, both included |
+| `{ choice = [a, b, ...] }` | one of a list of texts, numbers or booleans |
+
+Relative paths count from the directory in which you start the program."""
+
+ADAPTATION_INTRODUCTION = """\
+
+## For adapt --config
+
+`conformer-sweep adapt --config FILE` reads `[trial]` as above, and these keys. `[memory]` has the
+keys of `[trial.corpus]`."""
+
+
+def config_page() -> str:
+    tables = [
+        line
+        for name, field in load("sweep").model_fields.items()
+        if (section := section_of(field.annotation)) is not None
+        for line in _table(section, name)
+    ]
+    tables += _table(load("trial"), "trial")
+    adaptation = _keys(load("adaptation"), "adapt")
+    lines = [CONFIG_INTRODUCTION, *tables, ADAPTATION_INTRODUCTION, *adaptation]
+    return "\n".join(lines) + "\n"
+
+
+def section_of(annotation: Any) -> Any:
+    """Returns the model of a table in the configuration, or None for a plain key."""
+    is_model = inspect.isclass(annotation) and hasattr(annotation, "model_fields")
+    return annotation if is_model else None
+
+
+def _table(model: Any, name: str) -> Iterator[str]:
+    """Yields a TOML table with its keys, then the tables in it."""
+    anchor = name.replace(".", "-")
+    yield from ("", f"## [{name}] {{ #{anchor} }}", "", join_lines(model.__doc__))
+    yield from _keys(model, anchor)
+    for key, field in model.model_fields.items():
+        if (section := section_of(field.annotation)) is not None:
+            yield from _table(section, f"{name}.{key}")
+
+
+def _keys(model: Any, anchor: str) -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        if section_of(field.annotation) is None:
+            yield from ("", f"### {key} {{ #{anchor}-{key} }}", "", join_lines(field.description))
+            yield from ("", _values_and_default(field))
+
+
+def _values_and_default(field: Any) -> str:
+    bounds = describe_bounds(field.metadata)
+    values = ", ".join(filter(None, [describe_type(field.annotation), bounds]))
+    return f"**Values** {values} · **Default** {format_default(field.default)}"
+
+
+# ---- the methods ----
+
+
+def method_page(name: str) -> str:
+    method = load("method", name=name)
+    title, _, text = (inspect.getdoc(_module_of(method)) or "").partition("\n\n")
+    needs = [words for need, words in NEEDS.items() if need in method.needs]
+    trains = type(method).search is not load("method base").search
+    file = Path(inspect.getfile(type(method))).relative_to(ROOT).as_posix()
+    lines = [
+        *(f"# {name}", "", escape_products(join_lines(title)), "", "| | |", "|---|---|"),
+        f'| Chosen by | `[trial.pruning] method = "{name}"` |',
+        f"| Reads while it searches | {needs[-1] if needs else 'no training data'} |",
+        f"| Trains while it searches | {'yes' if trains else 'no'} |",
+        f"| One trial gives | {YIELDS[method.yields]} |",
+        f"| Source | `{file}` |",
+        *("", escape_products(text)),
+    ]
+    keys = _keys_of(name, method)
+    if keys:
+        lines += ["", "## Settings", "", "This method reads these keys of `[trial.pruning]`.", ""]
+    for key, field in keys.items():
+        link = f"[`{key}`](../reference/config.md#trial-pruning-{key})"
+        meaning = f":   {join_lines(field.description)}"
+        lines += [link, meaning, "", f"    {_values_and_default(field)}", ""]
+    return "\n".join([*lines, "", "[All methods](index.md) · [Results](../results/methods.md)", ""])
+
+
+def _keys_of(name: str, method: Any) -> Mapping[str, Any]:
+    """Returns the keys that a method reads: its text names it, or its file asks for it."""
+    asked = re.findall(r"\bpruning\.([a-z_]+)", inspect.getsource(_module_of(method)))
+    return {
+        key: field
+        for key, field in load("pruning").model_fields.items()
+        if key not in SHARED_KEYS and (key in asked or f"`{name}`" in (field.description or ""))
+    }
+
+
+def _module_of(method: Any) -> types.ModuleType:
+    return sys.modules[type(method).__module__]
+
+
+# ---- MkDocs' hooks ----
+
+
+def on_config(config: Any) -> Any:
+    """Puts each method into the navigation, so that adding a method is adding one file."""
+    for entry in config.nav or []:
+        if "Methods" in entry:
+            entry["Methods"] += [f"methods/{name}.md" for name in load("method names")()]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the generated pages and the pictures of the results."""
+    from mkdocs.structure.files import File  # noqa: PLC0415  # only MkDocs calls this
+
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
+    for picture in sorted((ROOT / PICTURES).glob("*.png")):
+        path = f"assets/results/{picture.name}"
+        files.append(File.generated(config, path, abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Points links of pictures, which are outside docs/ in the repository, to their copies."""
+    up = "../" * page.file.src_uri.count("/")
+    return markdown.replace(f"../{up}{PICTURES}/", f"{up}assets/results/")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(pages()[sys.argv[1]])
