@@ -20,7 +20,7 @@ class PruningConfig(Config):
     """What to remove, how much of it, and how the choice is found."""
 
     method: str = "l0"
-    """A file of core/methods; the README has a table of them."""
+    """Name of a pruning method: a file of core/methods."""
     resource: Resource = "flops"
     """What `target_sparsity` counts; latency by a table measured beside the teacher."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)

@@ -7,6 +7,7 @@ a page, for example `reference/cli.md`.
 When modules or names move, only the first section of this file has to follow.
 """
 
+import ast
 import importlib
 import inspect
 import re
@@ -135,10 +136,6 @@ def escape_products(text: str) -> str:
     )
 
 
-def first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
-
-
 # ---- the command line ----
 
 CLI_INTRODUCTION = """\
@@ -167,8 +164,7 @@ class Parameter(NamedTuple):
 def cli_page() -> str:
     commands = dict(commands_of(load("cli")))
     overview = [
-        f"| [`{name}`](#{name}) | {escape_cell(first_sentence(text))} |"
-        for name, (text, _) in commands.items()
+        f"| [`{name}`](#{name}) | {escape_cell(text)} |" for name, (text, _) in commands.items()
     ]
     sections = [
         line
@@ -327,7 +323,8 @@ def method_page(name: str) -> str:
 
 def _keys_of(name: str, method: Any) -> Mapping[str, Any]:
     """Returns the keys that a method reads: its text names it, or its file asks for it."""
-    asked = re.findall(r"\bpruning\.([a-z_]+)", inspect.getsource(_module_of(method)))
+    tree = ast.parse(inspect.getsource(_module_of(method)))
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return {
         key: field
         for key, field in load("pruning").model_fields.items()
