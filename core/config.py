@@ -96,7 +96,7 @@ class ModelConfig(Config):
     """The teacher's shape: a named size, any number of which may be overruled."""
 
     size: Literal["tiny", "small", "medium", "large"] = "tiny"
-    """About 1.4, 10, 30 or 118 million parameters."""
+    """About 1.5, 11, 27 or 115 million parameters."""
     blocks: int | None = Field(None, ge=1, le=64)
     """Conformer blocks."""
     width: int | None = Field(None, ge=4, le=4096)

@@ -189,3 +189,20 @@ def test_the_readme_is_short_and_begins_with_the_two_commands():
     assert len(text.splitlines()) <= 150
     assert f'\n{setup}".[demo]" && conformer-sweep demo\n' in text
     assert f'\n{setup}".[demo,test]" && pytest\n' in text
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "results").glob("*.md")), ids=name_of)
+def test_every_page_of_results_says_how_it_was_made(page):
+    text = page.read_text()
+
+    assert re.search(r"python benchmarks/\w+\.py", text)
+    assert re.search(r"^\*Measured .+\*$", text, re.MULTILINE)
+    assert "#the-data)" in text or "## The data" in text
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "glossary.md"], ids=name_of)
+def test_a_page_speaks_the_words_of_the_field(page):
+    prose = re.sub(r"`[^`]*`|<!--.*?-->", "", BLOCK.sub("", page.read_text()))
+    private = r"\b(hears?|heard|whoever|recognisers?|normalis\w+|quantis\w+)\b"
+
+    assert re.findall(private, prose) == []
