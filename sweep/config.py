@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from core.config import NO_SPEECH, CorpusConfig
 from core.strict import Config, ConfigError
 from sweep import toml_text
-from sweep.space import SearchSpace
+from sweep.space import SearchSpace, without_leaves
 
 CONFIG_FILE = "sweep.toml"
 ORIGINAL_FILE = "sweep.original.toml"
@@ -209,9 +209,12 @@ class SweepConfig(Config):
         return self.parse(_merged(self.model_dump(), {"sweep": values}))
 
     def toml(self) -> str:
-        """The sweep with every default written out, so that a later default changes nothing."""
+        """The sweep with every default written out, so that a later default changes nothing.
+
+        But for those that no method of its trials reads: as a search space they would be refused.
+        """
         table = self.model_dump()
-        fixed = self.space.base.model_dump()
+        fixed = without_leaves(self.space.base.model_dump(), self.space.unused_keys())
         table["trial"] = _merged(fixed, self.trial)
         return "\n".join(toml_text.lines(table)) + "\n"
 
@@ -235,7 +238,25 @@ def read(path_or_name: str) -> tuple[SweepConfig, Path, str]:
     """
     path = find(path_or_name)
     text = _read(path)
-    return parse(text, source=str(path)), path, text
+    config = parse(text, source=str(path))
+    check_keys(config, source=str(path))
+    return config, path, text
+
+
+def check_keys(config: SweepConfig, *, source: str) -> None:
+    """Refuse keys of `[trial]` that no method of the sweep reads; `source` begins every line.
+
+    Only of what a person hands in: the directories of older sweeps hold every key there is.
+
+    Raises:
+        ConfigError: one line a key.
+    """
+    # Early stopping compares no trials before the target has warmed up, whatever their method.
+    is_compared = config.early_stopping.kind != "none"
+    read_elsewhere = ("pruning.warmup_share",) if is_compared else ()
+    lines = config.space.unused_key_lines(read_elsewhere=read_elsewhere)
+    if lines:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
 
 
 def check_corpus(corpus: CorpusConfig) -> None:
