@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.corpora.audio import CorpusError, read_header
+from core.corpora.audio import CorpusError, audio_below, read_header
 from core.corpora.recording import ENDINGS
 from core.deploy.hearing import Part, hear
 from core.deploy.recognise import Transcript, transcript
@@ -36,7 +36,7 @@ def files_in(named: Iterable[Path]) -> list[tuple[Path, Path]]:
         if not path.is_dir():
             found.setdefault(path, Path(path.name))
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        inside = audio_below(path, ENDINGS)
         if not inside:
             raise ConfigError(
                 f"`{path}` must hold audio ({', '.join(sorted(ENDINGS))}), but holds none instead."

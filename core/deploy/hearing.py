@@ -80,6 +80,8 @@ def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]
             end = min(begin + _READ, len(found))
             samples = recording.read(begin * hop, end * hop)
             found[begin:end] = samples.view(-1, hop).var(-1, correction=0)
+        recording.read(len(found) * hop, recording.num_samples)
+        recording.report_faults()
     return found
 
 
