@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
+from lhotse.audio.backend import audio_backend
 from lhotse.cut import Cut
 from torch import Tensor
 from torchaudio.functional import resample as change_rate
@@ -101,7 +102,9 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
         CorpusError: naming the file that cannot be decoded.
     """
     try:
-        samples = cut.load_audio()
+        # lhotse's other backends run programs (sph2pipe in a shell, ffmpeg) on a file's name.
+        with audio_backend("LibsndfileBackend"):
+            samples = cut.load_audio()
     except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
         raise unreadable(source_of(cut), error) from error
     return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)

@@ -6,10 +6,11 @@ PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl beside PREFIX_supervision
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lhotse import CutSet, RecordingSet, SupervisionSet
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
 
 from core.corpora.audio import CorpusError, files_of
@@ -19,6 +20,8 @@ Words = Literal["needed", "optional", "unread"]
 
 _CUTS = re.compile(r"((.*_)?cuts_)?(?P<split>[^_].*?)\.jsonl(\.gz)?")
 _RECORDINGS = re.compile(r"(.*_)?recordings_(?P<split>.+?)\.jsonl(\.gz)?")
+_READ_ONLY = ("file", "memory", "shar")
+_ADDRESS = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 _NO_SPLIT = re.compile(r"(.*_)?supervisions_.+|cuts\.\d+\..+")
 
 
@@ -40,7 +43,7 @@ def load_split(root: Path, split: str, *, words: Words = "needed") -> CutSet:
     """
     place = _places(root)[split]
     if place.is_dir():
-        cuts = CutSet.from_shar(in_dir=place)
+        cuts = CutSet.from_shar(in_dir=place).map(_checked_sources)
         cuts = _one_utterance_a_cut(cuts, _described_shar(place))
     else:
         found = _read(place, words)
@@ -63,7 +66,32 @@ def _wordless(cut: Cut) -> Cut:
 
 def _described_shar(place: Path) -> CutSet:
     shards = sorted(str(p) for p in place.glob("cuts.*.jsonl*"))
-    return CutSet.from_shar(fields={"cuts": shards})
+    return CutSet.from_shar(fields={"cuts": shards}).map(_checked_sources)
+
+
+def _checked_sources(cut: Cut) -> Cut:
+    """Refuses a cut that would run a program or open an address when it is read."""
+    for recording in _recordings_in(cut):
+        for source in recording.sources:
+            if source.type not in _READ_ONLY or _ADDRESS.match(str(source.source)):
+                raise CorpusError(
+                    f"`{cut.id}` must name an audio file, but has a source of type"
+                    f" `{source.type}` instead, which may run a program or open an address;"
+                    " write its audio into a file first."
+                )
+    return cut
+
+
+def _recordings_in(item: object) -> Iterator[Recording]:
+    """Recordings that reading a cut opens: its own, its tracks' and its impulse responses."""
+    for track in getattr(item, "tracks", None) or ():
+        yield from _recordings_in(track.cut)
+    recording = item if isinstance(item, Recording) else getattr(item, "recording", None)
+    if recording is not None and not isinstance(recording, str) and not hasattr(item, "tracks"):
+        yield recording
+    for holder in (item, recording):
+        for transform in getattr(holder, "transforms", None) or ():
+            yield from _recordings_in(getattr(transform, "rir", None))
 
 
 def _places(root: Path) -> dict[str, Path]:
@@ -91,12 +119,14 @@ def _read(place: Path, words: Words) -> CutSet:
                 recordings=RecordingSet.from_jsonl(place),
                 supervisions=SupervisionSet.from_jsonl(texts),
             )
-        return CutSet.from_cuts(_find_audio(cut, place.parent) for cut in cuts)
+        return CutSet.from_cuts(_find_audio(_checked_sources(cut), place.parent) for cut in cuts)
     except FileNotFoundError as error:
         raise CorpusError(
             f"`{place}` must have `{error.filename}` beside it, but has not."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        if isinstance(error, CorpusError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise CorpusError(f"`{place}` must be a lhotse manifest, but is not ({reason}).") from error
 
