@@ -47,11 +47,11 @@ def check_file(file: Path) -> None:
         raise CorpusError(f"`{file}` must hold speech, but is an empty file instead.")
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path, *, num_channels: int = 1) -> Header:
     """Look at a file without decoding it.
 
     Raises:
-        CorpusError: if it is missing, empty, not audio or not mono.
+        CorpusError: if it is missing, empty, not audio or has not so many channels.
     """
     check_file(file)
     try:
@@ -60,10 +60,10 @@ def read_header(file: Path) -> Header:
         raise unreadable(file, error) from error
     if info.frames < 1:
         raise CorpusError(f"`{file}` must hold speech, but has no samples instead.")
-    if info.channels != 1:
-        raise CorpusError(
-            f"`{file}` must have one channel, but has {info.channels} instead; mix it down first."
-        )
+    if info.channels != num_channels:
+        rule = "one channel" if num_channels == 1 else f"{num_channels} channels"
+        repair = "mix it down first" if num_channels == 1 else "make its manifest anew"
+        raise CorpusError(f"`{file}` must have {rule}, but has {info.channels} instead; {repair}.")
     return Header(sample_rate_hz=info.samplerate, num_samples=info.frames)
 
 
@@ -105,9 +105,18 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
         # lhotse's other backends run programs (sph2pipe in a shell, ffmpeg) on a file's name.
         with audio_backend("LibsndfileBackend"):
             samples = cut.load_audio()
-    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
-        raise unreadable(source_of(cut), error) from error
+    except Exception as error:  # decoders and lhotse's transforms share no class
+        raise unreadable(source_of(cut), _origin(error)) from error
     return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
+
+
+def _origin(error: BaseException) -> Exception:
+    """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
+        return ValueError("it has fewer or other samples than its manifest says")
+    return error if isinstance(error, Exception) else ValueError("it cannot be decoded")
 
 
 def is_audio(file: Path) -> bool:
