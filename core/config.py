@@ -55,8 +55,9 @@ class CorpusConfig(Config):
     """Where speech and its transcripts come from, and what the tokens are."""
 
     name: str = Field("demo", min_length=1)
-    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar;
-    `none` where there is no speech at all, which is for `conformer-sweep prune` alone."""
+    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar or
+    of NeMo's manifests; `none` where there is no speech at all, which is for `conformer-sweep
+    prune` alone."""
     labels: Literal["transcripts", "teacher"] = "transcripts"
     """What the training speech is taken to say: its transcripts, or what the teacher of
     `teacher.bundle` hears in it. Then no transcript of it is read, its splits may be plain folders
@@ -82,6 +83,9 @@ class CorpusConfig(Config):
     its tokens."""
     speeds: list[float] = Field([1.0], min_length=1, max_length=8)
     """Speeds at which the training speech is heard: 0.9 is slower and lower."""
+    allow: list[Literal["commands", "urls"]] = Field([], max_length=2)
+    """Sources of audio beside files that manifests may name: programs, which are then run, and
+    addresses (http, https), which are then opened. Only in a file that you wrote yourself."""
     demo: DemoConfig = DemoConfig()
 
     @model_validator(mode="after")

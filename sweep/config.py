@@ -263,14 +263,14 @@ def check_corpus(corpus: CorpusConfig) -> None:
     """Refuse at once a corpus that is not there: workers would find out much later.
 
     Raises:
-        ConfigError: if its name is neither known nor a folder.
+        ConfigError: if its name is neither known nor a folder or file.
     """
     if corpus.name in (*KNOWN_CORPORA, NO_SPEECH) or Path(corpus.name).exists():
         return
     near = difflib.get_close_matches(Path(corpus.name).name, KNOWN_CORPORA, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
     raise ConfigError(
-        f"`corpus.name` must be {', '.join(KNOWN_CORPORA)} or a folder,"
+        f"`corpus.name` must be {', '.join(KNOWN_CORPORA)}, a folder or a manifest,"
         f" but `{corpus.name}` is not there{hint}"
     )
 

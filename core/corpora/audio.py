@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
+from lhotse.audio.backend import audio_backend
 from lhotse.cut import Cut
 from torch import Tensor
 from torchaudio.functional import resample as change_rate
@@ -46,18 +47,19 @@ def check_file(file: Path) -> None:
         raise CorpusError(f"`{file}` must hold speech, but is an empty file instead.")
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path, *, num_channels: int = 1) -> Header:
     """Look at a file; its samples are decoded only where it does not say how many there are.
 
     Raises:
-        CorpusError: if it is missing, empty, not audio, cut off or not mono.
+        CorpusError: if it is missing, empty, not audio, cut off or has not so many channels.
     """
     check_file(file)
     with open_forward(file) as opened:
-        if opened.channels != 1:
+        if opened.channels != num_channels:
+            rule = "one channel" if num_channels == 1 else f"{num_channels} channels"
+            repair = "mix it down first" if num_channels == 1 else "make its manifest anew"
             raise CorpusError(
-                f"`{file}` must have one channel, but has {opened.channels} instead;"
-                " mix it down first."
+                f"`{file}` must have {rule}, but has {opened.channels} instead; {repair}."
             )
         num_samples = count_samples(file, opened)
         rate_hz = int(opened.samplerate)
@@ -103,6 +105,7 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
         if samples.shape == (cut.num_samples, 1) and rate_hz == cut.sampling_rate:
             return at_rate(torch.from_numpy(samples[:, 0].copy()), rate_hz)
     try:
+<<<<<<< HEAD
         loaded = cut.load_audio()[0]
     except (
         AudioLoadingError,
@@ -118,8 +121,22 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
     begin = float(getattr(cut, "start", 0.0))
     faults.report(source_of(cut), cut.sampling_rate, start_seconds=begin)
     return at_rate(torch.from_numpy(loaded), cut.sampling_rate)
+||||||| 40282ac
+        samples = cut.load_audio()
+    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
+        raise unreadable(source_of(cut), error) from error
+    return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
+=======
+        # lhotse's other backends run programs (sph2pipe in a shell, ffmpeg) on a file's name.
+        with audio_backend("LibsndfileBackend"):
+            samples = cut.load_audio()
+    except Exception as error:  # decoders and lhotse's transforms share no class
+        raise unreadable(source_of(cut), _origin(error)) from error
+    return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
+>>>>>>> manifests
 
 
+<<<<<<< HEAD
 def _whole_file(cut: Cut) -> Path | None:
     """The file that an utterance is the whole of, with nothing changed; None for all others."""
     recording = cut.recording if isinstance(cut, MonoCut) else None
@@ -149,6 +166,22 @@ def audio_below(folder: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> lis
         and not any(map(is_hidden, file.relative_to(folder).parents))
         and file.is_file()
     ]
+||||||| 40282ac
+def is_audio(file: Path) -> bool:
+    return file.suffix.lower() in AUDIO_SUFFIXES
+=======
+def _origin(error: BaseException) -> Exception:
+    """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
+        return ValueError("it has fewer or other samples than its manifest says")
+    return error if isinstance(error, Exception) else ValueError("it cannot be decoded")
+
+
+def is_audio(file: Path) -> bool:
+    return file.suffix.lower() in AUDIO_SUFFIXES
+>>>>>>> manifests
 
 
 def cut_of(file: Path, name: str) -> MonoCut:

@@ -82,7 +82,7 @@ def transcribe(
 
 def evaluate(
     model: Model,
-    corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
+    corpus: Annotated[str, typer.Argument(help="demo, librispeech, a folder or a manifest.")],
     split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
     root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
     case: Annotated[
