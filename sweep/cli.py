@@ -22,6 +22,7 @@ from sweep.commands import (
     submitting,
 )
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
+from sweep.console import make_logs_safe
 
 COMMANDS = (
     *(
@@ -70,6 +71,7 @@ def _said(error: OSError) -> str:
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
+    make_logs_safe()
     try:
         app()
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from core.report import Outcome
+from core.safe_text import csv_cell, markdown_text
 from sweep import front, scene
 from sweep.front import Point
 from sweep.records import TrialRecord
@@ -122,12 +123,15 @@ def front_table(points: Sequence[Point], *, title: str = "") -> Table:
 
 def markdown(shown: Scene) -> str:
     """Title, summary and the front as a Markdown table."""
-    lines = [f"# {shown.title}", "", shown.summary, ""]
+    lines = [f"# {markdown_text(shown.title)}", "", markdown_text(shown.summary), ""]
     if shown.front:
         lines += [
             "| " + " | ".join(COLUMNS) + " |",
             "|" + "".join(" --- |" if c in ("trial", "method") else " ---: |" for c in COLUMNS),
-            *("| " + " | ".join(r[c] for c in COLUMNS) + " |" for r in rows(shown.front)),
+            *(
+                "| " + " | ".join(markdown_text(r[c]) for c in COLUMNS) + " |"
+                for r in rows(shown.front)
+            ),
             "",
         ]
         note = against_note(point.result for point in shown.front)
@@ -142,14 +146,14 @@ def csv_text(points: Sequence[Point], params: Mapping[int, Mapping[str, Any]]) -
     told = [field.name for field in fields(Outcome)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "outcome", "on_front", *told, *names])
+    writer.writerow(["trial", "outcome", "on_front", *told, *map(csv_cell, names)])
     for point in points:
         sampled = params.get(point.trial, {})
         writer.writerow(
             [
                 *(point.trial, point.outcome, int((point.trial, point.outcome) in on_front)),
-                *(getattr(point.result, name) for name in told),
-                *(sampled.get(name) for name in names),
+                *(csv_cell(getattr(point.result, name)) for name in told),
+                *(csv_cell(sampled.get(name)) for name in names),
             ]
         )
     return text.getvalue()

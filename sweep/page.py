@@ -122,7 +122,7 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
         x=np.array([p.gflops for p in points], dtype=np.float32),
         y=y,
         mode="markers",
-        name=f"{method} ({scene.count(method)})",
+        name=html.escape(f"{method} ({scene.count(method)})"),
         legendgroup=method,
         showlegend=is_front or not any(p.result.method == method for p in scene.front),
         marker={

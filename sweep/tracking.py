@@ -15,6 +15,7 @@ from typing import Any
 from core.report import Report
 from sweep import front, mlflow_view
 from sweep.figures import FrontFiles, csv_text
+from sweep.foreign import ARTIFACTS
 from sweep.hours import Hours
 from sweep.metrics import outcome_metrics
 from sweep.mlflow_runs import (
@@ -26,7 +27,7 @@ from sweep.mlflow_runs import (
     open_client,
 )
 from sweep.mlflow_server import TrackingError, cannot_open, database_uri, is_server
-from sweep.moving import ARTIFACTS, follow
+from sweep.moving import follow
 from sweep.outbox import Outbox, Told
 from sweep.provenance import Dataset, identity
 from sweep.records import TrialRecord

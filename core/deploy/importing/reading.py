@@ -11,7 +11,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+
+from core.archives import open_tar
 
 MOST_MEMBERS = 1000
 MOST_PACKED = 20
@@ -63,8 +65,9 @@ def read_archive(path: Path) -> dict[str, bytes]:
         ImportingError: if it is damaged, too large, or holds what is no plain file inside.
     """
     files: dict[str, bytes] = {}
-    with told_of(path.name, "a tar archive"), tarfile.open(path) as archive:
+    with told_of(path.name, "a tar archive"), ExitStack() as stack:
         left = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
+        archive = stack.enter_context(open_tar(path, largest_read=left))
         for count, member in enumerate(archive):
             name = posixpath.normpath(member.name)
             _check_member(path.name, member, name, is_new=name not in files)
