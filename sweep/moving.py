@@ -5,15 +5,14 @@ artifacts, which are brought after when the directory has moved.
 """
 
 import gzip
-import shutil
 import sqlite3
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from core.corpora.placing import placed, remove_leftovers, temporary_folder, whole_file
 from core.strict import ConfigError
 from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
 from sweep.ledger_files import ADDRESS, FILE, FILES, JOURNAL
@@ -45,29 +44,26 @@ def pack(folder: Path, file: Path) -> None:
     config = open_config(folder)
     if file.exists():
         raise ConfigError(f"`{file}` must be new, but is there already.")
-    beside = file.with_name(f".{file.name}.packing")
-    try:
-        with (
-            locked(folder),
-            _instead(folder, config) as others,
-            tarfile.open(beside, "w:gz", compresslevel=1) as archive,
-        ):
-            bring(folder, *CARRIED_BY_WORKERS)
-            for path in sorted(folder.iterdir()):
-                if path.name not in (*NOT_PACKED, *others) and path.resolve() != beside:
-                    archive.add(path, arcname=path.name)
-            for name, other in others.items():
-                if other is not None:
-                    archive.add(other, arcname=name)
-        beside.rename(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        locked(folder),
+        whole_file(file) as beside,
+        _instead(folder, config) as others,
+        tarfile.open(beside, "w:gz", compresslevel=1) as archive,
+    ):
+        bring(folder, *CARRIED_BY_WORKERS)
+        remove_leftovers(folder, is_recursive=True)
+        for path in sorted(folder.iterdir()):
+            if path.name not in (*NOT_PACKED, *others) and path.resolve() != beside.parent:
+                archive.add(path, arcname=path.name)
+        for name, other in others.items():
+            if other is not None:
+                archive.add(other, arcname=name)
 
 
 @contextmanager
 def _instead(folder: Path, config: SweepConfig) -> Iterator[dict[str, Path | None]]:
     """What goes into a pack in place of what lies in the folder: a server's ledger, as SQLite."""
-    with TemporaryDirectory(prefix="conformer-sweep-pack-") as scratch:
+    with temporary_folder("pack") as scratch:
         if not (folder / ADDRESS).exists():
             yield {}
             return
@@ -86,21 +82,13 @@ def unpack(file: Path, folder: Path) -> None:
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"`{folder}` must be a new folder, but holds something already.")
-    beside = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with placed(folder) as beside:
         _extract(file, beside)
         names = {path.name for path in beside.iterdir()}
         if CONFIG_FILE not in names or names.isdisjoint(FILES):
             raise ConfigError(
                 f"`{file}` must be a packed sweep, but has no {CONFIG_FILE} or ledger."
             )
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _extract(file: Path, folder: Path) -> None:
