@@ -6,7 +6,6 @@ hear iterates. Its folder holds features and checkpoints until the adapted bundl
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from core.config import CorpusConfig, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.audio import CorpusError
 from core.corpora.corpus import open_corpus, with_memory
+from core.corpora.placing import replaced
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import transcript
@@ -150,9 +150,7 @@ def _begin(work: Path, order: dict[str, Any]) -> None:
     file = work / _ORDER
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        beside = work / f".{_ORDER}.{os.getpid()}"
-        beside.write_text(json.dumps(order))
-        beside.replace(file)
+        replaced(file, json.dumps(order))
     elif json.loads(file.read_text()) != order:
         raise ConfigError(
             f"`out` must be a new folder, but `{work}` holds another adaptation that was begun;"

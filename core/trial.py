@@ -5,12 +5,10 @@ hear iterates. What all trials share, core/teacher.py made before.
 """
 
 import json
-import os
 from collections.abc import Generator, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from core import latency
 from core.config import TrialConfig
 from core.conformer.model import Conformer
+from core.corpora.placing import replaced
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
@@ -281,7 +280,7 @@ def _ended(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
     """Only once every model is kept is it said that the trial is done."""
     if trial.ranks.is_first:
         text = json.dumps([asdict(outcome) for outcome in outcomes])
-        _write(trial.place.trial / OUTCOMES, text)
+        replaced(trial.place.trial / OUTCOMES, text)
     return outcomes
 
 
@@ -351,10 +350,3 @@ def _extracted(bench: Workbench, found: Found, choice: Choice, how: Repair) -> C
 def _tuning(trial: Trial, cut: Cut, *, steps: int) -> Tuning:
     cut.model.set_dropout(trial.config.tuning.dropout)
     return trial.method.tuning(cut.model, cut.choice, trial.bench, steps=steps)
-
-
-def _write(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(text)
-    beside.replace(file)

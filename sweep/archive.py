@@ -89,7 +89,7 @@ def extract(file: Path, folder: Path, *, is_trusted: bool) -> None:
 
     Args:
         file: the archive.
-        folder: is made.
+        folder: is made if it is not there.
         is_trusted: whether it may hold the address of a server, and what SQLite leaves.
 
     Raises:
@@ -99,7 +99,7 @@ def extract(file: Path, folder: Path, *, is_trusted: bool) -> None:
     left = min(
         ALWAYS_ALLOWED + MOST_PACKED * file.stat().st_size, shutil.disk_usage(folder.parent).free
     )
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     try:
         with open_tar(file, largest_read=LARGEST_HEADER) as archive:
             walked: Any = archive

@@ -6,14 +6,16 @@ working directory is an empty one. Hence all paths are absolute before they leav
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
 from ray._private.authentication import authentication_token_setup as setup
+
+from core.corpora.placing import temporary_folder
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -63,7 +65,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
     else:
         _stay_inside()
     worker.print_to_stdstream = _unprinted
-    with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as empty:
+    with temporary_folder("empty") as empty:
         local: dict[str, Any] = (
             {}
             if address
@@ -116,6 +118,6 @@ def _stay_inside() -> None:
         ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+def scratch_folder() -> TemporaryDirectory[str]:
     """Where Tune may write what nobody reads: the ledger is the state."""
-    return tempfile.TemporaryDirectory(prefix="conformer-sweep-tune-")
+    return temporary_folder("tune")

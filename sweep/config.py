@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from core.config import NO_SPEECH, CorpusConfig
+from core.corpora.placing import replaced
 from core.strict import Config, ConfigError
 from sweep import toml_text
 from sweep.space import SearchSpace, without_leaves
@@ -293,24 +294,32 @@ def parse(text: str, *, source: str) -> SweepConfig:
 def create(folder: Path, config: SweepConfig, original: str) -> None:
     """Make the sweep's directory, with the search space as given and with all defaults written out.
 
+    The config comes last: a folder that has one is a sweep.
+
     Raises:
         ConfigError: if a sweep is there already.
+    """
+    check_new(folder)
+    replaced(folder / ORIGINAL_FILE, original)
+    rewrite(folder, config)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds a sweep already.
+
+    Raises:
+        ConfigError: if it does.
     """
     if (folder / CONFIG_FILE).exists():
         raise ConfigError(
             f"`{folder}` must be a new folder, but holds a sweep;"
             f" `conformer-sweep resume {folder}` goes on with it."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ORIGINAL_FILE).write_text(original, encoding="utf-8")
-    rewrite(folder, config)
 
 
 def rewrite(folder: Path, config: SweepConfig) -> None:
     """Put another config in the place of a sweep's own; it appears whole or not at all."""
-    beside = folder / f"{CONFIG_FILE}.new"
-    beside.write_text(config.toml(), encoding="utf-8")
-    beside.rename(folder / CONFIG_FILE)
+    replaced(folder / CONFIG_FILE, config.toml())
 
 
 def open_config(folder: Path) -> SweepConfig:

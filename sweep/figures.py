@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
+from core.corpora.placing import replaced_files
 from core.report import Outcome
 from core.safe_text import csv_cell, markdown_text
 from sweep import front, scene
@@ -71,21 +72,25 @@ def write_front(
     from sweep import page, picture  # noqa: PLC0415  # seconds that no table should wait for
 
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     shown = scene.compose(list(records), title=title, teacher_wer=teacher_wer)
-    files = FrontFiles(
+    told = page.render(shown, rows=rows(shown.front), listening=listening)
+    with replaced_files(folder) as beside:
+        files = _named(beside)
+        files.html.write_text(told, encoding="utf-8")
+        picture.draw(shown, svg=files.svg, png=files.png)
+        files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
+        files.markdown.write_text(markdown(shown), encoding="utf-8")
+    return _named(folder)
+
+
+def _named(folder: Path) -> FrontFiles:
+    return FrontFiles(
         html=folder / "front.html",
         svg=folder / "front.svg",
         png=folder / "front.png",
         csv=folder / "front.csv",
         markdown=folder / "front.md",
     )
-    told = page.render(shown, rows=rows(shown.front), listening=listening)
-    files.html.write_text(told, encoding="utf-8")
-    picture.draw(shown, svg=files.svg, png=files.png)
-    files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
-    files.markdown.write_text(markdown(shown), encoding="utf-8")
-    return files
 
 
 def teacher_wer(folder: Path) -> float | None:

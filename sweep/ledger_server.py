@@ -18,6 +18,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from core.corpora.placing import replaced
 from sweep.ledger_files import ADDRESS, LedgerError, first_line
 from sweep.ledger_storage import OBJECTIVES, Opened, begin
 from sweep.lock import LockedError
@@ -127,9 +128,7 @@ class Server:
 
     def _note(self) -> None:
         note = json.dumps({"address": self.address, "study": self.study})
-        beside = self.folder / f"{ADDRESS}.new"
-        beside.write_text(note, encoding="utf-8")
-        beside.replace(self.folder / ADDRESS)
+        replaced(self.folder / ADDRESS, note)
 
     def _storage(self, *, skip_table_creation: bool) -> RDBStorage:
         return RDBStorage(

@@ -14,6 +14,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from core.corpora.placing import temporary_path
 from sweep.cluster import ClusterError
 from sweep.config import ResourcesConfig
 from sweep.provenance import code_version
@@ -113,7 +114,7 @@ def examine(folder: Path | None) -> None:
         ClusterError: naming the machine, and what it lacks.
     """
     word = uuid.uuid4().hex
-    nonce = folder / f".seen-{word}" if folder else None
+    nonce = temporary_path(folder / f"seen-{word}") if folder else None
     try:
         if nonce:
             nonce.write_text(word, encoding="utf-8")

@@ -6,6 +6,7 @@ Everything here may be done twice: whoever does not know whether MLflow heard, s
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sweep.metrics import (
     order,
     report_metrics,
 )
+from sweep.mlflow_database import prepare_database
 from sweep.outbox import Told
 from sweep.provenance import Dataset
 from sweep.records import TrialRecord
@@ -34,9 +36,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 from mlflow import MlflowClient, entities
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-FAILURES = (MlflowException, OSError)
-"""What MLflow's client raises."""
+FAILURES = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
+"""What MLflow's client raises, or the database below it."""
 REFUSED = (
     *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"),
     *("NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
@@ -66,10 +69,14 @@ class KnownRun:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """MLflow's client for a server or database; it is silent, as we say ourselves what fails."""
+    """MLflow's client for a server or database; it is silent, as we say ourselves what fails.
+
+    A database that is not there, or was never finished, is made.
+    """
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    prepare_database(uri)
     return MlflowClient(tracking_uri=uri)
 
 

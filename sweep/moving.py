@@ -4,14 +4,13 @@ Everything in the directory is relative but what MLflow keeps: its database hold
 artifacts, which are brought after when the directory has moved.
 """
 
-import shutil
 import sqlite3
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
+from core.corpora.placing import placed, remove_leftovers, temporary_folder, whole_file
 from core.strict import ConfigError
 from sweep.archive import add, extract, settle_databases
 from sweep.config import CONFIG_FILE, open_config, rewrite
@@ -33,24 +32,21 @@ def pack(folder: Path, file: Path) -> None:
     open_config(folder)
     if file.exists():
         raise ConfigError(f"`{file}` must be new, but is there already.")
-    beside = file.with_name(f".{file.name}.packing")
-    try:
-        with (
-            locked(folder),
-            _replacements(folder) as others,
-            tarfile.open(beside, "w:gz", compresslevel=1, dereference=True) as archive,
-        ):
-            bring(folder, *CARRIED_BY_WORKERS)
-            settle_databases(folder)
-            without = {beside, *(folder / name for name in others)}
-            for path in sorted(folder.iterdir()):
-                add(archive, path, PurePosixPath(path.name), without=without)
-            for name, other in others.items():
-                if other is not None:
-                    archive.add(other, arcname=name)
-        beside.rename(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        locked(folder),
+        whole_file(file) as beside,
+        _replacements(folder) as others,
+        tarfile.open(beside, "w:gz", compresslevel=1, dereference=True) as archive,
+    ):
+        bring(folder, *CARRIED_BY_WORKERS)
+        remove_leftovers(folder, is_recursive=True)
+        settle_databases(folder)
+        without = {beside.parent, *(folder / name for name in others)}
+        for path in sorted(folder.iterdir()):
+            add(archive, path, PurePosixPath(path.name), without=without)
+        for name, other in others.items():
+            if other is not None:
+                archive.add(other, arcname=name)
 
 
 @contextmanager
@@ -59,7 +55,7 @@ def _replacements(folder: Path) -> Iterator[dict[str, Path | None]]:
 
     A ledger on a server goes as SQLite, that of a sweep inside the sweep, too.
     """
-    with TemporaryDirectory(prefix="conformer-sweep-pack-") as scratch:
+    with temporary_folder("pack") as scratch:
         found: dict[str, Path | None] = {}
         for prefix in ("", *(f"{name}/" for name in NESTED)):
             if (folder / prefix / ADDRESS).exists():
@@ -91,23 +87,14 @@ def unpack(file: Path, folder: Path, *, is_trusted: bool = False) -> list[str]:
         raise ConfigError(f"`{folder}` must be a new folder, but holds something already.")
     if not file.is_file():
         raise ConfigError(f"`{file}` must be a packed sweep, but there is no such file.")
-    beside = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with placed(folder) as beside:
         extract(file, beside, is_trusted=is_trusted)
         names = {path.name for path in beside.iterdir()}
         if CONFIG_FILE not in names or names.isdisjoint(FILES):
             raise ConfigError(
                 f"`{file}` must be a packed sweep, but has no {CONFIG_FILE} or ledger."
             )
-        told = [] if is_trusted else make_independent(beside, file)
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return told
+        return [] if is_trusted else make_independent(beside, file)
 
 
 def follow(folder: Path) -> None:

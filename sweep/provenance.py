@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from core.corpora.placing import whole_file
 from core.lineage import SpeechLineage
 
 PACKAGES = ("core", "sweep", "search_spaces")
@@ -45,10 +47,8 @@ def identity(folder: Path) -> str:
     """By what its runs are known: drawn once, kept in the folder, wherever that moves."""
     file = folder / "sweep.id"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".new")
-        beside.write_text(uuid.uuid4().hex, encoding="utf-8")
-        beside.replace(file)
+        with suppress(FileExistsError), whole_file(file) as beside:  # of two, the first counts
+            beside.write_text(uuid.uuid4().hex, encoding="utf-8")
     return file.read_text(encoding="utf-8").strip()
 
 

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from core.config import Case, CorpusConfig
+from core.corpora.placing import temporary_folder
 from core.report import Outcome
 from core.strict import ConfigError
 from sweep import front
@@ -321,7 +322,7 @@ def corpus_config(name: str, root: str, case: Case = "as_written") -> CorpusConf
 
 def corpus_folder() -> TemporaryDirectory[str]:
     """Where the demo's speech is spoken to, if that is the corpus."""
-    return TemporaryDirectory(prefix="conformer-sweep-speech-")
+    return temporary_folder("speech")
 
 
 def wer_values(report: "WerReport") -> dict[str, Any]:

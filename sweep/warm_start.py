@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core.corpora.placing import placed, replaced
 from core.report import Outcome
 from core.strict import ConfigError
 from sweep.changes import leaves
@@ -26,6 +27,8 @@ FILE = "before.json"
 def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
     """Leave in a new sweep's directory what the old ones found; gives how many outcomes.
 
+    Called before the directory has a config, so that a kill leaves no sweep without them.
+
     Raises:
         ConfigError: if an old sweep holds something else fixed, naming it.
     """
@@ -34,7 +37,7 @@ def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
         check(config, old)
         found += known(config, old)
         _take_along(folder, old)
-    (folder / FILE).write_text(json.dumps(found), encoding="utf-8")
+    replaced(folder / FILE, json.dumps(found))
     return len(found)
 
 
@@ -97,7 +100,5 @@ def _take_along(folder: Path, old: Seen) -> None:
     bring(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
-            beside = folder / f".{name}.new"
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(old.folder / name, beside)
-            beside.rename(folder / name)
+            with placed(folder / name) as beside:
+                shutil.copytree(old.folder / name, beside, dirs_exist_ok=True)

@@ -105,38 +105,18 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
         if samples.shape == (cut.num_samples, 1) and rate_hz == cut.sampling_rate:
             return at_rate(torch.from_numpy(samples[:, 0].copy()), rate_hz)
     try:
-<<<<<<< HEAD
-        loaded = cut.load_audio()[0]
-    except (
-        AudioLoadingError,
-        DurationMismatchError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        raise unreadable(source_of(cut), error) from error
+        # lhotse's other backends run programs (sph2pipe in a shell, ffmpeg) on a file's name.
+        with audio_backend("LibsndfileBackend"):
+            loaded = cut.load_audio()[0]
+    except Exception as error:  # decoders and lhotse's transforms share no class
+        raise unreadable(source_of(cut), _origin(error)) from error
     faults = Faults()
     loaded = faults.mend(np.ascontiguousarray(loaded))
     begin = float(getattr(cut, "start", 0.0))
     faults.report(source_of(cut), cut.sampling_rate, start_seconds=begin)
     return at_rate(torch.from_numpy(loaded), cut.sampling_rate)
-||||||| 40282ac
-        samples = cut.load_audio()
-    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
-        raise unreadable(source_of(cut), error) from error
-    return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
-=======
-        # lhotse's other backends run programs (sph2pipe in a shell, ffmpeg) on a file's name.
-        with audio_backend("LibsndfileBackend"):
-            samples = cut.load_audio()
-    except Exception as error:  # decoders and lhotse's transforms share no class
-        raise unreadable(source_of(cut), _origin(error)) from error
-    return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
->>>>>>> manifests
 
 
-<<<<<<< HEAD
 def _whole_file(cut: Cut) -> Path | None:
     """The file that an utterance is the whole of, with nothing changed; None for all others."""
     recording = cut.recording if isinstance(cut, MonoCut) else None
@@ -145,6 +125,15 @@ def _whole_file(cut: Cut) -> Path | None:
     (source,) = recording.sources
     is_whole = cut.start == 0 and cut.num_samples == recording.num_samples
     return Path(source.source) if source.type == "file" and is_whole else None
+
+
+def _origin(error: BaseException) -> Exception:
+    """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
+        return ValueError("it has fewer or other samples than its manifest says")
+    return error if isinstance(error, Exception) else ValueError("it cannot be decoded")
 
 
 def is_audio(file: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> bool:
@@ -166,22 +155,6 @@ def audio_below(folder: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> lis
         and not any(map(is_hidden, file.relative_to(folder).parents))
         and file.is_file()
     ]
-||||||| 40282ac
-def is_audio(file: Path) -> bool:
-    return file.suffix.lower() in AUDIO_SUFFIXES
-=======
-def _origin(error: BaseException) -> Exception:
-    """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
-        return ValueError("it has fewer or other samples than its manifest says")
-    return error if isinstance(error, Exception) else ValueError("it cannot be decoded")
-
-
-def is_audio(file: Path) -> bool:
-    return file.suffix.lower() in AUDIO_SUFFIXES
->>>>>>> manifests
 
 
 def cut_of(file: Path, name: str) -> MonoCut:

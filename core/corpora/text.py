@@ -6,7 +6,6 @@ Piece 0 is CTC's blank, piece 1 is whatever the training text never showed.
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
+from core.corpora.placing import temporary_path
 
 BLANK = 0
 UNKNOWN = 1
@@ -210,7 +210,7 @@ class Tokenizer:
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside = temporary_path(file)
         beside.write_bytes(self.model)
         beside.replace(file)
 

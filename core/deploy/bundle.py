@@ -5,7 +5,6 @@ shape.json  model.safetensors  tokenizer.model  report.json  checksums.json
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
+from core.corpora.placing import remove_leftovers, temporary_path
 from core.corpora.text import FILE_NAME, Tokenizer
 
 FORMAT = 1
@@ -47,7 +47,8 @@ def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[s
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    beside = temporary_path(folder)
+    remove_leftovers(folder.parent)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)

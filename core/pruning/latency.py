@@ -25,6 +25,7 @@ from torch import Tensor
 
 from core.conformer.axes import Axis, Number
 from core.conformer.model import Conformer
+from core.corpora.placing import replaced
 from core.strict import Config, ConfigError
 
 Part = Literal[
@@ -166,10 +167,7 @@ class LatencyTable(Config):
                 )
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}")
-        beside.write_text(json.dumps(self.model_dump(), indent=1))
-        beside.replace(file)
+        replaced(file, json.dumps(self.model_dump(), indent=1))
 
     @classmethod
     def load(cls, file: Path) -> "LatencyTable":

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from core.corpora.placing import temporary_path
+
 KEPT = 2
 """Older ones are deleted: one to go on from, one in case its disk block went bad."""
 
@@ -28,7 +30,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{step:09d}"
-    beside = folder / f".{step:09d}.{os.getpid()}"
+    beside = temporary_path(final)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()

@@ -93,7 +93,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
 
     see(folder).record(trial)  # complains if there is none
     with locked(folder):
-        ledger = Ledger.open(folder)
+        ledger = Ledger.open(folder, is_writer=True)
         try:
             ledger.tune_on(trial, steps)
         finally:
@@ -156,7 +156,7 @@ def warm_start(
     address: Address = None,
 ) -> None:
     """Start a sweep whose sampler knows what others found, with their teacher."""
-    from sweep.config import create, find, load, open_config
+    from sweep.config import check_new, create, find, load, open_config
     from sweep.views import see
     from sweep.warm_start import begin, check
 
@@ -166,8 +166,9 @@ def warm_start(
     for old in seen:
         check(config, old)
     original = find(space).read_text(encoding="utf-8") if space else config.toml()
-    create(folder.resolve(), config, original)
+    check_new(folder)
     count = begin(folder.resolve(), config, seen)
+    create(folder.resolve(), config, original)
     out.print(f"begins with {count} outcomes of {len(seen)} sweeps", markup=False)
     _run(folder, address)
 

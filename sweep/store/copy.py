@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.corpora.placing import replaced, temporary_path
 from sweep.store.remote import Remote
 
 NOTES = ".store"
@@ -55,8 +56,7 @@ def at(place: str) -> Path:
 
 
 def _note(folder: Path, address: str) -> None:
-    (folder / NOTES).mkdir(parents=True, exist_ok=True)
-    (folder / NOTES / ADDRESS).write_text(address, encoding="utf-8")
+    replaced(folder / NOTES / ADDRESS, address)
 
 
 def address_of(folder: Path) -> str | None:
@@ -149,9 +149,7 @@ class Memory:
 
     def keep(self, folder: Path) -> None:
         values = {name: getattr(self, name) for name in self.__slots__}
-        beside = folder / NOTES / f"{MEMORY}.new"
-        beside.write_text(json.dumps(values), encoding="utf-8")
-        beside.replace(folder / NOTES / MEMORY)
+        replaced(folder / NOTES / MEMORY, json.dumps(values))
 
 
 def fetch(folder: Path, remote: Remote, *, without: tuple[str, ...] = ()) -> None:
@@ -243,7 +241,7 @@ def _still(path: Path, scratch: Path) -> Iterator[Path]:
     if path.suffix not in (".db", ".journal"):
         yield path
         return
-    beside = scratch / f"{path.name}.sent"
+    beside = temporary_path(scratch / path.name)
     try:
         if path.suffix == ".db":
             with (

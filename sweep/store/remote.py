@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+
+from core.corpora.placing import temporary_path
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class Remote:
             StoreError: if the store cannot be reached, or the digest is another.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside = temporary_path(path)
         try:
             with self._reached(key):
                 self._fs.get_file(self._path(key), str(beside))
