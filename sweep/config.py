@@ -12,10 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from core.config import NO_SPEECH, CorpusConfig
 from core.corpora.placing import replaced
 from core.strict import Config, ConfigError
 from sweep import toml_text
+from sweep.config_paths import check_corpus, with_absolute_paths
 from sweep.space import SearchSpace, without_leaves
 
 CONFIG_FILE = "sweep.toml"
@@ -25,7 +25,6 @@ SHARED_FOLDERS = ("teacher", "features")
 
 MOST_TRIALS = 1_000_000
 
-KNOWN_CORPORA = ("demo", "librispeech")
 SPACES_FOLDER = Path(__file__).parent.parent / "search_spaces"
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -260,22 +259,6 @@ def check_keys(config: SweepConfig, *, source: str) -> None:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
 
 
-def check_corpus(corpus: CorpusConfig) -> None:
-    """Refuse at once a corpus that is not there: workers would find out much later.
-
-    Raises:
-        ConfigError: if its name is neither known nor a folder or file.
-    """
-    if corpus.name in (*KNOWN_CORPORA, NO_SPEECH) or Path(corpus.name).exists():
-        return
-    near = difflib.get_close_matches(Path(corpus.name).name, KNOWN_CORPORA, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    raise ConfigError(
-        f"`corpus.name` must be {', '.join(KNOWN_CORPORA)}, a folder or a manifest,"
-        f" but `{corpus.name}` is not there{hint}"
-    )
-
-
 def parse(text: str, *, source: str) -> SweepConfig:
     """Read a search space from its text; `source` begins every line of an error."""
     try:
@@ -283,7 +266,7 @@ def parse(text: str, *, source: str) -> SweepConfig:
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         raise ConfigError(f"{source}: must be TOML, but: {error}") from None
     try:
-        config = SweepConfig.parse(_with_name(_with_absolute_paths(table), source))
+        config = SweepConfig.parse(_with_name(with_absolute_paths(table), source))
         config.space  # noqa: B018  # reads the trial's table, and refuses it here
     except ConfigError as error:
         lines = str(error).splitlines()
@@ -363,36 +346,6 @@ def _with_name(table: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(table.get("sweep", {}), dict):
         return _merged({"sweep": {"name": Path(source).stem}}, table)
     return table
-
-
-def absolute_corpus(corpus: dict[str, Any]) -> dict[str, Any]:
-    """The corpus's table with its paths made whole."""
-    name, root = corpus.get("name"), corpus.get("root")
-    table = dict(corpus)
-    if isinstance(root, str) and root:
-        table["root"] = _absolute(root)
-    if isinstance(name, str) and name not in (*KNOWN_CORPORA, NO_SPEECH):
-        table["name"] = _absolute(name)
-    return table
-
-
-def _with_absolute_paths(table: dict[str, Any]) -> dict[str, Any]:
-    """Workers start elsewhere: relative paths are the caller's, and are made whole here."""
-    trial = table.get("trial")
-    if not isinstance(trial, dict):
-        return table
-    trial = dict(trial)
-    if isinstance(trial.get("corpus"), dict):
-        trial["corpus"] = absolute_corpus(trial["corpus"])
-    for section, key in (("teacher", "bundle"), ("pruning", "latency_table")):
-        values = trial.get(section)
-        if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
-            trial[section] = {**values, key: _absolute(values[key])}
-    return {**table, "trial": trial}
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 from core.strict import ConfigError
-from sweep.config import CONFIG_FILE, KNOWN_CORPORA, SweepConfig, open_config, rewrite
+from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
+from sweep.config_paths import KNOWN_CORPORA
 from sweep.store.copy import NESTED
 
 OF_A_SWEEP = frozenset(

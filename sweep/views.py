@@ -18,7 +18,8 @@ from core.corpora.placing import temporary_folder
 from core.report import Outcome
 from core.strict import ConfigError
 from sweep import front
-from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
+from sweep.config import SweepConfig, open_config
+from sweep.config_paths import absolute_corpus, check_corpus
 from sweep.front import Point
 from sweep.ledger_files import is_there
 from sweep.lock import driver_pid
