@@ -112,7 +112,10 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
 
 def _origin(error: BaseException) -> Exception:
     """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
-    while (before := error.__cause__ or error.__context__) is not None:
+    while True:
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None:
+            break
         error = before
     if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
         return ValueError("it has fewer or other samples than its manifest says")
