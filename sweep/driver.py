@@ -18,6 +18,7 @@ from core.report import Report
 from sweep import actor, cluster, machines
 from sweep.changes import changes, check
 from sweep.config import SweepConfig, open_config, parse
+from sweep.consent import check_consent
 from sweep.interruption import SIGNAL_SECONDS, Interruption
 from sweep.ledger import Ledger
 from sweep.limits import reached
@@ -64,6 +65,7 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
     config = open_config(folder)
     with locked(folder):
         config = open_config(folder)  # of a store's directory it may have come only now
+        check_consent(folder, config)
         clear_stop(folder)
         ledger = Ledger.open_or_create(folder, config.sweep.objectives, kind=config.sweep.ledger)
         try:

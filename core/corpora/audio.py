@@ -129,7 +129,10 @@ def _whole_file(cut: Cut) -> Path | None:
 
 def _origin(error: BaseException) -> Exception:
     """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
-    while (before := error.__cause__ or error.__context__) is not None:
+    while True:
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None:
+            break
         error = before
     if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
         return ValueError("it has fewer or other samples than its manifest says")

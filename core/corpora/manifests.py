@@ -147,7 +147,7 @@ def _kind(line: Line) -> Literal["nemo", "cut", "recording"]:
         return "nemo"
     if values.get("type") in _CUT_TYPES:
         return "cut"
-    if "sources" in values:
+    if "sources" in values or _RECORDINGS.fullmatch(line.file.name):
         return "recording"
     keys = ", ".join(f"`{key}`" for key in values if key.isprintable())
     raise CorpusError(

@@ -157,16 +157,20 @@ def warm_start(
 ) -> None:
     """Start a sweep whose sampler knows what others found, with their teacher."""
     from sweep.config import check_new, create, find, load, open_config
+    from sweep.consent import check_consent, give_consent
     from sweep.views import see
     from sweep.warm_start import begin, check
 
     seen = [see(old) for old in olds]
     given = _given(trials=trials, hours=hours, name=folder.resolve().name)
+    if not space:
+        check_consent(olds[0], open_config(olds[0]))
     config = (load(space) if space else open_config(olds[0])).with_budget(**given)
     for old in seen:
         check(config, old)
     original = find(space).read_text(encoding="utf-8") if space else config.toml()
     check_new(folder)
+    give_consent(folder, config)
     count = begin(folder.resolve(), config, seen)
     create(folder.resolve(), config, original)
     out.print(f"begins with {count} outcomes of {len(seen)} sweeps", markup=False)
@@ -198,17 +202,20 @@ def stop(
 
 def _create(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.config import create, find, load
+    from sweep.consent import give_consent
     from sweep.unlabelled import refuse_sweep
 
     config = load(space).with_budget(**_given(trials=trials, hours=hours))
     refuse_sweep(config.space.base.corpus)
     create(folder.resolve(), config, find(space).read_text(encoding="utf-8"))
+    give_consent(folder, config)
 
 
 def _adopt(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
     """Go on with a sweep by the space it is given now; the driver says what differs."""
     from sweep.changes import changes, check
     from sweep.config import load, open_config, rewrite
+    from sweep.consent import give_consent
     from sweep.lock import locked
 
     before = open_config(folder)
@@ -219,6 +226,7 @@ def _adopt(space: str, folder: Path, trials: int | None, hours: float | None) ->
     if found:
         with locked(folder):
             rewrite(folder, config)
+    give_consent(folder, config)
 
 
 def _given(**values: Any) -> dict[str, Any]:

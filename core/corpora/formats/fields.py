@@ -6,7 +6,15 @@ Every number is finite and has bounds: what lies outside was never measured by a
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+from pydantic_core import PydanticCustomError
 
 _ONE_LINE = r"^[^\p{Cc}\p{Zl}\p{Zp}]+$"
 """No control characters: names are shown in terminals and written in lists."""
@@ -34,6 +42,14 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _encodable(value: str) -> str:
+    """JSON can hold half a pair of characters, which no file can."""
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise PydanticCustomError("string_unicode", "be a string of whole characters")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=_ONE_LINE)]
 Start = Annotated[float, Field(ge=-MOST_SECONDS, le=MOST_SECONDS)]
 Offset = Annotated[float, Field(ge=0, le=MOST_SECONDS)]

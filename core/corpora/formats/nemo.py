@@ -14,7 +14,7 @@ from lhotse.utils import compute_num_samples
 from pydantic import BeforeValidator, Field, model_validator
 
 from core.corpora.audio import CorpusError, Header, read_header
-from core.corpora.formats.fields import Duration, Name, Offset, Record
+from core.corpora.formats.fields import Duration, Name, Offset, Record, Text
 from core.corpora.formats.json_lines import Line, read_lines
 from core.corpora.formats.records import check
 from core.corpora.formats.segments import ROUNDING_SECONDS, Notes
@@ -36,7 +36,7 @@ class NemoRecord(Record):
     """Seconds; none for the rest of the file."""
     offset: Offset | None = None
     """Seconds from the file's begin."""
-    text: Annotated[str | None, BeforeValidator(_digits)] = Field(None)
+    text: Annotated[Text | None, BeforeValidator(_digits)] = Field(None)
 
     @model_validator(mode="before")
     @classmethod

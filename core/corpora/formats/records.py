@@ -32,6 +32,7 @@ from core.corpora.formats.fields import (
     Rate,
     Record,
     Start,
+    Text,
     rule_of,
 )
 from core.corpora.formats.json_lines import Line
@@ -49,7 +50,7 @@ class SupervisionRecord(Record):
     start: Start
     duration: Duration
     channel: Channels = Field([0])
-    text: str | None = None
+    text: Text | None = None
 
     @field_serializer("channel")
     def _as_lhotse_has_it(self, channel: list[int]) -> int | list[int]:

@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
 import socket
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -50,8 +54,8 @@ KINDS = {
 }
 
 
-def read_all(root):
-    cuts = open_split(CorpusConfig(name=str(root)), root, "test")
+def read_all(root, *allow):
+    cuts = open_split(CorpusConfig(name=str(root), allow=list(allow)), root, "test")
     return [read_cut(one) for one in cuts]
 
 
@@ -93,4 +97,117 @@ def test_a_files_name_is_no_command(tmp_path, monkeypatch):
     [samples] = read_all(tmp_path)
 
     assert len(samples) == 8000
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_nested_type_that_is_no_cut_is_never_made(tmp_path, monkeypatch):
+    """What lhotse would make of a custom field is not even looked at."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write(tmp_path / "a.wav", np.full(8000, 0.1), 16000)
+    bad = recording("touch mark", "command")
+    custom = {"target": bad, "image": {"width": 1}, "array": {"shape": [1], "array": bad}}
+    features = {"storage_type": "kaldiio", "storage_path": "touch mark |", "num_features": 1}
+    line = cut(recording("a.wav"), custom=custom, features=features)
+    (tmp_path / "test.jsonl").write_text(json.dumps(line) + "\n")
+
+    [samples] = read_all(tmp_path)
+
+    assert len(samples) == 8000
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["pipe:touch mark", "http://127.0.0.1:9/a.wav", "a|b;touch mark"])
+def test_nemos_manifests_name_files_alone(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.json").write_text(json.dumps({"audio_filepath": name, "text": "GO"}) + "\n")
+
+    with pytest.raises(CorpusError, match=r"must name an audio file|must be an audio file"):
+        read_all(tmp_path)
+
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_pipe_or_a_device_in_the_place_of_audio_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo.wav")
+    for source in (tmp_path / "fifo.wav", "/dev/zero", "/dev/stdin", tmp_path):
+        (tmp_path / "test.jsonl").write_text(json.dumps(cut(recording(source))) + "\n")
+        with pytest.raises(CorpusError, match=r"must be an audio file"):
+            read_all(tmp_path)
+
+
+def test_a_playlist_in_the_place_of_audio_is_not_played(tmp_path):
+    """A decoder of films would open the addresses in it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        for name in ("a.wav", "a.m3u8", "a.m4a"):
+            (tmp_path / name).write_text(f"#EXTM3U\n#EXTINF:10.0,\n{address}\n")
+            line = json.dumps(cut(recording(tmp_path / name)))
+            (tmp_path / "test.jsonl").write_text(line + "\n")
+            with pytest.raises(CorpusError, match=r"must be readable audio"):
+                read_all(tmp_path)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_programs_are_run_where_the_user_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write(tmp_path / "a.wav", np.full(8000, 0.25), 16000)
+    line = json.dumps(cut(recording("touch mark; cat a.wav", "command")))
+    (tmp_path / "test.jsonl").write_text(line + "\n")
+
+    [samples] = read_all(tmp_path, "commands")
+
+    assert samples.tolist() == [0.25] * 8000
+    assert (tmp_path / "mark").exists()
+    with pytest.raises(CorpusError, match=r"is a `command` instead, which runs a program"):
+        read_all(tmp_path, "urls")
+
+
+def test_a_program_that_fails_is_said(tmp_path):
+    line = json.dumps(cut(recording("exit 3", "command")))
+    (tmp_path / "test.jsonl").write_text(line + "\n")
+
+    with pytest.raises(CorpusError, match=r"the program 'exit 3' ended with code 3"):
+        read_all(tmp_path, "commands")
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder that is served; gives its address."""
+    (tmp_path / "web").mkdir()
+    handler = partial(QuietHandler, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_addresses_are_opened_where_the_user_says_so(web, tmp_path):
+    soundfile.write(tmp_path / "web" / "a.wav", np.full(8000, 0.25), 16000)
+    for name, rule in [("a.wav", None), ("gone.wav", r"cannot be read: HTTP Error 404")]:
+        line = json.dumps(cut(recording(f"{web}/{name}", "url")))
+        (tmp_path / "test.jsonl").write_text(line + "\n")
+        if rule is None:
+            assert read_all(tmp_path, "urls")[0].tolist() == [0.25] * 8000
+        else:
+            with pytest.raises(CorpusError, match=rule):
+                read_all(tmp_path, "urls")
+
+
+@pytest.mark.parametrize("address", ["pipe:touch mark", "file:///etc/passwd", "s3://b/a", "a.wav"])
+def test_only_web_addresses_are_opened(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.jsonl").write_text(json.dumps(cut(recording(address, "url"))) + "\n")
+
+    with pytest.raises(CorpusError, match=r"must begin with http:// or https://, but is"):
+        read_all(tmp_path, "urls", "commands")
+
     assert not (tmp_path / "mark").exists()
