@@ -22,6 +22,7 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
+from core.outside_files import LARGEST_MODEL_OF_TOKENS, read_bytes
 
 BLANK = 0
 UNKNOWN = 1
@@ -99,8 +100,8 @@ class Tokenizer:
         """
         file = path / FILE_NAME if path.is_dir() else path
         try:
-            return cls(file.read_bytes())
-        except (OSError, RuntimeError) as error:
+            return cls(read_bytes(file, largest=LARGEST_MODEL_OF_TOKENS))
+        except (OSError, RuntimeError, ValueError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             raise CorpusError(
                 f"`{file}` must be a SentencePiece model, but {reason} instead."
