@@ -64,6 +64,8 @@ class Tokenizer:
     """Text to pieces and back."""
 
     def __init__(self, model: bytes) -> None:
+        if not model:  # SentencePiece takes nothing for none given, and knows no piece then
+            raise RuntimeError("a SentencePiece model must have bytes, but is empty instead")
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 

@@ -99,7 +99,7 @@ def audited():
 
 
 @pytest.fixture(scope="module")
-def guarded(audited, tmp_path_factory):
+def guarded(audited, tmp_path_factory):  # noqa: ARG001
     """Gives a block in which nothing may be run, fetched, unpickled or written outside a folder."""
 
     @contextmanager

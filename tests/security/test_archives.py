@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tarfile
+from contextlib import suppress
 
 import pytest
 
@@ -204,12 +205,8 @@ def test_a_header_that_points_backwards_ends(tmp_path):
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     (tmp_path / "x.tar").write_bytes(bytes(header) * 3 + bytes(1024))
 
-    with (
-        pytest.raises(DAMAGED),
-        open_tar(tmp_path / "x.tar", largest_read=2**20) as archive,
-    ):
+    with open_tar(tmp_path / "x.tar", largest_read=2**20) as archive, suppress(*DAMAGED):
         assert len(list(archive)) < 10
-        raise EOFError
 
 
 @pytest.mark.parametrize(

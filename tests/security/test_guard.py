@@ -22,13 +22,13 @@ def _write_outside(outside):
 
 
 DEEDS = {
-    "runs a program": lambda _: subprocess.run([sys.executable, "-c", ""], check=True),  # noqa: S603
+    "runs a program": lambda _: subprocess.run([sys.executable, "-c", ""], check=True),
     "runs a shell": lambda _: os.system("true"),  # noqa: S605, S607
     "connects": lambda _: _connect(),
     "writes outside": _write_outside,
     "makes a folder outside": lambda outside: (outside / "d").mkdir(),
     "makes a link outside": lambda outside: (outside / "l").symlink_to("/etc/passwd"),
-    "moves out": lambda outside: shutil.rmtree(outside),
+    "moves out": shutil.rmtree,
     "unpickles": lambda _: pickle.loads(pickle.dumps(Path())),  # noqa: S301
 }
 
