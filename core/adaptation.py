@@ -28,6 +28,7 @@ from core.deploy import bundle
 from core.deploy.bundle import Bundle
 from core.evaluation.judge import Judge
 from core.evaluation.wer import WerReport
+from core.outside_files import read_json
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
@@ -151,7 +152,7 @@ def _begin(work: Path, order: dict[str, Any]) -> None:
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
         replaced(file, json.dumps(order))
-    elif json.loads(file.read_text()) != order:
+    elif read_json(file) != order:
         raise ConfigError(
             f"`out` must be a new folder, but `{work}` holds another adaptation that was begun;"
             " delete it, or go on with what it was begun with."

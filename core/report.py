@@ -1,8 +1,11 @@
 """What a trial says while it runs, and what it is judged by when it is done."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+_FOLDER = re.compile(r"\w[\w.-]{0,99}")
 
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]
 Reference = Literal["transcripts", "teacher"]
@@ -71,3 +74,15 @@ class Outcome:
     """The bundle's folder, relative to the trial's."""
     wer_against: Reference = "transcripts"
     test_wer_against: Reference = "transcripts"
+
+    def __post_init__(self) -> None:
+        """Outcomes are read from files, too: a model's folder must not lead out of its trial's.
+
+        Raises:
+            ValueError: if it would.
+        """
+        if not _FOLDER.fullmatch(str(self.model)):
+            raise ValueError(
+                "`model` must be the name of a folder, such as `model` or `model.1`,"
+                f" but is {self.model!r} instead"
+            )

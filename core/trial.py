@@ -20,6 +20,7 @@ from core.corpora.placing import replaced
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
+from core.outside_files import read_json
 from core.pruning.budget import Scores, chosen, depth_order
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import reestimate_statistics, repaired
@@ -287,7 +288,7 @@ def _ended(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
 def _told(place: Place) -> list[Outcome]:
     """What this trial came to in an earlier run."""
     done = place.trial / OUTCOMES
-    return [Outcome(**values) for values in json.loads(done.read_text())] if done.is_file() else []
+    return [Outcome(**values) for values in read_json(done)] if done.is_file() else []
 
 
 def _kept(*, place: Place, names: Sequence[str]) -> list[Outcome]:

@@ -130,17 +130,17 @@ def _write(
             " folders inside it are unpacked, and no address of a server; if the sweep is your"
             " own, `--trust` allows the latter."
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         if member.isdir():
             place.mkdir(exist_ok=True)
         elif member.issym():
             place.symlink_to(member.linkname, target_is_directory=True)
         else:
             _copy(archive, member, place)
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
         raise ConfigError(
-            f"`{file}` must be a packed sweep, but holds {_shown(member)} twice."
+            f"`{file}` must be a packed sweep, but holds {_shown(member)} twice, or in a file."
         ) from None
 
 

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from core.corpora.placing import replaced
+from core.outside_files import read_text
 from core.strict import Config, ConfigError
 from sweep import toml_text
 from sweep.config_paths import check_corpus, with_absolute_paths
@@ -337,8 +338,8 @@ def find(path_or_name: str) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: must be a readable text file, but: {error}") from None
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from core.corpora.placing import replaced_files
+from core.outside_files import read_json
 from core.report import Outcome
 from core.safe_text import csv_cell, markdown_text
 from sweep import front, scene
@@ -96,7 +96,7 @@ def _named(folder: Path) -> FrontFiles:
 def teacher_wer(folder: Path) -> float | None:
     """The teacher's word error rate on dev, once a sweep's directory has a trained teacher."""
     try:
-        report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
+        report = read_json(folder / "teacher" / "model" / "report.json")
         return float(report["outcome"]["wer"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 import shutil
 import subprocess
 import uuid
@@ -13,11 +14,15 @@ from pathlib import Path
 
 from core.corpora.placing import whole_file
 from core.lineage import SpeechLineage
+from core.outside_files import read_text
+from core.strict import ConfigError
 
 PACKAGES = ("core", "sweep", "search_spaces")
 ROOT = Path(__file__).parent.parent
 DIGITS = 12
 GIT_SECONDS = 20
+LONGEST_ID = 100
+"""Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +49,19 @@ def code_version() -> str:
 
 
 def identity(folder: Path) -> str:
-    """By what its runs are known: drawn once, kept in the folder, wherever that moves."""
+    """By what its runs are known: drawn once, kept in the folder, wherever that moves.
+
+    Raises:
+        ConfigError: if what lies there was not drawn by us; it becomes part of questions to MLflow.
+    """
     file = folder / "sweep.id"
     if not file.exists():
         with suppress(FileExistsError), whole_file(file) as beside:  # of two, the first counts
             beside.write_text(uuid.uuid4().hex, encoding="utf-8")
-    return file.read_text(encoding="utf-8").strip()
+    found = read_text(file, largest=LONGEST_ID).strip()
+    if not re.fullmatch(r"[0-9a-f]{32}", found):
+        raise ConfigError(f"`{file}` must hold 32 digits and letters a to f, but does not.")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.lineage import bundle_digest, speech_lineage
+from core.outside_files import read_text
 from core.report import Report
 from sweep import front, heatmap, provenance
 from sweep.config import SweepConfig
@@ -172,8 +173,8 @@ class Scribe:
             return {}
         point = Point(trial=record.number, outcome=0, result=record.outcomes[0])
         found = {}
-        with suppress(OSError):
-            found["trial.json"] = (self._bundle(point) / "report.json").read_text("utf-8")
+        with suppress(OSError, ValueError):
+            found["trial.json"] = read_text(self._bundle(point) / "report.json")
         panel = self._panel(point)
         return found if panel is None else {**found, "kept.svg": heatmap.svg_of(panel)}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from core.corpora.placing import placed, replaced
-from core.report import Outcome
+from core.outside_files import read_json
 from core.strict import ConfigError
 from sweep.changes import leaves
 from sweep.config import SHARED_FOLDERS, SweepConfig
-from sweep.records import TrialRecord
+from sweep.records import TrialRecord, record_of
 from sweep.space import Distribution
 from sweep.store.copy import bring
 from sweep.views import Seen
@@ -42,19 +42,32 @@ def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
 
 
 def recalled(folder: Path) -> list[TrialRecord]:
-    """What the sweep began with, as finished trials numbered from -1 down: they are not its own."""
+    """What the sweep began with, as finished trials numbered from -1 down: they are not its own.
+
+    Raises:
+        ConfigError: if the file is damaged.
+    """
     if not (folder / FILE).is_file():
         return []
-    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return [
-        TrialRecord(
-            number=-1 - place,
-            state="finished",
-            params=each["params"],
-            outcomes=(Outcome(**each["outcome"]),),
-        )
-        for place, each in enumerate(found)
-    ]
+    try:
+        return [_recalled(place, each) for place, each in enumerate(read_json(folder / FILE))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"`{folder / FILE}` must hold what other sweeps found, but: {error!r};"
+            " without the file the sweep begins from nothing."
+        ) from None
+
+
+def _recalled(place: int, values: Mapping[str, Any]) -> TrialRecord:
+    return record_of(
+        {
+            "number": -1 - place,
+            "state": "finished",
+            "params": values["params"],
+            "outcomes": [values["outcome"]],
+            "curve": (),
+        }
+    )
 
 
 def check(config: SweepConfig, old: Seen) -> None:

@@ -14,6 +14,7 @@ from core.corpora.placing import replaced
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import FILE_NAME, Tokenizer, transcript
 from core.hearing import NATIVE, Hearing
+from core.outside_files import read_json
 
 NUM_PARTS = 1 + len(SPLITS)
 _INDEX = "prepared.json"
@@ -37,10 +38,10 @@ def open_speech(folder: Path) -> Speech:
         CorpusError: if it is missing or damaged.
     """
     try:
-        prepared = json.loads((folder / _INDEX).read_text())
+        prepared = read_json(folder / _INDEX)
         names, heard = prepared["stores"], frozenset(prepared.get("heard", ()))
         train, dev, test = (FeatureStore.open(folder / names[split]) for split in SPLITS)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorpusError(
             f"`{folder}` must hold prepared speech, but does not ({error})."
         ) from error
@@ -51,7 +52,7 @@ def open_speech(folder: Path) -> Speech:
 def is_prepared(config: CorpusConfig, folder: Path) -> bool:
     """Whether this very corpus was made ready here, and all of it is still there."""
     try:
-        prepared = json.loads((folder / _INDEX).read_text())
+        prepared = read_json(folder / _INDEX)
         open_speech(folder)
     except (OSError, ValueError):
         return False

@@ -19,6 +19,7 @@ from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.corpora.placing import remove_leftovers, temporary_path
 from core.corpora.text import FILE_NAME, Tokenizer
+from core.outside_files import read_json
 
 FORMAT = 1
 DEPTH_ORDER = "depth_order"
@@ -114,7 +115,7 @@ def check(folder: Path) -> None:
             " bundle or DIR:TRIAL that it was made of (`bench` takes its model.onnx, too)."
         )
     try:
-        checksums = json.loads((folder / "checksums.json").read_text())
+        checksums = read_json(folder / "checksums.json")
     except (OSError, ValueError):
         raise BundleError(
             f"`{folder}` must be a bundle, but its checksums.json is missing or damaged."
@@ -142,8 +143,8 @@ def _table(path: Path) -> dict[str, Any]:
         BundleError: if it is none.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = read_json(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"`{path}` must be JSON, but: {error}") from error
     if not isinstance(table, dict):
         raise BundleError(f"`{path}` must be a table, but is {str(table)[:80]} instead.")

@@ -26,6 +26,7 @@ from torch import Tensor
 from core.conformer.axes import Axis, Number
 from core.conformer.model import Conformer
 from core.corpora.placing import replaced
+from core.outside_files import LARGEST_SETTINGS, read_json
 from core.strict import Config, ConfigError
 
 Part = Literal[
@@ -177,8 +178,8 @@ class LatencyTable(Config):
             ConfigError: in one line naming the file.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            values = read_json(file, largest=LARGEST_SETTINGS)
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"`pruning.latency_table` must be a file of JSON, but `{file}`: {error}"
             ) from None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.corpora.placing import replaced, temporary_path
-from sweep.store.remote import Remote
+from sweep.store.remote import Remote, local_path
 
 NOTES = ".store"
 """Of the copy alone: what it is a copy of, and what was last sent or fetched."""
@@ -85,8 +85,8 @@ def bring(folder: Path, *names: str) -> None:
         return
     remote = Remote(address)
     for key in [key for name in names for key in remote.under(name)]:
-        if not (folder / key).exists():
-            remote.download(key, folder / key)
+        if not local_path(folder, key).exists():
+            remote.download(key, local_path(folder, key))
 
 
 def nest(folder: Path, inner: Path) -> None:
@@ -160,11 +160,12 @@ def fetch(folder: Path, remote: Remote, *, without: tuple[str, ...] = ()) -> Non
     if not now or now in memory.generations or (without and now == memory.viewed):
         return
     for key, version in _kept(remote, without):
-        is_same = memory.stamps.get(key) == _stamp(folder / key)
+        place = local_path(folder, key)
+        is_same = memory.stamps.get(key) == _stamp(place)
         if not is_same or memory.versions.get(key) != version:
-            _forget_what_sqlite_left(folder / key)
-            remote.download(key, folder / key)
-            memory.versions[key], memory.stamps[key] = version, _stamp(folder / key)
+            _forget_what_sqlite_left(place)
+            remote.download(key, place)
+            memory.versions[key], memory.stamps[key] = version, _stamp(place)
     if without:
         memory.viewed = now
     else:

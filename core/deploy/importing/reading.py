@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.archives import open_tar
+from core.outside_files import check_plain
 
 MOST_MEMBERS = 1000
 MOST_PACKED = 20
@@ -113,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ImportingError: if it is none.
     """
     with told_of(path.name, "a table of JSON"):
-        _check_size(path.stat().st_size, path.name, LARGEST_TOKENIZER)
+        check_plain(path, largest=LARGEST_TOKENIZER)
         return _table(json.loads(path.read_text(encoding="utf-8")), path.name)
 
 
@@ -124,7 +125,7 @@ def read_bytes(path: Path, *, largest: int) -> bytes:
         ImportingError: if it is missing or too large.
     """
     with told_of(path.name, "a file"):
-        _check_size(path.stat().st_size, path.name, largest)
+        check_plain(path, largest=largest)
         return path.read_bytes()
 
 
@@ -152,7 +153,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     rule = "tensors as safetensors writes them"
     with told_of(path.name, rule):
-        _check_size(path.stat().st_size, path.name, LARGEST_WEIGHTS)
+        check_plain(path, largest=LARGEST_WEIGHTS)
         return _tensors(load_file(path), path.name, rule)
 
 

@@ -1,6 +1,8 @@
 """transformers' own class and processor, in a process of theirs, do what our model does."""
 
+import contextlib
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 
@@ -141,3 +143,25 @@ def test_without_transformers_it_says_what_to_install(monkeypatch):
 
     with pytest.raises(ExportError, match=r'`transformers`.*"conformer-sweep\[transformers\]"'):
         needs_transformers()
+
+
+@pytest.mark.long
+@needs
+@pytest.mark.slow
+def test_a_module_that_a_model_brings_along_is_never_imported(published, tmp_path):
+    folder, mark = tmp_path / "model", tmp_path / "mark"
+    export(published, folder, "transformers")
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
+    autos = ("Config", "Model", "ModelForCTC", "Processor", "Tokenizer", "FeatureExtractor")
+    files = sorted(folder.glob("*config.json"))
+    for file in files:
+        values = json.loads(file.read_text())
+        values["auto_map"] = {f"Auto{name}": "evil.Evil" for name in autos}
+        file.write_text(json.dumps(values))
+
+    with contextlib.suppress(ExportError):  # refused or passed over, either is right
+        heard_by_transformers(folder, spelled=[[1]])
+    bring(str(folder), tmp_path / "again")
+
+    assert len(files) >= 2
+    assert not mark.exists()
