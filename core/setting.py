@@ -62,7 +62,12 @@ def journey_of(
 ) -> Journey:
     """The training speech in its order, from the beginning, with checkpoints in a folder."""
     return Journey(
-        batches=TrainBatches(speech.train, config.training.batch_seconds, config.seed),
+        batches=TrainBatches(
+            speech.train,
+            config.training.batch_seconds,
+            config.seed,
+            augment=config.training.augment,
+        ),
         augment=config.training.augment,
         augment_chance=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
@@ -73,7 +78,10 @@ def journey_of(
 
 
 def calibration_batches(config: TrialConfig, speech: Speech, device: torch.device) -> list[Batch]:
-    """The first batches of an order of their own: the same ones, whoever asks and whenever."""
+    """The first batches of an order of their own: the same ones, whoever asks and whenever.
+
+    Their speech is as it was recorded.
+    """
     batches = TrainBatches(speech.train, config.training.batch_seconds, config.seed + 1)
     return [next(batches).to(device) for _ in range(config.pruning.calibration_batches)]
 

@@ -4,8 +4,8 @@ Shapes: B batch, T frames, M mel bins, U tokens.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from core.config import AugmentConfig
+from core.corpora.conditions import Condition, apply_condition, draw_conditions
 from core.corpora.features import FRAMES_PER_SECOND
-from core.corpora.store import FeatureStore
+from core.corpora.store import FeatureStore, Item
+from core.hearing import Hearing
 
 _JITTER = 0.05  # lengths are sorted with so much noise, so that epochs differ in who meets whom
 
@@ -76,8 +79,16 @@ class Batch:
         )
 
 
-def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
+def read_batch(
+    store: FeatureStore, indices: list[int], conditions: Sequence[Condition] | None = None
+) -> Batch:
+    """Read some utterances, as they are or each under its own of all utterances' conditions."""
     items = [store.item(i) for i in indices]
+    if conditions is not None and store.hearing is not None:
+        items = [
+            under_condition(item, conditions[i], store.hearing)
+            for i, item in zip(indices, items, strict=True)
+        ]
     features = pad_sequence([item.features for item in items], batch_first=True)
     frames = features.shape[1]
     return Batch(
@@ -90,6 +101,14 @@ def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
         texts=tuple(item.text for item in items),
         indices=tuple(indices),
     )
+
+
+def under_condition(item: Item, condition: Condition, hearing: Hearing) -> Item:
+    """An utterance as training gets it; one that is silenced has no words left."""
+    features = apply_condition(item.features, condition, hearing)
+    if condition.is_empty:
+        return replace(item, features=features, tokens=item.tokens[:0], text="")
+    return replace(item, features=features)
 
 
 def padded_frames(num_frames: int) -> int:
@@ -108,8 +127,24 @@ class TrainBatches:
     Where it stands is two numbers, so a resumed run sees exactly what an uninterrupted one does.
     """
 
-    def __init__(self, store: FeatureStore, batch_seconds: float, seed: int) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        batch_seconds: float,
+        seed: int,
+        *,
+        augment: AugmentConfig | None = None,
+    ) -> None:
+        """Begin with the first epoch.
+
+        Args:
+            store: the utterances.
+            batch_seconds: most of a batch, padding and added silence included.
+            seed: of the order, and of the conditions.
+            augment: the conditions under which utterances are given; None gives them as they are.
+        """
         self._store, self._batch_seconds, self._seed = store, batch_seconds, seed
+        self._augment = augment
         self._epoch = self._position = 0
         self._plan = self._make_plan()
 
@@ -120,7 +155,7 @@ class TrainBatches:
         if self._position == len(self._plan):
             self._epoch, self._position = self._epoch + 1, 0
             self._plan = self._make_plan()
-        batch = read_batch(self._store, self._plan[self._position])
+        batch = read_batch(self._store, self._plan[self._position], self._conditions)
         self._position += 1
         return batch
 
@@ -132,7 +167,19 @@ class TrainBatches:
         self._plan = self._make_plan()
 
     def _make_plan(self) -> list[list[int]]:
-        return plan_epoch(self._store.num_frames, self._batch_seconds, self._seed, self._epoch)
+        """Draw the epoch's conditions, then form batches of the lengths that they give."""
+        num_frames = self._store.num_frames
+        self._conditions: list[Condition] | None = None
+        if self._augment is not None:
+            self._conditions = draw_conditions(
+                len(num_frames),
+                self._augment,
+                self._store.hearing,
+                seed=self._seed,
+                epoch=self._epoch,
+            )
+            num_frames = num_frames + np.array([each.added for each in self._conditions])
+        return plan_epoch(num_frames, self._batch_seconds, self._seed, self._epoch)
 
 
 def plan_epoch(

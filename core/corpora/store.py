@@ -65,6 +65,8 @@ class FeatureStore:
         self.ids: list[str] = index["ids"]
         self.texts: list[str] = index["texts"]
         self.left_out: dict[str, int] = index["left_out"]
+        self.hearing = Hearing.from_plain(index["hearing"]) if "hearing" in index else None
+        """Of which kind the features are; None in stores from before that was written."""
         self.num_frames = np.diff(self._begins)
         self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
 
@@ -273,6 +275,7 @@ class _Writer:
             seconds=np.array(self.seconds, dtype=np.float64),
         )
         index = {"dtype": self.dtype, "left_out": dict(self.left_out)}
+        index |= {"hearing": self.hearing.to_plain()}
         index |= {"ids": self.ids, "texts": self.texts}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
