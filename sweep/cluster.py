@@ -6,6 +6,7 @@ working directory is an empty one. Hence all paths are absolute before they leav
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -76,13 +77,14 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
             }
         )
         try:
-            ray.init(
-                address=address or "local",
-                runtime_env={"working_dir": empty},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
-            )
+            with _hangup_withheld():
+                ray.init(
+                    address=address or "local",
+                    runtime_env={"working_dir": empty},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **local,
+                )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise ClusterError(
                 f"`--address` must be a Ray cluster that answers, but {address} does not ({error});"
@@ -95,6 +97,20 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _hangup_withheld() -> Iterator[None]:
+    """Start processes that a closed terminal does not end: it signals all that belong to it.
+
+    What starts meanwhile never hears SIGHUP; this process hears one that came as soon as it is
+    over.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _show_token() -> None:

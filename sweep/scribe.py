@@ -210,6 +210,7 @@ class Scribe:
         # Models take their time to listen, which whoever interrupts does not have.
         listens = not is_interrupted
         self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=listens)
+        self._submit(self.tracker.reconcile, self.ledger.records(), is_last=True)
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
         with suppress(OSError):

@@ -122,6 +122,7 @@ def confirm(
     from sweep.confirming import confirmations, confirmed, plan
     from sweep.driver import run as run_segment
     from sweep.ledger import Ledger
+    from sweep.output import outlive_readers
     from sweep.views import as_json as to_json
     from sweep.views import confirmed_table, see
 
@@ -129,6 +130,7 @@ def confirm(
     if not seen.front:
         raise ValueError(f"`{folder}` must have a finished trial to confirm, but has none.")
     place = plan(seen, seeds=seeds)
+    outlive_readers()
     code = run_segment(place, address=address)
     ledger = Ledger.open(place)
     found = confirmed(seen.front, ledger.records(), confirmations(ledger))
@@ -235,7 +237,9 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> None:
     from sweep.driver import run as run_segment
+    from sweep.output import outlive_readers
 
+    outlive_readers()
     code = run_segment(folder, address=address, should_retry=should_retry)
     _show_end(folder.resolve(), code)
     sys.exit(code)
