@@ -96,10 +96,12 @@ def test_the_graph_of_something_else_is_refused(tmp_path):
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "other", ends[:1], ends[1:])
     opset = onnx.helper.make_opsetid("", 20)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "x")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "x.onnx"
+    )
 
     with pytest.raises(GraphError, match=r"inputs and outputs features, .* but has x, y instead"):
-        Graph(tmp_path / "x")
+        Graph(tmp_path / "x.onnx")
 
 
 def test_a_graph_needs_a_thread(tmp_path):
