@@ -24,7 +24,20 @@ AUDIO_SUFFIXES = (".flac", ".ogg", ".opus", ".wav")
 
 
 class CorpusError(ValueError):
-    """Speech, a transcript or a vocabulary that cannot be used; the message names the file."""
+    """Speech, a transcript or a vocabulary that cannot be used; the message names the file.
+
+    What files say may stand in it, so characters that a terminal would obey are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            "".join(
+                character
+                if character.isprintable()
+                else character.encode("unicode_escape").decode("ascii")
+                for character in message
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
