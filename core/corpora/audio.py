@@ -42,7 +42,8 @@ def check_file(file: Path) -> None:
         CorpusError: if the file is missing or has no bytes.
     """
     if not file.is_file():
-        raise CorpusError(f"`{file}` must be an audio file, but is missing instead.")
+        what = "no regular file" if file.exists() else "missing"
+        raise CorpusError(f"`{file}` must be an audio file, but is {what} instead.")
     if file.stat().st_size == 0:
         raise CorpusError(f"`{file}` must hold speech, but is an empty file instead.")
 

@@ -18,6 +18,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
+from core.safe_text import terminal_line
+
 BLOCK = 1 << 20
 """Samples decoded at a time."""
 MOST_FAULTY = 0.01
@@ -33,7 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class CorpusError(ValueError):
-    """Speech, a transcript or a vocabulary that cannot be used; the message names the file."""
+    """Speech, a transcript or a vocabulary that cannot be used; the message names the file.
+
+    What files say may stand in it, so characters that a terminal would obey are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(terminal_line(message))
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # the library has no types

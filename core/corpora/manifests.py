@@ -8,6 +8,7 @@ NeMo's SPLIT.json or SPLIT_manifest.json. One manifest alone is a corpus of one 
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,7 @@ def _is_nemo(file: Path) -> bool:
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
             begin = opened.read(_LOOKED_AT)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
     return any(f'"{key}"'.encode() in begin for key in nemo.AUDIO_KEYS)
 

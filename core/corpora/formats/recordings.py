@@ -5,10 +5,13 @@ that is missing is refused by name before anything is read.
 """
 
 import importlib.util
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Discriminator, Field, Tag, field_serializer, model_validator
 
+from core.corpora.features import SAMPLE_RATE_HZ
 from core.corpora.formats.fields import (
     Channels,
     Count,
@@ -21,6 +24,8 @@ from core.corpora.formats.fields import (
 )
 from core.corpora.formats.sources import NOTHING, refusal
 
+_MOST_WEIGHTS = 32 * 10**6
+"""Of the filter that changes a rate: torchaudio makes one for each pair of phases."""
 _GIVEN = AliasChoices("kwargs")
 """As lhotse calls a change's settings."""
 _REPAIR = "write the changed audio out, and make a manifest of that"
@@ -68,10 +73,27 @@ class RecordingRecord(Record):
                 f"must last as long as its {self.num_samples} samples, {seconds:g} s,"
                 f" but has a `duration` of {self.duration:g} instead"
             )
+        for old, new in self._rates():
+            common = math.gcd(old, new)
+            if (old // common) * (new // common) > _MOST_WEIGHTS:
+                raise ValueError(
+                    f"must have rates that can be changed, but {old} to {new} samples a second"
+                    f" takes a filter of more than {_MOST_WEIGHTS // 10**6} million weights;"
+                    " resample it with another program"
+                )
         channels = [channel for source in self.sources for channel in source.channels]
         if len(set(channels)) < len(channels):
             raise ValueError("must have each channel once in `sources`, but has one twice instead")
         return self
+
+    def _rates(self) -> Iterator[tuple[int, int]]:
+        """Yields each change of the rate that reading takes, the one to 16 kHz included."""
+        yield self.sampling_rate, SAMPLE_RATE_HZ
+        for change in self.transforms or ():
+            if isinstance(change, _Speed):
+                yield round(self.sampling_rate * change.settings.factor), self.sampling_rate
+            if isinstance(change, _Resample):
+                yield change.settings.source_sampling_rate, change.settings.target_sampling_rate
 
 
 class _RirCutRecord(Record):

@@ -605,6 +605,14 @@ WRONG = {
         "`recording.transforms.0.name` must be one of `Speed`",
     ),
     "a speed of 0": (transform("Speed", factor=0), "kwargs.factor` must be greater than"),
+    "a speed that takes a filter of gigabytes": (
+        transform("Speed", factor=0.9137),
+        "14619 to 16000 samples a second takes a filter of more than 32 million weights",
+    ),
+    "a rate that takes one": (
+        pair([rec(rate=15_999)], [sup()]),
+        "15999 to 16000 samples a second takes a filter",
+    ),
     "a speed that is none": (transform("Speed", factor="fast"), "kwargs.factor` must be a number"),
     "a setting that nobody knows": (
         transform("Speed", factor=1.0, x=1),
