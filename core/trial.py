@@ -32,6 +32,7 @@ from core.setting import (
     CHECKPOINTS,
     Place,
     calibration_batches,
+    count_clean_steps,
     device_of,
     journey_of,
     set_chance,
@@ -98,7 +99,16 @@ class Trial:
 
     def journey(self, config: TrialConfig, steps: int) -> Journey:
         """From the beginning of the data, as a config orders it, for so many steps in all."""
-        journey = journey_of(config, self.place.trial, self.speech, self.bench.device, steps)
+        journey = journey_of(
+            config,
+            self.place.trial,
+            self.speech,
+            self.bench.device,
+            steps,
+            clean_steps=count_clean_steps(config, steps // len(self.targets))
+            if self.method.is_from_scratch
+            else 0,
+        )
         journey.ranks = self.ranks
         return journey
 

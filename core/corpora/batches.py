@@ -134,6 +134,7 @@ class TrainBatches:
         seed: int,
         *,
         augment: AugmentConfig | None = None,
+        clean_batches: int = 0,
     ) -> None:
         """Begin with the first epoch.
 
@@ -142,9 +143,11 @@ class TrainBatches:
             batch_seconds: most of a batch, padding and added silence included.
             seed: of the order, and of the conditions.
             augment: the conditions under which utterances are given; None gives them as they are.
+            clean_batches: before there are any conditions.
         """
         self._store, self._batch_seconds, self._seed = store, batch_seconds, seed
-        self._augment = augment
+        self._augment, self._clean_batches = augment, clean_batches
+        self._epoch_batches = len(plan_epoch(store.num_frames, batch_seconds, seed, 0))
         self._epoch = self._position = 0
         self._plan = self._make_plan()
 
@@ -155,7 +158,9 @@ class TrainBatches:
         if self._position == len(self._plan):
             self._epoch, self._position = self._epoch + 1, 0
             self._plan = self._make_plan()
-        batch = read_batch(self._store, self._plan[self._position], self._conditions)
+        is_clean = self._epoch * self._epoch_batches + self._position < self._clean_batches
+        conditions = None if is_clean else self._conditions
+        batch = read_batch(self._store, self._plan[self._position], conditions)
         self._position += 1
         return batch
 
@@ -170,7 +175,8 @@ class TrainBatches:
         """Draw the epoch's conditions, then form batches of the lengths that they give."""
         num_frames = self._store.num_frames
         self._conditions: list[Condition] | None = None
-        if self._augment is not None:
+        is_clean = (self._epoch + 1) * self._epoch_batches <= self._clean_batches
+        if self._augment is not None and not is_clean:
             self._conditions = draw_conditions(
                 len(num_frames),
                 self._augment,

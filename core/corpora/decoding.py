@@ -21,7 +21,7 @@ from jaxtyping import Float
 from core.safe_text import terminal_line
 
 BLOCK = 1 << 20
-"""Samples decoded at a time."""
+"""Samples decoded at a time, of all channels together."""
 MOST_FAULTY = 0.01
 """Share of a file's samples that may be other than numbers."""
 _LOUDEST = 1e9
@@ -179,10 +179,10 @@ def _promised(file: Path, opened: ForwardFile) -> int | None:
 
 def _blocks(opened: ForwardFile, count: int | None) -> Iterator[np.ndarray]:
     """The next `count` samples, or all to the end, as (samples, channels)."""
-    is_left = True
+    most, is_left = max(1, BLOCK // opened.channels), True
     while is_left:
         # Some decoders fail when they are asked for more than there is.
-        size = BLOCK if count is None else min(BLOCK, count)
+        size = most if count is None else min(most, count)
         block = opened.read(size, dtype="float32", always_2d=True)
         yield block
         count = None if count is None else count - len(block)

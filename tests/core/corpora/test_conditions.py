@@ -257,6 +257,25 @@ def test_resumed_batches_are_those_of_an_uninterrupted_run(speech, num_before):
     assert all(same(next(resumed), next(uninterrupted)) for _ in range(25))
 
 
+def is_as_recorded(batch, store):
+    return all(
+        torch.equal(batch.features[row, : int(batch.num_frames[row])], store.item(i).features)
+        for row, i in enumerate(batch.indices)
+    )
+
+
+@pytest.mark.parametrize("num_clean", [0, 1, 10, 31])
+def test_training_from_nothing_begins_with_speech_as_it_was_recorded(speech, num_clean):
+    batches = TrainBatches(speech.train, 20.0, seed=0, augment=ALWAYS, clean_batches=num_clean)
+    drawn = [next(batches) for _ in range(40)]
+
+    assert [is_as_recorded(batch, speech.train) for batch in drawn].index(False) == num_clean
+    assert not any(is_as_recorded(batch, speech.train) for batch in drawn[num_clean:])
+    resumed = TrainBatches(speech.train, 20.0, seed=0, augment=ALWAYS, clean_batches=num_clean)
+    resumed.load_state_dict(batches.state_dict())
+    assert all(same(next(resumed), next(batches)) for _ in range(10))
+
+
 def test_without_any_share_batches_are_those_of_the_speech_as_it_is(speech):
     plain = TrainBatches(speech.train, 20.0, seed=0)
     without = TrainBatches(speech.train, 20.0, seed=0, augment=NEVER)

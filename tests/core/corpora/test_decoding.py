@@ -280,3 +280,15 @@ def test_a_sound_file_is_read_without_a_word(tmp_path, caplog):
         assert read_file(file)[8_000] == 1.5
 
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("channels", [2, 7])
+def test_channels_are_read_side_by_side_over_blocks(channels, tmp_path):
+    samples = np.zeros((BLOCK // channels + 500, channels))
+    samples[-1] = np.arange(1, channels + 1) / 16
+    file = tmp_path / "many.wav"
+    soundfile.write(file, samples, RATE_HZ)
+
+    found, _ = decode(file)
+
+    assert np.array_equal(found, samples.astype(np.float32))
