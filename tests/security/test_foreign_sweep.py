@@ -113,6 +113,22 @@ def test_files_outside_are_named(sweep, tmp_path):
     assert any("`trial.corpus.name`" in line and str(tmp_path) in line for line in told)
 
 
+def test_a_packed_sweep_lets_no_manifest_name_programs(sweep, tmp_path):
+    text = (sweep / "sweep.toml").read_text()
+    changed = text.replace("[trial.corpus]\n", '[trial.corpus]\nallow = ["commands"]\n')
+    changed = changed.replace("allow = []\n", "")
+    assert changed.count("allow = ") == 1
+    file = tmp_path / "sent.tar.gz"
+    (sweep / "sweep.toml").write_text(changed)
+    with tarfile.open(file, "w:gz") as archive:
+        for path in sorted(sweep.iterdir()):
+            archive.add(path, arcname=path.name)
+
+    with pytest.raises(ConfigError, match="allow"):
+        unpack(file, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 # ---- MLflow's database ----
 
 
