@@ -51,10 +51,21 @@ def make_independent(folder: Path, file: Path) -> list[str]:
     told: list[str] = []
     for sweep in (folder, *(folder / name for name in NESTED)):
         if (sweep / CONFIG_FILE).is_file():
+            _refuse_programs(open_config(sweep), file)
             told += _without_servers(sweep)
             check_tracking_database(sweep / "mlflow.db", file)
     config = open_config(folder)
     return told + [f"{name} is outside this sweep, and read if it goes on" for name in _far(config)]
+
+
+def _refuse_programs(config: SweepConfig, file: Path) -> None:
+    """Refuse settings that let a corpus's manifests name programs to run, or addresses to open."""
+    allowed = getattr(config.space.base.corpus, "allow", ())
+    if allowed:
+        raise ConfigError(
+            f"`{file}` must not let manifests name {' or '.join(map(str, allowed))} by"
+            " `trial.corpus.allow`, but does; if the sweep is your own, `--trust` unpacks it."
+        )
 
 
 def _without_servers(sweep: Path) -> list[str]:
