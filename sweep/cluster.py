@@ -7,16 +7,17 @@ working directory is an empty one. Hence all paths are absolute before they leav
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
 from ray._private.authentication import authentication_token_setup as setup
 
-from core.corpora.placing import temporary_folder
+from core.corpora.placing import has_own_temporary_folder, temporary_folder
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,6 +34,11 @@ QUIET = {
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Reports are small, and all else goes by path; containers often have little shared memory."""
+LONGEST_SOCKET = 107
+"""Bytes of a socket's path on Linux."""
+SOCKET_IN_SESSION = "/session_2026-11-28_12-00-00_000000_{}/sockets/plasma_store"
+LAST_WORDS = 4_000
+"""Characters of each process's log."""
 
 
 class ClusterError(ValueError):
@@ -74,10 +80,11 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
                 "num_cpus": cpus,
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": _session_folder(),
             }
         )
         try:
-            with _hangup_withheld():
+            with _hangup_withheld(), _temporary_files_inside(is_own=not address):
                 ray.init(
                     address=address or "local",
                     runtime_env={"working_dir": empty},
@@ -113,6 +120,44 @@ def _hangup_withheld() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _session_folder() -> str | None:
+    """Where a Ray of our own keeps sockets and logs, so that the next run can clear a killed one's.
+
+    None is Ray's default: where a user names a place, and where a socket's path would be too long.
+    """
+    folder = tempfile.gettempdir()
+    is_short = len(folder + SOCKET_IN_SESSION.format(os.getpid())) <= LONGEST_SOCKET
+    is_given = "RAY_TMPDIR" in os.environ
+    return folder if has_own_temporary_folder() and is_short and not is_given else None
+
+
+@contextmanager
+def _temporary_files_inside(*, is_own: bool) -> Iterator[None]:
+    """Let processes of a Ray of our own have their temporary files where ours are.
+
+    One that is joined is found by the system's temporary directory, which must stay what it is.
+    """
+    before = os.environ.get("TMPDIR")
+    if is_own and _session_folder() is not None:
+        os.environ["TMPDIR"] = tempfile.gettempdir()
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR", None)
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def last_words() -> str:
+    """What processes of a Ray of our own said last: all that is left of one that crashed."""
+    node: Any = worker._global_node  # noqa: SLF001  # as is all imported of `ray._private`
+    if node is None:
+        return ""
+    files = sorted(Path(node.get_logs_dir_path()).glob("worker-*.err"), key=os.path.getmtime)
+    texts = [file.read_text(errors="replace")[-LAST_WORDS:].strip() for file in files]
+    return "\n\n".join(text for text in texts[-3:] if text)
+
+
 def _show_token() -> None:
     """Use a token that lies here: Ray itself does so only for clusters that it starts."""
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -134,6 +179,6 @@ def _stay_inside() -> None:
         ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def scratch_folder() -> TemporaryDirectory[str]:
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     """Where Tune may write what nobody reads: the ledger is the state."""
     return temporary_folder("tune")

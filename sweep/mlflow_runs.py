@@ -296,10 +296,11 @@ class Registry:
         return run is not None
 
     def version_with(self, name: str, tags: Mapping[str, str]) -> str | None:
-        """The first version of a model that has these tags."""
+        """The first version of a model that has these tags, and whose run still keeps its files."""
         told = "".join(f" AND tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self.client.search_model_versions(f"name = '{name}'{told}")
-        return min((str(each.version) for each in found), key=int, default=None)
+        whole = (str(each.version) for each in found if self.has_run(str(each.run_id)))
+        return min(whole, key=int, default=None)
 
     def register(
         self,

@@ -10,6 +10,7 @@ from ray import tune
 from core.config import TrialConfig
 from core.report import Outcome, Report
 from sweep import retries
+from sweep.cluster import last_words
 from sweep.config import ResourcesConfig
 from sweep.interruption import Interruption
 from sweep.ledger import Ledger
@@ -113,6 +114,8 @@ class Watch(tune.Callback):
         if failure is not None:
             self._fail(number, failure)
             return
+        if words := last_words():
+            self._scribe.log(f"trial-{number:04}", words)
         # What was lost with its machine is no sign of a fault of its own.
         before = self._at_start.get(number, self._at_first)  # some never start
         self._losses[number] += before <= _alive()

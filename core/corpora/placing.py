@@ -153,6 +153,11 @@ def own_temporary_folder() -> Iterator[Path | None]:
         shutil.rmtree(own, ignore_errors=True)
 
 
+def has_own_temporary_folder() -> bool:
+    """Whether temporary files of this process lie in a folder of its own."""
+    return Path(tempfile.gettempdir()).name.startswith(TEMPORARY_PREFIX)
+
+
 def temporary_folder(kind: str) -> tempfile.TemporaryDirectory[str]:
     """An empty folder in the temporary directory; if this process is killed, the next clears it.
 
@@ -211,7 +216,7 @@ def _start_of(pid: int) -> int | None:
         return None
     fields = told.rpartition(b")")[2].split()  # from the third on: a name may hold anything
     is_over = fields[0] in (b"Z", b"X")  # killed, but its parent has not asked for it yet
-    return None if is_over else int(fields[19])
+    return None if is_over else int(fields[19]) & 0xFFFFFF or 1  # of the last two days: short
 
 
 @cache

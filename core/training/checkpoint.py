@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from core.corpora.placing import temporary_path
+from core.corpora.placing import remove_leftovers, temporary_path
 from core.outside_files import check_stored, read_text
 
 KEPT = 2
@@ -30,6 +30,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         RuntimeError: torch's, with an OSError behind it, if the disk is full; they are, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     final = folder / f"{step:09d}"
     beside = temporary_path(final)
     try:
