@@ -41,8 +41,12 @@ def check_file(file: Path) -> None:
     Raises:
         CorpusError: if the file is missing or has no bytes.
     """
-    if not file.is_file():
-        what = "no regular file" if file.exists() else "missing"
+    try:
+        is_file, is_there = file.is_file(), file.exists()
+    except OSError as error:  # a folder that may not be entered, a name of too many bytes
+        raise CorpusError(f"`{file}` must be an audio file, but: {error.strerror}.") from None
+    if not is_file:
+        what = "no regular file" if is_there else "missing"
         raise CorpusError(f"`{file}` must be an audio file, but is {what} instead.")
     if file.stat().st_size == 0:
         raise CorpusError(f"`{file}` must hold speech, but is an empty file instead.")

@@ -74,6 +74,8 @@ _RULES = {
     "string_unicode": "be a string of whole characters",
     "string_pattern_mismatch": "have no line breaks or control characters",
     "string_too_short": "not be empty",
+    "string_too_long": "be shorter",
+    "too_long": "be shorter",
     "int_type": "be a whole number",
     "float_type": "be a number",
     "bool_type": "be true or false",

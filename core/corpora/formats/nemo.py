@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from core.corpora.audio import CorpusError, Header, read_header
 from core.corpora.formats.fields import Duration, Name, Offset, Record, Text
 from core.corpora.formats.json_lines import Line, read_lines
-from core.corpora.formats.records import check
+from core.corpora.formats.records import check, find_file
 from core.corpora.formats.segments import ROUNDING_SECONDS, Notes
 from core.corpora.formats.sources import NOTHING, refusal
 
@@ -76,11 +76,9 @@ def read_utterances(file: Path, notes: Notes) -> Iterator[MonoCut]:
 
 def _audio(manifest: Path, record: NemoRecord) -> Path:
     """The manifest's folder first, then where the program was started."""
-    path = Path(record.audio_filepath)
     if record.audio_filepath.startswith("~/"):
-        path = Path.home() / record.audio_filepath[2:]
-    beside = manifest.parent / path
-    return path if path.is_file() and not beside.is_file() else beside
+        return Path.home() / record.audio_filepath[2:]
+    return find_file(record.audio_filepath, manifest.parent)
 
 
 def _utterance(

@@ -236,10 +236,17 @@ def find_audio(cut: Cut, folder: Path) -> Cut:
     for recording in recordings_in(cut):
         for source in recording.sources:
             if source.type == "file":
-                beside = folder / source.source
-                is_here = Path(source.source).is_file() and not beside.is_file()
-                source.source = source.source if is_here else str(beside)
+                source.source = str(find_file(source.source, folder))
     return cut
+
+
+def find_file(name: str, folder: Path) -> Path:
+    """The file that a manifest in a folder names: from there on, or from here if only here."""
+    beside, here = folder / name, Path(name)
+    try:
+        return here if here.is_file() and not beside.is_file() else beside
+    except OSError:  # a folder that may not be entered, a name of too many bytes
+        return beside
 
 
 def _plain(record: CutRecord | MixedRecord) -> dict[str, Any]:

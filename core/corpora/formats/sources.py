@@ -25,6 +25,8 @@ NOTHING: Allowed = frozenset()
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:|-$")
 """What lhotse would open as an address, a program or the standard input."""
 _WEB = re.compile(r"https?://", re.IGNORECASE)
+_LONGEST_PATH, _LONGEST_NAME = 2048, 255
+"""Characters: Linux takes 4096 bytes and 255, a manifest's own folder included."""
 _MOST_BYTES = 2 << 30
 _SECONDS = 60
 TOLERANCE_SECONDS = 0.025
@@ -63,6 +65,8 @@ def _refusal_of_file(kind: str, source: object, *, is_shar: bool) -> str | None:
         return f"must be of type `file`, but is of type {kind!r:.100} instead"
     if not isinstance(source, str) or not source:
         return f"must name an audio file, but names {source!r:.100} instead"
+    if len(source) > _LONGEST_PATH or max(map(len, source.split("/"))) > _LONGEST_NAME:
+        return f"must name an audio file, but names {source!r:.100} instead, which is too long"
     if _ADDRESS.match(source):
         return (
             f"must name an audio file, but is {source!r:.100} instead, which is a program or an"

@@ -422,6 +422,7 @@ WRONG = {
         lambda change: pair([rec(**change)], [sup()]),
         [
             ("id", [GONE, None, 5, "", "a\nb", "\x1b[31m", [], {}], "`id` must "),
+            ("id", ["x" * 5_000], "`id` must be shorter, but is 'xxx"),
             ("sources", [GONE, None, [], {}, "a.wav", [5]], r"`sources(\.0)?` must "),
             (
                 "sampling_rate",
@@ -448,6 +449,8 @@ WRONG = {
             ("sources.0.source", ["AUDIO/empty.wav"], "must hold speech, but is an empty file"),
             ("sources.0.source", ["AUDIO/text.wav"], "must be readable audio, but is not"),
             ("sources.0.source", ["AUDIO/folder.wav"], "folder.wav` must be an audio file"),
+            ("sources.0.source", ["x" * 300, "x/" * 3_000], "instead, which is too long"),
+            ("sources.0.source", ["語" * 200], "must be an audio file, but: File name too long"),
             ("sources.0.source", ["/dev/zero"], "`/dev/zero` must be an audio file"),
             ("sources.0.source", ["AUDIO/stereo.wav"], "must have one channel, but has 2"),
             ("sources.0.source", ["AUDIO/8k.wav"], "must have 16000 samples a second, as its mani"),
@@ -498,6 +501,8 @@ WRONG = {
             ("audio_filepath", ["gone.wav"], "gone.wav` must be an audio file, but is missing"),
             ("audio_filepath", ["AUDIO/stereo.wav"], "must have one channel, but has 2"),
             ("audio_filepath", ["AUDIO/text.wav"], "must be readable audio"),
+            ("audio_filepath", ["x" * 300, "x/" * 2_000], "instead, which is too long"),
+            ("audio_filepath", ["語" * 200], "must be an audio file, but: File name too long"),
             ("duration", [0, -1, "2", NAN, INF, [], True], "`duration` must "),
             ("offset", [-0.5, "0", NAN, 1e300], "`offset` must "),
             ("offset", [2.0, 7], r"`offset` must lie before the end of .* at 2 s"),
