@@ -174,6 +174,7 @@ class TrainBatches:
     def _make_plan(self) -> list[list[int]]:
         """Draw the epoch's conditions, then form batches of the lengths that they give."""
         num_frames = self._store.num_frames
+        added = None
         self._conditions: list[Condition] | None = None
         is_clean = (self._epoch + 1) * self._epoch_batches <= self._clean_batches
         if self._augment is not None and not is_clean:
@@ -184,17 +185,32 @@ class TrainBatches:
                 seed=self._seed,
                 epoch=self._epoch,
             )
-            num_frames = num_frames + np.array([each.added for each in self._conditions])
-        return plan_epoch(num_frames, self._batch_seconds, self._seed, self._epoch)
+            added = np.array([each.added for each in self._conditions])
+        return plan_epoch(num_frames, self._batch_seconds, self._seed, self._epoch, added=added)
 
 
 def plan_epoch(
-    num_frames: np.ndarray, batch_seconds: float, seed: int, epoch: int
+    num_frames: np.ndarray,
+    batch_seconds: float,
+    seed: int,
+    epoch: int,
+    *,
+    added: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Say who meets whom, and when."""
+    """Say who meets whom, and when.
+
+    Args:
+        num_frames: of each utterance's speech, by which like lengths are put together.
+        batch_seconds: most of a batch, with padding and what is added.
+        seed: of the order.
+        epoch: one of the training's.
+        added: frames of silence that each utterance gets. They count, but do not sort: a batch of
+            utterances that are mostly silence would have other batch-norm statistics than speech.
+    """
     chance = np.random.default_rng([seed, epoch])
     noisy = num_frames * chance.uniform(1 - _JITTER, 1 + _JITTER, len(num_frames))
-    batches = _cut(np.argsort(noisy, kind="stable"), num_frames, batch_seconds)
+    lengths = num_frames if added is None else num_frames + added
+    batches = _cut(np.argsort(noisy, kind="stable"), lengths, batch_seconds)
     return [batches[i] for i in chance.permutation(len(batches))]
 
 

@@ -6,8 +6,8 @@ words. All of it is done to features that are cached already, where it is exact 
 levels: a gain of a waveform adds a constant to its log powers.
 
 What happens to an utterance is a pure function of seed, epoch and its number, and is drawn with the
-order of the data, before batches are formed: like lengths stay together, silence counts as speech
-does in `batch_seconds`, all ranks draw the same, and nothing of it has to be checkpointed.
+order of the data, before batches are formed: silence counts as speech does in `batch_seconds`, all
+ranks draw the same, and nothing of it has to be checkpointed.
 
 Features that are normalized over an utterance (NeMo's `per_feature`) stay as they are: a gain does
 not change them, and silence would change all frames by statistics that are not cached.
