@@ -1,9 +1,10 @@
 """A corpus made ready once for all trials of a sweep: checked, tokenised, its features cached."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
@@ -39,14 +40,28 @@ def open_speech(folder: Path) -> Speech:
     """
     try:
         prepared = read_json(folder / _INDEX)
-        names, heard = prepared["stores"], frozenset(prepared.get("heard", ()))
+        names, heard = prepared["stores"], _splits_heard(prepared)
         train, dev, test = (FeatureStore.open(folder / names[split]) for split in SPLITS)
+    except CorpusError:
+        raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorpusError(
             f"`{folder}` must hold prepared speech, but does not ({error})."
         ) from error
     tokens = Tokenizer.load(folder)
     return Speech(tokenizer=tokens, train=train, dev=dev, test=test, heard=heard)
+
+
+def _splits_heard(prepared: Mapping[str, Any]) -> frozenset[SplitName]:
+    """Splits whose words the teacher heard.
+
+    Raises:
+        ValueError: if one is none.
+    """
+    heard = frozenset(prepared.get("heard", ()))
+    if not heard <= frozenset(SPLITS):
+        raise ValueError(f"`heard` must be of {', '.join(SPLITS)}")
+    return heard
 
 
 def is_prepared(config: CorpusConfig, folder: Path) -> bool:

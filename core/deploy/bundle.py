@@ -81,10 +81,10 @@ def load(folder: Path) -> Bundle:
     try:
         shape = Shape.from_plain(plain)
         weights = load_file(folder / "model.safetensors")
+        with torch.device("meta"):
+            model = Conformer(shape)
     except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"`{folder}` must be a whole bundle, but {error}") from error
-    with torch.device("meta"):
-        model = Conformer(shape)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
