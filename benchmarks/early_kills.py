@@ -5,6 +5,7 @@ or `resume`, goes on, the sweep ends whole, and the temporary directory is empty
 Moments are uniform over the first 20 s of `run`, and over the whole length of the other commands.
 """
 
+import argparse
 import json
 import os
 import random
@@ -32,6 +33,7 @@ RUN_SECONDS = 20.0
 KILLS_A_SWEEP = 4
 """Of `run`, one after another, before the sweep may go to its end."""
 PATIENCE_SECONDS = 900.0
+ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "models" / "fastconformer-8x.nemo"
 OVER, TAKEN = 0, 2
 """Exit codes: all is done; it was done before the kill, and what is there is not overwritten."""
 SPACE = """
@@ -103,6 +105,7 @@ class Bench:
     postgres: str = ""
     seconds: float = RUN_SECONDS
     """Of a command that runs trials: moments are uniform over its first ones."""
+    archive: Path
 
     def start(self, *words: object) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
@@ -148,13 +151,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=RUN_SECONDS, help="of `run`, of a start")
     parser.add_argument("--dir", type=Path, required=True, help="goes on with what is there")
     parser.add_argument("--postgres", default="", help="address of a server; else without")
+    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="a .nemo file to import")
     args = parser.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
     rows = []
-    with bench_in(args.dir.resolve(), args.postgres, args.seconds) as bench:
+    with bench_in(args.dir.resolve(), args) as bench:
         shares = {kind: SHARES[kind] for kind in args.kinds}
         for kind, share in shares.items():
-            if kind == "run postgresql" and not args.postgres:
+            is_postgres, is_import = kind == "run postgresql", kind == "import"
+            if (is_postgres and not args.postgres) or (is_import and not args.archive.is_file()):
                 continue
             count = max(1, round(args.n * share / sum(shares.values())))
             rows.append(campaign(bench, kind, count, args.seed))
@@ -171,7 +176,7 @@ def main() -> None:
 
 
 @contextmanager
-def bench_in(folder: Path, postgres: str, seconds: float) -> Iterator[Bench]:
+def bench_in(folder: Path, args: argparse.Namespace) -> Iterator[Bench]:
     """A finished sweep to begin with, and a served MLflow."""
     temporary = Path("/tmp") / f"k{os.getpid() % 1000}"  # noqa: S108  # short, and ours alone
     temporary.mkdir()
@@ -184,8 +189,9 @@ def bench_in(folder: Path, postgres: str, seconds: float) -> Iterator[Bench]:
         log=folder / "commands.log",
         uri=server.uri,
         database=server.database,
-        postgres=postgres,
-        seconds=seconds,
+        postgres=args.postgres,
+        seconds=args.seconds,
+        archive=args.archive,
     )
     try:
         space = written_space(folder / "base.toml")
@@ -250,6 +256,7 @@ def command_of(*words: str, more: Callable[[Bench, Path], None] = lambda _, __: 
         del wanted
         more(bench, place)
         names = {"BASE": str(bench.base), "OUT": str(place / "out"), "NAME": place.name}
+        names |= {"ARCHIVE": str(bench.archive)}
         command = [_filled(word, names) for word in words]
         code = bench.killed(chance.uniform(0, length(bench, row.name, command)), *command)
         if code is not None:
@@ -366,15 +373,6 @@ def packed(bench: Bench, place: Path) -> None:
     shutil.rmtree(bench.folder / "unhurt", ignore_errors=True)
 
 
-def published(bench: Bench, place: Path) -> None:
-    """A folder as transformers publish models."""
-    del place
-    folder = bench.folder / "published"
-    if not folder.exists():
-        command = ("export", bench.base, "0", "--to", "transformers", "--out", folder)
-        assert bench.ended(*command) == OVER, bench.log
-
-
 def _filled(word: str, names: dict[str, str]) -> str:
     name, _, rest = word.partition("/")
     return "/".join(filter(None, (names.get(name, name), rest)))
@@ -389,7 +387,7 @@ CASES: dict[str, Case] = {
     "export": command_of("export", "BASE", "0", "--to", "onnx", "--out", "OUT"),
     "pack": command_of("pack", "BASE", "OUT"),
     "unpack": command_of("unpack", "BASE/../packed.tar.gz", "OUT", more=packed),
-    "import": command_of("import", "BASE/../published", "OUT", more=published),
+    "import": command_of("import", "ARCHIVE", "OUT"),
     "promote": command_of(*PROMOTE),
     "extend": sweep_of(
         *("extend", "COPY", "--trials", "1"), again=("resume", "COPY"), trials=(1, 2)

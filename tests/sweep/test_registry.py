@@ -195,7 +195,7 @@ def test_what_was_deleted_from_the_registry_is_registered_anew(run, sweep, delet
     again = promoted(run, sweep, 0)
 
     assert again["is_new"] is True
-    assert client.get_model_version_by_alias("digits", "best").version == again["version"]
+    assert str(client.get_model_version_by_alias("digits", "best").version) == again["version"]
 
 
 def test_an_mlflow_that_is_away_is_one_line(run, sweep):
