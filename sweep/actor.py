@@ -22,7 +22,7 @@ from ray import tune
 
 from core.config import TrialConfig
 from core.report import Outcome, Report
-from sweep.cluster import ClusterError, LostWorkerError
+from sweep.cluster import ClusterError, LostWorkerError, OtherProgramError
 from sweep.machines import check_here
 from sweep.provenance import code_version
 from sweep.retries import Kind
@@ -159,6 +159,8 @@ def kind_of(error: BaseException) -> Kind:
 
     if isinstance(error, CorpusError):
         return "data"
+    if isinstance(error, OtherProgramError):
+        return "program"
     if isinstance(error, ClusterError):
         return "cluster"
     if isinstance(error, DivergenceError):

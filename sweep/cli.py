@@ -22,6 +22,7 @@ from sweep.commands import (
     submitting,
 )
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
+from sweep.home import provide_home
 
 COMMANDS = (
     *(
@@ -69,6 +70,7 @@ def _said(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
+    provide_home(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     try:
         app()

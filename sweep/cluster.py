@@ -1,7 +1,9 @@
 """Starting a Ray cluster on this machine, or joining one.
 
-Workers import what is installed, never what happens to lie where the driver was started: their
-working directory is an empty one. Hence all paths are absolute before they leave the driver.
+Workers never import what happens to lie where the driver was started. On a cluster of others their
+working directory is an empty one, and they import what is installed; on one of our own it is a copy
+of the program as it was at the start, so that a file saved meanwhile changes no trial. Hence all
+paths are absolute before they leave the driver.
 """
 
 import logging
@@ -9,11 +11,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
 from ray._private.authentication import authentication_token_setup as setup
+
+from sweep.home import provide_token
+from sweep.provenance import code_version, copy_program
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,6 +40,10 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 class ClusterError(ValueError):
     """The cluster cannot run this sweep."""
+
+
+class OtherProgramError(ClusterError):
+    """A machine's program is another than the driver's."""
 
 
 class LostWorkerError(RuntimeError):
@@ -62,8 +72,12 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
         _show_token()
     else:
         _stay_inside()
+        provide_token(os.environ)
     worker.print_to_stdstream = _unprinted
-    with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as empty:
+    with tempfile.TemporaryDirectory(prefix="conformer-sweep-") as working_dir:
+        if not address:
+            code_version()  # of the sources that are copied now
+            copy_program(Path(working_dir))
         local: dict[str, Any] = (
             {}
             if address
@@ -76,7 +90,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
         try:
             ray.init(
                 address=address or "local",
-                runtime_env={"working_dir": empty},
+                runtime_env={"working_dir": working_dir},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **local,
