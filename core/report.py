@@ -66,6 +66,9 @@ class Outcome:
     """The same of its latency, by the table that a trial went by; None where it had none."""
     latency_ms: float
     """As measured: median of one utterance of the stated length at batch 1."""
+    latency_busy: bool | None = None
+    """Whether other programs kept the machine busy while it was measured, so that it says little;
+    None in records of before that was looked at."""
     real_time_factor: float
     """Seconds of computing a second of speech."""
     steps: int

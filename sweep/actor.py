@@ -23,7 +23,7 @@ from ray import tune
 from core.config import TrialConfig
 from core.corpora.placing import remove_leftovers
 from core.report import Outcome, Report
-from sweep.cluster import ClusterError, LostWorkerError
+from sweep.cluster import ClusterError, LostWorkerError, OtherProgramError
 from sweep.machines import check_here
 from sweep.provenance import code_version
 from sweep.retries import Kind
@@ -161,6 +161,8 @@ def kind_of(error: BaseException) -> Kind:
 
     if isinstance(error, CorpusError):
         return "data"
+    if isinstance(error, OtherProgramError):
+        return "program"
     if isinstance(error, ClusterError):
         return "cluster"
     if isinstance(error, DivergenceError):

@@ -24,6 +24,7 @@ from sweep.commands import (
 )
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
 from sweep.console import make_logs_safe
+from sweep.home import provide_home
 from sweep.output import flushed_output, guard_output
 
 COMMANDS = (
@@ -72,6 +73,7 @@ def _said(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
+    provide_home(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
     guard_output()

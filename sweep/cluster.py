@@ -1,7 +1,9 @@
 """Starting a Ray cluster on this machine, or joining one.
 
-Workers import what is installed, never what happens to lie where the driver was started: their
-working directory is an empty one. Hence all paths are absolute before they leave the driver.
+Workers never import what happens to lie where the driver was started. On a cluster of others their
+working directory is an empty one, and they import what is installed; on one of our own it is a copy
+of the program as it was at the start, so that a file saved meanwhile changes no trial. Hence all
+paths are absolute before they leave the driver.
 """
 
 import logging
@@ -18,6 +20,8 @@ from ray._private import ray_constants, worker
 from ray._private.authentication import authentication_token_setup as setup
 
 from core.corpora.placing import has_own_temporary_folder, temporary_folder
+from sweep.home import provide_token
+from sweep.provenance import code_version, copy_program
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,6 +47,10 @@ LAST_WORDS = 4_000
 
 class ClusterError(ValueError):
     """The cluster cannot run this sweep."""
+
+
+class OtherProgramError(ClusterError):
+    """A machine's program is another than the driver's."""
 
 
 class LostWorkerError(RuntimeError):
@@ -71,8 +79,12 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
         _show_token()
     else:
         _stay_inside()
+        provide_token(os.environ)
     worker.print_to_stdstream = _unprinted
-    with temporary_folder("empty") as empty:
+    with temporary_folder("program") as working_dir:
+        if not address:
+            code_version()  # of the sources that are copied now
+            copy_program(Path(working_dir))
         local: dict[str, Any] = (
             {}
             if address
@@ -87,7 +99,7 @@ def joined(address: str | None = None, *, cpus: int | None = None) -> Iterator[N
             with _hangup_withheld(), _temporary_files_inside(is_own=not address):
                 ray.init(
                     address=address or "local",
-                    runtime_env={"working_dir": empty},
+                    runtime_env={"working_dir": working_dir},
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     **local,

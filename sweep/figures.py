@@ -15,7 +15,7 @@ from core.outside_files import read_json
 from core.report import Outcome
 from core.safe_text import csv_cell, markdown_text
 from sweep import front, scene
-from sweep.front import Point
+from sweep.front import BUSY, Point
 from sweep.records import TrialRecord
 from sweep.scene import Scene
 from sweep.unlabelled import against_note
@@ -175,5 +175,5 @@ def _cells(point: Point) -> dict[str, str]:
         "WER (%)": f"{100 * result.wer:.2f}",
         "interval (%)": f"{100 * result.wer_low:.2f} to {100 * result.wer_high:.2f}",
         "test WER (%)": f"{100 * result.test_wer:.2f}" if result.test_wer is not None else "",
-        "latency (ms)": f"{result.latency_ms:.1f}",
+        "latency (ms)": f"{result.latency_ms:.1f}{BUSY if result.latency_busy else ''}",
     }

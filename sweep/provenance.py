@@ -19,6 +19,8 @@ from core.strict import ConfigError
 
 PACKAGES = ("core", "sweep", "search_spaces")
 ROOT = Path(__file__).parent.parent
+COPIED = (".py", ".toml")
+"""Of the packages: code, and search spaces."""
 DIGITS = 12
 GIT_SECONDS = 20
 LONGEST_ID = 100
@@ -37,15 +39,49 @@ class Dataset:
     profile: Mapping[str, float]
 
 
+def source_digests(root: Path = ROOT) -> dict[str, str]:
+    """The digest of each source file that decides what a trial finds, by its path below the root.
+
+    A file that goes away while the folder is read is none of them.
+    """
+    found = {}
+    for package in ("core", "sweep"):
+        for path in sorted((root / package).rglob("*.py")):
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                found[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+@functools.cache
+def own_sources() -> Mapping[str, str]:
+    """The same of this process, as it found them when it asked first."""
+    return source_digests()
+
+
 @functools.cache
 def code_version() -> str:
     """`0.1.0 3f2a...`: equal for equal sources, wherever they lie and whether in git or not."""
     digest = hashlib.sha256()
-    for package in ("core", "sweep"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode())
-            digest.update(path.read_bytes())
+    for name, content in own_sources().items():
+        digest.update(f"{name} {content}\n".encode())
     return f"{metadata.version('conformer-sweep')} {digest.hexdigest()[:DIGITS]}"
+
+
+def changed_sources(before: Mapping[str, str], root: Path = ROOT) -> list[str]:
+    """The source files that were edited, added or removed since their digests were taken."""
+    now = source_digests(root)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def copy_program(folder: Path, root: Path = ROOT) -> None:
+    """Copy the program's packages into a folder, from which processes can import them."""
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in COPIED and path.is_file():
+                to = folder / path.relative_to(root)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
 
 
 def identity(folder: Path) -> str:

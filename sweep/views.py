@@ -20,7 +20,7 @@ from core.strict import ConfigError
 from sweep import front
 from sweep.config import SweepConfig, open_config
 from sweep.config_paths import absolute_corpus, check_corpus
-from sweep.front import Point
+from sweep.front import BUSY, Point
 from sweep.ledger_files import is_there
 from sweep.lock import driver_pid
 from sweep.reading import records_in
@@ -226,7 +226,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(row["state"], row["method"]),
         *(_number(row["target_sparsity"], 100, 1), _number(row["realised_sparsity"], 100, 1)),
         *(_number(row["wer"], 100, 2), _number(row["gflops"], 1, 4)),
-        *(_number(row["latency_ms"], 1, 1), str(row["attempts"])),
+        f"{_number(row['latency_ms'], 1, 1)}{BUSY if row['latency_busy'] else ''}",
+        str(row["attempts"]),
         f"{row['steps']}/{row['total_steps']}" if row["total_steps"] else "",
     )
 

@@ -4,21 +4,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from core.conformer.model import Conformer
 from core.deploy import bundle
+from core.deploy.exported import (
+    ExportedRecognizer,
+    GraphNetwork,
+    Recognizer,
+    Runtime,
+    graph_of,
+    is_export,
+)
 from core.deploy.onnx import export_onnx
 from core.deploy.quantise import quantise_dynamic
 from core.deploy.runtime import Graph
 from core.evaluation.speed import batch_seconds
 from core.pruning.space import whole_cost
 
-Runtime = Literal["torch", "onnxruntime", "int8"]
-"""Eager torch; ONNX Runtime in floats, or in 8-bit integers whose ranges are found as it runs."""
 SUFFIX = ".onnx"
 
 
@@ -46,13 +52,21 @@ def benched(
 ) -> dict[str, Any]:
     """Sizes and speeds as plain values, of a bundle in all runtimes, or of a graph in its one.
 
+    Of an export, its graph in floats is timed, and with `is_int8` that in 8-bit integers, too.
+
     Raises:
         BundleError, GraphError: if there is no such thing, or it is damaged.
-        ExportError: if the extra `export` is not installed.
+        ExportError: if the extra `export` is not installed, or an export has no such graph.
     """
+    sizes: dict[str, float | None] = {"params": None, "gflops": None}
+    models: dict[str, nn.Module]
     if place.suffix == SUFFIX:
-        models: dict[str, nn.Module] = {"onnxruntime": Graph(place, threads=threads)}
-        sizes: dict[str, float | None] = {"params": None, "gflops": None}
+        models = {"onnxruntime": Graph(place, threads=threads)}
+    elif is_export(place):
+        files = {"onnxruntime": graph_of(place, is_int8=False)}
+        if is_int8:
+            files["int8"] = graph_of(place, is_int8=True)
+        models = {name: Graph(file, threads=threads) for name, file in files.items()}
     else:
         model = bundle.load(place).model
         names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
@@ -113,3 +127,18 @@ def in_runtime(model: Conformer, runtime: Runtime, folder: Path, threads: int = 
         whole, graph = graph, folder / f"model.int8{SUFFIX}"
         quantise_dynamic(whole, graph)
     return Graph(graph, threads=threads)
+
+
+def recognizer_in(opened: Recognizer, runtime: Runtime | None, *, threads: int) -> Recognizer:
+    """The recognizer as that runtime runs it; an export, or where none is named, as it is.
+
+    Raises:
+        ExportError: if the extra `export` is not installed and the runtime needs it.
+    """
+    if isinstance(opened, ExportedRecognizer) or runtime in (None, "torch"):
+        return opened
+    with TemporaryDirectory(prefix="conformer-sweep-graph-") as folder:
+        graph = in_runtime(opened.model, runtime, Path(folder), threads)
+    assert isinstance(graph, Graph)
+    network = GraphNetwork(graph, opened.model.hearing, opened.tokenizer.size).eval()
+    return ExportedRecognizer(model=network, tokenizer=opened.tokenizer, report=opened.report)

@@ -75,7 +75,7 @@ def load(folder: Path) -> Bundle:
         BundleError: in one line naming the file that is missing or damaged.
     """
     check(folder)
-    plain, report = _table(folder / "shape.json"), _table(folder / "report.json")
+    plain, report = read_table(folder / "shape.json"), read_table(folder / "report.json")
     if plain.pop("format", None) != FORMAT:
         raise BundleError(f"`{folder}/shape.json` must be of format {FORMAT}, but is not.")
     try:
@@ -112,7 +112,13 @@ def check(folder: Path) -> None:
     if not (folder / "checksums.json").exists() and any(folder.glob("*.onnx")):
         raise BundleError(
             f"`{folder}` must be a bundle, but is an export for other runtimes instead; give the"
-            " bundle or DIR:TRIAL that it was made of (`bench` takes its model.onnx, too)."
+            " bundle or DIR:TRIAL that it was made of (`transcribe`, `evaluate` and `bench` take"
+            " exports, too)."
+        )
+    if not (folder / "checksums.json").exists() and (folder / "config.json").is_file():
+        raise BundleError(
+            f"`{folder}` must be a bundle, but has the config.json of another library's model"
+            f" instead; `conformer-sweep import {folder} NEW` makes a bundle of what it can read."
         )
     try:
         checksums = read_json(folder / "checksums.json")
@@ -136,7 +142,7 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def _table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     """A file of JSON with a table in it.
 
     Raises:

@@ -18,6 +18,7 @@ from core.corpora.text import BLANK, FILE_NAME
 from core.deploy import bundle, loading
 from core.deploy.bundle import Bundle
 from core.deploy.card import FEATURES, Exported, card
+from core.deploy.exported import FEATURES_FILE, FLOAT, INT8, features_text
 from core.deploy.importing.parakeet import CONFIG
 from core.deploy.importing.tokens import FAST
 from core.deploy.onnx import OPSET, ExportError, export_onnx, needs_extra
@@ -54,12 +55,12 @@ from core.lineage import bundle_digest
 Target = Literal["bundle", "onnx", "sherpa", "transformers"]
 _GRAPHS = ("onnx", "sherpa")
 CARD = "README.md"
-FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 _PURPOSES = {
     FLOAT: "the graph, in floats",
     INT8: "the same in 8-bit integers",
     TOKENS: "each token's symbol and id",
     SPEC: "the loader to call, and its arguments",
+    FEATURES_FILE: "the features that the graph wants, and what its front end makes of them",
     FILE_NAME: "the tokenizer, a SentencePiece model",
     "report.json": "what was measured of the model, and of what config it is",
     "shape.json": "the sizes of the model's parts",
@@ -213,6 +214,7 @@ def _put_beside(opened: Bundle, folder: Path) -> None:
     """What every graph needs to be understood."""
     opened.tokenizer.save(folder / FILE_NAME)
     (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
+    (folder / FEATURES_FILE).write_text(features_text(opened.model.hearing), encoding="utf-8")
     _put_report(opened, folder)
 
 

@@ -49,6 +49,8 @@ class Graph(nn.Module):
                 f" but has {', '.join(found)} instead; `export_onnx` writes such a graph."
             )
 
+        self.file = file
+        self.vocabulary = self.session.get_outputs()[0].shape[-1]
         self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
 
     def forward(

@@ -10,7 +10,11 @@ from sweep.commands.terminal import Json, Model, err, out, print_table
 
 def bench(
     model: Annotated[
-        str, typer.Argument(help="A bundle's folder, DIR:TRIAL of a sweep, or an ONNX graph.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="The folder of a bundle or of an export, DIR:TRIAL of a sweep, or an ONNX graph.",
+        ),
     ],
     seconds: Annotated[float, typer.Option(help="Length of an utterance.", min=0.1)] = 10.0,
     batch: Annotated[int, typer.Option(help="Utterances at a time for throughput.", min=1)] = 8,

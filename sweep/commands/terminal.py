@@ -34,6 +34,9 @@ Sweep = Annotated[
     Path, typer.Argument(metavar="DIR", help="The sweep's directory, or s3://...", parser=place)
 ]
 Model = Annotated[str, typer.Argument(help="A bundle's folder, or DIR:TRIAL of a sweep.")]
+AnyModel = Annotated[
+    str, typer.Argument(help="The folder of a bundle or of an export, or DIR:TRIAL of a sweep.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value for scripts.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join; `auto` is the one of this machine.")
