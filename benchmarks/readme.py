@@ -1,4 +1,4 @@
-"""The README's tables, written from the files under results/: `python benchmarks/readme.py`.
+"""Tables of the README and of docs/, written from results/: `python benchmarks/readme.py`.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; a test checks that file and table agree.
 """
@@ -24,12 +24,13 @@ from speed_tables import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "large_models.md")
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(rendered(readme.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
 
 
 def rendered(text: str) -> str:
@@ -229,6 +230,31 @@ def imported_in_sherpa(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def large_models(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What each command took; the small shape is there for tests alone."""
+    return [
+        {
+            "model": f"parakeet-ctc-{row['shape']}",
+            "command": COMMANDS.get(row["name"], f"`export --to {row['name']}`"),
+            "seconds": f"{row['seconds']:.0f}",
+            "peak memory": f"{row['peak_gb']:.1f} GB",
+            "of the weights": f"{row['weights']:.1f}",
+            "written": f"{row['written_gb']:.1f} GB" if row["written_gb"] else "",
+        }
+        for row in rows
+        if row["shape"] != "small" and row["name"] != "source"
+    ]
+
+
+COMMANDS = {
+    "import": "`import`",
+    "check": "`check`",
+    "prune": "`prune --remove 0.5`",
+    "bench": "`bench`",
+    "transcribe": "`transcribe`, 10 s",
+    "int8": "`export --to onnx --int8`",
+}
+"""As a user gives them."""
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "front_methods": ("front_methods", front),
@@ -262,6 +288,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "sherpa": ("sherpa", sherpa),
     "imported": ("imported", imported),
     "imported_in_sherpa": ("imported", imported_in_sherpa),
+    "large_models": ("large_models", large_models),
 }
 """What stands between the marks: of which result, and how it is said."""
 

@@ -20,9 +20,11 @@ def readme():
     return module
 
 
-def test_the_readmes_tables_are_those_of_the_results(readme):
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/large_models.md"])
+def test_the_tables_of_a_page_are_those_of_the_results(readme, page):
+    text = (ROOT / page).read_text()
 
+    assert ROOT / page in readme.PAGES
     assert readme.rendered(text) == text
 
 

@@ -1,5 +1,6 @@
 """How long models take on this machine: one utterance alone, or many at a time."""
 
+import math
 import os
 import statistics
 import time
@@ -12,6 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.shape import MELS
+from core.stages import Announce, be_silent
+
+WARM_UP = 2
+"""Passes that are not counted."""
 
 BUSY_SHARE = 0.25
 """Share of the cores that a pass wants, from which on others take too much: a pass that has three
@@ -47,8 +52,7 @@ def measured_latency(
     before = CpuTimes.now()
     taken = pass_seconds(
         {"": model},
-        utterances=1,
-        utterance_seconds=utterance_seconds,
+        speech=noise(1, utterance_seconds, device),
         repeats=repeats,
         device=device,
     )[""]
@@ -132,38 +136,48 @@ def batch_seconds(
     device: torch.device,
 ) -> dict[str, float]:
     """Median wall time of a forward pass over a batch; see `pass_seconds`."""
-    taken = pass_seconds(
+    times = pass_seconds(
         models,
-        utterances=utterances,
-        utterance_seconds=utterance_seconds,
+        speech=noise(utterances, utterance_seconds, device),
         repeats=repeats,
         device=device,
     )
-    return {name: statistics.median(each) for name, each in taken.items()}
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 @torch.inference_mode()
 def pass_seconds(
     models: Mapping[str, nn.Module],
     *,
-    utterances: int,
-    utterance_seconds: float,
+    speech: tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]],
     repeats: int,
     device: torch.device,
+    most_seconds: float = math.inf,
+    announce: Announce = be_silent,
 ) -> dict[str, list[float]]:
-    """Wall times of forward passes over a batch, after two that are not counted.
+    """Wall times of forward passes that count, the models in turns.
 
-    The models take turns, so that a drift of the machine meets all alike. The features are noise:
-    what is timed does not depend on what is said.
+    Args:
+        models: by name.
+        speech: features and their lengths.
+        repeats: the most passes that count, after two to warm up.
+        device: of the models.
+        most_seconds: no turn begins that would end later. A model so slow that no third pass fits
+            hardly notices warming up: its last pass counts.
+        announce: told what begins.
     """
-    speech = noise(utterances, utterance_seconds, device)
     times: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.eval()
-    for _ in range(repeats + 2):
+    started = turn_started = time.perf_counter()
+    for turn in range(repeats + WARM_UP):
         for name, model in models.items():
+            announce(f"timing {name}, {len(speech[1])} at a time, pass {turn + 1}")
             times[name].append(timed(model, speech, device))
-    return {name: taken[2:] for name, taken in times.items()}
+        before, turn_started = turn_started, time.perf_counter()
+        if turn_started - started + (turn_started - before) > most_seconds:
+            break
+    return {name: taken[min(WARM_UP, len(taken) - 1) :] for name, taken in times.items()}
 
 
 def noise(

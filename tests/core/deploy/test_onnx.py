@@ -1,5 +1,6 @@
 """Law 6, ONNX's part: the graph gives the model's log-probabilities within 1e-4."""
 
+import gc
 import sys
 
 import pytest
@@ -67,6 +68,40 @@ def test_an_export_leaves_nothing_half_written_and_chance_as_it_was(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert torch.equal(torch.rand(3), expected)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.slow
+def test_a_graph_with_its_weights_beside_it_computes_the_same_in_any_folder(tmp_path):
+    model = small_model()
+    speech = ragged_speech(90, 60)
+    export_onnx(model, tmp_path / "model.onnx")
+    inside = Graph(tmp_path / "model.onnx")(*speech)
+    (tmp_path / "made").mkdir()
+
+    export_onnx(model, tmp_path / "made" / "model.onnx", inline_bytes=1000)
+    (tmp_path / "made").rename(tmp_path / "moved")
+
+    files = sorted(path.name for path in (tmp_path / "moved").iterdir())
+    assert files == ["model.onnx", "model.onnx.data"]
+    beside = Graph(tmp_path / "moved" / "model.onnx")(*speech)
+    assert torch.equal(beside.logits, inside.logits)
+
+
+@pytest.mark.slow
+def test_after_an_export_the_memory_of_its_weights_is_free(tmp_path):
+    model = small_model()
+    before = {id(each) for each in _tensors_alive()}
+
+    export_onnx(model, tmp_path / "model.onnx")
+
+    left = [each for each in _tensors_alive() if id(each) not in before]
+    assert sum(each.numel() for each in left) < 1000
+
+
+def _tensors_alive():
+    gc.collect()
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    return [each for each in gc.get_objects() if type(each) in kinds and each.device.type == "cpu"]
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
