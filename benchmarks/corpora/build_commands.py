@@ -6,7 +6,7 @@ SOURCE is the folder or the .tar.gz that docs/corpora.md names.
 
 By default the utterances are those of the published results: the same speakers in the same splits
 say the same words in the same order. Which of a speaker's recordings of a word stands where is
-drawn anew, as the original draw is not known: results come close, and are not equal bit by bit.
+drawn anew, as the original draw is not known: the audio is not equal bit by bit.
 """
 
 import argparse
@@ -228,6 +228,8 @@ def _claim(out: Path, build_of: dict[str, int | bool]) -> None:
                 f"`{out}` must be a new folder or one of the same build, but was begun with other"
                 " arguments or another source; give another `--out`"
             )
+        for partial in out.glob(".[0-9]*.[0-9]*"):  # of a build that was killed
+            shutil.rmtree(partial)
         return
     if out.exists() and any(out.iterdir()):
         raise SourceError(f"`{out}` must be a new folder, but holds files; give another `--out`")

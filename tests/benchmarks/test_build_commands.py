@@ -145,9 +145,11 @@ def test_an_interrupted_build_goes_on_to_the_same_corpus(
             run(build, source, tmp_path / "out", "--draw")
     first = next((tmp_path / "out").rglob(f"{written[0]}-1-0000.ogg"))
     before = first.stat().st_mtime_ns
+    (tmp_path / "out" / ".1007.999" / "1").mkdir(parents=True)  # a kill leaves this
     run(build, source, tmp_path / "out", "--draw")
 
     assert contents(tmp_path / "out") == contents(built)
+    assert not list((tmp_path / "out").glob(".1*"))
     assert first.stat().st_mtime_ns == before  # it was not written twice
 
 
