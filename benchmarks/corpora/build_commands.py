@@ -105,14 +105,7 @@ def build(source: Path, out: Path, *, seed: int, draw: bool, speakers: int) -> N
             " other speakers"
         )
     _claim(out, {"seed": seed, "draw": draw, "recordings": _count(plans)})
-    missing = [plan for plan in plans if not _folder(out, plan).is_dir()]
-    for begin in range(0, len(missing), _AT_ONCE):
-        part = missing[begin : begin + _AT_ONCE]
-        wanted = [each for plan in part for utterance in plan.utterances for each in utterance]
-        console.print(f"Reading {len(wanted)} recordings ...")
-        samples = read_recordings(source, wanted)
-        for plan in track(part, "Writing", console=console):
-            _write_speaker(out, plan, samples)
+    _write_speakers(source, out, plans, console)
     _write_text(out / SPEAKERS_FILE, _speakers_table(plans))
     for line in _summary(plans, draw=draw):
         console.print(line)
@@ -182,7 +175,7 @@ def draw_plans(recordings: Iterable[Recording], speakers: int, seed: int) -> lis
 def draw_utterances(
     recordings: Sequence[Recording], rng: Generator
 ) -> tuple[tuple[Recording, ...], ...]:
-    """Cut a speaker's recordings, in an order of chance, into utterances of 2 to 6 words.
+    """Cut a speaker's recordings, in a random order, into utterances of 2 to 6 words.
 
     The law was read off the published corpus: each length is as likely as another, the last
     utterance takes what is left, and a single recording that would be left joins the utterance
@@ -235,6 +228,20 @@ def _claim(out: Path, build_of: dict[str, int | bool]) -> None:
         raise SourceError(f"`{out}` must be a new folder, but holds files; give another `--out`")
     out.mkdir(parents=True, exist_ok=True)
     _write_text(note, text)
+
+
+def _write_speakers(
+    source: Path, out: Path, plans: Sequence[SpeakerPlan], console: Console
+) -> None:
+    """Write the speakers that are not there yet."""
+    missing = [plan for plan in plans if not _folder(out, plan).is_dir()]
+    for begin in range(0, len(missing), _AT_ONCE):
+        part = missing[begin : begin + _AT_ONCE]
+        wanted = [each for plan in part for utterance in plan.utterances for each in utterance]
+        console.print(f"Reading {len(wanted)} recordings ...")
+        samples = read_recordings(source, wanted)
+        for plan in track(part, "Writing", console=console):
+            _write_speaker(out, plan, samples)
 
 
 def _folder(out: Path, plan: SpeakerPlan) -> Path:

@@ -22,7 +22,7 @@ _NAME = re.compile(r"([0-9a-f]{8})_nohash_(\d{1,4})\.wav")
 
 @dataclass(frozen=True, order=True, slots=True)
 class Recording:
-    """One word said once by one speaker."""
+    """One word, spoken once by one speaker."""
 
     speaker: str
     """Eight hexadecimal digits."""
@@ -37,13 +37,13 @@ def list_recordings(source: Path, words: Collection[str]) -> list[Recording]:
     Raises:
         SourceError: if `source` is missing, damaged, or holds none of them.
     """
-    found = {recording for recording, _ in _entries(source, words)}
-    if not found:
+    recordings = {recording for recording, _ in _entries(source, words)}
+    if not recordings:
         raise SourceError(
             f"`{source}` must hold recordings like `{min(words)}/0a7c2a8d_nohash_0.wav`, but holds"
             f" none of {len(words)} words; give the folder or .tar.gz of Speech Commands"
         )
-    return sorted(found)
+    return sorted(recordings)
 
 
 def read_recordings(source: Path, wanted: Collection[Recording]) -> dict[Recording, np.ndarray]:

@@ -69,9 +69,9 @@ def archive_of(folder, file):
 
 
 @pytest.fixture(scope="module")
-def built(build, source, tmp_path_factory):
+def corpus(build, source, tmp_path_factory):
     """The corpus of `--draw`, seed 0."""
-    out = tmp_path_factory.mktemp("corpora") / "built"
+    out = tmp_path_factory.mktemp("corpora") / "corpus"
     run(build, source, out, "--draw")
     return out
 
@@ -81,7 +81,7 @@ def run(build, source, out, *options):
 
 
 def contents(out):
-    """Transcripts and samples by file: an Ogg stream has a serial number of chance."""
+    """Transcripts and samples by file: an Ogg stream has a random serial number."""
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {
         str(path.relative_to(out)): soundfile.read(path)[0].tobytes()
@@ -96,9 +96,9 @@ def transcripts(out):
     return dict(line.split(" ", 1) for line in lines)
 
 
-def test_each_part_of_an_utterance_sounds_like_its_word(build, built):
-    for name, text in transcripts(built).items():
-        (file,) = built.rglob(f"{name}.ogg")
+def test_each_part_of_an_utterance_sounds_like_its_word(build, corpus):
+    for name, text in transcripts(corpus).items():
+        (file,) = corpus.rglob(f"{name}.ogg")
         samples, rate = soundfile.read(file)
         words = text.lower().split()
         assert rate == RATE
@@ -108,39 +108,39 @@ def test_each_part_of_an_utterance_sounds_like_its_word(build, built):
             assert abs(loudest_hz - (300 + 200 * build.WORDS.index(word))) < 20
 
 
-def test_it_opens_as_speech_in_three_splits_that_share_no_speaker(build, built, tmp_path):
-    corpus = open_corpus(CorpusConfig(name=str(built), tokens="word"), tmp_path)
+def test_it_opens_as_speech_in_three_splits_that_share_no_speaker(build, corpus, tmp_path):
+    speech = open_corpus(CorpusConfig(name=str(corpus), tokens="word"), tmp_path)
 
-    ids = [{path.name for path in (built / name).iterdir()} for name in build.SPLITS]
+    ids = [{path.name for path in (corpus / name).iterdir()} for name in build.SPLITS]
     assert all(ids)
     assert sum(map(len, ids)) == len(set.union(*ids)) == len(SPEAKERS)
-    opened = [len(list(part)) for part in (corpus.train, corpus.dev, corpus.test)]
-    assert sum(opened) == len(transcripts(built))
+    counts = [len(list(part)) for part in (speech.train, speech.dev, speech.test)]
+    assert sum(counts) == len(transcripts(corpus))
 
 
-def test_a_folder_and_its_archive_build_the_same_corpus(build, source, built, tmp_path):
+def test_a_folder_and_its_archive_build_the_same_corpus(build, source, corpus, tmp_path):
     archive = archive_of(source, tmp_path / "archive.tar.gz")
 
     run(build, archive, tmp_path / "same", "--draw")
     run(build, archive, tmp_path / "other", "--draw", "--seed", 6)
 
-    assert contents(tmp_path / "same") == contents(built)
-    assert transcripts(tmp_path / "other") != transcripts(built)
+    assert contents(tmp_path / "same") == contents(corpus)
+    assert transcripts(tmp_path / "other") != transcripts(corpus)
 
 
 def test_an_interrupted_build_goes_on_to_the_same_corpus(
-    build, source, built, tmp_path, monkeypatch
+    build, source, corpus, tmp_path, monkeypatch
 ):
     write, written = build._write_speaker, []
 
-    def interrupted(out, plan, samples):
+    def write_four(out, plan, samples):
         if len(written) == 4:
             raise KeyboardInterrupt
         written.append(plan.number)
         write(out, plan, samples)
 
     with monkeypatch.context() as patched:
-        patched.setattr(build, "_write_speaker", interrupted)
+        patched.setattr(build, "_write_speaker", write_four)
         with pytest.raises(KeyboardInterrupt):
             run(build, source, tmp_path / "out", "--draw")
     first = next((tmp_path / "out").rglob(f"{written[0]}-1-0000.ogg"))
@@ -148,7 +148,7 @@ def test_an_interrupted_build_goes_on_to_the_same_corpus(
     (tmp_path / "out" / ".1007.999" / "1").mkdir(parents=True)  # a kill leaves this
     run(build, source, tmp_path / "out", "--draw")
 
-    assert contents(tmp_path / "out") == contents(built)
+    assert contents(tmp_path / "out") == contents(corpus)
     assert not list((tmp_path / "out").glob(".1*"))
     assert first.stat().st_mtime_ns == before  # it was not written twice
 
@@ -221,14 +221,14 @@ def test_without_draw_the_published_speakers_say_the_published_words(build, tmp_
     run(build, tmp_path / "source", tmp_path / "out")
 
     expected = Counter((split, number, words.upper()) for split, number, _, words in mine)
-    found = Counter()
+    actual = Counter()
     for name, text in transcripts(tmp_path / "out").items():
         (file,) = (tmp_path / "out").rglob(f"{name}.ogg")
-        found[file.parts[-4], name.split("-")[0], text] += 1
-    assert found == expected
+        actual[file.parts[-4], name.split("-")[0], text] += 1
+    assert actual == expected
 
 
-def test_a_word_that_is_missing_is_left_out_and_said(build, tmp_path, capsys):
+def test_a_word_that_is_missing_is_left_out_and_reported(build, tmp_path, capsys):
     for word, take in [("down", 0), ("left", 0)]:  # of the first utterance, `down left one`
         (tmp_path / "source" / word).mkdir(parents=True)
         file = tmp_path / "source" / word / f"00176480_nohash_{take}.wav"
@@ -243,7 +243,7 @@ def test_a_word_that_is_missing_is_left_out_and_said(build, tmp_path, capsys):
 class TestRefusals:
     """One line that names what is wrong, exit 2, and nothing is lost."""
 
-    def refused(self, build, capsys, source, out, *options):
+    def error_line(self, build, capsys, source, out, *options):
         with pytest.raises(SystemExit) as ended:
             run(build, source, out, *options)
         assert ended.value.code == 2
@@ -253,32 +253,32 @@ class TestRefusals:
         return line
 
     def test_a_source_that_is_missing(self, build, capsys, tmp_path):
-        line = self.refused(build, capsys, tmp_path / "none", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "none", tmp_path / "out")
         assert "must be a folder or a .tar.gz, but is missing" in line
         assert not (tmp_path / "out").exists()
 
     def test_a_folder_of_something_else(self, build, capsys, tmp_path):
         (tmp_path / "other").mkdir()
-        line = self.refused(build, capsys, tmp_path / "other", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "other", tmp_path / "out")
         assert "must hold recordings like" in line
 
     @pytest.mark.parametrize("share", [0.5, 0.99])
     def test_an_archive_that_was_cut_short(self, build, source, capsys, tmp_path, share):
         whole = archive_of(source, tmp_path / "archive.tar.gz").read_bytes()
         (tmp_path / "cut.tar.gz").write_bytes(whole[: int(share * len(whole))])
-        line = self.refused(build, capsys, tmp_path / "cut.tar.gz", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "cut.tar.gz", tmp_path / "out")
         assert "download it again" in line
 
     def test_an_archive_with_a_damaged_middle(self, build, source, capsys, tmp_path):
         content = bytearray(archive_of(source, tmp_path / "archive.tar.gz").read_bytes())
         content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
         (tmp_path / "bad.tar.gz").write_bytes(content)
-        line = self.refused(build, capsys, tmp_path / "bad.tar.gz", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "bad.tar.gz", tmp_path / "out")
         assert "bad.tar.gz" in line
 
     def test_a_file_that_is_no_archive(self, build, capsys, tmp_path):
         (tmp_path / "words.tar.gz").write_bytes(b"no archive at all" * 100)
-        line = self.refused(build, capsys, tmp_path / "words.tar.gz", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "words.tar.gz", tmp_path / "out")
         assert "cannot be read" in line
 
     @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -287,7 +287,7 @@ class TestRefusals:
         header.size, header.type = 1 << 40, kind
         with gzip.open(tmp_path / "bomb.tar.gz", "wb") as file:
             file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
-        line = self.refused(build, capsys, tmp_path / "bomb.tar.gz", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "bomb.tar.gz", tmp_path / "out")
         assert "far larger" in line
 
     @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ class TestRefusals:
         soundfile.write(tmp_path / "source" / name, samples, rate, "PCM_16")
         (tmp_path / "source" / "left").mkdir()
         soundfile.write(tmp_path / "source/left/00176480_nohash_0.wav", np.zeros(9), RATE)
-        line = self.refused(build, capsys, tmp_path / "source", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "source", tmp_path / "out")
         assert name in line
         assert "must be 16 kHz mono of at most 1 s" in line
 
@@ -308,32 +308,32 @@ class TestRefusals:
         for word in ("down", "left"):
             (tmp_path / "source" / word).mkdir(parents=True)
             (tmp_path / "source" / word / "00176480_nohash_0.wav").write_bytes(b"nothing")
-        line = self.refused(build, capsys, tmp_path / "source", tmp_path / "out")
+        line = self.error_line(build, capsys, tmp_path / "source", tmp_path / "out")
         assert "must be a WAV file" in line
 
     def test_a_source_without_any_published_speaker(self, build, source, capsys, tmp_path):
-        line = self.refused(build, capsys, source, tmp_path / "out")
+        line = self.error_line(build, capsys, source, tmp_path / "out")
         assert "`--draw` takes other speakers" in line
 
-    def test_a_folder_that_another_build_began(self, build, source, built, capsys):
-        before = contents(built)
-        line = self.refused(build, capsys, source, built, "--draw", "--seed", 1)
+    def test_a_folder_that_another_build_began(self, build, source, corpus, capsys):
+        before = contents(corpus)
+        line = self.error_line(build, capsys, source, corpus, "--draw", "--seed", 1)
         assert "begun with other arguments" in line
-        assert contents(built) == before
+        assert contents(corpus) == before
 
     def test_a_folder_that_holds_something_else(self, build, source, capsys, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("mine")
-        line = self.refused(build, capsys, source, tmp_path / "out", "--draw")
+        line = self.error_line(build, capsys, source, tmp_path / "out", "--draw")
         assert "holds files" in line
 
     def test_numbers_that_are_none(self, build, source, capsys, tmp_path):
-        assert "--seed" in self.refused(build, capsys, source, tmp_path / "out", "--seed", -1)
-        line = self.refused(build, capsys, source, tmp_path / "out", "--draw", "--speakers", 2)
+        assert "--seed" in self.error_line(build, capsys, source, tmp_path / "out", "--seed", -1)
+        line = self.error_line(build, capsys, source, tmp_path / "out", "--draw", "--speakers", 2)
         assert "`--speakers` at least 3" in line
 
 
-def test_names_in_an_archive_never_become_paths(build, source, built, tmp_path):
+def test_names_in_an_archive_never_become_paths(build, source, corpus, tmp_path):
     archive = archive_of(source, tmp_path / "archive.tar.gz")
     with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as evil, tarfile.open(archive) as good:
         link = tarfile.TarInfo("up/000000aa_nohash_9.wav")
@@ -348,7 +348,7 @@ def test_names_in_an_archive_never_become_paths(build, source, built, tmp_path):
     (tmp_path / "room").mkdir()
     run(build, tmp_path / "evil.tar.gz", tmp_path / "room" / "out", "--draw")
 
-    assert contents(tmp_path / "room" / "out") == contents(built)
+    assert contents(tmp_path / "room" / "out") == contents(corpus)
     assert not list(tmp_path.rglob("evil.sh"))
 
 

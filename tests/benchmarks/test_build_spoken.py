@@ -124,7 +124,7 @@ def test_the_corpus_is_spoken_in_the_librispeech_layout(build, metadata, dev_cle
 class TestRefusals:
     """One line that names what is wrong, exit 2, and no corpus."""
 
-    def refused(self, build, capsys, tmp_path, lj, librispeech, *options):
+    def error_line(self, build, capsys, tmp_path, lj, librispeech, *options):
         out = tmp_path / "out"
         values = ["--lj", lj, "--librispeech", librispeech, "--out", out, *options]
         with pytest.raises(SystemExit) as ended:
@@ -135,34 +135,34 @@ class TestRefusals:
 
     def test_another_table(self, build, capsys, tmp_path, dev_clean):
         (tmp_path / "other.csv").write_text("a,b\n")
-        line = self.refused(build, capsys, tmp_path, tmp_path / "other.csv", dev_clean)
+        line = self.error_line(build, capsys, tmp_path, tmp_path / "other.csv", dev_clean)
         assert "line 1 is 'a,b' instead" in line
 
     def test_a_table_that_was_cut_short(self, build, capsys, tmp_path, metadata, dev_clean):
         metadata.write_text(metadata.read_text()[:-40])
-        line = self.refused(build, capsys, tmp_path, metadata, dev_clean)
+        line = self.error_line(build, capsys, tmp_path, metadata, dev_clean)
         assert "LJ Speech 1.1" in line or "must have lines" in line
 
     def test_a_table_that_is_missing(self, build, capsys, tmp_path, dev_clean):
-        line = self.refused(build, capsys, tmp_path, tmp_path / "none.csv", dev_clean)
+        line = self.error_line(build, capsys, tmp_path, tmp_path / "none.csv", dev_clean)
         assert "must be a file, but is missing" in line
 
     def test_a_missing_chapter(self, build, capsys, tmp_path, metadata, dev_clean):
         next(dev_clean.rglob("84-121550.trans.txt")).unlink()
-        line = self.refused(build, capsys, tmp_path, metadata, dev_clean)
+        line = self.error_line(build, capsys, tmp_path, metadata, dev_clean)
         assert "has no 84-121550.trans.txt" in line
 
     def test_an_archive_that_was_cut_short(self, build, capsys, tmp_path, metadata, dev_clean):
         whole = archive_of(dev_clean, tmp_path / "dev-clean.tar.gz").read_bytes()
         (tmp_path / "cut.tar.gz").write_bytes(whole[:-100])
-        line = self.refused(build, capsys, tmp_path, metadata, tmp_path / "cut.tar.gz")
+        line = self.error_line(build, capsys, tmp_path, metadata, tmp_path / "cut.tar.gz")
         assert "download it again" in line
 
     def test_a_folder_that_is_there(self, build, capsys, tmp_path, metadata, dev_clean):
         (tmp_path / "out").mkdir()
-        line = self.refused(build, capsys, tmp_path, metadata, dev_clean)
+        line = self.error_line(build, capsys, tmp_path, metadata, dev_clean)
         assert "must be a new folder" in line
 
     def test_no_sentences(self, build, capsys, tmp_path, metadata, dev_clean):
-        line = self.refused(build, capsys, tmp_path, metadata, dev_clean, "--train", "0")
+        line = self.error_line(build, capsys, tmp_path, metadata, dev_clean, "--train", "0")
         assert "`--train` and `--held-out` must be at least 1" in line
