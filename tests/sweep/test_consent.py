@@ -70,7 +70,9 @@ def test_what_others_wrote_allows_nothing(sweep, run):
 def test_an_archive_and_a_copy_bring_no_consent(sweep, space, tmp_path):
     give_consent(sweep, load(str(space)))
     pack(sweep, tmp_path / "sweep.tar.gz")
-    unpack(tmp_path / "sweep.tar.gz", tmp_path / "unpacked")
+    with pytest.raises(ConfigError, match=r"must not let manifests name commands"):
+        unpack(tmp_path / "sweep.tar.gz", tmp_path / "refused")
+    unpack(tmp_path / "sweep.tar.gz", tmp_path / "unpacked", is_trusted=True)
     shutil.copytree(sweep, tmp_path / "copied")
 
     for place in ("unpacked", "copied"):
