@@ -381,8 +381,10 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     table = dict(below)
     for key, value in above.items():
         under = table.get(key)
-        both = isinstance(under, Mapping) and isinstance(value, Mapping)
-        table[key] = _merge(under, value) if both else value
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            table[key] = _merge(under, value)
+        else:
+            table[key] = value
     return table
 
 

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 MAX_MEMBERS = 500_000
 MAX_MEMBER_BYTES = 64 << 20
@@ -49,9 +49,10 @@ def _members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, Callable[[], 
     file.seek(0)
     stream = _Bounded(archive, gzip.GzipFile(fileobj=file) if is_gzip else file)
     with tarfile.open(fileobj=stream, mode="r:") as tar:
+        walked: Any = tar
         number = 0
         while (member := tar.next()) is not None:
-            tar.members.clear()  # tarfile would hold every header
+            walked.members.clear()  # tarfile would hold every header
             number += 1
             if number > MAX_MEMBERS or member.size > MAX_MEMBER_BYTES:
                 raise _too_large(archive)

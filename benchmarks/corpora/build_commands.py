@@ -289,8 +289,8 @@ def _summary(plans: Sequence[SpeakerPlan], *, draw: bool) -> list[str]:
         utterances = sum(len(plan.utterances) for plan in own)
         lines.append(f"{split}: {utterances} utterances by {len(own)} speakers")
     texts = [line for line in PUBLISHED.read_text().splitlines() if not line.startswith("#")]
-    published = Counter((*line.split("\t")[2:],) for line in texts)
-    built = Counter(
+    published: Counter[tuple[str, ...]] = Counter((*line.split("\t")[2:],) for line in texts)
+    built: Counter[tuple[str, ...]] = Counter(
         (plan.speaker, " ".join(each.word for each in utterance))
         for plan in plans
         for utterance in plan.utterances

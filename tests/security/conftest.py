@@ -66,7 +66,7 @@ class Guard:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor: of a file that was opened before
         if event == "open" and Path(os.fsdecode(path)).is_dir():
-            return  # a file without a name (O_TMPFILE), by which the home is tried: it leaves nothing
+            return  # a file without a name (O_TMPFILE) leaves nothing: so the home is tried
         place = Path(os.path.realpath(os.path.dirname(os.fsdecode(path) or "."))) / "x"  # noqa: PTH120
         is_inside = place.is_relative_to(self.folder.resolve())
         is_inside = is_inside or Path(os.path.realpath(os.fsdecode(path))) == self.folder.resolve()
