@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,17 +21,18 @@ NAMES = ("HOME", *PLACES, *TOKENS)
 
 
 @pytest.fixture
-def ran(tmp_path):
+def ran():
     """Run a command in a process of its own, with another home and temporary directory."""
-    (tmp_path / "t").mkdir()
+    # Not below pytest's own folder: the paths of Ray's sockets may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="h") as temporary:
+        yield partial(_run, temporary)
 
-    def run(home, *words):
-        place = {name: value for name, value in os.environ.items() if name not in NAMES}
-        place |= {"TMPDIR": str(tmp_path / "t"), **({"HOME": home} if home else {})}
-        command = [sys.executable, "-P", "-m", "sweep", *map(str, words)]
-        return subprocess.run(command, env=place, capture_output=True, text=True, check=False)  # noqa: S603
 
-    return run
+def _run(temporary, home, *words):
+    place = {name: value for name, value in os.environ.items() if name not in NAMES}
+    place |= {"TMPDIR": temporary, **({"HOME": home} if home else {})}
+    command = [sys.executable, "-P", "-m", "sweep", *map(str, words)]
+    return subprocess.run(command, env=place, capture_output=True, text=True, check=False)  # noqa: S603
 
 
 @pytest.fixture(autouse=True)
