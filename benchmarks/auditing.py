@@ -12,7 +12,7 @@ from sweep.ledger import Ledger
 from sweep.provenance import identity
 from sweep.records import TrialRecord
 
-ON_THE_CLOCK = ("latency_ms", "real_time_factor")
+ON_THE_CLOCK = ("latency_ms", "latency_busy", "real_time_factor")
 """What of an outcome is measured in seconds, and so never twice the same."""
 
 

@@ -32,7 +32,15 @@ SAMPLES = 10_000
 """Resamples of the utterances behind an interval."""
 TIMED_SECONDS = 10.0
 """Of the utterance that models are timed on."""
-PLAIN = {"frequency_masks": 0, "time_masks_per_second": 0.0}
+PLAIN = {
+    "frequency_masks": 0,
+    "time_masks_per_second": 0.0,
+    "silence_share": 0.0,
+    "empty_share": 0.0,
+    "level_share": 0.0,
+    "noise_share": 0.0,
+    "band_share": 0.0,
+}
 UNTAUGHT = {"logit_weight": 0.0, "layer_weight": 0.0}
 CPU = torch.device("cpu")
 

@@ -24,7 +24,11 @@ from speed_tables import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+    ROOT / "docs" / "large_models.md",
+)
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -237,6 +241,31 @@ def imported_in_sherpa(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def large_models(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What each command took; the small shape is there for tests alone."""
+    return [
+        {
+            "model": f"parakeet-ctc-{row['shape']}",
+            "command": COMMANDS.get(row["name"], f"`export --to {row['name']}`"),
+            "seconds": f"{row['seconds']:.0f}",
+            "peak memory": f"{row['peak_gb']:.1f} GB",
+            "of the weights": f"{row['weights']:.1f}",
+            "written": f"{row['written_gb']:.1f} GB" if row["written_gb"] else "",
+        }
+        for row in rows
+        if row["shape"] != "small" and row["name"] != "source"
+    ]
+
+
+COMMANDS = {
+    "import": "`import`",
+    "check": "`check`",
+    "prune": "`prune --remove 0.5`",
+    "bench": "`bench`",
+    "transcribe": "`transcribe`, 10 s",
+    "int8": "`export --to onnx --int8`",
+}
+"""As a user gives them."""
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] = {
     "front_commands": ("front_commands", front),
     "front_methods": ("front_methods", front),
@@ -270,6 +299,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "sherpa": ("sherpa", sherpa),
     "imported": ("imported", imported),
     "imported_in_sherpa": ("imported", imported_in_sherpa),
+    "large_models": ("large_models", large_models),
 }
 """What stands between the marks: of which result, and how it is said."""
 

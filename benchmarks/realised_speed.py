@@ -19,7 +19,8 @@ from torch import nn
 from core.config import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.deploy.bench import Runtime, in_runtime
+from core.deploy.bench import in_runtime
+from core.deploy.exported import Runtime
 from core.evaluation.part_times import latency_table
 from core.methods.magnitude import magnitudes
 from core.pruning.budget import Budget, choose

@@ -26,8 +26,13 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=600, help="of dev, and of test")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    with placed(args.out) as beside:
-        for split, texts in splits(args.texts, args.train, args.held_out).items():
+    speak(args.texts, args.out, train=args.train, held_out=args.held_out)
+
+
+def speak(folder: Path, out: Path, *, train: int, held_out: int) -> None:
+    """Speak the texts of `folder` into a corpus at `out`, which appears whole or not at all."""
+    with placed(out) as beside:
+        for split, texts in splits(folder, train, held_out).items():
             lines = cast(split, texts, np.random.default_rng([SEED, len(texts)]))
             record(beside, split, lines, seed=SEED, snr_db=SNR_DB)
             words = sum(len(text.split()) for text in texts)

@@ -6,7 +6,6 @@ hear iterates. Its folder holds features and checkpoints until the adapted bundl
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from core.config import CorpusConfig, TrialConfig
 from core.conformer.model import Conformer
 from core.corpora.audio import CorpusError
 from core.corpora.corpus import open_corpus, with_memory
+from core.corpora.placing import replaced
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import transcript
@@ -28,6 +28,7 @@ from core.deploy import bundle
 from core.deploy.bundle import Bundle
 from core.evaluation.judge import Judge
 from core.evaluation.wer import WerReport
+from core.outside_files import read_json
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
@@ -150,10 +151,8 @@ def _begin(work: Path, order: dict[str, Any]) -> None:
     file = work / _ORDER
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        beside = work / f".{_ORDER}.{os.getpid()}"
-        beside.write_text(json.dumps(order))
-        beside.replace(file)
-    elif json.loads(file.read_text()) != order:
+        replaced(file, json.dumps(order))
+    elif read_json(file) != order:
         raise ConfigError(
             f"`out` must be a new folder, but `{work}` holds another adaptation that was begun;"
             " delete it, or go on with what it was begun with."

@@ -55,8 +55,9 @@ class CorpusConfig(Config):
     """Where speech and its transcripts come from, and what the tokens are."""
 
     name: str = Field("demo", min_length=1)
-    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar;
-    `none` where there is no speech at all, which is for `conformer-sweep prune` alone."""
+    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar or
+    of NeMo's manifests; `none` where there is no speech at all, which is for `conformer-sweep
+    prune` alone."""
     labels: Literal["transcripts", "teacher"] = "transcripts"
     """What the training speech is taken to say: its transcripts, or what the teacher of
     `teacher.bundle` hears in it. Then no transcript of it is read, its splits may be plain folders
@@ -82,6 +83,9 @@ class CorpusConfig(Config):
     its tokens."""
     speeds: list[float] = Field([1.0], min_length=1, max_length=8)
     """Speeds at which the training speech is heard: 0.9 is slower and lower."""
+    allow: list[Literal["commands", "urls"]] = Field([], max_length=2)
+    """Sources of audio beside files that manifests may name: programs, which are then run, and
+    addresses (http, https), which are then opened. Only in a file that you wrote yourself."""
     demo: DemoConfig = DemoConfig()
 
     @model_validator(mode="after")
@@ -116,7 +120,13 @@ class ModelConfig(Config):
 
 
 class AugmentConfig(Config):
-    """SpecAugment (Park et al., 2019): bands and spans of the features set to their mean."""
+    """What training changes of its speech, anew each epoch; dev and test stay as they are.
+
+    SpecAugment (Park et al., 2019) sets bands and spans of the features to their mean. Silence,
+    levels, noise and bandwidth simulate recordings, so that a model takes silence for silence;
+    features that are normalized over an utterance, of some imported models, do without these four.
+    They are off: on, they have so far cost clean speech some of its accuracy.
+    """
 
     frequency_masks: int = Field(2, ge=0, le=16)
     """Bands an utterance."""
@@ -126,6 +136,41 @@ class AugmentConfig(Config):
     """Spans a second of speech."""
     time_width_seconds: float = Field(0.25, ge=0, le=2)
     """Longest span, in seconds."""
+    clean_share: float = Field(0.7, ge=0, le=1)
+    """Share of the steps from random weights before these four begin: words are learned sooner from
+    speech as it is. What learns from a teacher begins with them at once."""
+    silence_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances that get silence before, after, around or between their words: half
+    of it digital, half faint noise. It counts in `batch_seconds`."""
+    silence_seconds: float = Field(2.0, ge=0.1, le=30)
+    """Longest silence in one place, in seconds."""
+    empty_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the utterances that are silenced: such silence alone, and no words."""
+    level_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances that are heard at another level."""
+    level_low_db: float = Field(-30.0, ge=-100, le=100)
+    """Lowest gain of these, in dB."""
+    level_high_db: float = Field(6.0, ge=-100, le=100)
+    """Highest gain of these, in dB."""
+    noise_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances under which noise is laid."""
+    noise_low_db: float = Field(-110.0, ge=-150, le=0)
+    """Lowest level of this noise and of faint noise in silence, in dB of full scale."""
+    noise_high_db: float = Field(-45.0, ge=-150, le=0)
+    """Highest level of both, in dB of full scale."""
+    band_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances that lose what lies above some frequency, as on a telephone."""
+
+    @model_validator(mode="after")
+    def _levels_have_ranges(self) -> "AugmentConfig":
+        for name in ("level", "noise"):
+            low, high = getattr(self, f"{name}_low_db"), getattr(self, f"{name}_high_db")
+            if low > high:
+                raise ValueError(
+                    f"`{name}_low_db` must be at most `{name}_high_db`, but is {low} above"
+                    f" {high} instead"
+                )
+        return self
 
 
 class TeacherConfig(Config):

@@ -4,12 +4,10 @@ Reads only what preparing left beside them, so that who asks need not wait for t
 """
 
 import hashlib
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from core.outside_files import read_arrays, read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +40,7 @@ class SpeechLineage:
 def speech_lineage(features: Path) -> SpeechLineage | None:
     """Of the folder where speech was prepared; None as long as it is not."""
     try:
-        prepared = json.loads((features / "prepared.json").read_text())
+        prepared = read_json(features / "prepared.json")
         splits = [_split(features, *store) for store in prepared["stores"].items()]
         return SpeechLineage(
             corpus=prepared["corpus"]["name"],
@@ -51,7 +49,7 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
             splits=tuple(found for found in splits if found.num_utterances),
             heard=tuple(prepared.get("heard", ())),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -64,8 +62,7 @@ def bundle_digest(bundle: Path) -> str | None:
 
 
 def _split(features: Path, split: str, store: str) -> SplitLineage:
-    with np.load(features / store / "arrays.npz") as arrays:
-        seconds = arrays["seconds"]
+    seconds = read_arrays(features / store / "arrays.npz", ["seconds"])["seconds"]
     return SplitLineage(
         split=split,
         digest=store.rpartition("-")[2],
@@ -75,4 +72,5 @@ def _split(features: Path, split: str, store: str) -> SplitLineage:
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

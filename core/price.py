@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from core.config import TrialConfig
+from core.config import NO_SPEECH, TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
 from core.corpora.batches import Batch
 from core.deploy import bundle
 from core.pruning.space import Space
 from core.setting import device_of, set_chance
+from core.stages import Announce, be_silent
 from core.training.depth import InterCTC
 from core.training.trainer import DenseStage, Rates
 
@@ -26,20 +27,28 @@ class Price:
     gflops: float
     """Of the unpruned model, at the stated utterance length."""
     seconds_per_step: float
-    """One measured dense training step on this machine, full batch."""
+    """One measured dense training step on this machine, full batch; 0 where nothing is trained."""
 
 
-def price(config: TrialConfig) -> Price:
+def price(config: TrialConfig, *, announce: Announce = be_silent) -> Price:
     """The price, by two dense steps on noise, of the model that is trained or was given.
+
+    Args:
+        config: of a trial.
+        announce: told what begins.
 
     Raises:
         BundleError: if a given teacher is no whole bundle.
     """
     set_chance(config, config.runtime.threads)
     device = device_of(config)
+    announce("reading the model")
     model = _unpruned(config).to(device)
     space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
     cost = space.unpruned
+    params, gflops = int(cost.params), float(cost.flops) / 1e9
+    if config.corpus.name == NO_SPEECH:  # a step would take four times the memory, for nothing
+        return Price(params=params, gflops=gflops, seconds_per_step=0.0)
     model.set_stochastic_depth(config.teacher.stochastic_depth)
     rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
     stage = DenseStage(
@@ -52,11 +61,13 @@ def price(config: TrialConfig) -> Price:
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
     )
     batch = _noise(config, model.shape.vocabulary).to(device)
+    announce("taking a step of training to warm up")
     stage.step(batch, 0)
+    announce("timing a step of training")
     started = time.perf_counter()
     float(stage.step(batch, 1)["total"])
     elapsed = time.perf_counter() - started
-    return Price(params=int(cost.params), gflops=float(cost.flops) / 1e9, seconds_per_step=elapsed)
+    return Price(params=params, gflops=gflops, seconds_per_step=elapsed)
 
 
 def _unpruned(config: TrialConfig) -> Conformer:

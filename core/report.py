@@ -1,8 +1,11 @@
 """What a trial says while it runs, and what it is judged by when it is done."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+_FOLDER = re.compile(r"\w[\w.-]{0,99}")
 
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]
 Reference = Literal["transcripts", "teacher"]
@@ -63,6 +66,9 @@ class Outcome:
     """The same of its latency, by the table that a trial went by; None where it had none."""
     latency_ms: float
     """As measured: median of one utterance of the stated length at batch 1."""
+    latency_busy: bool | None = None
+    """Whether other programs kept the machine busy while it was measured, so that it says little;
+    None in records of before that was looked at."""
     real_time_factor: float
     """Seconds of computing a second of speech."""
     steps: int
@@ -71,3 +77,15 @@ class Outcome:
     """The bundle's folder, relative to the trial's."""
     wer_against: Reference = "transcripts"
     test_wer_against: Reference = "transcripts"
+
+    def __post_init__(self) -> None:
+        """Outcomes are read from files, too: a model's folder must not lead out of its trial's.
+
+        Raises:
+            ValueError: if it would.
+        """
+        if not _FOLDER.fullmatch(str(self.model)):
+            raise ValueError(
+                "`model` must be the name of a folder, such as `model` or `model.1`,"
+                f" but is {self.model!r} instead"
+            )

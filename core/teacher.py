@@ -24,6 +24,7 @@ from core.setting import (
     Place,
     calibration_batches,
     cores,
+    count_clean_steps,
     device_of,
     journey_of,
     set_chance,
@@ -108,7 +109,14 @@ def _trained(config: TrialConfig, place: Place) -> Iterator[Report]:
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
         micro_batches=config.training.micro_batches,
     )
-    journey = journey_of(config, place.teacher, speech, device, steps)
+    journey = journey_of(
+        config,
+        place.teacher,
+        speech,
+        device,
+        steps,
+        clean_steps=count_clean_steps(config, steps),
+    )
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     reestimate_statistics(model, without_words(calibration_batches(config, speech, device)))
     outcome = judge.outcome(model, target=0.0, steps=steps)

@@ -5,12 +5,10 @@ hear iterates. What all trials share, core/teacher.py made before.
 """
 
 import json
-import os
 from collections.abc import Generator, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +16,11 @@ import torch
 from core import latency
 from core.config import TrialConfig
 from core.conformer.model import Conformer
+from core.corpora.placing import replaced
 from core.corpora.prepared import Speech, open_speech
 from core.deploy import bundle
 from core.evaluation.judge import Judge
+from core.outside_files import read_json
 from core.pruning.budget import Scores, chosen, depth_order
 from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.repair import reestimate_statistics, repaired
@@ -32,6 +32,7 @@ from core.setting import (
     CHECKPOINTS,
     Place,
     calibration_batches,
+    count_clean_steps,
     device_of,
     journey_of,
     set_chance,
@@ -98,7 +99,16 @@ class Trial:
 
     def journey(self, config: TrialConfig, steps: int) -> Journey:
         """From the beginning of the data, as a config orders it, for so many steps in all."""
-        journey = journey_of(config, self.place.trial, self.speech, self.bench.device, steps)
+        journey = journey_of(
+            config,
+            self.place.trial,
+            self.speech,
+            self.bench.device,
+            steps,
+            clean_steps=count_clean_steps(config, steps // len(self.targets))
+            if self.method.is_from_scratch
+            else 0,
+        )
         journey.ranks = self.ranks
         return journey
 
@@ -281,14 +291,14 @@ def _ended(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
     """Only once every model is kept is it said that the trial is done."""
     if trial.ranks.is_first:
         text = json.dumps([asdict(outcome) for outcome in outcomes])
-        _write(trial.place.trial / OUTCOMES, text)
+        replaced(trial.place.trial / OUTCOMES, text)
     return outcomes
 
 
 def _told(place: Place) -> list[Outcome]:
     """What this trial came to in an earlier run."""
     done = place.trial / OUTCOMES
-    return [Outcome(**values) for values in json.loads(done.read_text())] if done.is_file() else []
+    return [Outcome(**values) for values in read_json(done)] if done.is_file() else []
 
 
 def _kept(*, place: Place, names: Sequence[str]) -> list[Outcome]:
@@ -351,10 +361,3 @@ def _extracted(bench: Workbench, found: Found, choice: Choice, how: Repair) -> C
 def _tuning(trial: Trial, cut: Cut, *, steps: int) -> Tuning:
     cut.model.set_dropout(trial.config.tuning.dropout)
     return trial.method.tuning(cut.model, cut.choice, trial.bench, steps=steps)
-
-
-def _write(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(text)
-    beside.replace(file)

@@ -15,10 +15,11 @@ from core.deploy import bundle
 from core.evaluation.judge import Judge
 from core.lineage import bundle_digest
 from core.pruning.budget import chosen
-from core.pruning.extraction import clone
+from core.pruning.extraction import without_weights
 from core.pruning.repair import repaired
 from core.pruning.space import Choice, Space
 from core.setting import device_of, set_chance
+from core.stages import Announce, be_silent
 from core.strict import ConfigError
 from core.training.distillation import Distillation
 from core.training.method import Untouchable, Workbench, load_method
@@ -74,8 +75,15 @@ def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialCo
     )
 
 
-def pruned_bundle(config: TrialConfig, folder: Path) -> dict[str, Any]:
+def pruned_bundle(
+    config: TrialConfig, folder: Path, *, announce: Announce = be_silent
+) -> dict[str, Any]:
     """Leave in a folder what a config without speech asks for; say what it is.
+
+    Args:
+        config: what is asked for.
+        folder: a new folder.
+        announce: told what begins.
 
     Raises:
         BundleError: if the teacher is no whole bundle.
@@ -86,8 +94,9 @@ def pruned_bundle(config: TrialConfig, folder: Path) -> dict[str, Any]:
     if folder.exists():
         raise ConfigError(f"`out` must be a new folder, but `{folder}` is there already.")
     given = Path(config.teacher.bundle)
+    announce("reading the model")
     brought = bundle.load(given)
-    small, choice, space = pruned(config, brought.model)
+    small, choice, space = pruned(config, brought.model, announce=announce)
     cost = space.dense_cost(small)
     measured = {
         "wer": None,
@@ -101,30 +110,41 @@ def pruned_bundle(config: TrialConfig, folder: Path) -> dict[str, Any]:
     lineage |= {
         key: brought.report[key] for key in (bundle.LONGEST_HEARD,) if key in brought.report
     }
+    announce("writing the smaller model")
     bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
     return {"model": str(folder), **measured}
 
 
-def pruned(config: TrialConfig, teacher: Conformer) -> tuple[Conformer, Choice, Space]:
-    """The smaller model, what of the teacher it kept, and out of which space."""
+def pruned(
+    config: TrialConfig, teacher: Conformer, *, announce: Announce = be_silent
+) -> tuple[Conformer, Choice, Space]:
+    """The smaller model, what of the teacher it kept, and out of which space.
+
+    Args:
+        config: what is asked for.
+        teacher: the method's to change: a large one is not copied. Costs, and a teacher that
+            nobody will ask, are of its shape alone.
+        announce: told what begins.
+    """
     set_chance(config, config.runtime.threads)
     method = load_method(config.pruning.method)
-    student = method.prepared(clone(teacher), config, Untouchable("audio")).requires_grad_()
+    unpruned = without_weights(teacher)
+    student = method.prepared(teacher, config, Untouchable("audio")).requires_grad_()
     with TemporaryDirectory() as scratch:
-        latency.measure(config, Path(scratch), teacher.shape)
+        latency.measure(config, Path(scratch), unpruned.shape)
         table = latency.opened(config, Path(scratch))
     space = Space.of(
-        clone(student),
+        without_weights(student),
         method.axes(config),
         config.pruning.utterance_seconds,
-        unpruned=teacher,
+        unpruned=unpruned,
         latency=table,
     )
     device = device_of(config)
     bench = Workbench(
         config=config,
         student=student,
-        distillation=Distillation(teacher, config.distillation),
+        distillation=Distillation(unpruned, config.distillation),
         space=space,
         speech=Untouchable("audio"),
         labelled=Untouchable("labels"),
@@ -132,6 +152,10 @@ def pruned(config: TrialConfig, teacher: Conformer) -> tuple[Conformer, Choice, 
         judge=Judge(config, space, None, device),
         device=device,
     )
-    choice = bench.choose(method.found(bench, None).scores, bench.target)
+    announce(f"scoring units by `{config.pruning.method}`")
+    scores = method.found(bench, None).scores
+    announce("choosing units")
+    choice = bench.choose(scores, bench.target)
+    announce("extracting the smaller model")
     small = repaired(bench.student, {}, choice, how="none", speech=())
     return small.eval(), choice, space

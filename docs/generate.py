@@ -32,6 +32,8 @@ SOURCES = {
     "method names": "core.config:method_names",
     "method": "core.methods.{name}:METHOD",
     "method base": "core.training.method:Method",
+    "methods of a key": "core.method_keys:methods_that_read",
+    "keys of methods": "core.method_keys:method_keys",
 }
 """`module:attribute` of everything that this file reads."""
 
@@ -322,13 +324,20 @@ def method_page(name: str) -> str:
 
 
 def _keys_of(name: str, method: Any) -> Mapping[str, Any]:
-    """Returns the keys that a method reads: its text names it, or its file asks for it."""
+    """Returns the keys of `[trial.pruning]` that a method reads and that make it what it is.
+
+    These are its own keys, and those of the shared ones that its file asks for or whose text names
+    the method.
+    """
     tree = ast.parse(inspect.getsource(_module_of(method)))
     asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    own = load("keys of methods")()[name].keys
     return {
         key: field
         for key, field in load("pruning").model_fields.items()
-        if key not in SHARED_KEYS and (key in asked or f"`{name}`" in (field.description or ""))
+        if key not in SHARED_KEYS
+        and name in load("methods of a key")(f"pruning.{key}")
+        and (f"pruning.{key}" in own or key in asked or f"`{name}`" in (field.description or ""))
     }
 
 

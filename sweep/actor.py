@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from core.config import TrialConfig
+from core.corpora.placing import remove_leftovers
 from core.report import Outcome, Report
-from sweep.cluster import ClusterError, LostWorkerError
+from sweep.cluster import ClusterError, LostWorkerError, OtherProgramError
 from sweep.machines import check_here
 from sweep.provenance import code_version
 from sweep.retries import Kind
@@ -130,6 +131,7 @@ def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
 
     config, place = _unpacked(job)
     with full_disk_told(place.teacher), _alone(place.teacher):
+        remove_leftovers(place.features, is_recursive=True)
         yield from prepared(prepare(config, place), _luggage(job), sweep=place.teacher.parent)
 
 
@@ -159,6 +161,8 @@ def kind_of(error: BaseException) -> Kind:
 
     if isinstance(error, CorpusError):
         return "data"
+    if isinstance(error, OtherProgramError):
+        return "program"
     if isinstance(error, ClusterError):
         return "cluster"
     if isinstance(error, DivergenceError):
@@ -209,10 +213,13 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of checkpoints: a killed driver's workers outlive it by a moment."""
+    """Hold a folder of checkpoints: a killed driver's workers outlive it by a moment.
+
+    What those left half written is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a", encoding="utf-8") as file:
-        give_up = time.monotonic() + PATIENCE_SECONDS
+        give_up, is_locked = time.monotonic() + PATIENCE_SECONDS, True
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +229,9 @@ def _alone(folder: Path) -> Iterator[None]:
                     raise LostWorkerError(f"`{folder}` is held by another worker.") from error
                 time.sleep(0.1)
             except OSError:
-                break  # a file system without locks; Ray gives a trial to one worker at a time
+                is_locked = False  # a file system without locks; Ray gives a trial to one worker
+                break
+        remove_leftovers(folder, is_recursive=True, is_locked=is_locked)
         yield
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.outside_files import read_text
 from core.report import Report
 from core.strict import ConfigError
 from sweep.views import corpus_config
@@ -86,7 +87,7 @@ def _named(name: str, root: str) -> dict[str, Any]:
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: must be TOML, but: {error}") from None
 

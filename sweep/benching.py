@@ -15,6 +15,8 @@ def bench_title(found: Mapping[str, Any]) -> str:
         f"{found['seconds']:g} s of audio, threads: {found['threads']};"
         f" throughput with {found['batch']} at a time"
     )
+    fewest = [min(row["passes"][i] for row in found["rows"]) for i in range(2)]
+    setting += f"; medians of {fewest[0]} passes, of {fewest[1]} for throughput"
     if found["params"] is None:
         return setting
     return f"{found['params']:,} parameters, {found['gflops']:.4f} GFLOPs; {setting}"

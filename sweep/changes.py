@@ -97,9 +97,4 @@ def _is_wider(before: Any, after: Any) -> bool:
 
 
 def _said(value: Distribution | Any) -> str:
-    if isinstance(value, Range):
-        kind = "int_uniform" if value.is_integer else "log_uniform" if value.is_log else "uniform"
-        return f"{kind} [{value.low:g}, {value.high:g}]"
-    if isinstance(value, Choice):
-        return f"choice [{', '.join(map(str, value.options))}]"
     return ABSENT if value is None else str(value)

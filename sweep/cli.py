@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from core.corpora.placing import own_temporary_folder
 from sweep.commands import (
     exporting,
     importing,
@@ -22,6 +23,9 @@ from sweep.commands import (
     submitting,
 )
 from sweep.commands.terminal import BAD_INPUT, RESUMABLE, end
+from sweep.console import make_logs_safe
+from sweep.home import provide_home
+from sweep.output import flushed_output, guard_output
 
 COMMANDS = (
     *(
@@ -69,9 +73,13 @@ def _said(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
+    provide_home(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
+    make_logs_safe()
+    guard_output()
     try:
-        app()
+        with own_temporary_folder(), flushed_output():
+            app()
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
     except (ValueError, ConnectionError) as error:

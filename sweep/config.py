@@ -12,10 +12,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from core.config import NO_SPEECH, CorpusConfig
+from core.corpora.placing import replaced
+from core.outside_files import read_text
 from core.strict import Config, ConfigError
 from sweep import toml_text
-from sweep.space import SearchSpace
+from sweep.config_paths import check_corpus, with_absolute_paths
+from sweep.space import SearchSpace, without_leaves
 
 CONFIG_FILE = "sweep.toml"
 ORIGINAL_FILE = "sweep.original.toml"
@@ -24,7 +26,6 @@ SHARED_FOLDERS = ("teacher", "features")
 
 MOST_TRIALS = 1_000_000
 
-KNOWN_CORPORA = ("demo", "librispeech")
 SPACES_FOLDER = Path(__file__).parent.parent / "search_spaces"
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -209,9 +210,12 @@ class SweepConfig(Config):
         return self.parse(_merged(self.model_dump(), {"sweep": values}))
 
     def toml(self) -> str:
-        """The sweep with every default written out, so that a later default changes nothing."""
+        """The sweep with every default written out, so that a later default changes nothing.
+
+        But for those that no method of its trials reads: as a search space they would be refused.
+        """
         table = self.model_dump()
-        fixed = self.space.base.model_dump()
+        fixed = without_leaves(self.space.base.model_dump(), self.space.unused_keys())
         table["trial"] = _merged(fixed, self.trial)
         return "\n".join(toml_text.lines(table)) + "\n"
 
@@ -235,23 +239,25 @@ def read(path_or_name: str) -> tuple[SweepConfig, Path, str]:
     """
     path = find(path_or_name)
     text = _read(path)
-    return parse(text, source=str(path)), path, text
+    config = parse(text, source=str(path))
+    check_keys(config, source=str(path))
+    return config, path, text
 
 
-def check_corpus(corpus: CorpusConfig) -> None:
-    """Refuse at once a corpus that is not there: workers would find out much later.
+def check_keys(config: SweepConfig, *, source: str) -> None:
+    """Refuse keys of `[trial]` that no method of the sweep reads; `source` begins every line.
+
+    Only of what a person hands in: the directories of older sweeps hold every key there is.
 
     Raises:
-        ConfigError: if its name is neither known nor a folder.
+        ConfigError: one line a key.
     """
-    if corpus.name in (*KNOWN_CORPORA, NO_SPEECH) or Path(corpus.name).exists():
-        return
-    near = difflib.get_close_matches(Path(corpus.name).name, KNOWN_CORPORA, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    raise ConfigError(
-        f"`corpus.name` must be {', '.join(KNOWN_CORPORA)} or a folder,"
-        f" but `{corpus.name}` is not there{hint}"
-    )
+    # Early stopping compares no trials before the target has warmed up, whatever their method.
+    is_compared = config.early_stopping.kind != "none"
+    read_elsewhere = ("pruning.warmup_share",) if is_compared else ()
+    lines = config.space.unused_key_lines(read_elsewhere=read_elsewhere)
+    if lines:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
 
 
 def parse(text: str, *, source: str) -> SweepConfig:
@@ -261,7 +267,7 @@ def parse(text: str, *, source: str) -> SweepConfig:
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         raise ConfigError(f"{source}: must be TOML, but: {error}") from None
     try:
-        config = SweepConfig.parse(_with_name(_with_absolute_paths(table), source))
+        config = SweepConfig.parse(_with_name(with_absolute_paths(table), source))
         config.space  # noqa: B018  # reads the trial's table, and refuses it here
     except ConfigError as error:
         lines = str(error).splitlines()
@@ -272,24 +278,32 @@ def parse(text: str, *, source: str) -> SweepConfig:
 def create(folder: Path, config: SweepConfig, original: str) -> None:
     """Make the sweep's directory, with the search space as given and with all defaults written out.
 
+    The config comes last: a folder that has one is a sweep.
+
     Raises:
         ConfigError: if a sweep is there already.
+    """
+    check_new(folder)
+    replaced(folder / ORIGINAL_FILE, original)
+    rewrite(folder, config)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds a sweep already.
+
+    Raises:
+        ConfigError: if it does.
     """
     if (folder / CONFIG_FILE).exists():
         raise ConfigError(
             f"`{folder}` must be a new folder, but holds a sweep;"
             f" `conformer-sweep resume {folder}` goes on with it."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ORIGINAL_FILE).write_text(original, encoding="utf-8")
-    rewrite(folder, config)
 
 
 def rewrite(folder: Path, config: SweepConfig) -> None:
     """Put another config in the place of a sweep's own; it appears whole or not at all."""
-    beside = folder / f"{CONFIG_FILE}.new"
-    beside.write_text(config.toml(), encoding="utf-8")
-    beside.rename(folder / CONFIG_FILE)
+    replaced(folder / CONFIG_FILE, config.toml())
 
 
 def open_config(folder: Path) -> SweepConfig:
@@ -324,8 +338,8 @@ def find(path_or_name: str) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: must be a readable text file, but: {error}") from None
 
 
@@ -333,36 +347,6 @@ def _with_name(table: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(table.get("sweep", {}), dict):
         return _merged({"sweep": {"name": Path(source).stem}}, table)
     return table
-
-
-def absolute_corpus(corpus: dict[str, Any]) -> dict[str, Any]:
-    """The corpus's table with its paths made whole."""
-    name, root = corpus.get("name"), corpus.get("root")
-    table = dict(corpus)
-    if isinstance(root, str) and root:
-        table["root"] = _absolute(root)
-    if isinstance(name, str) and name not in (*KNOWN_CORPORA, NO_SPEECH):
-        table["name"] = _absolute(name)
-    return table
-
-
-def _with_absolute_paths(table: dict[str, Any]) -> dict[str, Any]:
-    """Workers start elsewhere: relative paths are the caller's, and are made whole here."""
-    trial = table.get("trial")
-    if not isinstance(trial, dict):
-        return table
-    trial = dict(trial)
-    if isinstance(trial.get("corpus"), dict):
-        trial["corpus"] = absolute_corpus(trial["corpus"])
-    for section, key in (("teacher", "bundle"), ("pruning", "latency_table")):
-        values = trial.get(section)
-        if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:
-            trial[section] = {**values, key: _absolute(values[key])}
-    return {**table, "trial": trial}
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,15 +62,18 @@ def plan(seen: Seen, *, seeds: int) -> Path:
     """
     folder, config = seen.folder / FOLDER, _config(seen.config)
     nest(seen.folder, folder)
-    if not (folder / CONFIG_FILE).exists():
-        create(folder, config, config.toml())
+    folder.mkdir(exist_ok=True)
     for name in SHARED_FOLDERS:
         if not (folder / name).exists():
             (folder / name).symlink_to(Path("..") / name, target_is_directory=True)
     with locked(folder):
         ledger = Ledger.open_or_create(folder, config.sweep.objectives, kind=config.sweep.ledger)
         _add_missing(ledger, seen, seeds)
-        rewrite(folder, config.with_budget(trials=max(1, len(ledger))))
+        config = config.with_budget(trials=max(1, len(ledger)))
+        if (folder / CONFIG_FILE).exists():
+            rewrite(folder, config)
+        else:  # only now, or whoever resumed what a kill left would search for more
+            create(folder, config, config.toml())
         ledger.close()
     return folder
 

@@ -14,10 +14,12 @@ import ray
 from ray import tune
 
 from core.config import TrialConfig
+from core.corpora.placing import remove_leftovers
 from core.report import Report
 from sweep import actor, cluster, machines
 from sweep.changes import changes, check
-from sweep.config import SweepConfig, open_config, parse
+from sweep.config import SHARED_FOLDERS, SweepConfig, open_config, parse
+from sweep.consent import check_consent
 from sweep.interruption import SIGNAL_SECONDS, Interruption
 from sweep.ledger import Ledger
 from sweep.limits import reached
@@ -64,7 +66,11 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
     config = open_config(folder)
     with locked(folder):
         config = open_config(folder)  # of a store's directory it may have come only now
+        check_consent(folder, config)
         clear_stop(folder)
+        for name in ("front", *SHARED_FOLDERS):
+            remove_leftovers(folder / name, is_recursive=True)
+        remove_leftovers(folder)
         ledger = Ledger.open_or_create(folder, config.sweep.objectives, kind=config.sweep.ledger)
         try:
             segment = Segment(folder, config, ledger)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
+from core.corpora.placing import replaced_files
+from core.outside_files import read_json
 from core.report import Outcome
+from core.safe_text import csv_cell, markdown_text
 from sweep import front, scene
-from sweep.front import Point
+from sweep.front import BUSY, Point
 from sweep.records import TrialRecord
 from sweep.scene import Scene
 from sweep.unlabelled import against_note
@@ -70,27 +72,31 @@ def write_front(
     from sweep import page, picture  # noqa: PLC0415  # seconds that no table should wait for
 
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     shown = scene.compose(list(records), title=title, teacher_wer=teacher_wer)
-    files = FrontFiles(
+    told = page.render(shown, rows=rows(shown.front), listening=listening)
+    with replaced_files(folder) as beside:
+        files = _named(beside)
+        files.html.write_text(told, encoding="utf-8")
+        picture.draw(shown, svg=files.svg, png=files.png)
+        files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
+        files.markdown.write_text(markdown(shown), encoding="utf-8")
+    return _named(folder)
+
+
+def _named(folder: Path) -> FrontFiles:
+    return FrontFiles(
         html=folder / "front.html",
         svg=folder / "front.svg",
         png=folder / "front.png",
         csv=folder / "front.csv",
         markdown=folder / "front.md",
     )
-    told = page.render(shown, rows=rows(shown.front), listening=listening)
-    files.html.write_text(told, encoding="utf-8")
-    picture.draw(shown, svg=files.svg, png=files.png)
-    files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
-    files.markdown.write_text(markdown(shown), encoding="utf-8")
-    return files
 
 
 def teacher_wer(folder: Path) -> float | None:
     """The teacher's word error rate on dev, once a sweep's directory has a trained teacher."""
     try:
-        report = json.loads((folder / "teacher" / "model" / "report.json").read_text("utf-8"))
+        report = read_json(folder / "teacher" / "model" / "report.json")
         return float(report["outcome"]["wer"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -122,12 +128,15 @@ def front_table(points: Sequence[Point], *, title: str = "") -> Table:
 
 def markdown(shown: Scene) -> str:
     """Title, summary and the front as a Markdown table."""
-    lines = [f"# {shown.title}", "", shown.summary, ""]
+    lines = [f"# {markdown_text(shown.title)}", "", markdown_text(shown.summary), ""]
     if shown.front:
         lines += [
             "| " + " | ".join(COLUMNS) + " |",
             "|" + "".join(" --- |" if c in ("trial", "method") else " ---: |" for c in COLUMNS),
-            *("| " + " | ".join(r[c] for c in COLUMNS) + " |" for r in rows(shown.front)),
+            *(
+                "| " + " | ".join(markdown_text(r[c]) for c in COLUMNS) + " |"
+                for r in rows(shown.front)
+            ),
             "",
         ]
         note = against_note(point.result for point in shown.front)
@@ -142,14 +151,14 @@ def csv_text(points: Sequence[Point], params: Mapping[int, Mapping[str, Any]]) -
     told = [field.name for field in fields(Outcome)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "outcome", "on_front", *told, *names])
+    writer.writerow(["trial", "outcome", "on_front", *told, *map(csv_cell, names)])
     for point in points:
         sampled = params.get(point.trial, {})
         writer.writerow(
             [
                 *(point.trial, point.outcome, int((point.trial, point.outcome) in on_front)),
-                *(getattr(point.result, name) for name in told),
-                *(sampled.get(name) for name in names),
+                *(csv_cell(getattr(point.result, name)) for name in told),
+                *(csv_cell(sampled.get(name)) for name in names),
             ]
         )
     return text.getvalue()
@@ -166,5 +175,5 @@ def _cells(point: Point) -> dict[str, str]:
         "WER (%)": f"{100 * result.wer:.2f}",
         "interval (%)": f"{100 * result.wer_low:.2f} to {100 * result.wer_high:.2f}",
         "test WER (%)": f"{100 * result.test_wer:.2f}" if result.test_wer is not None else "",
-        "latency (ms)": f"{result.latency_ms:.1f}",
+        "latency (ms)": f"{result.latency_ms:.1f}{BUSY if result.latency_busy else ''}",
     }

@@ -14,6 +14,9 @@ import numpy as np
 from core.report import Outcome
 from sweep.records import TrialRecord
 
+BUSY = " (busy)"
+"""Stands behind a latency that was measured while other programs kept the machine busy."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:

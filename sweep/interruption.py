@@ -14,7 +14,9 @@ SIGNAL_SECONDS = 1.0
 
 
 class Interruption:
-    """Whether an orderly end was asked for: SIGINT, SIGTERM and SIGUSR1 are one and the same.
+    """Whether an orderly end was asked for: SIGINT, SIGTERM, SIGHUP and SIGUSR1 are all the same.
+
+    SIGHUP comes when the terminal is closed or a connection drops; under `nohup` it is ignored.
 
     So is the word left in the sweep's directory, by whoever can reach it. What a handler raises
     can be lost inside Ray, so it is also written down.
@@ -44,7 +46,9 @@ class Interruption:
     @contextmanager
     def heeded(self) -> Iterator[None]:
         """Listen; to be entered again after Ray has started, which takes SIGTERM."""
-        names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        names = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            names.append(signal.SIGHUP)
         before = [signal.signal(name, self._ask) for name in names]
         try:
             yield
@@ -54,6 +58,8 @@ class Interruption:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del frame
+        if number == signal.SIGHUP and self._is_asked:
+            return  # a shell that is hung up signals its jobs, and at its end the system does, too
         self._is_asked = True
         if number == signal.SIGINT:
             raise KeyboardInterrupt

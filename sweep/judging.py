@@ -10,6 +10,7 @@ from typing import Any
 
 from core.deploy.recognise import Heard
 from core.evaluation.wer import confusions, paired_difference, wer_report
+from core.safe_text import csv_cell
 from core.strict import ConfigError
 from sweep.transcribing import write
 from sweep.views import wer_line, wer_values
@@ -93,7 +94,7 @@ def write_details(found: Sequence[Heard], file: Path) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     write(text.getvalue(), file)
 
 

@@ -82,14 +82,19 @@ class Ledger:
         return cls._of(place.open(is_writer=False))
 
     @classmethod
-    def open(cls, folder: Path) -> "Ledger":
-        """Read the ledger of a sweep's directory.
+    def open(cls, folder: Path, *, is_writer: bool = False) -> "Ledger":
+        """Open the ledger of a sweep's directory.
+
+        Args:
+            folder: the sweep's directory.
+            is_writer: whether the caller holds the directory and writes.
 
         Raises:
             LedgerError: if there is none, or it is damaged; it is left as it is.
+            LockedError: if another writes it, from wherever.
         """
         place = ledger_storage.found(folder) or ledger_storage.place(folder)
-        return cls._of(place.open(is_writer=False))
+        return cls._of(place.open(is_writer=is_writer))
 
     @classmethod
     def open_or_create(

@@ -42,7 +42,8 @@ def check_database(path: Path) -> None:
     try:
         # Not read-only: what a kill left half written, SQLite rolls back here.
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
-            verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            verdict = _foreign_schema(database)
+            verdict = verdict or database.execute("PRAGMA quick_check(1)").fetchone()[0]
             studies = database.execute("SELECT study_name FROM studies").fetchall()
             if verdict == "ok":
                 verdict = _missing_version(database) or verdict
@@ -50,6 +51,13 @@ def check_database(path: Path) -> None:
         raise LedgerError(damaged(path, error)) from error
     if verdict != "ok" or (STUDY,) not in studies:
         raise LedgerError(damaged(path, verdict if verdict != "ok" else f"no study `{STUDY}`"))
+
+
+def _foreign_schema(database: sqlite3.Connection) -> str | None:
+    """What a database has that Optuna never makes: views and triggers run when tables are used."""
+    query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+    found = database.execute(query).fetchone()
+    return f"has the {found[0]} {found[1]!r}" if found else None
 
 
 def _missing_version(database: sqlite3.Connection) -> str | None:

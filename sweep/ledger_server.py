@@ -18,6 +18,8 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from core.corpora.placing import replaced
+from core.outside_files import read_json
 from sweep.ledger_files import ADDRESS, LedgerError, first_line
 from sweep.ledger_storage import OBJECTIVES, Opened, begin
 from sweep.lock import LockedError
@@ -60,7 +62,7 @@ class Server:
             LedgerError: if the note cannot be read.
         """
         try:
-            note = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))
+            note = read_json(folder / ADDRESS)
             return cls(folder, str(note["address"]), str(note["study"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LedgerError(
@@ -127,9 +129,7 @@ class Server:
 
     def _note(self) -> None:
         note = json.dumps({"address": self.address, "study": self.study})
-        beside = self.folder / f"{ADDRESS}.new"
-        beside.write_text(note, encoding="utf-8")
-        beside.replace(self.folder / ADDRESS)
+        replaced(self.folder / ADDRESS, note)
 
     def _storage(self, *, skip_table_creation: bool) -> RDBStorage:
         return RDBStorage(

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import text
 
+from core.corpora.placing import whole_file
 from sweep.ledger_files import (
     ADDRESS,
     FILE,
@@ -148,13 +149,11 @@ class SqliteFile:
         self.name = str(self.path)
 
     def create(self, objectives: Sequence[str]) -> None:
-        beside = self.path.with_name(f"{FILE}.new")
-        beside.unlink(missing_ok=True)
         _quiet()
-        storage = RDBStorage(f"sqlite:///{beside}")
-        begin(storage, STUDY, objectives)
-        storage.engine.dispose()
-        beside.rename(self.path)
+        with whole_file(self.path) as beside:
+            storage = RDBStorage(f"sqlite:///{beside}")
+            begin(storage, STUDY, objectives)
+            storage.engine.dispose()
 
     def open(self, *, is_writer: bool) -> Opened:
         del is_writer  # the directory's lock sees to that
@@ -179,11 +178,9 @@ class JournalFile:
         self.name = str(self.path)
 
     def create(self, objectives: Sequence[str]) -> None:
-        beside = self.path.with_name(f"{JOURNAL}.new")
-        beside.unlink(missing_ok=True)
         _quiet()
-        begin(JournalStorage(JournalFileBackend(str(beside))), STUDY, objectives)
-        beside.rename(self.path)
+        with whole_file(self.path) as beside:
+            begin(JournalStorage(JournalFileBackend(str(beside))), STUDY, objectives)
 
     def open(self, *, is_writer: bool) -> Opened:
         if not self.path.is_file():
@@ -191,6 +188,9 @@ class JournalFile:
         whole = _whole_bytes(self.path)
         if is_writer:  # else what is written next would be glued to what a kill tore off
             os.truncate(self.path, whole)
+            # Of a writer that was killed; the directory's lock says that there is no other.
+            for lock in self.path.parent.glob(f"{JOURNAL}.lock*"):
+                lock.unlink(missing_ok=True)
         with readable(self.path):
             storage = JournalStorage(JournalFileBackend(str(self.path)))
         return Opened(storage=storage, study=STUDY, name=self.name, close=_nothing, mend=self._mend)
@@ -220,19 +220,18 @@ def copy_as_sqlite(folder: Path, into: Path) -> None:
     source = found(folder)
     assert source is not None, "whoever packs has opened it"
     opened = source.open(is_writer=False)
-    beside = into / f"{FILE}.new"
-    storage = RDBStorage(f"sqlite:///{beside}")
     try:
-        optuna.copy_study(
-            from_study_name=opened.study,
-            from_storage=opened.storage,
-            to_storage=storage,
-            to_study_name=STUDY,
-        )
+        with whole_file(into / FILE) as beside:
+            storage = RDBStorage(f"sqlite:///{beside}")
+            optuna.copy_study(
+                from_study_name=opened.study,
+                from_storage=opened.storage,
+                to_storage=storage,
+                to_study_name=STUDY,
+            )
+            storage.engine.dispose()
     finally:
-        storage.engine.dispose()
         opened.close()
-    beside.rename(into / FILE)
 
 
 def _quiet() -> None:

@@ -5,7 +5,7 @@ has: both are found out before anything runs, on every machine, and again where 
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweep.cluster import ClusterError
+from core.corpora.placing import temporary_path
+from sweep.cluster import ClusterError, OtherProgramError
 from sweep.config import ResourcesConfig
 from sweep.provenance import code_version
 
+MOST_NAMED = 5
+"""Changed files that are told by name."""
 EXAMINATION_SECONDS = 120.0
 """Time for a machine to start a process that imports little."""
 
@@ -113,7 +116,7 @@ def examine(folder: Path | None) -> None:
         ClusterError: naming the machine, and what it lacks.
     """
     word = uuid.uuid4().hex
-    nonce = folder / f".seen-{word}" if folder else None
+    nonce = temporary_path(folder / f"seen-{word}") if folder else None
     try:
         if nonce:
             nonce.write_text(word, encoding="utf-8")
@@ -174,14 +177,32 @@ def check_here(shared: Path | None, code: str) -> None:
     """Refuse a trial on a machine that joined later and cannot run it.
 
     Raises:
-        ClusterError: naming the machine, and what it lacks.
+        ClusterError: naming the machine, and what it lacks; an `OtherProgramError` if that is the
+            driver's program.
     """
-    said = unlike(code)
+    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     if shared is not None and not shared.is_dir():
-        said = f"`{shared}` must be a directory that all machines share, but is not there."
-    if said:
-        here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        raise ClusterError(f"On the machine {here} {said}")
+        raise ClusterError(
+            f"On the machine {here} `{shared}` must be a directory that all machines share, but is"
+            " not there."
+        )
+    if said := unlike(code):
+        raise OtherProgramError(f"On the machine {here} {said}")
+
+
+def changed_program_line(changed: Sequence[str]) -> str:
+    """What to tell where a worker found other sources than the driver, whose own were changed.
+
+    Args:
+        changed: names of the driver's source files that are not as they were when it started.
+    """
+    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    return (
+        f"The program was changed while this sweep ran: {', '.join(changed[:MOST_NAMED])}{more}."
+        " A new worker would run another program than the driver does, so the sweep stops here;"
+        " nothing is lost. Run `conformer-sweep resume` on its directory: it goes on with the"
+        " program as it is now."
+    )
 
 
 def unlike(code: str) -> str | None:

@@ -77,6 +77,7 @@ def outcome_metrics(outcome: Outcome) -> dict[str, float]:
         "gflops": outcome.gflops,
         "params": outcome.params,
         "latency_ms": outcome.latency_ms,
+        "latency_busy": outcome.latency_busy,
         "real_time_factor": outcome.real_time_factor,
         "target_sparsity": outcome.target_sparsity,
         "realised_sparsity": outcome.realised_sparsity,

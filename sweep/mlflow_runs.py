@@ -6,10 +6,11 @@ Everything here may be done twice: whoever does not know whether MLflow heard, s
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sweep.metrics import (
     AFTER_ALL,
@@ -20,6 +21,7 @@ from sweep.metrics import (
     order,
     report_metrics,
 )
+from sweep.mlflow_database import prepare_database
 from sweep.outbox import Told
 from sweep.provenance import Dataset
 from sweep.records import TrialRecord
@@ -32,11 +34,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
 from mlflow import MlflowClient, entities
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-FAILURES = (MlflowException, OSError)
-"""What MLflow's client raises."""
+FAILURES = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
+"""What MLflow's client raises, or the database below it."""
 REFUSED = (
     *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"),
     *("NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
@@ -45,6 +48,10 @@ REFUSED = (
 
 OPEN = ("RUNNING", "SCHEDULED")
 """What MLflow calls a run that is not over."""
+
+Stage = Literal["active", "deleted", "all"]
+STAGES = {"active": ViewType.ACTIVE_ONLY, "deleted": ViewType.DELETED_ONLY, "all": ViewType.ALL}
+"""Where runs are looked for: a deleted one lies in MLflow's bin until `mlflow gc` empties that."""
 
 # MLflow's own limits, as its server validates them.
 METRICS_A_BATCH = 1000
@@ -66,10 +73,14 @@ class KnownRun:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """MLflow's client for a server or database; it is silent, as we say ourselves what fails."""
+    """MLflow's client for a server or database; it is silent, as we say ourselves what fails.
+
+    A database that is not there, or was never finished, is made.
+    """
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    prepare_database(uri)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -99,26 +110,51 @@ class Runs:
         self.sweep_id = sweep_id
         self.tags: Mapping[str, str] = {}
         """What every new run says of where it comes from."""
+        self.num_restored = 0
+        """Runs that somebody had deleted."""
         self._doubtful: set[str] = set()
         """Runs that MLflow may have made without our hearing of it, by name."""
 
     def parent(self, name: str) -> Run:
-        """The sweep's own run: from an earlier day, or a new one."""
-        return self.find_parent() or self._create("sweep", name)
+        """The sweep's own run: from an earlier day, restored if it was deleted, or a new one."""
+        found = self.find_parent()
+        if found is None and (deleted := self.find_parent("deleted")):
+            found = self.restore(deleted.info.run_id)
+        return found or self._create("sweep", name)
 
-    def find_parent(self) -> Run | None:
+    def find_parent(self, stage: Stage = "active") -> Run | None:
         query = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`sweep.role` = 'sweep'"
-        return next(self.search(query), None)
+        return next(self.search(query, stage), None)
+
+    def restore(self, run_id: str) -> Run | None:
+        """A run as it is, taken out of MLflow's bin if it lies there; None if there is none."""
+        run = find_run(self.client, run_id)
+        if run is None or not is_deleted(run):
+            return run
+        self.client.restore_run(run_id)
+        self.num_restored += 1
+        return find_run(self.client, run_id)
+
+    def delete(self, run: Run) -> None:
+        """Delete a run that is one too many; even in the bin none is left open."""
+        run_id = run.info.run_id
+        if is_deleted(run):
+            if run.info.status not in OPEN:
+                return
+            self.client.restore_run(run_id)
+        if run.info.status in OPEN:
+            self.client.set_terminated(run_id, status="KILLED")
+        self.client.delete_run(run_id)
 
     def trial(self, record: TrialRecord, parent: str) -> Run:
-        """A trial's run: the one that the ledger remembers, or a new one."""
+        """A trial's run: the one that the ledger remembers, restored if need be, or a new one."""
         tags = {"mlflow.parentRunId": parent, "sweep.trial": str(record.number)}
         name, remembered = f"trial {record.number}", record.mlflow_run_id
         # One that was over may have ended before the ledger heard which run is its.
         if name in self._doubtful or (record.is_over and not remembered):
             found = next(self._children(parent, f"tags.`sweep.trial` = '{record.number}'"), None)
         else:
-            found = active_run(self.client, remembered) if remembered else None
+            found = self.restore(remembered) if remembered else None
         return found or self._create("trial", name, tags)
 
     def open_children(self, parent: str) -> dict[int, Run]:
@@ -131,7 +167,7 @@ class Runs:
             for run in self._children(parent, f"attributes.status = '{status}'"):
                 number = int(run.data.tags["sweep.trial"])
                 if number in found:
-                    self.client.delete_run(run.info.run_id)
+                    self.delete(run)
                 else:
                     found[number] = run
         return found
@@ -140,12 +176,13 @@ class Runs:
         """Some of them: MLflow takes milliseconds for each that it tells."""
         return self.search(f"tags.`mlflow.parentRunId` = '{parent}' AND {which}")
 
-    def search(self, query: str) -> Iterator[Run]:
+    def search(self, query: str, stage: Stage = "active") -> Iterator[Run]:
         token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment],
                 query,
+                STAGES[stage],
                 max_results=1000,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
@@ -252,13 +289,18 @@ class Registry:
         self.client = client
 
     def has_run(self, run_id: str) -> bool:
-        return active_run(self.client, run_id) is not None
+        """Whether the run is there; one that lies in MLflow's bin is restored."""
+        run = find_run(self.client, run_id)
+        if run is not None and is_deleted(run):
+            self.client.restore_run(run_id)
+        return run is not None
 
     def version_with(self, name: str, tags: Mapping[str, str]) -> str | None:
-        """The first version of a model that has these tags."""
+        """The first version of a model that has these tags, and whose run still keeps its files."""
         told = "".join(f" AND tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self.client.search_model_versions(f"name = '{name}'{told}")
-        return min((str(each.version) for each in found), key=int, default=None)
+        whole = (str(each.version) for each in found if self.has_run(str(each.run_id)))
+        return min(whole, key=int, default=None)
 
     def register(
         self,
@@ -287,15 +329,32 @@ class Registry:
         self.client.set_registered_model_alias(name, alias, version)
 
 
-def active_run(client: MlflowClient, run_id: str) -> Run | None:
-    """The run, if MLflow has it still."""
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, if MLflow has it, and be it in its bin."""
     try:
-        run = client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-    return run if run.info.lifecycle_stage == "active" else None
+
+
+def find_experiment(client: MlflowClient, experiment_id: str) -> entities.Experiment | None:
+    """The experiment, if MLflow has it, and be it in its bin."""
+    try:
+        return client.get_experiment(experiment_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def is_deleted(found: Run | entities.Experiment | None) -> bool:
+    """Whether a run or an experiment lies in MLflow's bin."""
+    if found is None:
+        return False
+    stage = found.info.lifecycle_stage if isinstance(found, Run) else found.lifecycle_stage
+    return bool(stage != "active")
 
 
 def is_refusal(error: Exception) -> bool:

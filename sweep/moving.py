@@ -4,81 +4,80 @@ Everything in the directory is relative but what MLflow keeps: its database hold
 artifacts, which are brought after when the directory has moved.
 """
 
-import gzip
-import shutil
 import sqlite3
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from pathlib import Path, PurePosixPath
 
+from core.corpora.placing import placed, remove_leftovers, temporary_folder, whole_file
 from core.strict import ConfigError
-from sweep.config import CONFIG_FILE, SweepConfig, open_config, rewrite
-from sweep.ledger_files import ADDRESS, FILE, FILES, JOURNAL
+from sweep.archive import add, extract, settle_databases
+from sweep.config import CONFIG_FILE, open_config, rewrite
+from sweep.foreign import ADDRESSES, ARTIFACTS, make_independent
+from sweep.ledger_files import ADDRESS, FILE, FILES
 from sweep.ledger_storage import copy_as_sqlite
-from sweep.lock import LOCK, STOP, locked
-from sweep.store.copy import CARRIED_BY_WORKERS, NOTES, bring
-
-NOT_PACKED = (LOCK, STOP, NOTES, f"{JOURNAL}.lock")
-"""Of the driver's life, not of the sweep's."""
-ARTIFACTS = "mlartifacts"
-ADDRESSES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
-"""Where MLflow's database holds addresses of artifacts."""
+from sweep.lock import locked
+from sweep.store.copy import CARRIED_BY_WORKERS, NESTED, bring
 
 
 def pack(folder: Path, file: Path) -> None:
     """Write the whole directory into one file, which appears whole or not at all.
 
     Raises:
-        ConfigError: if the folder holds no sweep, or the file is there already.
+        ConfigError: if the folder holds no sweep or a link, or the file is there already.
         LockedError: if the sweep runs.
     """
     folder, file = folder.resolve(), file.resolve()
-    config = open_config(folder)
+    open_config(folder)
     if file.exists():
         raise ConfigError(f"`{file}` must be new, but is there already.")
-    beside = file.with_name(f".{file.name}.packing")
-    try:
-        with (
-            locked(folder),
-            _instead(folder, config) as others,
-            tarfile.open(beside, "w:gz", compresslevel=1) as archive,
-        ):
-            bring(folder, *CARRIED_BY_WORKERS)
-            for path in sorted(folder.iterdir()):
-                if path.name not in (*NOT_PACKED, *others) and path.resolve() != beside:
-                    archive.add(path, arcname=path.name)
-            for name, other in others.items():
-                if other is not None:
-                    archive.add(other, arcname=name)
-        beside.rename(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        locked(folder),
+        whole_file(file) as beside,
+        _replacements(folder) as others,
+        tarfile.open(beside, "w:gz", compresslevel=1, dereference=True) as archive,
+    ):
+        bring(folder, *CARRIED_BY_WORKERS)
+        remove_leftovers(folder, is_recursive=True)
+        settle_databases(folder)
+        without = {beside.parent, *(folder / name for name in others)}
+        for path in sorted(folder.iterdir()):
+            add(archive, path, PurePosixPath(path.name), without=without)
+        for name, other in others.items():
+            if other is not None:
+                archive.add(other, arcname=name)
 
 
 @contextmanager
-def _instead(folder: Path, config: SweepConfig) -> Iterator[dict[str, Path | None]]:
-    """What goes into a pack in place of what lies in the folder: a server's ledger, as SQLite."""
-    with TemporaryDirectory(prefix="conformer-sweep-pack-") as scratch:
-        if not (folder / ADDRESS).exists():
-            yield {}
-            return
-        copy_as_sqlite(folder, Path(scratch))
-        rewrite(Path(scratch), config.with_budget(ledger="sqlite"))
-        names = (FILE, CONFIG_FILE)
-        yield {ADDRESS: None, **{name: Path(scratch) / name for name in names}}
+def _replacements(folder: Path) -> Iterator[dict[str, Path | None]]:
+    """What goes into a pack in place of a file, by name; None leaves it out.
+
+    A ledger on a server goes as SQLite, that of a sweep inside the sweep, too.
+    """
+    with temporary_folder("pack") as scratch:
+        found: dict[str, Path | None] = {}
+        for prefix in ("", *(f"{name}/" for name in NESTED)):
+            if (folder / prefix / ADDRESS).exists():
+                copy = Path(scratch) / prefix
+                copy.mkdir(exist_ok=True)
+                copy_as_sqlite(folder / prefix, copy)
+                rewrite(copy, open_config(folder / prefix).with_budget(ledger="sqlite"))
+                found |= {f"{prefix}{name}": copy / name for name in (FILE, CONFIG_FILE)}
+                found[f"{prefix}{ADDRESS}"] = None
+        yield found
 
 
-def unpack(file: Path, folder: Path) -> None:
+def unpack(file: Path, folder: Path, *, is_trusted: bool = False) -> list[str]:
     """Make a sweep's directory from such a file; it appears whole or not at all.
+
+    Args:
+        file: the packed sweep; anybody may have made it.
+        folder: the new directory.
+        is_trusted: whether the servers that it names stay named; see `sweep.foreign`.
+
+    Returns:
+        What a person should know of it, a line each.
 
     Raises:
         ConfigError: if the folder is not new, or the file holds no sweep or what none would hold.
@@ -86,29 +85,16 @@ def unpack(file: Path, folder: Path) -> None:
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"`{folder}` must be a new folder, but holds something already.")
-    beside = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _extract(file, beside)
+    if not file.is_file():
+        raise ConfigError(f"`{file}` must be a packed sweep, but there is no such file.")
+    with placed(folder) as beside:
+        extract(file, beside, is_trusted=is_trusted)
         names = {path.name for path in beside.iterdir()}
         if CONFIG_FILE not in names or names.isdisjoint(FILES):
             raise ConfigError(
                 f"`{file}` must be a packed sweep, but has no {CONFIG_FILE} or ledger."
             )
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _extract(file: Path, folder: Path) -> None:
-    try:
-        with tarfile.open(file, "r:gz") as archive:
-            archive.extractall(folder, filter="data")  # refuses what would climb out
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ConfigError(f"`{file}` must be a packed sweep, but: {error}.") from None
+        return [] if is_trusted else make_independent(beside, file)
 
 
 def follow(folder: Path) -> None:

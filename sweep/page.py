@@ -114,6 +114,7 @@ def _front_line(scene: Scene) -> go.Scatter:
 def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) -> go.Scatter:
     mark = scene.marks[method]
     numbers, words = _sampled_names(scene, points)
+    has_words = bool(words) or any(point.result.latency_busy for point in points)
     few = scene.is_sparse
     y = np.array([100 * p.wer for p in points], dtype=np.float32)
     low = np.array([100 * p.result.wer_low for p in points], dtype=np.float32)
@@ -122,7 +123,7 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
         x=np.array([p.gflops for p in points], dtype=np.float32),
         y=y,
         mode="markers",
-        name=f"{method} ({scene.count(method)})",
+        name=html.escape(f"{method} ({scene.count(method)})"),
         legendgroup=method,
         showlegend=is_front or not any(p.result.method == method for p in scene.front),
         marker={
@@ -142,8 +143,8 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
             "visible": scene.has_intervals(is_front=is_front),
         },
         customdata=np.array([_told(scene, p, numbers) for p in points], dtype=np.float32),
-        text=[_worded(scene, p, words) for p in points] if words else None,
-        hovertemplate=_hover(scene, method, numbers, is_front=is_front, has_words=bool(words)),
+        text=[_worded(scene, p, words) for p in points] if has_words else None,
+        hovertemplate=_hover(scene, method, numbers, is_front=is_front, has_words=has_words),
     )
 
 
@@ -180,7 +181,8 @@ def _told(scene: Scene, point: Point, numbers: list[str]) -> list[float]:
 
 def _worded(scene: Scene, point: Point, words: list[str]) -> str:
     sampled = scene.params.get(point.trial, {})
-    return "".join(
+    busy = "<br>latency measured while the machine was busy" * bool(point.result.latency_busy)
+    return busy + "".join(
         f"<br>{html.escape(name)}: {html.escape(str(sampled.get(name, '')))}" for name in words
     )
 

@@ -21,6 +21,7 @@ STYLE: Any = {  # matplotlib types the keys one by one
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "axes.axisbelow": True,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.hashsalt": "conformer-sweep",  # equal sweeps give equal files
 }
 MAX_LABELS = 14

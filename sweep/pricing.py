@@ -37,11 +37,13 @@ def price_lines(values: Mapping[str, Any]) -> list[str]:
     """The same, to be read."""
     searched = ", ".join(values["searched"])
     budgets = [f"{_percent(ends)} of {name}" for name, ends in values["removed"].items()]
+    seconds = values["seconds_per_step"]
+    timed = [f"one step: {seconds:.2f} s on this machine"] if seconds else []
     return [
         f"{values['name']}: {values['trials']} trials" + (f" over {searched}" if searched else ""),
         f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",
         f"to remove: {', '.join(budgets)}",
-        f"one step: {values['seconds_per_step']:.2f} s on this machine",
+        *timed,
         f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial",
         f"about {values['worker_hours']:.1f} hours of one worker",
     ]

@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from core.report import Report
+from core.safe_text import terminal_line
 from sweep import front
+from sweep.console import SafeConsole
 from sweep.front import Point
 from sweep.records import State, TrialRecord
 from sweep.unlabelled import wer_name
@@ -55,7 +57,7 @@ class Progress:
         self.title = title
         self.total_trials = total_trials
         self.hours = hours
-        self.console = console or Console(stderr=True)
+        self.console = console or SafeConsole(stderr=True)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._lock = threading.RLock()
         self._began = time.monotonic()
@@ -136,7 +138,7 @@ class Progress:
                 parts.append(self._best())
             if self._reports:
                 parts.append(self._running())
-            parts += [Text(line, style="dim", no_wrap=True) for line in self._events]
+            parts += [Text(terminal_line(line), style="dim", no_wrap=True) for line in self._events]
         return Group(*parts)
 
     def _bars(self) -> Table:
@@ -241,7 +243,7 @@ class Progress:
     def _say(self, text: str) -> None:
         """One line without control codes, at once."""
         with self._lock:
-            line = f"{_clock(time.monotonic() - self._began)} {text}\n"
+            line = f"{_clock(time.monotonic() - self._began)} {terminal_line(text)}\n"
             self.console.file.write(line)
             self.console.file.flush()
 

@@ -2,20 +2,29 @@
 
 import functools
 import hashlib
+import re
 import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from core.corpora.placing import whole_file
 from core.lineage import SpeechLineage
+from core.outside_files import read_text
+from core.strict import ConfigError
 
 PACKAGES = ("core", "sweep", "search_spaces")
 ROOT = Path(__file__).parent.parent
+COPIED = (".py", ".toml")
+"""Of the packages: code, and search spaces."""
 DIGITS = 12
 GIT_SECONDS = 20
+LONGEST_ID = 100
+"""Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,26 +39,65 @@ class Dataset:
     profile: Mapping[str, float]
 
 
+def source_digests(root: Path = ROOT) -> dict[str, str]:
+    """The digest of each source file that decides what a trial finds, by its path below the root.
+
+    A file that goes away while the folder is read is none of them.
+    """
+    found = {}
+    for package in ("core", "sweep"):
+        for path in sorted((root / package).rglob("*.py")):
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                found[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+@functools.cache
+def own_sources() -> Mapping[str, str]:
+    """The same of this process, as it found them when it asked first."""
+    return source_digests()
+
+
 @functools.cache
 def code_version() -> str:
     """`0.1.0 3f2a...`: equal for equal sources, wherever they lie and whether in git or not."""
     digest = hashlib.sha256()
-    for package in ("core", "sweep"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode())
-            digest.update(path.read_bytes())
+    for name, content in own_sources().items():
+        digest.update(f"{name} {content}\n".encode())
     return f"{metadata.version('conformer-sweep')} {digest.hexdigest()[:DIGITS]}"
 
 
+def changed_sources(before: Mapping[str, str], root: Path = ROOT) -> list[str]:
+    """The source files that were edited, added or removed since their digests were taken."""
+    now = source_digests(root)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def copy_program(folder: Path, root: Path = ROOT) -> None:
+    """Copy the program's packages into a folder, from which processes can import them."""
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in COPIED and path.is_file():
+                to = folder / path.relative_to(root)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+
+
 def identity(folder: Path) -> str:
-    """By what its runs are known: drawn once, kept in the folder, wherever that moves."""
+    """By what its runs are known: drawn once, kept in the folder, wherever that moves.
+
+    Raises:
+        ConfigError: if what lies there was not drawn by us; it becomes part of questions to MLflow.
+    """
     file = folder / "sweep.id"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".new")
-        beside.write_text(uuid.uuid4().hex, encoding="utf-8")
-        beside.replace(file)
-    return file.read_text(encoding="utf-8").strip()
+        with suppress(FileExistsError), whole_file(file) as beside:  # of two, the first counts
+            beside.write_text(uuid.uuid4().hex, encoding="utf-8")
+    found = read_text(file, largest=LONGEST_ID).strip()
+    if not re.fullmatch(r"[0-9a-f]{32}", found):
+        raise ConfigError(f"`{file}` must hold 32 digits and letters a to f, but does not.")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.deploy import bundle
 from core.lineage import bundle_digest
+from core.safe_text import markdown_text
 from core.strict import ConfigError
 from sweep.mlflow_runs import FAILURES, Registry, open_client
 from sweep.mlflow_server import cannot_open, database_uri
@@ -127,9 +128,10 @@ def _tags(seen: Seen, record: TrialRecord, place: int, model: Path) -> Mapping[s
 
 def _description(seen: Seen, record: TrialRecord, place: int) -> str:
     outcome = record.outcomes[place]
+    name, method = markdown_text(seen.config.sweep.name), markdown_text(outcome.method)
     return (
-        f"Trial {record.number} of {seen.config.sweep.name}: {100 * outcome.wer:.2f} %"
+        f"Trial {record.number} of {name}: {100 * outcome.wer:.2f} %"
         f" {wer_name([outcome])} on dev,"
         f" {outcome.gflops:.3g} GFLOPs, {outcome.params / 1e6:.3g} M parameters"
-        f" ({100 * outcome.flops_sparsity:.0f} % of FLOPs removed by {outcome.method})."
+        f" ({100 * outcome.flops_sparsity:.0f} % of FLOPs removed by {method})."
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from core.config import TrialConfig
 from sweep.records import TrialRecord
 
-Kind = Literal["memory", "divergence", "data", "cluster", "disk", "other"]
+Kind = Literal["memory", "divergence", "data", "cluster", "program", "disk", "other"]
 
 MOST_MICRO_BATCHES = 16
 CALMER = 0.3

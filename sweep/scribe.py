@@ -6,6 +6,7 @@ order, beside the driver. The ledger does not pass here: it is written first, an
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.lineage import bundle_digest, speech_lineage
+from core.outside_files import read_text
 from core.report import Report
 from sweep import front, heatmap, provenance
 from sweep.config import SweepConfig
@@ -36,6 +38,8 @@ FRONT_SECONDS = 30.0
 """The front is drawn again at most so often while trials run."""
 FRONT_SHARE = 0.05
 """Nor may drawing take more of the time than this, however many trials there are."""
+LONGEST_EVENT = 2**20
+"""Bytes of a line of events.jsonl that a kill may have cut."""
 RUN_SECONDS = 2.0
 """How long a trial's end waits for MLflow to name its run; what comes later is noted at the end."""
 
@@ -50,6 +54,7 @@ class Scribe:
         self.tracker = Tracker(
             folder, config.sweep.name, config.tracking.uri, artifacts=self._artifacts
         )
+        _end_last_line(folder / "events.jsonl")
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._runs: dict[int, Future[str | None]] = {}
         self._num_drawn = 0
@@ -168,8 +173,8 @@ class Scribe:
             return {}
         point = Point(trial=record.number, outcome=0, result=record.outcomes[0])
         found = {}
-        with suppress(OSError):
-            found["trial.json"] = (self._bundle(point) / "report.json").read_text("utf-8")
+        with suppress(OSError, ValueError):
+            found["trial.json"] = read_text(self._bundle(point) / "report.json")
         panel = self._panel(point)
         return found if panel is None else {**found, "kept.svg": heatmap.svg_of(panel)}
 
@@ -205,6 +210,7 @@ class Scribe:
         # Models take their time to listen, which whoever interrupts does not have.
         listens = not is_interrupted
         self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=listens)
+        self._submit(self.tracker.reconcile, self.ledger.records(), is_last=True)
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
         with suppress(OSError):
@@ -217,6 +223,18 @@ class Scribe:
         future = self._thread.submit(call, *args, **named)
         future.add_done_callback(_complain)
         return future
+
+
+def _end_last_line(file: Path) -> None:
+    """Drop what a kill or a full disk left of a line: the next one would be glued to it."""
+    if not file.is_file():
+        return
+    with file.open("r+b") as events:
+        start = max(0, events.seek(0, os.SEEK_END) - LONGEST_EVENT)
+        events.seek(start)
+        tail = events.read()
+        if tail and not tail.endswith(b"\n"):
+            events.truncate(start + tail.rfind(b"\n") + 1)
 
 
 def _plain(report: Report) -> dict[str, Any]:

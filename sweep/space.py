@@ -7,12 +7,13 @@ anything runs.
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from core.config import TrialConfig
+from core.method_keys import stated_keys, unused_key_line, unused_keys
 from core.strict import ConfigError
 
 SHARED = ("corpus", "model", "teacher")
@@ -32,6 +33,10 @@ class Range:
     high: float
     is_log: bool = False
     is_integer: bool = False
+
+    def __str__(self) -> str:
+        kind = "int_uniform" if self.is_integer else "log_uniform" if self.is_log else "uniform"
+        return f"{kind} [{self.low:g}, {self.high:g}]"
 
     def at(self, share: float) -> Scalar:
         """The value at a share of the way from low to high, on the range's own scale."""
@@ -61,6 +66,9 @@ class Choice:
     """One of a few, in the order written."""
 
     options: tuple[Scalar, ...]
+
+    def __str__(self) -> str:
+        return f"choice [{', '.join(map(str, self.options))}]"
 
     def at(self, share: float) -> Scalar:
         """The option at a share of the way through the list."""
@@ -120,6 +128,37 @@ class SearchSpace:
         resource = self.distributions.get("pruning.resource")
         is_timed = resource is not None and resource.holds("latency")
         return self.trial_config({"pruning.resource": "latency"} if is_timed else {})
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The pruning methods that its trials may use, those by which gates start included."""
+        base = self.base.pruning
+        names = (
+            *self._options("pruning.method", base.method),
+            *self._options("pruning.start_from", base.start_from),
+        )
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def _options(self, name: str, fixed: str) -> tuple[str, ...]:
+        leaf = self.distributions.get(name)
+        return tuple(map(str, leaf.options)) if isinstance(leaf, Choice) else (fixed,)
+
+    def unused_keys(self) -> list[str]:
+        """Dotted names, given here or not, that no method of its trials reads."""
+        return unused_keys(stated_keys(), self.methods)
+
+    def unused_key_lines(self, *, read_elsewhere: Collection[str] = ()) -> list[str]:
+        """An error line for each key of the table that no method of its trials reads.
+
+        Args:
+            read_elsewhere: keys that the sweep itself reads, whatever the methods.
+        """
+        given = {**dict(_leaves(self.fixed)), **self.distributions}
+        return [
+            unused_key_line(name, given[name], self.methods)
+            for name in self.unused_keys()
+            if name in given and name not in read_elsewhere
+        ]
 
     def middle(self) -> dict[str, Scalar]:
         return {name: leaf.at(0.5) for name, leaf in self.distributions.items()}
@@ -191,6 +230,15 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
     values[key] = value
+
+
+def without_leaves(table: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The nested table without the leaves of these dotted names."""
+    kept: dict[str, Any] = {}
+    for name, leaf in _leaves(table):
+        if name not in names:
+            _put(kept, name, leaf)
+    return kept
 
 
 def overlaid(table: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """What is left of each part of a pruned model, read from its bundle's sizes. Needs no torch."""
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.conformer.shape import BlockShape, Shape
+from core.outside_files import read_json
 
 PARTS = ("ff1", "heads", "channels", "ff2")
 """Of a block, in the order in which it computes them."""
@@ -74,7 +74,7 @@ def _numbers(whole: Shape) -> range:
 def _gone_blocks(bundle: Path) -> set[str]:
     """Those of which a bundle's report says that nothing was kept."""
     try:
-        kept = json.loads((bundle / "report.json").read_text(encoding="utf-8"))["kept"]
+        kept = read_json(bundle / "report.json")["kept"]
         return {name for name, units in kept.items() if not units}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()
@@ -90,7 +90,7 @@ def _block(small: BlockShape, whole: BlockShape) -> tuple[Left, ...]:
 
 def _shape(bundle: Path) -> Shape | None:
     try:
-        plain = json.loads((bundle / "shape.json").read_text(encoding="utf-8"))
+        plain = read_json(bundle / "shape.json")
         return Shape.from_plain({key: plain[key] for key in plain if key != "format"})
     except (OSError, ValueError, TypeError):
         return None

@@ -13,20 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from core.report import Report
-from sweep import front, mlflow_view
+from sweep import front, mlflow_runs, mlflow_view
+from sweep import mlflow_repair as repair
 from sweep.figures import FrontFiles, csv_text
+from sweep.foreign import ARTIFACTS
 from sweep.hours import Hours
 from sweep.metrics import outcome_metrics
-from sweep.mlflow_runs import (
-    FAILURES,
-    KnownRun,
-    Runs,
-    is_refusal,
-    know,
-    open_client,
-)
-from sweep.mlflow_server import TrackingError, cannot_open, database_uri, is_server
-from sweep.moving import ARTIFACTS, follow
+from sweep.mlflow_runs import FAILURES, KnownRun, Runs, is_refusal, know, open_client
+from sweep.mlflow_server import cannot_open, database_uri, is_server
+from sweep.moving import follow
 from sweep.outbox import Outbox, Told
 from sweep.provenance import Dataset, identity
 from sweep.records import TrialRecord
@@ -70,14 +65,16 @@ class Tracker:
         self._full: set[int | None] = set()
         """Trials whose reports found no room: the ledger tells them, with what comes next."""
         self._logged: dict[str, float] = {}
+        self._has_lost = False
+        """Whether MLflow has lost for good what this segment had told it."""
         self._outbox = Outbox(is_refusal)
         try:
-            sweep_id = identity(self.folder)
+            self._sweep_id = identity(self.folder)
             follow(self.folder)
-            self._view_id = f"pareto-{sweep_id[:12]}"
+            self._view_id = f"pareto-{self._sweep_id[:12]}"
             self.client = open_client(self.uri)
             self.experiment = self._open_experiment()
-            self.runs = Runs(self.client, self.experiment, sweep_id)
+            self.runs = Runs(self.client, self.experiment, self._sweep_id)
         except FAILURES as error:
             raise cannot_open(self.uri, error) from error
 
@@ -98,20 +95,24 @@ class Tracker:
             TrackingError: if MLflow cannot be reached.
         """
         self.runs.tags = dict(tags or {})
+        self._config_text, self._params = config_text, params
         try:
-            run = self.runs.parent(self.name)
-            self._sweep = know(run)
-            self.parent = self._sweep.run_id
-            self.runs.set_running(self._sweep)
-            self.runs.log_tags(self._sweep, self.runs.tags)
-            self.runs.log_params(self._sweep, params)
-            self.client.log_text(self.parent, config_text, "sweep.toml")
+            self._open_parent()
             children = self.runs.open_children(self.parent)
         except FAILURES as error:
             raise cannot_open(self.uri, error) from error
         self._trials = {number: know(child) for number, child in children.items()}
-        self._logged = dict(run.data.metrics)
         return self.parent
+
+    def _open_parent(self) -> None:
+        run = self.runs.parent(self.name)
+        self._sweep = know(run)
+        self.parent = self._sweep.run_id
+        self.runs.set_running(self._sweep)
+        self.runs.log_tags(self._sweep, self.runs.tags)
+        self.runs.log_params(self._sweep, self._params)
+        self.client.log_text(self.parent, self._config_text, "sweep.toml")
+        self._logged = dict(run.data.metrics)
 
     def close(self, *, is_interrupted: bool = False) -> None:
         """End the parent run; if the sweep is to be resumed, it and its open trials wait instead.
@@ -153,7 +154,7 @@ class Tracker:
         """
         now = _now()
         told = [Told(milliseconds=now, report=report) for report in reports]
-        log = partial(self._log_reports, trial)
+        log = partial(self._insist, partial(self._log_reports, trial), trial)
         if trial in self._full or not self._outbox.put_reports(told, log, about=trial):
             self._full.add(trial)
         self._outbox.deliver()
@@ -164,21 +165,20 @@ class Tracker:
         Of a curve's outcomes the first gives the final metrics; all are in `outcomes.csv`.
         """
         self._full.discard(record.number)
-        if record.state == "finished":
-            self._tell(self._attach, record, _now(), about=record.number)
+        self._tell(self._attach, record, _now(), about=record.number)
         self._tell(self._finish, record, _now(), about=record.number)
 
-    def reconcile(self, records: Iterable[TrialRecord]) -> None:
-        """Let the runs know how their trials stand, where a driver died before it could tell."""
-        for record in records:
-            known = self._trials.get(record.number)
-            if known is None and record.is_over and record.mlflow_run_id:
-                continue  # its run was not among the open ones: it is over, too
-            status = known.status if known else ""
-            if record.state in STATUS and status != STATUS[record.state]:
-                self.finish_trial(record)
-            elif record.state == "waiting" and known and status == "RUNNING":
-                self._tell(self.runs.set_waiting, known, about=record.number)
+    def reconcile(self, records: Iterable[TrialRecord], *, is_last: bool = False) -> None:
+        """Let MLflow hold what the ledger says: a run a trial, in its state, and none beside.
+
+        A driver may have died before it could tell, and anybody may have deleted runs.
+
+        Args:
+            records: all of the sweep's.
+            is_last: whether this segment has begun with it: then only what was deleted since is
+                looked for, unless there is any.
+        """
+        self._tell(self._reconcile, tuple(records), is_last)
 
     # ---- the sweep ----
 
@@ -205,9 +205,7 @@ class Tracker:
 
     def install_view(self) -> None:
         """Save a view of the trials as points, WER against GFLOPs, in the experiment."""
-        value = mlflow_view.pareto_view(self.parent, name=self.name)
-        tag = f"{mlflow_view.TAG}{self._view_id}"
-        self._tell(self.client.set_experiment_tag, self.experiment, tag, value, topic="view")
+        self._tell(self._install_view, topic="view")
 
     def link(self, base_url: str) -> str:
         """Where a browser finds the installed view, if MLflow's pages are at the base."""
@@ -224,8 +222,74 @@ class Tracker:
     def _tell(
         self, call: Callable[..., object], *args: Any, about: int | None = None, topic: str = ""
     ) -> None:
-        self._outbox.put(partial(call, *args), about=about, topic=topic)
+        letter = partial(self._insist, partial(call, *args), about)
+        self._outbox.put(letter, about=about, topic=topic)
         self._outbox.deliver()
+
+    def _insist(self, call: Callable[..., object], about: int | None, *args: Any) -> None:
+        """Tell it; if MLflow refuses because what it is about was deleted, mend that and repeat."""
+        try:
+            call(*args)
+        except FAILURES as error:
+            if not is_refusal(error) or not self._mend(about):
+                raise
+            call(*args)
+
+    def _mend(self, about: int | None = None) -> bool:
+        """See that experiment, parent and a trial's run are there; gives whether any was not."""
+        before = self.runs.num_restored
+        found = mlflow_runs.find_experiment(self.client, self.experiment)
+        is_lost = found is None
+        if found is None:
+            self._open_anew()
+        elif mlflow_runs.is_deleted(found):
+            repair.restore_experiment(self.client, found)
+        if self.runs.restore(self.parent) is None:
+            self._open_parent()
+            is_lost = True
+        if about in self._trials and self.runs.restore(self._trials[about].run_id) is None:
+            del self._trials[about]  # the ledger tells all of it when it ends
+            self._full.add(about)
+            is_lost = True
+        self._has_lost |= is_lost
+        return is_lost or self.runs.num_restored > before or mlflow_runs.is_deleted(found)
+
+    def _open_anew(self) -> None:
+        """An experiment that is gone for good takes all runs with it."""
+        self.experiment = self.runs.experiment = self._open_experiment()
+        self._full.update(self._trials)
+        self._trials.clear()
+        self._open_parent()
+        self._install_view()
+
+    def _reconcile(self, records: Sequence[TrialRecord], is_last: bool) -> None:  # noqa: FBT001
+        self._mend()
+        num_written = 0
+        if not is_last or self._has_lost or repair.has_deleted(self.runs):
+            found = repair.runs_by_trial(self.runs)
+            for record in records:
+                num_written += self._reconcile_trial(record, found.get(record.number, ()))
+        repair.say_repairs(self.runs, num_written)
+        self._has_lost = False
+
+    def _reconcile_trial(self, record: TrialRecord, found: Sequence[Any]) -> bool:
+        """Let one run of the trial stand, in its state; gives whether a lost one was written."""
+        known = self._trials.get(record.number)
+        preferred = (known.run_id if known else None, record.mlflow_run_id)
+        run = repair.choose_run(self.runs, found, preferred, parent=self.parent)
+        if run is None:
+            self._trials.pop(record.number, None)
+        elif known is None or known.run_id != run.info.run_id:
+            self._trials[record.number] = know(run)
+        else:
+            known.status = run.info.status
+        status = run.info.status if run else ""
+        if record.state in STATUS and status != STATUS[record.state]:
+            self._attach(record, _now())
+            self._finish(record, _now())
+        elif record.state == "waiting" and status == "RUNNING":
+            self.runs.set_waiting(self._trials[record.number])
+        return run is None and record.is_over and record.mlflow_run_id is not None
 
     def _trial(self, record: TrialRecord, at: int) -> KnownRun:
         """The trial's run, at hand or made, with all the ledger knows of it up to here."""
@@ -249,6 +313,8 @@ class Tracker:
 
     def _attach(self, record: TrialRecord, at: int) -> None:
         """Before the run is ended: whoever finds it finished finds all of it."""
+        if record.state != "finished":
+            return
         known = self._trial(record, at)
         texts = dict(self._artifacts(record)) if self._artifacts else {}
         if len(record.outcomes) > 1:
@@ -314,18 +380,13 @@ class Tracker:
             if known.status == "RUNNING":
                 self.runs.set_waiting(known)
 
+    def _install_view(self) -> None:
+        view = mlflow_view.pareto_view(self.parent, name=self.name)
+        self.client.set_experiment_tag(self.experiment, f"{mlflow_view.TAG}{self._view_id}", view)
+
     def _open_experiment(self) -> str:
-        found = self.client.get_experiment_by_name(self.name)
-        if found is None:
-            # A server keeps artifacts where it likes; beside a mere database they would go astray.
-            location = None if is_server(self.uri) else (self.folder / ARTIFACTS).as_uri()
-            return str(self.client.create_experiment(self.name, artifact_location=location))
-        if found.lifecycle_stage != "active":
-            raise TrackingError(
-                f"MLflow's experiment `{self.name}` must be active, but is deleted instead;"
-                " restore it there or give the sweep another name."
-            )
-        return str(found.experiment_id)
+        place, own = None if is_server(self.uri) else self.folder / ARTIFACTS, self._sweep_id
+        return repair.open_experiment(self.client, self.name, sweep_id=own, artifacts=place)
 
 
 def _now() -> int:

@@ -1,12 +1,12 @@
 """`transcribe` at work: which files, one after the other, whatever becomes of the others."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.corpora.audio import CorpusError, read_header
+from core.corpora.audio import CorpusError, audio_below, read_header
+from core.corpora.placing import temporary_path
 from core.corpora.recording import ENDINGS
 from core.deploy.hearing import Part, hear
 from core.deploy.recognise import Transcript, transcript
@@ -36,7 +36,7 @@ def files_in(named: Iterable[Path]) -> list[tuple[Path, Path]]:
         if not path.is_dir():
             found.setdefault(path, Path(path.name))
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        inside = audio_below(path, ENDINGS)
         if not inside:
             raise ConfigError(
                 f"`{path}` must hold audio ({', '.join(sorted(ENDINGS))}), but holds none instead."
@@ -84,7 +84,7 @@ def results(
 def write(text: str, place: Path) -> None:
     """Beside, then renamed: a transcript is whole or not there."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside = temporary_path(place)
     try:
         beside.write_text(text, encoding="utf-8")
         beside.replace(place)

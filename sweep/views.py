@@ -14,11 +14,13 @@ from rich import box
 from rich.table import Table
 
 from core.config import Case, CorpusConfig
+from core.corpora.placing import temporary_folder
 from core.report import Outcome
 from core.strict import ConfigError
 from sweep import front
-from sweep.config import SweepConfig, absolute_corpus, check_corpus, open_config
-from sweep.front import Point
+from sweep.config import SweepConfig, open_config
+from sweep.config_paths import absolute_corpus, check_corpus
+from sweep.front import BUSY, Point
 from sweep.ledger_files import is_there
 from sweep.lock import driver_pid
 from sweep.reading import records_in
@@ -224,7 +226,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(row["state"], row["method"]),
         *(_number(row["target_sparsity"], 100, 1), _number(row["realised_sparsity"], 100, 1)),
         *(_number(row["wer"], 100, 2), _number(row["gflops"], 1, 4)),
-        *(_number(row["latency_ms"], 1, 1), str(row["attempts"])),
+        f"{_number(row['latency_ms'], 1, 1)}{BUSY if row['latency_busy'] else ''}",
+        str(row["attempts"]),
         f"{row['steps']}/{row['total_steps']}" if row["total_steps"] else "",
     )
 
@@ -321,7 +324,7 @@ def corpus_config(name: str, root: str, case: Case = "as_written") -> CorpusConf
 
 def corpus_folder() -> TemporaryDirectory[str]:
     """Where the demo's speech is spoken to, if that is the corpus."""
-    return TemporaryDirectory(prefix="conformer-sweep-speech-")
+    return temporary_folder("speech")
 
 
 def wer_values(report: "WerReport") -> dict[str, Any]:

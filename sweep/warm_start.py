@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.report import Outcome
+from core.corpora.placing import placed, replaced
+from core.outside_files import read_json
 from core.strict import ConfigError
 from sweep.changes import leaves
 from sweep.config import SHARED_FOLDERS, SweepConfig
-from sweep.records import TrialRecord
+from sweep.records import TrialRecord, record_of
 from sweep.space import Distribution
 from sweep.store.copy import bring
 from sweep.views import Seen
@@ -26,6 +27,8 @@ FILE = "before.json"
 def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
     """Leave in a new sweep's directory what the old ones found; gives how many outcomes.
 
+    Called before the directory has a config, so that a kill leaves no sweep without them.
+
     Raises:
         ConfigError: if an old sweep holds something else fixed, naming it.
     """
@@ -34,24 +37,37 @@ def begin(folder: Path, config: SweepConfig, olds: Iterable[Seen]) -> int:
         check(config, old)
         found += known(config, old)
         _take_along(folder, old)
-    (folder / FILE).write_text(json.dumps(found), encoding="utf-8")
+    replaced(folder / FILE, json.dumps(found))
     return len(found)
 
 
 def recalled(folder: Path) -> list[TrialRecord]:
-    """What the sweep began with, as finished trials numbered from -1 down: they are not its own."""
+    """What the sweep began with, as finished trials numbered from -1 down: they are not its own.
+
+    Raises:
+        ConfigError: if the file is damaged.
+    """
     if not (folder / FILE).is_file():
         return []
-    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return [
-        TrialRecord(
-            number=-1 - place,
-            state="finished",
-            params=each["params"],
-            outcomes=(Outcome(**each["outcome"]),),
-        )
-        for place, each in enumerate(found)
-    ]
+    try:
+        return [_recalled(place, each) for place, each in enumerate(read_json(folder / FILE))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"`{folder / FILE}` must hold what other sweeps found, but: {error!r};"
+            " without the file the sweep begins from nothing."
+        ) from None
+
+
+def _recalled(place: int, values: Mapping[str, Any]) -> TrialRecord:
+    return record_of(
+        {
+            "number": -1 - place,
+            "state": "finished",
+            "params": values["params"],
+            "outcomes": [values["outcome"]],
+            "curve": (),
+        }
+    )
 
 
 def check(config: SweepConfig, old: Seen) -> None:
@@ -97,7 +113,5 @@ def _take_along(folder: Path, old: Seen) -> None:
     bring(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
-            beside = folder / f".{name}.new"
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(old.folder / name, beside)
-            beside.rename(folder / name)
+            with placed(folder / name) as beside:
+                shutil.copytree(old.folder / name, beside, dirs_exist_ok=True)

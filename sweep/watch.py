@@ -10,11 +10,13 @@ from ray import tune
 from core.config import TrialConfig
 from core.report import Outcome, Report
 from sweep import retries
+from sweep.cluster import last_words
 from sweep.config import ResourcesConfig
 from sweep.interruption import Interruption
 from sweep.ledger import Ledger
-from sweep.machines import lack, machines
+from sweep.machines import changed_program_line, lack, machines
 from sweep.progress import Progress
+from sweep.provenance import changed_sources, own_sources
 from sweep.records import TrialRecord
 from sweep.scribe import Scribe
 from sweep.searcher import LedgerSearcher
@@ -113,6 +115,8 @@ class Watch(tune.Callback):
         if failure is not None:
             self._fail(number, failure)
             return
+        if words := last_words():
+            self._scribe.log(f"trial-{number:04}", words)
         # What was lost with its machine is no sign of a fault of its own.
         before = self._at_start.get(number, self._at_first)  # some never start
         self._losses[number] += before <= _alive()
@@ -125,9 +129,11 @@ class Watch(tune.Callback):
     def _fail(self, number: int, failure: Mapping[str, Any]) -> None:
         """Try again with what may help, or else let the trial be over."""
         self._scribe.log(f"trial-{number:04}", failure["traceback"])
-        if failure["kind"] in ("cluster", "disk"):  # no trial would fare better
+        if failure["kind"] in ("cluster", "program", "disk"):  # no trial would fare better
             self._end(self._ledger.release(number))
-            self._progress.event(failure["line"])
+            is_program = failure["kind"] == "program"
+            changed = changed_sources(own_sources()) if is_program else []
+            self._progress.event(changed_program_line(changed) if changed else failure["line"])
             self._interruption.ask()
             return
         config = self._config_of(self._ledger.record(number))

@@ -18,6 +18,7 @@ from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice, total
 from core.conformer.block import Block
 from core.conformer.frontend import Frontend
 from core.conformer.shape import Shape
+from core.hearing import Hearing
 
 NOTHING: AbstractSet[str] = frozenset()
 
@@ -45,6 +46,16 @@ class Conformer(nn.Module):
             Block(sizes, shape, name=f"blocks.{i}") for i, sizes in enumerate(shape.blocks)
         )
         self.head = nn.Linear(shape.width, shape.vocabulary)
+
+    @property
+    def hearing(self) -> Hearing:
+        """From which features it hears."""
+        return self.shape.hearing
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it tells apart, blank included."""
+        return self.head.out_features
 
     def forward(
         self,

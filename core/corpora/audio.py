@@ -4,6 +4,7 @@ Shapes: N samples.
 """
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +14,25 @@ import torch
 from jaxtyping import Float
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
+from lhotse.audio.backend import audio_backend
 from lhotse.cut import Cut
 from torch import Tensor
 from torchaudio.functional import resample as change_rate
 
+from core.corpora.decoding import CorpusError as CorpusError  # noqa: PLC0414  # everyone's way to it
+from core.corpora.decoding import Faults, count_samples, decode, open_forward, unreadable
 from core.corpora.features import SAMPLE_RATE_HZ
 
 AUDIO_SUFFIXES = (".flac", ".ogg", ".opus", ".wav")
 
 
-class CorpusError(ValueError):
-    """Speech, a transcript or a vocabulary that cannot be used; the message names the file."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What a file says of itself before its samples are decoded."""
+    """What is known of a file before its samples are used."""
 
     sample_rate_hz: int
     num_samples: int
+    """Counted where the file does not say."""
 
 
 def check_file(file: Path) -> None:
@@ -40,30 +41,36 @@ def check_file(file: Path) -> None:
     Raises:
         CorpusError: if the file is missing or has no bytes.
     """
-    if not file.is_file():
-        raise CorpusError(f"`{file}` must be an audio file, but is missing instead.")
+    try:
+        is_file, is_there = file.is_file(), file.exists()
+    except OSError as error:  # a folder that may not be entered, a name of too many bytes
+        raise CorpusError(f"`{file}` must be an audio file, but: {error.strerror}.") from None
+    if not is_file:
+        what = "no regular file" if is_there else "missing"
+        raise CorpusError(f"`{file}` must be an audio file, but is {what} instead.")
     if file.stat().st_size == 0:
         raise CorpusError(f"`{file}` must hold speech, but is an empty file instead.")
 
 
-def read_header(file: Path) -> Header:
-    """Look at a file without decoding it.
+def read_header(file: Path, *, num_channels: int = 1) -> Header:
+    """Look at a file; its samples are decoded only where it does not say how many there are.
 
     Raises:
-        CorpusError: if it is missing, empty, not audio or not mono.
+        CorpusError: if it is missing, empty, not audio, cut off or has not so many channels.
     """
     check_file(file)
-    try:
-        info = soundfile.info(file)
-    except soundfile.LibsndfileError as error:
-        raise unreadable(file, error) from error
-    if info.frames < 1:
+    with open_forward(file) as opened:
+        if opened.channels != num_channels:
+            rule = "one channel" if num_channels == 1 else f"{num_channels} channels"
+            repair = "mix it down first" if num_channels == 1 else "make its manifest anew"
+            raise CorpusError(
+                f"`{file}` must have {rule}, but has {opened.channels} instead; {repair}."
+            )
+        num_samples = count_samples(file, opened)
+        rate_hz = int(opened.samplerate)
+    if num_samples < 1:
         raise CorpusError(f"`{file}` must hold speech, but has no samples instead.")
-    if info.channels != 1:
-        raise CorpusError(
-            f"`{file}` must have one channel, but has {info.channels} instead; mix it down first."
-        )
-    return Header(sample_rate_hz=info.samplerate, num_samples=info.frames)
+    return Header(sample_rate_hz=rate_hz, num_samples=num_samples)
 
 
 def check_rate(name: object, sample_rate_hz: int, *, resample: bool) -> None:
@@ -87,11 +94,8 @@ def read_file(file: Path, *, resample: bool = True) -> Float[Tensor, " samples"]
     """
     header = read_header(file)
     check_rate(file, header.sample_rate_hz, resample=resample)
-    try:
-        samples, rate_hz = soundfile.read(file, dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise unreadable(file, error) from error
-    return at_rate(torch.from_numpy(samples), rate_hz)
+    samples, rate_hz = decode(file)
+    return at_rate(torch.from_numpy(samples[:, 0].copy()), rate_hz)
 
 
 def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
@@ -100,15 +104,65 @@ def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
     Raises:
         CorpusError: naming the file that cannot be decoded.
     """
+    file = _whole_file(cut)
+    if file is not None:
+        samples, rate_hz = decode(file)
+        if samples.shape == (cut.num_samples, 1) and rate_hz == cut.sampling_rate:
+            return at_rate(torch.from_numpy(samples[:, 0].copy()), rate_hz)
     try:
-        samples = cut.load_audio()
-    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
-        raise unreadable(source_of(cut), error) from error
-    return at_rate(torch.from_numpy(np.ascontiguousarray(samples[0])), cut.sampling_rate)
+        # lhotse's other backends run programs (sph2pipe in a shell, ffmpeg) on a file's name.
+        with audio_backend("LibsndfileBackend"):
+            loaded = cut.load_audio()[0]
+    except Exception as error:  # decoders and lhotse's transforms share no class
+        raise unreadable(source_of(cut), _origin(error)) from error
+    faults = Faults()
+    loaded = faults.mend(np.ascontiguousarray(loaded))
+    begin = float(getattr(cut, "start", 0.0))
+    faults.report(source_of(cut), cut.sampling_rate, start_seconds=begin)
+    return at_rate(torch.from_numpy(loaded), cut.sampling_rate)
 
 
-def is_audio(file: Path) -> bool:
-    return file.suffix.lower() in AUDIO_SUFFIXES
+def _whole_file(cut: Cut) -> Path | None:
+    """The file that an utterance is the whole of, with nothing changed; None for all others."""
+    recording = cut.recording if isinstance(cut, MonoCut) else None
+    if recording is None or recording.transforms or len(recording.sources) != 1:
+        return None
+    (source,) = recording.sources
+    is_whole = cut.start == 0 and cut.num_samples == recording.num_samples
+    return Path(source.source) if source.type == "file" and is_whole else None
+
+
+def _origin(error: BaseException) -> Exception:
+    """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
+    while True:
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None:
+            break
+        error = before
+    if isinstance(error, AudioLoadingError | DurationMismatchError | AssertionError):
+        return ValueError("it has fewer or other samples than its manifest says")
+    return error if isinstance(error, Exception) else ValueError("it cannot be decoded")
+
+
+def is_audio(file: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> bool:
+    """Whether a name is that of an audio file; hidden files, such as macOS's `._NAME`, are none."""
+    return file.suffix.lower() in suffixes and not is_hidden(file)
+
+
+def is_hidden(file: Path) -> bool:
+    """Whether a name begins with a dot."""
+    return file.name.startswith(".")
+
+
+def audio_below(folder: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
+    """Audio files in a folder and the folders in it, sorted, without hidden files and folders."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if is_audio(file, suffixes)
+        and not any(map(is_hidden, file.relative_to(folder).parents))
+        and file.is_file()
+    ]
 
 
 def cut_of(file: Path, name: str) -> MonoCut:
@@ -153,9 +207,3 @@ def at_rate(
 ) -> Float[Tensor, " new_samples"]:
     """Bring samples to 16 kHz; played at `speed`, they last 1 / speed as long."""
     return change_rate(waveform, round(rate_hz * speed), SAMPLE_RATE_HZ)
-
-
-def unreadable(name: object, error: Exception) -> CorpusError:
-    """What is said of a file or an utterance that cannot be decoded."""
-    reason = " ".join(str(error).split()).rstrip(".")
-    return CorpusError(f"`{name}` must be readable audio, but is not ({reason[:200]}).")

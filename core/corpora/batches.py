@@ -4,8 +4,8 @@ Shapes: B batch, T frames, M mel bins, U tokens.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from core.config import AugmentConfig
+from core.corpora.conditions import Condition, apply_condition, draw_conditions
 from core.corpora.features import FRAMES_PER_SECOND
-from core.corpora.store import FeatureStore
+from core.corpora.store import FeatureStore, Item
+from core.hearing import Hearing
 
 _JITTER = 0.05  # lengths are sorted with so much noise, so that epochs differ in who meets whom
 
@@ -76,8 +79,16 @@ class Batch:
         )
 
 
-def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
+def read_batch(
+    store: FeatureStore, indices: list[int], conditions: Sequence[Condition] | None = None
+) -> Batch:
+    """Read some utterances, as they are or each under its own of all utterances' conditions."""
     items = [store.item(i) for i in indices]
+    if conditions is not None and store.hearing is not None:
+        items = [
+            under_condition(item, conditions[i], store.hearing)
+            for i, item in zip(indices, items, strict=True)
+        ]
     features = pad_sequence([item.features for item in items], batch_first=True)
     frames = features.shape[1]
     return Batch(
@@ -90,6 +101,14 @@ def read_batch(store: FeatureStore, indices: list[int]) -> Batch:
         texts=tuple(item.text for item in items),
         indices=tuple(indices),
     )
+
+
+def under_condition(item: Item, condition: Condition, hearing: Hearing) -> Item:
+    """An utterance as training gets it; one that is silenced has no words left."""
+    features = apply_condition(item.features, condition, hearing)
+    if condition.is_empty:
+        return replace(item, features=features, tokens=item.tokens[:0], text="")
+    return replace(item, features=features)
 
 
 def padded_frames(num_frames: int) -> int:
@@ -108,8 +127,27 @@ class TrainBatches:
     Where it stands is two numbers, so a resumed run sees exactly what an uninterrupted one does.
     """
 
-    def __init__(self, store: FeatureStore, batch_seconds: float, seed: int) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        batch_seconds: float,
+        seed: int,
+        *,
+        augment: AugmentConfig | None = None,
+        clean_batches: int = 0,
+    ) -> None:
+        """Begin with the first epoch.
+
+        Args:
+            store: the utterances.
+            batch_seconds: most of a batch, padding and added silence included.
+            seed: of the order, and of the conditions.
+            augment: the conditions under which utterances are given; None gives them as they are.
+            clean_batches: before there are any conditions.
+        """
         self._store, self._batch_seconds, self._seed = store, batch_seconds, seed
+        self._augment, self._clean_batches = augment, clean_batches
+        self._epoch_batches = len(plan_epoch(store.num_frames, batch_seconds, seed, 0))
         self._epoch = self._position = 0
         self._plan = self._make_plan()
 
@@ -120,7 +158,9 @@ class TrainBatches:
         if self._position == len(self._plan):
             self._epoch, self._position = self._epoch + 1, 0
             self._plan = self._make_plan()
-        batch = read_batch(self._store, self._plan[self._position])
+        is_clean = self._epoch * self._epoch_batches + self._position < self._clean_batches
+        conditions = None if is_clean else self._conditions
+        batch = read_batch(self._store, self._plan[self._position], conditions)
         self._position += 1
         return batch
 
@@ -132,16 +172,45 @@ class TrainBatches:
         self._plan = self._make_plan()
 
     def _make_plan(self) -> list[list[int]]:
-        return plan_epoch(self._store.num_frames, self._batch_seconds, self._seed, self._epoch)
+        """Draw the epoch's conditions, then form batches of the lengths that they give."""
+        num_frames = self._store.num_frames
+        added = None
+        self._conditions: list[Condition] | None = None
+        is_clean = (self._epoch + 1) * self._epoch_batches <= self._clean_batches
+        if self._augment is not None and not is_clean:
+            self._conditions = draw_conditions(
+                len(num_frames),
+                self._augment,
+                self._store.hearing,
+                seed=self._seed,
+                epoch=self._epoch,
+            )
+            added = np.array([each.added for each in self._conditions])
+        return plan_epoch(num_frames, self._batch_seconds, self._seed, self._epoch, added=added)
 
 
 def plan_epoch(
-    num_frames: np.ndarray, batch_seconds: float, seed: int, epoch: int
+    num_frames: np.ndarray,
+    batch_seconds: float,
+    seed: int,
+    epoch: int,
+    *,
+    added: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Say who meets whom, and when."""
+    """Say who meets whom, and when.
+
+    Args:
+        num_frames: of each utterance's speech, by which like lengths are put together.
+        batch_seconds: most of a batch, with padding and what is added.
+        seed: of the order.
+        epoch: one of the training's.
+        added: frames of silence that each utterance gets. They count, but do not sort: a batch of
+            utterances that are mostly silence would have other batch-norm statistics than speech.
+    """
     chance = np.random.default_rng([seed, epoch])
     noisy = num_frames * chance.uniform(1 - _JITTER, 1 + _JITTER, len(num_frames))
-    batches = _cut(np.argsort(noisy, kind="stable"), num_frames, batch_seconds)
+    lengths = num_frames if added is None else num_frames + added
+    batches = _cut(np.argsort(noisy, kind="stable"), lengths, batch_seconds)
     return [batches[i] for i in chance.permutation(len(batches))]
 
 

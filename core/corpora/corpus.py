@@ -7,17 +7,20 @@ import logging
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lhotse import CutSet
 from lhotse.cut import Cut
 
 from core.config import NO_SPEECH, CorpusConfig
 from core.corpora import librispeech, manifests, plain
-from core.corpora.audio import CorpusError, check_file, check_rate, files_of, source_of
+from core.corpora.audio import CorpusError, check_rate, source_of
 from core.corpora.casing import recased
+from core.corpora.formats.records import recordings_in
+from core.corpora.formats.sources import FileCheck
+from core.corpora.identity import Names, SharedSpeech, fingerprint
 from core.corpora.manifests import Words
 from core.corpora.text import transcript
 
@@ -74,11 +77,18 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
     """
     layout = _layout(config, folder)
     chosen = _choose(layout, config)
+    shared = SharedSpeech()
     parts = [
-        _open(layout, names, config, words)
-        for names, words in zip(chosen, _words_of(config), strict=True)
+        _open(layout, names, config, words, shared, is_training=split == "train")
+        for split, names, words in zip(SPLITS, chosen, _words_of(config), strict=True)
     ]
     train, dev, test = parts
+    if shared.count:
+        log.warning(
+            "%d utterances of the dev and test splits are trained on, such as `%s`; their word"
+            " error rate says little.",
+            *(shared.count, shared.first),
+        )
     if train.num_long:
         log.warning(
             "%d of %d training utterances are longer than `corpus.max_seconds` = %g and left out.",
@@ -150,7 +160,8 @@ def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
     """
     layout = _layout(config, folder)
     words = _words_of(config)[SPLITS.index(split)]
-    return _open(layout, _match(layout, config, split), config, words).cuts
+    names = _match(layout, config, split)
+    return _open(layout, names, config, words, SharedSpeech(), is_training=False).cuts
 
 
 def _layout(config: CorpusConfig, folder: Path) -> _Layout:
@@ -178,7 +189,8 @@ def _layout(config: CorpusConfig, folder: Path) -> _Layout:
         what = f"holds neither instead{hint if is_bare else ''}"
     raise CorpusError(
         "`corpus.name` must be `demo`, `librispeech`, a folder in the LibriSpeech layout or a"
-        f" folder of lhotse manifests or Shar, but `{config.name}` {what}."
+        " folder of lhotse manifests or Shar or of NeMo's manifests,"
+        f" but `{config.name}` {what}."
     )
 
 
@@ -203,11 +215,12 @@ def _listed(root: Path, config: CorpusConfig) -> _Layout | None:
     splits = manifests.split_names(root)
     if not splits:
         return None
+    load = functools.partial(manifests.load_split, allowed=frozenset(config.allow))
     return _Layout(
         root=root,
         splits=splits,
-        load_split=functools.partial(manifests.load_split, words=words),
-        load_wordless=functools.partial(manifests.load_split, words="unread"),
+        load_split=functools.partial(load, words=words),
+        load_wordless=functools.partial(load, words="unread"),
     )
 
 
@@ -223,6 +236,11 @@ def _librispeech(config: CorpusConfig) -> Path:
 
 def _choose(layout: _Layout, config: CorpusConfig) -> tuple[list[str], list[str], list[str]]:
     """Match the three globs; only test may match nothing, and training speech judges nothing."""
+    if layout.root.is_file():
+        raise CorpusError(
+            f"`corpus.name` must be a folder with splits to train and to judge on, but"
+            f" `{layout.root}` is one manifest instead; name the folder of its manifests."
+        )
     train, dev = _match(layout, config, "train"), _match(layout, config, "dev")
     test = fnmatch.filter(layout.splits, config.test)
     for name, held_out in (("dev", dev), ("test", test)):
@@ -236,6 +254,8 @@ def _choose(layout: _Layout, config: CorpusConfig) -> tuple[list[str], list[str]
 
 
 def _match(layout: _Layout, config: CorpusConfig, split: SplitName) -> list[str]:
+    if layout.root.is_file():
+        return layout.splits
     glob = str(getattr(config, split))
     names = fnmatch.filter(layout.splits, glob)
     if not names:
@@ -246,12 +266,29 @@ def _match(layout: _Layout, config: CorpusConfig, split: SplitName) -> list[str]
     return names
 
 
-def _open(layout: _Layout, names: list[str], config: CorpusConfig, words: Words) -> _Part:
-    """Read splits, check each utterance and take the fingerprint of all."""
+def _open(
+    layout: _Layout,
+    names: list[str],
+    config: CorpusConfig,
+    words: Words,
+    shared: SharedSpeech,
+    *,
+    is_training: bool,
+) -> _Part:
+    """Read splits, check each utterance and take the fingerprint of all.
+
+    Args:
+        layout: where they lie.
+        names: the splits.
+        config: the corpus.
+        words: whether there must be any.
+        shared: takes what is trained on, or counts what of it is here.
+        is_training: which of the two.
+    """
     load = layout.load_wordless if words == "unread" else layout.load_split
     parts = [recased(load(layout.root, name), config.case) for name in names]
     described = [
-        recased(manifests.describe_split(layout.root, name), config.case) if cuts.is_lazy else cuts
+        recased(_describe(layout, name, config), config.case) if cuts.is_lazy else cuts
         for name, cuts in zip(names, parts, strict=True)
     ]
     is_wordless = words == "unread" or (
@@ -259,25 +296,55 @@ def _open(layout: _Layout, names: list[str], config: CorpusConfig, words: Words)
         and bool(names)
         and not any(transcript(cut) for cuts in described for cut in cuts)
     )
-    digest = hashlib.sha256()
-    num_cuts = num_long = 0
+    count = _Count(config=config, shared=shared, is_training=is_training)
     for name, cuts in zip(names, described, strict=True):
-        before = num_cuts
+        before = count.cuts
         for cut in cuts:
-            text = "" if is_wordless else transcript(cut)
-            _check(cut, config, is_silent=not (text or is_wordless))
-            digest.update(_fingerprint(cut, text))
-            num_cuts += 1
-            num_long += not _is_short(config.max_seconds, cut)
-        if num_cuts == before:
+            count.take(cut, layout.root / name, None if is_wordless else transcript(cut))
+        if count.cuts == before:
             raise CorpusError(f"`{layout.root / name}` must have utterances, but has none instead.")
     return _Part(
         cuts=_join(parts),
-        num_cuts=num_cuts,
-        num_long=num_long,
-        digest=digest.hexdigest(),
+        num_cuts=count.cuts,
+        num_long=count.long,
+        digest=count.digest.hexdigest(),
         is_wordless=is_wordless,
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Count:
+    """What is learnt of the utterances that one glob chose, one after the other."""
+
+    config: CorpusConfig
+    shared: SharedSpeech
+    is_training: bool
+    cuts: int = 0
+    long: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    names: Names = field(default_factory=Names)
+    files: FileCheck = field(default_factory=FileCheck)
+
+    def take(self, cut: Cut, split: Path, text: str | None) -> None:
+        """Checks an utterance and adds its fingerprint; without words `text` is None.
+
+        Raises:
+            CorpusError: naming what of it cannot be used.
+        """
+        self.names.add(cut.id, split)
+        _check(cut, self.config, self.files, is_silent=text == "")
+        found = fingerprint(cut, text or "")
+        self.digest.update(found.whole)
+        if self.is_training:
+            self.shared.trained.add(found.audio)
+        else:
+            self.shared.compare(cut.id, found.audio)
+        self.cuts += 1
+        self.long += not _is_short(self.config.max_seconds, cut)
+
+
+def _describe(layout: _Layout, name: str, config: CorpusConfig) -> CutSet:
+    return manifests.describe_split(layout.root, name, allowed=frozenset(config.allow))
 
 
 def _join(parts: list[CutSet]) -> CutSet:
@@ -290,28 +357,18 @@ def _filter(cuts: CutSet, keep: Callable[[Cut], bool]) -> CutSet:
     return cuts.filter(keep) if cuts.is_lazy else CutSet.from_cuts(filter(keep, cuts))
 
 
-def _check(cut: Cut, config: CorpusConfig, *, is_silent: bool) -> None:
-    for file in files_of(cut):
-        check_file(file)
+def _check(cut: Cut, config: CorpusConfig, files: FileCheck, *, is_silent: bool) -> None:
+    for recording in recordings_in(cut):
+        files.compare(recording)
     name = source_of(cut)
     if is_silent:
         raise CorpusError(f"`{cut.id}` (`{name}`) must have words, but has none instead.")
     if cut.num_channels != 1:
-        raise CorpusError(f"`{name}` must have one channel, but has {cut.num_channels} instead.")
+        raise CorpusError(
+            f"`{name}` must have one channel, but has {cut.num_channels} instead; name a channel"
+            " in its supervisions, or mix it down."
+        )
     check_rate(name, cut.sampling_rate, resample=config.resample)
-
-
-def _fingerprint(cut: Cut, text: str) -> bytes:
-    """Name, length and words, and of its audio the size and some bytes of the middle."""
-    head = f"{cut.id}\t{cut.duration:.6f}\t{cut.sampling_rate}\t{text}\n".encode()
-    return head + b"".join(_middle(file) for file in files_of(cut))
-
-
-def _middle(file: Path) -> bytes:
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        opened.seek(size // 2)
-        return size.to_bytes(8, "little") + opened.read(1024)
 
 
 def _is_remembered(share: float, seed: int, cut: Cut) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from core.corpora.audio import CorpusError, read_cut
 from core.corpora.corpus import SPLITS, Corpus, SplitName
 from core.corpora.placing import replaced
+from core.outside_files import read_json
 
 SAVED_EVERY = 500
 """At most so many utterances are asked about again after a kill."""
@@ -81,8 +82,8 @@ def _texts(corpus: Corpus, split: SplitName, hearer: Hearer, folder: Path) -> di
 
 def _kept(file: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return dict(read_json(file))
+    except (OSError, ValueError, TypeError):
         return {}  # not asked yet, or damaged
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut, SupervisionSegment
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH, download_librispeech
 
-from core.corpora.audio import AUDIO_SUFFIXES, CorpusError, cut_of, is_audio
+from core.corpora.audio import (
+    AUDIO_SUFFIXES,
+    CorpusError,
+    audio_below,
+    cut_of,
+    is_audio,
+    is_hidden,
+)
 
 _TRANSCRIPTS = "*/*/*.trans.txt"
 
@@ -23,7 +30,7 @@ def split_names(root: Path) -> list[str]:
     return sorted(
         folder.name
         for folder in root.iterdir()
-        if folder.is_dir() and next(folder.glob(_TRANSCRIPTS), None)
+        if folder.is_dir() and not is_hidden(folder) and _transcripts(folder)
     )
 
 
@@ -35,7 +42,7 @@ def load_split(root: Path, split: str) -> CutSet:
     """
     cuts: dict[str, MonoCut] = {}
     heard = set()
-    for transcript in sorted((root / split).glob(_TRANSCRIPTS)):
+    for transcript in _transcripts(root / split):
         audio = {file.stem: file for file in transcript.parent.iterdir() if is_audio(file)}
         for name, text in _lines(transcript):
             if name in cuts:
@@ -79,10 +86,19 @@ def _is_half(root: Path, part: str) -> bool:
     return (root / f"{part}.tar.gz").exists() and not is_marked
 
 
+def _transcripts(folder: Path) -> list[Path]:
+    """Transcripts of a split, sorted, without hidden files such as macOS's `._NAME`."""
+    files = (file for file in folder.glob(_TRANSCRIPTS) if not is_hidden(file))
+    return sorted(f for f in files if not any(map(is_hidden, f.relative_to(folder).parents)))
+
+
 def _lines(transcript: Path) -> Iterator[tuple[str, str]]:
-    """Each line's utterance and its words, one space between two."""
+    """Each line's utterance and its words, one space between two.
+
+    Only a newline ends a line: `str.splitlines` would end one at U+2028 or U+0085, too.
+    """
     try:
-        lines = transcript.read_text(encoding="utf-8").splitlines()
+        lines = transcript.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise CorpusError(f"`{transcript}` must be UTF-8, but is not ({error}).") from error
     for line in lines:
@@ -113,8 +129,7 @@ def _cut(transcript: Path, name: str, text: str, audio: dict[str, Path]) -> Mono
 
 
 def _check_all_heard(folder: Path, heard: set[Path]) -> None:
-    files = filter(is_audio, folder.rglob("*"))
-    silent = sorted(file for file in files if file not in heard)
+    silent = [file for file in audio_below(folder) if file not in heard]
     if silent:
         more = f" ({len(silent) - 1} more like it)" if len(silent) > 1 else ""
         raise CorpusError(

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from lhotse import CutSet
 
-from core.corpora.audio import cut_of, is_audio
+from core.corpora.audio import audio_below, cut_of, is_hidden
 
 
 def split_names(root: Path) -> list[str]:
     """Folders of `root` with audio somewhere in them."""
     if not root.is_dir():
         return []
-    folders = (folder for folder in root.iterdir() if folder.is_dir())
-    return sorted(folder.name for folder in folders if any(map(is_audio, folder.rglob("*"))))
+    folders = (f for f in root.iterdir() if f.is_dir() and not is_hidden(f))
+    return sorted(folder.name for folder in folders if audio_below(folder))
 
 
 def load_split(root: Path, split: str) -> CutSet:
@@ -25,5 +25,6 @@ def load_split(root: Path, split: str) -> CutSet:
         CorpusError: naming the first file that is empty, unreadable or not mono.
     """
     folder = root / split
-    files = sorted(file for file in folder.rglob("*") if is_audio(file) and file.is_file())
-    return CutSet.from_cuts(cut_of(file, file.relative_to(folder).as_posix()) for file in files)
+    return CutSet.from_cuts(
+        cut_of(file, file.relative_to(folder).as_posix()) for file in audio_below(folder)
+    )

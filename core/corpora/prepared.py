@@ -1,9 +1,10 @@
 """A corpus made ready once for all trials of a sweep: checked, tokenised, its features cached."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
@@ -14,6 +15,7 @@ from core.corpora.placing import replaced
 from core.corpora.store import FeatureStore, cached
 from core.corpora.text import FILE_NAME, Tokenizer, transcript
 from core.hearing import NATIVE, Hearing
+from core.outside_files import read_json
 
 NUM_PARTS = 1 + len(SPLITS)
 _INDEX = "prepared.json"
@@ -37,10 +39,12 @@ def open_speech(folder: Path) -> Speech:
         CorpusError: if it is missing or damaged.
     """
     try:
-        prepared = json.loads((folder / _INDEX).read_text())
-        names, heard = prepared["stores"], frozenset(prepared.get("heard", ()))
+        prepared = read_json(folder / _INDEX)
+        names, heard = prepared["stores"], _splits_heard(prepared)
         train, dev, test = (FeatureStore.open(folder / names[split]) for split in SPLITS)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except CorpusError:
+        raise
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorpusError(
             f"`{folder}` must hold prepared speech, but does not ({error})."
         ) from error
@@ -48,10 +52,22 @@ def open_speech(folder: Path) -> Speech:
     return Speech(tokenizer=tokens, train=train, dev=dev, test=test, heard=heard)
 
 
+def _splits_heard(prepared: Mapping[str, Any]) -> frozenset[SplitName]:
+    """Splits whose words the teacher heard.
+
+    Raises:
+        ValueError: if one is none.
+    """
+    heard = frozenset(prepared.get("heard", ()))
+    if not heard <= frozenset(SPLITS):
+        raise ValueError(f"`heard` must be of {', '.join(SPLITS)}")
+    return heard
+
+
 def is_prepared(config: CorpusConfig, folder: Path) -> bool:
     """Whether this very corpus was made ready here, and all of it is still there."""
     try:
-        prepared = json.loads((folder / _INDEX).read_text())
+        prepared = read_json(folder / _INDEX)
         open_speech(folder)
     except (OSError, ValueError):
         return False

@@ -4,6 +4,7 @@ Shapes: N samples.
 """
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.corpora.audio import CorpusError, at_rate, check_rate, read_header, unreadable
+from core.corpora.audio import at_rate, check_rate, read_header
+from core.corpora.decoding import Faults, ends_early, open_forward, unreadable
 from core.corpora.features import SAMPLE_RATE_HZ
 
 ENDINGS = frozenset(
@@ -41,16 +43,15 @@ class Recording:
         self._length = header.num_samples
         self.num_samples = math.ceil(header.num_samples * SAMPLE_RATE_HZ / header.sample_rate_hz)
         self._held, self._held_from = torch.zeros(0), 0
+        self._faults = Faults()
 
     @property
     def seconds(self) -> float:
         return self._length / self.rate_hz
 
     def __enter__(self) -> "Recording":  # noqa: PYI034  # beartype refuses Self
-        try:
-            self._opened = soundfile.SoundFile(self.file)
-        except soundfile.LibsndfileError as error:
-            raise unreadable(self.file, error) from error
+        self._stack = ExitStack()
+        self._opened = self._stack.enter_context(open_forward(self.file))
         return self
 
     def __exit__(
@@ -59,7 +60,15 @@ class Recording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._opened.close()
+        self._stack.__exit__(kind, error, trace)
+
+    def report_faults(self) -> None:
+        """Log which of the samples read so far are not numbers; they were read as 0.
+
+        Raises:
+            CorpusError: if too many of them are.
+        """
+        self._faults.report(self.file, self.rate_hz)
 
     def read(self, begin: int, end: int) -> Float[Tensor, " samples"]:
         """Samples at 16 kHz from `begin` up to `end`, as they are in the whole file.
@@ -89,13 +98,10 @@ class Recording:
 
     def _decoded(self, count: int) -> Float[Tensor, " samples"]:
         try:
-            samples = self._opened.read(count, dtype="float32")
+            samples = self._faults.mend(self._opened.read(count, dtype="float32"))
         except soundfile.LibsndfileError as error:
             raise unreadable(self.file, error) from error
         if len(samples) < count:
-            found = (self._held_from + len(self._held) + len(samples)) / self.rate_hz
-            raise CorpusError(
-                f"`{self.file}` must be readable audio of {self.seconds:.1f} s,"
-                f" but ends after {found:.1f} s instead."
-            )
+            held = (self._held_from + len(self._held) + len(samples)) / self.rate_hz
+            raise ends_early(self.file, self.seconds, held)
         return torch.from_numpy(samples)

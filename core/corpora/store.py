@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import logging
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,8 +32,10 @@ from core.corpora.listening import features_of
 from core.corpora.placing import placed
 from core.corpora.text import Tokenizer, transcript
 from core.hearing import NATIVE, Hearing
+from core.outside_files import read_arrays, read_json
 
 _SECONDS_AT_ONCE = 120
+_ARRAYS = ("begins", "token_begins", "tokens", "seconds")
 _TOO_SHORT = "shorter than the front end's receptive field"
 _TOO_DENSE = "shorter than their tokens"
 
@@ -56,14 +57,16 @@ class FeatureStore:
     """Utterances by number, read straight from the file that all processes share."""
 
     def __init__(self, folder: Path) -> None:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        with (folder / "arrays.npz").open("rb") as file, np.load(file) as arrays:
-            self._begins, self._token_begins = arrays["begins"], arrays["token_begins"]
-            self._tokens, self.seconds = arrays["tokens"], arrays["seconds"]
+        index = read_json(folder / "index.json")
+        arrays = read_arrays(folder / "arrays.npz", _ARRAYS)
+        self._begins, self._token_begins = arrays["begins"], arrays["token_begins"]
+        self._tokens, self.seconds = arrays["tokens"], arrays["seconds"]
         self.folder = folder
         self.ids: list[str] = index["ids"]
         self.texts: list[str] = index["texts"]
         self.left_out: dict[str, int] = index["left_out"]
+        self.hearing = Hearing.from_plain(index["hearing"]) if "hearing" in index else None
+        """Of which kind the features are; None in stores from before that was written."""
         self.num_frames = np.diff(self._begins)
         self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
 
@@ -76,7 +79,7 @@ class FeatureStore:
         """
         try:
             return cls(folder)
-        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CorpusError(
                 f"`{folder}` must be a feature store, but is missing or damaged ({reason});"
@@ -272,6 +275,7 @@ class _Writer:
             seconds=np.array(self.seconds, dtype=np.float64),
         )
         index = {"dtype": self.dtype, "left_out": dict(self.left_out)}
+        index |= {"hearing": self.hearing.to_plain()}
         index |= {"ids": self.ids, "texts": self.texts}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 

@@ -6,7 +6,6 @@ Piece 0 is CTC's blank, piece 1 is whatever the training text never showed.
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 
 from core.config import CorpusConfig
 from core.corpora.audio import CorpusError
+from core.corpora.placing import temporary_path
+from core.outside_files import LARGEST_MODEL_OF_TOKENS, read_bytes
 
 BLANK = 0
 UNKNOWN = 1
@@ -63,6 +64,8 @@ class Tokenizer:
     """Text to pieces and back."""
 
     def __init__(self, model: bytes) -> None:
+        if not model:  # SentencePiece takes nothing for none given, and knows no piece then
+            raise RuntimeError("a SentencePiece model must have bytes, but is empty instead")
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
@@ -99,8 +102,8 @@ class Tokenizer:
         """
         file = path / FILE_NAME if path.is_dir() else path
         try:
-            return cls(file.read_bytes())
-        except (OSError, RuntimeError) as error:
+            return cls(read_bytes(file, largest=LARGEST_MODEL_OF_TOKENS))
+        except (OSError, RuntimeError, ValueError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             raise CorpusError(
                 f"`{file}` must be a SentencePiece model, but {reason} instead."
@@ -210,7 +213,7 @@ class Tokenizer:
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside = temporary_path(file)
         beside.write_bytes(self.model)
         beside.replace(file)
 

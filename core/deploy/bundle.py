@@ -5,7 +5,6 @@ shape.json  model.safetensors  tokenizer.model  report.json  checksums.json
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
+from core.corpora.placing import remove_leftovers, temporary_path
 from core.corpora.text import FILE_NAME, Tokenizer
+from core.outside_files import read_json
 
 FORMAT = 1
 DEPTH_ORDER = "depth_order"
@@ -47,7 +48,8 @@ def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[s
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    beside = temporary_path(folder)
+    remove_leftovers(folder.parent)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
@@ -73,16 +75,16 @@ def load(folder: Path) -> Bundle:
         BundleError: in one line naming the file that is missing or damaged.
     """
     check(folder)
-    plain, report = _table(folder / "shape.json"), _table(folder / "report.json")
+    plain, report = read_table(folder / "shape.json"), read_table(folder / "report.json")
     if plain.pop("format", None) != FORMAT:
         raise BundleError(f"`{folder}/shape.json` must be of format {FORMAT}, but is not.")
     try:
         shape = Shape.from_plain(plain)
         weights = load_file(folder / "model.safetensors")
+        with torch.device("meta"):
+            model = Conformer(shape)
     except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"`{folder}` must be a whole bundle, but {error}") from error
-    with torch.device("meta"):
-        model = Conformer(shape)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
@@ -110,10 +112,16 @@ def check(folder: Path) -> None:
     if not (folder / "checksums.json").exists() and any(folder.glob("*.onnx")):
         raise BundleError(
             f"`{folder}` must be a bundle, but is an export for other runtimes instead; give the"
-            " bundle or DIR:TRIAL that it was made of (`bench` takes its model.onnx, too)."
+            " bundle or DIR:TRIAL that it was made of (`transcribe`, `evaluate` and `bench` take"
+            " exports, too)."
+        )
+    if not (folder / "checksums.json").exists() and (folder / "config.json").is_file():
+        raise BundleError(
+            f"`{folder}` must be a bundle, but has the config.json of another library's model"
+            f" instead; `conformer-sweep import {folder} NEW` makes a bundle of what it can read."
         )
     try:
-        checksums = json.loads((folder / "checksums.json").read_text())
+        checksums = read_json(folder / "checksums.json")
     except (OSError, ValueError):
         raise BundleError(
             f"`{folder}` must be a bundle, but its checksums.json is missing or damaged."
@@ -134,15 +142,15 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def _table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     """A file of JSON with a table in it.
 
     Raises:
         BundleError: if it is none.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = read_json(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"`{path}` must be JSON, but: {error}") from error
     if not isinstance(table, dict):
         raise BundleError(f"`{path}` must be a table, but is {str(table)[:80]} instead.")

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from core.hearing import FeatureKind
+from core.safe_text import markdown_text
 
 FEATURES: dict[FeatureKind, str] = {
     "kaldi": (
@@ -58,9 +59,10 @@ def card(exported: Exported, report: Mapping[str, Any]) -> str:
         "What it hears and says": exported.notes,
         "Files": [f"- `{name}`: {purpose}" for name, purpose in exported.files.items()],
         "How to load it": ["```python", *exported.loading.strip().splitlines(), "```"],
-        "Verified": [f"- {line}" for line in exported.verified],
+        "Verified": [f"- {markdown_text(line)}" for line in exported.verified],
     }
-    lines = [f"# {exported.name}", "", f"A Conformer-CTC recogniser, exported to {exported.to}."]
+    lines = [f"# {markdown_text(exported.name)}", ""]
+    lines += [f"A Conformer-CTC recogniser, exported to {exported.to}."]
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
@@ -68,7 +70,11 @@ def card(exported: Exported, report: Mapping[str, Any]) -> str:
 
 def _measured(exported: Exported, report: Mapping[str, Any]) -> list[str]:
     rows = [("parameters", f"{exported.params:,}"), *_outcome(report), *_adaptation(report)]
-    lines = ["| | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
+    lines = [
+        "| | |",
+        "| --- | ---: |",
+        *(f"| {markdown_text(name)} | {value} |" for name, value in rows),
+    ]
     return lines if len(rows) > 1 else [*lines, "", "Its report says of no measurement."]
 
 
@@ -126,15 +132,18 @@ def _lineage(exported: Exported, report: Mapping[str, Any]) -> list[str]:
         "corpus": PurePath(str(corpus["name"])).name if corpus.get("name") else None,
         "tokens": corpus.get("tokens"),
         "teacher": _teacher(teacher),
-        "bundle (SHA-256 of its checksums)": f"`{exported.source}`",
-        "tokenizer (SHA-256)": f"`{exported.tokenizer}`",
     }
-    return [f"- {name}: {_plain(value)}" for name, value in known.items() if value is not None]
+    lines = [f"- {name}: {_plain(value)}" for name, value in known.items() if value is not None]
+    return [
+        *lines,
+        f"- bundle (SHA-256 of its checksums): `{exported.source}`",
+        f"- tokenizer (SHA-256): `{exported.tokenizer}`",
+    ]
 
 
 def _teacher(config: Mapping[str, Any]) -> str | None:
     if config.get("bundle"):
-        return f"the bundle `{PurePath(str(config['bundle'])).name}`"
+        return f"the bundle {PurePath(str(config['bundle'])).name}"
     steps = _number(config.get("steps"))
     return None if steps is None else f"trained for {steps:g} steps"
 
@@ -153,5 +162,5 @@ def _number(value: Any) -> float | None:
 
 
 def _plain(value: Any) -> str:
-    """On one line, and not for ever."""
-    return " ".join(str(value).split())[:200]
+    """On one line, not for ever, and no Markdown: anybody may have written it."""
+    return markdown_text(str(value)[:200])

@@ -18,9 +18,17 @@ from core.corpora.text import BLANK, FILE_NAME
 from core.deploy import bundle, loading
 from core.deploy.bundle import Bundle
 from core.deploy.card import FEATURES, Exported, card
+from core.deploy.exported import FEATURES_FILE, FLOAT, INT8, features_text
 from core.deploy.importing.parakeet import CONFIG
 from core.deploy.importing.tokens import FAST
-from core.deploy.onnx import OPSET, ExportError, export_onnx, needs_extra
+from core.deploy.onnx import (
+    DATA,
+    LARGEST_INLINE,
+    OPSET,
+    ExportError,
+    export_onnx,
+    needs_extra,
+)
 from core.deploy.parakeet import (
     EXTRACTOR,
     PROCESSOR,
@@ -28,6 +36,7 @@ from core.deploy.parakeet import (
     count_added,
     write_parakeet,
 )
+from core.deploy.precision import Errors
 from core.deploy.quantise import quantise_dynamic
 from core.deploy.runtime import Graph
 from core.deploy.sherpa import (
@@ -42,7 +51,10 @@ from core.deploy.sherpa import (
 )
 from core.deploy.transformers import check_export, needs_transformers
 from core.deploy.verifying import (
+    LENGTHS,
     TOLERANCE,
+    Agreement,
+    Expected,
     agreement,
     check_graph,
     check_texts,
@@ -50,16 +62,19 @@ from core.deploy.verifying import (
     texts_of,
 )
 from core.lineage import bundle_digest
+from core.stages import Announce, be_silent
 
 Target = Literal["bundle", "onnx", "sherpa", "transformers"]
 _GRAPHS = ("onnx", "sherpa")
 CARD = "README.md"
-FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 _PURPOSES = {
     FLOAT: "the graph, in floats",
     INT8: "the same in 8-bit integers",
+    f"{FLOAT}{DATA}": f"the weights of `{FLOAT}`, which must stay in one folder with it",
+    f"{INT8}{DATA}": f"the weights of `{INT8}`, which must stay in one folder with it",
     TOKENS: "each token's symbol and id",
     SPEC: "the loader to call, and its arguments",
+    FEATURES_FILE: "the features that the graph wants, and what its front end makes of them",
     FILE_NAME: "the tokenizer, a SentencePiece model",
     "report.json": "what was measured of the model, and of what config it is",
     "shape.json": "the sizes of the model's parts",
@@ -90,6 +105,8 @@ def export(
     *,
     is_int8: bool = False,
     verify_on: Sequence[Path] = (),
+    inline_bytes: int = LARGEST_INLINE,
+    announce: Announce = be_silent,
 ) -> Done:
     """Write an export, whole or not at all.
 
@@ -100,6 +117,8 @@ def export(
         is_int8: also in 8-bit integers.
         verify_on: speech on which sherpa-onnx or transformers must hear what `transcribe` does;
             noise and what eSpeak NG says, if it is installed, by default.
+        inline_bytes: the most weights that a graph's own file may hold.
+        announce: told what begins.
 
     Raises:
         BundleError: if the source is no whole bundle.
@@ -109,16 +128,25 @@ def export(
         OSError: if the disk is full or not writable.
     """
     _check_order(out, to, is_int8=is_int8, verify_on=verify_on)
+    announce("reading the model")
     opened = bundle.load(source)
     with placed(out) as folder:
+        job = _Job(
+            opened=opened,
+            folder=folder,
+            is_int8=is_int8,
+            verify_on=verify_on,
+            inline_bytes=inline_bytes,
+            announce=announce,
+        )
         if to == "bundle":
             verified = _as_bundle(source, folder)
         elif to == "onnx":
-            verified = _as_onnx(opened, folder, is_int8=is_int8)
+            verified = _as_onnx(job)
         elif to == "sherpa":
-            verified = _as_sherpa(opened, folder, is_int8=is_int8, verify_on=verify_on)
+            verified = _as_sherpa(job)
         else:
-            verified = _as_transformers(opened, folder, verify_on=verify_on)
+            verified = _as_transformers(job)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         about = Exported(
             name=out.name,
@@ -163,23 +191,35 @@ def _as_bundle(source: Path, folder: Path) -> list[str]:
     return ["Every file matches its checksum."]
 
 
-def _as_onnx(opened: Bundle, folder: Path, *, is_int8: bool) -> list[str]:
-    _put_beside(opened, folder)
-    return _graphs(opened, folder, Loader(name=""), is_int8=is_int8)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """An export while it is being made."""
+
+    opened: Bundle
+    folder: Path
+    is_int8: bool
+    verify_on: Sequence[Path]
+    inline_bytes: int
+    announce: Announce
 
 
-def _as_sherpa(
-    opened: Bundle, folder: Path, *, is_int8: bool, verify_on: Sequence[Path]
-) -> list[str]:
+def _as_onnx(job: _Job) -> list[str]:
+    _put_beside(job.opened, job.folder)
+    return _graphs(job, Loader(name=""))
+
+
+def _as_sherpa(job: _Job) -> list[str]:
+    opened, folder = job.opened, job.folder
     loader = loader_of(opened.model.shape.hearing, opened.tokenizer.size)
     _put_beside(opened, folder)
-    verified = _graphs(opened, folder, loader, is_int8=is_int8)
+    verified = _graphs(job, loader)
     graphs: dict[Precision, str] = {"float": FLOAT}
-    if is_int8:
+    if job.is_int8:
         graphs["int8"] = INT8
     (folder / SPEC).write_text(json.dumps(spec(loader, graphs), indent=1) + "\n")
     with TemporaryDirectory() as scratch:
-        files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))
+        files = list(job.verify_on) or made_sounds(opened.tokenizer, Path(scratch))
+        job.announce("comparing texts of sherpa-onnx and `transcribe`")
         # Where its features are others, a text may be, too.
         texts = (check_texts if loader.is_exact else texts_of)(opened, folder, files)
         verified.append(
@@ -192,7 +232,8 @@ def _as_sherpa(
                 "It computes other features than NeMo; a model that `import --for-sherpa` brings"
                 " in hears the same ones."
             )
-        if is_int8:
+        if job.is_int8:
+            job.announce("comparing texts of sherpa-onnx in 8-bit integers")
             texts = texts_of(opened, folder, files, "int8", right=texts.right)
             verified.append(
                 f"In 8-bit integers it hears {texts.equal} of {len(files)} alike;"
@@ -201,18 +242,21 @@ def _as_sherpa(
     return verified
 
 
-def _as_transformers(opened: Bundle, folder: Path, *, verify_on: Sequence[Path]) -> list[str]:
+def _as_transformers(job: _Job) -> list[str]:
+    opened, folder = job.opened, job.folder
+    job.announce("writing the weights")
     write_parakeet(opened.model, opened.tokenizer, folder)
     _put_report(opened, folder)
     with TemporaryDirectory() as scratch:
-        files = list(verify_on) or made_sounds(opened.tokenizer, Path(scratch))
-        return check_export(opened, folder, files)
+        files = list(job.verify_on) or made_sounds(opened.tokenizer, Path(scratch))
+        return check_export(opened, folder, files, announce=job.announce)
 
 
 def _put_beside(opened: Bundle, folder: Path) -> None:
     """What every graph needs to be understood."""
     opened.tokenizer.save(folder / FILE_NAME)
     (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
+    (folder / FEATURES_FILE).write_text(features_text(opened.model.hearing), encoding="utf-8")
     _put_report(opened, folder)
 
 
@@ -220,28 +264,52 @@ def _put_report(opened: Bundle, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
 
 
-def _graphs(opened: Bundle, folder: Path, loader: Loader, *, is_int8: bool) -> list[str]:
+def _graphs(job: _Job, loader: Loader) -> list[str]:
     """Write them, and compare with torch."""
+    model, file = job.opened.model, job.folder / FLOAT
+    job.announce("running the model in torch, to compare with")
+    expected = [Expected.of(model, lengths) for lengths in LENGTHS]
+    job.announce(f"writing `{FLOAT}`")
     export_onnx(
-        opened.model,
-        folder / FLOAT,
+        model,
+        file,
         is_nemo=loader.is_nemo,
         metadata=loader.metadata,
+        inline_bytes=job.inline_bytes,
     )
-    found = check_graph(opened.model, Graph(folder / FLOAT), FLOAT, is_nemo=loader.is_nemo)
-    in_floats = (
-        f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within {TOLERANCE:g} on ragged"
-        f" batches of 0.1 to 60 s ({found.gap:.1e} at most, {found.frames} frames)."
+    job.announce(f"comparing `{FLOAT}` in ONNX Runtime with torch")
+    found, errors = check_graph(
+        model,
+        Graph(file),
+        FLOAT,
+        is_nemo=loader.is_nemo,
+        announce=job.announce,
+        expected=expected,
     )
-    if not is_int8:
-        return [in_floats]
-    quantise_dynamic(folder / FLOAT, folder / INT8)
-    found = agreement(opened.model, Graph(folder / INT8), is_nemo=loader.is_nemo)
-    in_integers = (
-        f"`{INT8}` finds the same token likeliest in {100 * found.same_best:.1f} % of those frames"
-        " of noise."
+    said = [_said_of_floats(found, errors)]
+    if job.is_int8:
+        job.announce(f"writing `{INT8}`")
+        quantise_dynamic(file, job.folder / INT8, inline_bytes=job.inline_bytes)
+        job.announce(f"comparing `{INT8}` in ONNX Runtime with torch")
+        graph = Graph(job.folder / INT8)
+        found = agreement(model, graph, is_nemo=loader.is_nemo, expected=expected)
+        said.append(
+            f"`{INT8}` finds the same token likeliest in {100 * found.same_best:.1f} % of those"
+            " frames of noise."
+        )
+    return said
+
+
+def _said_of_floats(found: Agreement, errors: Errors | None) -> str:
+    on = f"on ragged batches of 0.1 to 60 s ({found.gap:.1e} at most, {found.frames} frames"
+    if errors is None:
+        return (
+            f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within {TOLERANCE:g} {on})."
+        )
+    return (
+        f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within rounding {on}); from"
+        f" double precision torch's are {errors.torch:.1e} away, its own {errors.other:.1e}."
     )
-    return [in_floats, in_integers]
 
 
 def _notes(opened: Bundle, to: Target) -> list[str]:

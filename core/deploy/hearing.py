@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.conformer.model import Conformer
 from core.corpora.audio import read_file
 from core.corpora.features import SAMPLE_RATE_HZ
 from core.corpora.listening import features_of
 from core.corpora.recording import Recording
+from core.deploy.exported import Network
 from core.deploy.timing import frame_times
 from core.deploy.windows import Window, Windowing, seams, windows
 
@@ -35,7 +35,7 @@ class Part:
 
 
 def hear(
-    model: Conformer, file: Path, *, windowing: Windowing, resample: bool = True
+    model: Network, file: Path, *, windowing: Windowing, resample: bool = True
 ) -> Iterator[Part]:
     """All output frames of a file, once each, in order; in one part if a window holds it.
 
@@ -54,10 +54,10 @@ def hear(
 
 
 def _by_windows(
-    model: Conformer, file: Path, windowing: Windowing, *, resample: bool
+    model: Network, file: Path, windowing: Windowing, *, resample: bool
 ) -> Iterator[Part]:
     """Twice through the file: for where it is quiet, and to hear it."""
-    hearing, times, before = model.shape.hearing, frame_times(model.shape.hearing), 0
+    hearing, times, before = model.hearing, frame_times(model.hearing), 0
     meet = seams(_loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing)
     with Recording(file, resample=resample) as recording:
         num_frames = hearing.count_frames(recording.num_samples)
@@ -80,6 +80,8 @@ def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]
             end = min(begin + _READ, len(found))
             samples = recording.read(begin * hop, end * hop)
             found[begin:end] = samples.view(-1, hop).var(-1, correction=0)
+        recording.read(len(found) * hop, recording.num_samples)
+        recording.report_faults()
     return found
 
 
@@ -89,16 +91,16 @@ def _is_complete(window: Window, num_kept: int) -> bool:
 
 @torch.inference_mode()
 def log_probabilities(
-    model: Conformer, waveform: Float[Tensor, " samples"]
+    model: Network, waveform: Float[Tensor, " samples"]
 ) -> Float[Tensor, "time vocabulary"]:
     """Of the frames of a stretch of speech; none of one too short for a frame.
 
     Features that look at no more than a frame are those of the whole file; those that NeMo
     normalises over an utterance are normalised over the stretch.
     """
-    hearing = model.shape.hearing
+    hearing = model.hearing
     features, num_frames = features_of(hearing, waveform[None], torch.tensor([len(waveform)]))
     if int(num_frames[0]) < hearing.shortest:
-        return torch.zeros(0, model.head.out_features)
+        return torch.zeros(0, model.vocabulary)
     output = model(features, num_frames)
     return output.logits.log_softmax(-1)[0, : int(output.num_frames[0])]

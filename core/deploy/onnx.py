@@ -8,11 +8,12 @@ Shapes: B batch, M mel frames, T frames, V vocabulary.
 import importlib.util
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import jaxtyping
 import torch
@@ -27,6 +28,11 @@ OPSET = 23
 """The first in which attention is one operator."""
 INPUTS, OUTPUTS = ("features", "num_frames"), ("log_probabilities", "num_output_frames")
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
+LARGEST_INLINE = 1536 * 2**20
+"""Bytes of weights that a graph's own file holds, as protobuf ends at 2 GiB. More of them lie in a
+file beside it, which the graph knows by its name alone: both must stay in one folder."""
+DATA = ".data"
+"""Suffix of that file."""
 
 
 class ExportError(ValueError):
@@ -57,8 +63,9 @@ def export_onnx(
     *,
     is_nemo: bool = False,
     metadata: Mapping[str, str] | None = None,
+    inline_bytes: int = LARGEST_INLINE,
 ) -> None:
-    """Write the graph beside, then rename.
+    """Write the graph, and the file with its weights if they are many; each appears whole.
 
     Args:
         model: dense, in evaluation mode.
@@ -66,6 +73,7 @@ def export_onnx(
         is_nemo: whether its runtime reads it as a model of NeMo's: mels come before frames in the
             features, and there is a frame of log-probabilities for each of the features.
         metadata: what the graph says of itself to its runtime.
+        inline_bytes: the most weights that the graph's own file may hold.
 
     Raises:
         ExportError: if the extra `export` is not installed.
@@ -91,9 +99,31 @@ def export_onnx(
         )
     assert program is not None
     program.model.metadata_props.update(metadata or {})
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    program.save(beside)
-    beside.replace(file)
+    with graph_folder(file) as folder:
+        program.save(folder / file.name, external_data=_weights_bytes(program) > inline_bytes)
+    # onnxscript's rules of rewriting remember the last graph that they saw, with its weights.
+    for value in program.model.graph.initializers.values():
+        value.const_value = None
+
+
+@contextmanager
+def graph_folder(file: Path) -> Iterator[Path]:
+    """Give a folder to write a graph into; when all went well, its files are put beside `file`.
+
+    A graph names the file of its weights: written under another name, it would not find it.
+    """
+    with TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
+        folder = Path(scratch)
+        yield folder
+        # Weights first: a graph that is there can be loaded.
+        for written in (f"{file.name}{DATA}", file.name):
+            if (folder / written).exists():
+                (folder / written).replace(file.with_name(written))
+
+
+def _weights_bytes(program: Any) -> int:
+    tensors = (value.const_value for value in program.model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def said_throughout(

@@ -7,6 +7,7 @@ is left in floats: in ONNX Runtime a convolution of 8-bit integers is half as fa
 and the front end's products are few, but their inputs span a range in which words are lost.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -14,22 +15,36 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from core.deploy.onnx import needs_extra
+from core.deploy.graph_weights import GraphWriter, open_graph, read_tensor
+from core.deploy.integer_products import (
+    names_of,
+    products_of,
+    quantized_weight,
+    replace_products,
+)
+from core.deploy.onnx import LARGEST_INLINE, graph_folder, needs_extra
 from core.deploy.runtime import Graph
 
 Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
 """Features and their lengths."""
 
 PRODUCTS = ("MatMul", "Gemm")
+FLOAT_BYTES = 4
 _BEYOND = re.compile(r"\b(blocks|head)\.")
 """What the names have of weights that are not the front end's."""
 
 
-def quantise_dynamic(graph: Path, file: Path) -> None:
-    """Write the graph with 8-bit weights beside, then rename.
+def quantise_dynamic(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INLINE) -> None:
+    """Write the graph with 8-bit weights, tensor by tensor; it appears whole.
+
+    Args:
+        graph: what `export_onnx` wrote.
+        file: what is written.
+        inline_bytes: the most weights that its own file may hold; more lie beside it.
 
     Raises:
         ExportError: if the extra `export` is not installed.
@@ -37,21 +52,29 @@ def quantise_dynamic(graph: Path, file: Path) -> None:
         OSError: if the disk is full or not writable.
     """
     needs_extra()
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415  # an extra
-    from onnxruntime.quantization.onnx_model import ONNXModel  # noqa: PLC0415
-
-    model = _prepared(graph)
-    ONNXModel(model).replace_gemm_with_matmul()  # as the quantiser does, under other names
-    beside = _beside(file)
-    quantize_dynamic(
-        model,
-        beside,
-        op_types_to_quantize=list(PRODUCTS),
-        nodes_to_quantize=_products(model),
-        per_channel=True,
-        weight_type=QuantType.QInt8,
+    model = open_graph(graph)
+    constants = list(model.graph.initializer)
+    products = products_of(model, products_beyond_frontend(model))
+    replace_products(model, products)
+    del model.graph.value_info[:]  # of tensors that are no longer there
+    sizes = (
+        math.prod(each.dims) * (1 if each.name in products else FLOAT_BYTES) for each in constants
     )
-    beside.replace(file)
+    is_outside = sum(sizes) > inline_bytes
+    with (
+        graph_folder(file) as folder,
+        GraphWriter(model, folder / file.name, is_outside=is_outside) as writer,
+    ):
+        for constant in constants:
+            values = read_tensor(constant, graph.parent)
+            if constant.name not in products:
+                writer.add(constant.name, values)
+                continue
+            is_transposed = products[constant.name].is_transposed
+            integers, scale = quantized_weight(values.T if is_transposed else values)
+            zeros = np.zeros(len(scale), np.int8)
+            for name, each in zip(names_of(constant.name), (integers, scale, zeros), strict=True):
+                writer.add(name, each)
 
 
 def quantise_static(graph: Path, file: Path, speech: Iterable[Speech]) -> None:
@@ -80,7 +103,7 @@ def quantise_static(graph: Path, file: Path, speech: Iterable[Speech]) -> None:
         model,
         beside,
         _Batches(batches),
-        nodes_to_quantize=_products(model),
+        nodes_to_quantize=products_beyond_frontend(model),
         per_channel=True,
         activation_type=QuantType.QUInt8,  # with signed weights one instruction multiplies four
         weight_type=QuantType.QInt8,
@@ -121,7 +144,7 @@ def _prepared(graph: Path) -> Any:
     return model
 
 
-def _products(model: Any) -> list[str]:
+def products_beyond_frontend(model: Any) -> list[str]:
     """The matrix products beyond the front end whose second factor alone is constant, by name."""
     constants = {tensor.name for tensor in model.graph.initializer}
     products = [

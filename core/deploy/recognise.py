@@ -17,6 +17,7 @@ from core.corpora.labels import Hearer
 from core.corpora.store import FeatureStore
 from core.corpora.text import transcript as said_in
 from core.deploy.bundle import DEPTH_ORDER, Bundle, BundleError
+from core.deploy.exported import ExportedRecognizer, Recognizer
 from core.deploy.hearing import Part, hear, log_probabilities
 from core.deploy.timing import frame_times
 from core.deploy.windows import Windowing
@@ -61,13 +62,18 @@ class Heard:
     hypotheses: tuple[str, ...]
 
 
-def at_depth(bundle: Bundle, depth: int) -> Bundle:
+def at_depth(bundle: Recognizer, depth: int) -> Bundle:
     """The recogniser with so many of its blocks: the best by its report's order, or the first.
 
     Raises:
         ValueError: if it does not have so many.
-        BundleError: if the report's order is none of its blocks.
+        BundleError: if the report's order is none of its blocks, or it is an export.
     """
+    if isinstance(bundle, ExportedRecognizer):
+        raise BundleError(
+            f"`--depth` must go with a bundle, whose blocks can be left out, but is {depth} with an"
+            " export instead; give the bundle that it was made of"
+        )
     count = len(bundle.model.blocks)
     if not 1 <= depth <= count:
         raise ValueError(
@@ -88,14 +94,14 @@ def hearer_of(bundle: Bundle, digest: str) -> Hearer:
     return Hearer(digest=digest, hears=partial(text_in, bundle))
 
 
-def text_in(bundle: Bundle, waveform: Float[Tensor, " samples"]) -> str:
+def text_in(bundle: Recognizer, waveform: Float[Tensor, " samples"]) -> str:
     """What `transcribe` writes of samples at 16 kHz; speech too short for a frame gives nothing."""
     path = best_path([log_probabilities(bundle.model, waveform)])
     return text_of(words_of(path, bundle.tokenizer))
 
 
 def transcribe(
-    bundle: Bundle, files: Iterable[Path], *, resample: bool = True
+    bundle: Recognizer, files: Iterable[Path], *, resample: bool = True
 ) -> Iterator[tuple[Path, str]]:
     """One text a file, in order; speech too short for a frame gives an empty one.
 
@@ -108,7 +114,9 @@ def transcribe(
         yield file, transcript(bundle, parts).text
 
 
-def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = None) -> Transcript:
+def transcript(
+    bundle: Recognizer, parts: Iterable[Part], decoder: Decoder | None = None
+) -> Transcript:
     """What is said in the parts of a file, by each frame's best token if not by a decoder."""
     heard = 0.0
 
@@ -119,7 +127,7 @@ def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = 
             yield part.log_probabilities
 
     words = words_of((decoder or best_path)(counted()), bundle.tokenizer)
-    times = frame_times(bundle.model.shape.hearing)
+    times = frame_times(bundle.model.hearing)
     spoken = (
         SpokenWord(
             text=word.text,
@@ -133,7 +141,7 @@ def transcript(bundle: Bundle, parts: Iterable[Part], decoder: Decoder | None = 
 
 
 def evaluate(
-    bundle: Bundle,
+    bundle: Recognizer,
     corpus: CorpusConfig,
     split: SplitName,
     folder: Path,
@@ -146,7 +154,7 @@ def evaluate(
 
 
 def heard_in(
-    bundle: Bundle,
+    bundle: Recognizer,
     corpus: CorpusConfig,
     split: SplitName,
     folder: Path,
@@ -170,7 +178,7 @@ def heard_in(
     cuts = open_split(corpus, folder, split)
     check_case(map(said_in, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
-        hearing = bundle.model.shape.hearing
+        hearing = bundle.model.hearing
         store = FeatureStore.build(
             cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
         )

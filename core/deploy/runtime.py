@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core.conformer.model import Output
 from core.conformer.shape import MELS
+from core.deploy.graph_check import check_graph_file
 from core.deploy.onnx import INPUTS, OUTPUTS, GraphError, needs_extra
 
 
@@ -19,7 +20,8 @@ class Graph(nn.Module):
 
         Raises:
             ExportError: if the extra `export` is not installed.
-            GraphError: naming the file, if it is missing, damaged, or the graph of something else.
+            GraphError: naming the file, if it is missing, damaged, the graph of something else,
+                or has what `core/deploy/graph_check.py` refuses.
             ValueError: if there is no thread.
         """
         needs_extra()
@@ -28,8 +30,7 @@ class Graph(nn.Module):
         super().__init__()
         if threads < 1:
             raise ValueError(f"`threads` must be at least 1, but is {threads} instead")
-        if not file.is_file():
-            raise GraphError(f"`{file}` must be an ONNX graph, but there is no such file.")
+        check_graph_file(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -48,6 +49,8 @@ class Graph(nn.Module):
                 f" but has {', '.join(found)} instead; `export_onnx` writes such a graph."
             )
 
+        self.file = file
+        self.vocabulary = self.session.get_outputs()[0].shape[-1]
         self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
 
     def forward(

@@ -23,7 +23,7 @@ def uniform(model: Conformer, shape: Shape) -> Conformer:
     tensors = {
         name: _padded(name, dense.get(name), tensor.shape) for name, tensor in wanted.items()
     }
-    return assembled(shape, tensors, is_training=model.training)
+    return assembled(shape, tensors, is_training=model.training, is_copied=False)
 
 
 def _padded(name: str, given: Tensor | None, size: torch.Size) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: B batch, M mel frames.
 """
 
 import importlib.util
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.model import Conformer
@@ -22,12 +23,14 @@ from core.corpora.speaking import cast, record
 from core.corpora.text import UNKNOWN, Tokenizer
 from core.deploy.bundle import Bundle
 from core.deploy.onnx import ExportError, said_throughout
+from core.deploy.precision import Errors, errors_of
 from core.deploy.recognise import text_in
 from core.deploy.sherpa import Precision, heard_by_sherpa
 from core.evaluation.wer import word_errors
+from core.stages import Announce, be_silent
 
 TOLERANCE = 1e-4
-"""Of log-probabilities."""
+"""Of log-probabilities; more is asked about in double precision."""
 LENGTHS = ((10,), (203, 203), (400, 399, 12, 7, 0, 100), (6000,))
 """Of batches, in mel frames: 0.1 to 60 s, ragged, without padding, and with nothing in it."""
 _SPOKEN, _TOKENS_SPOKEN = 8, 5
@@ -104,55 +107,127 @@ class Texts:
         return word_errors(*zip(*pairs, strict=True)).wer if pairs else 0.0
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What a model gives for a batch of noise as loud as the speech that it was trained on."""
+
+    features: Float[Tensor, "batch mel_frames mels"]
+    num_frames: Int[Tensor, " batch"]
+    log_probabilities: Float[Tensor, "batch time vocabulary"]
+    is_frame: Bool[Tensor, "batch time"]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, model: Conformer, lengths: Sequence[int]) -> "Expected":
+        """Of utterances of so many mel frames."""
+        features, num_frames = noise(model, lengths)
+        output = model(features, num_frames)
+        return cls(
+            features=features,
+            num_frames=num_frames,
+            log_probabilities=output.logits.log_softmax(-1),
+            is_frame=output.is_frame,
+        )
+
+
 def agreement(
     model: Conformer,
     graph: nn.Module,
     lengths: Sequence[Sequence[int]] = LENGTHS,
     *,
     is_nemo: bool = False,
+    expected: Sequence[Expected] | None = None,
 ) -> Agreement:
-    """On noise as loud as the speech that the model was trained on.
+    """Compare a graph with its model on noise.
 
     Args:
         model: what is right.
         graph: what is compared with it.
         lengths: of the utterances of each batch, in mel frames.
         is_nemo: whether the graph gives a frame for each of the features.
+        expected: what the model gives for these batches, if that is known.
     """
+    batches = expected or [Expected.of(model, each) for each in lengths]
     gap, same, frames = 0.0, 0, 0
-    for batch in lengths:
-        features, num_frames = noise(model, batch)
-        expected, found = model(features, num_frames), graph(features, num_frames)
-        logs, is_frame = expected.logits.log_softmax(-1), expected.is_frame
-        if is_nemo:
-            longest = features.shape[1]
-            logs = said_throughout(logs, longest, model.shape.hearing.subsampling)
-            is_frame = torch.arange(longest) < num_frames[:, None]
-        if not torch.equal(found.num_frames, is_frame.sum(1)):
-            return Agreement(gap=float("inf"), frames=0, same_best=0.0)
-        heard, right = found.logits[:, : logs.shape[1]][is_frame], logs[is_frame]
-        gap = max(gap, float((heard - right).abs().max()))
+    factor = model.shape.hearing.subsampling if is_nemo else 1
+    for batch in batches:
+        heard, right = _heard(graph, batch, factor)
+        if len(heard) != len(right):
+            return Agreement(gap=math.inf, frames=0, same_best=0.0)
+        gap = max(gap, float((heard - right).abs().nan_to_num(nan=math.inf).max()))
         same += int((heard.argmax(-1) == right.argmax(-1)).sum())
         frames += len(right)
     return Agreement(gap=gap, frames=frames, same_best=same / frames)
 
 
+@torch.inference_mode()
+def _heard(
+    graph: nn.Module, batch: Expected, factor: int
+) -> tuple[Float[Tensor, "heard vocabulary"], Float[Tensor, "real vocabulary"]]:
+    """A graph's log-probabilities of real frames, and the model's, each said `factor` times."""
+    found = graph(batch.features, batch.num_frames)
+    right, is_frame = batch.log_probabilities, batch.is_frame
+    if factor > 1:
+        longest = batch.features.shape[1]
+        right = said_throughout(right, longest, factor)
+        is_frame = torch.arange(longest) < batch.num_frames[:, None]
+    if not torch.equal(found.num_frames, is_frame.sum(1)):
+        return right.new_zeros(0, right.shape[-1]), right[is_frame]
+    return found.logits[:, : right.shape[1]][is_frame], right[is_frame]
+
+
 def check_graph(
-    model: Conformer, graph: nn.Module, name: str, *, is_nemo: bool = False
-) -> Agreement:
+    model: Conformer,
+    graph: nn.Module,
+    name: str,
+    *,
+    is_nemo: bool = False,
+    announce: Announce = be_silent,
+    expected: Sequence[Expected] | None = None,
+) -> tuple[Agreement, Errors | None]:
     """Compare a graph in floats with its model.
 
+    Args:
+        model: what is right.
+        graph: what is compared with it.
+        name: of the graph's file.
+        is_nemo: whether the graph gives a frame for each of the features.
+        announce: told what begins.
+        expected: what the model gives for the batches of `LENGTHS`, if that is known.
+
+    Returns:
+        How far they agree, and, if that is further apart than the tolerance, both errors against
+        double precision.
+
     Raises:
-        ExportError: if they do not agree.
+        ExportError: if they differ by more than the tolerance, and by more than rounding does.
     """
-    found = agreement(model, graph, is_nemo=is_nemo)
-    if not found.gap <= TOLERANCE:
+    batches = expected or [Expected.of(model, each) for each in LENGTHS]
+    found = agreement(model, graph, is_nemo=is_nemo, expected=batches)
+    if found.gap <= TOLERANCE:
+        return found, None
+    announce(f"comparing `{name}` and torch with double precision")
+    factor = model.shape.hearing.subsampling if is_nemo else 1
+    errors = Errors()
+    if found.gap < math.inf:
+        for batch in batches:
+            errors = errors.joined(_errors(model, graph, batch, factor))
+    if not (errors.torch > 0 and errors.is_rounding):
         raise ExportError(
-            f"`{name}` must give torch's log-probabilities within {TOLERANCE:g},"
-            f" but they differ by {found.gap:.3g}."
+            f"`{name}` must give torch's log-probabilities within {TOLERANCE:g}, but they differ"
+            f" by {found.gap:.3g}; from double precision torch's are {errors.torch:.2g} away, its"
+            f" own {errors.other:.2g}."
         )
-    return found
+    return found, errors
+
+
+def _errors(model: Conformer, graph: nn.Module, batch: Expected, factor: int) -> Errors:
+    heard, _ = _heard(graph, batch, factor)
+    if factor > 1:  # one of those that are said again
+        numbers = torch.cat([torch.arange(int(length)) for length in batch.num_frames])
+        heard = heard[numbers % factor == 0]
+    speech = (batch.features, batch.num_frames)
+    return errors_of(model, speech, heard, batch.is_frame)
 
 
 def texts_of(

@@ -5,11 +5,11 @@ given to shorter histories. For millions of sentences use KenLM's or SRILM's too
 """
 
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from core.corpora.placing import temporary_path
 from core.evaluation.ngram import BEGIN, END, UNSEEN
 
 _DISCOUNT = 0.75
@@ -38,7 +38,7 @@ def write_arpa(texts: Iterable[str], file: Path, *, order: int = 3) -> None:
             line = f"{_log10(probability):.6f}\t{' '.join(gram)}"
             weight = f"\t{_log10(backoffs.get(gram, 1.0)):.6f}" if n < order else ""
             lines.append(line + weight)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside = temporary_path(file)
     beside.write_text("\n".join([*lines, "", "\\end\\", ""]), encoding="utf-8")
     beside.replace(file)
 

@@ -9,7 +9,7 @@ from core.corpora.corpus import SplitName
 from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore
 from core.evaluation.recognition import recognised
-from core.evaluation.speed import latency_seconds
+from core.evaluation.speed import measured_latency
 from core.evaluation.wer import WerReport, wer_report
 from core.pruning.space import Space
 from core.report import Outcome, Reference, Report, Stage
@@ -54,7 +54,7 @@ class Judge:
         pruning, cost = self.config.pruning, self.space.dense_cost(model)
         wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
         assert wer is not None, "a corpus has dev speech"
-        seconds = latency_seconds(
+        latency = measured_latency(
             model,
             utterance_seconds=pruning.utterance_seconds,
             repeats=self.config.evaluation.latency_repeats,
@@ -80,8 +80,9 @@ class Judge:
             latency_sparsity=float(self.space.sparsity(cost, "latency"))
             if self.space.latency
             else None,
-            latency_ms=1000 * seconds,
-            real_time_factor=seconds / pruning.utterance_seconds,
+            latency_ms=1000 * latency.seconds,
+            latency_busy=latency.is_busy,
+            real_time_factor=latency.seconds / pruning.utterance_seconds,
             steps=steps,
             model=folder,
         )

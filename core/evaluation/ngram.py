@@ -234,8 +234,12 @@ def _read_words(file: Path) -> tuple[int, list[str]]:
 
 
 def _parse(lines: Iterable[str]) -> tuple[int, list[str]]:
-    order, words, is_inside = 0, list[str](), False
+    order, words, is_inside, is_begun = 0, list[str](), False, False
     for line in map(str.strip, lines):
+        # KenLM goes by the first bytes, and maps what looks like its own binary format.
+        is_begun = is_begun or line == "\\data\\"
+        if line and not is_begun:
+            raise ValueError("its first line is not \\data\\")
         if line.startswith("\\2-grams:") or line == "\\end\\":
             break
         if line.startswith("ngram "):

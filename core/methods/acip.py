@@ -28,6 +28,13 @@ from core.pruning.straight_through import StraightThrough
 from core.training.gating import GateMethod, GateStage, gate_rate
 from core.training.method import Workbench
 
+KEYS = (
+    "pruning.learning_rate",
+    "pruning.gate_lr",
+    "pruning.gate_travel",
+    "pruning.smallest",
+)
+
 # A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
 FALLS = 6.0
 # Lambda is in units of loss for the whole resource: it starts where nothing is worth so little, and

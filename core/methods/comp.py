@@ -21,6 +21,8 @@ from core.pruning.space import unit_share
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
+KEYS = ("pruning.coarse_share",)
+
 
 class COMP(Method):
     needs = frozenset({"audio"})

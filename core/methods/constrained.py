@@ -23,6 +23,19 @@ from core.training.concrete import ConcreteStage
 from core.training.gating import GateMethod, GateStage, expected_sparsities
 from core.training.method import Workbench
 
+KEYS = (
+    "pruning.learning_rate",
+    "pruning.gate_lr",
+    "pruning.gate_travel",
+    "pruning.gates",
+    "pruning.start_from",
+    "pruning.start_spread",
+    "pruning.constraint",
+    "pruning.log_alpha",
+    "pruning.module_log_alpha",
+)
+IGNORES = ("pruning.further_targets",)
+
 # A multiplier must be able to outweigh the loss within a part of the run, however long that is.
 ASCENT = 200.0
 # Gates that remember run on when the constraint holds: with Adam's own betas 50 % became 73 %.

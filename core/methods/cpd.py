@@ -20,6 +20,12 @@ from core.training.gating import GateMethod, GateStage
 from core.training.method import Found, Workbench
 from core.training.trainer import Trainable
 
+KEYS = (
+    "pruning.learning_rate",
+    "pruning.rounds",
+)
+IGNORES = ("pruning.further_targets",)
+
 
 class Shut(nn.Module):
     """Gates that are open, or shut for good, and the order in which they are."""

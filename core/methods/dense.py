@@ -7,6 +7,8 @@ from core.config import TrialConfig
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
+IGNORES = ("pruning.further_targets",)
+
 
 class Dense(Method):
     lives_by_tuning = True

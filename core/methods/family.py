@@ -29,6 +29,22 @@ from core.training.method import Found, Method, Workbench
 from core.training.nested import Nested, absorb, tiered
 from core.training.trainer import Trainable
 
+KEYS = (
+    "pruning.learning_rate",
+    "pruning.gate_lr",
+    "pruning.gate_travel",
+    "pruning.gates",
+    "pruning.start_from",
+    "pruning.start_spread",
+    "pruning.lambda_lr",
+    "pruning.lambda_quadratic",
+    "pruning.warmup_share",
+    "pruning.order_share",
+    "pruning.drawn_sizes",
+    "pruning.log_alpha",
+    "pruning.module_log_alpha",
+)
+
 
 class FamilyStage:
     """Gates until the order is found, then all sizes."""

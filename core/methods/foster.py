@@ -15,6 +15,14 @@ from core.report import Report
 from core.training.boosting import Boosted, Fostering, fostering
 from core.training.method import Workbench, tuning_rates
 
+KEYS = (
+    "boosting.share",
+    "boosting.old_weight",
+    "boosting.temperature",
+    "boosting.boost_beta",
+    "boosting.compress_beta",
+)
+
 
 class Foster(Magnitude):
     lives_by_tuning = True

@@ -20,6 +20,9 @@ from core.training.distillation import ctc_loss
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
+KEYS = ("pruning.depth_order",)
+IGNORES = ("pruning.axes",)
+
 
 class InterCTC(Method):
     needs = frozenset({"labels"})

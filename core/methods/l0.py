@@ -23,16 +23,32 @@ from core.training.concrete import ConcreteStage
 from core.training.gating import GateMethod, GateStage, expected_sparsities
 from core.training.method import Workbench
 
+KEYS = (
+    "pruning.learning_rate",
+    "pruning.gate_lr",
+    "pruning.gate_travel",
+    "pruning.gates",
+    "pruning.shrink_rounds",
+    "pruning.start_from",
+    "pruning.start_spread",
+    "pruning.lambda_lr",
+    "pruning.lambda_quadratic",
+    "pruning.warmup_share",
+    "pruning.log_alpha",
+    "pruning.module_log_alpha",
+)
+IGNORES = ("pruning.further_targets",)
+
 
 class WarmedTarget:
     """Two multipliers a resource that climb while expected sparsity is not the target.
 
-    The targets warm up.
+    The targets warm up, within each of `rounds` rounds of removal.
     """
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, *, rounds: int = 1) -> None:
         config = bench.config.pruning
-        self._bench = bench
+        self._bench, self._rounds = bench, rounds
         pairs = [Lagrangian(quadratic_start=config.lambda_quadratic) for _ in config.targets]
         self._lagrangian = nn.ModuleList(pairs).to(bench.device)
         parameters = self._lagrangian.parameters()
@@ -50,7 +66,7 @@ class WarmedTarget:
                 config.targets[resource],
                 step=step,
                 steps=config.steps,
-                rounds=config.shrink_rounds,
+                rounds=self._rounds,
                 warmup_share=config.warmup_share,
             )
             violation = (target - sparsity).clamp(min=0) if told else target - sparsity
@@ -79,9 +95,8 @@ class WarmedTarget:
 
 class L0(GateMethod):
     def stage(self, bench: Workbench) -> GateStage:
-        return ConcreteStage(
-            bench, WarmedTarget(bench), shrink_rounds=bench.config.pruning.shrink_rounds
-        )
+        rounds = bench.config.pruning.shrink_rounds
+        return ConcreteStage(bench, WarmedTarget(bench, rounds=rounds), shrink_rounds=rounds)
 
 
 METHOD = L0()

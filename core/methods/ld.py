@@ -26,6 +26,8 @@ from core.pruning.scoring import per_cost
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
+KEYS = ("pruning.groups",)
+
 
 class LatentShift(Method):
     needs = frozenset({"audio"})

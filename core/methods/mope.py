@@ -20,6 +20,8 @@ from core.training.distillation import gated_loss
 from core.training.method import Found, Method, Workbench
 from core.training.trainer import Trainable
 
+KEYS = ("pruning.groups",)
+
 
 class MoPE(Method):
     needs = frozenset({"labels"})

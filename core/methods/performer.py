@@ -19,6 +19,11 @@ from core.pruning.extraction import clone
 from core.pruning.repair import Calibration
 from core.strict import ConfigError
 
+KEYS = (
+    "pruning.linear_blocks",
+    "pruning.linear_features",
+)
+
 
 class Performer(Magnitude):
     needs = frozenset({"audio"})

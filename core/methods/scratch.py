@@ -12,6 +12,7 @@ from core.training.method import Workbench
 
 class Scratch(Uniform):
     lives_by_tuning = True
+    is_from_scratch = True
 
     def started(self, model: Conformer, bench: Workbench) -> Conformer:
         """The same sizes, new weights; only the features' statistics are kept."""

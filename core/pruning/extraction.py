@@ -1,7 +1,7 @@
 """From a model and a mask to a smaller dense model that computes the same."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,19 +26,33 @@ def extract(model: Conformer, mask: Mask) -> Conformer:
 
 
 def narrowed(model: Conformer, mask: Mask) -> Conformer:
-    """The same, with its factors as they are."""
+    """The same, with its factors as they are.
+
+    Block after block is folded, so that beside the two models no more than one block is in memory.
+    """
     axes = model.axes()
-    with torch.no_grad():
-        floats = {name: values.to(model.head.weight) for name, values in mask.items()}
-        folded = fold(tensors_of(model), axes, floats)
+    floats = {name: values.to(model.head.weight) for name, values in mask.items()}
     kept = open_blocks(model.shape, floats)
-    tensors = {
-        new: tensor
-        for name, tensor in folded.tensors.items()
-        if (new := small_name(name, kept)) is not None
-    }
+    tensors: dict[str, Tensor] = {}
+    for part in _parts(tensors_of(model)):
+        with torch.no_grad():
+            folded = fold(part, axes, floats)
+        for name, tensor in folded.tensors.items():
+            if (new := small_name(name, kept)) is not None:
+                # Folding gives a tensor back as it is, or makes a new one.
+                tensors[new] = tensor.detach().clone() if tensor is part[name] else tensor
     shape = kept_shape(model.shape, axes, floats)
-    return assembled(shape, tensors, is_training=model.training)
+    return assembled(shape, tensors, is_training=model.training, is_copied=False)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """A model's tensors by block, the others by what they belong to."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, number, *_ = name.split(".")
+        part = f"{module}.{number}" if module == "blocks" else module
+        parts.setdefault(part, {})[name] = tensor
+    return list(parts.values())
 
 
 def of_blocks(model: Conformer, blocks: Collection[int]) -> Conformer:
@@ -101,6 +115,12 @@ def small_name(name: str, kept: Sequence[int]) -> str | None:
 def clone(model: Conformer) -> Conformer:
     """A copy that shares no parameter and no buffer."""
     return copy.deepcopy(model)
+
+
+def without_weights(model: Conformer) -> Conformer:
+    """A model of the same shape on the `meta` device: to ask for axes and costs."""
+    with torch.device("meta"):
+        return Conformer(model.shape)
 
 
 def as_mask(choice: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -64,12 +64,24 @@ def multiplied_out(model: Conformer, *, everywhere: bool = False) -> Conformer:
     return assembled(replace(model.shape, ranks=ranks), tensors, is_training=model.training)
 
 
-def assembled(shape: Shape, tensors: Mapping[str, Tensor], *, is_training: bool) -> Conformer:
-    """A new model of this shape with copies of these tensors."""
+def assembled(
+    shape: Shape, tensors: Mapping[str, Tensor], *, is_training: bool, is_copied: bool = True
+) -> Conformer:
+    """A new model of this shape with these tensors.
+
+    Args:
+        shape: of the model.
+        tensors: its parameters and buffers by name.
+        is_training: the mode that it is put into.
+        is_copied: whether it gets copies; False if no one else holds the tensors.
+    """
     with torch.device("meta"):
         model = Conformer(shape)
-    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    model.load_state_dict(copies, assign=True)
+    own = {
+        name: tensor.detach().clone() if is_copied else tensor.detach()
+        for name, tensor in tensors.items()
+    }
+    model.load_state_dict(own, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_()  # assigned tensors bring their own flag
     return model.train(is_training)

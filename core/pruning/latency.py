@@ -25,6 +25,8 @@ from torch import Tensor
 
 from core.conformer.axes import Axis, Number
 from core.conformer.model import Conformer
+from core.corpora.placing import replaced
+from core.outside_files import LARGEST_SETTINGS, read_json
 from core.strict import Config, ConfigError
 
 Part = Literal[
@@ -166,10 +168,7 @@ class LatencyTable(Config):
                 )
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}")
-        beside.write_text(json.dumps(self.model_dump(), indent=1))
-        beside.replace(file)
+        replaced(file, json.dumps(self.model_dump(), indent=1))
 
     @classmethod
     def load(cls, file: Path) -> "LatencyTable":
@@ -179,8 +178,8 @@ class LatencyTable(Config):
             ConfigError: in one line naming the file.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            values = read_json(file, largest=LARGEST_SETTINGS)
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"`pruning.latency_table` must be a file of JSON, but `{file}`: {error}"
             ) from None

@@ -61,10 +61,13 @@ def repaired(
     device = model.head.weight.device
     choice = {name: units.to(device) for name, units in choice.items()}
     target = reference_gates(model.axes(), reference, choice)
+    mask = {name: z * choice[name] for name, z in target.items()}
+    if how == "none" and not (reference and speech):
+        return multiplied_out(narrowed(model, mask))
     folded = fold(tensors_of(model), model.axes(), target, narrow_from=math.inf)
     if reference and speech:
         reestimate_statistics(model, speech, folded=folded)
-    small = narrowed(model, {name: z * choice[name] for name, z in target.items()})
+    small = narrowed(model, mask)
     if how == "none":
         return multiplied_out(small)
     modules = _modules_left(model, choice, small)

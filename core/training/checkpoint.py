@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from core.corpora.placing import remove_leftovers, temporary_path
+from core.outside_files import check_stored, read_text
+
 KEPT = 2
 """Older ones are deleted: one to go on from, one in case its disk block went bad."""
 
@@ -27,8 +30,9 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         RuntimeError: torch's, with an OSError behind it, if the disk is full; they are, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     final = folder / f"{step:09d}"
-    beside = folder / f".{step:09d}.{os.getpid()}"
+    beside = temporary_path(final)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -57,7 +61,8 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     found = _found(folder)
     for path in found:
         try:
-            if (path / "sha256").read_text() != _digest(path / "state.pt"):
+            check_stored(path / "state.pt")
+            if read_text(path / "sha256") != _digest(path / "state.pt"):
                 continue
             state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         except Exception:  # noqa: BLE001, S112  # torch raises whatever its reader trips over

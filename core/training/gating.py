@@ -100,12 +100,12 @@ class GateStage:
         self.gates, self.control = gates, control
         projection = bench.distillation.projection
         self._settling = round(settling * self.steps)
-        self._rate = gate_rate(config, settling_steps=self._settling)
+        learned = list(gates.parameters())  # some gates learn nothing, and have no rate
+        self._rate = gate_rate(config, settling_steps=self._settling) if learned else 0.0
         self.weights = [*self.model.parameters(), *projection.parameters()]
         self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
         self.gate_primal = [
-            torch.optim.Adam([part], lr=self._rate, betas=gate_betas)
-            for part in gates.parameters()  # some gates learn nothing
+            torch.optim.Adam([part], lr=self._rate, betas=gate_betas) for part in learned
         ]
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -97,6 +97,8 @@ class Method(ABC):
 
     lives_by_tuning: bool = False
     """Whether its models are worth nothing of their own before they are tuned."""
+    is_from_scratch: bool = False
+    """Whether its models are tuned from random weights."""
 
     def targets(self, config: TrialConfig) -> tuple[float, ...]:
         """The shares of the resource to remove; each becomes an outcome."""

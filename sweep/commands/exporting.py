@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sweep.commands.stages import Stages
 from sweep.commands.terminal import Json, Model, out
 
 
@@ -29,12 +30,19 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Leave with a model: a folder that other programs load, verified before it is there."""
-    from core.deploy.export import export as exported
-    from sweep.views import as_json as to_json
-    from sweep.views import model_folder
+    with Stages("starting") as stages:
+        from core.deploy.export import export as exported
+        from sweep.views import as_json as to_json
+        from sweep.views import model_folder
 
-    source = model_folder(f"{model}:{trial}" if trial else model)
-    done = exported(source, folder.absolute(), to, is_int8=int8, verify_on=verify_on or ())
+        done = exported(
+            model_folder(f"{model}:{trial}" if trial else model),
+            folder.absolute(),
+            to,
+            is_int8=int8,
+            verify_on=verify_on or (),
+            announce=stages.announce,
+        )
     if as_json:
         out.print(to_json(asdict(done)), markup=False)
         return

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sweep.commands.stages import Stages
 from sweep.commands.terminal import Json, out
 
 
@@ -18,11 +19,12 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """A published recogniser becomes a bundle: a teacher, or a model to put to work."""
-    from core.deploy.importing.bring import bring
-    from core.pruning.space import whole_cost
-    from sweep.views import as_json as to_json
+    with Stages("starting") as stages:
+        from core.deploy.importing.bring import bring
+        from core.pruning.space import whole_cost
+        from sweep.views import as_json as to_json
 
-    found = bring(model, to.absolute(), for_sherpa=for_sherpa)
+        found = bring(model, to.absolute(), for_sherpa=for_sherpa, announce=stages.announce)
     shape, cost = found.model.shape, whole_cost(found.model, 10.0)
     told = {
         **found.report["imported"],

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sweep.commands.terminal import Json, Sweep, out
+from sweep.commands.terminal import Json, Sweep, err, out
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A packed sweep, .tar.gz.")]
 
@@ -18,11 +18,18 @@ def pack(folder: Sweep, file: File) -> None:
     out.print(f"wrote {file}; conformer-sweep unpack {file} DIR makes it a sweep again")
 
 
-def unpack(file: File, folder: Sweep) -> None:
+def unpack(
+    file: File,
+    folder: Sweep,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="The file is my own: keep the servers that it names.")
+    ] = False,
+) -> None:
     """Make a sweep's directory of such a file; it goes on from where it was."""
     from sweep.moving import unpack as read
 
-    read(file, folder)
+    for line in read(file, folder, is_trusted=trust):
+        err.print(line)
     out.print(f"made {folder}; conformer-sweep status {folder} says how far it has come")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sweep.commands.telling import Following, Telling
-from sweep.commands.terminal import Json, Model, out
+from sweep.commands.terminal import AnyModel, Json, out
 
 if TYPE_CHECKING:  # torch takes seconds
     from core.evaluation.words import Decoder
@@ -28,10 +28,14 @@ WordScore = Annotated[
     float | None,
     typer.Option(help="Added for each word, in nats; more makes more words; 1 with --lm."),
 ]
+Runtime = Annotated[
+    Literal["torch", "onnxruntime", "int8"] | None,
+    typer.Option(help="What runs the model; torch for bundles, onnxruntime for exports."),
+]
 
 
 def transcribe(
-    model: Model,
+    model: AnyModel,
     files: Annotated[list[Path], typer.Argument(help="Audio files, or folders of them.")],
     written_as: Annotated[
         Literal["text", "json", "srt", "vtt"], typer.Option("--format", help="Of what is written.")
@@ -50,6 +54,7 @@ def transcribe(
         float, typer.Option(help="Seconds that two neighbouring windows share.", min=0)
     ] = 0.0,
     depth: Depth = None,
+    runtime: Runtime = None,
     beam: Beam = None,
     lm: LanguageModel = None,
     lm_weight: LmWeight = None,
@@ -62,7 +67,7 @@ def transcribe(
     from sweep.transcripts import check_format, places
 
     written_as = "json" if as_json else written_as
-    opened = _opened(model, depth)
+    opened = _opened(model, depth, runtime)
     fitting = Windowing.fitting(opened.report).seconds
     windowing = Windowing(seconds=window or fitting, overlap=overlap)
     decoder = _decoder(opened, beam, lm, lm_weight, word_score)
@@ -81,8 +86,8 @@ def transcribe(
 
 
 def evaluate(
-    model: Model,
-    corpus: Annotated[str, typer.Argument(help="demo, librispeech or a folder.")],
+    model: AnyModel,
+    corpus: Annotated[str, typer.Argument(help="demo, librispeech, a folder or a manifest.")],
     split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
     root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
     case: Annotated[
@@ -98,9 +103,7 @@ def evaluate(
         int, typer.Option(help="So many of the most frequent ones are told.", min=0)
     ] = 5,
     depth: Depth = None,
-    runtime: Annotated[
-        Literal["torch", "onnxruntime", "int8"], typer.Option(help="Which runs it.")
-    ] = "torch",
+    runtime: Runtime = None,
     beam: Beam = None,
     lm: LanguageModel = None,
     lm_weight: LmWeight = None,
@@ -108,7 +111,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Word error rate of a model on a corpus, with its interval; which errors; beside another."""
-    from core.deploy.bench import in_runtime
     from core.deploy.recognise import heard_in
     from sweep.judging import check_details, judged, judged_lines, write_details
     from sweep.views import as_json as to_json
@@ -116,32 +118,33 @@ def evaluate(
 
     if details is not None:
         check_details(details)
-    models = [_opened(name, depth) for name in (model, against) if name is not None]
+    models = [_opened(name, depth, runtime) for name in (model, against) if name is not None]
     decoders = [_decoder(opened, beam, lm, lm_weight, word_score) for opened in models]
     config = corpus_config(corpus, root, case)
     with corpus_folder() as speech:
-        found = []
-        for number, (opened, decoder) in enumerate(zip(models, decoders, strict=True)):
-            folder = Path(speech) / f"runtime{number}"
-            folder.mkdir()
-            heard_by = in_runtime(opened.model, runtime, folder)
-            found.append(
-                heard_in(opened, config, split, Path(speech), heard_by=heard_by, decoder=decoder)
-            )
+        found = [
+            heard_in(opened, config, split, Path(speech), decoder=decoder)
+            for opened, decoder in zip(models, decoders, strict=True)
+        ]
     values = judged(found, confusions)
     if details is not None:
         write_details(found, details)
     out.print(to_json(values) if as_json else "\n".join(judged_lines(values)), markup=False)
 
 
-def _opened(model: str, depth: int | None) -> Any:
-    """A bundle, whole or of fewer blocks."""
-    from core.deploy import bundle
+def _opened(model: str, depth: int | None, runtime: Any) -> Any:
+    """A bundle, whole or of fewer blocks, or an export, as the runtime runs it."""
+    import torch
+
+    from core.deploy.bench import recognizer_in
+    from core.deploy.exported import open_recognizer
     from core.deploy.recognise import at_depth
     from sweep.views import model_folder
 
-    opened = bundle.load(model_folder(model))
-    return opened if depth is None else at_depth(opened, depth)
+    threads = torch.get_num_threads()
+    opened = open_recognizer(model_folder(model), runtime, threads=threads)
+    whole = opened if depth is None else at_depth(opened, depth)
+    return recognizer_in(whole, runtime, threads=threads)
 
 
 def _decoder(

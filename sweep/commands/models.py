@@ -5,34 +5,41 @@ from typing import Annotated, Any
 
 import typer
 
+from sweep.commands.stages import Stages
 from sweep.commands.terminal import Json, Model, err, out, print_table
 
 
 def bench(
     model: Annotated[
-        str, typer.Argument(help="A bundle's folder, DIR:TRIAL of a sweep, or an ONNX graph.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="The folder of a bundle or of an export, DIR:TRIAL of a sweep, or an ONNX graph.",
+        ),
     ],
     seconds: Annotated[float, typer.Option(help="Length of an utterance.", min=0.1)] = 10.0,
     batch: Annotated[int, typer.Option(help="Utterances at a time for throughput.", min=1)] = 8,
     threads: Annotated[int, typer.Option(help="Of each runtime.", min=1)] = 1,
-    repeats: Annotated[int, typer.Option(help="Medians are of so many.", min=1)] = 7,
+    repeats: Annotated[int, typer.Option(help="Passes that a median is of, at most.", min=1)] = 7,
     int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """How fast a model is here: latency, real-time factor and throughput, in each runtime."""
-    from core.deploy.bench import benched
-    from sweep.benching import bench_table, bench_title
-    from sweep.views import as_json as to_json
-    from sweep.views import model_folder
+    with Stages("starting") as stages:
+        from core.deploy.bench import benched
+        from sweep.benching import bench_table, bench_title
+        from sweep.views import as_json as to_json
+        from sweep.views import model_folder
 
-    found = benched(
-        model_folder(model),
-        utterance_seconds=seconds,
-        batch=batch,
-        threads=threads,
-        repeats=repeats,
-        is_int8=int8,
-    )
+        found = benched(
+            model_folder(model),
+            utterance_seconds=seconds,
+            batch=batch,
+            threads=threads,
+            repeats=repeats,
+            is_int8=int8,
+            announce=stages.announce,
+        )
     if as_json:
         out.print(to_json(found), markup=False)
         return

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sweep.commands.stages import Stages
 from sweep.commands.terminal import BAD_INPUT, Json, Model, Space, out
 
 
@@ -26,23 +27,25 @@ def init(
 
 def check(space: Space, as_json: Json = False) -> None:
     """Validate a search space, say what it would cost, and take one tiny step."""
-    from core.config import NO_SPEECH
-    from core.price import price
-    from core.without_speech import check as check_speechless
-    from core.without_speech import remaining
-    from sweep.config import load
-    from sweep.pricing import price_lines, price_values
-    from sweep.unlabelled import methods_line, refuse_methods
-    from sweep.views import as_json as to_json
+    with Stages("starting") as stages:
+        from core.config import NO_SPEECH
+        from core.price import price
+        from core.without_speech import check as check_speechless
+        from core.without_speech import remaining
+        from sweep.config import load
+        from sweep.pricing import price_lines, price_values
+        from sweep.unlabelled import methods_line, refuse_methods
+        from sweep.views import as_json as to_json
 
-    config = load(space)
-    base, able = config.space.base, remaining()
-    if base.corpus.name == NO_SPEECH:
-        searched = config.space.distributions.get("pruning.method")
-        refuse_methods(getattr(searched, "options", ()), without_speech=able)
-        check_speechless(base)
-    line = methods_line(base.corpus, without_speech=able)
-    values = {**price_values(config, price(base)), "methods": line}
+        config = load(space)
+        base, able = config.space.base, remaining()
+        if base.corpus.name == NO_SPEECH:
+            searched = config.space.distributions.get("pruning.method")
+            refuse_methods(getattr(searched, "options", ()), without_speech=able)
+            check_speechless(base)
+        line = methods_line(base.corpus, without_speech=able)
+        found = price(base, announce=stages.announce)
+        values = {**price_values(config, found), "methods": line}
     lines = [to_json(values)] if as_json else [*price_lines(values), *([line] if line else [])]
     out.print("\n".join(lines), markup=False)
 
@@ -59,14 +62,15 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune a model by its weights alone, where there is no speech; no WER is measured."""
-    from core.without_speech import config_of, pruned_bundle
-    from sweep.unlabelled import pruned_line
-    from sweep.views import as_json as to_json
-    from sweep.views import model_folder
+    with Stages("starting") as stages:
+        from core.without_speech import config_of, pruned_bundle
+        from sweep.unlabelled import pruned_line
+        from sweep.views import as_json as to_json
+        from sweep.views import model_folder
 
-    given = model_folder(model)
-    wanted = {"method": method, "resource": resource, "target_sparsity": remove}
-    found = pruned_bundle(config_of(given, wanted, seed=seed), to.absolute())
+        wanted = {"method": method, "resource": resource, "target_sparsity": remove}
+        config = config_of(model_folder(model), wanted, seed=seed)
+        found = pruned_bundle(config, to.absolute(), announce=stages.announce)
     out.print(to_json(found) if as_json else pruned_line(found), markup=False)
 
 

@@ -93,7 +93,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
 
     see(folder).record(trial)  # complains if there is none
     with locked(folder):
-        ledger = Ledger.open(folder)
+        ledger = Ledger.open(folder, is_writer=True)
         try:
             ledger.tune_on(trial, steps)
         finally:
@@ -122,6 +122,7 @@ def confirm(
     from sweep.confirming import confirmations, confirmed, plan
     from sweep.driver import run as run_segment
     from sweep.ledger import Ledger
+    from sweep.output import outlive_readers
     from sweep.views import as_json as to_json
     from sweep.views import confirmed_table, see
 
@@ -129,6 +130,7 @@ def confirm(
     if not seen.front:
         raise ValueError(f"`{folder}` must have a finished trial to confirm, but has none.")
     place = plan(seen, seeds=seeds)
+    outlive_readers()
     code = run_segment(place, address=address)
     ledger = Ledger.open(place)
     found = confirmed(seen.front, ledger.records(), confirmations(ledger))
@@ -156,18 +158,23 @@ def warm_start(
     address: Address = None,
 ) -> None:
     """Start a sweep whose sampler knows what others found, with their teacher."""
-    from sweep.config import create, find, load, open_config
+    from sweep.config import check_new, create, find, load, open_config
+    from sweep.consent import check_consent, give_consent
     from sweep.views import see
     from sweep.warm_start import begin, check
 
     seen = [see(old) for old in olds]
     given = _given(trials=trials, hours=hours, name=folder.resolve().name)
+    if not space:
+        check_consent(olds[0], open_config(olds[0]))
     config = (load(space) if space else open_config(olds[0])).with_budget(**given)
     for old in seen:
         check(config, old)
     original = find(space).read_text(encoding="utf-8") if space else config.toml()
-    create(folder.resolve(), config, original)
+    check_new(folder)
+    give_consent(folder, config)
     count = begin(folder.resolve(), config, seen)
+    create(folder.resolve(), config, original)
     out.print(f"begins with {count} outcomes of {len(seen)} sweeps", markup=False)
     _run(folder, address)
 
@@ -197,17 +204,20 @@ def stop(
 
 def _create(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.config import create, find, load
+    from sweep.consent import give_consent
     from sweep.unlabelled import refuse_sweep
 
     config = load(space).with_budget(**_given(trials=trials, hours=hours))
     refuse_sweep(config.space.base.corpus)
     create(folder.resolve(), config, find(space).read_text(encoding="utf-8"))
+    give_consent(folder, config)
 
 
 def _adopt(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
     """Go on with a sweep by the space it is given now; the driver says what differs."""
     from sweep.changes import changes, check
     from sweep.config import load, open_config, rewrite
+    from sweep.consent import give_consent
     from sweep.lock import locked
 
     before = open_config(folder)
@@ -218,6 +228,7 @@ def _adopt(space: str, folder: Path, trials: int | None, hours: float | None) ->
     if found:
         with locked(folder):
             rewrite(folder, config)
+    give_consent(folder, config)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -226,7 +237,9 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> None:
     from sweep.driver import run as run_segment
+    from sweep.output import outlive_readers
 
+    outlive_readers()
     code = run_segment(folder, address=address, should_retry=should_retry)
     _show_end(folder.resolve(), code)
     sys.exit(code)

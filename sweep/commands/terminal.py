@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from core.safe_text import terminal_line, terminal_text
+from sweep.console import SafeConsole
+
+out = SafeConsole(soft_wrap=True)
+err = SafeConsole(stderr=True, soft_wrap=True)
 
 BAD_INPUT, RESUMABLE = 2, 75
 MOST_LINES, LONGEST_LINE = 20, 800
@@ -32,6 +34,9 @@ Sweep = Annotated[
     Path, typer.Argument(metavar="DIR", help="The sweep's directory, or s3://...", parser=place)
 ]
 Model = Annotated[str, typer.Argument(help="A bundle's folder, or DIR:TRIAL of a sweep.")]
+AnyModel = Annotated[
+    str, typer.Argument(help="The folder of a bundle or of an export, or DIR:TRIAL of a sweep.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value for scripts.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join; `auto` is the one of this machine.")
@@ -58,14 +63,14 @@ def complain(text: str) -> None:
 def _printable(line: str) -> str:
     """What a file says may be long, and must not command the terminal."""
     cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
+    return terminal_line(cut)
 
 
 def write(lines: Iterable[str]) -> None:
     """Print many or very long lines as they are: a console would measure each."""
-    out.file.writelines(f"{line}\n" for line in lines)
+    out.file.writelines(f"{terminal_text(line)}\n" for line in lines)
 
 
 def print_table(table: Table) -> None:
-    console = out if out.is_terminal else Console(width=WIDE)
+    console = out if out.is_terminal else SafeConsole(width=WIDE)
     console.print(table)

@@ -17,7 +17,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweep.store.remote import Remote
+from core.corpora.placing import replaced, temporary_path
+from sweep.store.remote import Remote, local_path
 
 NOTES = ".store"
 """Of the copy alone: what it is a copy of, and what was last sent or fetched."""
@@ -55,8 +56,7 @@ def at(place: str) -> Path:
 
 
 def _note(folder: Path, address: str) -> None:
-    (folder / NOTES).mkdir(parents=True, exist_ok=True)
-    (folder / NOTES / ADDRESS).write_text(address, encoding="utf-8")
+    replaced(folder / NOTES / ADDRESS, address)
 
 
 def address_of(folder: Path) -> str | None:
@@ -85,8 +85,8 @@ def bring(folder: Path, *names: str) -> None:
         return
     remote = Remote(address)
     for key in [key for name in names for key in remote.under(name)]:
-        if not (folder / key).exists():
-            remote.download(key, folder / key)
+        if not local_path(folder, key).exists():
+            remote.download(key, local_path(folder, key))
 
 
 def nest(folder: Path, inner: Path) -> None:
@@ -149,9 +149,7 @@ class Memory:
 
     def keep(self, folder: Path) -> None:
         values = {name: getattr(self, name) for name in self.__slots__}
-        beside = folder / NOTES / f"{MEMORY}.new"
-        beside.write_text(json.dumps(values), encoding="utf-8")
-        beside.replace(folder / NOTES / MEMORY)
+        replaced(folder / NOTES / MEMORY, json.dumps(values))
 
 
 def fetch(folder: Path, remote: Remote, *, without: tuple[str, ...] = ()) -> None:
@@ -162,11 +160,12 @@ def fetch(folder: Path, remote: Remote, *, without: tuple[str, ...] = ()) -> Non
     if not now or now in memory.generations or (without and now == memory.viewed):
         return
     for key, version in _kept(remote, without):
-        is_same = memory.stamps.get(key) == _stamp(folder / key)
+        place = local_path(folder, key)
+        is_same = memory.stamps.get(key) == _stamp(place)
         if not is_same or memory.versions.get(key) != version:
-            _forget_what_sqlite_left(folder / key)
-            remote.download(key, folder / key)
-            memory.versions[key], memory.stamps[key] = version, _stamp(folder / key)
+            _forget_what_sqlite_left(place)
+            remote.download(key, place)
+            memory.versions[key], memory.stamps[key] = version, _stamp(place)
     if without:
         memory.viewed = now
     else:
@@ -243,7 +242,7 @@ def _still(path: Path, scratch: Path) -> Iterator[Path]:
     if path.suffix not in (".db", ".journal"):
         yield path
         return
-    beside = scratch / f"{path.name}.sent"
+    beside = temporary_path(scratch / path.name)
     try:
         if path.suffix == ".db":
             with (

@@ -14,11 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.store.remote import Found, Remote, StoreError
+from sweep.store.remote import Found, RefusedError, Remote, StoreError
 
 LEASE = "lease.json"
 SECONDS = 30.0
 """A driver unheard of for so long has lost its sweep."""
+LONGEST_SECONDS = 86_400.0
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("token", "host", "boot", "processes"), str),
+    **dict.fromkeys(("beat", "seconds"), (int, float)),
+    "pid": int,
+    "free": bool,
+}
+"""What a lease says."""
 BEATS = 3
 """So often a lease is renewed before it could be lost."""
 
@@ -87,7 +95,7 @@ class Lease:
         renewed = self._remote.replace(LEASE, self._text(), self._mine.version)
         if renewed is None:  # our own word may have arrived though its answer did not
             renewed = self._remote.read(LEASE)
-            if renewed is None or json.loads(renewed.data).get("token") != self._token:
+            if renewed is None or _values(renewed)["token"] != self._token:
                 raise LeaseError(
                     f"`{self._remote.address}` must be held by one driver, but"
                     f" {_holder(renewed) or 'another'} has taken it; resume goes on"
@@ -103,7 +111,7 @@ class Lease:
 
     def _watched(self, found: Found) -> Found | None:
         """The lease once it has changed, or after as long as it says."""
-        give_up = time.monotonic() + float(json.loads(found.data)["seconds"])
+        give_up = time.monotonic() + float(_values(found)["seconds"])
         while time.monotonic() < give_up:
             time.sleep(min(1.0, self._seconds / 10))
             later = self._remote.read(LEASE)
@@ -128,7 +136,7 @@ def holder(remote: Remote) -> Holder | None:
 def _holder(found: Found | None) -> Holder | None:
     if found is None:
         return None
-    values = json.loads(found.data)
+    values = _values(found)
     return Holder(
         pid=values["pid"],
         host=values["host"],
@@ -137,9 +145,29 @@ def _holder(found: Found | None) -> Holder | None:
     )
 
 
+def _values(found: Found) -> dict[str, Any]:
+    """What a lease says; whoever may write to the store may have written it.
+
+    Raises:
+        RefusedError: if it is no lease, or would hold the sweep for more than a day.
+    """
+    try:
+        values = json.loads(found.data)
+        is_right = all(isinstance(values[name], kind) for name, kind in KINDS.items())
+        is_right = is_right and 0 < values["seconds"] <= LONGEST_SECONDS
+    except (ValueError, TypeError, KeyError, RecursionError):
+        is_right, values = False, {}
+    if not is_right:
+        raise RefusedError(
+            f"`{LEASE}` of the store must be a driver's lease, but is damaged;"
+            " delete it there if no driver runs."
+        )
+    return dict(values)
+
+
 def _is_free(found: Found) -> bool:
     """Whether it was given back, or its process was of this machine and is no more."""
-    values: dict[str, Any] = json.loads(found.data)
+    values = _values(found)
     if values["free"]:
         return True
     here = _self()

@@ -2,15 +2,16 @@
 
 import errno
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import fsspec
+
+from core.corpora.placing import temporary_path
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class Remote:
             StoreError: if the store cannot be reached, or the digest is another.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside = temporary_path(path)
         try:
             with self._reached(key):
                 self._fs.get_file(self._path(key), str(beside))
@@ -196,6 +197,18 @@ class Remote:
             is_final = isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES
             kind = RefusedError if is_final else StoreError
             raise kind(f"`{self.address}/{key}` must be reachable, but: {reason}") from error
+
+
+def local_path(folder: Path, key: str) -> Path:
+    """Where a store's object belongs in a folder; a store may have objects of any name.
+
+    Raises:
+        RefusedError: if it would lie outside.
+    """
+    parts = PurePosixPath(key).parts
+    if not parts or key.startswith("/") or ".." in parts or "\0" in key:
+        raise RefusedError(f"`{key}` must be the name of an object inside, but leads out of it.")
+    return folder.joinpath(*parts)
 
 
 def patiently(act: Callable[[], T], *, seconds: float) -> T:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from core.report import Report
 from sweep.store.copy import NOTES
-from sweep.store.remote import Remote, StoreError, digest, patiently
+from sweep.store.remote import RefusedError, Remote, StoreError, digest, local_path, patiently
 
 T = TypeVar("T")
 
@@ -150,7 +150,8 @@ class State:
             there = self._remote.under(self._key)
             own = [key for key in there if not self._is_of_checkpoints(key)]
             for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
-                self._remote.download(key, self._folder / key.removeprefix(f"{self._key}/"))
+                inside = key.removeprefix(f"{self._key}/")
+                self._remote.download(key, local_path(self._folder, inside))
         self.fetch_checkpoint()
 
     def fetch_checkpoint(self) -> None:
@@ -270,10 +271,10 @@ def fetch_shared(remote: Remote, sweep: Path) -> None:
     note = sweep / NOTES / SHARED
     with _alone(note):
         had = _noted(note)
-        wanted: dict[str, str] = json.loads(found.data)
-        for key, checksum in wanted.items():
-            if had.get(key) != checksum or not (sweep / key).is_file():
-                remote.download(key, sweep / key, sha256=checksum)
+        for key, checksum in _checksums(found.data).items():
+            place = local_path(sweep, key)
+            if had.get(key) != checksum or not place.is_file():
+                remote.download(key, place, sha256=checksum)
         note.write_bytes(found.data)
 
 
@@ -282,7 +283,7 @@ def send_shared(remote: Remote, sweep: Path) -> None:
     note = sweep / NOTES / SHARED
     with _alone(note):
         found = remote.read(SHARED)
-        there: dict[str, str] = json.loads(found.data) if found else {}
+        there = _checksums(found.data) if found else {}
         here = {path.relative_to(sweep).as_posix(): digest(path) for path in _shared_files(sweep)}
         for key, checksum in here.items():
             if there.get(key) != checksum:
@@ -307,12 +308,26 @@ def _steps_of(outcomes: bytes) -> int:
     return max(int(outcome["steps"]) for outcome in told)
 
 
+def _checksums(data: bytes) -> dict[str, str]:
+    """Checksums of objects by name, as a store has them.
+
+    Raises:
+        RefusedError: if it is something else.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise RefusedError(f"`{SHARED}` of the store must hold checksums by name, but does not.")
+    return found
+
+
 def _noted(note: Path) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads(note.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return _checksums(note.read_bytes())
+    except (FileNotFoundError, RefusedError):
         return {}
-    return found
 
 
 @contextmanager

@@ -84,7 +84,10 @@ def ended(config, place, *, kill_after: int | None = None, known: int | None = N
             reports.append(timeless(next(going)))
         except StopIteration as stop:
             outcomes = stop.value
-            return reports, [replace(o, latency_ms=0.0, real_time_factor=0.0) for o in outcomes]
+            return reports, [
+                replace(o, latency_ms=0.0, latency_busy=None, real_time_factor=0.0)
+                for o in outcomes
+            ]
 
 
 def timeless(report: Report) -> Report:
@@ -404,7 +407,9 @@ def test_outcomes_are_plain_values_on_disk(shared):
 
     (plain,) = json.loads((place.trial / "outcomes.json").read_text())
 
-    assert plain | {"latency_ms": 0.0, "real_time_factor": 0.0} == asdict(outcome)
+    assert plain | {"latency_ms": 0.0, "latency_busy": None, "real_time_factor": 0.0} == asdict(
+        outcome
+    )
 
 
 @pytest.mark.parametrize("method", ["l0", "family"])

@@ -87,7 +87,7 @@ def finished(config, place, *, kill_after: int | None = None):
             (outcome,) = stop.value
             break
     told = [replace(report, audio_seconds_per_second=None) for report in reports]
-    outcome = replace(outcome, latency_ms=0.0, real_time_factor=0.0)
+    outcome = replace(outcome, latency_ms=0.0, latency_busy=None, real_time_factor=0.0)
     return told, outcome, bundle.load(place.trial / "model").model.state_dict()
 
 

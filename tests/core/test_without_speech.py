@@ -9,7 +9,7 @@ from core.deploy import bundle
 from core.strict import ConfigError
 from core.testing import SHAPE, ragged_speech, small_model
 from core.training.method import load_method
-from core.without_speech import check, config_of, pruned_bundle, remaining
+from core.without_speech import check, config_of, pruned, pruned_bundle, remaining
 
 
 @pytest.fixture
@@ -53,6 +53,18 @@ def test_with_nothing_to_remove_the_model_is_the_one_that_was_brought(given, tmp
         bundle.load(folder).model(features, num_frames) for folder in (given, tmp_path / "b")
     )
     torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=0)
+
+
+def test_the_smaller_model_shares_no_memory_with_the_one_that_was_brought(given):
+    teacher = bundle.load(given).model
+    config = config_of(given, {"method": "magnitude", "target_sparsity": 0.1})
+    held = {tensor.untyped_storage().data_ptr() for tensor in teacher.state_dict().values()}
+
+    small, _, space = pruned(config, teacher)
+
+    assert not held & {t.untyped_storage().data_ptr() for t in small.state_dict().values()}
+    assert all(parameter.requires_grad for parameter in small.parameters())
+    assert {parameter.device.type for parameter in space.model.parameters()} == {"meta"}
 
 
 def test_what_needs_speech_is_refused_by_what_can_be_done():

@@ -212,6 +212,13 @@ def test_a_slip_anywhere_in_a_space(bench, text, at, gone, new):
     judge_space(bench, slipped.encode("utf-8", "surrogatepass"))
 
 
+def test_a_key_of_another_method_is_refused_before_anything_is_made(bench):
+    (bench / "x.toml").write_text('[trial.pruning]\nmethod = "l0"\nsmallest = 0.2\nrounds = 3\n')
+
+    for words in (("check",), ("run", "--dir", bench / "new")):
+        judge(bench, words[0], bench / "x.toml", *words[1:], must_fail=True)
+
+
 @cases(30)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_space(bench, content):

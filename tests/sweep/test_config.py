@@ -3,7 +3,9 @@ import tomllib
 import pytest
 
 from core.strict import ConfigError
-from sweep.config import create, find, load, names, open_config, parse
+from sweep import toml_text
+from sweep.changes import changes
+from sweep.config import create, find, load, names, open_config, parse, read
 
 
 @pytest.mark.parametrize("name", names())
@@ -127,3 +129,73 @@ def test_a_password_in_the_file_is_refused_and_not_repeated(uri):
         parse(f'[tracking]\nuri = "{uri}"', source="x.toml")
 
     assert "hush" not in str(told.value)
+
+
+def given(tmp_path, pruning: str, rest: str = "") -> str:
+    """A search space that a person hands in."""
+    path = tmp_path / "x.toml"
+    path.write_text(f"[trial.pruning]\n{pruning}\n{rest}")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "key", "value", "owners"),
+    [
+        ('method = "l0"\nsmallest = 0.2', "smallest", "0.2", "`acip`"),
+        ("rounds = 4", "rounds", "4", "`cpd`"),
+        ("coarse_share = { uniform = [0.1, 0.5] }", "coarse_share", "uniform [0.1, 0.5]", "`comp`"),
+        ("order_share = 0.25", "order_share", "0.25", "`family`"),  # though it is the default
+        ("groups = { choice = [4, 8] }", "groups", "choice [4, 8]", "`ld`, `mope`"),
+        ('method = "magnitude"\ngates = "annealed"', "gates", "annealed", "`constrained`"),
+        ('method = { choice = ["cpd", "comp"] }\nlambda_lr = 0.1', "lambda_lr", "0.1", "`l0`"),
+        ("further_targets = [0.3]", "further_targets", "[0.3]", "`acip`"),
+        ('method = "interctc"\naxes = ["head"]', "axes", "['head']", "`l0`"),
+        ("[trial.boosting]\nshare = 0.4", "boosting.share", "0.4", "`foster`"),
+    ],
+)
+def test_a_key_that_no_chosen_method_reads_is_refused(tmp_path, pruning, key, value, owners):
+    with pytest.raises(ConfigError) as caught:
+        load(given(tmp_path, pruning))
+
+    (line,) = str(caught.value).splitlines()
+    assert f"{key}` must be left out where `pruning.method` is " in line
+    assert f"but is {value} instead; it belongs to " in line
+    assert owners in line
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        'method = { choice = ["l0", "acip"] }\nsmallest = 0.2\nlambda_lr = 0.1',
+        'start_from = "mope"\ngroups = 4',  # which gates start by
+        'method = "constrained"\nstart_from = { choice = ["ld", "numerical"] }\ngroups = 4',
+        'method = "numerical"\nfurther_targets = [0.3]\nsteps = 3',
+        'method = "numerical"\nwarmup_share = 0.2\n[early_stopping]\nkind = "pareto"',
+    ],
+)
+def test_a_key_that_one_of_the_chosen_methods_or_the_sweep_reads_is_taken(tmp_path, pruning):
+    load(given(tmp_path, pruning))
+
+
+def test_a_directory_of_before_whose_file_names_every_key_is_still_opened(tiny_space, tmp_path):
+    config = load(str(tiny_space))
+    create(tmp_path / "sweep", config, "")
+    table = config.model_dump()
+    table["trial"] = config.space.base.model_dump() | {"pruning": {
+        **config.space.base.pruning.model_dump(), **config.trial["pruning"]
+    }}  # fmt: skip
+    (tmp_path / "sweep" / "sweep.toml").write_text("\n".join(toml_text.lines(table)))
+
+    before = open_config(tmp_path / "sweep")
+
+    assert before.trial["pruning"]["smallest"] == 0.1
+    assert changes(before, config) == []
+    assert open_config(tmp_path / "sweep").with_budget(trials=9).toml().count("smallest") == 1
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_is_written_out_can_be_handed_in_again(name, tmp_path):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(parse(find(name).read_text(), source=name).toml())
+
+    read(str(path))

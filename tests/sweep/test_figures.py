@@ -2,6 +2,7 @@
 
 import csv
 import html
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -10,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from sweep import front, scene
-from sweep.figures import COLUMNS, front_table, teacher_wer, write_front
+from sweep.figures import COLUMNS, csv_text, front_table, rows, teacher_wer, write_front
+from sweep.front import Point
 from sweep.records import TrialRecord
 from sweep.testing import made_outcome, made_records
 from sweep.views import front_lines_of
@@ -232,3 +234,18 @@ def test_a_long_front_is_told_in_plain_lines_with_the_same_words():
         words = [word for cell in cells for word in str(cell).split()]
         assert sorted(line.split()) == sorted(words)
     assert sum(line.endswith("*") for line in lines) == 1
+
+
+def test_a_latency_taken_on_a_busy_machine_is_marked_in_table_and_csv():
+    points = [
+        Point(trial=number, outcome=0, result=made_outcome(wer, gflops, latency_busy=is_busy))
+        for number, (wer, gflops, is_busy) in enumerate(
+            [(0.3, 1.0, True), (0.2, 2.0, False), (0.1, 3.0, None)]  # None: of before
+        )
+    ]
+
+    shown = [row["latency (ms)"] for row in rows(points)]
+    table = list(csv.DictReader(io.StringIO(csv_text(points, {}))))
+
+    assert [text.endswith(" (busy)") for text in shown] == [True, False, False]
+    assert [row["latency_busy"] for row in table] == ["True", "False", ""]

@@ -59,6 +59,7 @@ def test_a_bench_says_how_large_and_how_fast_a_model_is_in_each_runtime(run, mod
         assert row["latency_ms"] > 0
         assert row["real_time_factor"] == pytest.approx(row["latency_ms"] / 1000)
         assert row["audio_seconds_per_second"] > 0
+        assert row["passes"] == [1, 1]
 
 
 @pytest.mark.long

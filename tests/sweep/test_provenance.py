@@ -1,6 +1,8 @@
 """By what code, with what packages and on what speech a sweep was run."""
 
+import os
 import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -8,7 +10,10 @@ import pytest
 from core.corpora.prepared import prepare_speech
 from core.corpora.text import Tokenizer
 from core.lineage import speech_lineage
-from sweep import provenance
+from sweep import machines, provenance
+from sweep.actor import kind_of
+from sweep.cluster import OtherProgramError
+from sweep.config import create, load
 from sweep.testing import made_records
 
 
@@ -113,3 +118,61 @@ def test_every_run_says_by_what_code_it_was_made(opened):
         assert run.data.tags["mlflow.source.git.commit"] == "def"
     found = tracker.client.list_artifacts(tracker.parent, "provenance")
     assert [file.path for file in found] == ["provenance/code.diff"]
+
+
+def test_sources_that_changed_since_are_named(tmp_path):
+    provenance.copy_program(tmp_path)
+    before = provenance.source_digests(tmp_path)
+    assert before == provenance.source_digests()
+    assert provenance.changed_sources(before, tmp_path) == []
+
+    (tmp_path / "core" / "trial.py").write_text("edited\n")
+    (tmp_path / "sweep" / "added.py").write_text("added\n")
+    (tmp_path / "core" / "methods" / "l0.py").unlink()
+    (tmp_path / "core" / "notes.txt").write_text("no source\n")
+
+    assert provenance.changed_sources(before, tmp_path) == [
+        "core/methods/l0.py",
+        "core/trial.py",
+        "sweep/added.py",
+    ]
+
+
+def test_a_changed_program_is_told_with_its_files_and_what_to_do():
+    few, many = (
+        machines.changed_program_line([f"core/{i}.py" for i in range(count)]) for count in (2, 9)
+    )
+
+    assert "The program was changed while this sweep ran: core/0.py, core/1.py." in few
+    assert "Run `conformer-sweep resume` on its directory" in few
+    assert "core/4.py and 4 more." in many
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_with_another_program_than_the_drivers_is_told_apart():
+    machines.check_here(None, provenance.code_version())
+
+    with pytest.raises(OtherProgramError, match=r"the driver's, 0\.1\.0 other, but"):
+        machines.check_here(None, "0.1.0 other")
+    assert kind_of(OtherProgramError("")) == "program"
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_source_file_saved_while_a_sweep_runs_changes_no_trial(tiny_space, tmp_path):
+    """Trials' workers start after the teacher's: if theirs were the edited file, all would fail."""
+    provenance.copy_program(tmp_path / "program")
+    create(tmp_path / "sweep", load(str(tiny_space)), "")
+    command = [sys.executable, "-P", "-m", "sweep", "resume", str(tmp_path / "sweep")]
+    place = os.environ | {"PYTHONPATH": str(tmp_path / "program")}
+    with subprocess.Popen(command, env=place, stderr=subprocess.PIPE, text=True) as driver:  # noqa: S603
+        assert driver.stderr is not None
+        next(line for line in driver.stderr if "preparing speech and teacher" in line)
+        edited = tmp_path / "program" / "core" / "trial.py"
+        edited.write_text('raise RuntimeError("edited")\n')
+        rest = driver.stderr.read()
+
+    assert driver.returncode == 0, rest
+    assert provenance.changed_sources(provenance.own_sources(), tmp_path / "program")

@@ -158,14 +158,44 @@ def test_a_damaged_bundle_is_not_promoted(run, sweep):
     assert "must match its checksum" in err
 
 
-def test_a_trial_whose_run_mlflow_lost_is_told_how_to_get_it_back(run, sweep):
+def test_a_trial_whose_run_lies_in_mlflows_bin_gets_it_back(run, sweep):
     client = open_client(database_uri(sweep))
-    client.delete_run(Ledger.open(sweep).record(1).mlflow_run_id)
+    run_id = Ledger.open(sweep).record(1).mlflow_run_id
+    client.delete_run(run_id)
+
+    assert promoted(run, sweep, 1)["is_new"] is True
+    assert client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def test_a_trial_whose_run_is_gone_for_good_is_told_how_to_get_it_back(run, sweep):
+    ledger = Ledger.open(sweep)
+    ledger.track(1, "0" * 32)
+    ledger.close()
 
     code, _, err = run("promote", sweep, 1, "--name", "m", "--alias", "a")
 
     assert (code, err.count("\n")) == (2, 1)
     assert "`conformer-sweep resume" in err
+
+
+def delete_version(client):
+    client.delete_model_version("digits", "1")
+
+
+def delete_model(client):
+    client.delete_registered_model("digits")
+
+
+@pytest.mark.parametrize("delete", [delete_version, delete_model])
+def test_what_was_deleted_from_the_registry_is_registered_anew(run, sweep, delete):
+    promoted(run, sweep, 0)
+    client = open_client(database_uri(sweep))
+    delete(client)
+
+    again = promoted(run, sweep, 0)
+
+    assert again["is_new"] is True
+    assert str(client.get_model_version_by_alias("digits", "best").version) == again["version"]
 
 
 def test_an_mlflow_that_is_away_is_one_line(run, sweep):

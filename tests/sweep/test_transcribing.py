@@ -87,6 +87,72 @@ def test_a_file_that_cannot_be_heard_costs_nothing_of_the_others(run, model):
     assert last == f"error: 1 of 3 files were not transcribed: `{folder / 'b.wav'}`"
 
 
+def test_hidden_files_of_a_folder_are_not_transcribed(run, model):
+    folder = model.parent / "speech"
+    (folder / ".trash").mkdir(parents=True)
+    (folder / "a.wav").write_bytes((model.parent / "x.wav").read_bytes())
+    for name in ("._a.wav", ".trash/b.wav"):
+        (folder / name).write_bytes(b"no audio")
+
+    code, out, err = run("transcribe", model, folder, "--json")
+
+    assert (code, err) == (0, "")
+    assert [row["file"] for row in json.loads(out)] == [str(folder / "a.wav")]
+
+
+def without_length(flac):
+    """A FLAC as a pipe writes it: with an unknown number of samples."""
+    content = bytearray(flac.read_bytes())
+    field = int.from_bytes(content[18:26], "big")
+    content[18:26] = (field >> 36 << 36).to_bytes(8, "big")
+    flac.write_bytes(content)
+
+
+@pytest.mark.parametrize("window", [(), ("--window", 1)])
+def test_a_file_of_unknown_length_has_the_text_of_the_same_file_that_knows_it(run, model, window):
+    samples, _ = soundfile.read(model.parent / "x.wav")
+    files = [model.parent / name for name in ("right.flac", "unknown.flac")]
+    for file in files:
+        soundfile.write(file, samples, 16_000)
+    without_length(files[1])
+
+    code, out, _ = run("transcribe", model, *files, *window, "--json")
+
+    assert code == 0
+    right, unknown = (row["text"] for row in json.loads(out))
+    assert right == unknown != ""
+
+
+@pytest.mark.parametrize("window", [(), ("--window", 1)])
+def test_a_sample_that_is_no_number_is_named_and_heard_as_zero(run, model, window, caplog):
+    samples, _ = soundfile.read(model.parent / "x.wav", dtype="float32")
+    for name, value in (("right.wav", 0), ("spoilt.wav", np.nan)):
+        samples[24_000] = value
+        soundfile.write(model.parent / name, samples, 16_000, "FLOAT")
+    files = [model.parent / "right.wav", model.parent / "spoilt.wav"]
+
+    code, out, _ = run("transcribe", model, *files, *window, "--json")
+
+    assert code == 0
+    right, spoilt = (row["text"] for row in json.loads(out))
+    assert right == spoilt != ""
+    said = "has a sample that is not a finite number, at 1.500 s; it is set to 0."
+    assert [message for message in caplog.messages if "finite" in message] == [
+        f"`{files[1]}` {said}"
+    ]
+
+
+@pytest.mark.parametrize("window", [(), ("--window", 1)])
+def test_a_file_with_too_much_that_is_no_number_is_refused_by_name(run, model, window):
+    file = model.parent / "none.wav"
+    soundfile.write(file, np.full(32_000, np.nan), 16_000, "FLOAT")
+
+    code, out, err = run("transcribe", model, file, *window)
+
+    assert (code, out) == (2, "")
+    assert f"`{file}` must be audio of finite numbers" in err
+
+
 def test_each_file_of_a_folder_gets_its_transcript(run, model):
     folder, to = model.parent / "speech", model.parent / "out"
     (folder / "inner").mkdir(parents=True)
@@ -184,6 +250,27 @@ def test_a_model_is_not_significantly_different_from_itself(run, model, corpus):
     assert [row["id"] for row in rows] == [f"1-1-000{i}" for i in range(6)]
     assert sum(int(row["errors"]) for row in rows) == errors
     assert [row["hypothesis"] for row in rows] == [row["against_hypothesis"] for row in rows]
+
+
+def test_an_evaluation_reads_files_of_unknown_length_and_names_what_is_no_number(
+    run, model, corpus, caplog
+):
+    _, before, _ = run("evaluate", model, corpus, "--json")
+    flac = next(corpus.rglob("1-1-0002.flac"))
+    without_length(flac)
+    spoilt = flac.with_name("1-1-0003.wav")
+    flac.with_name("1-1-0003.flac").rename(spoilt)
+    samples, _ = soundfile.read(spoilt)
+    samples[[4_000, 8_000]] = np.inf
+    soundfile.write(spoilt, samples, 16_000, "DOUBLE")
+
+    code, after, _ = run("evaluate", model, corpus, "--json")
+
+    assert code == 0
+    assert json.loads(after)["words"] == json.loads(before)["words"]
+    assert f"`{spoilt}` has 2 samples that are not finite numbers, the first at 0.250 s" in "".join(
+        caplog.messages
+    )
 
 
 def test_an_evaluation_says_which_errors_and_how_a_second_model_stands(run, model, corpus):

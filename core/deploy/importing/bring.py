@@ -5,6 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from core.conformer.model import Conformer
 from core.deploy import bundle
 from core.deploy.bundle import Bundle
@@ -14,6 +16,7 @@ from core.deploy.importing.reading import ImportingError, read_json
 from core.deploy.importing.settings import Settings
 from core.deploy.importing.torchaudio_state import from_torchaudio
 from core.deploy.sherpa import loader_of
+from core.stages import Announce, be_silent
 
 KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
 CONFIG = "config.json"
@@ -21,7 +24,9 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 
 
-def bring(model: str, out: Path, *, for_sherpa: bool = False) -> Bundle:
+def bring(
+    model: str, out: Path, *, for_sherpa: bool = False, announce: Announce = be_silent
+) -> Bundle:
     """Write a published recogniser as a bundle, beside and then renamed.
 
     Args:
@@ -29,6 +34,7 @@ def bring(model: str, out: Path, *, for_sherpa: bool = False) -> Bundle:
         out: the bundle, a new folder.
         for_sherpa: whether it is to hear what sherpa-onnx will compute for it, instead of what it
             was trained on.
+        announce: told what begins.
 
     Raises:
         ExportError: if sherpa-onnx has no loader for it, and that is what it is for.
@@ -37,9 +43,13 @@ def bring(model: str, out: Path, *, for_sherpa: bool = False) -> Bundle:
     """
     if out.exists():
         raise ImportingError(f"`OUT` must be a new folder, but `{out}` is there.")
-    found = opened(located(model))
+    announce("looking for the model")
+    place = located(model)
+    announce("reading the model")
+    found = opened(place)
     if for_sherpa:
         found = replace(found, model=hearing_in_sherpa(found.model))
+    announce("writing the bundle")
     bundle.save(out, found.model, found.tokenizer, found.report)
     return found
 
@@ -69,16 +79,17 @@ def opened(place: Path) -> Bundle:
 
 
 def hearing_in_sherpa(model: Conformer) -> Conformer:
-    """A copy that hears what sherpa-onnx computes for it.
+    """A model of the same weights that hears what sherpa-onnx computes for it.
 
     Raises:
         ExportError: if sherpa-onnx has no loader for it.
     """
     hearing = model.shape.hearing.in_sherpa
     loader_of(hearing, model.shape.vocabulary)
-    copy = Conformer(replace(model.shape, hearing=hearing))
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()
+    with torch.device("meta"):
+        other = Conformer(replace(model.shape, hearing=hearing))
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other.requires_grad_().eval()
 
 
 def located(model: str) -> Path:

@@ -11,7 +11,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+
+from core.archives import open_tar
+from core.outside_files import check_plain
 
 MOST_MEMBERS = 1000
 MOST_PACKED = 20
@@ -63,8 +66,9 @@ def read_archive(path: Path) -> dict[str, bytes]:
         ImportingError: if it is damaged, too large, or holds what is no plain file inside.
     """
     files: dict[str, bytes] = {}
-    with told_of(path.name, "a tar archive"), tarfile.open(path) as archive:
+    with told_of(path.name, "a tar archive"), ExitStack() as stack:
         left = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
+        archive = stack.enter_context(open_tar(path, largest_read=left))
         for count, member in enumerate(archive):
             name = posixpath.normpath(member.name)
             _check_member(path.name, member, name, is_new=name not in files)
@@ -110,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ImportingError: if it is none.
     """
     with told_of(path.name, "a table of JSON"):
-        _check_size(path.stat().st_size, path.name, LARGEST_TOKENIZER)
+        check_plain(path, largest=LARGEST_TOKENIZER)
         return _table(json.loads(path.read_text(encoding="utf-8")), path.name)
 
 
@@ -121,7 +125,7 @@ def read_bytes(path: Path, *, largest: int) -> bytes:
         ImportingError: if it is missing or too large.
     """
     with told_of(path.name, "a file"):
-        _check_size(path.stat().st_size, path.name, largest)
+        check_plain(path, largest=largest)
         return path.read_bytes()
 
 
@@ -149,7 +153,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     rule = "tensors as safetensors writes them"
     with told_of(path.name, rule):
-        _check_size(path.stat().st_size, path.name, LARGEST_WEIGHTS)
+        check_plain(path, largest=LARGEST_WEIGHTS)
         return _tensors(load_file(path), path.name, rule)
 
 

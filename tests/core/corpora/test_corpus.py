@@ -68,6 +68,18 @@ def test_training_speech_may_not_judge(root):
         opened(root, train="*")
 
 
+def test_a_name_in_two_splits_that_are_read_together_is_refused(root):
+    shutil.copytree(root / "dev-a", root / "dev-b")
+
+    assert len(opened(root, dev="dev-a").dev) == 3
+    with pytest.raises(
+        CorpusError, match=r"`1-2-dev-a-0` of `.*dev-b` must be the name of one utt"
+    ):
+        opened(root)
+    with pytest.raises(CorpusError, match=r"`1/2/1-2-dev-a-0.wav` of `.*dev-b` must be the name"):
+        opened(root, labels="teacher", train="dev-*", dev="test-a", test="none")
+
+
 def test_one_training_utterance_is_too_few(root):
     shutil.rmtree(root / "train-a")
     write_split(root, "train-a", [1])

@@ -80,6 +80,37 @@ def test_bad_speech_is_named_in_one_line(corpus, file, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("\ufeff84-121123-0000 GO ON\n84-121123-0001 BUT\n", ["GO ON", "BUT"]),
+        ("84-121123-0000 GO ON\r\n84-121123-0001 BUT\r\n", ["GO ON", "BUT"]),
+        *(
+            (f"84-121123-0000 GO{end}ON{end}\n84-121123-0001 BUT\n", ["GO ON", "BUT"])
+            for end in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r")
+        ),
+    ],
+)
+def test_a_newline_alone_ends_a_line_and_a_byte_order_mark_is_no_word(corpus, content, texts):
+    root, folder = corpus
+    (folder / TRANSCRIPT).write_bytes(content.encode())
+
+    assert [transcript(cut) for cut in load_split(root, "dev-clean")] == texts
+
+
+def test_hidden_files_are_neither_speech_nor_transcripts(corpus):
+    root, folder = corpus
+    for name in (f"._{FIRST}", f"._{TRANSCRIPT}", ".hidden.wav"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07 of macOS\xff")
+    for hidden in (root / ".cache", root / "dev-clean" / ".cache", folder / ".cache"):
+        (hidden / "1" / "1").mkdir(parents=True)
+        (hidden / "1" / "1" / "x.wav").write_bytes(b"no audio")
+        (hidden / "1" / "1" / "1-1.trans.txt").write_bytes(b"\xff")
+
+    assert split_names(root) == ["dev-clean"]
+    assert len(load_split(root, "dev-clean")) == 2
+
+
 def test_librispeech_that_is_there_is_not_fetched(corpus, tmp_path_factory):
     root, _ = corpus
     above = tmp_path_factory.mktemp("above")

@@ -94,7 +94,7 @@ def test_manifests_open_as_a_corpus(write, demo_corpus, tmp_path):
 def test_a_damaged_manifest_is_named(tmp_path):
     (tmp_path / "dev.jsonl").write_text('{"no": "cut"}\n')
 
-    with pytest.raises(CorpusError, match=r"dev.jsonl` must be a lhotse manifest, but is not"):
+    with pytest.raises(CorpusError, match=r"dev.jsonl`, line 1, must be a cut .* but has `no` in"):
         load_split(tmp_path, "dev")
 
 

@@ -11,6 +11,7 @@ from lhotse import CutSet, RecordingSet
 from core.config import CorpusConfig, TrialConfig
 from core.corpora.audio import CorpusError
 from core.corpora.corpus import open_corpus
+from core.corpora.plain import split_names
 from core.corpora.text import transcript
 from core.strict import ConfigError
 
@@ -41,6 +42,18 @@ def test_a_plain_folder_is_a_corpus_where_a_teacher_labels(root):
     assert [cut.id for cut in corpus.train] == [f"deep/down/{i}.wav" for i in range(3)]
     assert [cut.id for cut in corpus.dev] == ["0.flac", "1.flac"]
     assert corpus.wordless == {"train", "dev", "test"}
+
+
+def test_hidden_files_and_folders_are_no_speech(root):
+    (root / "train" / "._0.wav").write_bytes(b"of macOS")
+    for hidden in (root / "train" / "deep" / ".trash", root / ".hidden"):
+        hidden.mkdir()
+        (hidden / "x.wav").write_bytes(b"no audio")
+
+    corpus = opened(root)
+
+    assert [cut.id for cut in corpus.train] == [f"deep/down/{i}.wav" for i in range(3)]
+    assert split_names(root) == ["dev", "test", "train"]
 
 
 def test_a_plain_folder_needs_a_teacher_and_says_so(root):

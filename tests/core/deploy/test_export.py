@@ -16,8 +16,10 @@ from core.corpora.text import Tokenizer
 from core.deploy import bundle
 from core.deploy.export import export
 from core.deploy.onnx import ExportError
+from core.deploy.runtime import Graph
 from core.deploy.sherpa import TOKENS
 from core.deploy.verifying import check_texts
+from core.safe_text import markdown_text
 from core.testing import SHAPE, ragged_speech, small_model
 
 needs_sherpa = pytest.mark.skipif(
@@ -65,7 +67,7 @@ def test_an_export_to_sherpa_has_all_that_it_names_and_says_what_was_verified(ex
     assert any("hears 2 of 2 sounds as `transcribe` does" in line for line in done.verified)
     card = (out / "README.md").read_text()
     assert "WER on dev | 25.00 %" in card
-    assert all(line in card for line in done.verified)
+    assert all(markdown_text(line) in card for line in done.verified)
 
 
 @needs_sherpa
@@ -123,6 +125,27 @@ def test_an_export_to_onnx_states_its_opset_and_what_it_was_verified_with(model,
     assert {"model.onnx", "tokens.txt", "tokenizer.model", "README.md"} <= set(done.files)
     assert "opset 23" in card
     assert "ONNX Runtime gives torch's log-probabilities within 0.0001" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "to", ["onnx", pytest.param("sherpa", marks=[pytest.mark.long, needs_sherpa])]
+)
+def test_an_export_with_its_weights_in_files_of_their_own_is_whole(to, model, tmp_path):
+    files = [model.parent / "a.wav"] if to == "sherpa" else []
+
+    done = export(model, tmp_path / "out", to, is_int8=True, verify_on=files, inline_bytes=1000)
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    for name in ("model.onnx.data", "model.int8.onnx.data"):
+        assert name in done.files
+        assert f"- `{name}`: the weights of" in card
+    assert sorted(done.files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    features, num_frames = ragged_speech(90, 60)
+    expected = bundle.load(model).model(features, num_frames)
+    found = Graph(tmp_path / "out" / "model.onnx")(features, num_frames)
+    gap = (found.logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
+    assert gap.max() < 1e-4
 
 
 def test_an_exported_bundle_is_the_bundle(model, tmp_path):

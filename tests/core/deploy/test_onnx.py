@@ -1,5 +1,6 @@
 """Law 6, ONNX's part: the graph gives the model's log-probabilities within 1e-4."""
 
+import gc
 import sys
 
 import pytest
@@ -69,6 +70,41 @@ def test_an_export_leaves_nothing_half_written_and_chance_as_it_was(tmp_path):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
+def test_a_graph_with_its_weights_beside_it_computes_the_same_in_any_folder(tmp_path):
+    model = small_model()
+    speech = ragged_speech(90, 60)
+    export_onnx(model, tmp_path / "model.onnx")
+    inside = Graph(tmp_path / "model.onnx")(*speech)
+    (tmp_path / "made").mkdir()
+
+    export_onnx(model, tmp_path / "made" / "model.onnx", inline_bytes=1000)
+    (tmp_path / "made").rename(tmp_path / "moved")
+
+    files = sorted(path.name for path in (tmp_path / "moved").iterdir())
+    assert files == ["model.onnx", "model.onnx.data"]
+    beside = Graph(tmp_path / "moved" / "model.onnx")(*speech)
+    assert torch.equal(beside.logits, inside.logits)
+
+
+@pytest.mark.slow
+def test_after_an_export_the_memory_of_its_weights_is_free(tmp_path):
+    model = small_model()
+    before = {id(each) for each in _tensors_alive()}
+
+    export_onnx(model, tmp_path / "model.onnx")
+
+    left = {each.shape for each in _tensors_alive() if id(each) not in before}
+    # onnxscript keeps one small table of positions, which no size of a model makes larger.
+    assert not left & {weight.shape for weight in model.parameters() if weight.dim() > 1}
+
+
+def _tensors_alive():
+    gc.collect()
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    return [each for each in gc.get_objects() if type(each) in kinds and each.device.type == "cpu"]
+
+
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_extra_it_says_what_to_install(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)  # as Python marks what cannot be imported
@@ -96,10 +132,12 @@ def test_the_graph_of_something_else_is_refused(tmp_path):
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "other", ends[:1], ends[1:])
     opset = onnx.helper.make_opsetid("", 20)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "x")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "x.onnx"
+    )
 
     with pytest.raises(GraphError, match=r"inputs and outputs features, .* but has x, y instead"):
-        Graph(tmp_path / "x")
+        Graph(tmp_path / "x.onnx")
 
 
 def test_a_graph_needs_a_thread(tmp_path):

@@ -2,12 +2,19 @@
 
 import onnx
 import pytest
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from core.deploy.onnx import GraphError, export_onnx
-from core.deploy.quantise import quantise_dynamic, quantise_static
+from core.deploy.quantise import (
+    products_beyond_frontend,
+    quantise_dynamic,
+    quantise_static,
+)
 from core.deploy.runtime import Graph
 from core.evaluation.decoding import greedy
-from core.testing import deeper, hearing, patterned, small_model, taught_toy
+from core.testing import deeper, hearing, patterned, ragged_speech, small_model, taught_toy
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +95,76 @@ def test_a_file_that_is_no_graph_is_named(quantise, content, tmp_path):
 
     with pytest.raises(GraphError, match=r"broken\.onnx` must be an ONNX graph, but"):
         quantise(tmp_path / "broken.onnx", tmp_path / "small.onnx")
+
+
+@pytest.mark.parametrize("front_end", ["conv4", "dw_striding 8x"])
+def test_dynamic_integers_are_those_of_the_runtimes_own_quantizer(front_end, tmp_path):
+    shape = deeper(2) if front_end == "conv4" else hearing(deeper(2), front_end)
+    export_onnx(small_model(shape=shape), tmp_path / "model.onnx")
+    speech = ragged_speech(400, 300)
+
+    quantise_dynamic(tmp_path / "model.onnx", tmp_path / "ours.onnx")
+    _quantize_by_runtime(tmp_path / "model.onnx", tmp_path / "theirs.onnx")
+
+    ours, theirs = (Graph(tmp_path / f"{name}.onnx")(*speech) for name in ("ours", "theirs"))
+    assert torch.equal(ours.logits, theirs.logits)
+
+
+def _quantize_by_runtime(graph, file):
+    model = onnx.load(graph)
+    del model.graph.value_info[:]
+    ONNXModel(model).replace_gemm_with_matmul()
+    quantize_dynamic(
+        model,
+        file,
+        nodes_to_quantize=products_beyond_frontend(model),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def test_weights_beside_a_graph_are_quantized_as_those_within(tmp_path):
+    model, speech = small_model(shape=deeper(2)), ragged_speech(90, 60)
+    (tmp_path / "beside").mkdir()
+    made = {tmp_path / "within.onnx": 2**30, tmp_path / "beside" / "model.onnx": 1000}
+    for file, inline_bytes in made.items():
+        export_onnx(model, file, inline_bytes=inline_bytes)
+        small = file.with_name(f"int8.{file.name}")
+        quantise_dynamic(file, small, inline_bytes=inline_bytes)
+
+    within, beside = (Graph(file.with_name(f"int8.{file.name}"))(*speech) for file in made)
+
+    assert torch.equal(beside.logits, within.logits)
+    assert (tmp_path / "beside" / "int8.model.onnx.data").is_file()
+    assert (tmp_path / "beside" / "int8.model.onnx").stat().st_size < 2**18
+
+
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "missing", "linked"])
+def test_weights_that_a_graph_names_elsewhere_are_not_opened(location, tmp_path):
+    graph = tmp_path / "folder" / "model.onnx"
+    graph.parent.mkdir()
+    export_onnx(small_model(), graph, inline_bytes=1000)
+    (tmp_path / "weights").write_bytes((graph.parent / "model.onnx.data").read_bytes())
+    (graph.parent / "linked").symlink_to(tmp_path / "weights")
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    graph.write_bytes(model.SerializeToString())
+
+    with pytest.raises(GraphError, match=r"must lie in a file of its folder"):
+        quantise_dynamic(graph, tmp_path / "small.onnx")
+
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_weights_that_are_cut_short_are_named(tmp_path):
+    export_onnx(small_model(), tmp_path / "model.onnx", inline_bytes=1000)
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:1000])
+
+    with pytest.raises(GraphError, match=r"must hold the weights of its graph, but ends before"):
+        quantise_dynamic(tmp_path / "model.onnx", tmp_path / "small.onnx")
 
 
 def test_ranges_are_measured_on_speech_or_not_at_all(toy, tmp_path):

@@ -34,7 +34,14 @@ def trials_of(place):
     return json.loads(out)
 
 
-MEASURED = ("latency_ms", "real_time_factor", "seconds", "attempts", "mlflow_run_id")
+MEASURED = (
+    "latency_ms",
+    "latency_busy",
+    "real_time_factor",
+    "seconds",
+    "attempts",
+    "mlflow_run_id",
+)
 """Of this run of a trial, not of what it found."""
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sweep.store.lease import LEASE, Lease, LeaseError, holder
-from sweep.store.remote import Remote
+from sweep.store.remote import RefusedError, Remote
 
 OTHER = {"host": "elsewhere", "pid": 7, "token": "other"}
 
@@ -68,7 +68,7 @@ def test_a_process_of_this_machine_that_is_no_more_is_not_waited_for(address):
     code = f"""
 import os, signal
 from sweep.store.lease import Lease
-from sweep.store.remote import Remote
+from sweep.store.remote import RefusedError, Remote
 assert Lease(Remote({address!r}), seconds=600).acquire() is None
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -87,3 +87,17 @@ def test_who_lost_it_is_told_at_the_next_beat(store):
 
     with pytest.raises(LeaseError, match="process 7 on elsewhere has taken it"):
         mine.renew()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"seconds": 1e9}, {"seconds": -1}, {"seconds": "x"}, {"pid": "/etc"}, {"free": None}, None],
+)
+def test_a_lease_that_nobody_here_wrote_is_refused(store, changed):
+    Lease(store).acquire()
+    values = json.loads(store.read(LEASE).data)
+    text = b"[" * 100_000 if changed is None else json.dumps(values | changed).encode()
+    store.write(LEASE, text)
+
+    with pytest.raises(RefusedError, match="must be a driver's lease"):
+        holder(store)

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -5,7 +7,8 @@ import sys
 import pytest
 
 from sweep.store import remote
-from sweep.store.remote import Remote, StoreError, patiently
+from sweep.store.remote import RefusedError, Remote, StoreError, local_path, patiently
+from sweep.store.workers import SHARED, fetch_shared
 
 
 @pytest.fixture
@@ -82,7 +85,8 @@ def test_a_store_that_is_away_is_named_in_one_line(address):
 
 def test_who_has_no_right_is_told_at_once(store_server, tmp_path):
     code = """
-from sweep.store.remote import Remote, StoreError, patiently
+from sweep.store.remote import RefusedError, Remote, StoreError, local_path, patiently
+from sweep.store.workers import SHARED, fetch_shared
 try:
     patiently(lambda: Remote("s3://bucket/x").read("a"), seconds=600)
 except StoreError as error:
@@ -124,3 +128,27 @@ def test_patience_ends(monkeypatch):
         patiently(away, seconds=0.2)
     assert len(tries) > 2
     assert patiently(lambda: 3, seconds=0) == 3
+
+
+@pytest.mark.parametrize("key", ["../out", "features/../../out", "teacher/model/../../../out"])
+def test_an_object_s_name_leads_nowhere_out_of_the_copy(store, tmp_path, key):
+    """A bucket may have objects of any name, and others may write there."""
+    copy = tmp_path / "copy"
+    (copy / ".store").mkdir(parents=True)
+    (copy / ".store" / "address").write_text(store.address)
+    store.write("generation", b"1")
+    store.write(SHARED, json.dumps({key: hashlib.sha256(b"x").hexdigest()}).encode())
+
+    with pytest.raises(RefusedError, match="must be the name of an object inside"):
+        fetch_shared(store, copy)
+    with pytest.raises(RefusedError, match="must be the name of an object inside"):
+        local_path(copy, key)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff", b'{"a": 1}', b"[" * 100_000])
+def test_a_note_of_the_store_is_checksums_or_refused(store, tmp_path, text):
+    store.write(SHARED, text)
+
+    with pytest.raises(RefusedError, match="must hold checksums"):
+        fetch_shared(store, tmp_path / "copy")

@@ -1,0 +1,1 @@
+"""Manifests of other programs, checked field by field before anything believes them."""
