@@ -146,10 +146,26 @@ CLI_INTRODUCTION = """\
 This page is generated from the program. `conformer-sweep COMMAND --help` prints the same texts.
 
 A command that takes `--json` prints one JSON value on standard output and nothing else there.
-Messages and progress go to standard error. See [exit codes](exit-codes.md).
+Messages and progress go to standard error. See [exit codes](exit-codes.md)."""
 
-| Command | What it does |
-|---|---|"""
+COLORS = """\
+
+## Colors { #colors }
+
+Colors and the live view appear only in a terminal. In a file or a pipe, output is plain text.
+Set the environment variable `NO_COLOR` to 1 to have no colors in a terminal either."""
+
+COMPLETION = """\
+
+## Shell completion { #shell-completion }
+
+```bash
+conformer-sweep --install-completion
+```
+
+This adds completion of commands and options to the shell in which you run it: bash, zsh, fish or
+PowerShell. Start a new shell afterwards. `conformer-sweep --show-completion` prints the script
+instead, so that you can put it where you like."""
 
 
 class Parameter(NamedTuple):
@@ -164,7 +180,8 @@ class Parameter(NamedTuple):
 
 
 def cli_page() -> str:
-    commands = dict(commands_of(load("cli")))
+    app = load("cli")
+    commands = dict(commands_of(app))
     overview = [
         f"| [`{name}`](#{name}) | {escape_cell(text)} |" for name, (text, _) in commands.items()
     ]
@@ -173,7 +190,39 @@ def cli_page() -> str:
         for name, (text, parameters) in commands.items()
         for line in ("", *_command_section(name, text, parameters))
     ]
-    return "\n".join([CLI_INTRODUCTION, *overview, *sections]) + "\n"
+    options = program_options(app)
+    completion = [COMPLETION] if "--install-completion" in {name for name, _ in options} else []
+    return (
+        "\n".join(
+            [
+                CLI_INTRODUCTION,
+                *("", "| Command | What it does |", "|---|---|"),
+                *overview,
+                *(
+                    "",
+                    "## Options of the program { #options }",
+                    "",
+                    "| Option | Meaning |",
+                    "|---|---|",
+                ),
+                *(f"| `{name}` | {escape_cell(text)} |" for name, text in options),
+                *completion,
+                COLORS,
+                *sections,
+            ]
+        )
+        + "\n"
+    )
+
+
+def program_options(app: Any) -> list[tuple[str, str]]:
+    """Returns the options that stand before a command, with their help."""
+    import typer  # noqa: PLC0415  # of this page alone
+
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("conformer-sweep", [], resilient_parsing=True)
+    given = [*group.params, group.get_help_option(context)]
+    return [(", ".join(each.opts), join_lines(each.help)) for each in given]
 
 
 def commands_of(app: Any) -> Iterator[tuple[str, tuple[str, list[Parameter]]]]:

@@ -143,6 +143,8 @@ def test_the_generated_pages_name_every_command_option_key_and_method(generate, 
     for command, options in commands.items():
         assert f"## {command}\n" in cli
         assert all(f"`{option}`" in cli for option in options)
+    for name, _ in generate.program_options(generate.load("cli")):
+        assert f"| `{name}` |" in cli
     for model, table in _tables(generate):
         assert f"## [{table}]" in config
         for key, field in model.model_fields.items():
