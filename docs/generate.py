@@ -335,7 +335,23 @@ def _keys(model: Any, anchor: str) -> Iterator[str]:
     for key, field in model.model_fields.items():
         if section_of(field.annotation) is None:
             yield from ("", f"### {key} {{ #{anchor}-{key} }}", "", join_lines(field.description))
-            yield from ("", _values_and_default(field))
+            yield from ("", _values_and_default(field) + _methods_of(anchor, key))
+
+
+def _methods_of(anchor: str, key: str) -> str:
+    """Returns which methods read a key, if not all do."""
+    name = f"{anchor.removeprefix('trial-')}.{key}"
+    methods, names = load("methods of a key")(name), load("method names")()
+    others = [each for each in names if each not in methods]
+    if not others:
+        return ""
+    is_most = len(methods) > len(others)
+    links = ", ".join(
+        f"[`{each}`](../methods/{each}.md)" for each in (others if is_most else methods)
+    )
+    if not links:
+        return " · **Methods** none; only `conformer-sweep adapt` reads it"
+    return f" · **Methods** {'all except ' * is_most}{links}"
 
 
 def _values_and_default(field: Any) -> str:

@@ -1,16 +1,18 @@
-"""ACIP: every size from one descent (Genzel et al., 2025, arXiv 2502.01717), here for a Conformer.
+"""ACIP: all sizes from one training run (Genzel et al., 2025, arXiv 2502.01717), for a Conformer.
 
-Each linear layer of the blocks becomes two factors by its singular values. Each of their directions
-gets a mask, as does every other unit that may go, and masks and weights descend together:
+Each linear layer of the blocks becomes two factors by its singular value decomposition. Each
+singular direction gets a mask, and so does every other unit that can be removed. Masks and weights
+are trained together:
 
     min over weights and masks of    task + logit + layer + lambda * sum of p_j relu(m_j)
 
-with a lambda that grows from step to step, so that unit after unit dies; p_j is what unit j costs.
-The order in which they died is the order of all sizes.
+lambda grows from step to step, so that one unit after the other reaches 0. p_j is the cost of unit
+j. The order in which the units reach 0 is the order for all sizes.
 
-What is ours: masks on units that are no directions; the prices p_j, all 1 in the paper; growth that
-brings a run of any length to its smallest size; and factors that learn themselves, where the paper
-holds them still and learns adapters beside them, whose rank would have to be paid for.
+What differs from the paper: units other than singular directions have masks, too. The weights p_j
+are costs; in the paper all are 1. lambda grows so that a run of any length reaches the smallest
+size. The factors themselves are trained; the paper freezes them and trains low-rank adapters in
+addition, whose parameters would count here.
 """
 
 from typing import Any

@@ -1,9 +1,10 @@
-"""COMP (arXiv 2501.15255), our reading: whole layers first, then neurons, forward passes only.
+"""COMP (arXiv 2501.15255), our reading: whole blocks first, then units, by forward passes only.
 
-A block's influence is how far it turns its input, 1 - cos(x, block(x)) in the mean over frames. A
-unit's score is the share that its rank-1 term has of what its consumer gives, |X_j| |W_j| / |X W|.
-Blocks and units leave side by side, least first, so that blocks make up `coarse_share` of what is
-gone at any budget. The third step, tuning the masks, is `repair = "mask"`.
+The influence of a block is how far it turns its input, 1 - cos(x, block(x)), as a mean over frames.
+The score of a unit is the share of its rank-1 term in the output of its consumer,
+|X_j| |W_j| / |X W|. Blocks and units are removed together, lowest score first, so that at any
+budget blocks make up `coarse_share` of what is removed. The third step of the paper, tuning the
+masks, is `repair = "mask"`.
 
 Shapes: B batch, T frames, D width.
 """

@@ -1,13 +1,13 @@
-"""Controlled Sparsity (Gallego-Posada et al., 2022): a budget is a constraint, no rate to be found.
+"""Controlled Sparsity (Gallego-Posada et al., 2022): the budget is a constraint without a rate.
 
-Hard-concrete gates are learned together with the weights as in `l0`, but what is asked for is an
-inequality, and its multiplier is 0 whenever it holds:
+Hard-concrete gates are trained together with the weights as in `l0`, but the constraint is an
+inequality, and its multiplier is 0 whenever the constraint holds:
 
     min over weights and gates, max over lambda >= 0, of
     task + logit + layer + lambda * (c - allowed)
 
-where c is the expected cost as a share. One constraint holds for the model, or one for each kind of
-units; where several resources have targets, each has one for the model.
+c is the expected cost as a share of the whole model. There is one constraint for the model, or one
+for each kind of unit. If several resources have targets, each has one constraint for the model.
 """
 
 from typing import Any

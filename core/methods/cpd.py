@@ -1,9 +1,9 @@
-"""Comb, Prune, Distill (arXiv 2408.03046), our reading: rounds of Fisher scores, cuts, teaching.
+"""Comb, Prune, Distill (arXiv 2408.03046), our reading: rounds of scoring, removal and training.
 
-What depends on what, the model's axes say, or `core.pruning.comb` finds. In each round every unit
-is scored by the mean over utterances of (dL/dz)^2, as a share of what it costs; the least are shut,
-so that each round takes the same part of the target; then the student is taught on by the unpruned
-model until the next.
+The axes of the model state which weights depend on each other; `core.pruning.comb` finds the same
+without them. In each round every unit is scored by the mean over utterances of (dL/dz)^2, divided
+by its cost. The lowest units are removed, so that each round removes an equal part of the target.
+Then the student is trained with the teacher until the next round.
 """
 
 from typing import Any

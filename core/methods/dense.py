@@ -1,6 +1,6 @@
-"""The control: nothing is removed, and the teacher is tuned on by as many steps as a trial spends.
+"""The control: nothing is removed, and the teacher is trained further, by as many steps as a trial.
 
-Without this row, more training would pass for better pruning.
+Without this row, more training would look like better pruning.
 """
 
 from core.config import TrialConfig

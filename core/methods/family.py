@@ -1,12 +1,12 @@
 """A family of models from one run: nested sizes that share weights and are trained together.
 
-The sizes are `target_sparsity` and `further_targets`. In a first share of the search gates are
-learned for the smallest of them, as `l0` does; how far each has closed is the order of all units.
-In the rest all sizes that this order gives learn at once, under the teacher, by the sandwich rule
-of slimmable networks (Yu & Huang, 2019). What is cut needs no repair then: each size is tuned by
-`tuning.steps` of its own.
+The sizes are `target_sparsity` and `further_targets`. In the first part of the search, gates are
+trained for the smallest size, as in `l0`. How far each gate has closed gives the order of all
+units. In the rest of the search all sizes that follow from this order are trained at once with the
+teacher, by the sandwich rule of slimmable networks (Yu & Huang, 2019). The extracted models need no
+repair, and each is fine-tuned for `tuning.steps` steps of its own.
 
-A step of all sizes computes what they do together, not what one does: `core/training/nested.py`.
+A step on all sizes shares the computation that they have in common: `core/training/nested.py`.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
-"""Our reading of FOSTER (F.-Y. Wang et al., ECCV 2022) as a recovery of what pruning took away.
+"""FOSTER (F.-Y. Wang et al., ECCV 2022), our reading: a second encoder helps a pruned one recover.
 
-Units go by magnitude. A first share of the tuning's steps trains a second small encoder beside the
-pruned one towards the teacher, the rest compress both into the pruned shape again, with CTC on the
-transcripts beside the distillation, which FOSTER has not.
+Units are removed by magnitude. In the first part of fine-tuning, a second small encoder is trained
+in addition to the pruned one, so that both together match the teacher. In the rest, both are
+compressed into the shape of the pruned encoder. The loss is distillation and CTC on the
+transcripts; FOSTER has no CTC.
 """
 
 import torch

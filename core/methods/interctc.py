@@ -1,10 +1,11 @@
-"""Our reading of Layer Pruning on Demand with Intermediate CTC (arXiv 2106.09216): depth alone.
+"""Layer Pruning on Demand with Intermediate CTC (arXiv 2106.09216), our reading: removes blocks.
 
-A teacher trained with intermediate CTC and stochastic depth (`teacher.interctc_weight`,
-`teacher.stochastic_depth`) loses whole blocks and needs no tuning: steps of search and tuning may
-both be 0. Only the abstract is known to us. Of the two orders the greedy one, which removes again
-and again the block that is missed least, is called iterative layer pruning elsewhere; plain
-truncation fits what intermediate CTC trains. Greedy is short-sighted, so neither always wins.
+A teacher that was trained with intermediate CTC and stochastic depth (`teacher.interctc_weight`,
+`teacher.stochastic_depth`) can lose whole blocks without fine-tuning: the steps of search and
+fine-tuning may both be 0. We know only the abstract of the paper. There are two orders. The greedy
+one removes, again and again, the block whose removal costs least; elsewhere it is called iterative
+layer pruning. Truncation removes the last blocks, which fits what intermediate CTC trains. A greedy
+choice looks only one block ahead, so neither order is always better.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,15 +1,15 @@
-"""The method of arXiv 2305.19549, as far as its abstract tells it, built as CoFi was.
+"""The method of arXiv 2305.19549, reconstructed from its abstract, with the parts of CoFi.
 
-Hard-concrete gates on every unit and every module are learned together with the weights, against a
-two-multiplier Lagrangian whose target warms up, while the unpruned model teaches by its outputs and
-its layers:
+Hard-concrete gates on every unit and every module are trained together with the weights. A
+Lagrangian with two multipliers drives the cost to a target that rises during a warm-up, while the
+unpruned model teaches by its outputs and its layers:
 
     min over weights and gates, max over both lambdas, of
     task + logit + layer + lambda_linear * (t - s) + lambda_quadratic * (t - s)^2
 
-Where shares of several resources are asked for, each has a pair of lambdas of its own, and those
-of the further ones act only while too little is removed: what the first target removes of them
-anyway must not pull it back.
+If several resources have targets, each has a pair of lambdas. The pairs of the additional resources
+act only while too little is removed: the first target may remove more of them than was asked for,
+and nothing should undo that.
 """
 
 from typing import Any

@@ -1,12 +1,13 @@
-"""LD-Pruner (arXiv 2404.11936), our reading: an edit is worth by how far it shifts the latent.
+"""LD-Pruner (arXiv 2404.11936), our reading: a unit is worth how far the output shifts without it.
 
-The latent is the encoder's output distribution over real frames. For each group of units, shut, its
-mean and its deviation over the frames are compared with those of the whole model:
+The output is the encoder's distribution over tokens on real frames. Groups of units are closed one
+at a time, and the mean and the standard deviation over frames are compared with those of the whole
+model:
 
     score = |mean - mean'| + |deviation - deviation'|
 
-No label is read. Frames on which the whole model says blank and those on which it says a token are
-two sets, each with its own mean: otherwise silence would decide everything.
+No transcript is read. Frames on which the whole model says blank and frames on which it says a
+token are two sets with their own means. Otherwise silence would decide everything.
 
 Shapes: B batch, N frames of a set, V vocabulary.
 """

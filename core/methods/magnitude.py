@@ -1,7 +1,7 @@
-"""Baseline: units with small weights go first.
+"""A control: units with small weights are removed first.
 
-A unit's worth is the root mean square of its weights against the mean of its axis, so that axes can
-be compared.
+The score of a unit is the root mean square of its weights, divided by the mean of its axis, so that
+axes can be compared.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
-"""MoPE (arXiv 2403.07839), our reading: a unit is worth what the task's error grows without it.
+"""MoPE (arXiv 2403.07839), our reading: a unit is worth how much the error grows without it.
 
-Width, then depth: groups of units are shut one at a time, then whole modules; a unit is worth no
-more than its module. The error is the share of tokens that greedy decoding gets wrong on labelled
-speech. Signed differences are noise on a good model, and removing what seems to help destroys it,
-so that growth is counted from 0, and ties stand by the rewiring score |w dL/dw| (DynaBERT), by
-which units are grouped, too.
+First width, then depth: groups of units are closed one at a time, then whole modules. A unit is
+worth at most as much as its module. The error is the share of tokens that greedy decoding gets
+wrong on training speech with transcripts. Negative differences are noise on a good model, and a
+model from which everything is removed that seems to help is destroyed. So the growth of the error
+is at least 0. Ties are decided by the rewiring score |w dL/dw| (DynaBERT), which also forms the
+groups.
 """
 
 import torch

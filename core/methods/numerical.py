@@ -1,13 +1,14 @@
-"""Numerical Pruning (arXiv 2412.12441), our reading: one Newton step says what a unit is worth.
+"""Numerical Pruning (arXiv 2412.12441), our reading: one Newton step gives the score of a unit.
 
-Of a consumer W with inputs X, gates z of least |X W - X diag(z) W|^2 / 2 are sought whose sum is
-near r: (lambda / 2) (1^T z - r)^2 is added. With A = (W W^T) * (X^T X) the problem is quadratic, so
-that a single step from anywhere ends at z = 1 - c A^-1 1, with c = lambda (I - r) / (1 + lambda 1^T
-A^-1 1). The order inside an axis hangs on neither lambda nor r; for lambda without bound, neither
-does that between axes. What goes is compensated by `repair = "ls"`, which is the paper's update.
+For a consumer W with inputs X we look for gates z that minimize |X W - X diag(z) W|^2 / 2 and whose
+sum is near r: (lambda / 2) (1^T z - r)^2 is added. With A = (W W^T) * (X^T X) the problem is
+quadratic, so that one Newton step from anywhere ends at z = 1 - c A^-1 1, with c = lambda (I - r) /
+(1 + lambda 1^T A^-1 1). The order inside an axis depends on neither lambda nor r. For lambda to
+infinity, the order between axes does not depend on them either. The paper's update of the remaining
+weights is `repair = "ls"`.
 
-Left out is the factor by which a head is worth more than a channel, its cost: a Conformer's heads
-cost so much that all would stay, and what is left would starve.
+We leave out the factor that makes a head worth more than a channel, its cost: heads of a Conformer
+cost so much that all of them would stay, and too little would be left of everything else.
 
 Shapes: I inputs of a consumer, O its outputs, U units.
 """

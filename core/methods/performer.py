@@ -1,8 +1,9 @@
-"""Our reading of Performers in Conformers (arXiv 2011.04196), whose abstract alone is known to us.
+"""Performers in Conformers (arXiv 2011.04196), our reading: attention in linear time.
 
-The teacher's attention is swapped for one in linear time, in all blocks, in some, or in as many as
-are wanted where that shifts the model's output least; all weights stay. Then units go by magnitude,
-to what share the budget says of the model before the swap, and tuning mends both.
+We know only the abstract of the paper. The attention of the teacher is replaced by attention in
+linear time: in all blocks, in chosen ones, or in a number of blocks, where the output of the model
+changes least. All weights stay. Then units are removed by magnitude. The budget is a share of the
+model before the replacement. Fine-tuning repairs both changes.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""PruneNet (arXiv 2501.15296), our reading: a policy that knows the weights and no data.
+"""PruneNet (arXiv 2501.15296), our reading: a policy that reads weights and no data.
 
-A policy reads the rows of the first matrix W of a feed-forward module and says how likely each is
-to stay. It is rewarded for rows whose singular values are spread as the whole matrix's are (the
-inverse of the Kolmogorov-Smirnov distance), by REINFORCE, several draws of a matrix against each
-other. One policy serves all matrices of a shape. Which rows stay in the end is no draw, but the
-policy's own order. All axes lose the same share; units outside feed-forward modules go by
-magnitude.
+The policy reads the rows of the first matrix W of a feed-forward module and gives each row a
+probability of staying. It is trained by REINFORCE, with several draws of one matrix compared with
+each other. Its reward is high if the singular values of the rows that stay are distributed as those
+of the whole matrix (the inverse of the Kolmogorov-Smirnov distance). One policy serves all matrices
+of one shape. The final choice is not drawn: it is the order of the policy's probabilities. All axes
+lose the same share, and units outside feed-forward modules are removed by magnitude.
 
 Shapes: N inner units, D width.
 """

@@ -1,4 +1,4 @@
-"""Baseline: units go in a random order."""
+"""A control: units are removed in a random order."""
 
 import torch
 

@@ -1,6 +1,6 @@
-"""Baseline: the uniformly smaller model, trained from nothing with the same steps and teacher.
+"""A control: a uniformly smaller model, trained from random weights by the same teacher and steps.
 
-It says what the teacher's weights are worth beyond the teacher's answers.
+It shows what the weights of the teacher are worth in addition to its outputs.
 """
 
 import torch

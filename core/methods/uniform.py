@@ -1,4 +1,4 @@
-"""Baseline: every axis loses the same share, its smallest units first."""
+"""A control: every axis loses the same share, its smallest units first."""
 
 from core.methods.magnitude import magnitudes
 from core.pruning.scoring import ranked_within
