@@ -31,7 +31,7 @@ from core.evaluation.recognition import recognised
 from core.evaluation.wer import bootstrap, word_errors
 from core.pruning.repair import reestimate_statistics
 from core.report import Report
-from core.setting import Place, calibration_batches, journey_of, set_chance, without_words
+from core.setting import Place, set_chance
 from core.teacher import prepare
 from core.training.boosting import (
     Boosted,
@@ -41,6 +41,11 @@ from core.training.boosting import (
     with_vocabulary,
 )
 from core.training.method import tuning_rates
+from core.training.setup import (
+    calibration_batches,
+    journey_of,
+    without_words,
+)
 from core.training.trainer import DenseStage, augmented
 from core.trial import run
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from sweep.identity import identity
 from sweep.ledger import Ledger
-from sweep.provenance import identity
 from sweep.records import TrialRecord
 
 ON_THE_CLOCK = ("latency_ms", "latency_busy", "real_time_factor")

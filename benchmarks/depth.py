@@ -25,8 +25,9 @@ from core.evaluation.wer import word_errors
 from core.methods.interctc import least_missed_last
 from core.pruning.extraction import of_blocks
 from core.pruning.space import whole_cost
-from core.setting import Place, calibration_batches
+from core.setting import Place
 from core.teacher import prepare
+from core.training.setup import calibration_batches
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -24,9 +24,9 @@ from kills import ServerBed
 from measuring import arguments, emit
 from mlflow import MlflowClient
 
+from sweep.identity import identity
 from sweep.ledger import Ledger
 from sweep.mlflow_server import database_uri
-from sweep.provenance import identity
 
 PROGRAM = (sys.executable, "-P", "-m", "sweep")
 RUN_SECONDS = 20.0

@@ -30,8 +30,8 @@ from measuring import arguments, emit
 
 from core.corpora.batches import TrainBatches
 from core.corpora.prepared import open_speech
-from core.setting import CHECKPOINTS
 from core.training import checkpoint
+from core.training.setup import CHECKPOINTS
 from sweep.config import load
 
 FAMILY, ALONE = "family", "separate"

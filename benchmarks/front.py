@@ -11,7 +11,8 @@ from measuring import RESULTS, arguments, emit
 
 from core.deploy import bundle
 from sweep.copies import write_copies
-from sweep.views import see, trial_rows
+from sweep.snapshot import see
+from sweep.views import trial_rows
 
 KEPT = (
     *("method", "params", "gflops", "params_sparsity", "flops_sparsity"),

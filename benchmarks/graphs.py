@@ -15,7 +15,7 @@ from core.deploy import bundle
 from core.deploy.onnx import export_onnx
 from core.deploy.runtime import Graph
 from core.deploy.verifying import TOLERANCE, agreement
-from sweep.views import model_folder, see
+from sweep.snapshot import model_folder, see
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from core.deploy.export import export
 from core.deploy.importing.bring import hearing_in_sherpa
 from core.deploy.verifying import TOLERANCE, texts_of
 from core.evaluation.wer import word_errors
+from sweep.snapshot import see
 from sweep.toml_text import lines
-from sweep.views import see
 
 DEMO = DemoConfig(train_utterances=4000, dev_utterances=300, test_utterances=300)
 PIECES = 500  # whole words, where there are no more to merge

@@ -19,7 +19,7 @@ from replaying import recorded
 from sweep import driver, front
 from sweep.config import create, parse
 from sweep.records import TrialRecord
-from sweep.views import see
+from sweep.snapshot import see
 
 SPACE = Path(__file__).parent / "recorded.toml"
 

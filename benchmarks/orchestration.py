@@ -24,7 +24,7 @@ from core.teacher import prepare
 from core.trial import run
 from sweep import cluster, driver
 from sweep.config import create, parse
-from sweep.views import see
+from sweep.snapshot import see
 
 SPACE = """
 [sweep]

@@ -14,7 +14,7 @@ from measuring import provenance
 from replaying import FILE
 
 from sweep.records import TrialRecord
-from sweep.views import see
+from sweep.snapshot import see
 
 
 def main() -> None:

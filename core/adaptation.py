@@ -32,17 +32,16 @@ from core.outside_files import read_json
 from core.pruning.repair import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
-from core.setting import (
-    calibration_batches,
-    device_of,
-    journey_of,
-    set_chance,
-    without_words,
-)
+from core.setting import device_of, set_chance
 from core.strict import Config, ConfigError
 from core.training import checkpoint
 from core.training.boosting import Fostering, fostering
 from core.training.method import tuning_rates
+from core.training.setup import (
+    calibration_batches,
+    journey_of,
+    without_words,
+)
 from core.training.trainer import fit
 
 NUM_PARTS = 3

@@ -22,16 +22,18 @@ from core.pruning.space import Space
 from core.report import Report
 from core.setting import (
     Place,
-    calibration_batches,
     cores,
-    count_clean_steps,
     device_of,
-    journey_of,
     set_chance,
-    without_words,
 )
 from core.training import checkpoint
 from core.training.depth import InterCTC
+from core.training.setup import (
+    calibration_batches,
+    count_clean_steps,
+    journey_of,
+    without_words,
+)
 from core.training.trainer import DenseStage, Rates, fit
 
 

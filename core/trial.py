@@ -29,18 +29,20 @@ from core.pruning_config import Repair
 from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
 from core.setting import (
-    CHECKPOINTS,
     Place,
-    calibration_batches,
-    count_clean_steps,
     device_of,
-    journey_of,
     set_chance,
-    without_words,
 )
 from core.training import checkpoint
 from core.training.distillation import Distillation
 from core.training.method import Found, Method, Workbench, heard, load_method
+from core.training.setup import (
+    CHECKPOINTS,
+    calibration_batches,
+    count_clean_steps,
+    journey_of,
+    without_words,
+)
 from core.training.trainer import Journey, Trainable, Tuning, fit
 
 OUTCOMES = "outcomes.json"

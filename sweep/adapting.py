@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from core.outside_files import read_text
 from core.report import Report
 from core.strict import ConfigError
-from sweep.views import corpus_config
+from sweep.commands.corpus_option import corpus_config
 
 if TYPE_CHECKING:  # torch takes seconds that a misspelt option should not
     from core.adaptation import AdaptationConfig

@@ -18,7 +18,7 @@ from core.safe_text import terminal_line
 from core.strict import ConfigError
 from sweep.config import SHARED_FOLDERS
 from sweep.ledger_files import ADDRESS, JOURNAL
-from sweep.lock import LOCK, STOP
+from sweep.local_lock import LOCK, STOP
 from sweep.store.copy import DATABASES, NESTED, NOTES
 
 OF_THE_DRIVER = (LOCK, STOP, NOTES, f"{JOURNAL}.lock")

@@ -25,8 +25,8 @@ from sweep.ledger import Ledger
 from sweep.lock import locked
 from sweep.records import TrialRecord
 from sweep.sampling import SEED
+from sweep.snapshot import Seen
 from sweep.store.copy import nest
-from sweep.views import Seen
 
 FOLDER = "confirm"
 OF = "confirms"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from core.strict import ConfigError
 from sweep.figures import teacher_wer, write_front
 from sweep.front import Point
+from sweep.snapshot import Seen
 from sweep.store.copy import bring
-from sweep.views import Seen
 
 if TYPE_CHECKING:  # jiwer and torch take seconds that a picture should not
     from sweep.listening import Listening

@@ -13,7 +13,7 @@ from core.evaluation.wer import confusions, paired_difference, wer_report
 from core.safe_text import csv_cell
 from core.strict import ConfigError
 from sweep.transcribing import write
-from sweep.views import wer_line, wer_values
+from sweep.wer_output import wer_line, wer_values
 
 CONFIDENCE = 0.95
 KINDS = ("substitutions", "deletions", "insertions")

@@ -20,10 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.corpora.placing import replaced
 from core.outside_files import read_json
+from sweep.identity import identity
 from sweep.ledger_files import ADDRESS, LedgerError, first_line
 from sweep.ledger_storage import OBJECTIVES, Opened, begin
-from sweep.lock import LockedError
-from sweep.provenance import identity
+from sweep.local_lock import LockedError
 
 DRIVER = "postgresql+psycopg"
 CONNECT_SECONDS = 15

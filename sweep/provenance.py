@@ -2,20 +2,15 @@
 
 import functools
 import hashlib
-import re
 import shutil
 import subprocess
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from core.corpora.placing import whole_file
 from core.lineage import SpeechLineage
-from core.outside_files import read_text
-from core.strict import ConfigError
 
 PACKAGES = ("core", "sweep", "search_spaces")
 ROOT = Path(__file__).parent.parent
@@ -23,8 +18,6 @@ COPIED = (".py", ".toml")
 """Of the packages: code, and search spaces."""
 DIGITS = 12
 GIT_SECONDS = 20
-LONGEST_ID = 100
-"""Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,22 +75,6 @@ def copy_program(folder: Path, root: Path = ROOT) -> None:
                 to = folder / path.relative_to(root)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, to)
-
-
-def identity(folder: Path) -> str:
-    """By what its runs are known: drawn once, kept in the folder, wherever that moves.
-
-    Raises:
-        ConfigError: if what lies there was not drawn by us; it becomes part of questions to MLflow.
-    """
-    file = folder / "sweep.id"
-    if not file.exists():
-        with suppress(FileExistsError), whole_file(file) as beside:  # of two, the first counts
-            beside.write_text(uuid.uuid4().hex, encoding="utf-8")
-    found = read_text(file, largest=LONGEST_ID).strip()
-    if not re.fullmatch(r"[0-9a-f]{32}", found):
-        raise ConfigError(f"`{file}` must hold 32 digits and letters a to f, but does not.")
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,13 +9,14 @@ from core.deploy import bundle
 from core.lineage import bundle_digest
 from core.safe_text import markdown_text
 from core.strict import ConfigError
+from sweep.identity import identity
 from sweep.mlflow_runs import FAILURES, Registry, open_client
 from sweep.mlflow_server import cannot_open, database_uri
 from sweep.moving import follow
-from sweep.provenance import code_version, identity
+from sweep.provenance import code_version
 from sweep.records import TrialRecord
+from sweep.snapshot import Seen, see
 from sweep.unlabelled import wer_name
-from sweep.views import Seen, see
 
 FOLDER = "model"
 """Of a run's artifacts, where its bundle lies."""

@@ -17,7 +17,7 @@ from sweep import comparison, confirming, front, page, picture, scene
 from sweep.comparison import Comparison, Side, Stairs
 from sweep.front import Point
 from sweep.scene import BLUE, VERMILION
-from sweep.views import Seen
+from sweep.snapshot import Seen
 
 COLORS = (BLUE, VERMILION)
 SYMBOLS = ("circle", "square")

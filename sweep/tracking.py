@@ -18,12 +18,13 @@ from sweep import mlflow_repair as repair
 from sweep.figures import FrontFiles, csv_text
 from sweep.foreign import ARTIFACTS
 from sweep.hours import Hours
+from sweep.identity import identity
 from sweep.metrics import outcome_metrics
 from sweep.mlflow_runs import FAILURES, KnownRun, Runs, is_refusal, know, open_client
 from sweep.mlflow_server import cannot_open, database_uri, is_server
 from sweep.moving import follow
 from sweep.outbox import Outbox, Told
-from sweep.provenance import Dataset, identity
+from sweep.provenance import Dataset
 from sweep.records import TrialRecord
 
 logger = logging.getLogger(__name__)

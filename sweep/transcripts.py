@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from core.strict import ConfigError
-from sweep.views import as_json
+from sweep.json_text import as_json
 
 if TYPE_CHECKING:  # torch takes seconds
     from core.deploy.recognise import SpokenWord, Transcript

@@ -1,36 +1,25 @@
 """What the ledger shows to people and to scripts: rows, counts, tables. It prints nothing."""
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.table import Table
 
-from core.config import Case, CorpusConfig
-from core.corpora.placing import temporary_folder
 from core.report import Outcome
-from core.strict import ConfigError
 from sweep import front
-from sweep.config import SweepConfig, open_config
-from sweep.config_paths import absolute_corpus, check_corpus
 from sweep.front import BUSY, Point
-from sweep.ledger_files import is_there
-from sweep.lock import driver_pid
-from sweep.reading import records_in
 from sweep.records import State, TrialRecord
+from sweep.snapshot import Seen
 from sweep.space import overlaid
-from sweep.store.copy import at, bring, refresh, shown
+from sweep.store.copy import shown
 from sweep.unlabelled import AGAINST_TEACHER, note_of
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
-    from core.evaluation.wer import WerReport
+    pass
 
 MANY_ROWS = 300
 """Above so many a table is plain lines: measuring each cell takes a millisecond."""
@@ -38,56 +27,6 @@ NOT_SHOWN = ("steps", "model")
 """Of an outcome: the row says them otherwise."""
 LAST_LINES = 12
 """Of a failed trial's log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A sweep's directory as it is now, from outside."""
-
-    folder: Path
-    config: SweepConfig
-    records: tuple[TrialRecord, ...]
-    driver: int | None
-    """Process that runs it, if one does."""
-
-    @cached_property
-    def points(self) -> list[Point]:
-        return front.points(self.records)
-
-    @cached_property
-    def front(self) -> list[Point]:
-        return front.pareto_front(self.points, self.config.sweep.objectives)
-
-    def record(self, number: int) -> TrialRecord:
-        """One trial.
-
-        Raises:
-            ConfigError: if the sweep has none of that number.
-        """
-        if not 0 <= number < len(self.records):
-            raise ConfigError(
-                f"`trial` must be one of the {len(self.records)} of `{self.folder}`,"
-                f" counted from 0, but is {number} instead."
-            )
-        return self.records[number]
-
-
-def see(folder: Path) -> Seen:
-    """Read a sweep's directory without touching it.
-
-    Raises:
-        ConfigError, LedgerError: if it holds no sweep, or a damaged one.
-    """
-    folder = folder.resolve()
-    refresh(folder)
-    config = open_config(folder)
-    driver = driver_pid(folder)
-    records: list[TrialRecord] = []
-    if is_there(folder) or driver is None:
-        records = records_in(folder)
-    if driver is None:  # whoever ran, runs no more
-        records = [replace(r, state="waiting") if r.state == "running" else r for r in records]
-    return Seen(folder=folder, config=config, records=tuple(records), driver=driver)
 
 
 def trial_rows(seen: Seen, records: Iterable[TrialRecord] | None = None) -> list[dict[str, Any]]:
@@ -290,74 +229,3 @@ def last_lines(folder: Path, number: int) -> list[str]:
     if not path.is_file():
         return []
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-
-
-def model_folder(name: str) -> Path:
-    """The bundle that `FOLDER` or `DIR:TRIAL` means; an outcome beyond the first is `7.2`.
-
-    Raises:
-        ConfigError: if the trial has no such outcome.
-    """
-    folder, colon, trial = name.rpartition(":")
-    number, _, place = trial.partition(".")
-    if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
-        return Path(name).absolute()
-    seen = see(at(folder))
-    record = seen.record(int(number))
-    if int(place or 0) >= len(record.outcomes):
-        raise ConfigError(
-            f"`{name}` must be a finished trial, but trial {number} is {record.state}"
-            f" with {len(record.outcomes)} outcomes instead."
-        )
-    model = record.outcomes[int(place or 0)].model
-    place = f"trials/{record.number:04}/{model}"
-    bring(seen.folder, place)
-    return seen.folder / place
-
-
-def corpus_config(name: str, root: str, case: Case = "as_written") -> CorpusConfig:
-    """A corpus named on the command line."""
-    corpus = CorpusConfig.parse(absolute_corpus({"name": name, "root": root, "case": case}))
-    check_corpus(corpus)
-    return corpus
-
-
-def corpus_folder() -> TemporaryDirectory[str]:
-    """Where the demo's speech is spoken to, if that is the corpus."""
-    return temporary_folder("speech")
-
-
-def wer_values(report: "WerReport") -> dict[str, Any]:
-    """A word error rate as a fraction, for scripts."""
-    return {
-        "wer": report.wer,
-        "wer_low": report.low,
-        "wer_high": report.high,
-        "utterances": report.num_utterances,
-        "words": sum(report.words),
-    }
-
-
-def wer_line(values: Mapping[str, Any]) -> str:
-    """The same, to be read."""
-    low, high = 100 * values["wer_low"], 100 * values["wer_high"]
-    return (
-        f"WER {100 * values['wer']:.2f} % ({low:.2f} to {high:.2f})"
-        f" on {values['utterances']} utterances, {values['words']} words"
-    )
-
-
-def as_json(values: Any) -> str:
-    """One object on one line; not-a-number becomes null, which every reader understands."""
-    try:
-        return json.dumps(values, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(values))
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -17,9 +17,9 @@ from core.strict import ConfigError
 from sweep.changes import leaves
 from sweep.config import SHARED_FOLDERS, SweepConfig
 from sweep.records import TrialRecord, record_of
+from sweep.snapshot import Seen
 from sweep.space import Distribution
 from sweep.store.copy import bring
-from sweep.views import Seen
 
 FILE = "before.json"
 

@@ -19,15 +19,14 @@ from core.deploy import bundle, loading
 from core.deploy.bundle import Bundle
 from core.deploy.card import FEATURES, Exported, card
 from core.deploy.exported import FEATURES_FILE, FLOAT, INT8, features_text
+from core.deploy.graph_interface import ExportError, needs_extra
 from core.deploy.importing.parakeet import CONFIG
 from core.deploy.importing.tokens import FAST
 from core.deploy.onnx import (
     DATA,
     LARGEST_INLINE,
     OPSET,
-    ExportError,
     export_onnx,
-    needs_extra,
 )
 from core.deploy.parakeet import (
     EXTRACTOR,
@@ -42,13 +41,12 @@ from core.deploy.runtime import Graph
 from core.deploy.sherpa import (
     SPEC,
     TOKENS,
-    Loader,
     Precision,
-    loader_of,
     needs_sherpa,
     spec,
     tokens_text,
 )
+from core.deploy.sherpa_compat import Loader, loader_of
 from core.deploy.transformers import check_export, needs_transformers
 from core.deploy.verifying import (
     LENGTHS,

@@ -19,7 +19,7 @@ from core.conformer.shape import MELS
 from core.corpora.text import FILE_NAME, Tokenizer
 from core.deploy import bundle
 from core.deploy.bundle import Bundle, BundleError
-from core.deploy.onnx import ExportError
+from core.deploy.graph_interface import ExportError
 from core.deploy.runtime import Graph
 from core.hearing import NATIVE, Hearing
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from core.corpora.text import BLANK, Pieces, Tokenizer
-from core.deploy.onnx import ExportError
+from core.deploy.graph_interface import ExportError
 
 _SPACE = "\u2581"
 _UNKNOWN = " \u2047 "

@@ -10,7 +10,12 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from core.deploy.onnx import DATA, INPUTS, OUTPUTS, GraphError
+from core.deploy.graph_interface import (
+    INPUTS,
+    OUTPUTS,
+    GraphError,
+)
+from core.deploy.onnx import DATA
 
 SMALLEST_OUTSIDE = 1024
 """Bytes of the smallest tensor that lies in the file beside: the runtime reads shapes and the like

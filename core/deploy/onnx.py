@@ -5,7 +5,6 @@ Batch and time are free, down to no frame at all. Export needs the packages of t
 Shapes: B batch, M mel frames, T frames, V vocabulary.
 """
 
-import importlib.util
 import io
 import logging
 import warnings
@@ -22,39 +21,16 @@ from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS
+from core.deploy.graph_interface import INPUTS, OUTPUTS, needs_extra
 from core.deploy.inference import Inference
 
 OPSET = 23
 """The first in which attention is one operator."""
-INPUTS, OUTPUTS = ("features", "num_frames"), ("log_probabilities", "num_output_frames")
-EXTRA = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_INLINE = 1536 * 2**20
 """Bytes of weights that a graph's own file holds, as protobuf ends at 2 GiB. More of them lie in a
 file beside it, which the graph knows by its name alone: both must stay in one folder."""
 DATA = ".data"
 """Suffix of that file."""
-
-
-class ExportError(ValueError):
-    """What an export needs is not installed."""
-
-
-class GraphError(ValueError):
-    """A file that is no recogniser's graph."""
-
-
-def needs_extra() -> None:
-    """Check that the packages of the extra `export` are there.
-
-    Raises:
-        ExportError: naming the one that is not, and what installs it.
-    """
-    for name in EXTRA:
-        if importlib.util.find_spec(name) is None:
-            raise ExportError(
-                f"A graph must have the package `{name}`, but it is not installed;"
-                ' `pip install "conformer-sweep[export]"` installs it.'
-            )
 
 
 def export_onnx(

@@ -18,10 +18,10 @@ from core.conformer.model import Conformer
 from core.conformer.shape import MELS, BlockShape, Shape
 from core.corpora.text import FILE_NAME, Tokenizer
 from core.deploy.fast_tokens import blank_name, fast_tokenizer
+from core.deploy.graph_interface import ExportError
 from core.deploy.importing.assembly import OURS_ALONE, renamed
 from core.deploy.importing.parakeet import CONFIG, WEIGHTS, names_of
 from core.deploy.importing.tokens import FAST
-from core.deploy.onnx import ExportError
 from core.deploy.uniform import uniform
 from core.hearing import Hearing
 

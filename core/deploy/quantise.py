@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from core.deploy.graph_interface import needs_extra
 from core.deploy.graph_weights import GraphWriter, open_graph, read_tensor
 from core.deploy.integer_products import (
     names_of,
@@ -26,7 +27,7 @@ from core.deploy.integer_products import (
     quantized_weight,
     replace_products,
 )
-from core.deploy.onnx import LARGEST_INLINE, graph_folder, needs_extra
+from core.deploy.onnx import LARGEST_INLINE, graph_folder
 from core.deploy.runtime import Graph
 
 Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]

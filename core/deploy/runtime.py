@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from core.conformer.model import Output
 from core.conformer.shape import MELS
 from core.deploy.graph_check import check_graph_file
-from core.deploy.onnx import INPUTS, OUTPUTS, GraphError, needs_extra
+from core.deploy.graph_interface import (
+    INPUTS,
+    OUTPUTS,
+    GraphError,
+    needs_extra,
+)
 
 
 class Graph(nn.Module):

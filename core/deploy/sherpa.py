@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -21,26 +21,14 @@ from torch import Tensor
 
 from core.corpora.text import BLANK, UNKNOWN, Tokenizer
 from core.deploy import sherpa_process
-from core.deploy.onnx import ExportError
-from core.hearing import Hearing
+from core.deploy.graph_interface import ExportError
+from core.deploy.sherpa_compat import Loader
 
 Precision = Literal["float", "int8"]
 BLANK_NAME = "<blk>"
 """By which sherpa-onnx finds the blank."""
 TOKENS, SPEC = "tokens.txt", "sherpa.json"
 WORD_START = "\u2581"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loader:
-    """Which method of `OfflineRecognizer` loads a model, and how its graph must be."""
-
-    name: str
-    is_exact: bool = True
-    """Whether it computes the very features that the model was trained on."""
-    is_nemo: bool = False
-    """Whether it reads a graph as a model of NeMo's."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,33 +52,6 @@ def needs_sherpa() -> None:
             "An export to sherpa must have the package `sherpa_onnx` to verify it with, but it is"
             ' not installed; `pip install "conformer-sweep[sherpa]"` installs it.'
         )
-
-
-def loader_of(hearing: Hearing, vocabulary: int) -> Loader:
-    """The loader that computes what a model hears.
-
-    Raises:
-        ExportError: if there is none.
-    """
-    if hearing.frontend == "conv4" and hearing.features == "kaldi":
-        return Loader(name="from_zipformer_ctc")
-    if not (hearing.is_padded and hearing.features in ("nemo", "sherpa")):
-        raise ExportError(
-            "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
-            " NeMo's through `striding` or `dw_striding`, but this one hears"
-            f" {hearing.features}'s through `{hearing.frontend}` instead."
-        )
-    is_normalised = hearing.normalisation == "per_feature"
-    return Loader(
-        name="from_nemo_ctc",
-        is_exact=hearing.features == "sherpa",  # its frames and windows are not NeMo's own
-        is_nemo=True,
-        metadata={
-            "vocab_size": str(vocabulary),
-            "subsampling_factor": "1",  # of a graph with a frame for each of the features
-            "normalize_type": "per_feature" if is_normalised else "",
-        },
-    )
 
 
 def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:

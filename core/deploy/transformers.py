@@ -24,7 +24,7 @@ from torch import Tensor
 from core.corpora.audio import read_file
 from core.deploy import transformers_process
 from core.deploy.bundle import Bundle
-from core.deploy.onnx import ExportError
+from core.deploy.graph_interface import ExportError
 from core.deploy.precision import Errors, errors_of
 from core.deploy.recognise import text_in
 from core.deploy.verifying import Texts, check_equal, noise, one_space

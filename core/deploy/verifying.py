@@ -22,7 +22,8 @@ from core.corpora.features import SAMPLE_RATE_HZ
 from core.corpora.speaking import cast, record
 from core.corpora.text import UNKNOWN, Tokenizer
 from core.deploy.bundle import Bundle
-from core.deploy.onnx import ExportError, said_throughout
+from core.deploy.graph_interface import ExportError
+from core.deploy.onnx import said_throughout
 from core.deploy.precision import Errors, errors_of
 from core.deploy.recognise import text_in
 from core.deploy.sherpa import Precision, heard_by_sherpa

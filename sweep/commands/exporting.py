@@ -32,8 +32,8 @@ def export(
     """Leave with a model: a folder that other programs load, verified before it is there."""
     with Stages("starting") as stages:
         from core.deploy.export import export as exported
-        from sweep.views import as_json as to_json
-        from sweep.views import model_folder
+        from sweep.json_text import as_json as to_json
+        from sweep.snapshot import model_folder
 
         done = exported(
             model_folder(f"{model}:{trial}" if trial else model),

@@ -22,7 +22,7 @@ def import_(
     with Stages("starting") as stages:
         from core.deploy.importing.bring import bring
         from core.pruning.space import whole_cost
-        from sweep.views import as_json as to_json
+        from sweep.json_text import as_json as to_json
 
         found = bring(model, to.absolute(), for_sherpa=for_sherpa, announce=stages.announce)
     shape, cost = found.model.shape, whole_cost(found.model, 10.0)

@@ -43,8 +43,8 @@ def promote(
     """Put a finished trial's model into MLflow's registry, where NAME@ALIAS finds it."""
     from dataclasses import asdict
 
+    from sweep.json_text import as_json as to_json
     from sweep.registry import promote as register
-    from sweep.views import as_json as to_json
 
     done = register(folder.resolve(), trial, name=name, alias=alias)
     if as_json:

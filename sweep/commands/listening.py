@@ -112,9 +112,9 @@ def evaluate(
 ) -> None:
     """Word error rate of a model on a corpus, with its interval; which errors; beside another."""
     from core.deploy.recognise import heard_in
+    from sweep.commands.corpus_option import corpus_config, corpus_folder
+    from sweep.json_text import as_json as to_json
     from sweep.judging import check_details, judged, judged_lines, write_details
-    from sweep.views import as_json as to_json
-    from sweep.views import corpus_config, corpus_folder
 
     if details is not None:
         check_details(details)
@@ -139,7 +139,7 @@ def _opened(model: str, depth: int | None, runtime: Any) -> Any:
     from core.deploy.bench import recognizer_in
     from core.deploy.exported import open_recognizer
     from core.deploy.recognise import at_depth
-    from sweep.views import model_folder
+    from sweep.snapshot import model_folder
 
     threads = torch.get_num_threads()
     opened = open_recognizer(model_folder(model), runtime, threads=threads)

@@ -17,8 +17,9 @@ def status(
     watch: Annotated[bool, typer.Option(help="Again every two seconds.")] = False,
 ) -> None:
     """How far a sweep has come."""
-    from sweep.views import as_json as to_json
-    from sweep.views import see, status_lines, status_values
+    from sweep.json_text import as_json as to_json
+    from sweep.snapshot import see
+    from sweep.views import status_lines, status_values
 
     while True:
         values = status_values(see(folder))
@@ -31,8 +32,14 @@ def status(
 
 def trials(folder: Sweep, as_json: Json = False) -> None:
     """All trials of a sweep; those on the front stand out."""
-    from sweep.views import MANY_ROWS, see, trial_lines_of, trial_rows, trials_table
-    from sweep.views import as_json as to_json
+    from sweep.json_text import as_json as to_json
+    from sweep.snapshot import see
+    from sweep.views import (
+        MANY_ROWS,
+        trial_lines_of,
+        trial_rows,
+        trials_table,
+    )
 
     rows = trial_rows(see(folder))
     if as_json:
@@ -49,8 +56,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One trial, whole; of a failed one, why."""
-    from sweep.views import as_json as to_json
-    from sweep.views import see, trial_lines, trial_rows
+    from sweep.json_text import as_json as to_json
+    from sweep.snapshot import see
+    from sweep.views import trial_lines, trial_rows
 
     seen = see(folder)
     record = seen.record(trial)
@@ -80,8 +88,13 @@ def pareto(
     from sweep import front
     from sweep.copies import write_copies
     from sweep.figures import front_table
-    from sweep.views import MANY_ROWS, front_lines_of, pareto_values, see
-    from sweep.views import as_json as to_json
+    from sweep.json_text import as_json as to_json
+    from sweep.snapshot import see
+    from sweep.views import (
+        MANY_ROWS,
+        front_lines_of,
+        pareto_values,
+    )
 
     limits = {
         "max_wer": max_wer,
@@ -120,10 +133,10 @@ def _compare(
     as_json: bool,
 ) -> None:
     from sweep.comparison import compare, unlike, values
+    from sweep.json_text import as_json as to_json
     from sweep.side_by_side import draw_copies, labels, side, tables
+    from sweep.snapshot import see
     from sweep.unlabelled import against_note
-    from sweep.views import as_json as to_json
-    from sweep.views import see
 
     one, other = (see(folder) for folder in folders)
     first, second = labels(one, other)
@@ -151,7 +164,7 @@ def listen(
 ) -> None:
     """A page on which to play utterances, and to read what teacher and pruned model heard."""
     from sweep.copies import write_listening
-    from sweep.views import see
+    from sweep.snapshot import see
 
     seen = see(folder)
     file = to or seen.folder / "front" / "listening.html"

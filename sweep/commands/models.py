@@ -28,8 +28,8 @@ def bench(
     with Stages("starting") as stages:
         from core.deploy.bench import benched
         from sweep.benching import bench_table, bench_title
-        from sweep.views import as_json as to_json
-        from sweep.views import model_folder
+        from sweep.json_text import as_json as to_json
+        from sweep.snapshot import model_folder
 
         found = benched(
             model_folder(model),
@@ -65,8 +65,8 @@ def adapt(
     """Teach a model new words; it keeps the old ones and its shape. Again, it goes on."""
     from core.adaptation import adapt as adapted
     from sweep.adapting import adaptation_config, adapted_lines, report_line
-    from sweep.views import as_json as to_json
-    from sweep.views import model_folder
+    from sweep.json_text import as_json as to_json
+    from sweep.snapshot import model_folder
 
     order = adaptation_config(
         corpus, memory, root=root, steps=steps, memory_share=memory_share, file=config

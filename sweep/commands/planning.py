@@ -33,9 +33,9 @@ def check(space: Space, as_json: Json = False) -> None:
         from core.without_speech import check as check_speechless
         from core.without_speech import remaining
         from sweep.config import load
+        from sweep.json_text import as_json as to_json
         from sweep.pricing import price_lines, price_values
         from sweep.unlabelled import methods_line, refuse_methods
-        from sweep.views import as_json as to_json
 
         config = load(space)
         base, able = config.space.base, remaining()
@@ -64,9 +64,9 @@ def prune(
     """Prune a model by its weights alone, where there is no speech; no WER is measured."""
     with Stages("starting") as stages:
         from core.without_speech import config_of, pruned_bundle
+        from sweep.json_text import as_json as to_json
+        from sweep.snapshot import model_folder
         from sweep.unlabelled import pruned_line
-        from sweep.views import as_json as to_json
-        from sweep.views import model_folder
 
         wanted = {"method": method, "resource": resource, "target_sparsity": remove}
         config = config_of(model_folder(model), wanted, seed=seed)
@@ -77,7 +77,7 @@ def prune(
 def doctor(as_json: Json = False) -> None:
     """Say what is installed and what this machine has."""
     from sweep.doctor import examine
-    from sweep.views import as_json as to_json
+    from sweep.json_text import as_json as to_json
 
     findings = examine()
     if as_json:

@@ -89,7 +89,7 @@ def extend(
 def _tune_on(folder: Path, trial: int, steps: int) -> None:
     from sweep.ledger import Ledger
     from sweep.lock import locked
-    from sweep.views import see
+    from sweep.snapshot import see
 
     see(folder).record(trial)  # complains if there is none
     with locked(folder):
@@ -104,7 +104,7 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.config import rewrite
     from sweep.limits import extended
     from sweep.lock import locked
-    from sweep.views import see
+    from sweep.snapshot import see
 
     seen = see(folder)
     values = extended(seen.records, seen.config, trials=trials, hours=hours)
@@ -121,10 +121,11 @@ def confirm(
     """Train the front's points again with fresh seeds, and say what was luck."""
     from sweep.confirming import confirmations, confirmed, plan
     from sweep.driver import run as run_segment
+    from sweep.json_text import as_json as to_json
     from sweep.ledger import Ledger
     from sweep.output import outlive_readers
-    from sweep.views import as_json as to_json
-    from sweep.views import confirmed_table, see
+    from sweep.snapshot import see
+    from sweep.views import confirmed_table
 
     seen = see(folder)
     if not seen.front:
@@ -160,7 +161,7 @@ def warm_start(
     """Start a sweep whose sampler knows what others found, with their teacher."""
     from sweep.config import check_new, create, find, load, open_config
     from sweep.consent import check_consent, give_consent
-    from sweep.views import see
+    from sweep.snapshot import see
     from sweep.warm_start import begin, check
 
     seen = [see(old) for old in olds]
@@ -247,8 +248,9 @@ def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> No
 
 def _show_end(folder: Path, code: int) -> None:
     from sweep.figures import front_table
+    from sweep.snapshot import see
     from sweep.store.copy import shown
-    from sweep.views import see, status_lines, status_values
+    from sweep.views import status_lines, status_values
 
     seen, place = see(folder), shown(folder)
     if seen.front:

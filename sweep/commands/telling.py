@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sweep.commands.terminal import BAD_INPUT, complain, err, out
+from sweep.json_text import as_json
 from sweep.transcripts import Format, rendered, values_of
-from sweep.views import as_json
 
 if TYPE_CHECKING:  # torch takes seconds
     from sweep.transcribing import Result

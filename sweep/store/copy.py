@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.corpora.placing import replaced, temporary_path
+from sweep.local_lock import driver_here
 from sweep.store.remote import Remote, local_path
 
 NOTES = ".store"
@@ -109,8 +110,6 @@ def refresh(folder: Path, *, is_whole: bool = False) -> None:
     Raises:
         StoreError: if the store cannot be reached.
     """
-    from sweep.lock import driver_here  # noqa: PLC0415  # it asks back whether this is a copy
-
     address = address_of(folder)
     if address is None:
         return

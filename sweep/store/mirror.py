@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sweep.local_lock import LockedError
 from sweep.store.copy import STOP, Sender, address_of, fetch
 from sweep.store.lease import BEATS, SECONDS, Lease, LeaseError, holder
 from sweep.store.remote import Remote, StoreError, patiently
@@ -40,8 +41,6 @@ def held(folder: Path) -> Iterator[None]:
         StoreError: if the store cannot be reached.
         UnsentError: if it was away at the end.
     """
-    from sweep.lock import LockedError  # noqa: PLC0415  # which holds this, too
-
     address = address_of(folder)
     if address is None:
         yield

@@ -10,10 +10,10 @@ import pytest
 
 from core.strict import ConfigError
 from sweep.config import open_config, rewrite
+from sweep.identity import identity
 from sweep.ledger import Ledger
 from sweep.mlflow_server import PASSWORD, USER
 from sweep.moving import pack, unpack
-from sweep.provenance import identity
 from sweep.records import TrialRecord
 from sweep.store.copy import address_of
 from sweep.tracking import Tracker

@@ -14,9 +14,9 @@ from sweep.comparison import Side, band, best_wer, compare, coverage, unlike
 from sweep.config import create, load, parse
 from sweep.confirming import confirmations, plan
 from sweep.ledger import Ledger
+from sweep.snapshot import see
 from sweep.space import Range
 from sweep.testing import made_outcome, made_records
-from sweep.views import see
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.0, high=0.95)}
 

@@ -17,9 +17,11 @@ from sweep.config import create, load, open_config, rewrite
 from sweep.confirming import confirmations, confirmed, plan
 from sweep.ledger import Ledger
 from sweep.limits import extended
-from sweep.lock import LockedError, ask_to_stop, locked
+from sweep.local_lock import LockedError
+from sweep.lock import ask_to_stop, locked
+from sweep.snapshot import see
 from sweep.tracking import database_uri
-from sweep.views import see, trial_rows
+from sweep.views import trial_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

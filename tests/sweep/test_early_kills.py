@@ -13,9 +13,9 @@ from sweep.config import CONFIG_FILE, create, parse
 from sweep.ledger import OBJECTIVES, Ledger
 from sweep.ledger_files import JOURNAL
 from sweep.scribe import _end_last_line
+from sweep.snapshot import see
 from sweep.space import Range
 from sweep.testing import made_outcome
-from sweep.views import see
 from sweep.warm_start import begin, recalled
 
 SPACE = """

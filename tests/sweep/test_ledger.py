@@ -14,7 +14,8 @@ from core.report import Report
 from sweep.ledger import Ledger
 from sweep.ledger_files import ADDRESS, FILE, JOURNAL, LedgerError
 from sweep.ledger_storage import copy_as_sqlite, found
-from sweep.lock import LockedError, driver_pid, locked
+from sweep.local_lock import LockedError
+from sweep.lock import driver_pid, locked
 from sweep.space import Choice, Range
 from sweep.testing import made_outcome
 

@@ -10,7 +10,8 @@ from core.strict import ConfigError
 from sweep.changes import changes, check
 from sweep.config import create, load, open_config, parse
 from sweep.ledger import Ledger
-from sweep.lock import LockedError, locked
+from sweep.local_lock import LockedError
+from sweep.lock import locked
 from sweep.moving import pack, unpack
 from sweep.space import Range
 from sweep.testing import made_outcome

@@ -4,9 +4,9 @@ from core.strict import ConfigError
 from sweep.config import create, parse
 from sweep.ledger import Ledger
 from sweep.sampling import STARTUP_TRIALS, Sampling
+from sweep.snapshot import see
 from sweep.space import Range
 from sweep.testing import made_outcome
-from sweep.views import see
 from sweep.warm_start import begin, recalled
 
 SPACE = """

@@ -15,7 +15,7 @@ from core.deploy.importing.parakeet import from_parakeet
 from core.deploy.importing.reading import ImportingError, read_json
 from core.deploy.importing.settings import Settings
 from core.deploy.importing.torchaudio_state import from_torchaudio
-from core.deploy.sherpa import loader_of
+from core.deploy.sherpa_compat import loader_of
 from core.stages import Announce, be_silent
 
 KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"

@@ -30,9 +30,9 @@ from core.corpora.prepared import Speech
 from core.corpora.store import FeatureStore
 from core.corpora.text import Tokenizer, transcript
 from core.hearing import NATIVE, Hearing
-from core.setting import calibration_batches
 from core.testing import small_model
 from core.training.distillation import ctc_loss
+from core.training.setup import calibration_batches
 
 HEARINGS = {
     "kaldi": NATIVE,

@@ -15,7 +15,7 @@ from core.corpora.audio import CorpusError
 from core.corpora.text import Tokenizer
 from core.deploy import bundle
 from core.deploy.export import export
-from core.deploy.onnx import ExportError
+from core.deploy.graph_interface import ExportError
 from core.deploy.runtime import Graph
 from core.deploy.sherpa import TOKENS
 from core.deploy.verifying import check_texts

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from core.deploy.graph_check import check_graph_file
-from core.deploy.onnx import GraphError, export_onnx
+from core.deploy.graph_interface import GraphError
+from core.deploy.onnx import export_onnx
 from core.deploy.quantise import quantise_dynamic, quantise_static
 from core.deploy.runtime import Graph
 from core.testing import ragged_speech, small_model

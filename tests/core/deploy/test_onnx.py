@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from core.deploy.onnx import ExportError, GraphError, export_onnx
+from core.deploy.graph_interface import ExportError, GraphError
+from core.deploy.onnx import export_onnx
 from core.deploy.runtime import Graph
 from core.pruning.extraction import extract
 from core.testing import (

@@ -8,9 +8,9 @@ import torch
 from core.config import CorpusConfig
 from core.conformer.shape import BlockShape
 from core.corpora.text import Tokenizer
+from core.deploy.graph_interface import ExportError
 from core.deploy.importing.bring import opened
 from core.deploy.importing.reading import ImportingError
-from core.deploy.onnx import ExportError
 from core.deploy.parakeet import count_added, write_parakeet
 from core.hearing import Hearing
 from core.pruning.extraction import extract

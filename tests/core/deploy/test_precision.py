@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from core.deploy.onnx import ExportError, export_onnx
+from core.deploy.graph_interface import ExportError
+from core.deploy.onnx import export_onnx
 from core.deploy.precision import Errors, errors_of, log_probabilities_in_double
 from core.deploy.runtime import Graph
 from core.deploy.verifying import LENGTHS, TOLERANCE, Expected, agreement, check_graph

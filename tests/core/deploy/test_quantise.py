@@ -6,7 +6,8 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.onnx_model import ONNXModel
 
-from core.deploy.onnx import GraphError, export_onnx
+from core.deploy.graph_interface import GraphError
+from core.deploy.onnx import export_onnx
 from core.deploy.quantise import (
     products_beyond_frontend,
     quantise_dynamic,

@@ -14,18 +14,18 @@ from torch.export import Dim
 from core.config import CorpusConfig
 from core.corpora.listening import features_of
 from core.corpora.text import BLANK, UNKNOWN, Tokenizer
-from core.deploy.onnx import ExportError, export_onnx
+from core.deploy.graph_interface import ExportError
+from core.deploy.onnx import export_onnx
 from core.deploy.sherpa import (
     SPEC,
     TOKENS,
     WORD_START,
-    Loader,
     heard_by_sherpa,
-    loader_of,
     needs_sherpa,
     spec,
     tokens_text,
 )
+from core.deploy.sherpa_compat import Loader, loader_of
 from core.hearing import NATIVE, Hearing
 from core.testing import SHAPE, small_model
 

@@ -16,8 +16,8 @@ from core.config import CorpusConfig
 from core.corpora.text import Tokenizer
 from core.deploy import bundle
 from core.deploy.export import export
+from core.deploy.graph_interface import ExportError
 from core.deploy.importing.bring import bring
-from core.deploy.onnx import ExportError
 from core.deploy.parakeet import write_parakeet
 from core.deploy.transformers import check_export, heard_by_transformers, needs_transformers
 from core.safe_text import markdown_text

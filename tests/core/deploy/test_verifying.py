@@ -6,8 +6,9 @@ import torch
 from core.config import CorpusConfig
 from core.corpora.audio import read_file
 from core.corpora.text import Tokenizer
+from core.deploy.graph_interface import ExportError
 from core.deploy.inference import Inference
-from core.deploy.onnx import ExportError, export_onnx
+from core.deploy.onnx import export_onnx
 from core.deploy.runtime import Graph
 from core.deploy.verifying import LENGTHS, TOLERANCE, agreement, check_graph, made_sounds
 from core.pruning.extraction import extract

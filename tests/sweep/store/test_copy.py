@@ -5,15 +5,21 @@ import pytest
 from sweep.config import create, load
 from sweep.confirming import plan
 from sweep.ledger import Ledger
-from sweep.lock import LockedError, ask_to_stop, driver_pid, is_stop_asked, locked
+from sweep.local_lock import LockedError
+from sweep.lock import (
+    ask_to_stop,
+    driver_pid,
+    is_stop_asked,
+    locked,
+)
 from sweep.moving import pack, unpack
+from sweep.snapshot import model_folder, see
 from sweep.space import Range
 from sweep.store import mirror
 from sweep.store.copy import GENERATION, address_of, at, refresh, shown
 from sweep.store.mirror import UnsentError
 from sweep.store.remote import Remote
 from sweep.testing import made_outcome
-from sweep.views import model_folder, see
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 

@@ -1,0 +1,46 @@
+"""The lock of a sweep's folder on this machine."""
+
+import fcntl
+import time
+from pathlib import Path
+from typing import TextIO
+
+LOCK = "lock"
+
+
+STOP = "stop"
+"""The word for an orderly end, which reaches a driver on another machine, too."""
+
+
+class LockedError(RuntimeError):
+    """Another driver lives in the sweep's directory."""
+
+
+def driver_here(folder: Path) -> int | None:
+    """The process that works in this very directory, or None."""
+    if (folder / LOCK).is_fifo():  # to open it would wait for ever
+        raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return _holder(folder)
+    return None
+
+
+def _seize(file: TextIO) -> bool:
+    for _ in range(5):  # `driver_pid` holds it too, for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+def _holder(folder: Path) -> int:
+    text = (folder / LOCK).read_text(encoding="utf-8").strip()
+    return int(text) if text.isdigit() else 0
