@@ -19,34 +19,24 @@ from measuring import arguments, emit
 from rich.console import Console
 from torch import nn
 
-from core.config import TrialConfig
+from core import bundle
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
-from core.corpora.corpus import Corpus, open_corpus, with_memory
-from core.corpora.placing import placed
-from core.corpora.prepared import Speech
-from core.corpora.store import FeatureStore, cached
-from core.corpora.text import Tokenizer, transcript
-from core.deploy import bundle
-from core.evaluation.recognition import recognised
+from core.data.corpus import Corpus, open_corpus, with_memory
+from core.data.feature_cache import FeatureStore, open_or_build
+from core.data.prepare import Speech
+from core.data.tokenizer import Tokenizer, transcript
+from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import bootstrap, word_errors
-from core.pruning.repair import reestimate_statistics
+from core.files import atomic_folder
+from core.pruning.reconstruction import reestimate_statistics
 from core.report import Report
-from core.setting import Place, set_chance
+from core.runtime import TrialDirs, seed_everything
 from core.teacher import prepare
-from core.training.boosting import (
-    Boosted,
-    Boosting,
-    Compression,
-    Fostering,
-    with_vocabulary,
-)
+from core.training.foster_stage import Boosted, Boosting, Compression, FosterStage, with_vocabulary
+from core.training.loop import DenseStage, augment_batch
 from core.training.method import tuning_rates
-from core.training.setup import (
-    calibration_batches,
-    journey_of,
-    without_words,
-)
-from core.training.trainer import DenseStage, augmented
+from core.training.setup import calibration_batches, make_train_run, without_words
 from core.trial import run
 
 CPU = torch.device("cpu")
@@ -68,7 +58,7 @@ class Speeches:
     tokenizer: Tokenizer
     new: FeatureStore
     new_and_memory: FeatureStore
-    judged: Mapping[str, list[FeatureStore]]
+    evaluate: Mapping[str, list[FeatureStore]]
 
 
 def main() -> None:
@@ -110,7 +100,7 @@ def part_words(source: Path, folder: Path, *, is_old: bool) -> None:
     """Of every utterance whose words are all one second long, the old or the new ones."""
     if folder.exists():
         return
-    with placed(folder) as beside:
+    with atomic_folder(folder) as beside:
         for lines in sorted(source.glob("*/*/*/*.trans.txt")):
             said = [
                 kept
@@ -161,7 +151,7 @@ def config_of(root: Path, args: argparse.Namespace, *, seed: int = 0) -> TrialCo
 def pruned(root: Path, args: argparse.Namespace) -> bundle.Bundle:
     """The teacher, pruned and tuned on old words alone."""
     config = config_of(root, args)
-    place = Place(teacher=root / "teacher", features=root / "features", trial=root / "pruned")
+    place = TrialDirs(teacher=root / "teacher", features=root / "features", trial=root / "pruned")
     for report in chain(prepare(config, place), run(config, place)):
         log.print(f"{report.stage} {report.step}/{report.total_steps} WER {report.wer}")
     return bundle.load(place.trial / "model")
@@ -173,19 +163,19 @@ def prepared(root: Path, known: Tokenizer, args: argparse.Namespace) -> Speeches
         kind: open_corpus(config.model_copy(update={"name": str(root / kind)}), root)
         for kind in ("old", "new")
     }
-    tokens = known.grown(map(transcript, corpora["new"].train))
+    tokens = known.with_words(map(transcript, corpora["new"].train))
     both = with_memory(
         corpora["new"], corpora["old"], share=args.memory_share, seed=0, balance=args.balance
     )
 
     def stored(corpus: Corpus, split: Any) -> FeatureStore:
-        return cached(corpus, split, tokens, config, root / "stores")
+        return open_or_build(corpus, split, tokens, config, root / "stores")
 
     return Speeches(
         tokenizer=tokens,
         new=stored(corpora["new"], "train"),
         new_and_memory=stored(both, "train"),
-        judged={
+        evaluate={
             kind: [stored(corpus, "dev"), stored(corpus, "test")]
             for kind, corpus in corpora.items()
         },
@@ -218,13 +208,13 @@ def ways(
         first = Boosting(network, steps=steps if is_first else 0, config=boosting, **shared)
         none = Compression(with_vocabulary(old, size), network, steps=0, config=boosting, **shared)
         if is_first:
-            walked(Fostering(first, none, unjudged), speeches.new_and_memory, config, speeches)
+            walked(FosterStage(first, none, unjudged), speeches.new_and_memory, config, speeches)
             yield "boosted", network
         rest = Boosting(network, steps=0, config=boosting, **shared)
         last = Compression(
             with_vocabulary(old, size), network, steps=steps, config=boosting, **shared
         )
-        fostering = Fostering(rest, last, unjudged)
+        fostering = FosterStage(rest, last, unjudged)
         yield name, walked(fostering, speeches.new_and_memory, config, speeches).model
 
 
@@ -246,12 +236,12 @@ def unjudged(heard: nn.Module) -> Report:
 
 def walked(stage: Any, store: FeatureStore, config: TrialConfig, speeches: Speeches) -> Any:
     """A stage at its end, from the beginning of the data; nothing is kept on the way."""
-    set_chance(config, 1)
-    dev, test = speeches.judged["new"]
+    seed_everything(config, 1)
+    dev, test = speeches.evaluate["new"]
     speech = Speech(tokenizer=speeches.tokenizer, train=store, dev=dev, test=test)
-    journey = journey_of(config, Path("unused"), speech, CPU, stage.steps)
+    journey = make_train_run(config, Path("unused"), speech, CPU, stage.steps)
     for step, batch in zip(range(stage.steps), journey.batches, strict=False):
-        stage.step(augmented(batch, journey), step)
+        stage.step(augment_batch(batch, journey), step)
     reestimate_statistics(stage.model, without_words(calibration_batches(config, speech, CPU)))
     return stage
 
@@ -259,8 +249,8 @@ def walked(stage: Any, store: FeatureStore, config: TrialConfig, speeches: Speec
 def errors_of(model: nn.Module, speeches: Speeches) -> dict[str, Any]:
     """Errors and words an utterance of each kind, and the size."""
     found: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters())}
-    for kind, stores in speeches.judged.items():
-        texts = [t for store in stores for t in recognised(model, store, speeches.tokenizer, CPU)]
+    for kind, stores in speeches.evaluate.items():
+        texts = [t for store in stores for t in decode_store(model, store, speeches.tokenizer, CPU)]
         counted = word_errors([t for store in stores for t in store.texts], texts)
         found[kind] = (counted.errors, counted.words)
     return found

@@ -9,8 +9,8 @@ from typing import Any
 from mlflow import MlflowClient
 
 from sweep.identity import identity
-from sweep.ledger import Ledger
-from sweep.records import TrialRecord
+from sweep.ledger.ledger import Ledger
+from sweep.ledger.records import TrialRecord
 
 ON_THE_CLOCK = ("latency_ms", "latency_busy", "real_time_factor")
 """What of an outcome is measured in seconds, and so never twice the same."""

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from core.config import TrialConfig
+from core import bundle
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
-from core.corpora.prepared import Speech, open_speech
-from core.deploy import bundle
-from core.evaluation.recognition import recognised
-from core.evaluation.speed import latency_seconds
+from core.data.prepare import Speech, open_speech
+from core.evaluation.batch_decoding import decode_store
+from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import bootstrap, paired_difference, word_errors
-from core.setting import Place
+from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.trial import run
-from sweep.config import load
+from sweep.config.sweep import load
 
 SAMPLES = 10_000
 """Resamples of the utterances behind an interval."""
@@ -144,8 +144,10 @@ def _trained_one(job: tuple[Cell, Path]) -> str:
     return f"{cell.folder} WER {', '.join(f'{wer:.4f}' for wer in wers)}"
 
 
-def place_of(root: Path, name: str) -> Place:
-    return Place(teacher=root / "teacher", features=root / "features", trial=root / "cells" / name)
+def place_of(root: Path, name: str) -> TrialDirs:
+    return TrialDirs(
+        teacher=root / "teacher", features=root / "features", trial=root / "cells" / name
+    )
 
 
 def teacher_of(root: Path) -> Path:
@@ -169,7 +171,7 @@ def measure(root: Path, model: Path) -> float:
 def _heard(found: bundle.Bundle, speech: Speech) -> tuple[list[str], list[str]]:
     texts: list[str] = []
     for store in (speech.dev, speech.test):
-        texts += recognised(found.model, store, speech.tokenizer, CPU)
+        texts += decode_store(found.model, store, speech.tokenizer, CPU)
     return [*speech.dev.texts, *speech.test.texts], texts
 
 

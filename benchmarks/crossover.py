@@ -11,7 +11,7 @@ import torch
 from measuring import arguments, emit, interleaved
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.config import ModelConfig
+from core.config.trial import ModelConfig
 from core.conformer.attention import Attention, distance_table
 from core.conformer.axes import Lengths
 from core.conformer.linear_attention import crossover_frames

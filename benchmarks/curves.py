@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sweep.picture import STYLE
-from sweep.scene import BLACK, assign
+from sweep.report.chart_data import BLACK, assign
+from sweep.report.static_chart import STYLE
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,16 +16,16 @@ import torch
 from measuring import arguments, emit
 from rich.console import Console
 
-from core.config import TrialConfig
+from core import bundle
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
-from core.corpora.prepared import Speech, open_speech
-from core.deploy import bundle
-from core.evaluation.recognition import recognised
+from core.data.prepare import Speech, open_speech
+from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import word_errors
 from core.methods.interctc import least_missed_last
 from core.pruning.extraction import of_blocks
 from core.pruning.space import whole_cost
-from core.setting import Place
+from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.training.setup import calibration_batches
 
@@ -103,7 +103,7 @@ def wer_of(model: Conformer, blocks: frozenset[int], speech: Speech) -> float:
     texts = [
         text
         for store in (speech.dev, speech.test)
-        for text in recognised(small, store, speech.tokenizer, CPU)
+        for text in decode_store(small, store, speech.tokenizer, CPU)
     ]
     return word_errors([*speech.dev.texts, *speech.test.texts], texts).wer
 
@@ -122,11 +122,11 @@ def config_of(name: str, seed: int, args: argparse.Namespace) -> TrialConfig:
     )
 
 
-def place_of(args: argparse.Namespace, name: str, seed: int) -> Place:
+def place_of(args: argparse.Namespace, name: str, seed: int) -> TrialDirs:
     """Speech is shared; each teacher has a folder of its own."""
     root = args.dir.resolve()
     own = root / f"{name} {seed} {args.steps}".replace(" ", "-")
-    return Place(teacher=own, features=root / "features", trial=own / "trial")
+    return TrialDirs(teacher=own, features=root / "features", trial=own / "trial")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from measuring import arguments, emit
 from mlflow import MlflowClient
 
 from sweep.identity import identity
-from sweep.ledger import Ledger
-from sweep.mlflow_server import database_uri
+from sweep.ledger.ledger import Ledger
+from sweep.tracking.mlflow_server import database_uri
 
 PROGRAM = (sys.executable, "-P", "-m", "sweep")
 RUN_SECONDS = 20.0

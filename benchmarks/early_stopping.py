@@ -15,10 +15,10 @@ import numpy as np
 from measuring import arguments, emit
 from replaying import Judge, Replay, recorded, replayed
 
-from sweep import front
-from sweep.front import Point
-from sweep.records import TrialRecord
-from sweep.stopping import Kind, Standing, Stopping
+from sweep.ledger.records import TrialRecord
+from sweep.pareto import front
+from sweep.pareto.front import Point
+from sweep.search.early_stopping import Kind, Standing, Stopping
 
 RULES: dict[str, Kind] = {
     "by non-domination": "pareto",

@@ -28,11 +28,11 @@ from cells import (
 )
 from measuring import arguments, emit
 
-from core.corpora.batches import TrainBatches
-from core.corpora.prepared import open_speech
+from core.data.batching import TrainBatches
+from core.data.prepare import open_speech
 from core.training import checkpoint
 from core.training.setup import CHECKPOINTS
-from sweep.config import load
+from sweep.config.sweep import load
 
 FAMILY, ALONE = "family", "separate"
 BATCHES = 100

@@ -9,10 +9,10 @@ from typing import Any
 
 from measuring import RESULTS, arguments, emit
 
-from core.deploy import bundle
-from sweep.copies import write_copies
-from sweep.snapshot import see
-from sweep.views import trial_rows
+from core import bundle
+from sweep.cli.output.tables import trial_rows
+from sweep.report.export_files import write_copies
+from sweep.snapshot import load_snapshot
 
 KEPT = (
     *("method", "params", "gflops", "params_sparsity", "flops_sparsity"),
@@ -24,7 +24,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--dir", type=Path, default=Path("runs/commands"))
     args = parser.parse_args()
-    seen = see(args.dir)
+    seen = load_snapshot(args.dir)
     teacher = bundle.load(seen.folder / "teacher" / "model").report["outcome"]
     found = [row for row in trial_rows(seen) if row["state"] == "finished"]
     shown = sorted((r for r in found if r["on_front"]), key=lambda row: float(row["gflops"]))

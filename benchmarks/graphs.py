@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from measuring import arguments, emit
 
-from core.deploy import bundle
-from core.deploy.onnx import export_onnx
-from core.deploy.runtime import Graph
-from core.deploy.verifying import TOLERANCE, agreement
-from sweep.snapshot import model_folder, see
+from core import bundle
+from core.export.onnx.conversion import export_onnx
+from core.export.verify import TOLERANCE, agreement
+from core.inference.onnx_session import Graph
+from sweep.snapshot import load_snapshot, model_path
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
 
 def models(folder: Path, *, is_all: bool) -> Iterator[tuple[str, Path]]:
     """Points by name, and their bundles."""
-    seen = see(folder)
+    seen = load_snapshot(folder)
     for point in seen.points if is_all else seen.front:
-        yield point.name, model_folder(f"{folder}:{point.name}")
+        yield point.name, model_path(f"{folder}:{point.name}")
 
 
 def compared(name: str, folder: Path) -> dict[str, Any]:

@@ -23,16 +23,16 @@ from graphs import compared, models
 from measuring import arguments, emit
 from sherpa import PRECISIONS, utterances
 
-from core.config import CorpusConfig, DemoConfig, TrialConfig
-from core.corpora.demo import speak, write_script
-from core.corpora.placing import placed
-from core.deploy import bundle
-from core.deploy.export import export
-from core.deploy.importing.bring import hearing_in_sherpa
-from core.deploy.verifying import TOLERANCE, texts_of
+from core import bundle
+from core.config.trial import CorpusConfig, DemoConfig, TrialConfig
+from core.data.sources.demo import speak, write_script
 from core.evaluation.wer import word_errors
-from sweep.snapshot import see
-from sweep.toml_text import lines
+from core.export.export import export
+from core.export.verify import TOLERANCE, compare_texts
+from core.files import atomic_folder
+from core.importers.load import spec_for_sherpa
+from sweep.config.toml_writer import lines
+from sweep.snapshot import load_snapshot
 
 DEMO = DemoConfig(train_utterances=4000, dev_utterances=300, test_utterances=300)
 PIECES = 500  # whole words, where there are no more to merge
@@ -93,7 +93,7 @@ def publish(folder: Path) -> None:
     config = transformers.ParakeetCTCConfig(
         vocab_size=size, pad_token_id=size - 1, encoder_config=ENCODER
     )
-    with placed(folder) as beside:
+    with atomic_folder(folder) as beside:
         transformers.ParakeetForCTC(config).save_pretrained(beside)
         transformers.ParakeetFeatureExtractor().save_pretrained(beside)
         tokenizer.save(str(beside / "tokenizer.json"))
@@ -148,7 +148,7 @@ def sweep_of(corpus: Path, teacher: Path, trials: int) -> dict[str, Any]:
 
 def tabulated(root: Path, corpus: Path) -> Iterator[dict[str, Any]]:
     """One row a point of the front, its removed share first."""
-    front = sorted(see(root / "sweep").front, key=lambda point: point.result.gflops)
+    front = sorted(load_snapshot(root / "sweep").front, key=lambda point: point.result.gflops)
     exported = {front[0].name, front[len(front) // 2].name, front[-1].name}
     folders = dict(models(root / "sweep", is_all=False))
     for point in front:
@@ -167,7 +167,7 @@ def exports(model: Path, corpus: Path) -> dict[str, Any]:
     heard = in_sherpa(model, corpus)
     with TemporaryDirectory() as scratch:
         other = Path(scratch) / "for-sherpa"
-        bundle.save(other, hearing_in_sherpa(found.model), found.tokenizer, found.report)
+        bundle.save(other, spec_for_sherpa(found.model), found.tokenizer, found.report)
         return heard | {f"{FOR_SHERPA}{key}": v for key, v in in_sherpa(other, corpus).items()}
 
 
@@ -178,7 +178,7 @@ def in_sherpa(model: Path, corpus: Path) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         export(model, Path(scratch) / "export", "sherpa", is_int8=True)
         floats, integers = (
-            texts_of(opened, Path(scratch) / "export", files, name) for name in PRECISIONS
+            compare_texts(opened, Path(scratch) / "export", files, name) for name in PRECISIONS
         )
     in_floats = word_errors(said, floats.alone).wer
     return {

@@ -27,10 +27,10 @@ import psutil
 from auditing import FAULTS, Faults, audited
 from measuring import RESULTS, arguments, emit
 
-from sweep import driver
-from sweep.config import create, load
-from sweep.local_cluster import LocalCluster, local_cluster
-from sweep.mlflow_server import database_uri
+from sweep.config.sweep import create, load
+from sweep.run import driver
+from sweep.testing.local_cluster import LocalCluster, local_cluster
+from sweep.tracking.mlflow_server import database_uri
 
 INTERVAL = 10
 """Steps between checkpoints, and between reports."""

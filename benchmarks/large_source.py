@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from core.corpora.text import FILE_NAME, Tokenizer
+from core.data.tokenizer import FILE_NAME, Tokenizer
 
 SHAPES = {
     "small": {

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from measuring import arguments, emit
 
-from core.config import ModelConfig
+from core.config.pruning import AxisKind
+from core.config.trial import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.evaluation.part_times import latency_table
-from core.evaluation.speed import latency_seconds
+from core.evaluation.timer import latency_seconds
+from core.latency.measure import latency_table
 from core.methods.magnitude import magnitudes
-from core.pruning.budget import Budget, Scores, choose
 from core.pruning.extraction import as_mask, extract
 from core.pruning.scoring import ranked_within
+from core.pruning.selection import Budget, Scores, choose
 from core.pruning.space import Space
-from core.pruning_config import AxisKind
 
 SECONDS = 10.0
 KINDS: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")

@@ -16,10 +16,11 @@ from early_stopping import ANY, GOOD, covered
 from measuring import arguments, emit
 from replaying import recorded
 
-from sweep import driver, front
-from sweep.config import create, parse
-from sweep.records import TrialRecord
-from sweep.snapshot import see
+from sweep.config.sweep import create, parse
+from sweep.ledger.records import TrialRecord
+from sweep.pareto import front
+from sweep.run import driver
+from sweep.snapshot import load_snapshot
 
 SPACE = Path(__file__).parent / "recorded.toml"
 
@@ -52,7 +53,7 @@ def swept(folder: Path, kind: str, args: argparse.Namespace) -> list[TrialRecord
             shutil.copytree(args.source / part, folder / part)
     if driver.run(folder) != driver.DONE:
         raise SystemExit(f"the sweep did not end well; see {folder}")
-    return list(see(folder).records)
+    return list(load_snapshot(folder).records)
 
 
 def row(

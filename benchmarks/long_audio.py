@@ -22,16 +22,16 @@ import soundfile
 import torch
 from measuring import arguments, emit
 
-from core.config import CorpusConfig
-from core.corpora.audio import read_cut
-from core.corpora.corpus import open_split
-from core.corpora.features import SAMPLE_RATE_HZ
-from core.corpora.text import transcript as said_in
-from core.deploy import bundle
-from core.deploy.hearing import hear
-from core.deploy.recognise import Transcript, heard_in, transcript
-from core.deploy.windows import Windowing
+from core import bundle
+from core.config.trial import CorpusConfig
+from core.data.audio import read_cut
+from core.data.corpus import open_split
+from core.data.tokenizer import transcript as said_in
 from core.evaluation.wer import word_errors
+from core.features.kaldi import SAMPLE_RATE_HZ
+from core.inference.long_audio import transcribe_windows
+from core.inference.recognizer import Transcript, transcribe_split, transcript
+from core.inference.windows import Windowing
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         grown = peak_megabytes() - before
         moved, _ = heard_by_windows(model, whole, replace(windowing, shift=windowing.seconds / 2))
         later, _ = heard_by_windows(model, late, windowing)
-        utterances = heard_in(model, corpus, "test", Path(scratch)).hypotheses
+        utterances = transcribe_split(model, corpus, "test", Path(scratch)).hypotheses
     alone, reference = " ".join(utterances[i] for i in order), " ".join(said)
     row = {
         "name": f"{args.minutes:g} min",
@@ -115,7 +115,7 @@ def heard_by_windows(
 ) -> tuple[Transcript, float]:
     """What is heard, and how many seconds that took."""
     began = time.perf_counter()
-    found = transcript(model, hear(model.model, file, windowing=windowing))
+    found = transcript(model, transcribe_windows(model.model, file, windowing=windowing))
     return found, time.perf_counter() - began
 
 

@@ -22,14 +22,14 @@ from measuring import arguments, emit
 from recorded_sweep import SPACE, grow, make
 
 from core.report import Report
-from sweep.config import SweepConfig, create, open_config, parse
-from sweep.figures import write_front
-from sweep.ledger import Ledger
-from sweep.limits import reached
-from sweep.progress import Progress
-from sweep.sampling import Sampling
-from sweep.testing import made_outcome
-from sweep.tracking import Tracker
+from sweep.config.sweep import SweepConfig, create, open_config, parse
+from sweep.ledger.ledger import Ledger
+from sweep.report.front_files import write_front
+from sweep.run.progress import Progress
+from sweep.search.budget import reached_limit
+from sweep.search.sampler import Sampling
+from sweep.testing.outcomes import make_outcome
+from sweep.tracking.tracker import Tracker
 
 PROGRAM = (sys.executable, "-P", "-m", "sweep")
 FEW = 100
@@ -199,7 +199,7 @@ def _one_trial(
         return result
 
     number = len(ledger)
-    timed("limits", lambda: reached(ledger.records(), config))
+    timed("limits", lambda: reached_limit(ledger.records(), config))
     params = timed("sampling", lambda: sampling.propose(number))
     timed("ledger", lambda: ledger.add(params, config.space.distributions))
     record = timed("ledger", lambda: ledger.start(number))
@@ -211,7 +211,7 @@ def _one_trial(
         timed("ledger", lambda: ledger.advance(number, report))  # noqa: B023
         timed("MLflow", lambda: tracker.log_reports(run_id, [report]))  # noqa: B023
         timed("terminal", lambda: progress.report(number, report))  # noqa: B023
-    done = timed("ledger", lambda: ledger.finish(number, [made_outcome(0.2, 0.005)]))
+    done = timed("ledger", lambda: ledger.finish(number, [make_outcome(0.2, 0.005)]))
     timed("sampling", lambda: sampling.observe(done))
     timed("MLflow", lambda: tracker.finish_trial(done))
     timed("terminal", lambda: progress.trial(done))

@@ -11,17 +11,17 @@ import torch
 from measuring import arguments, emit, interleaved
 from torch import Tensor
 
-from core.config import TrialConfig
-from core.conformer.gate import fold, gated_forward, kept_units, tensors_of
+from core.config.trial import TrialConfig
+from core.conformer.masking import fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.pruning.constraint import Lagrangian
-from core.pruning.hard_concrete import HardConcrete
+from core.pruning.gates.hard_concrete import HardConcrete
+from core.pruning.lagrangian import Lagrangian
 from core.pruning.space import Space
 from core.training.distillation import Distillation, Student, ctc_loss
-from core.training.gating import NARROW_FROM
+from core.training.gate_stage import NARROW_FROM
+from core.training.loop import autocast, weighted_total
 from core.training.optimizers import primal
-from core.training.trainer import autocast, weighted
 
 SIZES = ("tiny", "small")
 UTTERANCES = 15
@@ -83,16 +83,18 @@ class Steps:
     def _searched(self, *, is_taught: bool) -> Tensor:
         space, mask = self.space, self.gates.sample()
         with autocast(self.speech[0].device, self.precision):
-            folded = fold(tensors_of(self.model), space.axes, mask, narrow_from=NARROW_FROM)
+            folded = fold(named_tensors(self.model), space.axes, mask, narrow_from=NARROW_FROM)
             output = gated_forward(self.model, *self.speech, folded)
             terms = {"task": ctc_loss(output, *self.words)}
             if is_taught:
                 alive = (True,) * len(self.model.blocks)
-                student = Student(output=output, width=kept_units(mask["width"]), alive=alive)
+                student = Student(
+                    output=output, width=kept_unit_indices(mask["width"]), alive=alive
+                )
                 terms |= self.distillation.losses(*self.speech, student)
         expected = space.sparsity(space.mask_cost(self.gates.open_probability()), "flops")
         penalty = self.lagrangian.penalty(torch.as_tensor(0.1 - expected))
-        return weighted(terms, self.distillation)["total"] + penalty
+        return weighted_total(terms, self.distillation)["total"] + penalty
 
     def _descend(self, loss: Tensor) -> None:
         for optimizer in self.optimizers:

@@ -36,12 +36,12 @@ from cells import (
 )
 from measuring import arguments, emit
 
-from core.config import TrialConfig, method_names
-from core.pruning_config import Resource
-from core.setting import Place
+from core.config.pruning import Resource
+from core.config.trial import TrialConfig, method_names
+from core.runtime import TrialDirs
+from core.training.loop import fit
 from core.training.method import load_method
-from core.training.trainer import fit
-from core.trial import opened
+from core.trial import open_trial
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "l0 straight through": {"method": "l0", "gates": "straight_through"},
@@ -188,15 +188,15 @@ def cost_of(config: TrialConfig, root: Path) -> dict[str, Any]:
 def _cost(config: TrialConfig, root: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="search-") as scratch:
         shared = place_of(root, "none")
-        place = Place(teacher=shared.teacher, features=shared.features, trial=Path(scratch))
-        trial = opened(config, place)
-        bench = trial.bench.limited(trial.method.needs)
+        place = TrialDirs(teacher=shared.teacher, features=shared.features, trial=Path(scratch))
+        trial = open_trial(config, place)
+        bench = trial.bench.restricted_to(trial.method.needs)
         began = time.perf_counter()
         search = trial.method.search(bench)
         if search is not None:
             for _ in fit(search, trial.journey(config, search.steps), resume=None):
                 pass
-        trial.method.found(bench, search)
+        trial.method.search_result(bench, search)
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBI
     needs = "labels" if "labels" in trial.method.needs else next(iter(trial.method.needs), "none")

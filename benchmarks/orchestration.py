@@ -18,13 +18,13 @@ from typing import Any
 
 from measuring import arguments, emit
 
-from core.config import TrialConfig
-from core.setting import Place
+from core.config.trial import TrialConfig
+from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.trial import run
-from sweep import cluster, driver
-from sweep.config import create, parse
-from sweep.snapshot import see
+from sweep.config.sweep import create, parse
+from sweep.run import driver, ray_cluster
+from sweep.snapshot import load_snapshot
 
 SPACE = """
 [sweep]
@@ -93,7 +93,7 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         report_steps=args.report_steps,
     )
     config = parse(text, source="orchestration")
-    shared = Place(
+    shared = TrialDirs(
         teacher=folder / "loop" / "teacher",
         features=folder / "loop" / "features",
         trial=folder / "loop" / "trials",
@@ -105,7 +105,7 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     shutil.copytree(shared.teacher, sweep_folder / "teacher")
     shutil.copytree(shared.features, sweep_folder / "features")
     row = sweep_times(sweep_folder, args.concurrent)
-    records = see(sweep_folder).records
+    records = load_snapshot(sweep_folder).records
     configs = [config.space.trial_config(record.settings) for record in records]
     seconds = loop_seconds(configs, shared, args.concurrent)
     return {
@@ -120,7 +120,7 @@ def sweep_times(folder: Path, concurrent: int) -> dict[str, float]:
     """Seconds until the first trial started, and from there to the end of everything."""
     began = time.time()
     # So many trials side by side as asked for, on whatever cores there are, as in the loop.
-    with cluster.joined(cpus=concurrent):
+    with ray_cluster.connected(cpus=concurrent):
         code = driver.run(folder)
         ended = time.time()
     if code != driver.DONE:
@@ -130,7 +130,7 @@ def sweep_times(folder: Path, concurrent: int) -> dict[str, float]:
     return {"start_seconds": first - began, "sweep_seconds": ended - first}
 
 
-def loop_seconds(configs: list[TrialConfig], shared: Place, concurrent: int) -> float:
+def loop_seconds(configs: list[TrialConfig], shared: TrialDirs, concurrent: int) -> float:
     """The plain loop, in fresh processes, as the sweep's workers are."""
     jobs = [(config, shared, number) for number, config in enumerate(configs)]
     began = time.time()
@@ -140,9 +140,9 @@ def loop_seconds(configs: list[TrialConfig], shared: Place, concurrent: int) -> 
     return time.time() - began
 
 
-def one_trial(job: tuple[TrialConfig, Place, int]) -> None:
+def one_trial(job: tuple[TrialConfig, TrialDirs, int]) -> None:
     config, shared, number = job
-    place = Place(
+    place = TrialDirs(
         teacher=shared.teacher, features=shared.features, trial=shared.trial / str(number)
     )
     for _ in run(config, place):

@@ -26,7 +26,7 @@ from cells import (
 )
 from measuring import arguments, emit
 
-from sweep.config import load
+from sweep.config.sweep import load
 
 UNTAUGHT = {"distillation": {"logit_weight": 0.0, "layer_weight": 0.0}}
 METHODS: dict[str, dict[str, Any]] = {

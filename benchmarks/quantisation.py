@@ -12,15 +12,15 @@ import torch
 from measuring import arguments, emit, on_one_utterance
 from torch import nn
 
+from core import bundle
 from core.conformer.model import Conformer
-from core.corpora.batches import dev_batches
-from core.corpora.prepared import Speech, open_speech
-from core.deploy import bundle
-from core.deploy.onnx import export_onnx
-from core.deploy.quantise import quantise_dynamic, quantise_static
-from core.deploy.runtime import Graph
-from core.evaluation.recognition import recognised
+from core.data.batching import dev_batches
+from core.data.prepare import Speech, open_speech
+from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import wer_report
+from core.export.onnx.conversion import export_onnx
+from core.export.onnx.quantization import quantize_activations, quantize_weights
+from core.inference.onnx_session import Graph
 
 CPU = torch.device("cpu")
 
@@ -63,9 +63,9 @@ def written(model: Conformer, speech: Speech, folder: Path, calibration: int) ->
     files = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in names}
     whole, dynamic, static = files.values()
     export_onnx(model, whole)
-    quantise_dynamic(whole, dynamic)
+    quantize_weights(whole, dynamic)
     heard = itertools.islice(dev_batches(speech.train, 60.0), calibration)
-    quantise_static(whole, static, ((batch.features, batch.num_frames) for batch in heard))
+    quantize_activations(whole, static, ((batch.features, batch.num_frames) for batch in heard))
     return files
 
 
@@ -88,7 +88,7 @@ def errors(model: nn.Module, speech: Speech) -> dict[str, float]:
     found = {}
     for name, store in (("wer", speech.dev), ("test_wer", speech.test)):
         if len(store):
-            heard = recognised(model, store, speech.tokenizer, CPU)
+            heard = decode_store(model, store, speech.tokenizer, CPU)
             found[name] = wer_report(store.texts, heard).wer
     return found
 

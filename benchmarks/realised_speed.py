@@ -16,18 +16,18 @@ import torch
 from measuring import arguments, emit, on_one_utterance
 from torch import nn
 
-from core.config import ModelConfig
+from core.config.pruning import PruningConfig
+from core.config.trial import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.deploy.bench import in_runtime
-from core.deploy.exported import Runtime
-from core.evaluation.part_times import latency_table
+from core.export.benchmark import load_in_runtime
+from core.inference.exported_model import Runtime
+from core.latency.measure import latency_table
 from core.methods.magnitude import magnitudes
-from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, extract
 from core.pruning.scoring import ranked_within
+from core.pruning.selection import Budget, choose
 from core.pruning.space import Space, whole_cost
-from core.pruning_config import PruningConfig
 
 SECONDS = (10.0, 30.0)
 SPARSITIES = (0.5, 0.7)
@@ -70,7 +70,7 @@ def measured(size: str, repeats: int, threads: int) -> list[dict[str, Any]]:
             for number, (key, model) in enumerate(models.items()):
                 folder = Path(scratch) / f"{runtime} {number}"
                 folder.mkdir()
-                ready[str(key)] = in_runtime(model, runtime, folder, threads)
+                ready[str(key)] = load_in_runtime(model, runtime, folder, threads)
             for seconds in SECONDS:
                 taken = on_one_utterance(ready, seconds, repeats=repeats)
                 whole = taken[str(("", 0.0))]

@@ -13,15 +13,15 @@ from typing import Any
 from measuring import provenance
 from replaying import FILE
 
-from sweep.records import TrialRecord
-from sweep.snapshot import see
+from sweep.ledger.records import TrialRecord
+from sweep.snapshot import load_snapshot
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, default=Path("runs/recorded"))
     args = parser.parse_args()
-    seen = see(args.dir)
+    seen = load_snapshot(args.dir)
     kept = [r for r in seen.records if r.state == "finished"]
     head = {"sweep": seen.config.toml(), "provenance": provenance()}
     lines = [head, *map(plain, kept)]

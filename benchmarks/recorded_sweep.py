@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.report import Outcome
-from sweep import driver
-from sweep.config import create, open_config, parse, rewrite
-from sweep.ledger import Ledger
-from sweep.records import Heard, TrialRecord
-from sweep.testing import made_records
+from sweep.config.sweep import create, open_config, parse, rewrite
+from sweep.ledger.ledger import Ledger
+from sweep.ledger.records import CurvePoint, TrialRecord
+from sweep.run import driver
+from sweep.testing.outcomes import make_records
 
 REAL_TRIALS = 4
 SPACE = f"""
@@ -90,7 +90,7 @@ def grow(folder: Path, count: int, *, should_copy_runs: bool = True) -> None:
     ledger = Ledger.open(folder)
     real = [record.outcomes[0] for record in ledger.records() if record.outcomes]
     before = len(ledger)
-    for made in made_records(count)[before:]:
+    for made in make_records(count)[before:]:
         leaves = config.space.distributions
         drawn = {k: v for k, v in made.params.items() if k in leaves}
         params = {k: v if leaves[k].holds(v) else leaves[k].at(0.5) for k, v in drawn.items()}
@@ -144,11 +144,13 @@ def _judged(made: Outcome, real: Outcome) -> Outcome:
     return replace(made, gflops=gflops, steps=real.steps)
 
 
-def _curve(record: TrialRecord) -> Iterator[Heard]:
+def _curve(record: TrialRecord) -> Iterator[CurvePoint]:
     """From all wrong down to the outcome, as learning goes; FLOPs fall as the target warms up."""
     chance, outcome = random.Random(record.number), record.outcomes[0]  # noqa: S311
     for place in range(1, EVALUATIONS + 1):
         share = place / EVALUATIONS
         excess = math.exp(-5 * share) * (1 + 0.2 * chance.random())
         gflops = outcome.gflops * (1 + max(0.0, 0.6 - share))
-        yield Heard(step=100 * place, wer=outcome.wer + (1 - outcome.wer) * excess, gflops=gflops)
+        yield CurvePoint(
+            step=100 * place, wer=outcome.wer + (1 - outcome.wer) * excess, gflops=gflops
+        )

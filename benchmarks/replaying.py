@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.report import Outcome
-from sweep import front
-from sweep.config import SweepConfig, parse
-from sweep.front import Point
-from sweep.records import Heard, TrialRecord
-from sweep.scheduler import CONTROL
-from sweep.stopping import Standing
+from sweep.config.sweep import SweepConfig, parse
+from sweep.ledger.records import CurvePoint, TrialRecord
+from sweep.pareto import front
+from sweep.pareto.front import Point
+from sweep.run.tune_scheduler import CONTROL
+from sweep.search.early_stopping import Standing
 
 FILE = Path(__file__).parent / "data" / "trials.jsonl.gz"
 
@@ -80,7 +80,7 @@ def replayed(
     return Replay(finished=tuple(finished), steps_then=tuple(steps_then), steps=steps)
 
 
-def standing(trial: TrialRecord, heard: Heard) -> Standing:
+def standing(trial: TrialRecord, heard: CurvePoint) -> Standing:
     return Standing(
         trial=trial.number,
         wer=heard.wer,
@@ -91,6 +91,6 @@ def standing(trial: TrialRecord, heard: Heard) -> Standing:
 
 
 def _record(values: dict[str, object]) -> TrialRecord:
-    curve = tuple(Heard(**heard) for heard in values.pop("curve"))  # type: ignore[attr-defined]
+    curve = tuple(CurvePoint(**heard) for heard in values.pop("curve"))  # type: ignore[attr-defined]
     outcomes = tuple(Outcome(**o) for o in values.pop("outcomes"))  # type: ignore[attr-defined]
     return TrialRecord(curve=curve, outcomes=outcomes, **values)  # type: ignore[arg-type]

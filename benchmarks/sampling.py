@@ -20,12 +20,12 @@ from scipy.interpolate import RBFInterpolator
 from scipy.stats import qmc, spearmanr
 
 from core.report import Outcome
-from sweep import front
-from sweep.config import Sampler, SearchConfig, SweepConfig
-from sweep.records import TrialRecord
-from sweep.sampling import TARGET, Params, Sampling
-from sweep.space import Range, SearchSpace
-from sweep.testing import made_outcome
+from sweep.config.space import Range, SearchSpace
+from sweep.config.sweep import Sampler, SearchConfig, SweepConfig
+from sweep.ledger.records import TrialRecord
+from sweep.pareto import front
+from sweep.search.sampler import TARGET, Params, Sampling
+from sweep.testing.outcomes import make_outcome
 
 SAMPLERS: tuple[Sampler, ...] = ("random", "auto", "qmc", "tpe", "nsga2")
 POINTS = 4096
@@ -118,7 +118,7 @@ class Task:
     def outcomes(self, points: np.ndarray) -> list[Outcome]:
         full = self.control.gflops
         return [
-            made_outcome(float(wer), float(gflops), flops_sparsity=1 - float(gflops) / full)
+            make_outcome(float(wer), float(gflops), flops_sparsity=1 - float(gflops) / full)
             for wer, gflops in zip(self.wers(points), self.flops(points), strict=True)
         ]
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, BlockShape, Shape
-from core.corpora.batches import padded_frames, plan_epoch
-from core.corpora.features import FRAMES_PER_SECOND
-from core.ranks import current, joined, open_store, together
+from core.data.batching import padded_frames, plan_epoch
+from core.distributed import current, join_ranks, open_store, together
+from core.features.kaldi import FRAMES_PER_SECOND
 
 CPU = torch.device("cpu")
 BASE = {"seconds": 8, "width": 128, "depth": 4}
@@ -143,7 +143,7 @@ def ranked_seconds(rank: int, size: int, store: str, repeats: int) -> float:
     """A rank's median, in a process of its own."""
     torch.set_num_threads(1)
     step = stepper(**BASE, batch=2 * UTTERANCES // size)
-    with joined(rank=rank, size=size, store=store, device=CPU) as ranks, together(ranks):
+    with join_ranks(rank=rank, size=size, store=store, device=CPU) as ranks, together(ranks):
         taken = []
         for _ in range(repeats + 1):
             started = time.perf_counter()

@@ -10,15 +10,15 @@ from typing import Any
 
 from measuring import arguments, emit
 
-from core.config import CorpusConfig
-from core.corpora.audio import files_of
-from core.corpora.corpus import SplitName, open_split
-from core.corpora.text import transcript
-from core.deploy import bundle
-from core.deploy.export import export
-from core.deploy.sherpa import Precision
-from core.deploy.verifying import Texts, texts_of
+from core import bundle
+from core.config.trial import CorpusConfig
+from core.data.audio import audio_files
+from core.data.corpus import SplitName, open_split
+from core.data.tokenizer import transcript
 from core.evaluation.wer import word_errors
+from core.export.export import export
+from core.export.sherpa import Precision
+from core.export.verify import Texts, compare_texts
 
 PRECISIONS: tuple[Precision, ...] = ("float", "int8")
 
@@ -35,7 +35,7 @@ def main() -> None:
         folder = args.exported or Path(scratch) / "export"
         if not args.exported:
             export(args.bundle, folder, "sherpa", is_int8=True)
-        heard = {name: texts_of(opened, folder, files, name) for name in PRECISIONS}
+        heard = {name: compare_texts(opened, folder, files, name) for name in PRECISIONS}
     rows = [row(name, texts, said) for name, texts in heard.items()]
     first = next(iter(heard.values()))
     emit("sherpa", rows, judged(rows) | {"sherpa_onnx": first.version}, args)
@@ -46,7 +46,7 @@ def utterances(corpus: CorpusConfig) -> Iterator[tuple[Path, str]]:
     splits: tuple[SplitName, ...] = ("dev", "test")
     for split in splits:
         for cut in open_split(corpus, Path(), split):
-            (file,) = files_of(cut)
+            (file,) = audio_files(cut)
             yield file, transcript(cut)
 
 

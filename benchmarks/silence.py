@@ -21,17 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.functional import resample
 
-from core.config import TrialConfig
-from core.corpora.audio import read_cut
-from core.corpora.corpus import open_split
-from core.corpora.features import SAMPLE_RATE_HZ
-from core.corpora.text import transcript
-from core.deploy import bundle
-from core.deploy.recognise import text_in
+from core import bundle
+from core.config.trial import TrialConfig
+from core.data.audio import read_cut
+from core.data.corpus import open_split
+from core.data.tokenizer import transcript
 from core.evaluation.wer import word_errors
-from core.setting import Place
+from core.features.kaldi import SAMPLE_RATE_HZ
+from core.inference.recognizer import transcribe_waveform
+from core.runtime import TrialDirs
 from core.teacher import prepare
-from sweep.config import load
+from sweep.config.sweep import load
 
 WITHOUT = dict.fromkeys(
     ("silence_share", "empty_share", "level_share", "noise_share", "band_share"), 0.0
@@ -69,10 +69,12 @@ def row_of(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     speech, references = [read_cut(cut) for cut in cuts], [transcript(cut) for cut in cuts]
     row: dict[str, Any] = {"name": f"{args.space} {variant}", "seed": seed}
     for name, change in CONDITIONS.items():
-        hypotheses = [text_in(model, change(waveform)) for waveform in speech]
+        hypotheses = [transcribe_waveform(model, change(waveform)) for waveform in speech]
         row[name] = 100 * word_errors(references, hypotheses).wer
     for name, files in silent_files().items():
-        row[f"words in {name}"] = sum(len(text_in(model, file).split()) for file in files)
+        row[f"words in {name}"] = sum(
+            len(transcribe_waveform(model, file).split()) for file in files
+        )
     return row
 
 
@@ -88,11 +90,11 @@ def config_of(args: argparse.Namespace, augment: dict[str, float], seed: int) ->
     return TrialConfig.model_validate(plain)
 
 
-def place_of(args: argparse.Namespace, variant: str, seed: int) -> Place:
+def place_of(args: argparse.Namespace, variant: str, seed: int) -> TrialDirs:
     """Teachers share their speech and nothing else."""
     root = args.dir.resolve() / Path(args.space).stem
     trial = root / f"{variant}-{seed}"
-    return Place(teacher=trial / "teacher", features=root / "features", trial=trial)
+    return TrialDirs(teacher=trial / "teacher", features=root / "features", trial=trial)
 
 
 def silent_files() -> dict[str, list[Waveform]]:

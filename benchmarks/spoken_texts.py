@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from core.corpora.placing import placed
-from core.corpora.speaking import cast, record
+from core.data.sources.tts import assign_voices, synthesize_split
+from core.files import atomic_folder
 
 TEXTS = Path(__file__).parents[2] / "shared" / "data" / "text"
 SNR_DB = (20.0, 40.0)
@@ -31,10 +31,10 @@ def main() -> None:
 
 def speak(folder: Path, out: Path, *, train: int, held_out: int) -> None:
     """Speak the texts of `folder` into a corpus at `out`, which appears whole or not at all."""
-    with placed(out) as beside:
+    with atomic_folder(out) as beside:
         for split, texts in splits(folder, train, held_out).items():
-            lines = cast(split, texts, np.random.default_rng([SEED, len(texts)]))
-            record(beside, split, lines, seed=SEED, snr_db=SNR_DB)
+            lines = assign_voices(split, texts, np.random.default_rng([SEED, len(texts)]))
+            synthesize_split(beside, split, lines, seed=SEED, snr_db=SNR_DB)
             words = sum(len(text.split()) for text in texts)
             Console(stderr=True).print(f"{split}: {len(texts)} sentences, {words} words")
 

@@ -19,10 +19,10 @@ from peers import Peer, Sizes, installed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from core.config import ModelConfig
+from core.config.trial import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.training.trainer import autocast
+from core.training.loop import autocast
 
 OURS = "ours"
 PRECISIONS = ("fp32", "bf16")
@@ -78,7 +78,7 @@ def ours(sizes: Sizes, device: torch.device) -> Peer:
     )
     model = Conformer(Shape.of(config, vocabulary=2)).to(device).train()
     model.set_dropout(sizes.dropout)
-    return Peer(model=model, forward=lambda x, is_frame: model.encoded(x, is_frame)[-1])
+    return Peer(model=model, forward=lambda x, is_frame: model.encode_blocks(x, is_frame)[-1])
 
 
 def stepper(peer: Peer, x: Tensor, precision: str) -> Callable[[], None]:

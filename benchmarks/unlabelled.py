@@ -28,9 +28,9 @@ from cells import (
 )
 from measuring import arguments, emit
 
-from core.deploy import bundle
-from core.without_speech import config_of, pruned_bundle, remaining
-from sweep.config import load
+from core import bundle
+from core.data_free import config_of, prune_bundle, remaining
+from sweep.config.sweep import load
 
 AGAINST = "transcripts"
 HALF = {"resource": "flops", "target_sparsity": 0.5}
@@ -95,7 +95,7 @@ def cut_by_weights(root: Path) -> None:
     for method in remaining():
         model = by_weights(root, method)
         if not bundle.is_whole(model):
-            pruned_bundle(config_of(teacher_of(root), {"method": method, **HALF}), model)
+            prune_bundle(config_of(teacher_of(root), {"method": method, **HALF}), model)
         measure(root, model)
 
 

@@ -16,33 +16,29 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from core.config import CorpusConfig, TrialConfig
+from core import bundle
+from core.bundle import Bundle
+from core.config.base import Config, ConfigError
+from core.config.trial import CorpusConfig, TrialConfig
 from core.conformer.model import Conformer
-from core.corpora.audio import CorpusError
-from core.corpora.corpus import open_corpus, with_memory
-from core.corpora.placing import replaced
-from core.corpora.prepared import Speech
-from core.corpora.store import FeatureStore, cached
-from core.corpora.text import transcript
-from core.deploy import bundle
-from core.deploy.bundle import Bundle
-from core.evaluation.judge import Judge
+from core.data.audio_decoding import CorpusError
+from core.data.corpus import open_corpus, with_memory
+from core.data.feature_cache import FeatureStore, open_or_build
+from core.data.prepare import Speech
+from core.data.tokenizer import transcript
+from core.evaluation.evaluator import Evaluator
 from core.evaluation.wer import WerReport
+from core.files import atomic_write
 from core.outside_files import read_json
-from core.pruning.repair import reestimate_statistics
+from core.pruning.reconstruction import reestimate_statistics
 from core.pruning.space import Space
 from core.report import Report
-from core.setting import device_of, set_chance
-from core.strict import Config, ConfigError
+from core.runtime import seed_everything, select_device
 from core.training import checkpoint
-from core.training.boosting import Fostering, fostering
+from core.training.foster_stage import FosterStage, make_foster_stage
+from core.training.loop import fit
 from core.training.method import tuning_rates
-from core.training.setup import (
-    calibration_batches,
-    journey_of,
-    without_words,
-)
-from core.training.trainer import fit
+from core.training.setup import calibration_batches, make_train_run, without_words
 
 NUM_PARTS = 3
 """Of the speech that is made ready: new to train on, new to judge on, old."""
@@ -63,7 +59,7 @@ class AdaptationConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Heard:
+class WerChange:
     """Word errors on one kind of speech, before and after."""
 
     before: WerReport
@@ -74,8 +70,8 @@ class Heard:
 class Adapted:
     """What came of it, on test speech, or on dev where there is none."""
 
-    new: Heard
-    old: Heard | None
+    new: WerChange
+    old: WerChange | None
     """None where no old speech was given."""
     new_tokens: int
     """Rows that the head has more."""
@@ -107,7 +103,7 @@ def adapt(
         raise
     model, adapted = yield from _trained(config, found, speech, work)
     told, heard = _plain(adapted), speech.new.train.longest_seconds
-    report = {"adaptation": told, "order": order, bundle.LONGEST_HEARD: heard}
+    report = {"adaptation": told, "order": order, bundle.LONGEST_TRAINED: heard}
     bundle.save(out, model, speech.new.tokenizer, report)
     shutil.rmtree(work)
     return told
@@ -150,7 +146,7 @@ def _begin(work: Path, order: dict[str, Any]) -> None:
     file = work / _ORDER
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        replaced(file, json.dumps(order))
+        atomic_write(file, json.dumps(order))
     elif read_json(file) != order:
         raise ConfigError(
             f"`out` must be a new folder, but `{work}` holds another adaptation that was begun;"
@@ -163,7 +159,7 @@ def _prepared(
 ) -> Generator[Report, None, _Speeches]:
     new = open_corpus(config.trial.corpus, work / "new")
     old = open_corpus(config.memory, work / "old") if config.memory else None
-    tokens = found.tokenizer.grown(map(transcript, new.train))
+    tokens = found.tokenizer.with_words(map(transcript, new.train))
     both = new
     if old is not None:
         both = with_memory(
@@ -174,7 +170,7 @@ def _prepared(
             balance=config.memory_balance,
         )
     corpus = config.trial.corpus
-    keep = partial(cached, tokenizer=tokens, folder=work, hearing=found.model.shape.hearing)
+    keep = partial(open_or_build, tokenizer=tokens, folder=work, hearing=found.model.shape.hearing)
     train = keep(both, "train", config=corpus)
     yield _ready(1)
     dev, test = (keep(both, split, config=corpus) for split in ("dev", "test"))
@@ -196,21 +192,23 @@ def _trained(
     config: AdaptationConfig, found: Bundle, speech: _Speeches, work: Path
 ) -> Generator[Report, None, tuple[Conformer, Adapted]]:
     trial = config.trial
-    set_chance(trial, trial.runtime.threads)
-    device = device_of(trial)
+    seed_everything(trial, trial.runtime.threads)
+    device = select_device(trial)
     old = found.model.to(device).requires_grad_()
     old.set_dropout(trial.tuning.dropout)
     space = Space.of(old, trial.pruning.axes, trial.pruning.utterance_seconds)
-    judge = Judge(trial, space, speech.new, device)
+    judge = Evaluator(trial, space, speech.new, device)
     stage = _stage(config, found, speech, judge)
-    journey = journey_of(trial, work, speech.new, device, stage.steps)
+    journey = make_train_run(trial, work, speech.new, device, stage.steps)
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     batches = calibration_batches(trial, speech.new, device)
     reestimate_statistics(stage.model, without_words(batches))
     return stage.model, _measured(found, stage, speech, judge)
 
 
-def _stage(config: AdaptationConfig, found: Bundle, speech: _Speeches, judge: Judge) -> Fostering:
+def _stage(
+    config: AdaptationConfig, found: Bundle, speech: _Speeches, judge: Evaluator
+) -> FosterStage:
     trial, size = config.trial, speech.new.tokenizer.size
 
     def judged(heard: nn.Module) -> Report:
@@ -224,7 +222,7 @@ def _stage(config: AdaptationConfig, found: Bundle, speech: _Speeches, judge: Ju
             old_wer=old.wer if old else None,
         )
 
-    return fostering(
+    return make_foster_stage(
         found.model,
         vocabulary=size,
         steps=trial.tuning.steps,
@@ -237,13 +235,13 @@ def _stage(config: AdaptationConfig, found: Bundle, speech: _Speeches, judge: Ju
     )
 
 
-def _measured(found: Bundle, stage: Fostering, speech: _Speeches, judge: Judge) -> Adapted:
-    def heard(store: FeatureStore) -> Heard:
+def _measured(found: Bundle, stage: FosterStage, speech: _Speeches, judge: Evaluator) -> Adapted:
+    def heard(store: FeatureStore) -> WerChange:
         # The old model's ids mean the same in the grown tokenizer.
         before, after = (judge.wer(model, store) for model in (found.model, stage.model))
         assert before is not None
         assert after is not None
-        return Heard(before=before, after=after)
+        return WerChange(before=before, after=after)
 
     return Adapted(
         new=heard(speech.new_test),

@@ -1,6 +1,6 @@
 """What a long job says of itself while it works: one short phrase as each stage begins.
 
-The job calls; who started it decides whether anything is shown (sweep/commands/stages.py).
+The job calls; who started it decides whether anything is shown (sweep/cli/output/stages.py).
 """
 
 from collections.abc import Callable

@@ -10,19 +10,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from core.config import RuntimeConfig, TrialConfig
+from core.config.trial import RuntimeConfig, TrialConfig
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.conformer.shape import BlockShape, Shape
-from core.corpora.batches import Batch
-from core.hearing import NATIVE, Hearing
-from core.pruning.latency import Grid, LatencyTable, Part, monotone
-from core.ranks import joined
-from core.setting import Place
-from core.training.depth import InterCTC
-from core.training.method import Found, Workbench, load_method
-from core.training.trainer import DenseStage, Rates
+from core.data.batching import Batch
+from core.distributed import join_ranks
+from core.features.spec import NATIVE, FrontendSpec
+from core.pruning.latency_table import Grid, LatencyTable, Part, monotone
+from core.runtime import TrialDirs
+from core.training.intermediate_ctc import InterCTC
+from core.training.loop import DenseStage, Rates
+from core.training.method import MethodContext, SearchResult, load_method
 from core.trial import run
 
 MaskKind = Literal[
@@ -55,13 +55,13 @@ SHAPE = Shape(
 
 HEARINGS = {
     "conv4": NATIVE,
-    "striding": Hearing(features="nemo", frontend="striding"),
-    "striding 8x": Hearing(features="nemo", frontend="striding", stages=3),
-    "dw_striding": Hearing(features="nemo", frontend="dw_striding"),
-    "dw_striding 8x": Hearing(
-        features="nemo", normalisation="per_feature", frontend="dw_striding", stages=3
+    "striding": FrontendSpec(features="nemo", frontend="striding"),
+    "striding 8x": FrontendSpec(features="nemo", frontend="striding", stages=3),
+    "dw_striding": FrontendSpec(features="nemo", frontend="dw_striding"),
+    "dw_striding 8x": FrontendSpec(
+        features="nemo", normalization="per_feature", frontend="dw_striding", stages=3
     ),
-    "linear": Hearing(frontend="linear", stages=0),
+    "linear": FrontendSpec(frontend="linear", stages=0),
 }
 """Every kind of front end."""
 
@@ -132,7 +132,7 @@ def ragged_speech(
     return features, torch.tensor(lengths)
 
 
-def worded_noise(*said: Sequence[int], seed: int = 0) -> Batch:
+def noise_with_tokens(*said: Sequence[int], seed: int = 0) -> Batch:
     """Three utterances of noise that are said to be these tokens."""
     said = said or ([1, 2, 3], [2, 4], [5])
     features, num_frames = ragged_speech(90, 80, 60, seed=seed)
@@ -148,7 +148,7 @@ def worded_noise(*said: Sequence[int], seed: int = 0) -> Batch:
     )
 
 
-def patterned(count: int, *, seed: int, tokens: range | None = None) -> Batch:
+def make_patterned_speech(count: int, *, seed: int, tokens: range | None = None) -> Batch:
     """Made-up speech: each token is a pattern of its own that lasts a while, in noise.
 
     Of all of the toy's tokens, or of some.
@@ -180,7 +180,7 @@ def patterned(count: int, *, seed: int, tokens: range | None = None) -> Batch:
     )
 
 
-def taught_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
+def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
     """A model that has learned patterned speech."""
     torch.manual_seed(0)
     model = Conformer(TOY)
@@ -196,25 +196,25 @@ def taught_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
         interctc=interctc,
     )
     for step in range(steps):
-        stage.step(patterned(16, seed=1000 + step), step)
+        stage.step(make_patterned_speech(16, seed=1000 + step), step)
     return model.eval()
 
 
-def found_on(bench: Workbench) -> Found:
+def run_method(bench: MethodContext) -> SearchResult:
     """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
     method = load_method(bench.config.pruning.method)
-    limited = bench.limited(method.needs)
+    limited = bench.restricted_to(method.needs)
     stage = method.search(limited)
     if stage is not None:
         for step in range(stage.steps):
-            stage.step(patterned(12, seed=100 + step), step)
-    return method.found(limited, stage)
+            stage.step(make_patterned_speech(12, seed=100 + step), step)
+    return method.search_result(limited, stage)
 
 
-def run_as_rank(config: TrialConfig, place: Place, rank: int, size: int, store: str) -> int:
+def run_as_rank(config: TrialConfig, place: TrialDirs, rank: int, size: int, store: str) -> int:
     """A further rank of a trial, in a process of its own; returns how often it reported."""
     torch.set_num_threads(1)
-    with joined(rank=rank, size=size, store=store, device=torch.device("cpu")) as ranks:
+    with join_ranks(rank=rank, size=size, store=store, device=torch.device("cpu")) as ranks:
         return sum(1 for _ in run(config, place, ranks))
 
 
@@ -248,7 +248,7 @@ def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
     return is_open * torch.rand(axis.size, generator=chance).clamp(min=0.05)
 
 
-def made_up_table(shape: Shape, seconds: float, *, seed: int = 0) -> LatencyTable:
+def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> LatencyTable:
     """Times up to a shape that rise as measured ones do: an overhead, a bend, and noise."""
     chance = np.random.default_rng(seed)
     largest: dict[Part, tuple[int, int]] = {

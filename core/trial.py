@@ -13,37 +13,33 @@ from typing import Any
 
 import torch
 
-from core import latency
-from core.config import TrialConfig
+from core import bundle
+from core.config.pruning import Repair
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
-from core.corpora.placing import replaced
-from core.corpora.prepared import Speech, open_speech
-from core.deploy import bundle
-from core.evaluation.judge import Judge
+from core.data.prepare import Speech, open_speech
+from core.distributed import ALONE, Ranks
+from core.evaluation.evaluator import Evaluator
+from core.files import atomic_write
+from core.latency import cache
 from core.outside_files import read_json
-from core.pruning.budget import Scores, chosen, depth_order
 from core.pruning.extraction import as_mask, clone, extract
-from core.pruning.repair import reestimate_statistics, repaired
+from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
+from core.pruning.selection import Scores, choose_for_target, depth_order
 from core.pruning.space import Choice, Space
-from core.pruning_config import Repair
-from core.ranks import ALONE, Ranks
 from core.report import Outcome, Report
-from core.setting import (
-    Place,
-    device_of,
-    set_chance,
-)
+from core.runtime import TrialDirs, seed_everything, select_device
 from core.training import checkpoint
 from core.training.distillation import Distillation
-from core.training.method import Found, Method, Workbench, heard, load_method
+from core.training.loop import Trainable, TrainRun, Tuning, fit
+from core.training.method import Method, MethodContext, SearchResult, guard_audio, load_method
 from core.training.setup import (
     CHECKPOINTS,
     calibration_batches,
     count_clean_steps,
-    journey_of,
+    make_train_run,
     without_words,
 )
-from core.training.trainer import Journey, Trainable, Tuning, fit
 
 OUTCOMES = "outcomes.json"
 """Of a trial's folder: that it is done, and what it found."""
@@ -52,7 +48,7 @@ FOUND = "found"
 
 
 def run(
-    config: TrialConfig, place: Place, ranks: Ranks = ALONE, *, known: int | None = None
+    config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE, *, known: int | None = None
 ) -> Generator[Report, None, list[Outcome]]:
     """One trial to its end, from wherever it had come to.
 
@@ -75,9 +71,9 @@ def run(
         yield from _unheard(place, known)
     outcomes = ranks.first(_told(place))
     if not outcomes:
-        outcomes = yield from _first_outcomes(opened(config, place, ranks))
+        outcomes = yield from _first_outcomes(open_trial(config, place, ranks))
     if outcomes[0].steps < _steps(config) + config.tuning.more_steps:
-        outcomes = yield from _later_outcomes(opened(config, place, ranks), outcomes)
+        outcomes = yield from _later_outcomes(open_trial(config, place, ranks), outcomes)
     return outcomes if ranks.is_first else []
 
 
@@ -86,9 +82,9 @@ class Trial:
     """All that a trial's stages hand on."""
 
     method: Method
-    bench: Workbench
+    bench: MethodContext
     speech: Speech
-    place: Place
+    place: TrialDirs
     ranks: Ranks
 
     @property
@@ -99,9 +95,9 @@ class Trial:
     def targets(self) -> tuple[float, ...]:
         return self.method.targets(self.config)
 
-    def journey(self, config: TrialConfig, steps: int) -> Journey:
+    def journey(self, config: TrialConfig, steps: int) -> TrainRun:
         """From the beginning of the data, as a config orders it, for so many steps in all."""
-        journey = journey_of(
+        journey = make_train_run(
             config,
             self.place.trial,
             self.speech,
@@ -121,7 +117,7 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
     Each outcome is tuned on the same batches in the same order, as if it were the only one.
     """
     config, bench, targets = trial.config, trial.bench, trial.targets
-    search = trial.method.search(bench.limited(trial.method.needs))
+    search = trial.method.search(bench.restricted_to(trial.method.needs))
     search_steps = search.steps if search else 0
     tune_steps = _steps(config) - search_steps
     journey = trial.journey(config, search_steps + len(targets) * tune_steps)
@@ -139,7 +135,7 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         is_here = is_tuning and resume and resume["steps_before"] == journey.steps_before
         again = resume if is_here else None
         if again is not None:
-            cut = Cut(
+            cut = ExtractedModel(
                 model=extract(bench.student, as_mask(again["beside"]["choice"])), **again["beside"]
             )
         else:
@@ -154,7 +150,7 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
+class ExtractedModel:
     """A small model on its way to an outcome."""
 
     model: Conformer
@@ -164,42 +160,44 @@ class Cut:
     """Its blocks, best first, where the search ranked blocks."""
 
 
-def _cut(trial: Trial, start: "Start", journey: Journey, target: float) -> Cut:
+def _cut(trial: Trial, start: "SearchState", journey: TrainRun, target: float) -> ExtractedModel:
     """Extract for one share to remove, with chance, data and projection as the search left them."""
-    bench, found = trial.bench, start.found
+    bench, found = trial.bench, start.search_result
     journey.go_to(start.place)
     bench.distillation.projection.load_state_dict(start.projection)
     choice = bench.choose(found.scores, target)
     how = trial.method.repair(bench.config)
-    small = trial.method.started(_extracted(bench, found, choice, how), bench)
-    return Cut(
+    small = trial.method.prepare_tuning(_extracted(bench, found, choice, how), bench)
+    return ExtractedModel(
         model=small, choice=choice, depth_order=depth_order(bench.space, found.scores, choice)
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
+class SearchState:
     """What every outcome of a trial begins with; the student's weights go with it."""
 
-    found: Found
+    search_result: SearchResult
     projection: dict[str, torch.Tensor]
     """Through which hidden states are compared."""
     place: dict[str, Any]
     """Of data and chance."""
 
 
-def _start(trial: Trial, search: Trainable | None, journey: Journey) -> Start:
+def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchState:
     """What the search left; kept where several outcomes need it, which a kill may come between."""
     ranks, student, folder = trial.ranks, trial.bench.student, trial.place.trial / FOUND
     is_kept = len(trial.targets) > 1
     kept = ranks.first(checkpoint.load_newest(folder) if is_kept and ranks.is_first else None)
     if kept is not None:
         student.load_state_dict(kept["student"])
-        found = Found(scores=kept["scores"], reference=kept["reference"])
-        return Start(found=found, projection=kept["projection"], place=kept["place"])
-    found = ranks.first(trial.method.found(trial.bench.limited(trial.method.needs), search))
+        found = SearchResult(scores=kept["scores"], reference=kept["reference"])
+        return SearchState(search_result=found, projection=kept["projection"], place=kept["place"])
+    found = ranks.first(
+        trial.method.search_result(trial.bench.restricted_to(trial.method.needs), search)
+    )
     projection = trial.bench.distillation.projection.state_dict()
-    start = Start(found=found, projection=deepcopy(projection), place=journey.place())
+    start = SearchState(search_result=found, projection=deepcopy(projection), place=journey.place())
     if is_kept and ranks.is_first:
         state = {
             "student": student.state_dict(),
@@ -223,13 +221,13 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
     for number, outcome in enumerate(earlier):
         if number < len(outcomes):
             continue
-        set_chance(again, config.runtime.threads, ranks)
+        seed_everything(again, config.runtime.threads, ranks)
         found = bundle.load(trial.place.trial / outcome.model) if ranks.is_first else None
         choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
         small = extract(bench.student, as_mask(choice))
         small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
         best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
-        cut = Cut(model=small, choice=choice, depth_order=best)
+        cut = ExtractedModel(model=small, choice=choice, depth_order=best)
         stage = _tuning(trial, cut, steps=more)
         journey = trial.journey(again, len(earlier) * (before + more))
         journey.steps_before = len(earlier) * before + number * more
@@ -241,7 +239,7 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
     return _ended(trial, outcomes)
 
 
-def _newest(journey: Journey) -> dict[str, Any] | None:
+def _newest(journey: TrainRun) -> dict[str, Any] | None:
     """The first rank's newest checkpoint: shared folders show the others older ones for a while."""
     ranks = journey.ranks
     newest: dict[str, Any] | None = ranks.first(
@@ -251,7 +249,7 @@ def _newest(journey: Journey) -> dict[str, Any] | None:
     return newest
 
 
-def _unheard(place: Place, known: int) -> Iterator[Report]:
+def _unheard(place: TrialDirs, known: int) -> Iterator[Report]:
     """What a killed driver, or a lost copy of its ledger, does not know of this trial."""
     try:
         newest = checkpoint.load_newest(place.trial / CHECKPOINTS)
@@ -264,7 +262,9 @@ def _reports(state: dict[str, Any] | None) -> list[Report]:
     return [Report(**values) for values in state["reports"]] if state else []
 
 
-def _judged(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> list[Outcome]:
+def _judged(
+    trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
+) -> list[Outcome]:
     """Measure a tuned model and keep it: the first rank does, and tells the others."""
     ranks = trial.ranks
     return ranks.first(
@@ -272,7 +272,9 @@ def _judged(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> 
     )
 
 
-def _measured(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -> Outcome:
+def _measured(
+    trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
+) -> Outcome:
     bench = trial.bench
     reestimate_statistics(cut.model, bench.speech)
     outcome = bench.judge.outcome(cut.model, target=target, steps=steps, folder=name)
@@ -282,7 +284,7 @@ def _measured(trial: Trial, cut: Cut, *, target: float, steps: int, name: str) -
         "outcome": asdict(outcome),
         "config": trial.config.model_dump(),
         "kept": kept,
-        bundle.LONGEST_HEARD: trial.speech.train.longest_seconds,
+        bundle.LONGEST_TRAINED: trial.speech.train.longest_seconds,
         **best,
     }
     bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)
@@ -293,17 +295,17 @@ def _ended(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
     """Only once every model is kept is it said that the trial is done."""
     if trial.ranks.is_first:
         text = json.dumps([asdict(outcome) for outcome in outcomes])
-        replaced(trial.place.trial / OUTCOMES, text)
+        atomic_write(trial.place.trial / OUTCOMES, text)
     return outcomes
 
 
-def _told(place: Place) -> list[Outcome]:
+def _told(place: TrialDirs) -> list[Outcome]:
     """What this trial came to in an earlier run."""
     done = place.trial / OUTCOMES
     return [Outcome(**values) for values in read_json(done)] if done.is_file() else []
 
 
-def _kept(*, place: Place, names: Sequence[str]) -> list[Outcome]:
+def _kept(*, place: TrialDirs, names: Sequence[str]) -> list[Outcome]:
     """The outcomes that a trial had come to when it was cut short, by their bundles."""
     folders = takewhile(bundle.is_whole, (place.trial / name for name in names))
     return [Outcome(**bundle.load(folder).report["outcome"]) for folder in folders]
@@ -319,28 +321,28 @@ def _steps(config: TrialConfig) -> int:
     return config.pruning.steps + config.tuning.steps
 
 
-def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
+def open_trial(config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE) -> Trial:
     """All that a trial works with, from what `prepare` made, before its first step."""
-    set_chance(config, config.runtime.threads, ranks)
-    device, pruning = device_of(config), config.pruning
+    seed_everything(config, config.runtime.threads, ranks)
+    device, pruning = select_device(config), config.pruning
     speech, method = open_speech(place.features), load_method(pruning.method)
     teacher = bundle.load(place.teacher / "model").model.to(device)
     batches = calibration_batches(config, speech, device)
-    audible = heard(without_words(batches), method.needs)
-    student = method.prepared(clone(teacher), config, audible).requires_grad_()
+    audible = guard_audio(without_words(batches), method.needs)
+    student = method.prepare_model(clone(teacher), config, audible).requires_grad_()
     axes = method.axes(config)
     space = Space.of(
         clone(student),
         axes,
         pruning.utterance_seconds,
         unpruned=teacher,
-        latency=latency.opened(config, place.teacher),
+        latency=cache.open_table(config, place.teacher),
     )
 
     def choose(scores: Scores, target: float) -> dict[str, torch.Tensor]:
-        return chosen(space, scores, pruning, target) if scores else space.open_choice()
+        return choose_for_target(space, scores, pruning, target) if scores else space.open_choice()
 
-    bench = Workbench(
+    bench = MethodContext(
         config=config,
         student=student,
         distillation=Distillation(teacher, config.distillation).to(device),
@@ -348,18 +350,20 @@ def opened(config: TrialConfig, place: Place, ranks: Ranks = ALONE) -> Trial:
         speech=without_words(batches),
         labelled=batches,
         choose=choose,
-        judge=Judge(config, space, speech, device),
+        judge=Evaluator(config, space, speech, device),
         device=device,
     )
     return Trial(method=method, bench=bench, speech=speech, place=place, ranks=ranks)
 
 
-def _extracted(bench: Workbench, found: Found, choice: Choice, how: Repair) -> Conformer:
-    small = repaired(bench.student, found.reference, choice, how=how, speech=bench.speech)
+def _extracted(bench: MethodContext, found: SearchResult, choice: Choice, how: Repair) -> Conformer:
+    small = extract_and_reconstruct(
+        bench.student, found.reference, choice, how=how, speech=bench.speech
+    )
     reestimate_statistics(small, bench.speech)
     return small
 
 
-def _tuning(trial: Trial, cut: Cut, *, steps: int) -> Tuning:
+def _tuning(trial: Trial, cut: ExtractedModel, *, steps: int) -> Tuning:
     cut.model.set_dropout(trial.config.tuning.dropout)
     return trial.method.tuning(cut.model, cut.choice, trial.bench, steps=steps)

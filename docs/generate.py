@@ -24,16 +24,16 @@ ROOT = Path(__file__).parents[1]
 PICTURES = "benchmarks/results"
 
 SOURCES = {
-    "cli": "sweep.cli:app",
-    "sweep": "sweep.config:SweepConfig",
-    "trial": "core.config:TrialConfig",
-    "pruning": "core.pruning_config:PruningConfig",
+    "cli": "sweep.cli.app:app",
+    "sweep": "sweep.config.sweep:SweepConfig",
+    "trial": "core.config.trial:TrialConfig",
+    "pruning": "core.config.pruning:PruningConfig",
     "adaptation": "core.adaptation:AdaptationConfig",
-    "method names": "core.config:method_names",
+    "method names": "core.config.trial:method_names",
     "method": "core.methods.{name}:METHOD",
     "method base": "core.training.method:Method",
-    "methods of a key": "core.method_keys:methods_that_read",
-    "keys of methods": "core.method_keys:method_keys",
+    "methods of a key": "core.config.method_keys:methods_that_read",
+    "keys of methods": "core.config.method_keys:method_keys",
 }
 """`module:attribute` of everything that this file reads."""
 

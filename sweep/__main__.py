@@ -1,5 +1,5 @@
 """`python -m sweep` is `conformer-sweep`, of the Python that is meant."""
 
-from sweep.cli import main
+from sweep.cli.app import main
 
 main()

@@ -5,9 +5,9 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from core.corpora.placing import whole_file
+from core.config.base import ConfigError
+from core.files import whole_file
 from core.outside_files import read_text
-from core.strict import ConfigError
 
 LONGEST_ID = 100
 """Bytes."""

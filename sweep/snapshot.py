@@ -5,22 +5,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.strict import ConfigError
-from sweep import front
-from sweep.config import SweepConfig, open_config
-from sweep.front import Point
-from sweep.ledger_files import is_there
-from sweep.lock import driver_pid
-from sweep.reading import records_in
-from sweep.records import TrialRecord
-from sweep.store.copy import at, bring, refresh
+from core.config.base import ConfigError
+from sweep.config.sweep import SweepConfig, open_config
+from sweep.ledger.fast_read import records_in
+from sweep.ledger.files import is_there
+from sweep.ledger.records import TrialRecord
+from sweep.pareto import front
+from sweep.pareto.front import Point
+from sweep.storage.lock import driver_pid
+from sweep.storage.working_copy import at, bring, refresh
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class SweepSnapshot:
     """A sweep's directory as it is now, from outside."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Seen:
         return self.records[number]
 
 
-def see(folder: Path) -> Seen:
+def load_snapshot(folder: Path) -> SweepSnapshot:
     """Read a sweep's directory without touching it.
 
     Raises:
@@ -66,10 +66,10 @@ def see(folder: Path) -> Seen:
         records = records_in(folder)
     if driver is None:  # whoever ran, runs no more
         records = [replace(r, state="waiting") if r.state == "running" else r for r in records]
-    return Seen(folder=folder, config=config, records=tuple(records), driver=driver)
+    return SweepSnapshot(folder=folder, config=config, records=tuple(records), driver=driver)
 
 
-def model_folder(name: str) -> Path:
+def model_path(name: str) -> Path:
     """The bundle that `FOLDER` or `DIR:TRIAL` means; an outcome beyond the first is `7.2`.
 
     Raises:
@@ -79,7 +79,7 @@ def model_folder(name: str) -> Path:
     number, _, place = trial.partition(".")
     if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
         return Path(name).absolute()
-    seen = see(at(folder))
+    seen = load_snapshot(at(folder))
     record = seen.record(int(number))
     if int(place or 0) >= len(record.outcomes):
         raise ConfigError(

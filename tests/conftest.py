@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import CorpusConfig, DemoConfig
-from core.corpora.corpus import Corpus, open_corpus
+from core.config.trial import CorpusConfig, DemoConfig
+from core.data.corpus import Corpus, open_corpus
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -71,12 +71,14 @@ def tiny_space(tmp_path):
 @pytest.fixture(scope="session")
 def tiny_shared(tmp_path_factory):
     """Speech and teacher of the tiny space, made once; a sweep that has them begins with trials."""
-    from core.setting import Place  # noqa: PLC0415  # seconds, of these tests alone
+    from core.runtime import TrialDirs  # noqa: PLC0415  # seconds, of these tests alone
     from core.teacher import prepare  # noqa: PLC0415
-    from sweep.config import parse  # noqa: PLC0415
+    from sweep.config.sweep import parse  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("shared")
-    place = Place(teacher=folder / "teacher", features=folder / "features", trial=folder / "none")
+    place = TrialDirs(
+        teacher=folder / "teacher", features=folder / "features", trial=folder / "none"
+    )
     list(prepare(parse(TINY, source="tests/conftest.py").space.base, place))
     return folder
 
@@ -84,9 +86,9 @@ def tiny_shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One cluster for all tests that need one, started as the program starts its own."""
-    from sweep import cluster  # noqa: PLC0415  # seconds, of these tests alone
+    from sweep.run import ray_cluster as cluster  # noqa: PLC0415  # seconds, of these tests alone
 
-    with cluster.joined(cpus=2):
+    with cluster.connected(cpus=2):
         yield
 
 

@@ -12,41 +12,41 @@ PACKAGES = ["core", "sweep", "search_spaces"]
 MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 HOMES = {  # one file, or one folder, per outside library
     "ray": {
-        "sweep/cluster.py",
-        "sweep/searcher.py",
-        "sweep/scheduler.py",
-        "sweep/driver.py",
-        "sweep/actor.py",
-        "sweep/machines.py",
-        "sweep/ranks.py",
-        "sweep/watch.py",
+        "sweep/run/ray_cluster.py",
+        "sweep/run/tune_searcher.py",
+        "sweep/run/tune_scheduler.py",
+        "sweep/run/driver.py",
+        "sweep/run/worker.py",
+        "sweep/run/nodes.py",
+        "sweep/run/rank_actors.py",
+        "sweep/run/tune_callback.py",
     },
     "optuna": {
-        "sweep/ledger.py",
-        "sweep/ledger_storage.py",
-        "sweep/ledger_server.py",
-        "sweep/sampling.py",
+        "sweep/ledger/ledger.py",
+        "sweep/ledger/backends.py",
+        "sweep/ledger/postgres.py",
+        "sweep/search/sampler.py",
     },
     "sqlalchemy": {
-        "sweep/ledger_server.py",
-        "sweep/ledger_storage.py",
-        "sweep/mlflow_runs.py",  # MLflow lets its errors through
+        "sweep/ledger/postgres.py",
+        "sweep/ledger/backends.py",
+        "sweep/tracking/mlflow_client.py",  # MLflow lets its errors through
     },
-    "fsspec": {"sweep/store/remote.py"},
-    "mlflow": {"sweep/mlflow_runs.py", "sweep/mlflow_database.py"},
+    "fsspec": {"sweep/storage/object_store.py"},
+    "mlflow": {"sweep/tracking/mlflow_client.py", "sweep/tracking/mlflow_database.py"},
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {
-        "core/deploy/runtime.py",
-        "core/deploy/quantise.py",
-        "core/deploy/loading.py",  # shows how
+        "core/inference/onnx_session.py",
+        "core/export/onnx/quantization.py",
+        "core/export/usage_snippets.py",  # shows how
     },
-    "sherpa_onnx": {"core/deploy/sherpa_process.py", "core/deploy/loading.py"},
-    "transformers": {"core/deploy/transformers_process.py", "core/deploy/loading.py"},
-    "cooper": {"core/pruning/constraint.py"},
+    "sherpa_onnx": {"core/export/sherpa_worker.py", "core/export/usage_snippets.py"},
+    "transformers": {"core/export/transformers_worker.py", "core/export/usage_snippets.py"},
+    "cooper": {"core/pruning/lagrangian.py"},
     "flashlight": {"core/evaluation/beam.py", "core/evaluation/ngram.py"},
-    "sentencepiece": {"core/corpora/text.py"},
-    "yaml": {"core/deploy/importing/reading.py", "sweep/submit.py"},
-    "huggingface_hub": {"core/deploy/importing/bring.py"},
+    "sentencepiece": {"core/data/tokenizer.py"},
+    "yaml": {"core/importers/safe_read.py", "sweep/submit/jobs.py"},
+    "huggingface_hub": {"core/importers/load.py"},
 }
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep.records import Heard, TrialRecord
-from sweep.stopping import Stopping
-from sweep.testing import made_outcome
+from sweep.ledger.records import CurvePoint, TrialRecord
+from sweep.search.early_stopping import Stopping
+from sweep.testing.outcomes import make_outcome
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "replaying.py"
 
@@ -29,8 +29,8 @@ def trials(count):
     for number in range(count):
         target = number / count
         wer, gflops = 0.05 + 0.3 * target**3 + 0.2 * (number % 2), 3.2 * (1 - target)
-        curve = tuple(Heard(step=s, wer=wer, gflops=gflops) for s in (10, 20, 30, 40))
-        outcome = made_outcome(wer, gflops, target_sparsity=target)
+        curve = tuple(CurvePoint(step=s, wer=wer, gflops=gflops) for s in (10, 20, 30, 40))
+        outcome = make_outcome(wer, gflops, target_sparsity=target)
         record = TrialRecord(number=number, state="finished", curve=curve, outcomes=(outcome,))
         made.append(record)
     return made

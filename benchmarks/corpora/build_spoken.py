@@ -19,7 +19,7 @@ from pathlib import Path
 from archives import SourceError, iterate_archive
 from rich.console import Console
 
-from core.corpora.audio import CorpusError
+from core.data.audio_decoding import CorpusError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where its neighbors lie
 

@@ -22,7 +22,7 @@ from core.conformer.factored import (
     linear,
     rank_axes,
     row_slices,
-    spared,
+    saved_entries,
 )
 from core.conformer.feedforward import module_axis
 from core.conformer.linear_attention import LinearMixing
@@ -63,9 +63,9 @@ class Attention(nn.Module):
         self.output = linear(f"{name}.output", inside, width, ranks)
         self.linear = None
         if linear_features:
-            self.linearise(linear_features)
+            self.linearize(linear_features)
 
-    def linearise(self, features: int) -> None:
+    def linearize(self, features: int) -> None:
         """Mix values in linear time from now on, by so many features drawn here.
 
         Raises:
@@ -104,7 +104,7 @@ class Attention(nn.Module):
             )
         else:
             p = self._heads(self.position(distances)[None])[:, 0]  # (H, R, K)
-            mixed = by_softmax(
+            mixed = softmax_attention(
                 of_content=q + u,
                 of_position=q + w,
                 k=k,
@@ -179,10 +179,13 @@ class Attention(nn.Module):
         d, heads = kept["width"], kept[f"{self.name}.head"]
         a, p, t = self.head_width * heads, self.position.in_features, lengths.frames
         of_frames = sum(
-            (spared(kept, f"{self.name}.{name}", d, a) for name in ("query", "key", "value")),
-            start=spared(kept, f"{self.name}.output", a, d),
+            (
+                saved_entries(kept, f"{self.name}.{name}", d, a)
+                for name in ("query", "key", "value")
+            ),
+            start=saved_entries(kept, f"{self.name}.output", a, d),
         )
-        of_distances = spared(kept, f"{self.name}.position", p, a)
+        of_distances = saved_entries(kept, f"{self.name}.position", p, a)
         whole = Cost(
             params=4 * d * a + p * a + 5 * a + 3 * d,
             flops=8 * t * d * a + self._mixing_flops(heads, t),
@@ -198,7 +201,7 @@ class Attention(nn.Module):
         return 2 * r * p * a + 4 * time * time * a + 2 * time * r * a
 
 
-def by_softmax(
+def softmax_attention(
     *,
     of_content: Float[Tensor, "heads batch time head"],
     of_position: Float[Tensor, "heads batch time head"],
@@ -230,7 +233,7 @@ def by_softmax(
         # All utterances meet the same distances, so they are rows of one product.
         positions = position.flatten(1, 2) @ met  # (H, B rows, T + rows - 1)
         scores = torch.baddbmm(
-            shifted(positions.view(heads * batch, content.shape[2], -1)),
+            relative_shift(positions.view(heads * batch, content.shape[2], -1)),
             content.flatten(0, 1),
             keys,
             alpha=scale,
@@ -239,7 +242,7 @@ def by_softmax(
     return torch.cat(mixed, dim=1).unflatten(0, (heads, batch))
 
 
-def shifted(
+def relative_shift(
     scores: Float[Tensor, "pairs rows distances"],
 ) -> Float[Tensor, "pairs rows time"]:
     """Turn columns that mean a distance into columns that mean a frame.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.hearing import NATIVE, Hearing
-from core.pruning_config import AxisKind
+from core.config.pruning import AxisKind
+from core.features.spec import NATIVE, FrontendSpec
 
 Number = int | Tensor
 """An exact count, or a differentiable expectation of one."""
@@ -104,7 +104,7 @@ class Lengths:
     """After the last: what the blocks see."""
 
     @classmethod
-    def of(cls, seconds: float, hearing: Hearing = NATIVE) -> "Lengths":
+    def of(cls, seconds: float, hearing: FrontendSpec = NATIVE) -> "Lengths":
         mels = hearing.count_frames(round(seconds * 16_000))
         stages = hearing.stage_frames(mels)
         return cls(mels=mels, stages=stages, frames=(mels, *stages)[-1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.conformer.attention import Attention
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice, total
 from core.conformer.convolution import Convolution
-from core.conformer.dropout import added
+from core.conformer.dropout import add_with_dropout
 from core.conformer.feedforward import FeedForward
 from core.conformer.norm import LayerNorm
 from core.conformer.shape import BlockShape, Shape
@@ -86,9 +86,11 @@ class Block(nn.Module):
     ) -> Float[Tensor, "*shape"]:
         """The residual stream with what a module adds, which in training may be dropped."""
         if not self.training:
-            return added(x, y, share=share, dropout=0.0)
+            return add_with_dropout(x, y, share=share, dropout=0.0)
         # A block that is not always there adds the more, so that what is added keeps its mean.
-        return added(x, y, share=share / (1 - self.skip_probability), dropout=self.dropout)
+        return add_with_dropout(
+            x, y, share=share / (1 - self.skip_probability), dropout=self.dropout
+        )
 
     def parts(self) -> list[Part]:
         parts = (self.ff1, self.attention, self.convolution, self.ff2)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
-from core.conformer.factored import column_slice, linear, rank_axes, row_slices, spared
+from core.conformer.factored import column_slice, linear, rank_axes, row_slices, saved_entries
 from core.conformer.feedforward import module_axis
 from core.conformer.norm import BatchNorm, LayerNorm
 
@@ -73,7 +73,9 @@ class Convolution(nn.Module):
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
         d, c, t = kept["width"], kept[f"{self.name}.channel"], lengths.frames
         kernel = self.depthwise.kernel_size[0]
-        less = spared(kept, f"{self.name}.up", d, 2 * c) + spared(kept, f"{self.name}.down", c, d)
+        less = saved_entries(kept, f"{self.name}.up", d, 2 * c) + saved_entries(
+            kept, f"{self.name}.down", c, d
+        )
         return kept[self.name] * Cost(
             params=3 * d * c + c * (kernel + 5) + 3 * d - less,
             flops=6 * t * d * c + 2 * t * c * kernel - 2 * t * less,

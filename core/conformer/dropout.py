@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def added(
+def add_with_dropout(
     x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], *, share: float, dropout: float
 ) -> Float[Tensor, "*shape"]:
     """`x` and a share of `y`, elements of which are dropped with that probability; in x's type."""
@@ -20,10 +20,10 @@ def added(
         return torch.add(x, y, alpha=share)
     if y.device.type != "cpu":
         return torch.add(x, F.dropout(y, dropout), alpha=share)
-    return torch.addcmul(x, y, kept(y, dropout), value=share)
+    return torch.addcmul(x, y, dropout_multiplier(y, dropout), value=share)
 
 
-def kept(like: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
+def dropout_multiplier(like: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
     """By what to multiply: 0 where dropped, and elsewhere what gives the product the same mean."""
     dropped = dropped_bytes(dropout)
     draws = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)

@@ -79,7 +79,7 @@ def rank_axes(layers: Mapping[str, Linear]) -> list[Axis]:
     ]
 
 
-def spared(kept: Kept, name: str, inputs: Number, outputs: Number) -> Number:
+def saved_entries(kept: Kept, name: str, inputs: Number, outputs: Number) -> Number:
     """Entries that a layer does without because it is factored: none past its break-even.
 
     Of expected counts it is that of the means, as it is not multilinear: at certainty it is exact,

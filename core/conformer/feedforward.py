@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
-from core.conformer.factored import Linear, column_slice, linear, rank_axes, row_slices, spared
+from core.conformer.factored import (
+    Linear,
+    column_slice,
+    linear,
+    rank_axes,
+    row_slices,
+    saved_entries,
+)
 from core.conformer.norm import LayerNorm
 
 
@@ -49,7 +56,9 @@ class FeedForward(nn.Module):
 
     def cost(self, kept: Kept, lengths: Lengths) -> Cost:
         d, n = kept["width"], kept[f"{self.name}.inner"]
-        less = spared(kept, f"{self.name}.up", d, n) + spared(kept, f"{self.name}.down", n, d)
+        less = saved_entries(kept, f"{self.name}.up", d, n) + saved_entries(
+            kept, f"{self.name}.down", n, d
+        )
         return kept[self.name] * Cost(
             params=2 * d * n + n + 3 * d - less,
             flops=4 * lengths.frames * d * n - 2 * lengths.frames * less,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
 from core.conformer.shape import MELS, Shape
-from core.hearing import Hearing
+from core.features.spec import FrontendSpec
 
 
 class Separable(nn.Module):
@@ -44,7 +44,7 @@ class Frontend(nn.Module):
     def __init__(self, shape: Shape, *, name: str) -> None:
         super().__init__()
         self.name = name
-        self.hearing: Hearing = shape.hearing
+        self.hearing: FrontendSpec = shape.hearing
         channels = shape.frontend_channels
         for number, (before, after) in enumerate(zip((1, *channels), channels, strict=False), 1):
             self.add_module(f"conv{number}", _stage(self.hearing, number, before, after))
@@ -65,9 +65,9 @@ class Frontend(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch time width"]:
-        return self.linear(self.stacked(features, num_frames))
+        return self.linear(self.stack_channels(features, num_frames))
 
-    def stacked(
+    def stack_channels(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch time inputs"]:
         """What the linear layer reads, channel-major."""
@@ -148,7 +148,7 @@ class Frontend(nn.Module):
         return whole
 
 
-def _stage(hearing: Hearing, number: int, before: int, after: int) -> Stage:
+def _stage(hearing: FrontendSpec, number: int, before: int, after: int) -> Stage:
     if hearing.frontend == "dw_striding" and number > 1:
         return Separable(before, after)
     return nn.Conv2d(before, after, 3, stride=2, padding=int(hearing.is_padded))

@@ -54,7 +54,7 @@ class LinearMixing(nn.Module):
         """A query is q + u and, beside it, W_p^T (q + v), both at the scale of softmax."""
         positions = distances[: query.shape[2]].flip(0)  # (T, P), of 0 up to T - 1
         content, position = query.split((self.head_width, self.position_width), dim=-1)
-        q = torch.cat((content, turned(position, positions)), dim=-1)
+        q = torch.cat((content, rotate_coefficients(position, positions)), dim=-1)
         k = torch.cat((key, positions.expand(*key.shape[:2], -1, -1)), dim=-1)  # (B, H, T, E)
         on_queries, on_keys = self._features(q, k, is_frame[:, None, :, None])
         mixed = on_queries @ (on_keys.transpose(-1, -2) @ value)
@@ -71,13 +71,15 @@ class LinearMixing(nn.Module):
         Float[Tensor, "batch heads time features"], Float[Tensor, "batch heads time features"]
     ]:
         """Of queries and of keys, each at most 1; those of padded keys are 0."""
-        q, mean, k = balanced(q, k, is_real)
+        q, mean, k = center_and_balance(q, k, is_real)
         # What is a query's own cancels; of a key it is mean k - |k|^2 / 2.
-        on_keys = both_ways(k @ self.directions.T) + (k * (mean - k / 2)).sum(-1, keepdim=True)
+        on_keys = bidirectional_sums(k @ self.directions.T) + (k * (mean - k / 2)).sum(
+            -1, keepdim=True
+        )
         on_keys = on_keys.masked_fill(~is_real, torch.finfo(on_keys.dtype).min / 2)
         # What a feature is divided by for all keys, it is multiplied by for all queries.
         largest = on_keys.detach().amax(2, keepdim=True)
-        on_queries = both_ways(q @ self.directions.T) + largest
+        on_queries = bidirectional_sums(q @ self.directions.T) + largest
         on_queries = on_queries - on_queries.detach().amax(-1, keepdim=True)
         return on_queries.exp(), (on_keys - largest).exp() * is_real
 
@@ -98,11 +100,11 @@ def flops_a_frame(features: int, head_width: int, position_width: int) -> int:
     )
 
 
-def both_ways(x: Float[Tensor, "*batch directions"]) -> Float[Tensor, "*batch features"]:
+def bidirectional_sums(x: Float[Tensor, "*batch directions"]) -> Float[Tensor, "*batch features"]:
     return torch.cat((x, -x), dim=-1)
 
 
-def balanced(
+def center_and_balance(
     q: Float[Tensor, "batch heads time both"],
     k: Float[Tensor, "batch heads time both"],
     is_real: Bool[Tensor, "batch 1 time 1"],
@@ -124,7 +126,7 @@ def balanced(
     return q * scale, mean * scale, k / scale
 
 
-def turned(
+def rotate_coefficients(
     x: Float[Tensor, "*batch time width"], positions: Float[Tensor, "time width"]
 ) -> Float[Tensor, "*batch time width"]:
     """Coefficients of sines and cosines of i - j as coefficients of those of j, i being the row."""

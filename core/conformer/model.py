@@ -18,7 +18,7 @@ from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice, total
 from core.conformer.block import Block
 from core.conformer.frontend import Frontend
 from core.conformer.shape import Shape
-from core.hearing import Hearing
+from core.features.spec import FrontendSpec
 
 NOTHING: AbstractSet[str] = frozenset()
 
@@ -48,7 +48,7 @@ class Conformer(nn.Module):
         self.head = nn.Linear(shape.width, shape.vocabulary)
 
     @property
-    def hearing(self) -> Hearing:
+    def hearing(self) -> FrontendSpec:
         """From which features it hears."""
         return self.shape.hearing
 
@@ -68,10 +68,10 @@ class Conformer(nn.Module):
         x = self.frontend(features, num_frames).to(features.dtype)
         time = torch.arange(x.shape[1], device=x.device)
         is_frame = time < self.frontend.output_frames(num_frames)[:, None]
-        hidden = self.encoded(x, is_frame, closed)
+        hidden = self.encode_blocks(x, is_frame, closed)
         return Output(logits=self.head((x, *hidden)[-1]), is_frame=is_frame, hidden=hidden)
 
-    def encoded(
+    def encode_blocks(
         self,
         x: Float[Tensor, "batch time width"],
         is_frame: Bool[Tensor, "batch time"],

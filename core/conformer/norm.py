@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.axes import Slice
-from core.ranks import current, moments
+from core.distributed import current, moments
 
 
 class LayerNorm(nn.Module):

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from core.config import ModelConfig
-from core.hearing import NATIVE, Hearing
-from core.strict import ConfigError
+from core.config.base import ConfigError
+from core.config.trial import ModelConfig
+from core.features.spec import NATIVE, FrontendSpec
 
 MELS = 80
 LARGEST = 65_536
@@ -42,7 +42,7 @@ class Shape:
     """Of the linear layers that are two factors, by name; all others are one matrix."""
     sub3: int = 0
     """Channels of a third convolution, where there is one."""
-    hearing: Hearing = NATIVE
+    hearing: FrontendSpec = NATIVE
     """The features, and the kind of the front end."""
 
     @classmethod
@@ -85,7 +85,7 @@ class Shape:
         """
         whole = dict(values)
         blocks, ranks = whole.pop("blocks", None), whole.pop("ranks", {})
-        hearing = Hearing.from_plain(whole.pop("hearing", NATIVE.to_plain()))
+        hearing = FrontendSpec.from_plain(whole.pop("hearing", NATIVE.to_plain()))
         if not isinstance(blocks, list):
             raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
         checked = tuple(

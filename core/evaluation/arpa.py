@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from core.corpora.placing import temporary_path
 from core.evaluation.ngram import BEGIN, END, UNSEEN
+from core.files import temporary_path
 
 _DISCOUNT = 0.75
 

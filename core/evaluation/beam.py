@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.corpora.text import Tokenizer
-from core.evaluation.decoding import BLANK
+from core.data.tokenizer import Tokenizer
+from core.evaluation.greedy import BLANK
 from core.evaluation.ngram import NGram, SpelledWords, needs_extra
-from core.evaluation.words import TokenPath
+from core.evaluation.word_alignment import TokenPath
 
 BEAM = 16
 LM_WEIGHT = 0.5
@@ -33,7 +33,7 @@ _FRAMES_AT_ONCE = 500
 
 
 class BeamSearch:
-    """A decoder of `core.evaluation.words`."""
+    """A decoder of `core.evaluation.word_alignment`."""
 
     def __init__(
         self,

@@ -17,9 +17,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from core.corpora.text import UNKNOWN, Tokenizer
-from core.evaluation.decoding import BLANK
-from core.evaluation.words import WORD_START
+from core.data.tokenizer import UNKNOWN, Tokenizer
+from core.evaluation.greedy import BLANK
+from core.evaluation.word_alignment import WORD_START
 
 BEGIN, END, UNSEEN = "<s>", "</s>", "<unk>"
 _LEAST = -10.0

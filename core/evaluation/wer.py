@@ -84,7 +84,7 @@ class Aligned:
     """A word that was said, heard, or both."""
 
     kind: Kind
-    said: str
+    reference: str
     """Empty where the word is made up."""
     heard: str
     """Empty where the word was missed."""
@@ -94,12 +94,12 @@ class Aligned:
 class Confusion:
     """A word that was heard as another, so often; nothing stands for one left out or put in."""
 
-    said: str
+    reference: str
     heard: str
     count: int
 
 
-def aligned_words(said: str, heard: str) -> list[Aligned]:
+def align_words(said: str, heard: str) -> list[Aligned]:
     """Word by word with the fewest errors; so many differ as `word_errors` counts.
 
     Raises:
@@ -115,7 +115,7 @@ def aligned_words(said: str, heard: str) -> list[Aligned]:
         theirs = guesses[chunk.hyp_start_idx : chunk.hyp_end_idx]
         kind = _KINDS[chunk.type]
         pairs = itertools.zip_longest(mine, theirs, fillvalue="")
-        aligned += [Aligned(kind=kind, said=word, heard=guess) for word, guess in pairs]
+        aligned += [Aligned(kind=kind, reference=word, heard=guess) for word, guess in pairs]
     return aligned
 
 
@@ -191,7 +191,7 @@ def confusions(references: Sequence[str], hypotheses: Sequence[str]) -> list[Con
         )
     )
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [Confusion(said=said, heard=heard, count=n) for (said, heard), n in ordered]
+    return [Confusion(reference=said, heard=heard, count=n) for (said, heard), n in ordered]
 
 
 def bootstrap(

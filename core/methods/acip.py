@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.config import TrialConfig
+from core.config.trial import TrialConfig
 from core.conformer.axes import Axis, Mask
 from core.conformer.model import Conformer
-from core.pruning.factoring import factored
-from core.pruning.repair import Calibration
+from core.pruning.gates.straight_through import StraightThrough
+from core.pruning.low_rank import factorize
+from core.pruning.reconstruction import Calibration
 from core.pruning.space import of_resource
-from core.pruning.straight_through import StraightThrough
-from core.training.gating import GateMethod, GateStage, gate_rate
-from core.training.method import Workbench
+from core.training.gate_stage import GateMethod, GateStage, gate_rate
+from core.training.method import MethodContext
 
 KEYS = (
     "pruning.learning_rate",
@@ -51,7 +51,7 @@ DUE = 0.75
 class GrowingL1:
     """A penalty on masks that grows while more is left than the run's course allows."""
 
-    def __init__(self, bench: Workbench, gates: StraightThrough) -> None:
+    def __init__(self, bench: MethodContext, gates: StraightThrough) -> None:
         config = bench.config.pruning
         self._bench, self._gates = bench, gates
         self._prices = prices(bench)
@@ -65,7 +65,7 @@ class GrowingL1:
         told = {"lambda": whole.new_tensor(self._strength), "kept": whole.new_tensor(self._kept())}
         return self._strength * whole.sum(), told
 
-    def stepped(self) -> None:
+    def post_step(self) -> None:
         config, kept = self._bench.config.pruning, self._kept()
         self._step += 1
         course = 1 - (1 - config.smallest) * min(1.0, self._step / (DUE * config.steps))
@@ -86,7 +86,7 @@ class GrowingL1:
         self._strength, self._step = state["strength"], state["step"]
 
 
-def prices(bench: Workbench) -> dict[str, float]:
+def prices(bench: MethodContext) -> dict[str, float]:
     """What a unit costs, as a share: what the model would save without its axis, a unit."""
     space, resource = bench.space, bench.config.pruning.resource
     whole = float(of_resource(space.counted_cost({}), resource))
@@ -97,7 +97,7 @@ def prices(bench: Workbench) -> dict[str, float]:
     return {axis.name: saved[axis.name] / axis.size / whole for axis in units(bench)}
 
 
-def units(bench: Workbench) -> list[Axis]:
+def units(bench: MethodContext) -> list[Axis]:
     """What has masks: all that may go, but for modules that go with their last unit."""
     parents = {axis.parent for axis in bench.space.prunable}
     return [axis for axis in bench.space.prunable if axis.name not in parents]
@@ -106,11 +106,13 @@ def units(bench: Workbench) -> list[Axis]:
 class Acip(GateMethod):
     yields = "curve"
 
-    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+    def prepare_model(
+        self, model: Conformer, config: TrialConfig, speech: Calibration
+    ) -> Conformer:
         del speech
-        return factored(model) if "rank" in config.pruning.axes else model
+        return factorize(model) if "rank" in config.pruning.axes else model
 
-    def stage(self, bench: Workbench) -> GateStage:
+    def stage(self, bench: MethodContext) -> GateStage:
         """Masks start as high as the config's rate, whatever it is, can bring down in time."""
         config = bench.config.pruning
         start = gate_rate(config) * max(1.0, config.steps / FALLS)

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from core.conformer.model import Conformer
-from core.pruning.repair import Calibration
+from core.pruning.reconstruction import Calibration
 from core.pruning.scoring import Intake, intakes, per_cost
 from core.pruning.space import unit_share
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 KEYS = ("pruning.coarse_share",)
 
@@ -28,13 +28,13 @@ KEYS = ("pruning.coarse_share",)
 class COMP(Method):
     needs = frozenset({"audio"})
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         taken = intakes(bench.student, bench.space, bench.speech)
         worth = {intake.axis.name: contributions(intake) for intake in taken}
         fine = per_cost(bench.space, worth, bench.config.pruning.resource)
         influence = block_influence(bench.student, bench.speech)
-        return Found(scores=merged(bench, fine, influence), reference={})
+        return SearchResult(scores=merge_orders(bench, fine, influence), reference={})
 
 
 def contributions(intake: Intake) -> Float[Tensor, " _"]:
@@ -65,8 +65,8 @@ def _turn(
     return 1 - torch.cosine_similarity(before, after, dim=-1)[is_frame]
 
 
-def merged(
-    bench: Workbench, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
+def merge_orders(
+    bench: MethodContext, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
 ) -> dict[str, Tensor]:
     """One order of all: two queues, from which the one that is behind its share goes next."""
     share, resource = bench.config.pruning.coarse_share, bench.config.pruning.resource

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from core.conformer.axes import Mask
-from core.pruning.budget import uniform_share
-from core.pruning.constraint import MinMax
+from core.pruning.lagrangian import MinMax
+from core.pruning.selection import uniform_share
 from core.pruning.space import Space
-from core.training.concrete import ConcreteStage
-from core.training.gating import GateMethod, GateStage, expected_sparsities
-from core.training.method import Workbench
+from core.training.gate_stage import GateMethod, GateStage, expected_sparsities
+from core.training.hard_concrete_stage import ConcreteStage
+from core.training.method import MethodContext
 
 KEYS = (
     "pruning.learning_rate",
@@ -47,7 +47,7 @@ SETTLING = 0.3
 class Constraints:
     """The budget as inequalities, with a multiplier each."""
 
-    def __init__(self, bench: Workbench, *, is_restarted: bool = True) -> None:
+    def __init__(self, bench: MethodContext, *, is_restarted: bool = True) -> None:
         config = bench.config.pruning
         self._bench = bench
         self._is_whole = config.constraint == "model"
@@ -81,8 +81,8 @@ class Constraints:
         axes = [axis for axis in self._bench.space.prunable if axis.kind == kind]
         return torch.cat([expected[axis.name] for axis in axes]).mean()
 
-    def stepped(self) -> None:
-        self.minmax.stepped()
+    def post_step(self) -> None:
+        self.minmax.post_step()
 
     def state_dict(self) -> dict[str, Any]:
         return self.minmax.state_dict()
@@ -92,11 +92,11 @@ class Constraints:
 
 
 class Constrained(GateMethod):
-    def stage(self, bench: Workbench) -> GateStage:
+    def stage(self, bench: MethodContext) -> GateStage:
         return stage(bench)
 
 
-def stage(bench: Workbench, *, is_restarted: bool = True) -> GateStage:
+def stage(bench: MethodContext, *, is_restarted: bool = True) -> GateStage:
     control = Constraints(bench, is_restarted=is_restarted)
     return ConcreteStage(bench, control, gate_betas=GATE_BETAS, settling=SETTLING)
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Mask
-from core.corpora.batches import Batch
+from core.data.batching import Batch
+from core.pruning.gate_gradients import fisher
 from core.pruning.scoring import per_cost
-from core.pruning.sensitivity import fisher
 from core.training.distillation import gated_loss
-from core.training.gating import GateMethod, GateStage
-from core.training.method import Found, Workbench
-from core.training.trainer import Trainable
+from core.training.gate_stage import GateMethod, GateStage
+from core.training.loop import Trainable
+from core.training.method import MethodContext, SearchResult
 
 KEYS = (
     "pruning.learning_rate",
@@ -27,7 +27,7 @@ KEYS = (
 IGNORES = ("pruning.further_targets",)
 
 
-class Shut(nn.Module):
+class ClosedGates(nn.Module):
     """Gates that are open, or shut for good, and the order in which they are."""
 
     values: Tensor
@@ -72,7 +72,7 @@ class NoControl:
         del expected, step
         return torch.zeros(()), {}
 
-    def stepped(self) -> None: ...
+    def post_step(self) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -83,8 +83,8 @@ class NoControl:
 class Rounds(GateStage):
     """Cuts, and steps of learning between them."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self.shut = Shut(list(bench.space.units)).to(bench.device)
+    def __init__(self, bench: MethodContext) -> None:
+        self.shut = ClosedGates(list(bench.space.units)).to(bench.device)
         super().__init__(bench, self.shut, NoControl())
         self._rounds = min(self.config.rounds, max(1, self.steps))
 
@@ -107,15 +107,15 @@ class Rounds(GateStage):
 
 
 class CombPruneDistill(GateMethod):
-    def stage(self, bench: Workbench) -> Rounds:
+    def stage(self, bench: MethodContext) -> Rounds:
         return Rounds(bench)
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         """Without a step, all rounds follow upon each other."""
         stage = search if isinstance(search, Rounds) else self.stage(bench)
         for number in range(0 if search else stage.config.rounds):
             stage.cut(number)
-        return Found(scores=stage.shut.scores(), reference={})
+        return SearchResult(scores=stage.shut.scores(), reference={})
 
 
 METHOD = CombPruneDistill()

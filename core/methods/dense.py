@@ -3,9 +3,9 @@
 Without this row, more training would look like better pruning.
 """
 
-from core.config import TrialConfig
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.config.trial import TrialConfig
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 IGNORES = ("pruning.further_targets",)
 
@@ -17,9 +17,9 @@ class Dense(Method):
         del config
         return (0.0,)
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del bench, search
-        return Found(scores={}, reference={})
+        return SearchResult(scores={}, reference={})
 
 
 METHOD = Dense()

@@ -6,7 +6,8 @@ units. In the rest of the search all sizes that follow from this order are train
 teacher, by the sandwich rule of slimmable networks (Yu & Huang, 2019). The extracted models need no
 repair, and each is fine-tuned for `tuning.steps` steps of its own.
 
-A step on all sizes shares the computation that they have in common: `core/training/nested.py`.
+A step on all sizes shares the computation that they have in common:
+`core/training/nested_stage.py`.
 """
 
 from collections.abc import Sequence
@@ -15,19 +16,19 @@ from typing import Any
 
 from torch import Tensor
 
-from core.config import TrialConfig
-from core.corpora.batches import Batch
+from core.config.pruning import Repair
+from core.config.trial import TrialConfig
+from core.data.batching import Batch
+from core.distributed import current
 from core.methods.l0 import WarmedTarget
 from core.methods.numerical import METHOD as NUMERICAL
-from core.pruning.budget import Scores, budgets_of
-from core.pruning_config import Repair
-from core.ranks import current
+from core.pruning.selection import Scores, budgets_of
 from core.report import Report, Stage
-from core.training.concrete import ConcreteStage
-from core.training.gating import GateStage, judged_as_cut
-from core.training.method import Found, Method, Workbench
-from core.training.nested import Nested, absorb, tiered
-from core.training.trainer import Trainable
+from core.training.gate_stage import GateStage, evaluate_extracted
+from core.training.hard_concrete_stage import ConcreteStage
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
+from core.training.nested_stage import Nested, absorb, nested_scores
 
 KEYS = (
     "pruning.learning_rate",
@@ -51,7 +52,7 @@ class FamilyStage:
 
     stage: Stage = "search"
 
-    def __init__(self, bench: Workbench, targets: Sequence[float]) -> None:
+    def __init__(self, bench: MethodContext, targets: Sequence[float]) -> None:
         self.steps = bench.config.pruning.steps
         self._bench, self._targets = bench, sorted(set(targets))
         self._order = ordering(bench, target=max(targets))
@@ -68,9 +69,9 @@ class FamilyStage:
 
     def _settle(self) -> None:
         """The order is what the gates say now; the weights take in what they still let through."""
-        bench, found = self._bench, self._order.found()
+        bench, found = self._bench, self._order.search_result()
         absorb(bench.student, found.reference, bench.space.open_choice())
-        self._begin(current().first(tiered(found.scores, self._targets, bench.choose)))
+        self._begin(current().first(nested_scores(found.scores, self._targets, bench.choose)))
 
     def _begin(self, scores: Scores) -> None:
         self._scores = scores
@@ -78,16 +79,16 @@ class FamilyStage:
         steps = self.steps - self._order.steps
         self._nested = Nested(self._bench, choices, steps=steps)
 
-    def found(self) -> Found:
+    def search_result(self) -> SearchResult:
         if self._nested is None:
             self._settle()
-        return Found(scores=self._scores, reference={})
+        return SearchResult(scores=self._scores, reference={})
 
-    def judged(self) -> Report:
+    def evaluate(self) -> Report:
         """Of the size that `target_sparsity` asks for; of the smallest while gates are learned."""
         if self._nested is None:
-            return self._order.judged()
-        return judged_as_cut(self._bench, self.found(), self.stage)
+            return self._order.evaluate()
+        return evaluate_extracted(self._bench, self.search_result(), self.stage)
 
     def state(self) -> dict[str, Any]:
         if self._nested is None:
@@ -103,7 +104,7 @@ class FamilyStage:
         self._nested.restore(state["nested"])
 
 
-def ordering(bench: Workbench, *, target: float) -> GateStage:
+def ordering(bench: MethodContext, *, target: float) -> GateStage:
     """Gates that learn what a size keeps, in the first share of the search."""
     pruning = bench.config.pruning
     steps = max(1, round(pruning.order_share * pruning.steps))
@@ -117,13 +118,17 @@ def ordering(bench: Workbench, *, target: float) -> GateStage:
 class Family(Method):
     needs = frozenset({"audio", "labels"})
 
-    def search(self, bench: Workbench) -> FamilyStage | None:
+    def search(self, bench: MethodContext) -> FamilyStage | None:
         config = bench.config
         return FamilyStage(bench, self.targets(config)) if config.pruning.steps else None
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         """Without a search nothing has learned: units go by `numerical` then."""
-        return search.found() if isinstance(search, FamilyStage) else NUMERICAL.found(bench, None)
+        return (
+            search.search_result()
+            if isinstance(search, FamilyStage)
+            else NUMERICAL.search_result(bench, None)
+        )
 
     def repair(self, config: TrialConfig) -> Repair:
         """None, once all sizes have learned: least squares would put the largest in their place."""

@@ -13,8 +13,8 @@ from core.conformer.model import Conformer
 from core.methods.magnitude import Magnitude
 from core.pruning.space import Choice
 from core.report import Report
-from core.training.boosting import Boosted, Fostering, fostering
-from core.training.method import Workbench, tuning_rates
+from core.training.foster_stage import Boosted, FosterStage, make_foster_stage
+from core.training.method import MethodContext, tuning_rates
 
 KEYS = (
     "boosting.share",
@@ -29,8 +29,8 @@ class Foster(Magnitude):
     lives_by_tuning = True
 
     def tuning(
-        self, model: Conformer, choice: Choice, bench: Workbench, *, steps: int
-    ) -> Fostering:
+        self, model: Conformer, choice: Choice, bench: MethodContext, *, steps: int
+    ) -> FosterStage:
         del choice
         config, vocabulary = bench.config, model.shape.vocabulary
         # Nothing here is to be kept from being forgotten: transcripts count as in any tuning.
@@ -42,7 +42,7 @@ class Foster(Magnitude):
             del heard
             return bench.judge.report(stage.model, "tune")
 
-        stage = fostering(
+        stage = make_foster_stage(
             model,
             vocabulary=vocabulary,
             steps=steps,
@@ -57,7 +57,7 @@ class Foster(Magnitude):
         return stage
 
 
-def _token_counts(bench: Workbench, vocabulary: int) -> Tensor:
+def _token_counts(bench: MethodContext, vocabulary: int) -> Tensor:
     """How often each token is said in the calibration batches."""
     said = [
         batch.tokens[i, :length]

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from core.config import TrialConfig
+from core.config.pruning import AxisKind
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
-from core.corpora.batches import Batch
-from core.evaluation.token_errors import token_error_rate
-from core.pruning_config import AxisKind
+from core.data.batching import Batch
+from core.evaluation.token_error_rate import token_error_rate
 from core.training.distillation import ctc_loss
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 KEYS = ("pruning.depth_order",)
 IGNORES = ("pruning.axes",)
@@ -33,14 +33,14 @@ class InterCTC(Method):
         del config
         return ("block",)
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         names = [block.name for block in bench.student.typed_blocks()]
         is_truncated = bench.config.pruning.depth_order == "truncate"
         best = names if is_truncated else least_missed_last(bench.student, names, bench.labelled)
         worth = range(len(best), 0, -1)
         scores = {name: torch.tensor([float(w)]) for name, w in zip(best, worth, strict=True)}
-        return Found(scores=scores, reference={})
+        return SearchResult(scores=scores, reference={})
 
 
 def least_missed_last(

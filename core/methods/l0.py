@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from core.conformer.axes import Mask
-from core.pruning.constraint import Lagrangian, staged_target
-from core.training.concrete import ConcreteStage
-from core.training.gating import GateMethod, GateStage, expected_sparsities
-from core.training.method import Workbench
+from core.pruning.lagrangian import Lagrangian, staged_target
+from core.training.gate_stage import GateMethod, GateStage, expected_sparsities
+from core.training.hard_concrete_stage import ConcreteStage
+from core.training.method import MethodContext
 
 KEYS = (
     "pruning.learning_rate",
@@ -46,7 +46,7 @@ class WarmedTarget:
     The targets warm up, within each of `rounds` rounds of removal.
     """
 
-    def __init__(self, bench: Workbench, *, rounds: int = 1) -> None:
+    def __init__(self, bench: MethodContext, *, rounds: int = 1) -> None:
         config = bench.config.pruning
         self._bench, self._rounds = bench, rounds
         pairs = [Lagrangian(quadratic_start=config.lambda_quadratic) for _ in config.targets]
@@ -82,7 +82,7 @@ class WarmedTarget:
             }
         return torch.stack(penalties).sum(), told
 
-    def stepped(self) -> None:
+    def post_step(self) -> None:
         """Of the first resource equality is wanted: its multipliers may have either sign."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class WarmedTarget:
 
 
 class L0(GateMethod):
-    def stage(self, bench: Workbench) -> GateStage:
+    def stage(self, bench: MethodContext) -> GateStage:
         rounds = bench.config.pruning.shrink_rounds
         return ConcreteStage(bench, WarmedTarget(bench, rounds=rounds), shrink_rounds=rounds)
 

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.conformer.gate import Folded, gated_forward
+from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
-from core.pruning.perturbation import groups, perturbed, spread, untouched
-from core.pruning.repair import Calibration
+from core.pruning.ablation import groups, identity_fold, measure_edits, spread
+from core.pruning.reconstruction import Calibration
 from core.pruning.scoring import per_cost
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 KEYS = ("pruning.groups",)
 
@@ -33,23 +33,23 @@ KEYS = ("pruning.groups",)
 class LatentShift(Method):
     needs = frozenset({"audio"})
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         config, axes = bench.config.pruning, list(bench.space.units)
         edits = groups(axes, magnitudes(bench.student, axes), count=config.groups)
-        watch = Watch(bench.student, bench.speech)
-        shifts = perturbed(bench.student, edits, watch.shift)
+        watch = FeatureMoments(bench.student, bench.speech)
+        shifts = measure_edits(bench.student, edits, watch.shift)
         scores = spread(axes, [(edit, float(shift)) for edit, shift in shifts])
-        return Found(scores=per_cost(bench.space, scores, config.resource), reference={})
+        return SearchResult(scores=per_cost(bench.space, scores, config.resource), reference={})
 
 
-class Watch:
+class FeatureMoments:
     """How far an edit shifts the latent of some speech; one that does nothing shifts it by 0."""
 
     def __init__(self, model: Conformer, speech: Calibration) -> None:
         self._model = model.eval()
         self._speech = speech
-        whole = untouched(model)
+        whole = identity_fold(model)
         with torch.no_grad():
             latents = list(self._latents(whole))
         self._sets = [latent.argmax(-1) == 0 for latent in latents]

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from core.conformer.axes import Axis, Slice
-from core.conformer.gate import tensors_of
+from core.conformer.masking import named_tensors
 from core.conformer.model import Conformer
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 
 class Magnitude(Method):
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        return Found(scores=magnitudes(bench.student, bench.space.units), reference={})
+        return SearchResult(scores=magnitudes(bench.student, bench.space.units), reference={})
 
 
 @torch.no_grad()
 def magnitudes(model: Conformer, axes: Sequence[Axis]) -> dict[str, Tensor]:
     """Root mean square of each unit's weights, over the mean of its axis; 0 where it has none."""
-    tensors = tensors_of(model)
+    tensors = named_tensors(model)
     scores = {}
     for axis in axes:
         weights = [s for s in axis.slices if tensors[s.tensor].dim() > 1]

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from core.conformer.axes import Axis
-from core.conformer.gate import Folded, gated_forward
-from core.evaluation.token_errors import token_error_rate
-from core.pruning.perturbation import Edit, groups, perturbed, spread, untouched
+from core.conformer.masking import Folded, gated_forward
+from core.evaluation.token_error_rate import token_error_rate
+from core.pruning.ablation import Edit, groups, identity_fold, measure_edits, spread
+from core.pruning.gate_gradients import gate_gradients
 from core.pruning.scoring import per_cost, with_ties_broken
-from core.pruning.sensitivity import gate_gradients
 from core.training.distillation import gated_loss
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 KEYS = ("pruning.groups",)
 
@@ -27,7 +27,7 @@ KEYS = ("pruning.groups",)
 class MoPE(Method):
     needs = frozenset({"labels"})
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         config, axes = bench.config.pruning, list(bench.space.units)
         modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
@@ -36,10 +36,10 @@ class MoPE(Method):
         depth = error_growth(bench, groups(modules, rewiring, count=1))
         scores = {**spread(axes, width), **spread(modules, depth)}
         dear = per_cost(bench.space, scores, config.resource)
-        return Found(scores=with_ties_broken(dear, rewiring), reference={})
+        return SearchResult(scores=with_ties_broken(dear, rewiring), reference={})
 
 
-def error_growth(bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]]:
+def error_growth(bench: MethodContext, edits: list[Edit]) -> list[tuple[Edit, float]]:
     """By how much the error grows under each edit; 0 where it falls."""
     student = bench.student.eval()
 
@@ -50,12 +50,12 @@ def error_growth(bench: Workbench, edits: list[Edit]) -> list[tuple[Edit, float]
         )
         return torch.tensor(rate)
 
-    whole = float(error(untouched(student)))
-    found = perturbed(student, edits, error)
+    whole = float(error(identity_fold(student)))
+    found = measure_edits(student, edits, error)
     return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
 
 
-def rewiring_scores(bench: Workbench, axes: list[Axis]) -> dict[str, Tensor]:
+def rewiring_scores(bench: MethodContext, axes: list[Axis]) -> dict[str, Tensor]:
     """|gate * dL/dgate| summed over batches: as a gate scales weights, it is |sum of w dL/dw|."""
     bench.student.eval()
     loss = gated_loss(bench.student)

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.pruning.scoring import intakes
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 DAMPING = 1e-4
 """Of the mean of A's diagonal: inputs that are never there leave A singular."""
@@ -28,14 +28,14 @@ DAMPING = 1e-4
 class Numerical(Method):
     needs = frozenset({"audio"})
 
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         """Each unit's gate, the mean of its inputs', when the target's share is to be closed."""
         del search
         scores = {}
         for intake in intakes(bench.student, bench.space, bench.speech):
             gates = newton_gates(intake.products(), closed=bench.target)
             scores[intake.axis.name] = gates.view(intake.axis.size, -1).mean(1)
-        return Found(scores=scores, reference={})
+        return SearchResult(scores=scores, reference={})
 
 
 def newton_gates(

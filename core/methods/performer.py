@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.config import TrialConfig
+from core.config.base import ConfigError
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.methods.magnitude import Magnitude
 from core.pruning.extraction import clone
-from core.pruning.repair import Calibration
-from core.strict import ConfigError
+from core.pruning.reconstruction import Calibration
 
 KEYS = (
     "pruning.linear_blocks",
@@ -29,7 +29,9 @@ KEYS = (
 class Performer(Magnitude):
     needs = frozenset({"audio"})
 
-    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+    def prepare_model(
+        self, model: Conformer, config: TrialConfig, speech: Calibration
+    ) -> Conformer:
         """The model with its attention in linear time where the config wants that.
 
         Raises:
@@ -47,10 +49,12 @@ class Performer(Magnitude):
         if isinstance(blocks, int):
             moved = shifts(model, able, features, config.seed, speech)
             blocks = sorted(sorted(able, key=lambda i: moved[i])[:number])
-        return swapped(model, blocks, features, config.seed)
+        return with_linear_attention(model, blocks, features, config.seed)
 
 
-def swapped(model: Conformer, blocks: Sequence[int], features: int, seed: int) -> Conformer:
+def with_linear_attention(
+    model: Conformer, blocks: Sequence[int], features: int, seed: int
+) -> Conformer:
     """A copy whose attention runs in linear time in these blocks, by directions of this seed.
 
     A block's directions are its own, whichever others are swapped.
@@ -61,7 +65,7 @@ def swapped(model: Conformer, blocks: Sequence[int], features: int, seed: int) -
         assert attention is not None, "only attention that is there can be swapped"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 2**16 * i)
-            attention.linearise(features)
+            attention.linearize(features)
         sizes[i] = replace(sizes[i], linear_features=features)
     new.shape = replace(model.shape, blocks=tuple(sizes))
     return new
@@ -75,7 +79,7 @@ def shifts(
     before = _last(model, speech)
 
     def moved(i: int) -> float:
-        after = _last(swapped(model, [i], features, seed), speech)
+        after = _last(with_linear_attention(model, [i], features, seed), speech)
         return float((after - before).square().mean())
 
     return {i: moved(i) for i in blocks}

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
-from core.conformer.gate import tensors_of
+from core.conformer.masking import named_tensors
 from core.methods.magnitude import magnitudes
 from core.pruning.scoring import ranked_within
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 EPISODES = 50
 DRAWS = 8
@@ -33,9 +33,9 @@ LEAST_DISTANCE = 1e-3
 
 
 class PruneNet(Method):
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        axes, tensors = list(bench.space.units), tensors_of(bench.student)
+        axes, tensors = list(bench.space.units), named_tensors(bench.student)
         scores = magnitudes(bench.student, axes)
         by_shape: dict[torch.Size, dict[str, Tensor]] = {}
         for axis in axes:
@@ -43,10 +43,12 @@ class PruneNet(Method):
                 weight = tensors[axis.slices[0].tensor].detach().float().cpu()
                 by_shape.setdefault(weight.shape, {})[axis.name] = weight
         for matrices in by_shape.values():
-            policy = trained(list(matrices.values()), kept=1 - bench.target, seed=bench.config.seed)
+            policy = train_policy(
+                list(matrices.values()), kept=1 - bench.target, seed=bench.config.seed
+            )
             with torch.no_grad():
                 scores |= {name: policy(weight) for name, weight in matrices.items()}
-        return Found(scores=ranked_within(scores), reference={})
+        return SearchResult(scores=ranked_within(scores), reference={})
 
 
 class Policy(nn.Module):
@@ -62,7 +64,7 @@ class Policy(nn.Module):
         return self.mix(weight.abs()) @ self.read
 
 
-def trained(
+def train_policy(
     matrices: Sequence[Float[Tensor, "N D"]], *, kept: float, seed: int, episodes: int = EPISODES
 ) -> Policy:
     """A policy for matrices of one shape, of each of which a share of the rows stays."""

@@ -2,16 +2,16 @@
 
 import torch
 
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 
 class Random(Method):
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         chance = torch.Generator().manual_seed(bench.config.seed)
         scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in bench.space.units}
-        return Found(scores=scores, reference={})
+        return SearchResult(scores=scores, reference={})
 
 
 METHOD = Random()

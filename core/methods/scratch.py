@@ -7,14 +7,14 @@ import torch
 
 from core.conformer.model import Conformer
 from core.methods.uniform import Uniform
-from core.training.method import Workbench
+from core.training.method import MethodContext
 
 
 class Scratch(Uniform):
     lives_by_tuning = True
     is_from_scratch = True
 
-    def started(self, model: Conformer, bench: Workbench) -> Conformer:
+    def prepare_tuning(self, model: Conformer, bench: MethodContext) -> Conformer:
         """The same sizes, new weights; only the features' statistics are kept."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(bench.config.seed)

@@ -2,15 +2,15 @@
 
 from core.methods.magnitude import magnitudes
 from core.pruning.scoring import ranked_within
-from core.training.method import Found, Method, Workbench
-from core.training.trainer import Trainable
+from core.training.loop import Trainable
+from core.training.method import Method, MethodContext, SearchResult
 
 
 class Uniform(Method):
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         scores = magnitudes(bench.student, bench.space.units)
-        return Found(scores=ranked_within(scores), reference={})
+        return SearchResult(scores=ranked_within(scores), reference={})
 
 
 METHOD = Uniform()

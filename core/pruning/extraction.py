@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from core.conformer.axes import Axis, Mask
-from core.conformer.gate import fold, resolved, tensors_of
+from core.conformer.masking import close_empty_modules, fold, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.shape import BlockShape, Shape
-from core.pruning.factoring import assembled, multiplied_out
+from core.pruning.low_rank import build_model, multiply_factors
 
 
 def extract(model: Conformer, mask: Mask) -> Conformer:
@@ -22,10 +22,10 @@ def extract(model: Conformer, mask: Mask) -> Conformer:
     Raises:
         ValueError: if an axis keeps fewer units than it must.
     """
-    return multiplied_out(narrowed(model, mask))
+    return multiply_factors(extract_factored(model, mask))
 
 
-def narrowed(model: Conformer, mask: Mask) -> Conformer:
+def extract_factored(model: Conformer, mask: Mask) -> Conformer:
     """The same, with its factors as they are.
 
     Block after block is folded, so that beside the two models no more than one block is in memory.
@@ -34,7 +34,7 @@ def narrowed(model: Conformer, mask: Mask) -> Conformer:
     floats = {name: values.to(model.head.weight) for name, values in mask.items()}
     kept = open_blocks(model.shape, floats)
     tensors: dict[str, Tensor] = {}
-    for part in _parts(tensors_of(model)):
+    for part in _parts(named_tensors(model)):
         with torch.no_grad():
             folded = fold(part, axes, floats)
         for name, tensor in folded.tensors.items():
@@ -42,7 +42,7 @@ def narrowed(model: Conformer, mask: Mask) -> Conformer:
                 # Folding gives a tensor back as it is, or makes a new one.
                 tensors[new] = tensor.detach().clone() if tensor is part[name] else tensor
     shape = kept_shape(model.shape, axes, floats)
-    return assembled(shape, tensors, is_training=model.training, is_copied=False)
+    return build_model(shape, tensors, is_training=model.training, is_copied=False)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -66,7 +66,7 @@ def kept_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
 
     A block behind a closed gate is not there at all.
     """
-    alive = resolved(axes, mask)
+    alive = close_empty_modules(axes, mask)
 
     def kept(name: str, size: int) -> int:
         return int((alive[name] != 0).sum()) if name in alive else size

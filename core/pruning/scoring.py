@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from core.config.pruning import Resource
 from core.conformer.axes import Axis
-from core.conformer.gate import tensors_of
+from core.conformer.masking import named_tensors
 from core.conformer.model import Conformer
-from core.pruning.perturbation import untouched
-from core.pruning.repair import Calibration, consumers, input_grams
+from core.pruning.ablation import identity_fold
+from core.pruning.reconstruction import Calibration, consumers, input_grams
 from core.pruning.space import Space, unit_share
-from core.pruning_config import Resource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +40,8 @@ def intakes(model: Conformer, space: Space, speech: Calibration) -> Iterator[Int
     """Of each axis whose units may go, by one walk over the speech."""
     able = {axis.name for axis in space.units}
     known = [c for c in consumers(list(space.axes)) if c.axis.name in able]
-    grams = input_grams(model, untouched(model), known, speech)
-    tensors = tensors_of(model)
+    grams = input_grams(model, identity_fold(model), known, speech)
+    tensors = named_tensors(model)
     for consumer in known:
         gram = grams[consumer.module].cpu()  # its last column is of ones
         weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from core.config.pruning import AxisKind, Resource
 from core.conformer.axes import Axis, Cost, Mask, Number, around
-from core.conformer.gate import resolved
+from core.conformer.masking import close_empty_modules
 from core.conformer.model import Conformer
-from core.pruning.latency import LatencyTable
-from core.pruning_config import AxisKind, Resource
+from core.pruning.latency_table import LatencyTable
 
 Choice = Mapping[str, Bool[Tensor, " units"]]
 """Which units stay, by axis: one entry for every axis of the space."""
@@ -83,7 +83,7 @@ class Space:
     def choice_cost(self, choice: Choice) -> Cost:
         """Exact cost of the model that this choice extracts."""
         whole = self.open_choice() | {name: units.float() for name, units in choice.items()}
-        alive = resolved(self.axes, whole)
+        alive = close_empty_modules(self.axes, whole)
         return self.counted_cost({name: int((z != 0).sum()) for name, z in alive.items()})
 
     def mask_cost(self, mask: Mask) -> Cost:

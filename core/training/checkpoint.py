@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from core.corpora.placing import remove_leftovers, temporary_path
+from core.files import remove_leftovers, temporary_path
 from core.outside_files import check_stored, read_text
 
 KEPT = 2

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from core.config import DistillationConfig
-from core.conformer.gate import Folded, gated_forward
+from core.config.trial import DistillationConfig
+from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer, Output
-from core.corpora.batches import Batch
-from core.ranks import part_of_mean, whole
+from core.data.batching import Batch
+from core.distributed import part_of_mean, whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

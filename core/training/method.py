@@ -15,17 +15,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.config import TrialConfig
+from core.config.pruning import AxisKind, Repair
+from core.config.trial import TrialConfig
 from core.conformer.axes import Mask
 from core.conformer.model import Conformer
-from core.corpora.batches import Batch
-from core.evaluation.judge import Judge
-from core.pruning.budget import Scores
-from core.pruning.repair import Calibration
+from core.data.batching import Batch
+from core.evaluation.evaluator import Evaluator
+from core.pruning.reconstruction import Calibration
+from core.pruning.selection import Scores
 from core.pruning.space import Choice, Space
-from core.pruning_config import AxisKind, Repair
 from core.training.distillation import Distillation
-from core.training.trainer import DenseStage, Rates, Taught, Trainable, Tuning
+from core.training.loop import DenseStage, Rates, TeachingTask, Trainable, Tuning
 
 Need = Literal["audio", "labels"]
 
@@ -35,7 +35,7 @@ class NeedError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class SearchResult:
     """What a search leaves."""
 
     scores: Scores
@@ -45,7 +45,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workbench:
+class MethodContext:
     """Everything a method may touch."""
 
     config: TrialConfig
@@ -59,26 +59,26 @@ class Workbench:
     """The same batches with their words; may be walked again and again."""
     choose: Callable[[Scores, float], dict[str, Tensor]]
     """The structure that these scores give when such a share is to be removed."""
-    judge: Judge
+    judge: Evaluator
     device: torch.device
 
     @property
     def target(self) -> float:
         return self.config.pruning.target_sparsity
 
-    def limited(self, needs: AbstractSet[Need]) -> "Workbench":
+    def restricted_to(self, needs: AbstractSet[Need]) -> "MethodContext":
         """The same, but for data that is not needed: touching it is a NeedError."""
-        limited = replace(self, speech=heard(self.speech, needs))
-        return limited if "labels" in needs else replace(limited, labelled=Untouchable("labels"))
+        limited = replace(self, speech=guard_audio(self.speech, needs))
+        return limited if "labels" in needs else replace(limited, labelled=GuardedData("labels"))
 
 
-def heard(speech: Calibration, needs: AbstractSet[Need]) -> Calibration:
+def guard_audio(speech: Calibration, needs: AbstractSet[Need]) -> Calibration:
     """The same speech, but where it is not needed: touching it is a NeedError."""
-    return speech if "audio" in needs else Untouchable("audio")
+    return speech if "audio" in needs else GuardedData("audio")
 
 
 @dataclass(frozen=True, slots=True)
-class Untouchable:
+class GuardedData:
     """Stands where data would be that nobody may look at."""
 
     what: Need
@@ -109,7 +109,9 @@ class Method(ABC):
         """The kinds of units that may go: as the config says, or what the method is made for."""
         return config.pruning.axes
 
-    def prepared(self, model: Conformer, config: TrialConfig, speech: Calibration) -> Conformer:
+    def prepare_model(
+        self, model: Conformer, config: TrialConfig, speech: Calibration
+    ) -> Conformer:
         """A copy of the teacher as the search begins: where parts are altered.
 
         By config and speech alone, to the same each time: a resumed trial asks again.
@@ -117,25 +119,27 @@ class Method(ABC):
         del config, speech
         return model
 
-    def search(self, bench: Workbench) -> Trainable | None:
+    def search(self, bench: MethodContext) -> Trainable | None:
         """The stage that trains while it searches; without one, its steps go to tuning."""
         del bench
         return None
 
     @abstractmethod
-    def found(self, bench: Workbench, search: Trainable | None) -> Found:
+    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         """What the search left, or what can be said at once."""
 
     def repair(self, config: TrialConfig) -> Repair:
         """How extraction adjusts the consumers of removed units."""
         return config.pruning.repair
 
-    def started(self, model: Conformer, bench: Workbench) -> Conformer:
+    def prepare_tuning(self, model: Conformer, bench: MethodContext) -> Conformer:
         """The extracted model as its tuning starts."""
         del bench
         return model
 
-    def tuning(self, model: Conformer, choice: Choice, bench: Workbench, *, steps: int) -> Tuning:
+    def tuning(
+        self, model: Conformer, choice: Choice, bench: MethodContext, *, steps: int
+    ) -> Tuning:
         """The stage that trains the extracted model: what its tasks and the teacher teach it.
 
         Args:
@@ -152,7 +156,7 @@ class Method(ABC):
             rates=tuning_rates(config),
             judge=bench.judge,
             runtime=config.runtime,
-            taught=Taught(distillation=bench.distillation, choice=choice),
+            taught=TeachingTask(distillation=bench.distillation, choice=choice),
             micro_batches=config.training.micro_batches,
         )
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.config import TrialConfig
-from core.corpora.batches import Batch, TrainBatches
-from core.corpora.prepared import Speech
-from core.training.trainer import Journey
+from core.config.trial import TrialConfig
+from core.data.batching import Batch, TrainBatches
+from core.data.prepare import Speech
+from core.training.loop import TrainRun
 
 CHECKPOINTS = "checkpoints"
 """Of the folder of a trial, or of the teacher."""
 
 
-def journey_of(
+def make_train_run(
     config: TrialConfig,
     folder: Path,
     speech: Speech,
@@ -23,7 +23,7 @@ def journey_of(
     steps: int,
     *,
     clean_steps: int = 0,
-) -> Journey:
+) -> TrainRun:
     """The training speech in its order, from the beginning, with checkpoints in a folder.
 
     Args:
@@ -34,7 +34,7 @@ def journey_of(
         steps: of all stages.
         clean_steps: before recording conditions are simulated.
     """
-    return Journey(
+    return TrainRun(
         batches=TrainBatches(
             speech.train,
             config.training.batch_seconds,

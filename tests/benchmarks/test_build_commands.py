@@ -18,8 +18,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import CorpusConfig
-from core.corpora.corpus import open_corpus
+from core.config.trial import CorpusConfig
+from core.data.corpus import open_corpus
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "corpora"
 RATE = 16_000

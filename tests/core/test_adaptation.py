@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from core import bundle
 from core.adaptation import AdaptationConfig, adapt
-from core.config import CorpusConfig, DemoConfig
-from core.corpora import demo
-from core.corpora.corpus import open_corpus
-from core.corpora.text import Tokenizer, transcript
-from core.deploy import bundle
-from core.strict import ConfigError
+from core.config.base import ConfigError
+from core.config.trial import CorpusConfig, DemoConfig
+from core.data.corpus import open_corpus
+from core.data.sources import demo
+from core.data.tokenizer import Tokenizer, transcript
 from core.testing import SHAPE, small_model
 
 pytestmark = pytest.mark.slow

@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from core.config import TrialConfig
-from core.corpora.audio import read_file
-from core.corpora.listening import features_of
-from core.corpora.prepared import open_speech
-from core.deploy import bundle
-from core.deploy.export import export
-from core.deploy.importing.bring import bring
-from core.deploy.onnx import export_onnx
-from core.deploy.recognise import transcribe
-from core.deploy.runtime import Graph
-from core.deploy.verifying import texts_of
-from core.setting import Place
+from core import bundle
+from core.config.trial import TrialConfig
+from core.data.audio import read_file
+from core.data.prepare import open_speech
+from core.export.export import export
+from core.export.onnx.conversion import export_onnx
+from core.export.verify import compare_texts
+from core.features.nemo import compute_features
+from core.importers.load import import_model
+from core.inference.onnx_session import Graph
+from core.inference.recognizer import transcribe
+from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.testing import ragged_speech
 from core.trial import run
@@ -68,8 +68,8 @@ def run_through(config, place):
 
 @pytest.mark.long
 def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
-    brought = bring(str(ARCHIVE), tmp_path / "brought")
-    place = Place(
+    brought = import_model(str(ARCHIVE), tmp_path / "brought")
+    place = TrialDirs(
         teacher=tmp_path / "teacher", features=tmp_path / "features", trial=tmp_path / "0"
     )
     dense, trained = run_through(trial_config(tmp_path / "brought", method="dense"), place)
@@ -102,7 +102,7 @@ def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
 def taught(model, tokenizer, texts):
     """Until it says what is said in these files, and surely so."""
     sounds = [read_file(file) for file in texts]
-    features, num_frames = features_of(
+    features, num_frames = compute_features(
         model.shape.hearing,
         pad_sequence(sounds, batch_first=True),
         torch.tensor([len(sound) for sound in sounds]),
@@ -128,14 +128,14 @@ def test_a_fastconformer_says_real_words_in_sherpa_onnx_as_here(tmp_path):
     if not all(file.is_file() for file in files):
         pytest.skip("../shared/data/commands is not there")
     torch.manual_seed(0)
-    brought = bring(str(ARCHIVE), tmp_path / "brought", for_sherpa=True)
+    brought = import_model(str(ARCHIVE), tmp_path / "brought", for_sherpa=True)
     taught(brought.model, brought.tokenizer, files)
     bundle.save(tmp_path / "taught", brought.model, brought.tokenizer, {})
     opened = bundle.load(tmp_path / "taught")
 
     done = export(tmp_path / "taught", tmp_path / "out", "sherpa", verify_on=list(files))
 
-    found = texts_of(opened, tmp_path / "out", list(files))
+    found = compare_texts(opened, tmp_path / "out", list(files))
     assert [text for _, text in transcribe(opened, list(files))] == list(files.values())
     assert list(found.alone) == list(found.together) == list(files.values())
     assert json.loads((tmp_path / "out" / "sherpa.json").read_text())["loader"] == "from_nemo_ctc"

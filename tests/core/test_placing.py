@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from core.corpora import placing
-from core.corpora.placing import (
+from core import files
+from core.files import (
+    atomic_folder,
     own_temporary_folder,
-    placed,
     process_tag,
     remove_leftovers,
     remove_temporary_folders,
@@ -25,7 +25,7 @@ from core.corpora.placing import (
 def of_a_dead_process(code, *arguments):
     """What a process printed that is killed in the middle of its work."""
     end = "\nimport os, signal\nsys.stdout.flush()\nos.kill(os.getpid(), signal.SIGKILL)\n"
-    head = "import sys\nfrom pathlib import Path\nfrom core.corpora.placing import *\n"
+    head = "import sys\nfrom pathlib import Path\nfrom core.files import *\n"
     command = [sys.executable, "-P", "-c", head + code + end, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == -9, done.stderr
@@ -33,14 +33,14 @@ def of_a_dead_process(code, *arguments):
 
 
 HALF_A_FOLDER = """
-import core.corpora.placing as placing
+import core.files as placing
 beside = placing.temporary_path(Path(sys.argv[1]))
 beside.mkdir()
 (beside / "half").write_text("half")
 """
 
 
-@pytest.mark.parametrize("write", [placed, whole_file, replaced_files])
+@pytest.mark.parametrize("write", [atomic_folder, whole_file, replaced_files])
 def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path, write):
     final = tmp_path / "model"
     of_a_dead_process(HALF_A_FOLDER, final)
@@ -56,7 +56,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
 
 def test_what_belongs_to_others_stays(tmp_path):
     live = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    start = placing._start_of(live.pid)
+    start = files._start_of(live.pid)
     machine = process_tag().rpartition("-")[2]
     others = [
         f".model.{process_tag()}",
@@ -133,7 +133,7 @@ def test_what_lies_next_to_a_new_file_goes(tmp_path):
 def test_a_name_as_long_as_names_can_be_has_a_temporary_one(tmp_path):
     name = "é" * 126
 
-    with placed(tmp_path / name) as beside:
+    with atomic_folder(tmp_path / name) as beside:
         (beside / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -186,6 +186,6 @@ def test_a_tag_tells_processes_and_survives_a_zombie():
     zombie = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
 
-    assert placing._start_of(zombie.pid) is None
-    assert placing._start_of(os.getpid()) is not None
+    assert files._start_of(zombie.pid) is None
+    assert files._start_of(os.getpid()) is not None
     zombie.wait()

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import TrialConfig, method_names
-from core.corpora.audio import CorpusError
-from core.corpora.prepared import open_speech
-from core.deploy import bundle
-from core.price import price
+from core import bundle
+from core.config.base import ConfigError
+from core.config.trial import TrialConfig, method_names
+from core.cost_estimate import estimate_cost
+from core.data.audio_decoding import CorpusError
+from core.data.prepare import open_speech
 from core.pruning.extraction import of_blocks
 from core.report import Report
-from core.setting import Place
-from core.strict import ConfigError
+from core.runtime import TrialDirs
 from core.teacher import prepare
-from core.training.trainer import DivergenceError
+from core.training.loop import DivergenceError
 from core.trial import run
 
 pytestmark = pytest.mark.slow
@@ -59,8 +59,8 @@ def shared(tmp_path_factory) -> Path:
     return folder
 
 
-def place_in(shared: Path, name: str) -> Place:
-    return Place(
+def place_in(shared: Path, name: str) -> TrialDirs:
+    return TrialDirs(
         teacher=shared / "teacher", features=shared / "features", trial=shared / "trials" / name
     )
 
@@ -190,7 +190,7 @@ def test_a_trial_goes_by_the_latency_that_was_measured_beside_the_teacher(shared
     config = trial_config(
         teacher={"bundle": str(shared / "teacher" / "model")}, pruning={**pruning, "axes": axes}
     )
-    place = Place(teacher=tmp_path / "t", features=shared / "features", trial=tmp_path / "0")
+    place = TrialDirs(teacher=tmp_path / "t", features=shared / "features", trial=tmp_path / "0")
     list(prepare(config, place))
     file = place.teacher / "latency" / "table.json"
     measured = file.read_text()
@@ -337,7 +337,7 @@ def test_an_unmet_target_is_refused_before_it_is_tuned(shared):
 
 def test_a_killed_teacher_goes_on_to_the_same_weights(tmp_path, shared):
     config = trial_config()
-    place = Place(teacher=tmp_path / "t", features=shared / "features", trial=tmp_path / "0")
+    place = TrialDirs(teacher=tmp_path / "t", features=shared / "features", trial=tmp_path / "0")
     doomed = prepare(config, place)
     next(doomed)
     doomed.close()
@@ -359,7 +359,7 @@ def test_what_is_prepared_is_not_prepared_again(shared):
 
 def test_a_bundle_may_be_the_teacher(shared, tmp_path):
     config = trial_config(teacher={"bundle": str(shared / "teacher" / "model")})
-    place = Place(teacher=tmp_path / "t", features=tmp_path / "f", trial=tmp_path / "0")
+    place = TrialDirs(teacher=tmp_path / "t", features=tmp_path / "f", trial=tmp_path / "0")
 
     assert {report.stage for report in prepare(config, place)} == {"speech"}
     _, outcome = finished(config, place)
@@ -368,14 +368,14 @@ def test_a_bundle_may_be_the_teacher(shared, tmp_path):
 
 
 def test_missing_speech_is_named(tmp_path):
-    place = Place(teacher=tmp_path, features=tmp_path / "nowhere", trial=tmp_path / "0")
+    place = TrialDirs(teacher=tmp_path, features=tmp_path / "nowhere", trial=tmp_path / "0")
 
     with pytest.raises(CorpusError, match=r"nowhere` must hold prepared speech"):
         next(run(trial_config(), place))
 
 
 def test_the_price_is_that_of_the_unpruned_model():
-    found = price(trial_config(corpus={"vocabulary": 20}))
+    found = estimate_cost(trial_config(corpus={"vocabulary": 20}))
 
     assert found.params > 0
     assert found.gflops > 0
@@ -386,7 +386,7 @@ def test_the_price_with_a_given_teacher_is_that_of_its_shape(shared):
     given = shared / "teacher" / "model"
     plain = trial_config(model={"width": 32}).model_dump()
 
-    found = price(TrialConfig.parse(plain | {"teacher": {"bundle": str(given)}}))
+    found = estimate_cost(TrialConfig.parse(plain | {"teacher": {"bundle": str(given)}}))
 
     assert found.params == sum(p.numel() for p in bundle.load(given).model.parameters())
 
@@ -398,7 +398,7 @@ def test_bundles_say_how_long_the_longest_utterance_was_that_they_learned_from(s
 
     assert 0 < longest <= config.corpus.max_seconds
     for folder in (place.teacher, place.trial):
-        assert bundle.load(folder / "model").report[bundle.LONGEST_HEARD] == longest
+        assert bundle.load(folder / "model").report[bundle.LONGEST_TRAINED] == longest
 
 
 def test_outcomes_are_plain_values_on_disk(shared):
@@ -481,7 +481,7 @@ def test_a_teacher_trained_for_depth_goes_on_to_the_same_weights_when_killed(sha
         runtime={"report_steps": 1, "checkpoint_steps": 1},
     )
     places = [
-        Place(teacher=tmp_path / name, features=shared / "features", trial=tmp_path / "0")
+        TrialDirs(teacher=tmp_path / name, features=shared / "features", trial=tmp_path / "0")
         for name in ("whole", "killed")
     ]
     reports = list(prepare(config, places[0]))

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import TrialConfig
-from core.corpora.corpus import open_corpus
-from core.corpora.demo import speak
-from core.corpora.prepared import open_speech
-from core.corpora.text import Tokenizer, transcript
-from core.deploy import bundle
-from core.deploy.recognise import transcribe
-from core.evaluation.recognition import recognised
-from core.setting import Place
+from core import bundle
+from core.config.trial import TrialConfig
+from core.data.corpus import open_corpus
+from core.data.prepare import open_speech
+from core.data.sources.demo import speak
+from core.data.tokenizer import Tokenizer, transcript
+from core.evaluation.batch_decoding import decode_store
+from core.inference.recognizer import transcribe
+from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.testing import SHAPE, small_model
 from core.trial import run
@@ -43,8 +43,8 @@ def config_of(**sections) -> TrialConfig:
     return TrialConfig.parse(base)
 
 
-def place_in(root: Path, name: str = "trial") -> Place:
-    return Place(teacher=root / "teacher", features=root / "features", trial=root / name)
+def place_in(root: Path, name: str = "trial") -> TrialDirs:
+    return TrialDirs(teacher=root / "teacher", features=root / "features", trial=root / name)
 
 
 @pytest.fixture(scope="module")
@@ -164,4 +164,4 @@ def test_against_its_own_text_a_teacher_is_faultless(teacher, speech, tmp_path):
     speech_of = open_speech(place.features)
     given = bundle.load(teacher)
     for store in (speech_of.dev, speech_of.test):
-        assert recognised(given.model, store, given.tokenizer, torch.device("cpu")) == store.texts
+        assert decode_store(given.model, store, given.tokenizer, torch.device("cpu")) == store.texts

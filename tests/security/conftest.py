@@ -190,10 +190,10 @@ def payload(mark):
 @pytest.fixture(scope="session")
 def made_sweep(tmp_path_factory):
     """A sweep with one finished trial, as its directory is after a run; not to be changed."""
-    from sweep.config import create, parse  # noqa: PLC0415  # seconds, of these tests alone
-    from sweep.ledger import Ledger  # noqa: PLC0415
-    from sweep.space import Range  # noqa: PLC0415
-    from sweep.testing import made_outcome  # noqa: PLC0415
+    from sweep.config.space import Range  # noqa: PLC0415
+    from sweep.config.sweep import create, parse  # noqa: PLC0415  # seconds, of these tests alone
+    from sweep.ledger.ledger import Ledger  # noqa: PLC0415
+    from sweep.testing.outcomes import make_outcome  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("made") / "sweep"
     create(folder, parse(SPACE, source="tiny.toml"), SPACE)
@@ -201,7 +201,7 @@ def made_sweep(tmp_path_factory):
     leaves = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
     ledger.add({"pruning.target_sparsity": 0.5}, leaves)
     ledger.start(0)
-    ledger.finish(0, [made_outcome()])
+    ledger.finish(0, [make_outcome()])
     ledger.close()
     return folder
 
@@ -215,7 +215,7 @@ def sweep(made_sweep, tmp_path):
 @pytest.fixture
 def run_command():
     """Gives exit code, standard output and standard error of a command, run in this process."""
-    from sweep import cli  # noqa: PLC0415
+    from sweep.cli import app  # noqa: PLC0415
 
     def run_command(*words):
         out, err = StringIO(), StringIO()
@@ -225,7 +225,7 @@ def run_command():
             redirect_stderr(err),
         ):
             try:
-                cli.main()
+                app.main()
                 code = 0
             except SystemExit as ended:
                 code = ended.code or 0

@@ -11,10 +11,10 @@ from contextlib import suppress
 import pytest
 
 from core.archives import DAMAGED, open_tar
-from core.deploy.importing.reading import ImportingError, read_archive
-from core.strict import ConfigError
-from sweep.archive import ALWAYS_ALLOWED
-from sweep.moving import pack, unpack
+from core.config.base import ConfigError
+from core.importers.safe_read import ImportingError, read_archive
+from sweep.storage.archive import pack, unpack
+from sweep.storage.archive_members import ALWAYS_ALLOWED
 
 
 def member(name, kind=tarfile.REGTYPE, *, link="", mode=0o644):

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from core.strict import ConfigError
-from sweep.config import open_config, rewrite
+from core.config.base import ConfigError
+from sweep.config.sweep import open_config, rewrite
 from sweep.identity import identity
-from sweep.ledger import Ledger
-from sweep.mlflow_server import PASSWORD, USER
-from sweep.moving import pack, unpack
-from sweep.records import TrialRecord
-from sweep.store.copy import address_of
-from sweep.tracking import Tracker
+from sweep.ledger.ledger import Ledger
+from sweep.ledger.records import TrialRecord
+from sweep.storage.archive import pack, unpack
+from sweep.storage.working_copy import address_of
+from sweep.tracking.mlflow_server import PASSWORD, USER
+from sweep.tracking.tracker import Tracker
 
 
 def with_tracking(folder, uri):

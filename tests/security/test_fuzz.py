@@ -20,36 +20,31 @@ import pytest
 import torch
 from safetensors.torch import save as save_tensors
 
-from core.config import CorpusConfig
-from core.corpora.prepared import open_speech
-from core.corpora.store import FeatureStore
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
-from core.deploy.fast_tokens import blank_name, fast_tokenizer
-from core.deploy.importing.bring import opened
-from core.deploy.importing.reading import (
-    read_archive,
-    read_checkpoint,
-    read_safetensors,
-    read_yaml,
-)
-from core.deploy.importing.tokens import read_tokens
+from core import bundle
+from core.config.base import ConfigError
+from core.config.trial import CorpusConfig
+from core.data.feature_cache import FeatureStore
+from core.data.prepare import open_speech
+from core.data.tokenizer import Tokenizer
+from core.digests import speech_lineage
 from core.evaluation.arpa import write_arpa
 from core.evaluation.ngram import NGram
-from core.lineage import speech_lineage
-from core.pruning.latency import LatencyTable
+from core.export.tokenizer_json import blank_name, fast_tokenizer
+from core.importers.load import read_model
+from core.importers.safe_read import read_archive, read_checkpoint, read_safetensors, read_yaml
+from core.importers.tokenizer import read_tokens
+from core.pruning.latency_table import LatencyTable
 from core.safe_text import terminal_line
-from core.strict import ConfigError
 from core.testing import SHAPE, small_model
 from core.training import checkpoint
-from sweep.foreign import check_tracking_database
-from sweep.ledger import Ledger
-from sweep.ledger_files import FILE, JOURNAL
-from sweep.moving import pack, unpack
-from sweep.reading import records_in
-from sweep.space import Range
-from sweep.testing import made_outcome
-from sweep.warm_start import recalled
+from sweep.config.space import Range
+from sweep.ledger.fast_read import records_in
+from sweep.ledger.files import FILE, JOURNAL
+from sweep.ledger.ledger import Ledger
+from sweep.search.warm_start import warm_start_records
+from sweep.storage.archive import pack, unpack
+from sweep.storage.foreign_sweep import check_tracking_database
+from sweep.testing.outcomes import make_outcome
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
@@ -204,7 +199,7 @@ def test_a_damaged_archive_opened_as_a_model(law, tmp_path, how):
         (tmp_path / "x.nemo").write_bytes(archived(files, how))
         return tmp_path / "x.nemo"
 
-    law(40, make, opened)
+    law(40, make, read_model)
 
 
 def test_damaged_settings(law):
@@ -253,7 +248,7 @@ def test_damaged_settings_of_a_published_folder(law, tmp_path, kind):
         (tmp_path / "m/config.json").write_bytes(mutate(text, rng) if rng.random() < 0.3 else text)
         return tmp_path / "m"
 
-    law(60, make, opened)
+    law(60, make, read_model)
 
 
 # ---- tokenizers ----
@@ -341,7 +336,7 @@ def test_a_damaged_journal(law, tmp_path):
     for number in range(2):
         ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
         ledger.start(number)
-        ledger.finish(number, [made_outcome()])
+        ledger.finish(number, [make_outcome()])
     ledger.close()
     lines = (tmp_path / JOURNAL).read_text().splitlines()
 
@@ -450,7 +445,7 @@ def test_damaged_features(law, tokenizer, tmp_path):
 
 
 def test_damaged_memories_of_other_sweeps(law, tmp_path):
-    outcome = {f: getattr(made_outcome(), f) for f in made_outcome().__dataclass_fields__}
+    outcome = {f: getattr(make_outcome(), f) for f in make_outcome().__dataclass_fields__}
     table = [{"params": {"pruning.target_sparsity": 0.5}, "outcome": outcome}]
 
     def make(rng):
@@ -459,7 +454,7 @@ def test_damaged_memories_of_other_sweeps(law, tmp_path):
         (tmp_path / "before.json").write_bytes(data)
         return tmp_path
 
-    law(80, make, recalled)
+    law(80, make, warm_start_records)
 
 
 def test_a_damaged_database_of_mlflow(law, tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from core.config import CorpusConfig
-from core.corpora.audio import CorpusError, read_cut
-from core.corpora.corpus import open_split
+from core.config.trial import CorpusConfig
+from core.data.audio import read_cut
+from core.data.audio_decoding import CorpusError
+from core.data.corpus import open_split
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))
 PAYLOADS = [

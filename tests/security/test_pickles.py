@@ -18,27 +18,22 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import CorpusConfig
-from core.corpora.audio import CorpusError
-from core.corpora.store import FeatureStore
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
-from core.deploy.bundle import BundleError
-from core.deploy.importing.reading import (
-    ImportingError,
-    read_checkpoint,
-    read_safetensors,
-    read_yaml,
-)
+from core import bundle
+from core.bundle import BundleError
+from core.config.base import ConfigError
+from core.config.trial import CorpusConfig
+from core.data.audio_decoding import CorpusError
+from core.data.feature_cache import FeatureStore
+from core.data.tokenizer import Tokenizer
+from core.digests import speech_lineage
 from core.evaluation.ngram import LmError, _read_words
-from core.lineage import speech_lineage
-from core.pruning.latency import LatencyTable
-from core.strict import ConfigError
+from core.importers.safe_read import ImportingError, read_checkpoint, read_safetensors, read_yaml
+from core.pruning.latency_table import LatencyTable
 from core.testing import SHAPE, small_model
 from core.training import checkpoint
-from sweep.ledger import Ledger
-from sweep.ledger_files import FILE, JOURNAL, LedgerError
-from sweep.reading import records_in
+from sweep.ledger.fast_read import records_in
+from sweep.ledger.files import FILE, JOURNAL, LedgerError
+from sweep.ledger.ledger import Ledger
 
 
 def saved(value, **how):

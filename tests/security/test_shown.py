@@ -10,20 +10,32 @@ from dataclasses import replace
 import pytest
 from markdown_it import MarkdownIt
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
-from core.deploy.card import Exported, card
+from core import bundle
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
+from core.export.model_card import Exported, card
 from core.testing import SHAPE, small_model
-from sweep import comparison, figures, mlflow_view, page, picture, scene, side_by_side
+from sweep.config.space import Range
 from sweep.console import SafeConsole, make_logs_safe
-from sweep.ledger import Ledger
-from sweep.listening import Listener, Listening, Utterance
-from sweep.listening import page as listening_page
-from sweep.progress import Progress
-from sweep.records import TrialRecord
-from sweep.space import Range
-from sweep.testing import made_outcome
+from sweep.ledger.ledger import Ledger
+from sweep.ledger.records import TrialRecord
+from sweep.pareto import (
+    comparison,
+)
+from sweep.report import (
+    chart_data,
+    compare_charts,
+    front_files,
+    html_chart,
+    static_chart,
+)
+from sweep.report.audio_page import AudioComparison, ComparedModel, Utterance
+from sweep.report.audio_page import page as listening_page
+from sweep.run.progress import Progress
+from sweep.testing.outcomes import make_outcome
+from sweep.tracking import (
+    mlflow_view,
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -65,7 +77,7 @@ def records(text):
             number=number,
             state="finished",
             params={text: text, "pruning.method": text, f"{text}2": 0.5},
-            outcomes=(made_outcome(0.1 + 0.1 * number, 2.0 - number, method=text),),
+            outcomes=(make_outcome(0.1 + 0.1 * number, 2.0 - number, method=text),),
             error=text,
         )
         for number in range(2)
@@ -73,8 +85,8 @@ def records(text):
 
 
 def listening(text):
-    return Listening(
-        listeners=(Listener(name="0", wer=0.1, flops_sparsity=0.5),),
+    return AudioComparison(
+        listeners=(ComparedModel(name="0", wer=0.1, flops_sparsity=0.5),),
         utterances=(
             Utterance(
                 id=text, flac=b"x", seconds=1.0, said=f"a {text}", teacher=text, pruned=(text,)
@@ -86,27 +98,27 @@ def listening(text):
 
 
 def front_page(text):
-    shown = scene.compose(records(text), title=text, teacher_wer=0.05)
-    return page.render(shown, rows=figures.rows(shown.front), listening=listening(text))
+    shown = chart_data.compose(records(text), title=text, teacher_wer=0.05)
+    return html_chart.render(shown, rows=front_files.rows(shown.front), listening=listening(text))
 
 
 def compared(text):
-    points = scene.compose(records(text), title=text).points
-    sides = [side_by_side.Side(name=f"{text}{i}", points=points) for i in range(2)]
+    points = chart_data.compose(records(text), title=text).points
+    sides = [compare_charts.Side(name=f"{text}{i}", points=points) for i in range(2)]
     return comparison.compare(*sides)
 
 
 def svg(text, folder):
-    shown = scene.compose(records(text), title=text, teacher_wer=0.05)
-    picture.draw(shown, svg=folder / "x.svg", png=folder / "x.png")
+    shown = chart_data.compose(records(text), title=text, teacher_wer=0.05)
+    static_chart.draw(shown, svg=folder / "x.svg", png=folder / "x.png")
     return (folder / "x.svg").read_text()
 
 
 PAGES = {
     "the front": lambda text, _: front_page(text),
-    "nothing to hear": lambda text, _: listening_page(Listening(silence=text), title=text),
+    "nothing to hear": lambda text, _: listening_page(AudioComparison(silence=text), title=text),
     "listening": lambda text, _: listening_page(listening(text), title=text),
-    "two fronts": lambda text, _: side_by_side.render(compared(text)),
+    "two fronts": lambda text, _: compare_charts.render(compared(text)),
     "a picture": svg,
 }
 
@@ -146,9 +158,9 @@ def test_a_dollar_in_a_name_is_no_mathematics(tmp_path):
 
 def test_a_front_s_table_holds_no_formula():
     text = "=cmd|' /C calc'!A0"
-    shown = scene.compose(records(text), title=text)
+    shown = chart_data.compose(records(text), title=text)
 
-    table = figures.csv_text(shown.points, shown.params)
+    table = front_files.csv_text(shown.points, shown.params)
 
     cells = [cell for row in csv.reader(io.StringIO(table)) for cell in row]
     assert f"'{text}" in cells
@@ -161,9 +173,9 @@ def markup(text):
 
 def test_what_mlflow_is_told_fetches_nothing(listener):
     text = f"![x]({listener.url}/x.png) <img src={listener.url}> [a](javascript:b) | c"
-    shown = scene.compose(records(text), title=text)
+    shown = chart_data.compose(records(text), title=text)
 
-    note = markup(mlflow_view.note(figures.markdown(shown)))
+    note = markup(mlflow_view.note(front_files.markdown(shown)))
 
     assert not any(tag in note for tag in ("<img", "<a ", "<script"))
     assert "![x]" in note
@@ -212,7 +224,7 @@ def foreign(sweep):
     for _ in range(2):
         ledger.add({"pruning.target_sparsity": 0.4}, leaves)
     ledger.start(1)
-    ledger.finish(1, [made_outcome(0.05, 0.5, method=COMMAND)])
+    ledger.finish(1, [make_outcome(0.05, 0.5, method=COMMAND)])
     ledger.start(2)
     ledger.fail(2, COMMAND)
     ledger.close()

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from sweep.tracking import Tracker
+from sweep.tracking.tracker import Tracker
 
 FLAGS = [
     "--headless",

@@ -24,17 +24,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
+from core import bundle
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
 from core.training import checkpoint
-from sweep import cli
-from sweep.config import create, load
-from sweep.ledger import Ledger
-from sweep.ledger_files import FILE
-from sweep.space import Range
-from sweep.testing import made_outcome
+from sweep.cli import app
+from sweep.config.space import Range
+from sweep.config.sweep import create, load
+from sweep.ledger.files import FILE
+from sweep.ledger.ledger import Ledger
+from sweep.testing.outcomes import make_outcome
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
@@ -61,7 +61,7 @@ def ran(*words):
         redirect_stderr(err),
         pytest.raises(SystemExit) as ended,
     ):
-        cli.main()
+        app.main()
     return ended.value.code or 0, out.getvalue(), err.getvalue()
 
 
@@ -254,7 +254,7 @@ def whole(tmp_path_factory):
     ledger.add({"pruning.method": "dense"}, LEAVES)
     for target in (0.3, 0.5, 0.7, 0.6):
         ledger.add({"pruning.target_sparsity": target}, LEAVES)
-    for number, outcome in enumerate([made_outcome(0.04, 3.2, method="dense"), made_outcome()]):
+    for number, outcome in enumerate([make_outcome(0.04, 3.2, method="dense"), make_outcome()]):
         ledger.start(number)
         ledger.finish(number, [outcome])
     ledger.start(2)
@@ -390,7 +390,7 @@ def test_a_field_of_a_trial_s_record_of_any_shape(copy, words, key, value):
 @cases(50)
 @given(
     words=st.sampled_from(LOOKS),
-    key=st.sampled_from([*made_outcome().__dataclass_fields__, "new"]),
+    key=st.sampled_from([*make_outcome().__dataclass_fields__, "new"]),
     value=attributes,
 )
 def test_a_field_of_an_outcome_of_any_shape(copy, words, key, value):
@@ -399,7 +399,7 @@ def test_a_field_of_an_outcome_of_any_shape(copy, words, key, value):
         told = json.loads(value)
     except ValueError:
         told = value
-    outcome = {f: getattr(made_outcome(), f) for f in made_outcome().__dataclass_fields__}
+    outcome = {f: getattr(make_outcome(), f) for f in make_outcome().__dataclass_fields__}
     changed = json.dumps([outcome | {key: told}])
     _overwrite(folder, "trial_user_attributes", "value_json", "outcomes", changed)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sweep.config import CONFIG_FILE, create, parse
-from sweep.ledger import OBJECTIVES, Ledger
-from sweep.ledger_files import JOURNAL
-from sweep.scribe import _end_last_line
-from sweep.snapshot import see
-from sweep.space import Range
-from sweep.testing import made_outcome
-from sweep.warm_start import begin, recalled
+from sweep.config.space import Range
+from sweep.config.sweep import CONFIG_FILE, create, parse
+from sweep.ledger.files import JOURNAL
+from sweep.ledger.ledger import OBJECTIVES, Ledger
+from sweep.run.background_writer import _end_last_line
+from sweep.search.warm_start import begin, warm_start_records
+from sweep.snapshot import load_snapshot
+from sweep.testing.outcomes import make_outcome
 
 SPACE = """
 [trial.pruning]
@@ -111,17 +111,17 @@ def test_a_warm_start_that_was_killed_begins_again_with_all_it_had(tmp_path):
     ledger = Ledger.create(old)
     ledger.add({"pruning.target_sparsity": 0.3}, LEAVES)
     ledger.start(0)
-    ledger.finish(0, [made_outcome(0.05, 1.5)])
+    ledger.finish(0, [make_outcome(0.05, 1.5)])
     ledger.close()
     folder = tmp_path / "new"
     config = parse(SPACE, source="x.toml")
 
-    begin(folder, config, [see(old)])
+    begin(folder, config, [load_snapshot(old)])
     assert not (folder / CONFIG_FILE).exists(), "what has a config is a sweep, and begins so"
-    assert begin(folder, config, [see(old)]) == 1
+    assert begin(folder, config, [load_snapshot(old)]) == 1
     create(folder, config, SPACE)
 
-    assert len(recalled(folder)) == 1
+    assert len(warm_start_records(folder)) == 1
     assert (folder / "features" / "index.json").read_text() == "{}"
 
 

@@ -10,21 +10,21 @@ import pytest
 import soundfile
 import torch
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
-from core.deploy.bundle import BundleError
-from core.deploy.export import _put_beside
-from core.deploy.exported import FEATURES_FILE, load_export, open_recognizer
-from core.deploy.hearing import hear, log_probabilities
-from core.deploy.onnx import export_onnx
-from core.deploy.quantise import quantise_dynamic
-from core.deploy.recognise import transcript
-from core.deploy.windows import Windowing
+from core import bundle
+from core.bundle import BundleError
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
 from core.evaluation.beam import BeamSearch
-from core.hearing import Hearing
+from core.export.export import _put_beside
+from core.export.onnx.conversion import export_onnx
+from core.export.onnx.quantization import quantize_weights
+from core.features.spec import FrontendSpec
+from core.inference.exported_model import FEATURES_FILE, load_export, open_recognizer
+from core.inference.long_audio import log_probabilities, transcribe_windows
+from core.inference.recognizer import transcript
+from core.inference.windows import Windowing
 from core.testing import SHAPE, hearing, small_model
-from sweep import cli
+from sweep.cli import app
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def home(tmp_path_factory):
         _put_beside(bundle.load(folder / kind), out)
         export_onnx(model, out / "model.onnx", is_nemo=kind.startswith("as"))
     graphs = folder / "kaldi.export"
-    quantise_dynamic(graphs / "model.onnx", graphs / "model.int8.onnx")
+    quantize_weights(graphs / "model.onnx", graphs / "model.int8.onnx")
     chance = np.random.default_rng(0)
     for name, seconds in (("click", 0.01), ("short", 2.0), ("long", 20.0)):
         samples = 0.1 * chance.standard_normal(round(16_000 * seconds))
@@ -64,7 +64,7 @@ def run(monkeypatch, capsys):
     def ran(*words):
         monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         return ended.value.code or 0, captured.out, captured.err
 
@@ -101,7 +101,9 @@ def test_an_export_gives_the_log_probabilities_and_words_of_its_bundle(home, kin
         for decoder in (None, beam):
             first, second = (
                 transcript(
-                    each, hear(each.model, home / f"{file}.wav", windowing=windowing), decoder
+                    each,
+                    transcribe_windows(each.model, home / f"{file}.wav", windowing=windowing),
+                    decoder,
                 )
                 for each in (whole, left)
             )
@@ -188,7 +190,7 @@ def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(home, tmp_pa
         shutil.copytree(home / f"{kind}.export", folder)
         (folder / FEATURES_FILE).unlink()
         if kind == "kaldi":
-            assert load_export(folder).model.hearing == Hearing()
+            assert load_export(folder).model.hearing == FrontendSpec()
         else:
             with pytest.raises(
                 BundleError, match=r"must have a features\.json .* export the model"

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from mlflow import MlflowClient
 
-from sweep import driver
-from sweep.config import create, load
-from sweep.ledger import Ledger
-from sweep.lock import driver_pid
-from sweep.tracking import database_uri
+from sweep.config.sweep import create, load
+from sweep.ledger.ledger import Ledger
+from sweep.run import driver
+from sweep.storage.lock import driver_pid
+from sweep.tracking.tracker import database_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core.deploy import bundle
-from sweep import cli
+from core import bundle
+from sweep.cli import app
 
 ARCHIVE = Path(__file__).parents[3] / "shared/data/models/fastconformer-8x.nemo"
 
@@ -15,7 +15,7 @@ ARCHIVE = Path(__file__).parents[3] / "shared/data/models/fastconformer-8x.nemo"
 def ran(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     captured = capsys.readouterr()
     return ended.value.code or 0, captured.out, captured.err
 

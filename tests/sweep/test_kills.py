@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.corpora.placing import process_tag, temporary_path
-from sweep import driver
-from sweep.config import create, load
+from core.files import process_tag, temporary_path
+from sweep.config.sweep import create, load
+from sweep.run import driver
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
+from core import bundle
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
-from sweep import cli
+from sweep.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(monkeypatch, capsys):
     def ran(*words):
         monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         return ended.value.code or 0, captured.out, captured.err
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
-from core.deploy import bundle
-from core.deploy.onnx import export_onnx
+from core import bundle
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
+from core.export.onnx.conversion import export_onnx
 from core.testing import deeper, small_model
-from sweep import cli
+from sweep.cli import app
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def run(monkeypatch, capsys):
     def ran(*words):
         monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         return ended.value.code or 0, captured.out, captured.err
 

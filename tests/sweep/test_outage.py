@@ -11,17 +11,18 @@ from dataclasses import replace
 import pytest
 
 from core.report import Report
-from sweep import outbox, tracking
-from sweep.records import Heard, TrialRecord
-from sweep.testing import made_outcome
+from sweep.ledger.records import CurvePoint, TrialRecord
+from sweep.testing.outcomes import make_outcome
+from sweep.tracking import retry_queue
+from sweep.tracking import tracker as tracking
 
 WAITING = TrialRecord(number=3, state="running", params={"pruning.target_sparsity": 0.5})
-DONE = replace(WAITING, state="finished", outcomes=(made_outcome(0.05, 1.5),), seconds=60.0)
+DONE = replace(WAITING, state="finished", outcomes=(make_outcome(0.05, 1.5),), seconds=60.0)
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(retry_queue, "FIRST_PAUSE", 0.0)
 
 
 def report(step, **others):
@@ -29,7 +30,7 @@ def report(step, **others):
 
 
 def curve(*steps):
-    return tuple(Heard(step=step, wer=1 / (1 + step), gflops=1.0) for step in steps)
+    return tuple(CurvePoint(step=step, wer=1 / (1 + step), gflops=1.0) for step in steps)
 
 
 def runs(tracker):

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from sweep.commands.stages import Stages
+from sweep.cli.output.stages import StageReporter
 
 
 def test_what_lasts_is_said_by_name_and_again(capsys):
-    with Stages("starting", quiet_seconds=0.1, every_seconds=0.5) as stages:
+    with StageReporter("starting", quiet_seconds=0.1, every_seconds=0.5) as stages:
         stages.announce("reading [the] model")
         time.sleep(1.3)
         stages.announce("writing")
@@ -26,7 +26,7 @@ def test_what_lasts_is_said_by_name_and_again(capsys):
 
 
 def test_a_short_command_prints_nothing(capsys):
-    with Stages("starting") as stages:
+    with StageReporter("starting") as stages:
         stages.announce("reading")
         time.sleep(0.5)
 
@@ -34,7 +34,7 @@ def test_a_short_command_prints_nothing(capsys):
 
 
 def test_an_error_ends_it(capsys):
-    with pytest.raises(ValueError, match="one"), Stages("starting", quiet_seconds=0.0):
+    with pytest.raises(ValueError, match="one"), StageReporter("starting", quiet_seconds=0.0):
         int("one")
     capsys.readouterr()
     time.sleep(0.5)
@@ -44,7 +44,7 @@ def test_an_error_ends_it(capsys):
 
 def test_on_a_terminal_the_stage_is_shown_and_wiped_away():
     code = (
-        "import time; from sweep.commands.stages import Stages\n"
+        "import time; from sweep.cli.output.stages import Stages\n"
         "with Stages('starting') as stages:\n"
         "    stages.announce('reading the model'); time.sleep(1)\n"
         "print('done')"

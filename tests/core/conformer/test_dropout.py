@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.conformer.dropout import added, dropped_bytes, kept
+from core.conformer.dropout import add_with_dropout, dropout_multiplier, dropped_bytes
 from core.testing import ragged_speech, small_model
 
 PROBABILITIES = (0.05, 0.1, 0.5, 0.9)
@@ -22,7 +22,7 @@ def test_as_many_are_dropped_as_the_probability_says(dropout):
     torch.manual_seed(0)
     ones = torch.ones(1_000_003)  # no multiple of the bytes of a draw
 
-    share = float((kept(ones, dropout) == 0).float().mean())
+    share = float((dropout_multiplier(ones, dropout) == 0).float().mean())
 
     # Five standard deviations of the mean of so many coins.
     assert share == pytest.approx(dropped_bytes(dropout) / 256, abs=5 * 0.5 / 1000)
@@ -30,7 +30,7 @@ def test_as_many_are_dropped_as_the_probability_says(dropout):
 
 @pytest.mark.parametrize("dropout", PROBABILITIES)
 def test_what_is_kept_is_scaled_so_that_the_mean_stays(dropout):
-    values = kept(torch.ones(10_000), dropout).unique()
+    values = dropout_multiplier(torch.ones(10_000), dropout).unique()
 
     realised = dropped_bytes(dropout) / 256
     torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - realised)]))
@@ -38,7 +38,7 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays(dropout):
 
 def test_neighbours_drop_independently_wherever_they_stand_in_a_draw():
     torch.manual_seed(0)
-    is_dropped = (kept(torch.ones(80_000, 8), 0.5) == 0).double()
+    is_dropped = (dropout_multiplier(torch.ones(80_000, 8), 0.5) == 0).double()
 
     torch.testing.assert_close(
         is_dropped.mean(0), torch.full((8,), 0.5).double(), atol=0.01, rtol=0
@@ -51,7 +51,7 @@ def test_the_gradient_passes_where_the_value_did():
     torch.manual_seed(0)
     x, y = torch.randn(3, 40), torch.randn(3, 40).requires_grad_()
 
-    out = added(x, y, share=0.5, dropout=0.3)
+    out = add_with_dropout(x, y, share=0.5, dropout=0.3)
     out.sum().backward()
 
     torch.testing.assert_close(out.detach(), x + y.grad * y.detach())
@@ -61,7 +61,7 @@ def test_the_gradient_passes_where_the_value_did():
 def test_a_seed_repeats_what_is_dropped():
     def drawn():
         torch.manual_seed(7)
-        return [kept(torch.ones(1001), 0.2) for _ in range(2)]
+        return [dropout_multiplier(torch.ones(1001), 0.2) for _ in range(2)]
 
     first, again = drawn(), drawn()
 
@@ -73,13 +73,13 @@ def test_a_seed_repeats_what_is_dropped():
 def test_the_sum_has_the_type_of_what_flows_past(dtype):
     x, y = torch.zeros(5), torch.ones(5, dtype=dtype)
 
-    assert added(x, y, share=1.0, dropout=0.1).dtype == x.dtype
+    assert add_with_dropout(x, y, share=1.0, dropout=0.1).dtype == x.dtype
 
 
 def test_without_dropout_a_share_is_added():
     x, y = torch.randn(2, 5)
 
-    torch.testing.assert_close(added(x, y, share=0.5, dropout=0.0), x + 0.5 * y)
+    torch.testing.assert_close(add_with_dropout(x, y, share=0.5, dropout=0.0), x + 0.5 * y)
 
 
 def test_an_evaluated_model_drops_nothing_and_draws_nothing():

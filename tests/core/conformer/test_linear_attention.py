@@ -11,11 +11,11 @@ from core.conformer.attention import Attention, distance_table
 from core.conformer.axes import Lengths
 from core.conformer.linear_attention import (
     LinearMixing,
-    balanced,
-    both_ways,
+    bidirectional_sums,
+    center_and_balance,
     crossover_frames,
     orthogonal_directions,
-    turned,
+    rotate_coefficients,
 )
 from core.conformer.shape import BlockShape
 from core.pruning.space import whole_cost
@@ -85,7 +85,7 @@ def test_the_mean_over_directions_of_two_features_is_the_exponential_of_a_produc
     q, k = 0.4 * torch.randn(2, 5)
 
     draws = torch.stack([orthogonal_directions(5, 5) for _ in range(1500)])
-    exponents = both_ways(draws @ (q + k)) - (q.square().sum() + k.square().sum()) / 2
+    exponents = bidirectional_sums(draws @ (q + k)) - (q.square().sum() + k.square().sum()) / 2
     estimates = exponents.exp().mean(1)
 
     gap = (estimates.mean() - (q @ k).exp()).abs()
@@ -110,7 +110,7 @@ def test_turned_queries_meet_a_place_as_queries_meet_a_distance():
     x = torch.randn(9, P, dtype=torch.float64)
     positions = distances[:9].flip(0)
 
-    actual = turned(x, positions) @ positions.T
+    actual = rotate_coefficients(x, positions) @ positions.T
 
     frames = torch.arange(9)
     expected = torch.einsum("ip,ijp->ij", x, distances[8 - (frames[:, None] - frames)])
@@ -122,7 +122,7 @@ def test_balancing_leaves_softmax_as_it_was_and_lowers_norms():
     q, k = 3 + 5 * query[..., :K], key - 2
     real = is_frame[:, None, :, None]
 
-    less_q, mean, less_k = balanced(q, k, real)
+    less_q, mean, less_k = center_and_balance(q, k, real)
 
     def weights(q, k):
         scores = q @ k.transpose(-1, -2)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from core.config import ModelConfig
+from core.config.base import ConfigError
+from core.config.trial import ModelConfig
 from core.conformer import attention
-from core.conformer.attention import LONG, by_softmax, distance_table, shifted
+from core.conformer.attention import LONG, distance_table, relative_shift, softmax_attention
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.hearing import NATIVE
-from core.strict import ConfigError
+from core.features.spec import NATIVE
 from core.testing import HEARINGS, SHAPE, deeper, hearing, ragged_speech, small_model, with_factors
 
 LENGTHS = (90, 64, 63, 31, 12, 7)
@@ -62,7 +62,7 @@ def test_a_position_score_stands_where_its_distance_says():
     time = 5
     scores = torch.arange(time - 1, -time, -1.0).expand(1, time, -1)
 
-    actual = shifted(scores)[0]
+    actual = relative_shift(scores)[0]
 
     frames = torch.arange(5.0)
     assert torch.equal(actual, frames[:, None] - frames[None])
@@ -80,8 +80,8 @@ def test_attention_a_few_rows_at_a_time_mixes_the_same(rows):
     given = {**queries, "p": p}
     is_frame = torch.arange(time) < torch.tensor([[time], [5]])
 
-    whole = by_softmax(**given, is_frame=is_frame, rows=time)
-    cut = by_softmax(**given, is_frame=is_frame, rows=rows)
+    whole = softmax_attention(**given, is_frame=is_frame, rows=time)
+    cut = softmax_attention(**given, is_frame=is_frame, rows=rows)
 
     torch.testing.assert_close(cut, whole)
     weights = torch.randn_like(whole)
@@ -98,7 +98,7 @@ def test_what_is_long_is_heard_as_if_all_rows_of_scores_were_at_hand(monkeypatch
     features, num_frames = ragged_speech(4 * frames, 4 * LONG + 8)
     met = []
     monkeypatch.setattr(
-        attention, "by_softmax", lambda **told: met.append(told) or by_softmax(**told)
+        attention, "by_softmax", lambda **told: met.append(told) or softmax_attention(**told)
     )
 
     with torch.no_grad():

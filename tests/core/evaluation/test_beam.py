@@ -7,12 +7,12 @@ from collections import defaultdict
 import pytest
 import torch
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
 from core.evaluation.arpa import write_arpa
 from core.evaluation.beam import BeamSearch, stretches
 from core.evaluation.ngram import LmError
-from core.evaluation.words import best_path, text_of, words_of
+from core.evaluation.word_alignment import best_path, join_words, path_words
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="the extra `lm` is not installed")
 
@@ -22,7 +22,7 @@ def tokenizer_of(tokens, folder, texts=("ONE TWO", "TEN TO")):
 
 
 def heard(decoder, frames, tokenizer):
-    return text_of(words_of(decoder([frames]), tokenizer))
+    return join_words(path_words(decoder([frames]), tokenizer))
 
 
 def likeliest(frames, tokenizer):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from core.config import CorpusConfig
-from core.corpora.text import Tokenizer
+from core.config.trial import CorpusConfig
+from core.data.tokenizer import Tokenizer
 from core.evaluation.arpa import write_arpa
 from core.evaluation.ngram import BEGIN, END, UNSEEN, LmError, NGram
 

@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from core.config import TrialConfig
+from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
-from core.evaluation.judge import Judge
-from core.pruning.budget import chosen
+from core.evaluation.evaluator import Evaluator
 from core.pruning.extraction import clone
+from core.pruning.selection import choose_for_target
 from core.pruning.space import Space
-from core.testing import found_on, patterned, taught_toy
+from core.testing import make_patterned_speech, run_method, train_toy
 from core.training.distillation import Distillation
-from core.training.method import Found, Workbench, heard, load_method
+from core.training.method import MethodContext, SearchResult, guard_audio, load_method
 
-MakeBench = Callable[..., Workbench]
+MakeBench = Callable[..., MethodContext]
 
 
 @pytest.fixture(scope="session")
 def toy() -> Conformer:
-    return taught_toy()
+    return train_toy()
 
 
 @pytest.fixture(scope="session")
@@ -31,24 +31,26 @@ def bench_of(toy: Conformer) -> MakeBench:
 
     def made(
         method: str, *, seed: int = 0, model: Conformer | None = None, **pruning: Any
-    ) -> Workbench:
+    ) -> MethodContext:
         whole = model or toy
         values = {"method": method, "steps": 24, "groups": 4, "rounds": 3, **pruning}
         config = TrialConfig.parse({"seed": seed, "pruning": values})
         torch.manual_seed(seed)
-        plugin, batches = load_method(method), [patterned(12, seed=i) for i in range(3)]
+        plugin, batches = load_method(method), [make_patterned_speech(12, seed=i) for i in range(3)]
         speech = [(batch.features, batch.num_frames) for batch in batches]
-        student = plugin.prepared(clone(whole), config, heard(speech, plugin.needs))
+        student = plugin.prepare_model(clone(whole), config, guard_audio(speech, plugin.needs))
         student.requires_grad_()
         space = Space.of(clone(student), plugin.axes(config), 4.0, unpruned=whole)
 
         def choose(scores: Any, target: float) -> dict[str, torch.Tensor]:
             is_asked = bool(scores)
             return (
-                chosen(space, scores, config.pruning, target) if is_asked else space.open_choice()
+                choose_for_target(space, scores, config.pruning, target)
+                if is_asked
+                else space.open_choice()
             )
 
-        return Workbench(
+        return MethodContext(
             config=config,
             student=student,
             distillation=Distillation(clone(whole), config.distillation),
@@ -56,7 +58,7 @@ def bench_of(toy: Conformer) -> MakeBench:
             speech=speech,
             labelled=batches,
             choose=choose,
-            judge=Judge(config, space, None, torch.device("cpu")),
+            judge=Evaluator(config, space, None, torch.device("cpu")),
             device=torch.device("cpu"),
         )
 
@@ -64,23 +66,23 @@ def bench_of(toy: Conformer) -> MakeBench:
 
 
 @pytest.fixture(scope="session")
-def searched(bench_of: MakeBench) -> Callable[..., tuple[Workbench, Found]]:
+def searched(bench_of: MakeBench) -> Callable[..., tuple[MethodContext, SearchResult]]:
     """A bench of a method, and what was found on it at 60 % of FLOPs; once for all tests."""
 
     @cache
-    def made(method: str, seed: int = 0) -> tuple[Workbench, Found]:
+    def made(method: str, seed: int = 0) -> tuple[MethodContext, SearchResult]:
         bench = bench_of(method, seed=seed, target_sparsity=0.6)
-        return bench, found_on(bench)
+        return bench, run_method(bench)
 
     return made
 
 
 @pytest.fixture(scope="session")
-def searched_anew(bench_of: MakeBench) -> Callable[[str], tuple[Workbench, Found]]:
+def searched_anew(bench_of: MakeBench) -> Callable[[str], tuple[MethodContext, SearchResult]]:
     """The same, from the beginning."""
 
-    def made(method: str) -> tuple[Workbench, Found]:
+    def made(method: str) -> tuple[MethodContext, SearchResult]:
         bench = bench_of(method, target_sparsity=0.6)
-        return bench, found_on(bench)
+        return bench, run_method(bench)
 
     return made

@@ -6,34 +6,34 @@ from typing import get_args
 import pytest
 import torch
 
-from core.config import TrialConfig
-from core.conformer.gate import tensors_of
-from core.evaluation.judge import Judge
+from core.config.pruning import AxisKind
+from core.config.trial import TrialConfig
+from core.conformer.masking import named_tensors
+from core.evaluation.evaluator import Evaluator
 from core.methods.acip import METHOD, prices
-from core.pruning.budget import Budget, choose
 from core.pruning.extraction import clone
+from core.pruning.selection import Budget, choose
 from core.pruning.space import Space
-from core.pruning_config import AxisKind
-from core.testing import ragged_speech, small_model, worded_noise
+from core.testing import noise_with_tokens, ragged_speech, small_model
 from core.training.distillation import Distillation
-from core.training.method import Workbench
+from core.training.method import MethodContext
 
 CPU = torch.device("cpu")
 
 
-def a_bench(model, **pruning) -> Workbench:
+def a_bench(model, **pruning) -> MethodContext:
     config = TrialConfig.parse({"pruning": {"method": "acip", **pruning}})
-    student = METHOD.prepared(clone(model), config, [])
+    student = METHOD.prepare_model(clone(model), config, [])
     space = Space.of(clone(student), get_args(AxisKind), 4.0, unpruned=model)
-    return Workbench(
+    return MethodContext(
         config=config,
         student=student,
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
-        labelled=[worded_noise()],
+        labelled=[noise_with_tokens()],
         choose=lambda scores, target: chosen(space, scores, 1 - target),
-        judge=Judge(config, space, None, CPU),
+        judge=Evaluator(config, space, None, CPU),
         device=CPU,
     )
 
@@ -45,7 +45,7 @@ def chosen(space, scores, keep):
 def searched(bench):
     search = METHOD.stage(bench)
     for step in range(search.steps):
-        losses = search.step(worded_noise(), step)
+        losses = search.step(noise_with_tokens(), step)
     return search, losses
 
 
@@ -57,7 +57,7 @@ def test_one_descent_orders_all_sizes_and_stops_at_the_smallest():
 
     assert losses["kept"] <= 0.5
     assert search.gates.is_frozen
-    scores = search.found().scores
+    scores = search.search_result().scores
     keeps = (0.9, 0.7, 0.5, 0.3)
     choices = [chosen(bench.space, scores, keep) for keep in keeps]
     for keep, choice in zip(keeps, choices, strict=True):
@@ -71,7 +71,7 @@ def test_no_unit_dies_before_a_mask_has_had_the_time_to_fall():
     search = METHOD.stage(a_bench(small_model(), steps=80))
 
     for step in range(13):
-        search.step(worded_noise(), step)
+        search.step(noise_with_tokens(), step)
 
     assert (search.gates.mask > 0).all()
 
@@ -80,7 +80,7 @@ def test_without_rank_among_the_axes_nothing_is_factored():
     model = small_model()
     config = TrialConfig.parse({"pruning": {"method": "acip", "axes": ["inner", "head"]}})
 
-    assert METHOD.prepared(model, config, []).shape == model.shape
+    assert METHOD.prepare_model(model, config, []).shape == model.shape
 
 
 @pytest.mark.parametrize("resource", ["flops", "params"])
@@ -108,11 +108,11 @@ def test_large_directions_that_do_nothing_die_before_small_ones_that_do():
         part.down.weight[:, :6] = 0
         part.down.weight[:, 6:] *= 4
     bench = a_bench(model, steps=60, axes=["rank"], smallest=0.5, learning_rate=1e-8)
-    heard = tensors_of(bench.student)["blocks.0.ff1.up.expand.weight"][6:].square().sum(0)
+    heard = named_tensors(bench.student)["blocks.0.ff1.up.expand.weight"][6:].square().sum(0)
 
     search, _ = searched(bench)
 
-    worth = search.found().scores["blocks.0.ff1.up.rank"]
+    worth = search.search_result().scores["blocks.0.ff1.up.rank"]
     idle = heard < heard.max() / 1e6
     assert idle.tolist() == [True] * 6 + [False] * 6
     assert worth[idle].mean() < worth[~idle].mean()

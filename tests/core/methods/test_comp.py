@@ -4,11 +4,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from core.methods.comp import block_influence, contributions, merged
+from core.methods.comp import block_influence, contributions, merge_orders
 from core.pruning.extraction import as_mask, extract
 from core.pruning.scoring import intakes
 from core.pruning.space import unit_share
-from core.testing import deeper, patterned, small_model
+from core.testing import deeper, make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
 
 
@@ -33,7 +33,7 @@ def test_a_contribution_is_the_share_of_a_units_own_product(bench_of):
 @pytest.mark.slow
 def test_the_blocks_that_turn_least_are_the_least_missed(bench_of, toy):
     bench = bench_of("comp", axes=["block"])
-    batch = patterned(32, seed=60)
+    batch = make_patterned_speech(32, seed=60)
 
     def missed(block):
         choice = bench.space.open_choice()
@@ -60,7 +60,7 @@ def test_a_block_that_does_nothing_has_no_influence():
         for block in model.blocks[:2]:  # norm after norm is the norm
             block.norm.weight.fill_(1.0)
             block.norm.bias.zero_()
-    batch = patterned(3, seed=0)
+    batch = make_patterned_speech(3, seed=0)
 
     influence = block_influence(model, [(batch.features, batch.num_frames)])
 
@@ -73,7 +73,7 @@ def test_blocks_make_up_their_share_of_what_is_gone(share, bench_of):
     bench = bench_of("comp", coarse_share=share)
     fine = {axis.name: torch.arange(axis.size).double() for axis in bench.space.units}
 
-    scores = merged(bench, fine, torch.tensor([0.3, 0.1, 0.2]).double())
+    scores = merge_orders(bench, fine, torch.tensor([0.3, 0.1, 0.2]).double())
 
     costs = {name: unit_share(bench.space, name, "flops") for name in scores}
     places = sorted((float(p), name) for name, values in scores.items() for p in values)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from core.methods.constrained import stage
-from core.pruning.constraint import MinMax
-from core.testing import patterned
-from core.training.gating import expected_sparsity
+from core.pruning.lagrangian import MinMax
+from core.testing import make_patterned_speech
+from core.training.gate_stage import expected_sparsity
 
 STEPS = 120
 
@@ -16,7 +16,7 @@ STEPS = 120
 def searched(bench, *, is_restarted=True):
     """The expected sparsity in the end, and what each step told."""
     search = stage(bench, is_restarted=is_restarted)
-    told = [search.step(patterned(8, seed=step), step) for step in range(STEPS)]
+    told = [search.step(make_patterned_speech(8, seed=step), step) for step in range(STEPS)]
     return float(expected_sparsity(bench, search.gates.open_probability()).detach()), told
 
 
@@ -56,7 +56,7 @@ def test_each_constraint_has_a_multiplier_of_its_own():
         minmax.dual.zero_grad()
         minmax.penalty(torch.tensor(violations)).backward()
         minmax.dual.step()
-        minmax.stepped()
+        minmax.post_step()
 
     assert minmax.values[0] == 0
     assert minmax.values[1] > 0
@@ -69,7 +69,7 @@ def test_one_constraint_a_kind_holds_for_every_kind(bench_of):
 
     search = stage(bench)
     for step in range(STEPS):
-        search.step(patterned(8, seed=step), step)
+        search.step(make_patterned_speech(8, seed=step), step)
 
     violations = search.control.violations(search.gates.open_probability())
     assert len(violations) > 2

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.config import method_names
-from core.conformer.gate import fold, gated_forward, tensors_of
-from core.pruning.budget import Budget, choose
+from core.config.trial import method_names
+from core.conformer.masking import fold, gated_forward, named_tensors
 from core.pruning.extraction import as_mask, extract
-from core.pruning.repair import reestimate_statistics, repaired
-from core.testing import found_on, patterned, taught_toy
-from core.training.depth import InterCTC
+from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
+from core.pruning.selection import Budget, choose
+from core.testing import make_patterned_speech, run_method, train_toy
 from core.training.distillation import ctc_loss
+from core.training.intermediate_ctc import InterCTC
 from core.training.method import NeedError, load_method
 
 METHODS = [name for name in method_names() if name != "dense"]
@@ -33,10 +33,10 @@ pytestmark = pytest.mark.slow
 def test_masked_computes_what_extracted_does(method, searched):
     bench, found = searched(method)
     mask = as_mask(bench.choose(found.scores, 0.6))
-    batch, student = patterned(4, seed=50), bench.student.eval()
+    batch, student = make_patterned_speech(4, seed=50), bench.student.eval()
 
     with torch.no_grad():
-        folded = fold(tensors_of(student), student.axes(), mask)
+        folded = fold(named_tensors(student), student.axes(), mask)
         masked = gated_forward(student, batch.features, batch.num_frames, folded)
         small = extract(student, mask).eval()(batch.features, batch.num_frames)
 
@@ -75,17 +75,17 @@ def test_one_order_serves_every_budget_and_choices_are_nested(method, searched):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_says_it_needs_it_needs(method, bench_of):
     plugin, bench = load_method(method), bench_of(method, linear_blocks=1)
-    if plugin.search(bench.limited(plugin.needs)) is not None:
+    if plugin.search(bench.restricted_to(plugin.needs)) is not None:
         return  # what trains is given all speech, with its words
 
     for need in plugin.needs:
         with pytest.raises(NeedError, match=need):
-            touch(plugin, bench.limited(plugin.needs - {need}))
+            touch(plugin, bench.restricted_to(plugin.needs - {need}))
 
 
 def touch(plugin, bench):
-    plugin.prepared(bench.student, bench.config, bench.speech)
-    plugin.found(bench, None)
+    plugin.prepare_model(bench.student, bench.config, bench.speech)
+    plugin.search_result(bench, None)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,11 +107,11 @@ def test_a_method_beats_chance_at_equal_flops_and_repair(method, searched):
 
 @pytest.mark.parametrize("method", FOR_DEPTH)
 def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(method, bench_of):
-    teacher = taught_toy(interctc=InterCTC(weight=0.5, layers=(1,)))
+    teacher = train_toy(interctc=InterCTC(weight=0.5, layers=(1,)))
 
     def mean(name):
         benches = [bench_of(name, seed=seed, model=teacher) for seed in range(3)]
-        return statistics.mean(loss_of(bench, found_on(bench), 0.45) for bench in benches)
+        return statistics.mean(loss_of(bench, run_method(bench), 0.45) for bench in benches)
 
     assert mean(method) < mean("random")
 
@@ -119,9 +119,11 @@ def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(me
 def loss_of(bench, found, share):
     """CTC of what is left when such a share of FLOPs is gone: repaired, not tuned."""
     choice = bench.choose(found.scores, share)
-    small = repaired(bench.student, found.reference, choice, how="ls", speech=bench.speech)
+    small = extract_and_reconstruct(
+        bench.student, found.reference, choice, how="ls", speech=bench.speech
+    )
     reestimate_statistics(small, bench.speech)
-    batch = patterned(32, seed=60)
+    batch = make_patterned_speech(32, seed=60)
     with torch.no_grad():
         output = small.eval()(batch.features, batch.num_frames)
     return float(ctc_loss(output, batch.tokens, batch.num_tokens))

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from core.conformer.gate import fold, gated_forward, tensors_of
+from core.conformer.masking import fold, gated_forward, named_tensors
 from core.methods.cpd import Rounds
-from core.pruning.sensitivity import fisher, one_by_one
-from core.testing import patterned, small_model
+from core.pruning.gate_gradients import fisher, one_by_one
+from core.testing import make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
 
 # Of the tests' patterns, those of the first tokens that the small model knows.
@@ -26,7 +26,7 @@ def a_loss(model):
 
 
 def test_a_fisher_score_is_the_mean_over_utterances_of_the_slope_squared():
-    model, batch = small_model().double(), patterned(3, seed=0)
+    model, batch = small_model().double(), make_patterned_speech(3, seed=0)
     batch = replace(batch, features=batch.features.double())
     axes = [axis for axis in model.axes() if axis.kind in ("inner", "head")]
     loss = a_loss(model)
@@ -37,7 +37,7 @@ def test_a_fisher_score_is_the_mean_over_utterances_of_the_slope_squared():
         gates = torch.ones(axis.size).double()
         gates[unit] = gate
         with torch.no_grad():
-            return loss(fold(tensors_of(model), model.axes(), {axis.name: gates}), utterance)
+            return loss(fold(named_tensors(model), model.axes(), {axis.name: gates}), utterance)
 
     for axis in axes[:3]:
         slopes = [
@@ -54,7 +54,7 @@ def test_rounds_take_equal_parts_and_what_is_shut_stays_shut(bench_of):
     stage = Rounds(bench)
     shut, removed = [], []
     for step in range(9):
-        stage.step(patterned(8, seed=step), step)
+        stage.step(make_patterned_speech(8, seed=step), step)
         mask = stage.shut.sample()
         if step % 3 == 0:
             choice = {**bench.space.open_choice(), **{n: v > 0 for n, v in mask.items()}}

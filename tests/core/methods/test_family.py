@@ -6,11 +6,11 @@ import statistics
 import pytest
 import torch
 
-from core.config import TrialConfig
+from core.config.trial import TrialConfig
 from core.methods.family import METHOD, FamilyStage, ordering
 from core.pruning.extraction import as_mask, extract
-from core.pruning.repair import reestimate_statistics
-from core.testing import found_on, patterned
+from core.pruning.reconstruction import reestimate_statistics
+from core.testing import make_patterned_speech, run_method
 from core.training.distillation import ctc_loss
 
 SIZES = (0.3, 0.5, 0.7)
@@ -49,7 +49,7 @@ def test_what_learned_as_one_of_the_sizes_is_not_repaired(steps, how):
 def test_without_a_search_the_order_is_that_of_numerical(bench_of):
     bench, other = bench_of("family", steps=0), bench_of("numerical", steps=0)
 
-    found, wanted = found_on(bench).scores, found_on(other).scores
+    found, wanted = run_method(bench).scores, run_method(other).scores
 
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -57,7 +57,7 @@ def test_without_a_search_the_order_is_that_of_numerical(bench_of):
 def test_one_step_is_enough_to_find_an_order(bench_of):
     bench = bench_of("family", steps=1)
 
-    choice = bench.choose(found_on(bench).scores, 0.5)
+    choice = bench.choose(run_method(bench).scores, 0.5)
 
     assert bench.space.sparsity(bench.space.choice_cost(choice), "flops") >= 0.5
 
@@ -72,7 +72,7 @@ def test_sizes_that_learned_together_are_better_than_cuts_of_one_that_learned_al
 
     losses = [
         [loss_of(bench, found, size) for size in SIZES[1:]]
-        for bench, found in ((together, found_on(together)), (alone, found_on(alone)))
+        for bench, found in ((together, run_method(together)), (alone, run_method(alone)))
     ]
 
     assert statistics.mean(losses[0]) < statistics.mean(losses[1])
@@ -88,7 +88,9 @@ def test_a_stage_taken_up_again_takes_the_same_steps(bench_of, at):
         return FamilyStage(bench, SIZES)
 
     def stepped(stage, steps):
-        return [float(stage.step(patterned(4, seed=step), step)["total"]) for step in steps]
+        return [
+            float(stage.step(make_patterned_speech(4, seed=step), step)["total"]) for step in steps
+        ]
 
     first = begun()
     before = stepped(first, range(at))
@@ -114,7 +116,7 @@ def saved(state):
 def loss_of(bench, found, share):
     small = extract(bench.student, as_mask(bench.choose(found.scores, share)))
     reestimate_statistics(small, bench.speech)
-    batch = patterned(32, seed=60)
+    batch = make_patterned_speech(32, seed=60)
     with torch.no_grad():
         output = small.eval()(batch.features, batch.num_frames)
     return float(ctc_loss(output, batch.tokens, batch.num_tokens))

@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from core.config.base import ConfigError
 from core.methods.l0 import METHOD as L0
-from core.pruning.hard_concrete import COLDEST, KINDS
-from core.strict import ConfigError
-from core.testing import patterned
-from core.training.concrete import ConcreteStage
-from core.training.gating import expected_sparsities, expected_sparsity
+from core.pruning.gates.hard_concrete import COLDEST, KINDS
+from core.testing import make_patterned_speech
+from core.training.gate_stage import expected_sparsities, expected_sparsity
+from core.training.hard_concrete_stage import ConcreteStage
 from core.training.method import load_method
 
 
@@ -26,7 +26,7 @@ class Pull:
         del step
         return self._strength * torch.cat([p.logit() for p in expected.values()]).sum(), {}
 
-    def stepped(self): ...
+    def post_step(self): ...
 
     def state_dict(self):
         return {}
@@ -42,7 +42,7 @@ def log_alphas(stage):
 def test_gates_start_in_the_order_of_another_methods_scores(scorer, bench_of):
     bench = bench_of("l0", start_from=scorer, start_spread=1.5, log_alpha=2.0)
     method = load_method(scorer)
-    scores = method.found(bench.limited(method.needs), None).scores
+    scores = method.search_result(bench.restricted_to(method.needs), None).scores
 
     started = log_alphas(L0.stage(bench))
 
@@ -79,7 +79,7 @@ def test_gates_travel_as_far_in_runs_of_any_length(steps, settling, bench_of):
     before = log_alphas(stage)
 
     for step in range(steps):
-        stage.step(patterned(2, seed=step), step)
+        stage.step(make_patterned_speech(2, seed=step), step)
 
     for name, after in log_alphas(stage).items():
         torch.testing.assert_close(
@@ -94,7 +94,7 @@ def test_straight_through_gates_hear_while_they_are_shut(bench_of):
     drawn = stage.gates.sample()
     torch.manual_seed(0)
 
-    stage.step(patterned(4, seed=0), 0)
+    stage.step(make_patterned_speech(4, seed=0), 0)
 
     gradients = stage.concrete.log_alpha.grad.split(stage.concrete.sizes)
     heard = dict(zip(stage.concrete.names, gradients, strict=True))
@@ -111,7 +111,7 @@ def test_a_search_ends_with_gates_at_their_coldest_however_long_it_is(steps, ben
     temperatures = [stage.gates.temperature]
 
     for step in range(steps):
-        stage.step(patterned(2, seed=step), step)
+        stage.step(make_patterned_speech(2, seed=step), step)
         temperatures.append(stage.gates.temperature)
 
     assert temperatures[0] == temperatures[1]
@@ -129,11 +129,11 @@ def test_gates_of_every_kind_and_start_reach_the_target(kind, start_from, bench_
     stage = L0.stage(bench)
 
     for step in range(stage.steps):
-        stage.step(patterned(8, seed=step), step)
+        stage.step(make_patterned_speech(8, seed=step), step)
 
     expected = float(expected_sparsity(bench, stage.gates.open_probability()).detach())
     assert expected == pytest.approx(0.6, abs=0.05)
-    cost = bench.space.choice_cost(bench.choose(stage.found().scores, 0.6))
+    cost = bench.space.choice_cost(bench.choose(stage.search_result().scores, 0.6))
     assert bench.space.sparsity(cost, "flops") >= 0.6
 
 
@@ -145,7 +145,7 @@ def test_a_search_in_rounds_shuts_units_for_good_and_reaches_the_target(bench_of
     living = []
 
     for step in range(stage.steps):
-        stage.step(patterned(8, seed=step), step)
+        stage.step(make_patterned_speech(8, seed=step), step)
         living.append(stage.gates.alive.clone())
 
     counts = [int(alive.sum()) for alive in living]
@@ -164,7 +164,7 @@ def test_a_further_target_that_is_met_anyway_pulls_nothing_back(also, bench_of):
     stage = L0.stage(bench)
 
     for step in range(stage.steps):
-        stage.step(patterned(8, seed=step), step)
+        stage.step(make_patterned_speech(8, seed=step), step)
 
     sparsities = expected_sparsities(bench, stage.gates.open_probability())
     assert float(sparsities["flops"].detach()) == pytest.approx(0.6, abs=0.05)

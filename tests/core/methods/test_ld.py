@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from core.conformer.gate import gated_forward
-from core.methods.ld import Watch
+from core.conformer.masking import gated_forward
+from core.methods.ld import FeatureMoments
 from core.methods.magnitude import magnitudes
-from core.pruning.perturbation import groups, perturbed, untouched
-from core.testing import patterned
+from core.pruning.ablation import groups, identity_fold, measure_edits
+from core.testing import make_patterned_speech
 from core.training.distillation import ctc_loss
 from core.training.method import load_method
 
@@ -21,22 +21,22 @@ def all_groups(bench):
 
 
 def shifts(bench, speech):
-    watch = Watch(bench.student, speech)
-    return torch.stack([s for _, s in perturbed(bench.student, all_groups(bench), watch.shift)])
+    watch = FeatureMoments(bench.student, speech)
+    return torch.stack([s for _, s in measure_edits(bench.student, all_groups(bench), watch.shift)])
 
 
 def test_an_edit_that_does_nothing_shifts_nothing(bench_of):
     bench = bench_of("ld")
     with torch.no_grad():
         bench.student.blocks[1].ff1.down.weight.zero_()
-    watch = Watch(bench.student, bench.speech)
+    watch = FeatureMoments(bench.student, bench.speech)
 
     found = [
         (edit.axis.name, float(shift))
-        for edit, shift in perturbed(bench.student, all_groups(bench), watch.shift)
+        for edit, shift in measure_edits(bench.student, all_groups(bench), watch.shift)
     ]
 
-    assert float(watch.shift(untouched(bench.student))) == 0
+    assert float(watch.shift(identity_fold(bench.student))) == 0
     idle = [shift for name, shift in found if name == "blocks.1.ff1.inner"]
     assert idle
     assert max(idle) < 1e-5
@@ -45,7 +45,7 @@ def test_an_edit_that_does_nothing_shifts_nothing(bench_of):
 
 def test_the_order_of_utterances_and_of_batches_is_nothing(bench_of):
     bench = bench_of("ld")
-    batch = patterned(8, seed=3)
+    batch = make_patterned_speech(8, seed=3)
     mixed = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
 
     one = shifts(bench, [(batch.features, batch.num_frames)])
@@ -67,7 +67,7 @@ def test_each_edit_costs_one_pass_over_the_speech(bench_of):
             passes += 1
             return super().__iter__()
 
-    load_method("ld").found(replace(bench, speech=Counted(bench.speech)), None)
+    load_method("ld").search_result(replace(bench, speech=Counted(bench.speech)), None)
 
     assert passes == 1 + len(all_groups(bench))
 
@@ -75,12 +75,12 @@ def test_each_edit_costs_one_pass_over_the_speech(bench_of):
 @pytest.mark.slow
 def test_what_shifts_more_is_missed_more(bench_of):
     bench = bench_of("ld")
-    batch = patterned(32, seed=60)
+    batch = make_patterned_speech(32, seed=60)
 
     def loss(folded):
         output = gated_forward(bench.student.eval(), batch.features, batch.num_frames, folded)
         return ctc_loss(output, batch.tokens, batch.num_tokens)
 
-    losses = [float(value) for _, value in perturbed(bench.student, all_groups(bench), loss)]
+    losses = [float(value) for _, value in measure_edits(bench.student, all_groups(bench), loss)]
 
     assert spearmanr(shifts(bench, bench.speech), losses).statistic > 0.3

@@ -6,27 +6,27 @@ from itertools import pairwise
 import pytest
 import torch
 
-from core.config import TrialConfig, method_names
-from core.conformer.gate import tensors_of
-from core.corpora.batches import Batch
-from core.evaluation.decoding import greedy
-from core.evaluation.judge import Judge
+from core.config.pruning import PruningConfig
+from core.config.trial import TrialConfig, method_names
+from core.conformer.masking import named_tensors
+from core.data.batching import Batch
+from core.evaluation.evaluator import Evaluator
+from core.evaluation.greedy import greedy
 from core.methods.interctc import error, least_missed_last
 from core.methods.l0 import METHOD as L0
 from core.methods.magnitude import magnitudes
-from core.pruning.budget import Budget, choose
 from core.pruning.extraction import as_mask, clone, extract
+from core.pruning.selection import Budget, choose
 from core.pruning.space import Space
-from core.pruning_config import PruningConfig
-from core.testing import deeper, ragged_speech, small_model, worded_noise
+from core.testing import deeper, noise_with_tokens, ragged_speech, small_model
 from core.training.distillation import Distillation
-from core.training.gating import GateStage, expected_sparsity
-from core.training.method import Workbench, load_method
+from core.training.gate_stage import GateStage, expected_sparsity
+from core.training.method import MethodContext, load_method
 
 CPU = torch.device("cpu")
 
 
-def a_bench(model, **pruning) -> Workbench:
+def a_bench(model, **pruning) -> MethodContext:
     config = TrialConfig.parse({"pruning": pruning})
     axes = load_method(config.pruning.method).axes(config)
     space = Space.of(clone(model), axes, 4.0)
@@ -35,15 +35,15 @@ def a_bench(model, **pruning) -> Workbench:
         budget = Budget(keep=1 - target, resource=config.pruning.resource)
         return choose(space, scores, budget, is_filled=True)
 
-    return Workbench(
+    return MethodContext(
         config=config,
         student=clone(model),
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
-        labelled=[worded_noise()],
+        labelled=[noise_with_tokens()],
         choose=chosen,
-        judge=Judge(config, space, None, CPU),
+        judge=Evaluator(config, space, None, CPU),
         device=CPU,
     )
 
@@ -56,7 +56,7 @@ def test_the_folder_is_the_registry():
 
 def test_magnitude_ranks_a_unit_by_its_weights_in_every_tensor():
     model = small_model()
-    tensors = tensors_of(model)
+    tensors = named_tensors(model)
     with torch.no_grad():
         for axis in model.axes():
             for piece in axis.slices:
@@ -85,7 +85,7 @@ def test_magnitudes_are_comparable_across_axes():
 @pytest.mark.parametrize("sparsity", [0.3, 0.6])
 def test_uniform_takes_the_same_share_of_every_axis(sparsity):
     bench = a_bench(small_model(shape=deeper(4)), method="uniform", target_sparsity=sparsity)
-    scores = load_method("uniform").found(bench, None).scores
+    scores = load_method("uniform").search_result(bench, None).scores
 
     choice = choose(bench.space, scores, Budget(keep=1 - sparsity, resource="flops"))
 
@@ -101,9 +101,12 @@ def test_random_depends_on_the_seed_and_on_nothing_else():
     other = a_bench(small_model(seed=1))
     method = load_method("random")
 
-    first, second = method.found(bench, None).scores, method.found(other, None).scores
+    first, second = (
+        method.search_result(bench, None).scores,
+        method.search_result(other, None).scores,
+    )
     config = bench.config.model_copy(update={"seed": 5})
-    third = method.found(replace(bench, config=config), None).scores
+    third = method.search_result(replace(bench, config=config), None).scores
 
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not any(torch.equal(first[name], third[name]) for name in first)
@@ -113,10 +116,12 @@ def test_scratch_keeps_the_sizes_and_forgets_the_weights():
     model = small_model()
     bench = a_bench(model, method="scratch")
     method = load_method("scratch")
-    small = extract(model, as_mask(bench.choose(method.found(bench, None).scores, bench.target)))
+    small = extract(
+        model, as_mask(bench.choose(method.search_result(bench, None).scores, bench.target))
+    )
     state = torch.get_rng_state()
 
-    new = method.started(small, bench)
+    new = method.prepare_tuning(small, bench)
 
     assert new.shape == small.shape
     assert torch.equal(new.frontend.mean, small.frontend.mean)
@@ -129,7 +134,7 @@ def test_dense_removes_nothing_whatever_is_asked_for():
 
     config = TrialConfig.parse({"pruning": {"target_sparsity": 0.7, "further_targets": [0.9]}})
     assert method.targets(config) == (0.0,)
-    assert method.found(a_bench(small_model()), None).scores == {}
+    assert method.search_result(a_bench(small_model()), None).scores == {}
 
 
 @pytest.mark.long
@@ -147,7 +152,7 @@ def test_l0_closes_units_that_do_nothing_before_units_that_do():
                 idle[axis.name] = half
     stage = trained_gates(model, steps=60, target_sparsity=0.3, learning_rate=1e-8)
 
-    scores = stage.found().scores
+    scores = stage.search_result().scores
 
     for name, half in idle.items():
         assert scores[name][:half].mean() < scores[name][half:].mean(), name
@@ -159,7 +164,7 @@ def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
 
     expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
     space = stage.bench.space
-    cost = space.choice_cost(stage.bench.choose(stage.found().scores, stage.bench.target))
+    cost = space.choice_cost(stage.bench.choose(stage.search_result().scores, stage.bench.target))
 
     assert expected == pytest.approx(0.5, abs=0.1)
     assert space.sparsity(cost, "flops") == pytest.approx(0.5, abs=0.03)
@@ -173,7 +178,7 @@ def test_l0_may_close_whole_blocks_too():
     stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5, axes=kinds)
 
     expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
-    scores, space = stage.found().scores, stage.bench.space
+    scores, space = stage.search_result().scores, stage.bench.space
     cost = space.choice_cost(stage.bench.choose(scores, stage.bench.target))
 
     starts = torch.tensor(stage.config.module_log_alpha)
@@ -186,7 +191,7 @@ def trained_gates(model, *, steps, **pruning) -> GateStage:
     torch.manual_seed(0)
     stage = L0.stage(a_bench(model, steps=steps, **pruning))
     for step in range(steps):
-        stage.step(worded_noise(), step)
+        stage.step(noise_with_tokens(), step)
     return stage
 
 
@@ -194,9 +199,9 @@ def test_l0s_multipliers_climb_and_its_weights_descend():
     torch.manual_seed(0)
     stage = L0.stage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
 
-    first = stage.step(worded_noise(), 0)
+    first = stage.step(noise_with_tokens(), 0)
     for step in range(1, 20):
-        last = stage.step(worded_noise(), step)
+        last = stage.step(noise_with_tokens(), step)
 
     assert first["violation"] > 0
     assert last["lambda_linear"] > first["lambda_linear"]
@@ -207,13 +212,13 @@ def test_fosters_tuning_ends_in_the_shape_that_was_pruned():
     model = small_model(shape=deeper(3))
     bench = a_bench(model, method="foster")
     method = load_method("foster")
-    choice = bench.choose(method.found(bench, None).scores, bench.target)
+    choice = bench.choose(method.search_result(bench, None).scores, bench.target)
     small = extract(model, as_mask(choice))
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     stage = method.tuning(small, choice, bench, steps=4)
 
     for step in range(4):
-        stage.step(worded_noise(), step)
+        stage.step(noise_with_tokens(), step)
 
     assert stage.steps == 4
     assert stage.model.shape == small.shape
@@ -245,7 +250,7 @@ def labelled_by(model, *lengths) -> Batch:
         row[: len(ids)] = torch.tensor(ids)
     num_tokens = torch.tensor([len(ids) for ids in heard])
     return replace(
-        worded_noise(),
+        noise_with_tokens(),
         features=features,
         num_frames=num_frames,
         tokens=tokens,
@@ -290,9 +295,9 @@ def test_interctc_removes_one_after_the_other_whatever_is_missed_least():
 
 def test_interctc_truncates_from_the_end_without_a_look_at_the_speech():
     model = small_model(shape=deeper(4))
-    bench = a_bench(model, method="interctc", depth_order="truncate").limited(frozenset())
+    bench = a_bench(model, method="interctc", depth_order="truncate").restricted_to(frozenset())
 
-    scores = load_method("interctc").found(bench, None).scores
+    scores = load_method("interctc").search_result(bench, None).scores
 
     values = [scores[f"blocks.{i}"] for i in range(4)]
     assert all(first > second for first, second in pairwise(values))

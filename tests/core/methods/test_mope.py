@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.evaluation.decoding import greedy
+from core.evaluation.greedy import greedy
 from core.methods.mope import error_growth
-from core.pruning.perturbation import groups
-from core.testing import deeper, patterned, small_model
+from core.pruning.ablation import groups
+from core.testing import deeper, make_patterned_speech, small_model
 from core.training.method import load_method
 
 PLANTED = "blocks.1.ff2"
@@ -24,7 +24,7 @@ def bench(bench_of):
             output = part.output if part.name.endswith("attention") else part.down
             output.weight.mul_(9.0 if part.name == PLANTED else 0.0)
             output.bias.zero_()
-    batch = patterned(6, seed=0)
+    batch = make_patterned_speech(6, seed=0)
     heard = model(batch.features, batch.num_frames)
     words = greedy(heard.logits, heard.num_frames)
     tokens = torch.zeros(len(words), max(map(len, words)), dtype=torch.long)
@@ -55,7 +55,7 @@ def test_what_would_lower_the_error_is_worth_no_less_than_nothing(bench):
 
 
 def test_ties_stand_by_the_rewiring_score(bench):
-    scores = load_method("mope").found(bench, None).scores
+    scores = load_method("mope").search_result(bench, None).scores
 
     idle = torch.cat([scores[n] for n in scores if n.startswith("blocks.0.ff1.")])
     planted = torch.cat([scores[n] for n in scores if n.startswith(f"{PLANTED}.")])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.methods.numerical import DAMPING, newton_gates
-from core.pruning.repair import solved
+from core.pruning.reconstruction import least_squares_columns
 
 
 @pytest.fixture
@@ -66,4 +66,6 @@ def test_its_compensation_is_the_repair_by_least_squares():
     torch.testing.assert_close(compensated[~kept], torch.zeros(3, 6).double())
     refit = torch.linalg.lstsq(inputs[:, kept], inputs @ weight).solution
     torch.testing.assert_close(compensated[kept], refit)
-    torch.testing.assert_close(solved(gram, weight.T, kept), refit.T, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        least_squares_columns(gram, weight.T, kept), refit.T, atol=1e-6, rtol=1e-6
+    )

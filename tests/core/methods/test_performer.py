@@ -5,15 +5,15 @@ from typing import get_args
 import pytest
 import torch
 
-from core.config import TrialConfig
-from core.methods.performer import METHOD, shifts, swapped
-from core.pruning.budget import Budget, choose
+from core.config.base import ConfigError
+from core.config.pruning import AxisKind
+from core.config.trial import TrialConfig
+from core.methods.performer import METHOD, shifts, with_linear_attention
 from core.pruning.extraction import as_mask, clone, extract
+from core.pruning.selection import Budget, choose
 from core.pruning.space import Space, whole_cost
-from core.pruning_config import AxisKind
-from core.strict import ConfigError
 from core.testing import deeper, ragged_speech, small_model
-from core.training.method import NeedError, heard
+from core.training.method import NeedError, guard_audio
 
 SPEECH = [ragged_speech(90, 60), ragged_speech(70, seed=1)]
 
@@ -30,7 +30,9 @@ def linear_blocks(model) -> list[int]:
 def test_attention_is_swapped_in_the_blocks_that_are_wanted(wanted, blocks):
     model = small_model(shape=deeper(3))
 
-    new = METHOD.prepared(clone(model), a_config(linear_blocks=wanted, linear_features=4), SPEECH)
+    new = METHOD.prepare_model(
+        clone(model), a_config(linear_blocks=wanted, linear_features=4), SPEECH
+    )
 
     assert linear_blocks(new) == blocks
     for block, sizes in zip(new.typed_blocks(), new.shape.blocks, strict=True):
@@ -50,7 +52,7 @@ def test_so_many_blocks_are_those_whose_swap_shifts_the_output_least():
         model.blocks[2].attention.output.weight.mul_(9)
 
     chosen = [
-        linear_blocks(METHOD.prepared(clone(model), a_config(linear_blocks=n), SPEECH))
+        linear_blocks(METHOD.prepare_model(clone(model), a_config(linear_blocks=n), SPEECH))
         for n in (1, 2, 3)
     ]
 
@@ -62,7 +64,7 @@ def test_the_swap_depends_on_the_seed_and_leaves_chance_alone():
     model, state = small_model(), torch.get_rng_state()
 
     def directions(seed):
-        tensors = METHOD.prepared(clone(model), a_config(seed), SPEECH).state_dict()
+        tensors = METHOD.prepare_model(clone(model), a_config(seed), SPEECH).state_dict()
         return [tensors[f"blocks.{i}.attention.linear.directions"] for i in range(2)]
 
     assert all(torch.equal(a, b) for a, b in zip(directions(0), directions(0), strict=True))
@@ -72,12 +74,12 @@ def test_the_swap_depends_on_the_seed_and_leaves_chance_alone():
 
 
 def test_speech_is_touched_only_to_choose_blocks():
-    nothing = heard(SPEECH, frozenset())
-    METHOD.prepared(small_model(), a_config(linear_blocks=[1]), nothing)
+    nothing = guard_audio(SPEECH, frozenset())
+    METHOD.prepare_model(small_model(), a_config(linear_blocks=[1]), nothing)
 
-    assert heard(SPEECH, METHOD.needs) is SPEECH
+    assert guard_audio(SPEECH, METHOD.needs) is SPEECH
     with pytest.raises(NeedError, match="touches audio"):
-        METHOD.prepared(small_model(), a_config(linear_blocks=1), nothing)
+        METHOD.prepare_model(small_model(), a_config(linear_blocks=1), nothing)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +91,22 @@ def test_blocks_that_are_not_there_are_refused(wanted, message):
     with pytest.raises(
         ConfigError, match=f"`pruning.linear_blocks` must be within the 2.*{message}"
     ):
-        METHOD.prepared(small_model(), config, SPEECH)
+        METHOD.prepare_model(small_model(), config, SPEECH)
 
 
 def test_a_block_without_attention_has_none_to_swap():
     model = small_model()
     small = extract(model, {"blocks.0.attention": torch.zeros(1)})
 
-    assert linear_blocks(METHOD.prepared(small, a_config(), SPEECH)) == [1]
+    assert linear_blocks(METHOD.prepare_model(small, a_config(), SPEECH)) == [1]
     with pytest.raises(ConfigError, match=r"within the 1 blocks that have attention, \[1\]"):
-        METHOD.prepared(small, a_config(linear_blocks=2), SPEECH)
+        METHOD.prepare_model(small, a_config(linear_blocks=2), SPEECH)
 
 
 def test_a_swapped_model_may_be_swapped_again():
-    once = swapped(small_model(), [0], 4, 0)
+    once = with_linear_attention(small_model(), [0], 4, 0)
 
-    again = swapped(once, [0, 1], 8, 0)
+    again = with_linear_attention(once, [0, 1], 8, 0)
 
     assert [block.linear_features for block in again.shape.blocks] == [8, 8]
     assert torch.isfinite(again(*SPEECH[0]).logits).all()
@@ -113,7 +115,7 @@ def test_a_swapped_model_may_be_swapped_again():
 @pytest.mark.parametrize("features", [4, 200])
 def test_the_budget_is_a_share_of_the_model_with_softmax(features):
     teacher = small_model()
-    student = swapped(teacher, [0, 1], features, 0)
+    student = with_linear_attention(teacher, [0, 1], features, 0)
     space = Space.of(student, get_args(AxisKind), 4.0, unpruned=teacher)
     units = [axis for axis in space.prunable if axis.kind != "module"]
     scores = {axis.name: torch.rand(axis.size) for axis in units}

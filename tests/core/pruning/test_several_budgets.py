@@ -7,14 +7,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.config import ModelConfig
+from core.config.pruning import PruningConfig
+from core.config.trial import ModelConfig
 from core.conformer.axes import around
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.pruning.budget import ROUNDED, Budget, Ladder, beginning, budgets_of, choose
+from core.pruning.selection import ROUNDED, Budget, NestedOrder, budgets_of, choose, prefix_choice
 from core.pruning.space import Space, of_resource
-from core.pruning_config import PruningConfig
-from core.testing import deeper, made_up_table, small_model
+from core.testing import deeper, make_latency_table, small_model
 
 KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
 # Of the model below: what the second may be when half of the first goes, so that both can bind.
@@ -35,7 +35,7 @@ def a_space(size: str = "tiny") -> Space:
     config = ModelConfig(size=size, blocks=1, heads=16, width=128)
     with torch.device("meta"):
         model = Conformer(Shape.of(config, 100))
-    return Space.of(model, KINDS, 4.0, latency=made_up_table(model.shape, 4.0))
+    return Space.of(model, KINDS, 4.0, latency=make_latency_table(model.shape, 4.0))
 
 
 def some_scores(space, seed):
@@ -75,7 +75,7 @@ def test_three_budgets_are_met_and_no_removed_unit_could_come_back(seed, keeps):
         model := small_model(shape=deeper(1)),
         KINDS,
         4.0,
-        latency=made_up_table(model.shape, 4.0),
+        latency=make_latency_table(model.shape, 4.0),
     )
     names = ("flops", "params", "latency")
     first, *also = (
@@ -167,14 +167,14 @@ def test_what_a_ladder_counts_is_what_its_choice_costs(kinds, multiple_of):
     space = Space.of(small_model(shape=deeper(3)), kinds, 4.0)
     torch.manual_seed(0)
     scores = {axis.name: torch.randn(axis.size) for axis in space.prunable}
-    ladder = Ladder.of(space, scores, multiple_of)
+    ladder = NestedOrder.of(space, scores, multiple_of)
 
     for length in range(ladder.floors, len(ladder.steps) + 1, 3):
         kept = list(range(length))
         units = [unit for step in ladder.steps for unit in step]
         size = sum(len(step) for step in ladder.steps[:length])
         assert ladder.cost(kept) == space.choice_cost(ladder.choice(kept))
-        assert ladder.cost(kept) == space.choice_cost(beginning(space, units, size))
+        assert ladder.cost(kept) == space.choice_cost(prefix_choice(space, units, size))
 
 
 @pytest.mark.parametrize("multiple_of", [2, 8, 16])
@@ -196,7 +196,7 @@ def test_kept_sizes_are_multiples_and_the_budget_is_met(multiple_of, seed, keep)
 def test_sizes_are_not_rounded_where_the_budget_does_not_permit_it():
     space = Space.of(small_model(shape=deeper(3)), KINDS, 4.0)
     scores, budget = some_scores(space, 0), Budget(keep=0.04, resource="flops")
-    rounded = Ladder.of(space, scores, 16)
+    rounded = NestedOrder.of(space, scores, 16)
     assert budget.left(space, rounded.cost(range(rounded.floors))) < 0
 
     choice = choose(space, scores, budget, multiple_of=16)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.config.pruning import AxisKind
 from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
-from core.pruning_config import AxisKind
 from core.testing import (
     HEARINGS,
     MASK_KINDS,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from core.config import DistillationConfig
-from core.conformer.gate import fold, gated_forward, kept_units, tensors_of
+from core.config.trial import DistillationConfig
+from core.conformer.masking import fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Output
 from core.pruning.extraction import clone, extract
 from core.testing import deeper, ragged_speech, random_mask, small_model
@@ -37,8 +37,10 @@ def test_a_narrower_student_is_compared_through_the_columns_it_has():
     mask = {"width": random_mask(model.axes(), "binary")["width"]}
     distillation = Distillation(clone(model), DistillationConfig())
     features, num_frames = ragged_speech(61, 40)
-    output = gated_forward(model, features, num_frames, fold(tensors_of(model), model.axes(), mask))
-    student = Student(output=output, width=kept_units(mask["width"]), alive=(True, True))
+    output = gated_forward(
+        model, features, num_frames, fold(named_tensors(model), model.axes(), mask)
+    )
+    student = Student(output=output, width=kept_unit_indices(mask["width"]), alive=(True, True))
 
     losses = distillation.losses(features, num_frames, student)
     losses["layer"].backward()

@@ -1,0 +1,341 @@
+"""What a person may say about one trial: frozen, strict, and documented field by field.
+
+A `TrialConfig` is right from birth; how what is wrong is refused, core/config/base.py says. What is
+removed has a file of its own, core/config/pruning.py.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from core.config.base import Config
+from core.config.pruning import PruningConfig
+
+METHODS_FOLDER = Path(__file__).parents[1] / "methods"
+NO_SPEECH = "none"
+"""The name of a corpus that is none."""
+
+DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
+
+
+class DemoConfig(Config):
+    """The corpus that eSpeak NG speaks from a small command grammar."""
+
+    train_utterances: int = Field(1500, ge=2, le=1_000_000)
+    """Utterances in the training voices."""
+    dev_utterances: int = Field(150, ge=1, le=100_000)
+    """Utterances in the dev voices, which no other split hears."""
+    test_utterances: int = Field(200, ge=1, le=100_000)
+    """Utterances in the test voices, which no other split hears."""
+    snr_low_db: float = Field(15.0, ge=-10, le=60)
+    """Lowest signal-to-noise ratio of the added noise, in dB."""
+    snr_high_db: float = Field(30.0, ge=-10, le=60)
+    """Highest signal-to-noise ratio of the added noise, in dB."""
+    seed: int = Field(0, ge=0)
+    """Draws sentences, voices, speeds and noise; the same seed speaks the same corpus."""
+    commands: list[DemoCommand] = Field([], max_length=9)
+    """Only sentences that begin with one of these words are spoken; empty for all sentences."""
+
+    @model_validator(mode="after")
+    def _noise_has_a_range(self) -> "DemoConfig":
+        if self.snr_low_db > self.snr_high_db:
+            raise ValueError(
+                f"`snr_low_db` must be at most `snr_high_db`, but is {self.snr_low_db} above"
+                f" {self.snr_high_db} instead"
+            )
+        return self
+
+
+Case = Literal["as_written", "lower", "upper"]
+
+
+class CorpusConfig(Config):
+    """Where speech and its transcripts come from, and what the tokens are."""
+
+    name: str = Field("demo", min_length=1)
+    """`demo`, `librispeech`, or a folder in the LibriSpeech layout, of lhotse manifests or Shar or
+    of NeMo's manifests; `none` where there is no speech at all, which is for `conformer-sweep
+    prune` alone."""
+    labels: Literal["transcripts", "teacher"] = "transcripts"
+    """What the training speech is taken to say: its transcripts, or what the teacher of
+    `teacher.bundle` hears in it. Then no transcript of it is read, its splits may be plain folders
+    of audio, and a dev or test split without transcripts is judged against the teacher's text."""
+    root: str = ""
+    """Folder of LibriSpeech, downloaded there if absent; only for `name = "librispeech"`."""
+    train: str = Field("train*", min_length=1)
+    """Glob of the splits to train on."""
+    dev: str = Field("dev*", min_length=1)
+    """Glob of the splits that the search is judged on."""
+    test: str = Field("test*", min_length=1)
+    """Glob of the splits that final points are judged on."""
+    max_seconds: float = Field(30.0, gt=0.2, le=120)
+    """Longer training utterances are left out, in seconds; dev and test are never cut."""
+    resample: bool = True
+    """Bring other sample rates to 16 kHz; if false, such a file is refused by name."""
+    tokens: Literal["word", "unigram", "bpe", "char"] = "unigram"
+    """What SentencePiece's pieces are. Whole words learn much faster on small vocabularies."""
+    vocabulary: int = Field(128, ge=3, le=65_536)
+    """Number of pieces, at most: blank and unknown included."""
+    case: Case = "as_written"
+    """How transcripts are read: as they are, or in the case in which a teacher from elsewhere has
+    its tokens."""
+    speeds: list[float] = Field([1.0], min_length=1, max_length=8)
+    """Speeds at which the training speech is heard: 0.9 is slower and lower."""
+    allow: list[Literal["commands", "urls"]] = Field([], max_length=2)
+    """Sources of audio beside files that manifests may name: programs, which are then run, and
+    addresses (http, https), which are then opened. Only in a file that you wrote yourself."""
+    demo: DemoConfig = DemoConfig()
+
+    @model_validator(mode="after")
+    def _speeds_are_speeds(self) -> "CorpusConfig":
+        for speed in self.speeds:
+            if not 0.5 <= speed <= 2.0:
+                raise ValueError(f"`speeds` must lie in [0.5, 2], but one is {speed} instead")
+        return self
+
+
+class ModelConfig(Config):
+    """The teacher's shape: a named size, any number of which may be overruled."""
+
+    size: Literal["tiny", "small", "medium", "large"] = "tiny"
+    """About 1.5, 11, 27 or 115 million parameters."""
+    blocks: int | None = Field(None, ge=1, le=64)
+    """Conformer blocks."""
+    width: int | None = Field(None, ge=4, le=4096)
+    """Residual width."""
+    inner: int | None = Field(None, ge=1, le=16_384)
+    """Inner units of each feed-forward module."""
+    heads: int | None = Field(None, ge=1, le=64)
+    """Attention heads; the width must be divisible by them."""
+    channels: int | None = Field(None, ge=1, le=8192)
+    """Channels of each convolution module."""
+    kernel: int | None = Field(None, ge=1, le=255)
+    """Kernel of the depthwise convolutions, odd, in frames of 40 ms."""
+    frontend_channels: int | None = Field(None, ge=1, le=4096)
+    """Channels of both convolutions of the front end."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout while the teacher is trained."""
+
+
+class AugmentConfig(Config):
+    """What training changes of its speech, anew each epoch; dev and test stay as they are.
+
+    SpecAugment (Park et al., 2019) sets bands and spans of the features to their mean. Silence,
+    levels, noise and bandwidth simulate recordings, so that a model takes silence for silence;
+    features that are normalized over an utterance, of some imported models, do without these four.
+    They are off: on, they have so far cost clean speech some of its accuracy.
+    """
+
+    frequency_masks: int = Field(2, ge=0, le=16)
+    """Bands an utterance."""
+    frequency_width: int = Field(20, ge=0, le=80)
+    """Widest band, in mel bins."""
+    time_masks_per_second: float = Field(0.5, ge=0, le=10)
+    """Spans a second of speech."""
+    time_width_seconds: float = Field(0.25, ge=0, le=2)
+    """Longest span, in seconds."""
+    clean_share: float = Field(0.7, ge=0, le=1)
+    """Share of the steps from random weights before these four begin: words are learned sooner from
+    speech as it is. What learns from a teacher begins with them at once."""
+    silence_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances that get silence before, after, around or between their words: half
+    of it digital, half faint noise. It counts in `batch_seconds`."""
+    silence_seconds: float = Field(2.0, ge=0.1, le=30)
+    """Longest silence in one place, in seconds."""
+    empty_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the utterances that are silenced: such silence alone, and no words."""
+    level_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances that are heard at another level."""
+    level_low_db: float = Field(-30.0, ge=-100, le=100)
+    """Lowest gain of these, in dB."""
+    level_high_db: float = Field(6.0, ge=-100, le=100)
+    """Highest gain of these, in dB."""
+    noise_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances under which noise is laid."""
+    noise_low_db: float = Field(-110.0, ge=-150, le=0)
+    """Lowest level of this noise and of faint noise in silence, in dB of full scale."""
+    noise_high_db: float = Field(-45.0, ge=-150, le=0)
+    """Highest level of both, in dB of full scale."""
+    band_share: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances that lose what lies above some frequency, as on a telephone."""
+
+    @model_validator(mode="after")
+    def _levels_have_ranges(self) -> "AugmentConfig":
+        for name in ("level", "noise"):
+            low, high = getattr(self, f"{name}_low_db"), getattr(self, f"{name}_high_db")
+            if low > high:
+                raise ValueError(
+                    f"`{name}_low_db` must be at most `{name}_high_db`, but is {low} above"
+                    f" {high} instead"
+                )
+        return self
+
+
+class TeacherConfig(Config):
+    """The unpruned model: trained here, or a bundle from before."""
+
+    bundle: str = ""
+    """Folder of a finished bundle; if given, nothing is trained."""
+    steps: int = Field(1000, ge=1, le=10_000_000)
+    """Optimizer steps of its training."""
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    """Peak rate of AdamW, reached after the warm-up, then falling as a cosine."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly."""
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    """AdamW's decay."""
+    interctc_weight: float = Field(0.0, ge=0, lt=1)
+    """Share of the loss that CTC after middle blocks has, so that the model may be cut there."""
+    interctc_layers: list[int] = Field([], max_length=63)
+    """Those blocks, counted from 1, before the last; without any, the middle one."""
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Probability p with which a step passes by the last block of L; block l goes with p l / L.
+    Such training is never compiled, as each draw is another graph."""
+
+
+class DistillationConfig(Config):
+    """What the pruned model learns from, while it is searched and while it is tuned."""
+
+    task_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of CTC on the transcripts."""
+    logit_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of the divergence from the teacher's output distribution."""
+    layer_weight: float = Field(0.3, ge=0, le=1e4)
+    """Weight of the distance from the teacher's hidden states."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Softens both distributions."""
+    layers: int = Field(4, ge=1, le=64)
+    """How many of the teacher's blocks are matched, equally spaced and ending with the last."""
+    matching: Literal["ordered", "fixed"] = "ordered"
+    """Nearest student block with the order kept, or block i to block i."""
+
+
+class TuningConfig(Config):
+    """The extracted model's training."""
+
+    steps: int = Field(300, ge=0, le=10_000_000)
+    """Optimizer steps."""
+    learning_rate: float = Field(6e-4, gt=0, le=1)
+    """Peak rate of AdamW."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly; it then falls as a cosine."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout while the small model is tuned; gate noise takes its place in the search."""
+    more_steps: int = Field(0, ge=0, le=10_000_000)
+    """Optimizer steps by which a finished model is tuned on, at rates that rise and fall anew."""
+
+
+class BoostingConfig(Config):
+    """Training by a second encoder that is compressed away again (FOSTER, Wang et al., 2022)."""
+
+    share: float = Field(0.5, ge=0, le=1)
+    """Share of the steps in which the second encoder learns; in the others both become one."""
+    old_weight: float = Field(1.0, ge=0, le=1e4)
+    """Weight of the divergence from what the old model, or a trial's teacher, says of its tokens
+    while the second encoder learns."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Softens what is distilled, in both stages."""
+    boost_beta: float = Field(0.97, ge=0, lt=1)
+    """How much rarer tokens weigh more while the second encoder learns: a token seen n times weighs
+    (1 - beta) / (1 - beta**n); at 0 all weigh the same."""
+    compress_beta: float = Field(0.97, ge=0, lt=1)
+    """The same while both become one: higher keeps more of what is old, lower learns more that is
+    new."""
+    task_weight: float = Field(0.0, ge=0, le=1e4)
+    """Weight of CTC on the transcripts while both become one; FOSTER has none, and a trial takes
+    that of `distillation`."""
+
+
+class TrainingConfig(Config):
+    """What all training of a trial shares."""
+
+    batch_seconds: float = Field(60.0, gt=0, le=100_000)
+    """Speech in a batch, padding included, in seconds."""
+    micro_batches: int = Field(1, ge=1, le=1024)
+    """Parts in which a batch passes, for less memory; batch-norm sees one part at a time."""
+    clip: float = Field(5.0, gt=0, le=1e6)
+    """Largest norm of the weights' gradient; gates and multipliers are never clipped."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class EvaluationConfig(Config):
+    """How an outcome is measured."""
+
+    bootstrap_samples: int = Field(1000, ge=100, le=1_000_000)
+    """Resamples of the utterances behind an interval of the WER."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Coverage of the interval."""
+    latency_repeats: int = Field(7, ge=1, le=1000)
+    """Timed passes of one utterance at batch 1; their median is the latency."""
+
+
+class RuntimeConfig(Config):
+    """Where and how a trial computes; none of it changes what is computed, but for rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 is autocast of matrix products while training; gates, losses and multipliers stay in
+    fp32. `auto` takes it where the processor has instructions for it: elsewhere it is slower."""
+    compile: bool = False
+    """`torch.compile` the stages whose shapes are fixed: teacher and tuning."""
+    threads: int = Field(1, ge=1, le=1024)
+    """CPU threads of a trial."""
+    report_steps: int = Field(100, ge=1, le=10_000_000)
+    """Steps between evaluations on dev."""
+    checkpoint_steps: int = Field(100, ge=1, le=10_000_000)
+    """Steps between checkpoints; at most so many are lost to a kill."""
+
+
+class TrialConfig(Config):
+    """One trial, whole."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Sets weights, order of the data, dropout and gate noise."""
+    corpus: CorpusConfig = CorpusConfig()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    pruning: PruningConfig = PruningConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    tuning: TuningConfig = TuningConfig()
+    boosting: BoostingConfig = BoostingConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _methods_are_files(self) -> "TrialConfig":
+        named = {
+            "method": self.pruning.method,
+            "start_from": self.pruning.start_from or self.pruning.method,
+        }
+        for key, name in named.items():
+            if name not in method_names():
+                near = difflib.get_close_matches(name, method_names(), n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise ValueError(
+                    f"`pruning.{key}` must be one of {', '.join(method_names())},"
+                    f" but is `{name}` instead{hint}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _who_labels_is_there(self) -> "TrialConfig":
+        without = {
+            'corpus.labels = "teacher"': self.corpus.labels == "teacher",
+            'corpus.name = "none"': self.corpus.name == NO_SPEECH,
+        }
+        for said, is_so in without.items():
+            if is_so and not self.teacher.bundle:
+                raise ValueError(
+                    f"`teacher.bundle` must be the folder of a trained recogniser where `{said}`,"
+                    " but is empty instead"
+                )
+        return self
+
+
+def method_names() -> list[str]:
+    """The folder core/methods is the registry: one method a file, itself never imported here."""
+    return sorted(p.stem for p in METHODS_FOLDER.glob("*.py") if not p.stem.startswith("_"))

@@ -1,1 +1,0 @@
-"""Corpora: a name or a path becomes batches of features and tokens."""

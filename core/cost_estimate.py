@@ -1,0 +1,91 @@
+"""What a trial will cost, before any data is looked at: what `check` shows before a sweep."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from core import bundle
+from core.config.trial import NO_SPEECH, TrialConfig
+from core.conformer.model import Conformer
+from core.conformer.shape import MELS, Shape
+from core.data.batching import Batch
+from core.pruning.space import Space
+from core.runtime import seed_everything, select_device
+from core.stages import Announce, be_silent
+from core.training.intermediate_ctc import InterCTC
+from core.training.loop import DenseStage, Rates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostEstimate:
+    """Sizes, and the time of one step."""
+
+    params: int
+    """Of the unpruned model."""
+    gflops: float
+    """Of the unpruned model, at the stated utterance length."""
+    seconds_per_step: float
+    """One measured dense training step on this machine, full batch; 0 where nothing is trained."""
+
+
+def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> CostEstimate:
+    """The price, by two dense steps on noise, of the model that is trained or was given.
+
+    Args:
+        config: of a trial.
+        announce: told what begins.
+
+    Raises:
+        BundleError: if a given teacher is no whole bundle.
+    """
+    seed_everything(config, config.runtime.threads)
+    device = select_device(config)
+    announce("reading the model")
+    model = _unpruned(config).to(device)
+    space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
+    cost = space.unpruned
+    params, gflops = int(cost.params), float(cost.flops) / 1e9
+    if config.corpus.name == NO_SPEECH:  # a step would take four times the memory, for nothing
+        return CostEstimate(params=params, gflops=gflops, seconds_per_step=0.0)
+    model.set_stochastic_depth(config.teacher.stochastic_depth)
+    rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
+    stage = DenseStage(
+        model,
+        stage="teacher",
+        steps=2,
+        rates=rates,
+        judge=None,
+        runtime=config.runtime,
+        interctc=InterCTC.of(config.teacher, len(model.blocks)),
+    )
+    batch = _noise(config, model.shape.vocabulary).to(device)
+    announce("taking a step of training to warm up")
+    stage.step(batch, 0)
+    announce("timing a step of training")
+    started = time.perf_counter()
+    float(stage.step(batch, 1)["total"])
+    elapsed = time.perf_counter() - started
+    return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
+
+
+def _unpruned(config: TrialConfig) -> Conformer:
+    if config.teacher.bundle:
+        return bundle.load(Path(config.teacher.bundle)).model
+    return Conformer(Shape.of(config.model, config.corpus.vocabulary))
+
+
+def _noise(config: TrialConfig, vocabulary: int) -> Batch:
+    """A full batch of utterances of 4 s."""
+    count = max(1, round(config.training.batch_seconds / 4))
+    return Batch(
+        features=torch.randn(count, 400, MELS),
+        num_frames=torch.full((count,), 400),
+        tokens=torch.randint(1, vocabulary, (count, 8)),
+        num_tokens=torch.full((count,), 8),
+        seconds=4.0 * count,
+        ids=("",) * count,
+        texts=("",) * count,
+        indices=tuple(range(count)),
+    )

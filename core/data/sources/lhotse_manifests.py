@@ -1,0 +1,244 @@
+"""Corpora of manifests: lhotse's Shar folders, CutSets, recordings and supervisions; NeMo's.
+
+SPLIT stands for the split's name; each may lie in any of these forms, with or without .gz:
+SPLIT/cuts.000000.jsonl.gz with its archives beside it (Shar); SPLIT.jsonl or
+PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl beside PREFIX_supervisions_SPLIT.jsonl;
+NeMo's SPLIT.json or SPLIT_manifest.json. One manifest alone is a corpus of one split.
+"""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from lhotse import CutSet, MonoCut, MultiCut
+from lhotse.cut import Cut
+
+from core.data.audio_decoding import CorpusError
+from core.data.manifests import nemo
+from core.data.manifests.json_lines import Line, first_line, read_lines
+from core.data.manifests.recordings import RecordingRecord
+from core.data.manifests.records import (
+    SupervisionRecord,
+    check,
+    find_audio,
+    read_cut,
+    to_recording,
+    to_supervision,
+)
+from core.data.manifests.segments import Notes, one_utterance_a_cut
+from core.data.manifests.shar import SharCuts
+from core.data.manifests.sources import NOTHING, Allowed
+
+Words = Literal["needed", "optional", "unread"]
+"""Whether a split must have transcripts, may have them, or is read as if it had none."""
+
+_CUTS = re.compile(r"((.*_)?cuts_)?(?P<split>[^_].*?)(_manifest)?\.jsonl(\.gz)?")
+_RECORDINGS = re.compile(r"(.*_)?recordings_(?P<split>.+?)\.jsonl(\.gz)?")
+_NEMO = re.compile(r"(?P<split>.+?)(_manifest)?\.json(\.gz)?")
+_NO_SPLIT = re.compile(r"(.*_)?supervisions_.+|cuts\.\d+\..+")
+_LOOKED_AT = 1 << 16
+_CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
+
+
+def split_names(root: Path) -> list[str]:
+    """Splits of `root`, in whatever form."""
+    return sorted(_places(root))
+
+
+def load_split(
+    root: Path, split: str, *, words: Words = "needed", allowed: Allowed = NOTHING
+) -> CutSet:
+    """Reads one split: a cut an utterance; those of a Shar folder are read as they are asked for.
+
+    Args:
+        root: the corpus's folder, or its one manifest.
+        split: one of its splits.
+        words: if they are not needed, recordings may go without supervisions.
+        allowed: what beside files the user's own settings let a manifest name.
+
+    Raises:
+        CorpusError: naming what of a manifest cannot be used.
+    """
+    place = _places(root)[split]
+    if place.is_dir():
+        cuts = CutSet(SharCuts(folder=place, has_audio=True, allowed=allowed))
+    else:
+        cuts = CutSet.from_cuts(_read(place, words, allowed))
+    return cuts.map(_wordless) if words == "unread" else cuts
+
+
+def describe_split(root: Path, split: str, *, allowed: Allowed = NOTHING) -> CutSet:
+    """Reads the same cuts without opening their audio, for all but `load_audio`.
+
+    Raises:
+        CorpusError: naming what of a manifest cannot be used.
+    """
+    place = _places(root)[split]
+    if not place.is_dir():
+        return load_split(root, split, allowed=allowed)
+    return CutSet(SharCuts(folder=place, has_audio=False, allowed=allowed, is_quiet=False))
+
+
+def _wordless(cut: Cut) -> Cut:
+    return cut.drop_supervisions()
+
+
+def _places(root: Path) -> dict[str, Path]:
+    """Each split's Shar folder or manifest; of several forms the first wins."""
+    if root.is_file():
+        return {_split_of(root) or root.name: root}
+    if not root.is_dir():
+        return {}
+    places = {p.parent.name: p.parent for p in sorted(root.glob("*/cuts.*.jsonl*"))}
+    for file in sorted(p for p in root.iterdir() if p.is_file()):
+        split = None if file.name.startswith(".") else _split_of(file)
+        if split and (".jsonl" in file.name or _is_nemo(file)):
+            places.setdefault(split, file)
+    return places
+
+
+def _split_of(file: Path) -> str | None:
+    """Which split a file is by its name."""
+    for pattern in (_RECORDINGS, _CUTS, _NEMO):
+        match = pattern.fullmatch(file.name)
+        if match and not _NO_SPLIT.fullmatch(file.name):
+            return match["split"]
+    return None
+
+
+def _is_nemo(file: Path) -> bool:
+    """Whether a .json file is a manifest: most are something else."""
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
+            begin = opened.read(_LOOKED_AT)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return any(f'"{key}"'.encode() in begin for key in nemo.AUDIO_KEYS)
+
+
+def _read(place: Path, words: Words, allowed: Allowed) -> Iterator[Cut]:
+    """A manifest's utterances; its first line tells what it is."""
+    notes = Notes(file=place)
+    first = first_line(place)
+    if first is None:
+        return
+    kind = _kind(first)
+    if kind == "nemo":
+        yield from nemo.read_utterances(place, notes)
+    elif kind == "cut":
+        cuts = (read_cut(line, allowed=allowed) for line in read_lines(place))
+        yield from one_utterance_a_cut((find_audio(cut, place.parent) for cut in cuts), notes)
+    else:
+        yield from one_utterance_a_cut(_join(place, words, allowed, notes), notes)
+    notes.write()
+
+
+def _kind(line: Line) -> Literal["nemo", "cut", "recording"]:
+    """What the records of a manifest are.
+
+    Raises:
+        CorpusError: if they are none that can be read.
+    """
+    values = line.values
+    if any(key in values for key in nemo.AUDIO_KEYS):
+        return "nemo"
+    if values.get("type") in _CUT_TYPES:
+        return "cut"
+    if "sources" in values or _RECORDINGS.fullmatch(line.file.name):
+        return "recording"
+    keys = ", ".join(f"`{key}`" for key in values if key.isprintable())
+    raise CorpusError(
+        f"{line.place}, must be a cut (`type`, `recording`, `supervisions`) or a recording"
+        " (`sources`) of lhotse or an utterance of NeMo (`audio_filepath`, `text`), but has"
+        f" {keys[:200] or 'nothing'} instead."
+    )
+
+
+def _join(place: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator[Cut]:
+    """Recordings with what is said in them; who says nothing is heard only without words."""
+    spoken = _supervisions(place, words)
+    recordings: set[str] = set()
+    silent: list[str] = []
+    for number, line in enumerate(read_lines(place)):
+        recording = to_recording(check(RecordingRecord, line, allowed=allowed))
+        if recording.id in recordings:
+            raise CorpusError(f"{line.place}, must name `{recording.id}` once, but does so again.")
+        recordings.add(recording.id)
+        said = spoken.get(recording.id, [])
+        if not said and words == "needed":
+            silent.append(recording.id)
+            continue
+        channels = recording.channel_ids
+        kind = partial(MonoCut, channel=channels[0])
+        if len(channels) > 1:
+            kind = partial(MultiCut, channel=channels)
+        cut = kind(
+            id=f"{recording.id}-{number}",
+            start=0.0,
+            duration=recording.duration,
+            recording=recording,
+            supervisions=[to_supervision(record) for record in said],
+        )
+        _check_channels(cut, place)
+        yield find_audio(cut, place.parent)
+    _note_left_out(recordings, silent, spoken, notes)
+
+
+def _supervisions(place: Path, words: Words) -> dict[str, list[SupervisionRecord]]:
+    """What is said, by recording.
+
+    Raises:
+        CorpusError: if the manifest of it is missing and needed.
+    """
+    texts = place.with_name(place.name.replace("recordings_", "supervisions_"))
+    if texts == place or not texts.exists():
+        if words != "needed":
+            return {}
+        hint = "" if texts != place else "; name it recordings_SPLIT.jsonl"
+        name = texts.name if texts != place else "supervisions_SPLIT.jsonl"
+        raise CorpusError(
+            f"`{place}` holds recordings and must have `{texts.with_name(name)}` beside it,"
+            f" but has not{hint}."
+        )
+    spoken: dict[str, list[SupervisionRecord]] = {}
+    for line in read_lines(texts):
+        record = check(SupervisionRecord, line)
+        spoken.setdefault(record.recording_id, []).append(record)
+    return spoken
+
+
+def _check_channels(cut: MonoCut | MultiCut, place: Path) -> None:
+    """A mono recording's supervisions name its channel, too."""
+    there = cut.recording.channel_ids
+    for spoken in cut.supervisions:
+        named = spoken.channel if isinstance(spoken.channel, list) else [spoken.channel]
+        strange = [channel for channel in named if channel not in there]
+        if strange:
+            raise CorpusError(
+                f"`{spoken.id}` of `{place}` must name a channel of its recording"
+                f" ({', '.join(map(str, there))}), but names {strange[0]} instead."
+            )
+
+
+def _note_left_out(
+    recordings: set[str],
+    silent: list[str],
+    spoken: dict[str, list[SupervisionRecord]],
+    notes: Notes,
+) -> None:
+    """Says what of two manifests has nothing in the other."""
+    if silent:
+        notes.others.append(
+            f"`{notes.file}` has {len(silent)} recordings in which nothing is transcribed, such as"
+            f" `{silent[0]}`; they are left out."
+        )
+    strange = [name for name in spoken if name not in recordings]
+    if strange:
+        notes.others.append(
+            f"`{notes.file}` lacks {len(strange)} recordings that its supervisions name, such as"
+            f" `{strange[0]}`; what is said in them is left out."
+        )

@@ -1,1 +1,0 @@
-"""Published recognisers brought in as bundles, whatever they were trained with."""

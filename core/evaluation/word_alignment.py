@@ -1,0 +1,101 @@
+"""From a path of tokens, one a frame, to words with their frames and how sure they are.
+
+Shapes: T output frames, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from core.data.tokenizer import Tokenizer
+from core.evaluation.greedy import BLANK
+
+WORD_START = "\u2581"
+"""Begins the first piece of a word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenPath:
+    """One token a frame, of which an hour takes a megabyte."""
+
+    ids: Int[Tensor, " frames"]
+    probabilities: Float[Tensor, " frames"]
+
+
+Decoder = Callable[[Iterable[Float[Tensor, "_ vocabulary"]]], TokenPath]
+"""Finds a path through log-probabilities, which come part after part."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Word:
+    """A word and the output frames of its first and its last token."""
+
+    text: str
+    first: int
+    last: int
+    confidence: float
+    """Of its tokens' probabilities the smallest, each where the model is surest of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Said:
+    """A token that a run of equal frames says."""
+
+    id: int
+    first: int
+    last: int
+    confidence: float
+
+
+def best_path(parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:
+    """Each frame's best token."""
+    best = [part.max(dim=1) for part in parts]
+    if not best:
+        return TokenPath(ids=torch.zeros(0, dtype=torch.long), probabilities=torch.zeros(0))
+    return TokenPath(
+        ids=torch.cat([part.indices for part in best]),
+        probabilities=torch.cat([part.values.float() for part in best]).exp(),
+    )
+
+
+def path_words(path: TokenPath, tokenizer: Tokenizer) -> list[Word]:
+    """Merge repeats, drop blanks, and join pieces to words."""
+    pieces = tokenizer.pieces
+    groups: list[list[_Said]] = []
+    for token in _said(path):
+        if not groups or pieces[token.id].startswith(WORD_START):
+            groups.append([])
+        groups[-1].append(token)
+    return [
+        Word(
+            text=text,
+            first=group[0].first,
+            last=group[-1].last,
+            confidence=min(token.confidence for token in group),
+        )
+        for group in groups
+        for text in tokenizer.decode([token.id for token in group]).split()
+    ]
+
+
+def join_words(words: Iterable[Word]) -> str:
+    return " ".join(word.text for word in words)
+
+
+def _said(path: TokenPath) -> list[_Said]:
+    ids, lengths = torch.unique_consecutive(path.ids, return_counts=True)
+    ends = lengths.cumsum(0).tolist()
+    probabilities = path.probabilities.tolist()
+    return [
+        _Said(
+            id=id_,
+            first=end - length,
+            last=end - 1,
+            confidence=max(probabilities[end - length : end]),
+        )
+        for id_, length, end in zip(ids.tolist(), lengths.tolist(), ends, strict=True)
+        if id_ != BLANK
+    ]

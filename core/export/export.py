@@ -1,0 +1,322 @@
+"""Leaving with a model: a bundle as a folder that other programs load, verified before it is there.
+
+To `bundle`, as it is; to `onnx`, a graph for any runtime; to `sherpa`, what sherpa-onnx loads; to
+`transformers`, what its `ParakeetForCTC` loads.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from core import bundle
+from core.bundle import Bundle
+from core.data.audio import check_file
+from core.data.tokenizer import BLANK, FILE_NAME
+from core.digests import bundle_digest
+from core.export import usage_snippets
+from core.export.model_card import FEATURES, Exported, card
+from core.export.onnx.conversion import DATA, LARGEST_INLINE, OPSET, export_onnx
+from core.export.onnx.quantization import quantize_weights
+from core.export.parakeet import EXTRACTOR, PROCESSOR, TOKENS_CONFIG, count_added, write_parakeet
+from core.export.rounding import Errors
+from core.export.sherpa import SPEC, TOKENS, Precision, needs_sherpa, spec, tokens_text
+from core.export.transformers_check import check_export, needs_transformers
+from core.export.verify import (
+    LENGTHS,
+    TOLERANCE,
+    Agreement,
+    Expected,
+    agreement,
+    check_graph,
+    check_texts,
+    compare_texts,
+    make_test_sounds,
+)
+from core.files import atomic_folder
+from core.importers.parakeet import CONFIG
+from core.importers.tokenizer import FAST
+from core.inference.exported_model import FEATURES_FILE, FLOAT, INT8, features_text
+from core.inference.graph_interface import ExportError, needs_extra
+from core.inference.onnx_session import Graph
+from core.inference.sherpa_loader import Loader, choose_loader
+from core.stages import Announce, be_silent
+
+Target = Literal["bundle", "onnx", "sherpa", "transformers"]
+_GRAPHS = ("onnx", "sherpa")
+CARD = "README.md"
+_PURPOSES = {
+    FLOAT: "the graph, in floats",
+    INT8: "the same in 8-bit integers",
+    f"{FLOAT}{DATA}": f"the weights of `{FLOAT}`, which must stay in one folder with it",
+    f"{INT8}{DATA}": f"the weights of `{INT8}`, which must stay in one folder with it",
+    TOKENS: "each token's symbol and id",
+    SPEC: "the loader to call, and its arguments",
+    FEATURES_FILE: "the features that the graph wants, and what its front end makes of them",
+    FILE_NAME: "the tokenizer, a SentencePiece model",
+    "report.json": "what was measured of the model, and of what config it is",
+    "shape.json": "the sizes of the model's parts",
+    "model.safetensors": "the weights",
+    "checksums.json": "SHA-256 of the bundle's files",
+    CONFIG: "the sizes, as transformers names them",
+    EXTRACTOR: "the features",
+    PROCESSOR: "features and tokens together",
+    FAST: "the tokenizer, as transformers reads it",
+    TOKENS_CONFIG: "its class, and the blank's name",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportResult:
+    """An export that is there, and what speaks for it."""
+
+    folder: str
+    to: str
+    files: tuple[str, ...]
+    verified: tuple[str, ...]
+
+
+def export(
+    source: Path,
+    out: Path,
+    to: Target,
+    *,
+    is_int8: bool = False,
+    verify_on: Sequence[Path] = (),
+    inline_bytes: int = LARGEST_INLINE,
+    announce: Announce = be_silent,
+) -> ExportResult:
+    """Write an export, whole or not at all.
+
+    Args:
+        source: a bundle.
+        out: a new folder.
+        to: what for.
+        is_int8: also in 8-bit integers.
+        verify_on: speech on which sherpa-onnx or transformers must hear what `transcribe` does;
+            noise and what eSpeak NG says, if it is installed, by default.
+        inline_bytes: the most weights that a graph's own file may hold.
+        announce: told what begins.
+
+    Raises:
+        BundleError: if the source is no whole bundle.
+        CorpusError: naming a file to verify on that cannot be heard.
+        ExportError: if what it needs is not installed, it is not what it must be, or the folder
+            is taken.
+        OSError: if the disk is full or not writable.
+    """
+    _check_order(out, to, is_int8=is_int8, verify_on=verify_on)
+    announce("reading the model")
+    opened = bundle.load(source)
+    with atomic_folder(out) as folder:
+        job = _Job(
+            opened=opened,
+            folder=folder,
+            is_int8=is_int8,
+            verify_on=verify_on,
+            inline_bytes=inline_bytes,
+            announce=announce,
+        )
+        if to == "bundle":
+            verified = _as_bundle(source, folder)
+        elif to == "onnx":
+            verified = _as_onnx(job)
+        elif to == "sherpa":
+            verified = _as_sherpa(job)
+        else:
+            verified = _as_transformers(job)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+        about = Exported(
+            name=out.name,
+            to=to,
+            params=sum(p.numel() for p in opened.model.parameters()),
+            source=bundle_digest(source) or "",
+            tokenizer=opened.tokenizer.digest,
+            files={name: _PURPOSES[name] for name in files},
+            verified=verified,
+            loading=usage_snippets.TEXTS[to],
+            notes=_notes(opened, to),
+        )
+        (folder / CARD).write_text(card(about, opened.report), encoding="utf-8")
+    return ExportResult(folder=str(out), to=to, files=(*files, CARD), verified=tuple(verified))
+
+
+def _check_order(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"`--out` must be a new folder, but `{out}` is there already.")
+    if to not in _GRAPHS and is_int8:
+        raise ExportError(
+            f"`--int8` must go with a graph, `--to onnx` or `sherpa`, but goes with `{to}`."
+        )
+    if verify_on and to not in ("sherpa", "transformers"):
+        raise ExportError(
+            f"`--verify-on` must go with `--to sherpa` or `transformers`, but goes with `{to}`."
+        )
+    for file in verify_on:
+        check_file(file)
+    if to == "sherpa":
+        needs_sherpa()
+    if to == "transformers":
+        needs_transformers()
+    if to in _GRAPHS:
+        needs_extra()
+
+
+def _as_bundle(source: Path, folder: Path) -> list[str]:
+    for name in (*bundle.FILES, "checksums.json"):
+        shutil.copyfile(source / name, folder / name)
+    bundle.check(folder)
+    return ["Every file matches its checksum."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """An export while it is being made."""
+
+    opened: Bundle
+    folder: Path
+    is_int8: bool
+    verify_on: Sequence[Path]
+    inline_bytes: int
+    announce: Announce
+
+
+def _as_onnx(job: _Job) -> list[str]:
+    _put_beside(job.opened, job.folder)
+    return _graphs(job, Loader(name=""))
+
+
+def _as_sherpa(job: _Job) -> list[str]:
+    opened, folder = job.opened, job.folder
+    loader = choose_loader(opened.model.shape.hearing, opened.tokenizer.size)
+    _put_beside(opened, folder)
+    verified = _graphs(job, loader)
+    graphs: dict[Precision, str] = {"float": FLOAT}
+    if job.is_int8:
+        graphs["int8"] = INT8
+    (folder / SPEC).write_text(json.dumps(spec(loader, graphs), indent=1) + "\n")
+    with TemporaryDirectory() as scratch:
+        files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
+        job.announce("comparing texts of sherpa-onnx and `transcribe`")
+        # Where its features are others, a text may be, too.
+        texts = (check_texts if loader.is_exact else compare_texts)(opened, folder, files)
+        verified.append(
+            f"sherpa-onnx {texts.version}, in a process of its own, hears {texts.equal} of"
+            f" {len(files)} sounds as `transcribe` does, {texts.with_words} of them with words,"
+            " alone and in batches."
+        )
+        if not loader.is_exact:
+            verified.append(
+                "It computes other features than NeMo; a model that `import --for-sherpa` brings"
+                " in hears the same ones."
+            )
+        if job.is_int8:
+            job.announce("comparing texts of sherpa-onnx in 8-bit integers")
+            texts = compare_texts(opened, folder, files, "int8", right=texts.right)
+            verified.append(
+                f"In 8-bit integers it hears {texts.equal} of {len(files)} alike;"
+                f" {100 * texts.words_differ:.1f} % of the words differ."
+            )
+    return verified
+
+
+def _as_transformers(job: _Job) -> list[str]:
+    opened, folder = job.opened, job.folder
+    job.announce("writing the weights")
+    write_parakeet(opened.model, opened.tokenizer, folder)
+    _put_report(opened, folder)
+    with TemporaryDirectory() as scratch:
+        files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
+        return check_export(opened, folder, files, announce=job.announce)
+
+
+def _put_beside(opened: Bundle, folder: Path) -> None:
+    """What every graph needs to be understood."""
+    opened.tokenizer.save(folder / FILE_NAME)
+    (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
+    (folder / FEATURES_FILE).write_text(features_text(opened.model.hearing), encoding="utf-8")
+    _put_report(opened, folder)
+
+
+def _put_report(opened: Bundle, folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
+
+
+def _graphs(job: _Job, loader: Loader) -> list[str]:
+    """Write them, and compare with torch."""
+    model, file = job.opened.model, job.folder / FLOAT
+    job.announce("running the model in torch, to compare with")
+    expected = [Expected.of(model, lengths) for lengths in LENGTHS]
+    job.announce(f"writing `{FLOAT}`")
+    export_onnx(
+        model,
+        file,
+        is_nemo=loader.is_nemo,
+        metadata=loader.metadata,
+        inline_bytes=job.inline_bytes,
+    )
+    job.announce(f"comparing `{FLOAT}` in ONNX Runtime with torch")
+    found, errors = check_graph(
+        model,
+        Graph(file),
+        FLOAT,
+        is_nemo=loader.is_nemo,
+        announce=job.announce,
+        expected=expected,
+    )
+    said = [_said_of_floats(found, errors)]
+    if job.is_int8:
+        job.announce(f"writing `{INT8}`")
+        quantize_weights(file, job.folder / INT8, inline_bytes=job.inline_bytes)
+        job.announce(f"comparing `{INT8}` in ONNX Runtime with torch")
+        graph = Graph(job.folder / INT8)
+        found = agreement(model, graph, is_nemo=loader.is_nemo, expected=expected)
+        said.append(
+            f"`{INT8}` finds the same token likeliest in {100 * found.same_best:.1f} % of those"
+            " frames of noise."
+        )
+    return said
+
+
+def _said_of_floats(found: Agreement, errors: Errors | None) -> str:
+    on = f"on ragged batches of 0.1 to 60 s ({found.gap:.1e} at most, {found.frames} frames"
+    if errors is None:
+        return (
+            f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within {TOLERANCE:g} {on})."
+        )
+    return (
+        f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within rounding {on}); from"
+        f" double precision torch's are {errors.torch:.1e} away, its own {errors.other:.1e}."
+    )
+
+
+def _notes(opened: Bundle, to: Target) -> list[str]:
+    hearing, size = opened.model.shape.hearing, opened.tokenizer.size
+    is_normalised = hearing.normalization == "per_feature"
+    normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
+    blank = size - 1 if to == "transformers" else BLANK  # last, there
+    says = (
+        f"It says {size} tokens, of which {blank} is CTC's blank,"
+        f" one each {10 * hearing.subsampling} ms."
+    )
+    lines = [FEATURES[hearing.features] + normalised, "", says]
+    if to in _GRAPHS:
+        graph = (
+            f"The graph is of opset {OPSET}; batch and time are free; in: `features` and"
+            " `num_frames`; out: `log_probabilities` and `num_output_frames`."
+            " Frames at or beyond an utterance's length mean nothing."
+        )
+        if to == "sherpa" and hearing.is_padded:
+            graph += " Each token's frame is said once for each of its features."
+        lines += ["", graph]
+    added = count_added(opened.model) if to == "transformers" else 0
+    if added:
+        filled = (
+            "`ParakeetForCTC` has blocks of one size, and no factored layers: to fit it, the model"
+            f" holds {added:,} parameters more here, which change nothing that it says."
+        )
+        lines += ["", filled]
+    return lines

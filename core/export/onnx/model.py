@@ -1,0 +1,350 @@
+"""A dense model rewritten for inference: it computes what the model does, in fewer steps.
+
+What is constant is multiplied out: batch norm into the depthwise convolution, attention's scale
+and biases into its projections, the half steps into the feed-forwards. Frames lie in rows, so that
+a linear layer with its bias is one matrix product, and positions in columns, so that heads need no
+transposing. The front end's channels are filled up with zeros to whole vectors.
+
+Shapes: B batch, M mel frames, T frames, N = B T rows, D width, P width of the positions, H heads, K
+head width, A = H K, C channels, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from core.conformer.attention import Attention, distance_table
+from core.conformer.block import Block
+from core.conformer.convolution import Convolution
+from core.conformer.factored import Factored, Linear
+from core.conformer.feedforward import FeedForward
+from core.conformer.frontend import Frontend
+from core.conformer.model import Conformer
+from core.features.spec import FrontendSpec
+
+LANES = 16
+"""Floats of the widest vectors: a convolution of so many channels at a time needs no rest."""
+FINE, COARSE = 256, 256
+"""A distance is COARSE steps of FINE frames at most, ahead or back: 43 minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """What all blocks know of a batch."""
+
+    batch: int
+    time: int
+    is_frame: Bool[Tensor, "batch time"]
+    positions: Float[Tensor, "position_width distances"]
+    """Of the distances T, T - 1 ... -(T - 1), sines above cosines."""
+
+    @property
+    def present(self) -> Float[Tensor, "rows 1"]:
+        return self.is_frame.to(self.positions.dtype).reshape(-1, 1)
+
+    @property
+    def floor(self) -> Float[Tensor, "batch 1 1 time"]:
+        """What is added to scores of padding: finite, as rows without any real frame must be."""
+        lowest = torch.finfo(self.positions.dtype).min / 2
+        return torch.where(self.is_frame, 0.0, lowest)[:, None, None]
+
+
+class Inference(nn.Module):
+    """Features and their lengths in, log-probabilities and lengths out."""
+
+    def __init__(self, model: Conformer) -> None:
+        """`model` is dense and in evaluation mode; parts that stay as they are, are shared."""
+        super().__init__()
+        self.frontend = _frontend(model.frontend)
+        self.hearing = model.shape.hearing
+        self.enough = enough(self.hearing)
+        self.positions = Positions(model.shape.position_width)
+        self.blocks = nn.ModuleList(FlatBlock(block) for block in model.typed_blocks())
+        self.head = model.head
+        self.eval()
+
+    def forward(
+        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
+        # A click gives a frame that is none, not an error where nobody can mend it.
+        few: Any = torch.sym_max(0, self.enough - features.shape[1])  # no int while it is traced
+        stacked = self.frontend.stack_channels(F.pad(features, (0, 0, 0, few)), num_frames)
+        batch, time, _ = stacked.shape
+        lengths: Tensor = self.hearing.output_frames(num_frames)
+        frames = Frames(
+            batch=batch,
+            time=time,
+            is_frame=torch.arange(time, device=features.device) < lengths[:, None],
+            positions=self.positions(time),
+        )
+        x = self.frontend.linear(stacked.flatten(0, 1))  # (N, D)
+        for block in self.blocks:
+            x = block(x, frames)
+        return self.head(x).log_softmax(-1).view(batch, time, -1), lengths.clamp(max=time)
+
+
+def enough(hearing: FrontendSpec) -> int:
+    """Frames of features that leave one, and more: to the exporter 0 and 1 are constants."""
+    return max(hearing.shortest, 1 + 2**hearing.stages)
+
+
+class FlatFrontend(nn.Module):
+    """Our own front end."""
+
+    mean: Tensor
+    rate: Tensor
+
+    def __init__(self, frontend: Frontend, conv1: nn.Conv2d, conv2: nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("mean", frontend.mean)
+        self.register_buffer("rate", frontend.deviation.reciprocal())
+        sub1, sub2 = conv1.out_channels, conv2.out_channels
+        more1, more2 = -sub1 % LANES, -sub2 % LANES
+        self.conv1 = convolution(conv1, more1, 0)
+        self.conv2 = convolution(conv2, more2, more1)
+        weight = frontend.linear.weight.unflatten(1, (sub2, -1))  # (D, C, F / 4)
+        self.linear = matrix(F.pad(weight, (0, 0, 0, more2)).flatten(1), frontend.linear.bias)
+
+    def stack_channels(
+        self, features: Float[Tensor, "batch mel_frames mels"], _num_frames: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch time inputs"]:
+        x = ((features - self.mean) * self.rate).unsqueeze(1)
+        pictures = F.relu(self.conv2(F.relu(self.conv1(x))))  # (B, C, T, F / 4)
+        return pictures.transpose(1, 2).flatten(2)
+
+
+class Positions(nn.Module):
+    """Sines and cosines of all distances, from those of coarse and of fine steps.
+
+    sin(a + b) = sin a cos b + cos a sin b; the tables are made in double precision.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        rates = torch.exp(torch.arange(0, width, 2).double() * (-math.log(1e4) / width))
+        steps = FINE * torch.arange(COARSE, -COARSE, -1)
+        for name, distances in (("coarse", steps), ("fine", -torch.arange(FINE))):
+            angles = rates[:, None] * distances
+            self.register_buffer(name, torch.stack((angles.sin(), angles.cos())).float())
+
+    def forward(self, time: int) -> Float[Tensor, "position_width distances"]:
+        """Of T, T - 1 ... -(T - 1); an odd width is filled up with a cosine."""
+        steps = (time + FINE - 1) // FINE
+        near = self.coarse[:, :, COARSE - steps : COARSE + steps, None]
+        (sine, cosine), (fine_sine, fine_cosine) = near, self.fine[:, :, None]
+        both = torch.cat(
+            (
+                sine * fine_cosine + cosine * fine_sine,
+                cosine * fine_cosine - sine * fine_sine,
+            )
+        ).flatten(1)
+        return both[:, steps * FINE - time : steps * FINE + time]
+
+
+class FlatBlock(nn.Module):
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(_rewritten(part) for part in block.parts())
+        self.norm = block.norm
+
+    def forward(
+        self, x: Float[Tensor, "rows width"], frames: Frames
+    ) -> Float[Tensor, "rows width"]:
+        for part in self.parts:
+            x = x + part(x, frames)
+        return self.norm(x)
+
+
+class FlatFeedForward(nn.Module):
+    def __init__(self, feedforward: FeedForward) -> None:
+        super().__init__()
+        self.norm = feedforward.norm
+        self.up = feedforward.up
+        self.down = scale_layer(feedforward.down, 0.5)
+
+    def forward(
+        self, x: Float[Tensor, "rows width"], _frames: Frames
+    ) -> Float[Tensor, "rows width"]:
+        return self.down(F.silu(self.up(self.norm(x))))
+
+
+class FlatConvolution(nn.Module):
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__()
+        self.norm = convolution.norm
+        more = -convolution.down.in_features % LANES
+        self.before, halves = split(convolution.up, 2)
+        self.value, self.gate = (zero_pad_layer(half, outputs=more) for half in halves)
+        self.down = _reading(convolution.down, more)
+        norm, depthwise = convolution.batch_norm, convolution.depthwise
+        assert depthwise.bias is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + 1e-5)
+        kernel = (depthwise.weight * scale[:, None, None])[:, :, None]  # (C, 1, 1, kernel)
+        self.kernel = constant(F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, more)))
+        bias = (depthwise.bias - norm.running_mean) * scale + norm.bias
+        self.bias = constant(F.pad(bias, (0, more)))
+
+    def forward(
+        self, x: Float[Tensor, "rows width"], frames: Frames
+    ) -> Float[Tensor, "rows width"]:
+        x = self.before(self.norm(x))
+        x = self.value(x) * self.gate(x).sigmoid() * frames.present
+        # As a picture of one line: a runtime has fast convolutions for those.
+        x = x.view(frames.batch, 1, frames.time, -1).permute(0, 3, 1, 2)  # (B, C, 1, T)
+        reach = self.kernel.shape[-1] // 2
+        x = F.conv2d(x, self.kernel, self.bias, padding=(0, reach), groups=len(self.kernel))
+        return self.down(F.silu(x.permute(0, 2, 3, 1).flatten(0, 2)))
+
+
+class FlatAttention(nn.Module):
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.norm, self.head_width = attention.norm, attention.head_width
+        # Told, not counted from tensors: a count would be a symbol to the exporter now and then.
+        self.heads = attention.content_bias.shape[0]
+        scale = 1 / math.sqrt(self.head_width)
+        self.query = scale_layer(attention.query, scale)
+        self.key, self.value, self.output = attention.key, attention.value, attention.output
+        self.content_bias = constant(scale * attention.content_bias.flatten())
+        self.position_bias = constant(scale * attention.position_bias.flatten())
+        layer = attention.position
+        pair = (layer.reduce, layer.expand) if isinstance(layer, Factored) else (layer,)
+        first, *rest = (each.weight for each in pair)
+        even = F.pad(first, (0, first.shape[1] % 2))
+        sorted_ = torch.cat((even[:, 0::2], even[:, 1::2]), dim=1)  # sines' columns first
+        self.positions = nn.ParameterList(constant(weight) for weight in (sorted_, *rest))
+
+    def forward(
+        self, x: Float[Tensor, "rows width"], frames: Frames
+    ) -> Float[Tensor, "rows width"]:
+        x = self.norm(x)
+        query = self.query(x)
+        scores = self._position_scores(query + self.position_bias, frames) + frames.floor
+        query = query + self.content_bias
+        query, key, value = (
+            rows.unflatten(0, (frames.batch, -1)) for rows in (query, self.key(x), self.value(x))
+        )
+        # The operator takes heads apart itself, and adds the scores while it multiplies.
+        mixed, *_ = torch.onnx.ops.attention(
+            query,
+            key,
+            value,
+            scores,
+            q_num_heads=self.heads,
+            kv_num_heads=self.heads,
+            scale=1.0,
+        )
+        return self.output(mixed.flatten(0, 1))
+
+    def _position_scores(
+        self, query: Float[Tensor, "rows all"], frames: Frames
+    ) -> Float[Tensor, "batch heads time time"]:
+        """Row i of 2 T distances begins with T - i: read on in rows of 2 T - 1, all stand still."""
+        time, positions = frames.time, frames.positions
+        for weight in self.positions:
+            positions = weight @ positions  # (A, 2 T)
+        scores = self._heads(query, frames) @ positions.view(self.heads, -1, 2 * time)
+        rows = scores.flatten(2)[..., time:].unflatten(2, (time, 2 * time - 1))
+        return rows[..., :time]
+
+    def _heads(
+        self, x: Float[Tensor, "rows all"], frames: Frames
+    ) -> Float[Tensor, "batch heads time head"]:
+        return x.view(frames.batch, frames.time, self.heads, self.head_width).transpose(1, 2)
+
+
+class FlatLinearAttention(nn.Module):
+    """Attention in linear time as it is."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.position_width = attention.position.in_features
+
+    def forward(
+        self, x: Float[Tensor, "rows width"], frames: Frames
+    ) -> Float[Tensor, "rows width"]:
+        distances = distance_table(frames.time, self.position_width, device=x.device, dtype=x.dtype)
+        batched = x.view(frames.batch, frames.time, -1)
+        return self.attention(batched, frames.is_frame, distances).flatten(0, 1)
+
+
+def matrix(weight: Float[Tensor, "outputs inputs"], bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these constants."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = constant(weight)
+    if bias is not None:
+        layer.bias = constant(bias)
+    return layer
+
+
+def constant(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+
+
+def split(layer: Linear, count: int) -> tuple[nn.Module, list[nn.Linear]]:
+    """What all outputs share, the first of two factors or nothing, and so many equal parts."""
+    last = layer.expand if isinstance(layer, Factored) else layer
+    pairs = zip(last.weight.chunk(count), last.bias.chunk(count), strict=True)
+    before = layer.reduce if isinstance(layer, Factored) else nn.Identity()
+    return before, [matrix(weight, bias) for weight, bias in pairs]
+
+
+def scale_layer(layer: Linear, scale: float) -> nn.Module:
+    """What it gives, so many times."""
+    before, (last,) = split(layer, 1)
+    return nn.Sequential(before, matrix(scale * last.weight, scale * last.bias))
+
+
+def zero_pad_layer(layer: nn.Linear, *, inputs: int = 0, outputs: int = 0) -> nn.Linear:
+    """With so many inputs and outputs more, all zero."""
+    bias: Tensor | None = layer.bias  # torch says that there always is one
+    more = None if bias is None else F.pad(bias, (0, outputs))
+    return matrix(F.pad(layer.weight, (0, inputs, 0, outputs)), more)
+
+
+def _reading(layer: Linear, more: int) -> nn.Module:
+    """A layer that takes so many inputs more, and ignores them."""
+    if isinstance(layer, Factored):
+        return nn.Sequential(zero_pad_layer(layer.reduce, inputs=more), layer.expand)
+    return zero_pad_layer(layer, inputs=more)
+
+
+def convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
+    """With so many channels more, all zero."""
+    assert layer.bias is not None
+    weight = F.pad(layer.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
+    with torch.device("meta"):
+        more = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
+    more.weight, more.bias = constant(weight), constant(F.pad(layer.bias, (0, outputs)))
+    return more
+
+
+def _frontend(frontend: Frontend) -> FlatFrontend | Frontend:
+    """Those of imported models stay as they are."""
+    match frontend.hearing.frontend, *frontend.stages:
+        case "conv4", nn.Conv2d() as conv1, nn.Conv2d() as conv2:
+            return FlatFrontend(frontend, conv1, conv2)
+    return frontend
+
+
+def _rewritten(part: nn.Module) -> nn.Module:
+    match part:
+        case FeedForward():
+            return FlatFeedForward(part)
+        case Convolution():
+            return FlatConvolution(part)
+        case Attention(linear=None):
+            return FlatAttention(part)
+        case Attention():
+            return FlatLinearAttention(part)
+    raise TypeError(f"{type(part).__name__} must have a form for inference, but has none.")

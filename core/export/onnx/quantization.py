@@ -1,0 +1,165 @@
+"""A graph in 8-bit integers, by the packages of the extra `export`.
+
+Dynamic: weights are integers, activations become integers as they come. Static: the range of each
+activation is measured on speech beforehand, so that none is left to find at run time. Either way
+only matrix products with constants are quantised, with a scale for each output, and the front end
+is left in floats: in ONNX Runtime a convolution of 8-bit integers is half as fast as one of floats,
+and the front end's products are few, but their inputs span a range in which words are lost.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from core.export.onnx.conversion import LARGEST_INLINE, graph_folder
+from core.export.onnx.graph_weights import GraphWriter, open_graph, read_tensor
+from core.export.onnx.integer_matmul import (
+    find_matmuls,
+    quantized_weight,
+    replace_products,
+    tensor_names,
+)
+from core.inference.graph_interface import needs_extra
+from core.inference.onnx_session import Graph
+
+Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
+"""Features and their lengths."""
+
+PRODUCTS = ("MatMul", "Gemm")
+FLOAT_BYTES = 4
+_BEYOND = re.compile(r"\b(blocks|head)\.")
+"""What the names have of weights that are not the front end's."""
+
+
+def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INLINE) -> None:
+    """Write the graph with 8-bit weights, tensor by tensor; it appears whole.
+
+    Args:
+        graph: what `export_onnx` wrote.
+        file: what is written.
+        inline_bytes: the most weights that its own file may hold; more lie beside it.
+
+    Raises:
+        ExportError: if the extra `export` is not installed.
+        GraphError: if the graph is missing or none.
+        OSError: if the disk is full or not writable.
+    """
+    needs_extra()
+    model = open_graph(graph)
+    constants = list(model.graph.initializer)
+    products = find_matmuls(model, products_beyond_frontend(model))
+    replace_products(model, products)
+    del model.graph.value_info[:]  # of tensors that are no longer there
+    sizes = (
+        math.prod(each.dims) * (1 if each.name in products else FLOAT_BYTES) for each in constants
+    )
+    is_outside = sum(sizes) > inline_bytes
+    with (
+        graph_folder(file) as folder,
+        GraphWriter(model, folder / file.name, is_outside=is_outside) as writer,
+    ):
+        for constant in constants:
+            values = read_tensor(constant, graph.parent)
+            if constant.name not in products:
+                writer.add(constant.name, values)
+                continue
+            is_transposed = products[constant.name].is_transposed
+            integers, scale = quantized_weight(values.T if is_transposed else values)
+            zeros = np.zeros(len(scale), np.int8)
+            for name, each in zip(
+                tensor_names(constant.name), (integers, scale, zeros), strict=True
+            ):
+                writer.add(name, each)
+
+
+def quantize_activations(graph: Path, file: Path, speech: Iterable[Speech]) -> None:
+    """Write the graph with 8-bit weights and activations beside, then rename.
+
+    Args:
+        graph: what `export_onnx` wrote.
+        file: what is written.
+        speech: a few batches as the model will meet them: nothing beyond their range is told apart.
+
+    Raises:
+        ExportError: if the extra `export` is not installed.
+        GraphError: if the graph is missing or none.
+        ValueError: if there is no speech.
+        OSError: if the disk is full or not writable.
+    """
+    needs_extra()
+    from onnxruntime.quantization import QuantType, quantize_static  # noqa: PLC0415  # an extra
+
+    batches = list(speech)
+    if not batches:
+        raise ValueError("`speech` must hold a batch or more to measure ranges on, but is empty")
+    model = _prepared(graph)
+    beside = _beside(file)
+    quantize_static(
+        model,
+        beside,
+        _Batches(batches),
+        nodes_to_quantize=products_beyond_frontend(model),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,  # with signed weights one instruction multiplies four
+        weight_type=QuantType.QInt8,
+        # What comes out stays in floats: norms, softmax and sums take nothing else.
+        extra_options={"OpTypesToExcludeOutputQuantization": list(PRODUCTS)},
+    )
+    beside.replace(file)
+
+
+class _Batches:
+    """Speech as the quantiser asks for it: one feed at a time, None at the end."""
+
+    def __init__(self, speech: Iterable[Speech]) -> None:
+        self.feeds = (
+            {"features": features.numpy(), "num_frames": num_frames.numpy()}
+            for features, num_frames in speech
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.feeds, None)
+
+
+def _prepared(graph: Path) -> Any:
+    """The graph, said to be ready: it is small enough that the runtime optimises it when loading.
+
+    Raises:
+        GraphError: naming the file, if it is missing or no graph.
+    """
+    import onnx  # noqa: PLC0415  # an extra
+    from onnxruntime.quantization.quant_utils import (  # noqa: PLC0415
+        add_pre_process_metadata,
+    )
+
+    Graph(graph)  # refuses what is none
+    model = onnx.load(graph)
+    add_pre_process_metadata(model)
+    del model.graph.value_info[:]  # the quantiser transposes weights, and infers shapes again
+    return model
+
+
+def products_beyond_frontend(model: Any) -> list[str]:
+    """The matrix products beyond the front end whose second factor alone is constant, by name."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    products = [
+        node
+        for node in model.graph.node  # in the order of their computing
+        if node.op_type in PRODUCTS
+        and node.input[0] not in constants
+        and node.input[1] in constants
+    ]
+    beyond = dropwhile(lambda node: _BEYOND.search(node.input[1]) is None, products)
+    return [node.name for node in beyond]
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{os.getpid()}")

@@ -1,0 +1,211 @@
+"""A recogniser as the folder that transformers' `ParakeetForCTC` and its processor load.
+
+That class knows one size for all blocks, as many channels as the residual stream is wide, and the
+table of positions of that width: what a model lacks of it is filled up with zeros.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core.conformer.model import Conformer
+from core.conformer.shape import MELS, BlockShape, Shape
+from core.data.tokenizer import FILE_NAME, Tokenizer
+from core.export.padding import pad_to_shape
+from core.export.tokenizer_json import blank_name, fast_tokenizer
+from core.features.spec import FrontendSpec
+from core.importers.parakeet import CONFIG, WEIGHTS, names_of
+from core.importers.tokenizer import FAST
+from core.importers.weights import OURS_ALONE, source_tensor_name
+from core.inference.graph_interface import ExportError
+
+EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TOKENS_CONFIG = "tokenizer_config.json"
+_HEARD = {
+    "frontend": "dw_striding",
+    "features": "nemo",
+    "normalisation": "per_feature",
+    "window": "hann",
+}
+"""All that its processor and its front end can do."""
+_POINTWISE = ("pointwise_conv1", "pointwise_conv2", "ctc_head")
+"""Layers that are convolutions of one frame there."""
+
+
+def parakeet_shape(model: Conformer) -> Shape:
+    """The least shape of `ParakeetForCTC` that a model fits into.
+
+    Raises:
+        ExportError: if there is none, with what makes one.
+    """
+    shape = model.shape
+    for rule in _broken(model):
+        raise ExportError(rule)
+    inner = max([1, *(size for block in shape.blocks for size in (block.ff1, block.ff2))])
+    heads = max([1, *(block.heads for block in shape.blocks)])
+    block = BlockShape(ff1=inner, heads=heads, channels=shape.width, ff2=inner)
+    channels = max(shape.frontend_channels)
+    return replace(
+        shape,
+        sub1=channels,
+        sub2=channels,
+        sub3=channels if shape.hearing.stages == 3 else 0,
+        blocks=(block,) * len(shape.blocks),
+        ranks={},
+    )
+
+
+def _broken(model: Conformer) -> Iterator[str]:
+    """Each rule of `ParakeetForCTC` that a model breaks."""
+    shape, elsewhere = model.shape, "`--to onnx` takes it as it is."
+    for name, wanted in _HEARD.items():
+        found = getattr(shape.hearing, name)
+        if found != wanted:
+            yield (
+                f"`hearing.{name}` of a model for transformers must be {wanted}, as imported"
+                f" FastConformers have it, but is {found} instead; {elsewhere}"
+            )
+    if bool((model.frontend.mean != 0).any() | (model.frontend.deviation != 1).any()):
+        yield (
+            "The features of a model for transformers must be heard as they are, but this one takes"
+            f" a mean and a deviation of its own off them; {elsewhere}"
+        )
+    if shape.width != shape.position_width or shape.width % 2:
+        yield (
+            f"The residual width of a model for transformers must be even and that of its table of"
+            f" positions, {shape.position_width}, but is {shape.width} instead; a sweep whose"
+            f" `pruning.axes` lack `width` keeps it, and {elsewhere}"
+        )
+    for i, block in enumerate(shape.blocks):
+        if block.channels > shape.width:
+            yield (
+                f"`blocks.{i}` of a model for transformers must have at most {shape.width} channels"
+                f" of convolution, its residual width, but has {block.channels} instead;"
+                f" {elsewhere}"
+            )
+        if block.linear_features:
+            yield (
+                f"`blocks.{i}` of a model for transformers must attend by softmax, but does so in"
+                f" linear time by {block.linear_features} features instead (the method"
+                f" `performer`); {elsewhere}"
+            )
+
+
+def count_added(model: Conformer) -> int:
+    """Parameters that fill a model up to that shape."""
+    with torch.device("meta"):
+        whole = Conformer(parakeet_shape(model))
+    return sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in model.parameters())
+
+
+def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write all that transformers loads.
+
+    Raises:
+        ExportError: if the model, or a token, cannot be told to transformers.
+    """
+    shape = parakeet_shape(model)
+    blank = blank_name(tokenizer)
+    tokens = fast_tokenizer(tokenizer, blank)
+    extractor = _extractor(shape.hearing)
+    for name, told in {
+        CONFIG: _config(shape),
+        EXTRACTOR: extractor,
+        PROCESSOR: _processor(extractor),
+        FAST: tokens,
+        TOKENS_CONFIG: {
+            "tokenizer_class": "ParakeetTokenizer",
+            "processor_class": "ParakeetProcessor",
+            "pad_token": blank,
+        },
+    }.items():
+        (folder / name).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / FILE_NAME).write_bytes(tokenizer.without_blank())
+    save_file(_tensors(pad_to_shape(model, shape)), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _config(shape: Shape) -> dict[str, Any]:
+    block = shape.blocks[0] if shape.blocks else BlockShape(ff1=1, heads=1, channels=1, ff2=1)
+    return {
+        "architectures": ["ParakeetForCTC"],
+        "model_type": "parakeet_ctc",
+        "dtype": "float32",
+        "vocab_size": shape.vocabulary,
+        "pad_token_id": shape.vocabulary - 1,
+        "encoder_config": {
+            "model_type": "parakeet_encoder",
+            "hidden_size": shape.width,
+            "num_hidden_layers": len(shape.blocks),
+            "num_attention_heads": block.heads,
+            "num_key_value_heads": block.heads,
+            "head_dim": shape.head_width,
+            "intermediate_size": block.ff1,
+            "hidden_act": "silu",
+            "attention_bias": True,
+            "convolution_bias": True,
+            "conv_kernel_size": shape.kernel,
+            "subsampling_factor": shape.hearing.subsampling,
+            "subsampling_conv_channels": shape.sub1,
+            "subsampling_conv_kernel_size": 3,
+            "subsampling_conv_stride": 2,
+            "num_mel_bins": MELS,
+            "scale_input": False,  # our front end has it in its weights
+        },
+    }
+
+
+def _extractor(hearing: FrontendSpec) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "ParakeetFeatureExtractor",
+        "processor_class": "ParakeetProcessor",
+        "feature_size": MELS,
+        "sampling_rate": 16_000,
+        "hop_length": 160,
+        "n_fft": 512,
+        "win_length": 400,
+        "preemphasis": hearing.preemphasis,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+
+
+def _processor(extractor: dict[str, Any]) -> dict[str, Any]:
+    # Without it, a piece that is called `<blank>` would make another kind of decoder of it.
+    return {
+        "processor_class": "ParakeetProcessor",
+        "decoder_type": "ctc",
+        "feature_extractor": extractor,
+    }
+
+
+def _tensors(model: Conformer) -> dict[str, Tensor]:
+    """By their names, in their shapes."""
+    names, found = names_of(model.shape.hearing), {}
+    for name, tensor in model.state_dict().items():
+        if name in OURS_ALONE:
+            continue
+        theirs = source_tensor_name(name, names)
+        found[theirs] = _as_theirs(theirs, tensor.detach().float())
+        if name.endswith("running_mean"):
+            found[theirs.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
+    return found
+
+
+def _as_theirs(name: str, tensor: Tensor) -> Tensor:
+    """Matrices as convolutions where theirs are; of the head, the blank's row last."""
+    module, _, leaf = name.rpartition(".")
+    layer = module.rpartition(".")[2]
+    if layer == "ctc_head":
+        tensor = tensor.roll(-1, dims=0)
+    if leaf == "weight" and layer in _POINTWISE:
+        tensor = tensor[..., None]
+    if leaf == "weight" and ".subsampling.layers." in name and tensor.ndim == 2:
+        tensor = tensor[..., None, None]
+    return tensor.contiguous()

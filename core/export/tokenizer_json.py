@@ -1,0 +1,129 @@
+"""A SentencePiece model as the `tokenizer.json` that transformers reads, the blank last.
+
+Other than SentencePiece it merges by pairs in a stated order: that of the pieces they make.
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+from core.data.tokenizer import BLANK, Pieces, Tokenizer
+from core.inference.graph_interface import ExportError
+
+_SPACE = "\u2581"
+_UNKNOWN = " \u2047 "
+"""What SentencePiece says for it."""
+
+
+def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
+    """The whole file, its blank's name given: our ids but one less, and then the blank.
+
+    Raises:
+        ExportError: if the tokenizer spells in bytes.
+    """
+    told = tokenizer.told()
+    if told.has_bytes:
+        raise ExportError(
+            "Tokens for transformers must be spelled in characters, but these have bytes for what"
+            " is unknown; `--to onnx` takes them."
+        )
+    special = [*sorted(told.special - {BLANK}), BLANK]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_special(told, i, blank) for i in special],
+        "normalizer": _normalizer(told),
+        "pre_tokenizer": _spaces(told, is_split=told.kind == "word"),
+        "post_processor": None,
+        "decoder": _decoder(told),
+        "model": _model(told, blank),
+    }
+
+
+def blank_name(tokenizer: Tokenizer) -> str:
+    """`<pad>`, as published models call it, or what no piece is called."""
+    taken = set(tokenizer.pieces[1:])
+    name = "<pad>"
+    while name in taken:
+        name = f"<{name}>"
+    return name
+
+
+def _their_id(ours: int, size: int) -> int:
+    return (ours - 1) % size
+
+
+def _special(told: Pieces, number: int, blank: str) -> dict[str, Any]:
+    return {
+        "id": _their_id(number, len(told.symbols)),
+        "content": blank if number == BLANK else told.symbols[number],
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _model(told: Pieces, blank: str) -> dict[str, Any]:
+    symbols = [*told.symbols[1:], blank]
+    unknown = _their_id(told.unknown, len(symbols))
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    if told.kind == "unigram":
+        scores = [*told.scores[1:], 0.0]
+        listed = [list(pair) for pair in zip(symbols, scores, strict=True)]
+        return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": False}
+    if told.kind == "word":
+        return {"type": "WordLevel", "vocab": vocabulary, "unk_token": symbols[unknown]}
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": symbols[unknown],
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocabulary,
+        "merges": [list(pair) for pair in _merges(told)],
+    }
+
+
+def _merges(told: Pieces) -> Iterator[tuple[str, str]]:
+    """Every way to make a piece of two, the piece of the highest score first."""
+    aside = told.special | {told.unknown}
+    ranks = {symbol: i for i, symbol in enumerate(told.symbols) if i not in aside}
+    if told.kind == "char":
+        return
+    for symbol in sorted(ranks, key=lambda symbol: -told.scores[ranks[symbol]]):
+        pairs = [(symbol[:cut], symbol[cut:]) for cut in range(1, len(symbol))]
+        known = [(left, right) for left, right in pairs if left in ranks and right in ranks]
+        yield from sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+
+
+def _normalizer(told: Pieces) -> dict[str, Any] | None:
+    steps: list[dict[str, Any]] = []
+    if told.charsmap:
+        text = base64.b64encode(told.charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": text})
+    if told.is_squeezed:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    return {"type": "Sequence", "normalizers": steps} if steps else None
+
+
+def _spaces(told: Pieces, *, is_split: bool) -> dict[str, Any]:
+    scheme = "always" if told.is_prefixed else "never"
+    return {
+        "type": "Metaspace",
+        "replacement": _SPACE,
+        "prepend_scheme": scheme,
+        "split": is_split,
+    }
+
+
+def _decoder(told: Pieces) -> dict[str, Any]:
+    unknown = {"String": told.symbols[told.unknown]}
+    named = {"type": "Replace", "pattern": unknown, "content": _UNKNOWN}
+    return {"type": "Sequence", "decoders": [named, _spaces(told, is_split=True)]}

@@ -1,0 +1,144 @@
+"""The features that a recogniser wants: Kaldi's (features.py), or NeMo's, which are made here.
+
+NeMo's are log powers on Slaney's mel scale, 0 to 8000 Hz: pre-emphasis over the whole utterance,
+frames of 25 ms centred on every 10 ms in a transform of 512, no dither. Normalised, each mel bin
+has mean 0 and deviation 1 over the utterance.
+
+sherpa-onnx, given a model of NeMo's, computes others on the same scale: it cuts the frames that
+Kaldi would, 5 ms late, emphasises each by itself, and uses a periodic window, the deviation of a
+whole population, and a floor where the features are not normalised.
+
+Shapes: B batch, N samples, T frames, M mel bins.
+"""
+
+import functools
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from core.features.kaldi import (
+    NUM_MELS,
+    SAMPLE_RATE_HZ,
+    cut,
+    floored_log,
+    is_frame,
+    log_mel,
+    preemphasize,
+)
+from core.features.spec import FrontendSpec, Window
+
+_WINDOW, _HOP, _FFT = 400, 160, 512
+_FLOOR = 2.0**-24
+"""Is added to a power, so that silence has a logarithm."""
+_LEAST_DEVIATION = 1e-5
+_STEP = math.log(6.4) / 27
+"""Of a logarithm of frequency, for one mel above 1000 Hz."""
+
+
+def compute_features(
+    hearing: FrontendSpec,
+    waveforms: Float[Tensor, "batch samples"],
+    num_samples: Int[Tensor, " batch"],
+) -> tuple[Float[Tensor, "batch frames mels"], Int[Tensor, " batch"]]:
+    """Compute each utterance's features as if it were alone; padded frames are 0."""
+    if hearing.features == "kaldi":
+        return log_mel(waveforms, num_samples)
+    num_frames: Tensor = hearing.count_frames(num_samples)
+    longest = int(num_frames.max())
+    if longest == 0:
+        return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
+    # A matrix product in bf16 would cost the logarithm its digits.
+    with torch.autocast(waveforms.device.type, enabled=False):
+        if hearing.features == "sherpa":
+            powers = _late_powers(waveforms.float(), num_samples, longest)
+        else:
+            powers = _powers(hearing, waveforms.float(), num_samples)[:, :longest]
+        mels = _logarithm(hearing, powers)
+        is_real = is_frame(num_frames, longest)
+        if hearing.normalization == "per_feature":
+            mels = _normalised(mels, is_real, spare=int(hearing.features == "nemo"))
+    return mels * is_real[:, :, None], num_frames
+
+
+def _powers(
+    hearing: FrontendSpec,
+    waveforms: Float[Tensor, "batch samples"],
+    num_samples: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch frames mels"]:
+    """NeMo's."""
+    before = torch.cat((waveforms.new_zeros(len(waveforms), 1), waveforms[:, :-1]), dim=1)
+    position = torch.arange(waveforms.shape[1], device=waveforms.device)
+    heard = (waveforms - hearing.preemphasis * before) * (position < num_samples[:, None])
+    spectrum = torch.stft(
+        heard,
+        _FFT,
+        hop_length=_HOP,
+        win_length=_WINDOW,
+        window=_window(hearing.window, waveforms.device),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    return spectrum.abs().square().transpose(1, 2) @ _mel_bank(waveforms.device)
+
+
+def _late_powers(
+    waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
+) -> Float[Tensor, "batch frames mels"]:
+    """sherpa-onnx's."""
+    frames = preemphasize(cut(waveforms, num_samples, longest))
+    window = _window("hann", waveforms.device, is_periodic=True)
+    power = torch.fft.rfft(frames * window, n=_FFT).abs().square()  # (B, T, bins)
+    return power @ _mel_bank(waveforms.device)
+
+
+def _logarithm(
+    hearing: FrontendSpec, powers: Float[Tensor, "batch frames mels"]
+) -> Float[Tensor, "batch frames mels"]:
+    if hearing.features == "sherpa" and hearing.normalization == "none":
+        return floored_log(powers)
+    return (powers + _FLOOR).log()
+
+
+def _normalised(
+    mels: Float[Tensor, "batch frames mels"],
+    is_real: Bool[Tensor, "batch frames"],
+    *,
+    spare: int,
+) -> Float[Tensor, "batch frames mels"]:
+    """By the statistics of real frames: the variance leaves `spare` of their number out.
+
+    Of a single one, the deviation is taken for 0.
+    """
+    real, count = is_real[:, :, None], is_real.sum(1)[:, None, None]
+    mean = (mels * real).sum(1, keepdim=True) / count.clamp_min(1)
+    squares = ((mels - mean) * real).square().sum(1, keepdim=True)
+    deviation = (squares / (count - spare).clamp_min(1)).sqrt()
+    return (mels - mean) / (deviation + _LEAST_DEVIATION)
+
+
+@functools.cache
+def _window(
+    kind: Window, device: torch.device, *, is_periodic: bool = False
+) -> Float[Tensor, " window"]:
+    make = {"hann": torch.hann_window, "hamming": torch.hamming_window}[kind]
+    return make(_WINDOW, periodic=is_periodic, device=device)
+
+
+@functools.cache
+def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
+    """Triangles of equal area on Slaney's scale, as columns; torchaudio's are no doubles."""
+    hz = torch.arange(_FFT // 2 + 1, dtype=torch.float64)[:, None] * SAMPLE_RATE_HZ / _FFT
+    top = 15 + math.log(SAMPLE_RATE_HZ / 2 / 1000) / _STEP
+    edges = _hz(torch.linspace(0, top, NUM_MELS + 2, dtype=torch.float64))
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (hz - left) / (centre - left), (right - hz) / (right - centre)
+    bank = torch.minimum(rising, falling).clamp_min(0) * 2 / (right - left)
+    return bank.float().to(device)
+
+
+def _hz(mel: Float[Tensor, " any"]) -> Float[Tensor, " any"]:
+    """Linear up to 1000 Hz, which is 15, logarithmic above."""
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * ((mel - 15) * _STEP).exp())

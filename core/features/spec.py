@@ -1,0 +1,123 @@
+"""How a recogniser hears: from which features, and what its front end makes of their frames.
+
+Needs no torch: counts are whole numbers, or tensors of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+FrontendKind = Literal["conv4", "striding", "dw_striding", "linear"]
+"""`conv4`: two 3x3 convolutions of stride 2 without padding. `striding`: with padding of 1, frames
+beyond an utterance zeroed before each. `dw_striding`: so, all but the first depthwise-separable.
+`linear`: one matrix, frame by frame."""
+FeatureKind = Literal["kaldi", "nemo", "sherpa"]
+Normalization = Literal["none", "per_feature"]
+Window = Literal["hann", "hamming"]
+
+_HOP = 160
+"""Samples from one frame to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontendSpec:
+    """What lies between samples and the first frame of the residual stream."""
+
+    features: FeatureKind = "kaldi"
+    """`kaldi`: of the models that are trained here; `nemo`: Slaney's mel scale, centred frames;
+    `sherpa`: what sherpa-onnx computes for a model of `nemo`, with frames that Kaldi would cut."""
+    normalization: Normalization = "none"
+    """Whether each mel bin has mean 0 and deviation 1 over an utterance; of `kaldi`, never."""
+    preemphasis: float = 0.97
+    window: Window = "hann"
+    """Both of `nemo` features; the others are what they are."""
+    frontend: FrontendKind = "conv4"
+    stages: int = 2
+    """Convolutions of stride 2, one after the other."""
+
+    @classmethod
+    def from_plain(cls, values: Any) -> "FrontendSpec":
+        """Read back what `to_plain` wrote.
+
+        Raises:
+            ValueError: naming what is missing, unknown or no value of its kind.
+        """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != known:
+            raise ValueError(f"`hearing.*` must be exactly {', '.join(sorted(known))}.")
+        for name, kinds in _CHOICES.items():
+            if values[name] not in kinds:
+                raise ValueError(
+                    f"`hearing.{name}` must be one of {', '.join(kinds)},"
+                    f" but is {values[name]!r} instead"
+                )
+        slope, stages = values["preemphasis"], values["stages"]
+        if type(slope) not in (int, float) or not 0 <= slope < 1:
+            raise ValueError(f"`hearing.preemphasis` must be in [0, 1), but is {slope!r} instead")
+        if values["features"] == "kaldi" and values["normalisation"] != "none":
+            raise ValueError("`hearing.normalisation` must be none of kaldi features, but is not")
+        wanted = _STAGES[values["frontend"]]
+        if type(stages) is not int or stages not in wanted:
+            raise ValueError(
+                f"`hearing.stages` of {values['frontend']} must be {' or '.join(map(str, wanted))},"
+                f" but is {stages!r} instead"
+            )
+        return cls(**values)
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether convolutions see zeros around an utterance."""
+        return self.frontend in ("striding", "dw_striding")
+
+    @property
+    def subsampling(self) -> int:
+        """Frames of features to a frame of its own."""
+        return int(2**self.stages)
+
+    @property
+    def shortest(self) -> int:
+        """Frames of features that the front end needs for one of its own."""
+        return 7 if self.frontend == "conv4" else 1
+
+    @property
+    def in_sherpa(self) -> "FrontendSpec":
+        """What is heard where sherpa-onnx computes the features of a model that hears these."""
+        if self.features != "nemo":
+            return self
+        return replace(self, features="sherpa", preemphasis=0.97, window="hann")
+
+    def count_frames(self, num_samples: Any) -> Any:
+        """Frames of features, at 16 kHz."""
+        half = 0 if self.features == "nemo" else _HOP // 2
+        return (num_samples + half) // _HOP
+
+    def stage_frames(self, num_frames: Any) -> tuple[Any, ...]:
+        """What is left of so many frames of features after each convolution."""
+        left: list[Any] = []
+        for _ in range(self.stages):
+            num_frames = (num_frames - 1) // 2 + self.is_padded
+            left.append(num_frames * (num_frames > 0))
+        return tuple(left)
+
+    def output_frames(self, num_frames: Any) -> Any:
+        """What is left after all of them."""
+        return (num_frames, *self.stage_frames(num_frames))[-1]
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "features": get_args(FeatureKind),
+    "normalisation": get_args(Normalization),
+    "window": get_args(Window),
+    "frontend": get_args(FrontendKind),
+}
+_STAGES: dict[str, tuple[int, ...]] = {
+    "conv4": (2,),
+    "striding": (2, 3),
+    "dw_striding": (2, 3),
+    "linear": (0,),
+}
+NATIVE = FrontendSpec()
+"""Of the models that are trained here."""

@@ -1,0 +1,231 @@
+"""Files and folders that appear whole or not at all, and temporary ones that name their maker.
+
+A process that is killed leaves what it was writing. Every temporary name made here says which
+process of which machine made it, so that the next one removes what nobody will finish, and nothing
+else: what belongs to a live process, another machine or another program stays.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+TEMPORARY_PREFIX = "conformer-sweep-"
+"""What every folder of ours in the system's temporary directory begins with."""
+_TAG = r"(?P<pid>\d+)-(?P<start>[0-9a-f]+)-(?P<machine>[0-9a-f]{6})"
+_TAGGED = re.compile(rf"(?:\..+\.|{TEMPORARY_PREFIX}(?:.+-)?){_TAG}(?:\.old)?")
+_TAGGED_BEFORE = re.compile(r"\..+\.\d+(?:\.old)?")
+"""How earlier versions named theirs: without the machine, so that none could tell whose it is."""
+_LONGEST_NAME = 50
+"""Characters of a final name that its temporary one repeats: names have 255 bytes."""
+
+
+def atomic_write(file: Path, text: str) -> None:
+    """Write a file beside, then put it in the place of what is there."""
+    beside = temporary_path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
+
+
+@contextmanager
+def replaced_files(folder: Path) -> Iterator[Path]:
+    """Give an empty folder inside `folder`; its files take the places of those of their names."""
+    beside = temporary_path(folder / "files")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for file in sorted(beside.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder`; when all went well, it takes its place.
+
+    What lay at `folder` is moved away first, so that whoever has its files open keeps them.
+    """
+    beside = temporary_path(folder)
+    old = beside.with_name(f"{beside.name}.old")
+    remove_leftovers(folder.parent)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a full disk does not say where
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Give a path of the same name in an empty folder beside; what is written there becomes `file`.
+
+    Whatever a library puts next to it (journals, locks) stays behind, and goes with that folder.
+
+    Raises:
+        FileExistsError: if another has made `file` meanwhile; it is left as it is.
+    """
+    remove_leftovers(file.parent)
+    folder = temporary_path(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder / file.name
+        _move_to_new(folder / file.name, file)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_path(final: Path) -> Path:
+    """Where to write what shall become `final`: beside it, hidden, named after this process."""
+    return final.with_name(f".{final.name[:_LONGEST_NAME]}.{process_tag()}")
+
+
+def process_tag() -> str:
+    """Names this process among all of all machines: its id, when it started, and the machine."""
+    pid = os.getpid()
+    return f"{pid}-{_start_of(pid) or 0:x}-{_machine()}"
+
+
+def remove_leftovers(
+    folder: Path, *, is_recursive: bool = False, is_locked: bool = False
+) -> list[Path]:
+    """Remove what dead processes of this machine left half written in a folder.
+
+    Args:
+        folder: where to look; it need not exist.
+        is_recursive: whether folders inside are looked through, too.
+        is_locked: whether the caller holds a lock that every writer of this folder takes: then
+            whatever has a temporary name is a leftover, whichever machine made it.
+
+    Returns:
+        What was removed.
+    """
+    removed: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        left = [name for name in (*folders, *files) if _is_leftover(name, is_locked=is_locked)]
+        for name in left:
+            _remove(Path(place) / name)
+            removed.append(Path(place) / name)
+        if not is_recursive:
+            break
+        folders[:] = [name for name in folders if name not in left]
+    return removed
+
+
+@contextmanager
+def own_temporary_folder() -> Iterator[Path | None]:
+    """Let all temporary files of this process lie in one folder, which the next process can clear.
+
+    Libraries name theirs as they like; a kill would leave them for ever. What earlier processes of
+    this machine and user left is removed first. Gives None where the system's temporary directory
+    cannot be written: then nothing is changed.
+    """
+    system = Path(tempfile.gettempdir())
+    remove_temporary_folders(system)
+    own = system / f"{TEMPORARY_PREFIX}{process_tag()}"
+    try:
+        own.mkdir(mode=0o700)
+    except OSError:
+        yield None
+        return
+    before, tempfile.tempdir = tempfile.tempdir, str(own)
+    try:
+        yield own
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def has_own_temporary_folder() -> bool:
+    """Whether temporary files of this process lie in a folder of its own."""
+    return Path(tempfile.gettempdir()).name.startswith(TEMPORARY_PREFIX)
+
+
+def temporary_folder(kind: str) -> tempfile.TemporaryDirectory[str]:
+    """An empty folder in the temporary directory; if this process is killed, the next clears it.
+
+    Args:
+        kind: what it is for, in its name.
+    """
+    prefix = f"{TEMPORARY_PREFIX}{kind}-"
+    return tempfile.TemporaryDirectory(prefix=prefix, suffix=f"-{process_tag()}")
+
+
+def remove_temporary_folders(system: Path) -> None:
+    """Remove this user's folders of ours whose processes are dead from a temporary directory."""
+    with suppress(OSError):
+        for entry in os.scandir(system):
+            is_ours = entry.name.startswith(TEMPORARY_PREFIX) and _is_leftover(entry.name)
+            if is_ours and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                _remove(Path(entry.path))
+
+
+def _is_leftover(name: str, *, is_locked: bool = False) -> bool:
+    found = _TAGGED.fullmatch(name)
+    if found is None:
+        return is_locked and _TAGGED_BEFORE.fullmatch(name) is not None
+    pid, start = int(found["pid"]), int(found["start"], 16)
+    if found["machine"] != _machine():
+        return is_locked
+    return _start_of(pid) != (start or None)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; a link goes alone, never what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _move_to_new(source: Path, target: Path) -> None:
+    """Rename, but never over what is there."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise FileExistsError(f"`{target}` is there already.") from None
+        source.rename(target)
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process of this machine started, in ticks since the system did; None without one."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = told.rpartition(b")")[2].split()  # from the third on: a name may hold anything
+    is_over = fields[0] in (b"Z", b"X")  # killed, but its parent has not asked for it yet
+    return None if is_over else int(fields[19]) & 0xFFFFFF or 1  # of the last two days: short
+
+
+@cache
+def _machine() -> str:
+    """This machine, or this container of it: where process ids mean the same."""
+    parts = [socket.gethostname()]
+    for file in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with suppress(OSError):
+            parts.append(Path(file).read_text(encoding="utf-8").strip())
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:6]

@@ -1,0 +1,121 @@
+"""One door for all published recognisers: a file, a folder or a hub's name in, a bundle out."""
+
+import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from core import bundle
+from core.bundle import Bundle
+from core.conformer.model import Conformer
+from core.importers.nemo import from_nemo
+from core.importers.parakeet import from_parakeet
+from core.importers.safe_read import ImportingError, read_json
+from core.importers.settings import Settings
+from core.importers.torchaudio import from_torchaudio
+from core.inference.sherpa_loader import choose_loader
+from core.stages import Announce, be_silent
+
+KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
+CONFIG = "config.json"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
+
+
+def import_model(
+    model: str, out: Path, *, for_sherpa: bool = False, announce: Announce = be_silent
+) -> Bundle:
+    """Write a published recogniser as a bundle, beside and then renamed.
+
+    Args:
+        model: a file, a folder or a name of the hub.
+        out: the bundle, a new folder.
+        for_sherpa: whether it is to hear what sherpa-onnx will compute for it, instead of what it
+            was trained on.
+        announce: told what begins.
+
+    Raises:
+        ExportError: if sherpa-onnx has no loader for it, and that is what it is for.
+        ImportingError: in one line, if it is damaged or none that we know.
+        OSError: if the disk is full or not writable.
+    """
+    if out.exists():
+        raise ImportingError(f"`OUT` must be a new folder, but `{out}` is there.")
+    announce("looking for the model")
+    place = resolve_source(model)
+    announce("reading the model")
+    found = read_model(place)
+    if for_sherpa:
+        found = replace(found, model=spec_for_sherpa(found.model))
+    announce("writing the bundle")
+    bundle.save(out, found.model, found.tokenizer, found.report)
+    return found
+
+
+def read_model(place: Path) -> Bundle:
+    """A recogniser, read by what it is.
+
+    Raises:
+        ImportingError: in one line, if it is damaged or none that we know.
+    """
+    if place.suffix == ".nemo" and place.is_file():
+        return from_nemo(place)
+    if not (place / CONFIG).is_file():
+        raise ImportingError(f"`{place}` must be {KINDS}, but is none.")
+    settings = Settings(file=CONFIG, values=read_json(place / CONFIG))
+    match settings.get("model_type"):
+        case "parakeet_ctc":
+            return from_parakeet(place, settings)
+        case "torchaudio_conformer":
+            return from_torchaudio(place, settings)
+        case "wav2vec2-conformer":
+            raise ImportingError(
+                f"`{place}` must hear mel features, but is a Wav2Vec2Conformer, which hears raw"
+                " samples through seven convolutions over time; nothing here computes those."
+            )
+    raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
+
+
+def spec_for_sherpa(model: Conformer) -> Conformer:
+    """A model of the same weights that hears what sherpa-onnx computes for it.
+
+    Raises:
+        ExportError: if sherpa-onnx has no loader for it.
+    """
+    hearing = model.shape.hearing.in_sherpa
+    choose_loader(hearing, model.shape.vocabulary)
+    with torch.device("meta"):
+        other = Conformer(replace(model.shape, hearing=hearing))
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other.requires_grad_().eval()
+
+
+def resolve_source(model: str) -> Path:
+    """A path as it is; of what is none, the copy of a model on Hugging Face's hub.
+
+    Raises:
+        ImportingError: if there is no such path, and no such model can be had.
+    """
+    place = Path(model)
+    if place.exists() or not _HUB_NAME.fullmatch(model):
+        if not place.exists():
+            raise ImportingError(f"`{model}` must be a file or a folder, but there is none.")
+        return place.absolute()
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ImportingError(
+            f"`{model}` must be a file or a folder, but there is none; for models of a hub,"
+            " `pip install huggingface_hub`."
+        )
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # not needed for files
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+    except Exception as error:  # noqa: BLE001  # of the network, of the hub, of its client
+        reason = " ".join(str(error).split())[:200]
+        raise ImportingError(
+            f"`{model}` must be a file, a folder or a model of the hub, but: {reason}"
+        ) from None
+    archives = sorted(folder.glob("*.nemo"))
+    return archives[0] if archives else folder

@@ -1,0 +1,187 @@
+"""NeMo's archives `.nemo` of Conformer-CTC and FastConformer-CTC with SentencePiece tokens."""
+
+import math
+from pathlib import Path
+
+from core.bundle import Bundle
+from core.conformer.shape import BlockShape, Shape
+from core.data.audio_decoding import CorpusError
+from core.data.tokenizer import Tokenizer
+from core.features.spec import FrontendKind, FrontendSpec
+from core.importers.safe_read import (
+    LARGEST_TOKENIZER,
+    ImportingError,
+    read_archive,
+    read_checkpoint,
+    read_yaml,
+)
+from core.importers.settings import Settings
+from core.importers.weights import Plan, assemble_model
+
+CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
+BLOCK = {
+    "ff1.norm": "norm_feed_forward1",
+    "ff1.up": "feed_forward1.linear1",
+    "ff1.down": "feed_forward1.linear2",
+    "attention.norm": "norm_self_att",
+    "attention.query": "self_attn.linear_q",
+    "attention.key": "self_attn.linear_k",
+    "attention.value": "self_attn.linear_v",
+    "attention.output": "self_attn.linear_out",
+    "attention.position": "self_attn.linear_pos",
+    "attention.content_bias": "self_attn.pos_bias_u",
+    "attention.position_bias": "self_attn.pos_bias_v",
+    "convolution.norm": "norm_conv",
+    "convolution.up": "conv.pointwise_conv1",
+    "convolution.depthwise": "conv.depthwise_conv",
+    "convolution.batch_norm": "conv.batch_norm",
+    "convolution.down": "conv.pointwise_conv2",
+    "ff2.norm": "norm_feed_forward2",
+    "ff2.up": "feed_forward2.linear1",
+    "ff2.down": "feed_forward2.linear2",
+    "norm": "norm_out",
+}
+"""Their modules of a block by ours."""
+OF_ATTENTION = ("attention.query", "attention.key", "attention.value", "attention.output")
+OF_FEEDFORWARD = ("ff1.up", "ff1.down", "ff2.up", "ff2.down")
+OF_CONVOLUTION = ("convolution.up", "convolution.depthwise", "convolution.down")
+"""Our layers that have a bias unless they are told not to."""
+
+
+def from_nemo(path: Path) -> Bundle:
+    """Read an archive.
+
+    Raises:
+        ImportingError: in one line, if it is damaged or a model of another kind.
+    """
+    files = read_archive(path)
+    for name in (CONFIG, WEIGHTS):
+        if name not in files:
+            raise ImportingError(f"`{path.name}` must hold `{name}`, but does not.")
+    settings = Settings(file=CONFIG, values=read_yaml(files[CONFIG], CONFIG))
+    tokenizer = _tokenizer(settings, files)
+    if settings.whole("decoder.num_classes") != tokenizer.size - 1:
+        found = settings.get("decoder.num_classes")
+        raise settings.wrong("decoder.num_classes", f"{tokenizer.size - 1} as tokens are", found)
+    plan = _plan(settings, tokenizer.size)
+    model = assemble_model(plan, read_checkpoint(files[WEIGHTS], WEIGHTS), WEIGHTS)
+    told = {"family": "nemo", "source": path.name, "nemo": str(settings.get("nemo_version"))[:40]}
+    return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+
+
+def _plan(settings: Settings, vocabulary: int) -> Plan:
+    _check_kind(settings)
+    hearing = _hearing(settings)
+    width, heads = settings.whole("encoder.d_model"), settings.whole("encoder.n_heads")
+    if width % heads:
+        raise settings.wrong("encoder.d_model", f"divisible by n_heads = {heads}", width)
+    kernel = settings.whole("encoder.conv_kernel_size", default=31)
+    if kernel % 2 == 0:
+        raise settings.wrong("encoder.conv_kernel_size", "odd", kernel)
+    channels = settings.whole("encoder.subsampling_conv_channels", low=-1, default=-1)
+    inner = width * settings.whole("encoder.ff_expansion_factor", high=64, default=4)
+    block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
+    channels = channels if channels > 0 else width
+    shape = Shape(
+        sub1=channels,
+        sub2=channels,
+        sub3=channels if hearing.stages == 3 else 0,
+        width=width,
+        position_width=width,
+        head_width=width // heads,
+        kernel=kernel,
+        vocabulary=vocabulary,
+        blocks=(block,) * settings.whole("encoder.n_layers", high=512),
+        hearing=hearing,
+    )
+    has_bias = settings.one_of("encoder.use_bias", (True, False))
+    is_scaled = settings.one_of("encoder.xscaling", (True, False))
+    unbiased = () if has_bias else (*OF_FEEDFORWARD, *OF_ATTENTION, *OF_CONVOLUTION)
+    return Plan(
+        shape=shape,
+        names=_names(hearing),
+        blank=vocabulary - 1,
+        input_scale=math.sqrt(width) if is_scaled else 1.0,
+        unbiased=frozenset(f"blocks.{{}}.{name}" for name in unbiased),
+        ignored=("num_batches_tracked", "featurizer.window", "featurizer.fb", "pos_enc.pe"),
+    )
+
+
+def _names(hearing: FrontendSpec) -> dict[str, str]:
+    names = {f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{name}" for ours, name in BLOCK.items()}
+    names |= frontend_names(hearing, "encoder.pre_encode.conv")
+    names["frontend.linear"] = "encoder.pre_encode.out"
+    names["head"] = "decoder.decoder_layers.0"
+    return names
+
+
+def frontend_names(hearing: FrontendSpec, theirs: str) -> dict[str, str]:
+    """Their convolutions, counted with the activations between them, by ours."""
+    names = {"frontend.conv1": f"{theirs}.0"}
+    for stage in range(1, hearing.stages):
+        if hearing.frontend == "striding":
+            names[f"frontend.conv{stage + 1}"] = f"{theirs}.{2 * stage}"
+        else:
+            names[f"frontend.conv{stage + 1}.depthwise"] = f"{theirs}.{3 * stage - 1}"
+            names[f"frontend.conv{stage + 1}.pointwise"] = f"{theirs}.{3 * stage}"
+    return names
+
+
+def _check_kind(settings: Settings) -> None:
+    """Refuse what another Conformer would be: streaming, of other norms, of other positions."""
+    settings.one_of("encoder.self_attention_model", ("rel_pos",))
+    settings.one_of("encoder.conv_norm_type", ("batch_norm",))
+    settings.one_of("encoder.untie_biases", (True,))
+    settings.one_of("encoder.causal_downsampling", (False,))
+    settings.one_of("encoder.att_context_size", ([-1, -1], None))
+    settings.one_of("encoder.conv_context_size", (None,))
+    settings.one_of("encoder.reduction", (None,))
+    settings.one_of("encoder.feat_out", (-1,))
+
+
+def _hearing(settings: Settings) -> FrontendSpec:
+    kinds: tuple[FrontendKind, ...] = ("striding", "dw_striding")
+    kind = settings.one_of("encoder.subsampling", kinds)
+    stages = {4: 2, 8: 3}[settings.one_of("encoder.subsampling_factor", (4, 8))]
+    for name, known in _FEATURES.items():
+        settings.one_of(f"preprocessor.{name}", known)
+    settings.one_of("encoder.feat_in", (80,))
+    normalisation = settings.one_of("preprocessor.normalize", ("per_feature", "NA", None))
+    return FrontendSpec(
+        features="nemo",
+        normalization="per_feature" if normalisation == "per_feature" else "none",
+        preemphasis=settings.number("preprocessor.preemph", default=0.97),
+        window=settings.one_of("preprocessor.window", ("hann", "hamming")),
+        frontend=kind,
+        stages=stages,
+    )
+
+
+_FEATURES: dict[str, tuple[object, ...]] = {
+    "sample_rate": (16_000,),
+    "window_size": (0.025,),
+    "window_stride": (0.01,),
+    "features": (80,),
+    "n_fft": (512, None),
+    "log": (True,),
+    "frame_splicing": (1,),
+    "mag_power": (2.0, 2),
+    "lowfreq": (0, 0.0),
+    "highfreq": (None, 8000, 8000.0),
+    "mel_norm": ("slaney",),
+    "log_zero_guard_type": ("add",),
+    "log_zero_guard_value": (2.0**-24,),
+    "exact_pad": (False,),
+}
+"""What their features may be told to be; dither plays no part at inference."""
+
+
+def _tokenizer(settings: Settings, files: dict[str, bytes]) -> Tokenizer:
+    settings.one_of("tokenizer.type", ("bpe",), default=None)
+    name = str(settings.get("tokenizer.model_path")).removeprefix("nemo:")
+    if name not in files or len(files[name]) > LARGEST_TOKENIZER:
+        raise settings.wrong("tokenizer.model_path", "`nemo:` and a file of the archive", name)
+    try:
+        return Tokenizer.with_blank(files[name])
+    except CorpusError as error:
+        raise ImportingError(f"`{name}`: {error}") from None

@@ -1,0 +1,137 @@
+"""Folders of transformers' `ParakeetForCTC`: FastConformer-CTC as NVIDIA publishes it there."""
+
+import math
+from pathlib import Path
+
+from core.bundle import Bundle
+from core.conformer.shape import BlockShape, Shape
+from core.features.spec import FrontendSpec
+from core.importers.nemo import BLOCK, OF_ATTENTION, OF_CONVOLUTION, OF_FEEDFORWARD, frontend_names
+from core.importers.safe_read import read_json, read_safetensors
+from core.importers.settings import Settings
+from core.importers.tokenizer import read_tokens
+from core.importers.weights import Plan, assemble_model
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_RENAMED = {
+    "self_attn.linear_q": "self_attn.q_proj",
+    "self_attn.linear_k": "self_attn.k_proj",
+    "self_attn.linear_v": "self_attn.v_proj",
+    "self_attn.linear_out": "self_attn.o_proj",
+    "self_attn.linear_pos": "self_attn.relative_k_proj",
+    "self_attn.pos_bias_u": "self_attn.bias_u",
+    "self_attn.pos_bias_v": "self_attn.bias_v",
+    "conv.batch_norm": "conv.norm",
+}
+"""What NeMo calls otherwise."""
+_EXTRACTOR = {
+    "feature_size": (80,),
+    "sampling_rate": (16_000,),
+    "hop_length": (160,),
+    "n_fft": (512,),
+    "win_length": (400,),
+}
+
+
+def from_parakeet(folder: Path, settings: Settings) -> Bundle:
+    """Read a folder whose `config.json` says that it is one.
+
+    Raises:
+        ImportingError: in one line, if it is damaged or a variant that we do not know.
+    """
+    vocabulary = settings.whole("vocab_size", low=3, default=1025)
+    blank = settings.whole("pad_token_id", low=0, high=vocabulary - 1, default=1024)
+    plan = _plan(settings, _hearing(folder, settings), vocabulary, blank)
+    tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)
+    model = assemble_model(plan, read_safetensors(folder / WEIGHTS), WEIGHTS)
+    told = {"family": "parakeet_ctc", "source": folder.name}
+    return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+
+
+def _plan(settings: Settings, hearing: FrontendSpec, vocabulary: int, blank: int) -> Plan:
+    settings.one_of("encoder_config.hidden_act", ("silu", "swish"))
+    width = settings.whole("encoder_config.hidden_size", default=1024)
+    heads = settings.whole("encoder_config.num_attention_heads", default=8)
+    if width % heads and settings.get("encoder_config.head_dim") is None:
+        rule = f"divisible by num_attention_heads = {heads}"
+        raise settings.wrong("encoder_config.hidden_size", rule, width)
+    settings.one_of("encoder_config.num_key_value_heads", (heads,))
+    head_width = settings.whole("encoder_config.head_dim", default=width // heads)
+    kernel = settings.whole("encoder_config.conv_kernel_size", default=9)
+    if kernel % 2 == 0:
+        raise settings.wrong("encoder_config.conv_kernel_size", "odd", kernel)
+    inner = settings.whole("encoder_config.intermediate_size", default=4096)
+    channels = settings.whole("encoder_config.subsampling_conv_channels", default=256)
+    count = settings.whole("encoder_config.num_hidden_layers", high=512, default=24)
+    block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
+    shape = Shape(
+        sub1=channels,
+        sub2=channels,
+        sub3=channels if hearing.stages == 3 else 0,
+        width=width,
+        position_width=width,
+        head_width=head_width,
+        kernel=kernel,
+        vocabulary=vocabulary,
+        blocks=(block,) * count,
+        hearing=hearing,
+    )
+    return Plan(
+        shape=shape,
+        names=names_of(hearing),
+        blank=blank,
+        input_scale=(
+            math.sqrt(width)
+            if settings.one_of("encoder_config.scale_input", (True, False))
+            else 1.0
+        ),
+        unbiased=_unbiased(settings),
+    )
+
+
+def _unbiased(settings: Settings) -> frozenset[str]:
+    """Our layers that have no bias there; `attention_bias` speaks for the feed-forwards, too."""
+    in_attention = settings.one_of("encoder_config.attention_bias", (True, False))
+    in_convolution = settings.one_of("encoder_config.convolution_bias", (True, False))
+    attention = () if in_attention else (*OF_ATTENTION, *OF_FEEDFORWARD)
+    convolution = () if in_convolution else OF_CONVOLUTION
+    return frozenset(f"blocks.{{}}.{name}" for name in (*attention, *convolution))
+
+
+def names_of(hearing: FrontendSpec) -> dict[str, str]:
+    """Their modules by ours."""
+    names = {
+        f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{_RENAMED.get(name, name)}"
+        for ours, name in BLOCK.items()
+    }
+    names |= frontend_names(hearing, "encoder.subsampling.layers")
+    names["frontend.linear"] = "encoder.subsampling.linear"
+    names["head"] = "ctc_head"
+    return names
+
+
+def _hearing(folder: Path, settings: Settings) -> FrontendSpec:
+    settings.one_of("encoder_config.num_mel_bins", (80,))
+    settings.one_of("encoder_config.subsampling_conv_kernel_size", (3,))
+    settings.one_of("encoder_config.subsampling_conv_stride", (2,))
+    stages = {8: 3, 4: 2}[settings.one_of("encoder_config.subsampling_factor", (8, 4))]
+    extractor = _extractor(folder)
+    for name, known in _EXTRACTOR.items():
+        extractor.one_of(name, known)
+    return FrontendSpec(
+        features="nemo",
+        normalization="per_feature",
+        preemphasis=extractor.number("preemphasis", default=0.97),
+        frontend="dw_striding",
+        stages=stages,
+    )
+
+
+def _extractor(folder: Path) -> Settings:
+    """Its own file, a part of the processor's, or what its class does when nothing is said."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name)
+            inside = found.get("feature_extractor", found)
+            return Settings(file=name, values=inside if isinstance(inside, dict) else found)
+    return Settings(file="preprocessor_config.json", values={})

@@ -1,0 +1,142 @@
+"""State dicts of `torchaudio.models.Conformer` with a head, in a folder that says what they are.
+
+config.json  model.safetensors or model.pt  tokenizer.model (or tokenizer.json)
+
+    {"model_type": "torchaudio_conformer",
+     "conformer": {"input_dim": 80, "num_heads": 4, "ffn_dim": 320, "num_layers": 2,
+                   "depthwise_conv_kernel_size": 31},
+     "names": {"conformer": "encoder", "head": "head", "input": ""}, "blank": 0}
+
+It has no front end: `input` names a linear layer from 80 mel bins to its width; without one its
+width is 80. Its attention knows no positions, so that ours get a matrix of zeros. In padded
+batches its convolutions hear the padding, which ours never do: it is the same on utterances alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.bundle import Bundle
+from core.conformer.shape import MELS, BlockShape, Shape
+from core.features.spec import FrontendSpec
+from core.importers.safe_read import LARGEST_WEIGHTS, read_bytes, read_checkpoint, read_safetensors
+from core.importers.settings import Settings
+from core.importers.tokenizer import read_tokens
+from core.importers.weights import Plan, assemble_model
+
+BLOCK = {
+    "ff1.norm": "ffn1.sequential.0",
+    "ff1.up": "ffn1.sequential.1",
+    "ff1.down": "ffn1.sequential.4",
+    "attention.norm": "self_attn_layer_norm",
+    "attention.query": "self_attn.query",
+    "attention.key": "self_attn.key",
+    "attention.value": "self_attn.value",
+    "attention.output": "self_attn.out_proj",
+    "convolution.norm": "conv_module.layer_norm",
+    "convolution.up": "conv_module.sequential.0",
+    "convolution.depthwise": "conv_module.sequential.2",
+    "convolution.batch_norm": "conv_module.sequential.3",
+    "convolution.down": "conv_module.sequential.5",
+    "ff2.norm": "ffn2.sequential.0",
+    "ff2.up": "ffn2.sequential.1",
+    "ff2.down": "ffn2.sequential.4",
+    "norm": "final_layer_norm",
+}
+"""Their modules of a block by ours; queries, keys and values are one tensor there."""
+
+
+def from_torchaudio(folder: Path, settings: Settings) -> Bundle:
+    """Read a folder whose `config.json` says that it is one.
+
+    Raises:
+        ImportingError: in one line, if it is damaged or a variant that we do not know.
+    """
+    file = folder / "model.safetensors"
+    if file.is_file():
+        tensors = read_safetensors(file)
+    else:
+        file = folder / "model.pt"
+        tensors = read_checkpoint(read_bytes(file, largest=LARGEST_WEIGHTS), file.name)
+    head = str(settings.get("names.head", "head"))
+    vocabulary = len(tensors.get(f"{head}.bias", torch.zeros(3)))
+    blank = settings.whole("blank", low=0, high=max(vocabulary - 1, 0), default=0)
+    plan = _plan(settings, vocabulary, blank)
+    tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)
+    model = assemble_model(plan, split_state(tensors), file.name)
+    told = {"family": "torchaudio_conformer", "source": folder.name}
+    return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+
+
+def split_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With queries, keys and values each on its own."""
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, mark, leaf = name.rpartition(".in_proj_")
+        if mark and tensor.dim() and len(tensor) % 3 == 0:
+            thirds = zip(("query", "key", "value"), tensor.chunk(3), strict=False)
+            apart |= {f"{module}.{part}.{leaf}": third for part, third in thirds}
+        else:
+            apart[name] = tensor
+    return apart
+
+
+def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
+    settings.one_of("conformer.use_group_norm", (False,))
+    settings.one_of("conformer.convolution_first", (False,))
+    width = settings.whole("conformer.input_dim")
+    heads, inner = settings.whole("conformer.num_heads"), settings.whole("conformer.ffn_dim")
+    kernel = settings.whole("conformer.depthwise_conv_kernel_size")
+    if width % heads or kernel % 2 == 0:
+        rule = f"divisible by num_heads = {heads}, and its kernel odd"
+        raise settings.wrong("conformer.input_dim", rule, width)
+    block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
+    names, made = _names(settings), _without_positions()
+    if "frontend.linear" not in names:
+        if width != MELS:
+            raise settings.wrong("conformer.input_dim", "80 without `names.input`", width)
+        made |= {"frontend.linear.weight": torch.eye(MELS), "frontend.linear.bias": torch.zeros(1)}
+    shape = Shape(
+        sub1=0,
+        sub2=0,
+        width=width,
+        position_width=width,
+        head_width=width // heads,
+        kernel=kernel,
+        vocabulary=vocabulary,
+        blocks=(block,) * settings.whole("conformer.num_layers", high=512),
+        hearing=_hearing(settings),
+    )
+    return Plan(shape=shape, names=names, blank=blank, made=made)
+
+
+def _hearing(settings: Settings) -> FrontendSpec:
+    """Whatever features it was trained on; Kaldi's are never normalised."""
+    features = settings.one_of("hearing.features", ("kaldi", "nemo"))
+    known = ("none",) if features == "kaldi" else ("none", "per_feature")
+    return FrontendSpec(
+        features=features,
+        normalization=settings.one_of("hearing.normalisation", known),
+        frontend="linear",
+        stages=0,
+    )
+
+
+def _names(settings: Settings) -> dict[str, str]:
+    prefix = str(settings.get("names.conformer", "") or "")
+    prefix = f"{prefix}." if prefix else ""
+    names = {
+        f"blocks.{{}}.{ours}": f"{prefix}conformer_layers.{{}}.{name}"
+        for ours, name in BLOCK.items()
+    }
+    names["head"] = str(settings.get("names.head", "head"))
+    if settings.get("names.input"):
+        names["frontend.linear"] = str(settings.get("names.input"))
+    return names
+
+
+def _without_positions() -> dict[str, Tensor]:
+    parts = ("position.weight", "content_bias", "position_bias")
+    return {f"blocks.{{}}.attention.{part}": torch.zeros(1) for part in parts}

@@ -1,0 +1,124 @@
+"""From another program's tensors to our Conformer, by a table of names.
+
+What their programs do beside is folded in: the input's scale into the front end's linear layer,
+missing biases as zeros, CTC's blank as row 0.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.conformer.model import Conformer
+from core.conformer.shape import Shape
+from core.importers.safe_read import ImportingError, short_repr
+
+OURS_ALONE = ("frontend.mean", "frontend.deviation")
+"""Normalisation that features have already had."""
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How tensors become a model."""
+
+    shape: Shape
+    names: Mapping[str, str]
+    """Their modules or tensors by ours, `{}` for the number of a block."""
+    blank: int
+    """Its row of their head."""
+    input_scale: float = 1.0
+    unbiased: AbstractSet[str] = frozenset()
+    """Our modules that have no bias in theirs."""
+    ignored: Sequence[str] = field(default=("num_batches_tracked",))
+    """Ends of names of tensors that no one needs."""
+    made: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors by our names that stand in no file."""
+
+
+def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conformer:
+    """The model, in evaluation mode.
+
+    Raises:
+        ImportingError: naming a tensor that is missing, unknown, or not as it must be.
+    """
+    with torch.device("meta"):
+        model = Conformer(plan.shape)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    theirs = {name: _their_name(name, plan) for name in wanted}
+    used = {name for name in theirs.values() if name is not None}
+    unknown = [n for n in tensors if n not in used and not n.endswith(tuple(plan.ignored))]
+    missing = [n for n in sorted(used) if n not in tensors]
+    if missing or unknown:
+        what = f"lacks `{missing[0]}`" if missing else f"has {short_repr(unknown[0])}"
+        raise ImportingError(
+            f"`{file}` must hold the tensors of its settings, but {what}"
+            f" ({len(missing)} missing, {len(unknown)} unknown)."
+        )
+    ours = {
+        name: _made(name, shape, plan)
+        if theirs[name] is None
+        else _checked(tensors[str(theirs[name])], shape, str(theirs[name]), file)
+        for name, shape in wanted.items()
+    }
+    for part in ("weight", "bias"):
+        ours[f"frontend.linear.{part}"] = plan.input_scale * ours[f"frontend.linear.{part}"]
+        rows = ours[f"head.{part}"]
+        others = (rows[: plan.blank], rows[plan.blank + 1 :])
+        ours[f"head.{part}"] = torch.cat((rows[plan.blank : plan.blank + 1], *others))
+    model.load_state_dict({name: t.contiguous() for name, t in ours.items()}, assign=True)
+    return model.requires_grad_().eval()
+
+
+def _their_name(name: str, plan: Plan) -> str | None:
+    """None for a tensor that is made here."""
+    pattern, _ = _pattern(name)
+    module, _, leaf = pattern.rpartition(".")
+    is_zero = leaf == "bias" and module in plan.unbiased
+    if name in OURS_ALONE or pattern in plan.made or is_zero:
+        return None
+    return source_tensor_name(name, plan.names)
+
+
+def source_tensor_name(name: str, names: Mapping[str, str]) -> str:
+    """Their name of a tensor of ours, by a table of modules and tensors."""
+    pattern, number = _pattern(name)
+    module, _, leaf = pattern.rpartition(".")
+    theirs = f"{names[module]}.{leaf}" if module in names else names[pattern]
+    return theirs.format(number)
+
+
+def _pattern(name: str) -> tuple[str, str]:
+    """A name with `{}` for the number of its block, and that number."""
+    found = _BLOCK.match(name)
+    return (name, "") if found is None else (_BLOCK.sub("blocks.{}.", name), found[1])
+
+
+def _made(name: str, shape: torch.Size, plan: Plan) -> Tensor:
+    made = plan.made.get(_pattern(name)[0])
+    if made is not None:
+        return made.expand(shape).clone()
+    return torch.ones(shape) if name == "frontend.deviation" else torch.zeros(shape)
+
+
+def _checked(tensor: Tensor, shape: torch.Size, name: str, file: str) -> Tensor:
+    """In single precision, without the ones that a pointwise convolution's shape ends with.
+
+    Raises:
+        ImportingError: if it is of another shape, no floating-point numbers, or not finite.
+    """
+    is_shaped = tensor.shape[: len(shape)] == shape and math.prod(tensor.shape[len(shape) :]) == 1
+    if not is_shaped or not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise ImportingError(
+            f"`{name}` of `{file}` must be floats of shape {tuple(shape)}, but is"
+            f" {str(tensor.dtype).removeprefix('torch.')} of {short_repr(tuple(tensor.shape))}"
+            " instead."
+        )
+    single = tensor.float().reshape(shape)
+    if not single.isfinite().all():
+        raise ImportingError(f"`{name}` of `{file}` must be finite, but is not.")
+    return single

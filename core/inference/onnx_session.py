@@ -1,0 +1,65 @@
+"""A recogniser's graph at work in ONNX Runtime, which comes with the extra `export`."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from core.conformer.model import Output
+from core.conformer.shape import MELS
+from core.inference.graph_check import check_graph_file
+from core.inference.graph_interface import INPUTS, OUTPUTS, GraphError, needs_extra
+
+
+class Graph(nn.Module):
+    """Stands wherever a Conformer does that is only asked what it hears."""
+
+    def __init__(self, file: Path, *, threads: int = 1) -> None:
+        """Read a graph, and let ONNX Runtime make it fast on this machine.
+
+        Raises:
+            ExportError: if the extra `export` is not installed.
+            GraphError: naming the file, if it is missing, damaged, the graph of something else,
+                or has what `core/inference/graph_check.py` refuses.
+            ValueError: if there is no thread.
+        """
+        needs_extra()
+        import onnxruntime  # noqa: PLC0415  # an extra
+
+        super().__init__()
+        if threads < 1:
+            raise ValueError(f"`threads` must be at least 1, but is {threads} instead")
+        check_graph_file(file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors: what it optimises away is no news
+        try:
+            self.session = onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # noqa: BLE001  # its errors share no other class
+            first = str(error).splitlines()[0]
+            raise GraphError(f"`{file}` must be an ONNX graph, but: {first}") from None
+        ends = (*self.session.get_inputs(), *self.session.get_outputs())
+        if (found := tuple(end.name for end in ends)) != INPUTS + OUTPUTS:
+            raise GraphError(
+                f"`{file}` must have the inputs and outputs {', '.join(INPUTS + OUTPUTS)},"
+                f" but has {', '.join(found)} instead; `export_onnx` writes such a graph."
+            )
+
+        self.file = file
+        self.vocabulary = self.session.get_outputs()[0].shape[-1]
+        self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
+
+    def forward(
+        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
+    ) -> Output:
+        """What the graph gives; its logits are log-probabilities, and no hidden states are told."""
+        fed = features.mT.contiguous() if self.is_mels_first else features
+        feed = {"features": fed.cpu().numpy(), "num_frames": num_frames.cpu().numpy()}
+        log_probabilities, num_output_frames = map(torch.from_numpy, self.session.run(None, feed))
+        frames = torch.arange(log_probabilities.shape[1])
+        is_frame = frames < num_output_frames[:, None]
+        return Output(logits=log_probabilities, is_frame=is_frame, hidden=())

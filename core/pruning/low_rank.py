@@ -1,0 +1,92 @@
+"""From matrices to pairs of factors, by singular values, and back to matrices where those are less.
+
+Shapes: M inputs, N outputs, K directions of a linear layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.conformer.factored import Factored
+from core.conformer.model import Conformer
+from core.conformer.shape import Shape
+
+
+def factorize(model: Conformer) -> Conformer:
+    """The same function, its blocks' linear layers as pairs of factors of full rank."""
+    tensors = dict(model.state_dict())
+    ranks = dict(model.shape.ranks)
+    for name in model.shape.linears():
+        if name in ranks:
+            continue
+        reduce, expand = factors(tensors.pop(f"{name}.weight"))
+        tensors |= {f"{name}.reduce.weight": reduce, f"{name}.expand.weight": expand}
+        if f"{name}.bias" in tensors:
+            tensors[f"{name}.expand.bias"] = tensors.pop(f"{name}.bias")
+        ranks[name] = len(reduce)
+    return build_model(replace(model.shape, ranks=ranks), tensors, is_training=model.training)
+
+
+def factors(
+    weight: Float[Tensor, "outputs inputs"],
+) -> tuple[Float[Tensor, "directions inputs"], Float[Tensor, "outputs directions"]]:
+    """R and E with E R = W, directions by falling singular value.
+
+    Each factor takes the values' root, so that both learn at like rates.
+    """
+    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    root = values.sqrt()
+    return (root[:, None] * right).to(weight), (left * root).to(weight)
+
+
+def multiply_factors(model: Conformer, *, everywhere: bool = False) -> Conformer:
+    """The same function, with one matrix wherever the two factors hold no fewer entries.
+
+    Args:
+        model: some of whose layers are factored.
+        everywhere: also where they hold fewer.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Factored)}
+    dense = [name for name, layer in layers.items() if everywhere or not _is_less(layer)]
+    if not dense:
+        return model
+    tensors = dict(model.state_dict())
+    for name in dense:
+        reduce = tensors.pop(f"{name}.reduce.weight")
+        expand = tensors.pop(f"{name}.expand.weight")
+        tensors[f"{name}.weight"] = (expand.double() @ reduce.double()).to(expand)
+        if f"{name}.expand.bias" in tensors:
+            tensors[f"{name}.bias"] = tensors.pop(f"{name}.expand.bias")
+    ranks = {name: rank for name, rank in model.shape.ranks.items() if name not in dense}
+    return build_model(replace(model.shape, ranks=ranks), tensors, is_training=model.training)
+
+
+def build_model(
+    shape: Shape, tensors: Mapping[str, Tensor], *, is_training: bool, is_copied: bool = True
+) -> Conformer:
+    """A new model of this shape with these tensors.
+
+    Args:
+        shape: of the model.
+        tensors: its parameters and buffers by name.
+        is_training: the mode that it is put into.
+        is_copied: whether it gets copies; False if no one else holds the tensors.
+    """
+    with torch.device("meta"):
+        model = Conformer(shape)
+    own = {
+        name: tensor.detach().clone() if is_copied else tensor.detach()
+        for name, tensor in tensors.items()
+    }
+    model.load_state_dict(own, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_()  # assigned tensors bring their own flag
+    return model.train(is_training)
+
+
+def _is_less(layer: Factored) -> bool:
+    m, n, k = layer.in_features, layer.out_features, layer.reduce.out_features
+    return k * (m + n) < m * n

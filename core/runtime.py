@@ -1,0 +1,49 @@
+"""What a trial works with, whoever works: folders, device, chance, and data in order."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from core.config.base import ConfigError
+from core.config.trial import TrialConfig
+from core.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialDirs:
+    """Where a trial works; all absolute, as a worker's current folder is nobody's business."""
+
+    teacher: Path
+    """Shared by all trials of a sweep: the teacher's bundle and checkpoints."""
+    features: Path
+    """Shared: the demo's speech, the tokenizer and the cached features."""
+    trial: Path
+    """This trial's own: checkpoints, the extracted model, outcomes."""
+
+
+def select_device(config: TrialConfig) -> torch.device:
+    """The device that a config asks for.
+
+    Raises:
+        ConfigError: if it asks for a GPU that is not there.
+    """
+    name = config.runtime.device
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("`runtime.device` must be a device of this machine, but `cuda` is not.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(config: TrialConfig, threads: int, ranks: Ranks = ALONE) -> None:
+    """The one door through which chance comes in; the order of the data has its own generator.
+
+    What all ranks must draw alike is the first one's to draw; dropout should differ between them.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed + 2**31 * ranks.rank)
+
+
+def num_cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,72 @@
+"""What a sweep would cost, and what its trials would remove, before any of it runs."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sweep.config.space import Distribution, SearchSpace
+from sweep.config.sweep import SweepConfig
+
+if TYPE_CHECKING:  # torch takes seconds that a line of text should not
+    from core.cost_estimate import CostEstimate
+
+
+def estimate_values(config: SweepConfig, price: "CostEstimate") -> dict[str, Any]:
+    """What a sweep will cost: sizes, and hours of work by one measured step.
+
+    A masked step costs a little more than the dense one measured, an extracted model's less.
+    """
+    base = config.space.base
+    steps = base.pruning.steps + base.tuning.steps
+    teacher = 0 if base.teacher.bundle else base.teacher.steps
+    seconds = price.seconds_per_step * (teacher + steps * config.sweep.trials)
+    return {
+        "name": config.sweep.name,
+        "trials": config.sweep.trials,
+        "searched": list(config.space.distributions),
+        "removed": removed_range(config.space),
+        "params": price.params,
+        "gflops": price.gflops,
+        "seconds_per_step": price.seconds_per_step,
+        "teacher_steps": teacher,
+        "trial_steps": steps,
+        "worker_hours": seconds / 3600,
+    }
+
+
+def estimate_lines(values: Mapping[str, Any]) -> list[str]:
+    """The same, to be read."""
+    searched = ", ".join(values["searched"])
+    budgets = [f"{_percent(ends)} of {name}" for name, ends in values["removed"].items()]
+    seconds = values["seconds_per_step"]
+    timed = [f"one step: {seconds:.2f} s on this machine"] if seconds else []
+    return [
+        f"{values['name']}: {values['trials']} trials" + (f" over {searched}" if searched else ""),
+        f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",
+        f"to remove: {', '.join(budgets)}",
+        *timed,
+        f"{values['teacher_steps']} steps for the teacher, {values['trial_steps']} a trial",
+        f"about {values['worker_hours']:.1f} hours of one worker",
+    ]
+
+
+def removed_range(space: SearchSpace) -> dict[str, tuple[float, float]]:
+    """Least and greatest share that trials are to remove, by resource; all at once in each trial.
+
+    Where the resource itself is searched, its name is all that it may be.
+    """
+    pruning, searched = space.base.pruning, space.distributions
+    named = searched.get("pruning.resource")
+    first = " or ".join(map(str, named.probes())) if named else pruning.resource
+    asked: list[tuple[str, str, float]] = [(first, "target_sparsity", pruning.target_sparsity)]
+    asked += [(name, f"also.{name}", share) for name, share in pruning.also.items()]
+    return {name: _ends(searched.get(f"pruning.{leaf}"), share) for name, leaf, share in asked}
+
+
+def _ends(leaf: Distribution | None, share: float) -> tuple[float, float]:
+    shares = [float(each) for each in leaf.probes()] if leaf else [share]
+    return min(shares), max(shares)
+
+
+def _percent(ends: tuple[float, float]) -> str:
+    low, high = (f"{100 * share:.4g}" for share in ends)
+    return f"{low} %" if low == high else f"{low} to {high} %"

@@ -1,0 +1,88 @@
+"""Commands from before a sweep: init, check, doctor."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sweep.cli.options import BAD_INPUT, Json, Model, Space, out
+from sweep.cli.output.stages import StageReporter
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="One of search_spaces, or a new name.")],
+    source: Annotated[str, typer.Option("--from", help="What a new name starts from.")] = "demo",
+) -> None:
+    """Copy a search space into this folder, to edit it."""
+    from sweep.config.sweep import find, names
+
+    target = Path(f"{name}.toml")
+    if target.exists():
+        raise ValueError(f"`{target}` must be new, but is there already.")
+    text = find(name if name in names() else source).read_text(encoding="utf-8")
+    target.write_text(text, encoding="utf-8")
+    out.print(f"wrote {target}; conformer-sweep check {target} says what it would cost")
+
+
+def check(space: Space, as_json: Json = False) -> None:
+    """Validate a search space, say what it would cost, and take one tiny step."""
+    with StageReporter("starting") as stages:
+        from core.config.trial import NO_SPEECH
+        from core.cost_estimate import estimate_cost
+        from core.data_free import check as check_speechless
+        from core.data_free import remaining
+        from sweep.cli.output.estimate import estimate_lines, estimate_values
+        from sweep.cli.output.json_text import as_json as to_json
+        from sweep.config.sweep import load
+        from sweep.wer_labels import methods_line, refuse_methods
+
+        config = load(space)
+        base, able = config.space.base, remaining()
+        if base.corpus.name == NO_SPEECH:
+            searched = config.space.distributions.get("pruning.method")
+            refuse_methods(getattr(searched, "options", ()), without_speech=able)
+            check_speechless(base)
+        line = methods_line(base.corpus, without_speech=able)
+        found = estimate_cost(base, announce=stages.announce)
+        values = {**estimate_values(config, found), "methods": line}
+    lines = [to_json(values)] if as_json else [*estimate_lines(values), *([line] if line else [])]
+    out.print("\n".join(lines), markup=False)
+
+
+def prune(
+    model: Model,
+    to: Annotated[Path, typer.Option("--out", help="The smaller bundle: a new folder.")],
+    remove: Annotated[float, typer.Option(help="The share to remove: 0.5.", min=0, max=1)] = 0.5,
+    method: Annotated[str, typer.Option(help="One that needs no speech.")] = "magnitude",
+    resource: Annotated[
+        Literal["flops", "params", "latency"], typer.Option(help="What the share is of.")
+    ] = "flops",
+    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Prune a model by its weights alone, where there is no speech; no WER is measured."""
+    with StageReporter("starting") as stages:
+        from core.data_free import config_of, prune_bundle
+        from sweep.cli.output.json_text import as_json as to_json
+        from sweep.snapshot import model_path
+        from sweep.wer_labels import pruning_line
+
+        wanted = {"method": method, "resource": resource, "target_sparsity": remove}
+        config = config_of(model_path(model), wanted, seed=seed)
+        found = prune_bundle(config, to.absolute(), announce=stages.announce)
+    out.print(to_json(found) if as_json else pruning_line(found), markup=False)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed and what this machine has."""
+    from sweep.cli.output.json_text import as_json as to_json
+    from sweep.doctor import examine
+
+    findings = examine()
+    if as_json:
+        out.print(to_json([finding.__dict__ for finding in findings]), markup=False)
+    for finding in findings if not as_json else []:
+        mark = "ok  " if finding.is_fine else "MISS"
+        out.print(f"{mark} {finding.name}: {finding.text}", markup=False)
+    sys.exit(0 if all(finding.is_fine for finding in findings) else BAD_INPUT)

@@ -1,0 +1,84 @@
+"""What of a ledger lies in a sweep's directory, and whether it is sound, known without Optuna.
+
+Optuna mends what it does not understand, so all that could be damaged is looked at before it is
+asked; and whoever only looks needs no more than this, and waits for no import.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+FILE = "ledger.db"
+JOURNAL = "ledger.journal"
+ADDRESS = "ledger.address"
+"""Of a ledger on a server: where, and by which name."""
+FILES = (FILE, JOURNAL, ADDRESS)
+STUDY = "sweep"
+
+
+class LedgerError(ValueError):
+    """A ledger that cannot be read; nothing was changed."""
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a directory holds a ledger, or points to one."""
+    return any((folder / name).exists() for name in FILES)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is a damaged ledger."""
+    try:
+        yield
+    except Exception as error:
+        raise LedgerError(damaged_error(path, error)) from error
+
+
+def check_database(path: Path) -> None:
+    """Refuse what Optuna would try to mend: it fills empty files and half databases."""
+    if not path.is_file():
+        raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
+    try:
+        # Not read-only: what a kill left half written, SQLite rolls back here.
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
+            verdict = _foreign_schema(database)
+            verdict = verdict or database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            studies = database.execute("SELECT study_name FROM studies").fetchall()
+            if verdict == "ok":
+                verdict = _missing_version(database) or verdict
+    except (sqlite3.Error, UnicodeError) as error:  # names in the schema are bytes, too
+        raise LedgerError(damaged_error(path, error)) from error
+    if verdict != "ok" or (STUDY,) not in studies:
+        raise LedgerError(
+            damaged_error(path, verdict if verdict != "ok" else f"no study `{STUDY}`")
+        )
+
+
+def _foreign_schema(database: sqlite3.Connection) -> str | None:
+    """What a database has that Optuna never makes: views and triggers run when tables are used."""
+    query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+    found = database.execute(query).fetchone()
+    return f"has the {found[0]} {found[1]!r}" if found else None
+
+
+def _missing_version(database: sqlite3.Connection) -> str | None:
+    """Which table is empty that must not be: Optuna would write its own version there."""
+    for table in ("version_info", "alembic_version"):
+        if database.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):  # noqa: S608
+            return f"`{table}` is empty"
+    return None
+
+
+def damaged_error(path: Path | str, reason: object) -> str:
+    """What is said of a ledger that cannot be read."""
+    return (
+        f"`{path}` must be an intact ledger, but is damaged: {first_line(reason)}."
+        " Nothing was changed; put a copy in its place."
+    )
+
+
+def first_line(reason: object) -> str:
+    """The first line of an error, or its name."""
+    lines = str(reason).strip().splitlines()
+    return lines[0] if lines else type(reason).__name__

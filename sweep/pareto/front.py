@@ -1,0 +1,156 @@
+"""The front: which outcomes no other beats, how much they cover, and where it bends. Pure.
+
+Word error rate and FLOPs are minimised, and in some sweeps a third. Only finished trials stand on
+it. Hypervolume and knee are those of the two.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+
+from core.report import Outcome
+from sweep.ledger.records import TrialRecord
+
+BUSY = " (busy)"
+"""Stands behind a latency that was measured while other programs kept the machine busy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One outcome of one finished trial; a curve trial gives several."""
+
+    trial: int
+    outcome: int
+    """Its place among the trial's outcomes, from 0."""
+    result: Outcome
+
+    @property
+    def wer(self) -> float:
+        return self.result.wer
+
+    @property
+    def gflops(self) -> float:
+        return self.result.gflops
+
+    @property
+    def name(self) -> str:
+        """`7`, or `7.2` for a later outcome of the same trial."""
+        return f"{self.trial}.{self.outcome}" if self.outcome else str(self.trial)
+
+
+def points(records: Iterable[TrialRecord]) -> list[Point]:
+    """The outcomes of the finished trials, by trial and outcome.
+
+    An outcome that is not a finite number in both objectives is comparable with none and left out.
+    """
+    return [
+        Point(trial=record.number, outcome=place, result=outcome)
+        for record in sorted(records, key=lambda record: record.number)
+        if record.state == "finished"
+        for place, outcome in enumerate(record.outcomes)
+        if math.isfinite(outcome.wer) and math.isfinite(outcome.gflops)
+    ]
+
+
+def pareto_front(
+    points: Iterable[Point], objectives: Sequence[str] = ("wer", "gflops")
+) -> list[Point]:
+    """Keep the points that no other beats, cheapest first.
+
+    A point beats another if it is no worse in all objectives and better in one. Of points equal
+    in all, the one with the lowest trial and outcome number stays, whatever order they come in.
+    """
+    ordered = sorted(points, key=lambda p: (p.gflops, p.wer, p.trial, p.outcome))
+    if len(objectives) > 2:
+        values = np.array([[getattr(p.result, name) for name in objectives] for p in ordered])
+        is_kept = moocore.is_nondominated(values.reshape(-1, len(objectives)), keep_weakly=False)
+        return [point for point, is_best in zip(ordered, is_kept, strict=True) if is_best]
+    front: list[Point] = []
+    for point in ordered:
+        if not front or point.wer < front[-1].wer:
+            front.append(point)
+    return front
+
+
+def feasible(
+    points: Iterable[Point],
+    *,
+    max_wer: float | None = None,
+    max_gflops: float | None = None,
+    max_params: float | None = None,
+    max_latency_ms: float | None = None,
+) -> list[Point]:
+    """Keep the points within all given limits, in their order; a limit itself is allowed."""
+
+    def fits(outcome: Outcome) -> bool:
+        return (
+            (max_wer is None or outcome.wer <= max_wer)
+            and (max_gflops is None or outcome.gflops <= max_gflops)
+            and (max_params is None or outcome.params <= max_params)
+            and (max_latency_ms is None or outcome.latency_ms <= max_latency_ms)
+        )
+
+    return [point for point in points if fits(point.result)]
+
+
+def hypervolume(front: Sequence[Point], *, worst_wer: float, worst_gflops: float) -> float:
+    """Area between the front and the worst corner, in WER times GFLOPs; larger is better.
+
+    Points beyond the worst corner add nothing. Beaten points may be given: they add nothing either.
+    """
+    values = np.array([(p.wer, p.gflops) for p in front], dtype=float).reshape(-1, 2)
+    return float(moocore.hypervolume(values, ref=[worst_wer, worst_gflops]))
+
+
+def unpruned_gflops(points: Iterable[Point]) -> float:
+    """Of the model that the points were cut from, as the least pruned of them states it.
+
+    Raises:
+        ValueError: if there are no points to tell it.
+    """
+    least = min(points, key=lambda p: (p.result.flops_sparsity, p.trial, p.outcome), default=None)
+    if least is None:
+        raise ValueError("`points` must be one or more, but is empty instead.")
+    return least.gflops / (1 - least.result.flops_sparsity)
+
+
+def hypervolume_share(points: Sequence[Point]) -> float:
+    """Hypervolume as a share of all that could be: no errors at no FLOPs would be 1.
+
+    The worst corner is a WER of 1 at the unpruned model's FLOPs. It does not move while a sweep
+    grows, so that the share never falls.
+    """
+    if not points:
+        return 0.0
+    worst_gflops = unpruned_gflops(points)
+    return hypervolume(points, worst_wer=1.0, worst_gflops=worst_gflops) / worst_gflops
+
+
+def knee(front: Sequence[Point]) -> Point:
+    """Where the front bends: the point farthest below the chord between its two ends.
+
+    Both objectives are first scaled so that the ends lie at (0, 1) and (1, 0). Distance to the
+    chord is then (1 - x - y) / sqrt(2), so the knee has the smallest x + y: a unit of FLOPs saved
+    costs less than a unit of WER before it, and more after. Of equally far points, which with two
+    points or a front that bulges outwards are the ends, the one with the lowest WER is the knee.
+
+    Raises:
+        ValueError: if the front is empty.
+    """
+    if not front:
+        raise ValueError("`front` must hold a point or more to have a knee, but is empty instead.")
+    gflops = [p.gflops for p in front]
+    wers = [p.wer for p in front]
+
+    def scaled(value: float, values: list[float]) -> float:
+        spread = max(values) - min(values)
+        return (value - min(values)) / spread if spread else 0.0
+
+    return min(
+        front,
+        # Rounded, so that the ends, at 1 each, tie in spite of the last bit.
+        key=lambda p: (round(scaled(p.gflops, gflops) + scaled(p.wer, wers), 12), p.wer),
+    )

@@ -1,0 +1,1 @@
+"""Runs the trials on Ray."""

@@ -1,0 +1,259 @@
+"""Writes what people read: MLflow, the front's files and the list of events.
+
+MLflow and drawing take seconds that no trial should wait for, so they happen in one thread, in
+order, beside the driver. The ledger does not pass here: it is written first, and is the truth.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.digests import bundle_digest, speech_lineage
+from core.outside_files import read_text
+from core.report import Report
+from sweep.config.sweep import SweepConfig
+from sweep.ledger.ledger import Ledger
+from sweep.ledger.records import TrialRecord
+from sweep.pareto import (
+    front,
+)
+from sweep.pareto.compute_hours import hours
+from sweep.pareto.front import Point
+from sweep.report import (
+    architecture_heatmap,
+)
+from sweep.report.architecture import read_structure
+from sweep.report.architecture_heatmap import Panel
+from sweep.report.front_files import teacher_wer, write_front
+from sweep.tracking import (
+    provenance,
+)
+from sweep.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from sweep.report.audio_page import AudioComparison
+
+logger = logging.getLogger(__name__)
+
+FRONT_SECONDS = 30.0
+"""The front is drawn again at most so often while trials run."""
+FRONT_SHARE = 0.05
+"""Nor may drawing take more of the time than this, however many trials there are."""
+LONGEST_EVENT = 2**20
+"""Bytes of a line of events.jsonl that a kill may have cut."""
+RUN_SECONDS = 2.0
+"""How long a trial's end waits for MLflow to name its run; what comes later is noted at the end."""
+
+
+class BackgroundWriter:
+    """One segment's pen. Everything but `run_id` and `close` returns at once."""
+
+    def __init__(self, folder: Path, config: SweepConfig, ledger: Ledger) -> None:
+        self.folder = folder
+        self.config = config
+        self.ledger = ledger
+        self.tracker = Tracker(
+            folder, config.sweep.name, config.tracking.uri, artifacts=self._artifacts
+        )
+        _end_last_line(folder / "events.jsonl")
+        self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
+        self._runs: dict[int, Future[str | None]] = {}
+        self._num_drawn = 0
+        self._has_lineage = False
+        self._drawn_at = time.monotonic()
+        self._draw_seconds = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scribe")
+
+    def open(self) -> None:
+        """Open the sweep's run, and put right what a killed driver left in MLflow.
+
+        Raises:
+            TrackingError: if MLflow cannot be reached.
+        """
+        leaves = self.config.space.distributions
+        params = {"sampler": self.config.search.sampler, "searched": ", ".join(leaves)}
+        code = provenance.code()
+        self.tracker.open_sweep(self.config.toml(), params, code.tags)
+        self._submit(self.tracker.install_view)
+        self._submit(self.tracker.log_text, "provenance/code.diff", lambda: code.diff)
+        self._submit(self.tracker.log_text, "provenance/packages.txt", provenance.packages)
+        self._submit(self._tell_lineage)
+        self._submit(self.tracker.reconcile, self.ledger.records())
+
+    def teacher(self, report: Report) -> None:
+        self.event("teacher", **_plain(report))
+        self._submit(self.tracker.log_reports, None, [report])
+
+    def started(self, record: TrialRecord) -> None:
+        self.event("started", trial=record.number, attempt=record.attempts, params=record.params)
+        self._submit(self._tell_lineage)
+        self._runs[record.number] = self._submit(self.tracker.open_trial, record)
+
+    def reported(self, number: int, report: Report) -> None:
+        self.event("report", trial=number, **_plain(report))
+        self._submit(self.tracker.log_reports, number, [report])
+
+    def run_id(self, number: int, *, should_wait: bool) -> str | None:
+        """MLflow's run of a trial; None if it is not known (yet), or MLflow is away."""
+        opening = self._runs.get(number)
+        if should_wait and opening is not None and not self.tracker.is_away:
+            wait([opening], timeout=RUN_SECONDS)
+        return self.tracker.run_id(number)
+
+    def ended(self, record: TrialRecord) -> None:
+        outcomes = [asdict(outcome) for outcome in record.outcomes]
+        self.event(record.state, trial=record.number, error=record.error, outcomes=outcomes)
+        self._submit(self.tracker.finish_trial, record)
+        pause = max(FRONT_SECONDS, self._draw_seconds / FRONT_SHARE)
+        if time.monotonic() - self._drawn_at > pause:
+            self._drawn_at = time.monotonic()
+            self._submit(self._draw, self.ledger.records())
+
+    def _tell_lineage(self) -> None:
+        """On what the sweep is trained and judged, once that is made ready."""
+        speech = None if self._has_lineage else speech_lineage(self.folder / "features")
+        teacher = bundle_digest(self._teacher)
+        if speech is None or teacher is None:
+            return
+        self._has_lineage = True
+        tags = {
+            "corpus.digest": speech.corpus_digest,
+            "tokenizer.digest": speech.tokenizer_digest,
+            "teacher.digest": teacher,
+            "labelled_by_teacher": ", ".join(speech.heard) or "none",
+        }
+        self.tracker.log_datasets(provenance.datasets(speech), tags)
+
+    def _draw(
+        self, records: list[TrialRecord], *, is_last: bool = False, should_listen: bool = False
+    ) -> None:
+        """Draw the front as it stood, and show it in MLflow; what takes longest only at the end."""
+        resources = self.config.resources
+        self.tracker.log_hours(hours(records, cpus=resources.cpus, gpus=resources.gpus))
+        num_finished = sum(record.state == "finished" for record in records)
+        if num_finished == (0 if is_last else self._num_drawn):
+            return
+        self._num_drawn = num_finished
+        began = time.monotonic()
+        listening = self._listened(records) if should_listen else None
+        files = write_front(
+            records,
+            self.folder / "front",
+            title=self.config.sweep.name,
+            teacher_wer=teacher_wer(self.folder),
+            listening=listening,
+        )
+        self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
+        self._draw_seconds = time.monotonic() - began
+
+    def _listened(self, records: list[TrialRecord]) -> "AudioComparison | None":
+        """What can be heard of the front; nothing where that fails: the front is drawn anyway."""
+        from sweep.report.audio_samples import collect_audio_samples  # noqa: PLC0415  # torch, which the driver has no use for
+
+        points = front.pareto_front(front.points(records), self.config.sweep.objectives)
+        corpus, wer = self.config.space.base.corpus, teacher_wer(self.folder)
+        try:
+            return collect_audio_samples(self.folder, corpus, points, teacher_wer=wer)
+        except (ValueError, RuntimeError) as error:  # torch raises the latter
+            logger.warning("The front has no page to listen by: %s", error)
+            return None
+
+    def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
+        """What the front's models have left, side by side."""
+        points = front.pareto_front(front.points(records), self.config.sweep.objectives)
+        panels = [panel for point in points if (panel := self._panel(point)) is not None]
+        if not panels:
+            return []
+        svg, png = (self.folder / "front" / f"kept.{kind}" for kind in ("svg", "png"))
+        architecture_heatmap.draw_front(panels, svg=svg, png=png)
+        return [svg, png]
+
+    def _artifacts(self, record: TrialRecord) -> dict[str, str]:
+        """Of a finished trial: what its model has left, and all that it was made with."""
+        if not record.outcomes:
+            return {}
+        point = Point(trial=record.number, outcome=0, result=record.outcomes[0])
+        found = {}
+        with suppress(OSError, ValueError):
+            found["trial.json"] = read_text(self._bundle(point) / "report.json")
+        panel = self._panel(point)
+        return (
+            found
+            if panel is None
+            else {**found, "kept.svg": architecture_heatmap.heatmap_svg(panel)}
+        )
+
+    def _panel(self, point: Point) -> Panel | None:
+        found = read_structure(self._bundle(point), self._teacher)
+        removed = 100 * point.result.flops_sparsity
+        title = f"trial {point.name}\n{100 * point.wer:.1f} % WER, {removed:.0f} % of FLOPs gone"
+        return None if found is None else Panel(title=title, structure=found)
+
+    def _bundle(self, point: Point) -> Path:
+        return self.folder / "trials" / f"{point.trial:04}" / point.result.model
+
+    @property
+    def _teacher(self) -> Path:
+        return self.folder / "teacher" / "model"
+
+    def event(self, kind: str, **values: Any) -> None:
+        """One line of events.jsonl: what happened, and when."""
+        line = {"time": round(time.time(), 3), "event": kind, **values}
+        with suppress(OSError):  # a full disk stops no sweep here: the ledger is the truth
+            self._events.write(json.dumps(line) + "\n")
+            self._events.flush()
+
+    def log(self, name: str, text: str) -> None:
+        """Keep what is too long to show, in logs/NAME.log."""
+        (self.folder / "logs").mkdir(exist_ok=True)
+        with (self.folder / "logs" / f"{name}.log").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+
+    def close(self, *, is_interrupted: bool) -> None:
+        """Draw the front, end the sweep's run, and wait until all is written."""
+        self.event("interrupted" if is_interrupted else "done")
+        # Models take their time to listen, which whoever interrupts does not have.
+        listens = not is_interrupted
+        self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=listens)
+        self._submit(self.tracker.reconcile, self.ledger.records(), is_last=True)
+        self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
+        self._thread.shutdown(wait=True)
+        with suppress(OSError):
+            for number, run_id in self.tracker.run_ids().items():
+                self.ledger.track(number, run_id)
+        with suppress(OSError):
+            self._events.close()
+
+    def _submit(self, call: Callable[..., Any], *args: Any, **named: Any) -> Future[Any]:
+        future = self._thread.submit(call, *args, **named)
+        future.add_done_callback(_complain)
+        return future
+
+
+def _end_last_line(file: Path) -> None:
+    """Drop what a kill or a full disk left of a line: the next one would be glued to it."""
+    if not file.is_file():
+        return
+    with file.open("r+b") as events:
+        start = max(0, events.seek(0, os.SEEK_END) - LONGEST_EVENT)
+        events.seek(start)
+        tail = events.read()
+        if tail and not tail.endswith(b"\n"):
+            events.truncate(start + tail.rfind(b"\n") + 1)
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    return {name: value for name, value in asdict(report).items() if value not in (None, {})}
+
+
+def _complain(future: Future[Any]) -> None:
+    error = None if future.cancelled() else future.exception()
+    if error is not None:
+        logger.error("The sweep goes on, but a note was not taken: %r", error)

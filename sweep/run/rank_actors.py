@@ -1,0 +1,193 @@
+"""The further ranks of a trial: actors in its placement group, beside Tune's own, the first.
+
+They live as long as the first rank's process, which Tune gives one trial after another. Whoever of
+them is lost, the trial's attempt is over at once, as if its worker had been lost: nobody waits.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from core.distributed import Ranks, has_lost_touch, join_ranks, open_store
+from sweep.run.ray_cluster import LostWorkerError
+
+START_SECONDS = 300.0
+"""A process and its imports, on a machine with much to do."""
+VERDICT_SECONDS = 60.0
+"""Ray has found out by then why a rank does not answer, even if its whole machine is gone."""
+WATCH_SECONDS = 1.0
+LEAVE_SECONDS = 1.0
+"""After a trial that was stopped, the others notice by then that the first has left."""
+
+Work = Callable[[Mapping[str, Any], Callable[..., contextlib.AbstractContextManager[Ranks]]], None]
+"""What a rank does of a job, given how to join the others on its device."""
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class _Rank:
+    def meet(self) -> None:
+        _use_interface(_own_address())
+        import_module("core.trial")  # seconds, in which the first does the same
+
+    def run(self, work: Work, job: Mapping[str, Any], rank: int, size: int, store: str) -> None:
+        def join(device: Any) -> contextlib.AbstractContextManager[Ranks]:
+            return join_ranks(rank=rank, size=size, store=store, device=device)
+
+        work(job, join)
+
+
+_crew: list[Any] = []
+"""The further ranks of this process, by rank less one."""
+
+
+@contextmanager
+def gather_ranks(job: Mapping[str, Any], size: int, work: Work, device: Any) -> Iterator[Ranks]:
+    """Be the first of so many ranks of a trial.
+
+    Raises:
+        LostWorkerError: if another rank is lost.
+        Exception: what another rank raised, if that was first.
+    """
+    if size == 1:
+        yield Ranks()
+        return
+    address = _own_address()
+    _use_interface(address)
+    crew = _mustered(size)
+    listening = socket.create_server((address, 0))
+    store = open_store(address, listening)
+    at = f"{address}:{store.port}"
+    calls = [actor.run.remote(work, job, i, size, at) for i, actor in enumerate(crew, 1)]
+    is_over = threading.Event()
+    threading.Thread(target=_end_if_lost, args=(calls, is_over), daemon=True).start()
+    try:
+        with join_ranks(rank=0, size=size, store=store, device=device) as ranks, _blaming(calls):
+            yield ranks
+        ray.get(calls, timeout=START_SECONDS)
+    except Exception:
+        stop_ranks()
+        raise
+    finally:
+        is_over.set()
+        if len(ray.wait(calls, num_returns=len(calls), timeout=LEAVE_SECONDS)[0]) < len(calls):
+            stop_ranks()
+
+
+def start_ranks(size: int) -> None:
+    """Start what further ranks are missing, and do not wait for them."""
+    if len(_crew) == size - 1:
+        return
+    stop_ranks()
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "Tune gives each trial one"
+    _crew.extend(_hired(group, rank) for rank in range(1, size))
+    for actor in _crew:
+        actor.meet.remote()
+
+
+def stop_ranks() -> None:
+    """End the further ranks of this process; others are started when a trial wants them."""
+    for actor in _crew:
+        ray.kill(actor)
+    _crew.clear()
+
+
+def _mustered(size: int) -> Sequence[Any]:
+    """The further ranks, ready to work; those of the trial before, where they live."""
+    for _ in range(2):  # one of the trial before may have died meanwhile
+        start_ranks(size)
+        if _are_ready(_crew):
+            return _crew
+        stop_ranks()
+    raise LostWorkerError(f"{size} ranks must be ready, but are not.")
+
+
+def _own_address() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
+
+
+def _hired(group: PlacementGroup, rank: int) -> Any:
+    bundle = group.bundle_specs[rank]
+    return _Rank.options(  # type: ignore[attr-defined]
+        num_cpus=bundle.get("CPU", 0),
+        num_gpus=bundle.get("GPU", 0),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=rank
+        ),
+    ).remote()
+
+
+def _are_ready(crew: Sequence[Any]) -> bool:
+    try:
+        ray.get([actor.meet.remote() for actor in crew], timeout=START_SECONDS)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return False
+    return True
+
+
+@contextmanager
+def _blaming(calls: Sequence[Any]) -> Iterator[None]:
+    """If what failed here is but the silence of others, raise what befell them."""
+    try:
+        yield
+    except Exception as error:
+        if not has_lost_touch(error):
+            raise
+        raise _culprit(calls) or LostWorkerError("A rank does not answer.") from error
+
+
+def _culprit(calls: Sequence[Any]) -> Exception | None:
+    """What another rank raised first, once Ray knows: its own fault rather than its loss."""
+    ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=VERDICT_SECONDS)
+    errors = [error for call in ended if (error := _error_of(call)) is not None]
+    for error in errors:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+        if isinstance(cause, Exception) and not has_lost_touch(cause):
+            return cause
+    return LostWorkerError(str(errors[0]).splitlines()[0]) if errors else None
+
+
+def _error_of(call: Any) -> Exception | None:
+    try:
+        ray.get(call, timeout=0)
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is the answer)
+        return error
+    return None
+
+
+def _end_if_lost(calls: Sequence[Any], is_over: threading.Event) -> None:
+    """End this process when another rank has failed and this one waits for it nevertheless."""
+    while not is_over.wait(WATCH_SECONDS):
+        ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        if any(_error_of(call) is not None for call in ended):
+            if not is_over.wait(2 * VERDICT_SECONDS):
+                os._exit(1)
+            return
+
+
+def _use_interface(address: str) -> None:
+    """Have torch talk over the network that Ray talks over: a host's name can mean another."""
+    for _, name in socket.if_nameindex():
+        if _address_of(name) == address or (name == "lo" and address.startswith("127.")):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def _address_of(interface: str) -> str:
+    """The IPv4 address of an interface, as the system tells it (SIOCGIFADDR)."""
+    asked = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, asked)[20:24])
+    return ""

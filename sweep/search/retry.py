@@ -1,0 +1,45 @@
+"""What becomes of a trial that failed: it is tried again with what may help, or it is over. Pure.
+
+A worker that was lost or preempted is nobody's fault and costs no try. Of faults, too little memory
+and divergence have a remedy; all else would fail again.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from core.config.trial import TrialConfig
+from sweep.ledger.records import TrialRecord
+
+Kind = Literal["memory", "divergence", "data", "cluster", "program", "disk", "other"]
+
+MOST_MICRO_BATCHES = 16
+CALMER = 0.3
+"""By so much are the rates of a trial lowered that diverged, once."""
+HOPELESS_TRIALS = 3
+"""If the first so many end with one and the same line, all will."""
+
+MICRO_BATCHES = "training.micro_batches"
+RATES = ("pruning.learning_rate", "tuning.learning_rate")
+
+
+def adjust_config(kind: Kind, config: TrialConfig, record: TrialRecord) -> dict[str, Any] | None:
+    """The leaves to change before another try; None if no other try would help.
+
+    Out of memory: half the speech at a time and twice as many times, for the same step.
+    Divergence: lower rates of the weights, once.
+    """
+    if kind == "memory":
+        parts = 2 * config.training.micro_batches
+        return {MICRO_BATCHES: parts} if parts <= MOST_MICRO_BATCHES else None
+    if kind == "divergence" and RATES[0] not in record.adjustments:
+        rates = (config.pruning.learning_rate, config.tuning.learning_rate)
+        return {name: CALMER * rate for name, rate in zip(RATES, rates, strict=True)}
+    return None
+
+
+def is_hopeless(records: Sequence[TrialRecord]) -> bool:
+    """Whether the first trials that ended all failed by the same words."""
+    over = [r for r in records if r.is_over]
+    lines = {r.error for r in over}
+    has_only_failed = all(r.state == "failed" for r in over)
+    return len(over) >= HOPELESS_TRIALS and has_only_failed and len(lines) == 1

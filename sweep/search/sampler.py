@@ -1,0 +1,261 @@
+"""Which point next: fixed anchors, then a quasi-random start, then a model of what was found.
+
+Anchors and the quasi-random start depend on the seed and the trial's number alone. The model is
+Optuna's: it sees the outcomes of finished trials, running ones as pending, and of failed and
+stopped ones only that they are over. A further outcome is told as a trial of its own that asked for
+that target. The control trial lies outside the space; it sees it not.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from core.report import Outcome
+from sweep.config.space import Choice, SearchSpace
+from sweep.config.sweep import BudgetConfig, Sampler, SearchConfig
+from sweep.ledger.ledger import as_optuna
+from sweep.ledger.records import TrialRecord
+
+METHOD = "pruning.method"
+TARGET = "pruning.target_sparsity"
+SEED = "seed"
+
+STARTUP_TRIALS = 10
+"""So many trials, anchors included, are placed before a model is asked."""
+LEAST_FINISHED = 4
+"""With fewer finished ones there is nothing to model."""
+GP_MOST_TRIALS = 300
+"""Beyond, a Gaussian process takes seconds a suggestion; TPE does not."""
+GP_MOST_LEAVES = 12
+POPULATION = 20
+"""Of nsga2: sweeps have tens of trials, not thousands."""
+
+Kind = Literal["gp", "tpe", "nsga2", "qmc", "random", "grid"]
+Params = dict[str, Any]
+
+
+def anchors(space: SearchSpace, kind: Sampler = "auto") -> list[Params]:
+    """The trials every sweep begins with: the control, then lowest, highest and middle target.
+
+    The control is the teacher tuned on by as many steps as a trial spends, so that more training
+    is never mistaken for better pruning.
+    """
+    control: Params = {METHOD: "dense"}
+    if kind == "grid":
+        return [control]  # a grid has its ends and its middle anyway
+    if TARGET not in space.distributions:
+        return [control, space.middle()]
+    target = space.distributions[TARGET]
+    return [control] + [{**space.middle(), TARGET: target.at(share)} for share in (0.0, 1.0, 0.5)]
+
+
+def choose_kind(sampler: Sampler, space: SearchSpace, number: int) -> Kind:
+    """What `auto` stands for in this sweep, at the trial of a number."""
+    if sampler != "auto":
+        return sampler
+    has_choices = any(isinstance(leaf, Choice) for leaf in space.distributions.values())
+    is_large = number > GP_MOST_TRIALS or len(space.distributions) > GP_MOST_LEAVES
+    return "tpe" if has_choices or is_large else "gp"
+
+
+class Sampling:
+    """Proposes trials, and is told how they went."""
+
+    def __init__(self, space: SearchSpace, *, search: SearchConfig, budget: BudgetConfig) -> None:
+        self.space = space
+        self.search = search
+        self.budget = budget
+        self._anchors = anchors(space, search.sampler)
+        # A trial's seed is noise to a model; it is drawn beside.
+        self._searched = {
+            name: as_optuna(leaf) for name, leaf in space.distributions.items() if name != SEED
+        }
+        self._num_before = 0
+        self._finished: dict[tuple[int, int], FrozenTrial] = {}
+        self._pending: dict[int, Trial] = {}
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        # A copy in memory: it may hold what the ledger must not, and costs no query.
+        self._study = self._empty_study(optuna.samplers.RandomSampler(seed=0))
+
+    def kind(self, number: int) -> Kind:
+        return choose_kind(self.search.sampler, self.space, number)
+
+    def propose(self, number: int) -> Params:
+        """The parameters of a new trial, which is pending from now on."""
+        if number < len(self._anchors):
+            params = dict(self._anchors[number])
+        elif self.kind(number) == "grid":
+            params = self._crossing(number)
+        elif not self._has_model(number):
+            params = self._scattered(number)
+        elif self.kind(number) == "nsga2":
+            params = self._evolved(number)
+        else:
+            params = self._modelled(number)
+        if self._is_inside(params) and self._holds(params) and number not in self._pending:
+            self._pending[number] = self._place(params)
+        return params
+
+    def observe(self, record: TrialRecord) -> None:
+        """Learn what became of a trial, or that it is on its way.
+
+        Numbers below 0 are trials of other sweeps, with whose outcomes this one begins.
+        """
+        if not self._is_inside(record.params):
+            return
+        self._num_before += record.number < 0
+        pending = self._pending.pop(record.number, None)
+        if record.state == "finished":
+            self._add_further(record)
+        if pending is None and not self._holds(record.params):
+            return  # the control of a sweep over other methods, or a trial of wider ranges
+        if record.state == "finished" and pending is None:
+            self._add(record, 0, record.params)
+            return
+        trial = pending or self._place(record.params)
+        if record.state == "finished":
+            self._tell(record, trial)
+        elif record.state in ("failed", "stopped"):
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._pending[record.number] = trial
+
+    def warm_up(self) -> None:
+        """Import what a model needs, seconds of it, while there is time."""
+        if self.kind(0) == "gp":
+            import_module("torch")
+
+    def _has_model(self, number: int) -> bool:
+        return (
+            self.kind(number) in ("gp", "tpe", "nsga2")
+            and bool(self._searched)
+            and number + self._num_before >= STARTUP_TRIALS
+            and len(self._finished) >= LEAST_FINISHED
+        )
+
+    def _scattered(self, number: int) -> Params:
+        """A point that depends on the seed and the number alone."""
+        leaves = self.space.distributions
+        if self.kind(number) == "random":
+            shares = self._chance(number).random(len(leaves))
+        else:
+            from scipy.stats import qmc  # noqa: PLC0415  # a second, of this sampler alone
+
+            points = qmc.Sobol(max(len(leaves), 1), rng=self.budget.seed)
+            shares = points.fast_forward(number).random(1)[0]
+        return {
+            name: leaf.at(float(share))
+            for (name, leaf), share in zip(leaves.items(), shares, strict=False)
+        }
+
+    def _crossing(self, number: int) -> Params:
+        """A point of the grid, in an order of the seed's: a part of the grid covers the whole."""
+        points = self.space.grid(self.search.grid_levels, without=(SEED,))
+        order = np.random.default_rng(self.budget.seed).permutation(len(points))
+        return self._with_seed(points[order[number - len(self._anchors)]], number)
+
+    def _modelled(self, number: int) -> Params:
+        self._study.sampler = self._model(number)
+        trial = self._study.ask(self._searched)
+        self._pending[number] = trial
+        return self._with_seed(trial.params, number)
+
+    def _model(self, number: int) -> optuna.samplers.BaseSampler:
+        """A fresh one each time, so that a resumed sweep proposes what an unbroken one would."""
+        seed = self._model_seed(number)
+        if self.kind(number) == "gp":
+            return optuna.samplers.GPSampler(
+                seed=seed, n_startup_trials=0, warn_independent_sampling=False
+            )
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
+
+    def _evolved(self, number: int) -> Params:
+        """A child of the finished trials, whose generations are counted by their numbers.
+
+        Optuna counts them as they come, which a resumed sweep could not repeat.
+        """
+        sampler = optuna.samplers.NSGAIISampler(
+            seed=self._model_seed(number), population_size=POPULATION
+        )
+        study = self._empty_study(sampler)
+        generation = sampler._get_generation_key()  # noqa: SLF001  # the only way to say it
+        for place, (_, trial) in enumerate(sorted(self._finished.items())):
+            trial.system_attrs = {**trial.system_attrs, generation: place // POPULATION}
+            study.add_trial(trial)
+        return self._with_seed(study.ask(self._searched).params, number)
+
+    def _empty_study(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        directions = [StudyDirection.MINIMIZE] * len(self.budget.objectives)
+        return optuna.create_study(directions=directions, sampler=sampler)
+
+    def _with_seed(self, params: Params, number: int) -> Params:
+        """The parameters, and the trial's own seed if that is drawn."""
+        if SEED not in self.space.distributions:
+            return dict(params)
+        share = float(self._chance(number).random())
+        return {**params, SEED: self.space.distributions[SEED].at(share)}
+
+    def _chance(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.budget.seed, number])
+
+    def _model_seed(self, number: int) -> int:
+        return int(np.random.SeedSequence([self.budget.seed, number]).generate_state(1)[0])
+
+    def _is_inside(self, params: Mapping[str, Any]) -> bool:
+        return bool(self._searched) and all(name in params for name in self._searched)
+
+    def _place(self, params: Mapping[str, Any]) -> Trial:
+        """Put a point that somebody else chose into the study, as pending."""
+        self._study.sampler = optuna.samplers.RandomSampler(seed=0)
+        self._study.enqueue_trial({name: params[name] for name in self._searched})
+        return self._study.ask(self._searched)
+
+    def _holds(self, params: Mapping[str, Any]) -> bool:
+        return all(self.space.distributions[name].holds(params[name]) for name in self._searched)
+
+    def _add_further(self, record: TrialRecord) -> None:
+        """The outcomes after the first, where the target that each was for is searched."""
+        for number, outcome in enumerate(record.outcomes):
+            params = {**record.params, TARGET: outcome.target_sparsity}
+            if number and TARGET in self._searched and self._holds(params):
+                self._add(record, number, params)
+
+    def _add(self, record: TrialRecord, number: int, params: Mapping[str, Any]) -> None:
+        """An outcome that was never pending here, at a fifth of the time that asking would take."""
+        outcome = record.outcomes[number]
+        trial = optuna.trial.create_trial(
+            params={name: params[name] for name in self._searched},
+            distributions=self._searched,
+            values=self._values(outcome),
+            constraints=self._constraints(outcome),
+        )
+        self._study.add_trial(trial)
+        self._finished[record.number, number] = trial
+
+    def _tell(self, record: TrialRecord, trial: Trial) -> None:
+        outcome = record.outcomes[0]
+        for name, value in self._constraints(outcome).items():
+            trial.set_constraint(name, value)
+        self._finished[record.number, 0] = self._study.tell(trial, self._values(outcome))
+
+    def _values(self, outcome: Outcome) -> list[float]:
+        return [float(getattr(outcome, name)) for name in self.budget.objectives]
+
+    def _constraints(self, outcome: Outcome) -> dict[str, float]:
+        """By how much each limit is missed, as a share of it; at most 0 is within."""
+        found = {}
+        for limit in ("wer", "gflops", "params", "latency_ms"):
+            most = getattr(self.budget, f"max_{limit}")
+            if most is not None:
+                found[limit] = float(getattr(outcome, limit)) / most - 1
+        gap = self.budget.max_sparsity_gap
+        if gap is not None:
+            found["sparsity_gap"] = (
+                abs(outcome.realised_sparsity - outcome.target_sparsity) / gap - 1
+            )
+        return found

@@ -1,0 +1,1 @@
+"""The sweep's folder: locks, archives, object stores."""

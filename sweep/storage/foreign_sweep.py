@@ -1,0 +1,161 @@
+"""What a sweep that came in a file may name outside its directory, and what becomes of it.
+
+`resume`, `ui` and `promote` go by what the directory says: an MLflow server is sent your
+MLFLOW_TRACKING_USERNAME and password, a ledger's server your PGPASSWORD, and MLflow writes
+artifacts where its database says. None of that may happen on a stranger's word.
+"""
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from core.config.base import ConfigError
+from sweep.config.paths import KNOWN_CORPORA
+from sweep.config.sweep import CONFIG_FILE, SweepConfig, open_config, rewrite
+from sweep.storage.working_copy import NESTED
+
+OF_A_SWEEP = frozenset(
+    {
+        *("alembic_version", "experiments", "experiment_tags", "workspaces"),
+        *("runs", "metrics", "latest_metrics", "params", "tags"),
+        *("inputs", "input_tags", "datasets"),
+        *("registered_models", "registered_model_tags", "registered_model_aliases"),
+        *("model_versions", "model_version_tags"),
+    }
+)
+"""Tables of MLflow's (3.16 to 3.17) that a sweep fills; others hold jobs, scorers, webhooks."""
+ARTIFACTS = "mlartifacts"
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's database holds addresses of artifacts."""
+DEFAULT_EXPERIMENT = 0
+"""MLflow makes it in every database; no sweep uses it."""
+
+
+def make_independent(folder: Path, file: Path) -> list[str]:
+    """Take from an unpacked sweep what would connect to somewhere; what it changed, in words.
+
+    Args:
+        folder: the unpacked sweep.
+        file: from which it came, for errors.
+
+    Raises:
+        ConfigError: if its config cannot be read, or its MLflow database is no sweep's alone.
+    """
+    told: list[str] = []
+    for sweep in (folder, *(folder / name for name in NESTED)):
+        if (sweep / CONFIG_FILE).is_file():
+            _refuse_programs(open_config(sweep), file)
+            told += _without_servers(sweep)
+            check_tracking_database(sweep / "mlflow.db", file)
+    config = open_config(folder)
+    return told + [f"{name} is outside this sweep, and read if it goes on" for name in _far(config)]
+
+
+def _refuse_programs(config: SweepConfig, file: Path) -> None:
+    """Refuse settings that let a corpus's manifests name programs to run, or addresses to open."""
+    allowed = getattr(config.space.base.corpus, "allow", ())
+    if allowed:
+        raise ConfigError(
+            f"`{file}` must not let manifests name {' or '.join(map(str, allowed))} by"
+            " `trial.corpus.allow`, but does; if the sweep is your own, `--trust` unpacks it."
+        )
+
+
+def _without_servers(sweep: Path) -> list[str]:
+    config, told = open_config(sweep), []
+    if config.tracking.uri:
+        told.append(
+            f"`tracking.uri` was {config.tracking.uri} and is empty now: runs go to the sweep's own"
+            " folder; if you know that server, write it into sweep.toml, or unpack with --trust"
+        )
+    if config.sweep.ledger not in ("sqlite", "journal"):
+        told.append(f"`sweep.ledger.ledger` was {config.sweep.ledger} and is sqlite now")
+        config = config.with_budget(ledger="sqlite")
+    if told:
+        tracking = config.tracking.model_copy(update={"uri": ""})
+        rewrite(sweep, config.model_copy(update={"tracking": tracking}))
+    return told
+
+
+def _far(config: SweepConfig) -> list[str]:
+    """Settings that name files outside a sweep."""
+    base = config.space.base
+    name, root = base.corpus.name, base.corpus.root
+    found = {
+        "trial.corpus.name": "" if name in KNOWN_CORPORA else name,
+        "trial.corpus.root": root and f"{root} (LibriSpeech is downloaded there if it is missing)",
+        "trial.teacher.bundle": base.teacher.bundle,
+        "trial.pruning.latency_table": base.pruning.latency_table,
+    }
+    return [f"`{key}`, {value}," for key, value in found.items() if value and value != "none"]
+
+
+def check_tracking_database(path: Path, file: Path) -> None:
+    """Refuse an MLflow database that holds more than a sweep's runs, or leads out of its folder.
+
+    Raises:
+        ConfigError: naming what it holds.
+    """
+    if not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("PRAGMA trusted_schema = OFF")
+            fault = _fault(database)
+    except (sqlite3.Error, UnicodeError) as error:
+        fault = str(error)
+    if fault:
+        raise ConfigError(
+            f"`{file}` must hold MLflow's runs of its sweep and nothing else, but its {path.name}:"
+            f" {fault}. If the sweep is your own, `--trust` unpacks it as it is."
+        )
+
+
+def _fault(database: sqlite3.Connection) -> str | None:
+    """What of a database no sweep writes, or None."""
+    tables = []
+    for kind, name, of_table, sql in database.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_master"
+    ):
+        if kind == "view" or (kind == "trigger" and of_table in OF_A_SWEEP):
+            return f"has the {kind} {name!r}"
+        if kind == "table" and not str(sql).upper().startswith("CREATE TABLE"):
+            return f"has the virtual table {name!r}"
+        tables += [name] if kind == "table" else []
+    for name in tables:
+        quoted = name.replace('"', '""')
+        if name in OF_A_SWEEP or name.startswith("sqlite_"):
+            continue
+        if database.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():  # noqa: S608
+            return f"has rows in {name!r}"
+    return _stray_address(database, tables)
+
+
+def _stray_address(database: sqlite3.Connection, tables: list[str]) -> str | None:
+    """The first address that does not lie where the sweep keeps its artifacts."""
+    if "experiments" not in tables:
+        return None
+    query = "SELECT artifact_location FROM experiments WHERE experiment_id <> ?"
+    homes = {str(home) for (home,) in database.execute(query, (DEFAULT_EXPERIMENT,))}
+    for home in homes:
+        if not re.fullmatch(rf"file:///[^?#]*/{ARTIFACTS}", home) or _climbs(home):
+            return f"keeps artifacts at {home!r}"
+    for table, column in ADDRESSES[1:]:
+        if table not in tables:
+            continue
+        for (address,) in database.execute(f"SELECT DISTINCT {column} FROM {table}"):  # noqa: S608
+            is_inside = any(str(address).startswith(f"{home}/") for home in homes)
+            if address is not None and (not is_inside or _climbs(str(address))):
+                return f"keeps artifacts at {address!r}"
+    return None
+
+
+def _climbs(address: str) -> bool:
+    return re.search(r"(^|[/\\])\.\.?([/\\]|$)|%2[ef]|%5c|[?#]", address, re.IGNORECASE) is not None

@@ -1,0 +1,60 @@
+"""Whose a sweep's directory is: one driver at a time, and who reads can see which.
+
+The system frees the lock with the process that holds it, however that ends. Of a directory that is
+a working copy, what it is a copy of is held, too: no other machine works on it meanwhile.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from sweep.local_lock import LOCK, STOP, LockedError, _holder, _seize, driver_here
+from sweep.storage import sync, working_copy
+
+
+@contextmanager
+def sweep_lock(folder: Path) -> Iterator[None]:
+    """Hold the sweep's directory: two drivers never write one ledger.
+
+    The system frees the lock with the process that holds it, however that ends.
+
+    Raises:
+        LockedError: if another live process holds it.
+        LeaseError, StoreError, UnsentError: of a working copy.
+    """
+    is_copy = working_copy.address_of(folder) is not None
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        with working_copy.fetch_lock(folder) if is_copy else nullcontext():
+            if not _seize(file):
+                raise LockedError(
+                    f"`{folder}` must be free, but process {_holder(folder)} runs this sweep;"
+                    " wait for it, or end it and resume."
+                )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        with sync.hold_store(folder):
+            yield
+
+
+def driver_pid(folder: Path) -> int | None:
+    """The process that runs the sweep now, wherever that is, or None."""
+    here = driver_here(folder)
+    return here if here is not None else sync.remote_holder(folder)
+
+
+def ask_to_stop(folder: Path) -> None:
+    """Ask whoever runs the sweep for an orderly end."""
+    (folder / STOP).touch()
+    sync.request_stop(folder)
+
+
+def is_stop_asked(folder: Path) -> bool:
+    return (folder / STOP).exists()
+
+
+def clear_stop(folder: Path) -> None:
+    """Forget what an earlier driver was asked."""
+    (folder / STOP).unlink(missing_ok=True)
+    sync.clear_stop(folder)

@@ -1,0 +1,1 @@
+"""Made-up outcomes and clusters."""

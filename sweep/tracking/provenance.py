@@ -1,0 +1,143 @@
+"""Which sweep this is, by what code it is run, with which packages and on what speech."""
+
+import functools
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from core.digests import SpeechLineage
+
+PACKAGES = ("core", "sweep", "search_spaces")
+ROOT = Path(__file__).parent.parent
+COPIED = (".py", ".toml")
+"""Of the packages: code, and search spaces."""
+DIGITS = 12
+GIT_SECONDS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Speech as MLflow lists it: by name and digest."""
+
+    name: str
+    digest: str
+    role: str
+    """`train`, `dev` or `test`."""
+    source: str
+    profile: Mapping[str, float]
+
+
+def source_digests(root: Path = ROOT) -> dict[str, str]:
+    """The digest of each source file that decides what a trial finds, by its path below the root.
+
+    A file that goes away while the folder is read is none of them.
+    """
+    found = {}
+    for package in ("core", "sweep"):
+        for path in sorted((root / package).rglob("*.py")):
+            with suppress(FileNotFoundError):
+                content = path.read_bytes()
+                found[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+@functools.cache
+def own_sources() -> Mapping[str, str]:
+    """The same of this process, as it found them when it asked first."""
+    return source_digests()
+
+
+@functools.cache
+def code_version() -> str:
+    """`0.1.0 3f2a...`: equal for equal sources, wherever they lie and whether in git or not."""
+    digest = hashlib.sha256()
+    for name, content in own_sources().items():
+        digest.update(f"{name} {content}\n".encode())
+    return f"{metadata.version('conformer-sweep')} {digest.hexdigest()[:DIGITS]}"
+
+
+def changed_sources(before: Mapping[str, str], root: Path = ROOT) -> list[str]:
+    """The source files that were edited, added or removed since their digests were taken."""
+    now = source_digests(root)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def copy_program(folder: Path, root: Path = ROOT) -> None:
+    """Copy the program's packages into a folder, from which processes can import them."""
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in COPIED and path.is_file():
+                to = folder / path.relative_to(root)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """What a sweep is run by."""
+
+    version: str
+    commit: str = ""
+    """Empty outside a git checkout."""
+    diff: str = ""
+    """What the code has that its commit has not, new files too."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """By the names that MLflow's pages know."""
+        tags = {"code.version": self.version}
+        if self.commit:
+            tags["mlflow.source.git.commit"] = self.commit
+            tags["code.dirty"] = str(bool(self.diff)).lower()
+        return tags
+
+
+def code(root: Path = ROOT) -> Code:
+    """The code that runs here, and its commit where it lies in a git checkout of its own."""
+    version = code_version()
+    commit = _git(root, "rev-parse", "HEAD").strip() if (root / ".git").exists() else ""
+    if not commit:
+        return Code(version=version)
+    diff = _git(root, "diff", "HEAD", "--", *PACKAGES)
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    added = (_git(root, "diff", "--no-index", "--", "/dev/null", name) for name in new.splitlines())
+    return Code(version=version, commit=commit, diff=diff + "".join(added))
+
+
+def packages() -> str:
+    """All that is installed, a line each, as pip reads it."""
+    found = {f"{each.name}=={each.version}" for each in metadata.distributions() if each.name}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def datasets(lineage: SpeechLineage) -> list[Dataset]:
+    """A sweep's speech, a split each."""
+    return [
+        Dataset(
+            name=f"{Path(lineage.corpus).name} {split.split}",
+            digest=split.digest,
+            role=split.split,
+            source=lineage.corpus,
+            profile={"utterances": split.num_utterances, "hours": round(split.seconds / 3600, 4)},
+        )
+        for split in lineage.splits
+    ]
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git says; nothing where it cannot. It says no by its exit code when files differ."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    try:
+        done = subprocess.run(  # noqa: S603  (our own words)
+            [git, "-C", str(root), *words], capture_output=True, timeout=GIT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")

@@ -1,0 +1,94 @@
+"""Unknown input is refused by name, never dropped."""
+
+import pytest
+
+from core.config.base import Config, ConfigError
+from core.config.trial import TrialConfig, method_names
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pruning": {"lambda_lrr": 1.0}}, r"`pruning.lambda_lrr`.*did you mean `lambda_lr`"),
+        ({"prunin": {}}, r"`prunin` is not a key; did you mean `pruning`"),
+        ({"pruning": {"zzz": 1}}, r"`pruning.zzz` is not a key; known are method, resource"),
+        ({"corpus": {"demo": {"sed": 1}}}, r"`corpus.demo.sed` is not a key; did you mean `seed`"),
+        ({"pruning": {"target_sparsity": 1.0}}, r"`pruning.target_sparsity` must be less than 1"),
+        ({"pruning": {"target_sparsity": "half"}}, r"must be number, but is 'half' instead"),
+        ({"pruning": {"target_sparsity": float("nan")}}, r"`pruning.target_sparsity` must be"),
+        ({"pruning": {"resource": "time"}}, r"`pruning.resource` must be .*but is 'time'"),
+        ({"pruning": {"also": {"flops": 0.5}}}, r"`pruning.also` must name other .* `flops`"),
+        ({"pruning": {"also": {"params": 1.0}}}, r"`pruning.also.params` must be less than 1"),
+        ({"pruning": {"also": {"param": 0.5}}}, r"`pruning.also.param.*` must be .*'params'"),
+        ({"pruning": {"multiple_of": 0}}, r"`pruning.multiple_of` must be greater"),
+        ({"pruning": {"steps": 1.5}}, r"`pruning.steps` must be integer"),
+        ({"pruning": {"steps": True}}, r"`pruning.steps` must be integer"),
+        ({"pruning": {"method": "magnitud"}}, r"`pruning.method`.*did you mean `magnitude`"),
+        ({"pruning": {"start_from": "magnitud"}}, r"`pruning.start_from`.*mean `magnitude`"),
+        ({"pruning": {"gates": "hard"}}, r"`pruning.gates` must be .*but is 'hard'"),
+        ({"pruning": {"axes": ["heads"]}}, r"`pruning.axes.0` must be .*but is 'heads'"),
+        ({"pruning": {"axes": []}}, r"`pruning.axes`"),
+        ({"pruning": "l0"}, r"`pruning` must be"),
+        ({"pruning": {"linear_blocks": "some"}}, r"`pruning.linear_blocks` must .*'some' instead$"),
+        ({"pruning": {"linear_blocks": 0}}, r"`pruning.linear_blocks` must be .*but is 0 instead"),
+        ({"pruning": {"linear_blocks": True}}, r"`pruning.linear_blocks` must be .*is True"),
+        ({"pruning": {"linear_blocks": [1, 1]}}, r"`pruning.linear_blocks` .*is \[1, 1\] instead"),
+        ({"pruning": {"linear_blocks": []}}, r"`pruning.linear_blocks` must be .*is \[\] instead"),
+        ({"pruning": {"linear_blocks": [-1]}}, r"`pruning.linear_blocks` must be .*is \[-1\]"),
+        ({"pruning": {"linear_features": 0}}, r"`pruning.linear_features` must be greater"),
+        ({"pruning": {"linear_features": 5}}, r"must be a multiple of 2, but is 5 instead"),
+        ({"corpus": {"speeds": [3.0]}}, r"`speeds` must lie in \[0.5, 2\], but one is 3.0"),
+        (
+            {"corpus": {"demo": {"snr_low_db": 40.0}}},
+            r"`snr_low_db` must be at most `snr_high_db`, but is 40.0",
+        ),
+        ({"model": {"size": "huge"}}, r"`model.size` must be 'tiny', 'small', 'medium' or 'large'"),
+        ({"runtime": {"device": "tpu"}}, r"`runtime.device` must be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TrialConfig.parse(values)
+
+
+@pytest.mark.parametrize("blocks", ["all", 3, [0, 2]])
+def test_blocks_may_be_all_or_so_many_or_named(blocks):
+    assert TrialConfig.parse({"pruning": {"linear_blocks": blocks}}).pruning.linear_blocks == blocks
+
+
+def test_every_culprit_has_a_line():
+    with pytest.raises(ConfigError) as caught:
+        TrialConfig.parse({"seed": -1, "pruning": {"stepps": 1, "gate_lr": 0.0}})
+
+    lines = str(caught.value).splitlines()
+    assert [line.split("`")[1] for line in lines] == ["seed", "pruning.gate_lr", "pruning.stepps"]
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        TrialConfig().seed = 3
+
+
+def test_what_is_written_out_is_read_back():
+    config = TrialConfig.parse({"seed": 5, "pruning": {"axes": ["head"]}})
+
+    assert TrialConfig.parse(config.model_dump()) == config
+
+
+def test_every_field_says_what_it_means():
+    def silent(section: type[Config], place: str) -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Config):
+                found += silent(kind, f"{place}{name}.")
+            elif not field.description:
+                found.append(place + name)
+        return found
+
+    assert silent(TrialConfig, "") == []
+
+
+def test_the_registry_of_methods_is_its_folder():
+    assert method_names() == sorted(method_names())
+    assert not any(name.startswith("_") for name in method_names())
