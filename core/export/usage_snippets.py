@@ -4,8 +4,8 @@ TEXTS = {
     "bundle": """
 # pip install conformer-sweep
 from pathlib import Path
-from core.deploy import bundle
-from core.deploy.recognise import transcribe
+from core import bundle
+from core.inference.recognizer import transcribe
 
 for file, text in transcribe(bundle.load(Path(".")), [Path("speech.wav")]):
     print(file, text)
