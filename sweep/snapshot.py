@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.config.base import ConfigError
 from sweep.config.sweep import SweepConfig, open_config
@@ -13,10 +12,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import Point
 from sweep.storage.lock import driver_pid
-from sweep.storage.working_copy import at, bring, refresh
-
-if TYPE_CHECKING:  # torch takes seconds that a table should not
-    pass
+from sweep.storage.working_copy import at, bring, display_name, refresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +75,23 @@ def model_path(name: str) -> Path:
     number, _, place = trial.partition(".")
     if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
         return Path(name).absolute()
-    seen = load_snapshot(at(folder))
-    record = seen.record(int(number))
-    if int(place or 0) >= len(record.outcomes):
+    return trial_model_path(load_snapshot(at(folder)), int(number), int(place or 0))
+
+
+def trial_model_path(snapshot: SweepSnapshot, trial: int, outcome: int = 0) -> Path:
+    """The bundle of a finished trial; of a working copy it is fetched first.
+
+    Raises:
+        ConfigError: if there is no such trial, or it has no such outcome.
+        StoreError: if the object store cannot be reached.
+    """
+    record = snapshot.record(trial)
+    if not 0 <= outcome < len(record.outcomes):
+        number = f"{trial}.{outcome}" if outcome else f"{trial}"
         raise ConfigError(
-            f"`{name}` must be a finished trial, but trial {number} is {record.state}"
-            f" with {len(record.outcomes)} outcomes instead."
+            f"`{display_name(snapshot.folder)}:{number}` must be a finished trial, but trial"
+            f" {trial} is {record.state} with {len(record.outcomes)} outcomes instead."
         )
-    model = record.outcomes[int(place or 0)].model
-    place = f"trials/{record.number:04}/{model}"
-    bring(seen.folder, place)
-    return seen.folder / place
+    path = f"trials/{record.number:04}/{record.outcomes[outcome].model}"
+    bring(snapshot.folder, path)
+    return snapshot.folder / path

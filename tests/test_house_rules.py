@@ -45,6 +45,7 @@ HOMES = {  # one file, or one folder, per outside library
     "cooper": {"core/pruning/lagrangian.py"},
     "flashlight": {"core/evaluation/beam.py", "core/evaluation/ngram.py"},
     "sentencepiece": {"core/data/tokenizer.py"},
+    "pandas": {"sweep/api.py"},
     "yaml": {"core/importers/safe_read.py", "sweep/submit/jobs.py"},
     "huggingface_hub": {"core/importers/load.py"},
 }

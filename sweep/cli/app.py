@@ -5,7 +5,6 @@ misspelt option should not.
 """
 
 import errno
-import os
 import sys
 
 import typer
@@ -24,8 +23,7 @@ from sweep.cli import (
 )
 from sweep.cli.options import BAD_INPUT, RESUMABLE, end
 from sweep.cli.output.streams import flushed_output, guard_output
-from sweep.console import make_logs_safe
-from sweep.run.library_caches import provide_home
+from sweep.run.library_caches import prepare_process
 
 COMMANDS = (
     *(
@@ -86,9 +84,7 @@ def _said(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
-    provide_home(os.environ)
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
-    make_logs_safe()
+    prepare_process()
     guard_output()
     try:
         with own_temporary_folder(), flushed_output():

@@ -18,8 +18,9 @@ def status(
 ) -> None:
     """How far a sweep has come."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import status_lines, status_values
+    from sweep.cli.output.tables import status_lines
     from sweep.snapshot import load_snapshot
+    from sweep.summary import status_values
 
     while True:
         values = status_values(load_snapshot(folder))
@@ -33,8 +34,9 @@ def status(
 def trials(folder: Sweep, as_json: Json = False) -> None:
     """All trials of a sweep; those on the front stand out."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_ROWS, trial_lines_of, trial_rows, trials_table
+    from sweep.cli.output.tables import MANY_ROWS, trial_lines_of, trials_table
     from sweep.snapshot import load_snapshot
+    from sweep.summary import trial_rows
 
     rows = trial_rows(load_snapshot(folder))
     if as_json:
@@ -52,8 +54,9 @@ def show(
 ) -> None:
     """One trial, whole; of a failed one, why."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import trial_lines, trial_rows
+    from sweep.cli.output.tables import trial_lines
     from sweep.snapshot import load_snapshot
+    from sweep.summary import trial_rows
 
     seen = load_snapshot(folder)
     record = seen.record(trial)
@@ -81,11 +84,12 @@ def pareto(
 ) -> None:
     """The front of a sweep: outcomes that no other beats."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_ROWS, front_lines_of, pareto_values
+    from sweep.cli.output.tables import MANY_ROWS, front_lines_of
     from sweep.pareto import front
     from sweep.report.export_files import write_copies
     from sweep.report.front_files import front_table
     from sweep.snapshot import load_snapshot
+    from sweep.summary import pareto_values
 
     limits = {
         "max_wer": max_wer,

@@ -1,94 +1,23 @@
 """What the ledger shows to people and to scripts: rows, counts, tables. It prints nothing."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 
-from core.report import Outcome
-from sweep.config.space import overlaid
-from sweep.ledger.records import State, TrialRecord
+from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import BUSY, Point
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.working_copy import display_name
 from sweep.wer_labels import AGAINST_TEACHER, note_of
-
-if TYPE_CHECKING:  # torch takes seconds that a table should not
-    pass
 
 MANY_ROWS = 300
 """Above so many a table is plain lines: measuring each cell takes a millisecond."""
-NOT_SHOWN = ("steps", "model")
-"""Of an outcome: the row says them otherwise."""
 LAST_LINES = 12
 """Of a failed trial's log."""
-
-
-def trial_rows(
-    seen: SweepSnapshot, records: Iterable[TrialRecord] | None = None
-) -> list[dict[str, Any]]:
-    """One row an outcome, or one a trial that has none yet; plain values. By default of all."""
-    on_front = {(p.trial, p.outcome) for p in seen.front}
-    base = seen.config.space.base.model_dump()
-    return [
-        {
-            **_row(base, record),
-            **_told(outcome),
-            "outcome": place,
-            "on_front": (record.number, place) in on_front,
-        }
-        for record in (seen.records if records is None else records)
-        for place, outcome in enumerate(record.outcomes or (None,))
-    ]
-
-
-def _row(base: Mapping[str, Any], record: TrialRecord) -> dict[str, Any]:
-    config = overlaid(base, record.settings)
-    return {
-        "trial": record.number,
-        "state": record.state,
-        "attempts": record.attempts,
-        "steps": record.steps,
-        "total_steps": record.total_steps,
-        "seconds": record.seconds,
-        "mlflow_run_id": record.mlflow_run_id,
-        "error": record.error,
-        "method": config["pruning"]["method"],
-        "target_sparsity": config["pruning"]["target_sparsity"],
-        "params_searched": dict(record.params),
-        "config": config,
-    }
-
-
-def _told(outcome: Outcome | None) -> dict[str, Any]:
-    """What is known of an outcome; the same keys without one."""
-    names = [n for n in Outcome.__dataclass_fields__ if n not in NOT_SHOWN]
-    if outcome is None:
-        unknown = (n for n in names if n not in ("method", "target_sparsity"))
-        return dict.fromkeys(unknown)
-    return {name: getattr(outcome, name) for name in names}
-
-
-def status_values(seen: SweepSnapshot) -> dict[str, Any]:
-    """How far a sweep has come."""
-    counts = Counter(record.state for record in seen.records)
-    states: tuple[State, ...] = ("waiting", "running", "finished", "stopped", "failed")
-    points = seen.points
-    return {
-        "name": seen.config.sweep.name,
-        "folder": display_name(seen.folder),
-        "driver": seen.driver,
-        "trials": seen.config.sweep.trials,
-        **{state: counts[state] for state in states},
-        "seconds": sum(record.seconds for record in seen.records),
-        "front": len(seen.front),
-        "hypervolume": front.hypervolume_share(points),
-    }
 
 
 def status_lines(values: Mapping[str, Any]) -> list[str]:
@@ -175,20 +104,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _number(value: float | None, scale: float, digits: int) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
-
-
-def pareto_values(seen: SweepSnapshot, points: Iterable[Point]) -> dict[str, Any]:
-    """The front for scripts: the control, the points given, and how much all points cover."""
-    points = list(points)
-    dense = next((p for p in seen.points if p.result.method == "dense"), None)
-    numbers = dict.fromkeys(point.trial for point in (*points, *([dense] if dense else [])))
-    told = trial_rows(seen, [seen.record(number) for number in numbers])
-    rows = {(row["trial"], row["outcome"]): row for row in told}
-    return {
-        "dense": rows[dense.trial, dense.outcome] if dense else None,
-        "points": [rows[point.trial, point.outcome] for point in points],
-        "hypervolume": front.hypervolume_share(seen.points),
-    }
 
 
 def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
