@@ -34,6 +34,7 @@ HOMES = {  # one file, or one folder, per outside library
     },
     "fsspec": {"sweep/storage/object_store.py"},
     "mlflow": {"sweep/tracking/mlflow_client.py", "sweep/tracking/mlflow_database.py"},
+    "torchaudio": {"core/data/audio.py", "core/export/usage_snippets.py"},
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {
         "core/inference/onnx_session.py",
