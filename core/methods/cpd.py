@@ -1,9 +1,9 @@
 """Comb, Prune, Distill (arXiv 2408.03046), our reading: rounds of scoring, removal and training.
 
-The axes of the model state which weights depend on each other; `core.pruning.comb` finds the same
-without them. In each round every unit is scored by the mean over utterances of (dL/dz)^2, divided
-by its cost. The lowest units are removed, so that each round removes an equal part of the target.
-Then the student is trained with the teacher until the next round.
+The paper finds out from gradients which weights depend on each other; here the axes of the model
+state it, and a test compares both. In each round every unit is scored by the mean over utterances
+of (dL/dz)^2, divided by its cost. The lowest units are removed, so that each round removes an equal
+part of the target. Then the student is trained with the teacher until the next round.
 """
 
 from typing import Any

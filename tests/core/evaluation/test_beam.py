@@ -9,10 +9,10 @@ import torch
 
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.evaluation.arpa import write_arpa
 from core.evaluation.beam import BeamSearch, stretches
 from core.evaluation.ngram import LmError
 from core.evaluation.word_alignment import best_path, join_words, path_words
+from tests.support.arpa import write_arpa
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="the extra `lm` is not installed")
 

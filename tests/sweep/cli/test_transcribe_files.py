@@ -12,11 +12,11 @@ import soundfile
 from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.evaluation.arpa import write_arpa
 from core.inference.recognizer import transcribe
 from core.pruning.extraction import of_blocks
 from core.testing import deeper, small_model
 from sweep.cli import app
+from tests.support.arpa import write_arpa
 
 
 @pytest.fixture
