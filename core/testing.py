@@ -18,7 +18,7 @@ from core.conformer.shape import BlockShape, Shape
 from core.data.batching import Batch
 from core.distributed import join_ranks
 from core.features.spec import NATIVE, FrontendSpec
-from core.pruning.latency_table import Grid, LatencyTable, Part, monotone
+from core.pruning.latency_table import Component, Grid, LatencyTable, monotone
 from core.runtime import TrialDirs
 from core.training.intermediate_ctc import InterCTC
 from core.training.loop import DenseStage, Rates
@@ -251,7 +251,7 @@ def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
 def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> LatencyTable:
     """Times up to a shape that rise as measured ones do: an overhead, a bend, and noise."""
     chance = np.random.default_rng(seed)
-    largest: dict[Part, tuple[int, int]] = {
+    largest: dict[Component, tuple[int, int]] = {
         "frontend": (shape.sub2, shape.sub1),
         "projection": (shape.sub2, shape.width),
         "feedforward": (max(max(b.ff1, b.ff2) for b in shape.blocks), shape.width),
@@ -261,7 +261,7 @@ def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> Latenc
         "output": (1, shape.width),
     }
 
-    def grid(part: Part) -> Grid:
+    def grid(part: Component) -> Grid:
         rows, columns = (
             sorted({max(1, round(share * size)) for share in (0.125, 0.25, 0.5, 1.0)})
             for size in largest[part]

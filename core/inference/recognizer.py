@@ -24,7 +24,7 @@ from core.inference.exported_model import ExportedRecognizer, Recognizer
 from core.inference.long_audio import AudioSegment, log_probabilities, transcribe_windows
 from core.inference.timestamps import frame_times
 from core.inference.windows import Windowing
-from core.pruning.extraction import of_blocks
+from core.pruning.extraction import select_blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
             f"`{DEPTH_ORDER}` of the bundle's report must name each of its {count} blocks,"
             f" but is {str(best)[:80]} instead."
         )
-    return replace(bundle, model=of_blocks(bundle.model, best[:depth]))
+    return replace(bundle, model=select_blocks(bundle.model, best[:depth]))
 
 
 def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:

@@ -26,7 +26,7 @@ from core.conformer.model import Conformer
 from core.pruning.gates.straight_through import StraightThrough
 from core.pruning.low_rank import factorize
 from core.pruning.reconstruction import Calibration
-from core.pruning.space import of_resource
+from core.pruning.space import resource_cost
 from core.training.gate_stage import GateMethod, GateStage, gate_rate
 from core.training.method import MethodContext
 
@@ -89,9 +89,9 @@ class GrowingL1:
 def prices(bench: MethodContext) -> dict[str, float]:
     """What a unit costs, as a share: what the model would save without its axis, a unit."""
     space, resource = bench.space, bench.config.pruning.resource
-    whole = float(of_resource(space.counted_cost({}), resource))
+    whole = float(resource_cost(space.counted_cost({}), resource))
     saved = {
-        axis.name: whole - float(of_resource(space.counted_cost({axis.name: 0}), resource))
+        axis.name: whole - float(resource_cost(space.counted_cost({axis.name: 0}), resource))
         for axis in units(bench)
     }
     return {axis.name: saved[axis.name] / axis.size / whole for axis in units(bench)}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.conformer.model import Conformer
 from core.pruning.reconstruction import Calibration
-from core.pruning.scoring import Intake, intakes, per_cost
+from core.pruning.scoring import ConsumerInputs, consumer_inputs, divide_by_cost
 from core.pruning.space import unit_share
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -30,14 +30,14 @@ class COMP(Method):
 
     def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        taken = intakes(bench.student, bench.space, bench.speech)
+        taken = consumer_inputs(bench.student, bench.space, bench.speech)
         worth = {intake.axis.name: contributions(intake) for intake in taken}
-        fine = per_cost(bench.space, worth, bench.config.pruning.resource)
+        fine = divide_by_cost(bench.space, worth, bench.config.pruning.resource)
         influence = block_influence(bench.student, bench.speech)
         return SearchResult(scores=merge_orders(bench, fine, influence), reference={})
 
 
-def contributions(intake: Intake) -> Float[Tensor, " _"]:
+def contributions(intake: ConsumerInputs) -> Float[Tensor, " _"]:
     """|X_u W_u| of each unit over |X W|, in Frobenius norms."""
     products, size = intake.products(), intake.axis.size
     blocks = products.view(size, len(products) // size, size, -1).sum((1, 3))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.conformer.axes import Axis, Mask
 from core.data.batching import Batch
 from core.pruning.gate_gradients import fisher
-from core.pruning.scoring import per_cost
+from core.pruning.scoring import divide_by_cost
 from core.training.distillation import gated_loss
 from core.training.gate_stage import GateMethod, GateStage
 from core.training.loop import Trainable
@@ -99,7 +99,7 @@ class Rounds(GateStage):
         bench, model = self.bench, self.model.eval()
         axes, mask = list(bench.space.units), self.shut.sample()
         found = fisher(model, axes, bench.labelled, gated_loss(model), mask=mask)
-        scores = per_cost(bench.space, found, self.config.resource)
+        scores = divide_by_cost(bench.space, found, self.config.resource)
         # What is shut stays so: it comes before all others in the order of leaving.
         alive = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
         kept = bench.choose(alive, bench.target * (number + 1) / self._rounds)

@@ -14,9 +14,9 @@ from torch import Tensor
 from core.conformer.axes import Axis
 from core.conformer.masking import Folded, gated_forward
 from core.evaluation.token_error_rate import token_error_rate
-from core.pruning.ablation import Edit, groups, identity_fold, measure_edits, spread
+from core.pruning.ablation import Edit, groups, identity_fold, measure_edits, spread_over_units
 from core.pruning.gate_gradients import gate_gradients
-from core.pruning.scoring import per_cost, with_ties_broken
+from core.pruning.scoring import break_ties, divide_by_cost
 from core.training.distillation import gated_loss
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -34,9 +34,9 @@ class MoPE(Method):
         rewiring = rewiring_scores(bench, [*axes, *modules])
         width = error_growth(bench, groups(axes, rewiring, count=config.groups))
         depth = error_growth(bench, groups(modules, rewiring, count=1))
-        scores = {**spread(axes, width), **spread(modules, depth)}
-        dear = per_cost(bench.space, scores, config.resource)
-        return SearchResult(scores=with_ties_broken(dear, rewiring), reference={})
+        scores = {**spread_over_units(axes, width), **spread_over_units(modules, depth)}
+        dear = divide_by_cost(bench.space, scores, config.resource)
+        return SearchResult(scores=break_ties(dear, rewiring), reference={})
 
 
 def error_growth(bench: MethodContext, edits: list[Edit]) -> list[tuple[Edit, float]]:

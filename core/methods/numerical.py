@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.pruning.scoring import intakes
+from core.pruning.scoring import consumer_inputs
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -32,7 +32,7 @@ class Numerical(Method):
         """Each unit's gate, the mean of its inputs', when the target's share is to be closed."""
         del search
         scores = {}
-        for intake in intakes(bench.student, bench.space, bench.speech):
+        for intake in consumer_inputs(bench.student, bench.space, bench.speech):
             gates = newton_gates(intake.products(), closed=bench.target)
             scores[intake.axis.name] = gates.view(intake.axis.size, -1).mean(1)
         return SearchResult(scores=scores, reference={})

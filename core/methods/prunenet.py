@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from core.conformer.masking import named_tensors
 from core.methods.magnitude import magnitudes
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -48,7 +48,7 @@ class PruneNet(Method):
             )
             with torch.no_grad():
                 scores |= {name: policy(weight) for name, weight in matrices.items()}
-        return SearchResult(scores=ranked_within(scores), reference={})
+        return SearchResult(scores=rank_within_axis(scores), reference={})
 
 
 class Policy(nn.Module):

@@ -1,7 +1,7 @@
 """A control: every axis loses the same share, its smallest units first."""
 
 from core.methods.magnitude import magnitudes
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -10,7 +10,7 @@ class Uniform(Method):
     def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         scores = magnitudes(bench.student, bench.space.units)
-        return SearchResult(scores=ranked_within(scores), reference={})
+        return SearchResult(scores=rank_within_axis(scores), reference={})
 
 
 METHOD = Uniform()

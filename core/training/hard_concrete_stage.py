@@ -10,7 +10,7 @@ from core.config.base import ConfigError
 from core.config.trial import method_names
 from core.data.batching import Batch
 from core.pruning.gates.hard_concrete import CLAMP, KINDS, HardConcrete
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.training.gate_stage import Control, GateStage
 from core.training.method import Method, MethodContext, load_method
 
@@ -91,7 +91,7 @@ def start_order(bench: MethodContext) -> dict[str, Float[Tensor, " _"]]:
             f" of {', '.join(able)}, but is `{name}` instead"
         )
     scores = method.search_result(bench.restricted_to(method.needs), None).scores
-    return {axis: centered_ranks(shares) for axis, shares in ranked_within(scores).items()}
+    return {axis: centered_ranks(shares) for axis, shares in rank_within_axis(scores).items()}
 
 
 def centered_ranks(shares: Float[Tensor, " units"]) -> Float[Tensor, " units"]:

@@ -13,7 +13,7 @@ from core.config.trial import TrialConfig, method_names
 from core.cost_estimate import estimate_cost
 from core.data.audio_decoding import CorpusError
 from core.data.prepare import open_speech
-from core.pruning.extraction import of_blocks
+from core.pruning.extraction import select_blocks
 from core.report import Report
 from core.runtime import TrialDirs
 from core.teacher import prepare
@@ -459,7 +459,7 @@ def test_depth_alone_needs_no_step(shared):
     assert models[1].report["kept"][f"blocks.{best[0]}"] == [0]
     assert models[1].report["depth_order"] == [0]
     teacher = bundle.load(place.teacher / "model").model
-    small = of_blocks(teacher, best[:1])
+    small = select_blocks(teacher, best[:1])
     for name, parameter in models[1].model.named_parameters():
         assert torch.equal(parameter, dict(small.named_parameters())[name])
 

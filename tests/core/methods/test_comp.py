@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from core.methods.comp import block_influence, contributions, merge_orders
 from core.pruning.extraction import as_mask, extract
-from core.pruning.scoring import intakes
+from core.pruning.scoring import consumer_inputs
 from core.pruning.space import unit_share
 from core.testing import deeper, make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
@@ -14,7 +14,7 @@ from core.training.distillation import ctc_loss
 
 def test_a_contribution_is_the_share_of_a_units_own_product(bench_of):
     bench = bench_of("comp", model=small_model())
-    taken = intakes(bench.student, bench.space, bench.speech)
+    taken = consumer_inputs(bench.student, bench.space, bench.speech)
     intake = next(each for each in taken if each.axis.kind == "head")
     weight = intake.weight
 

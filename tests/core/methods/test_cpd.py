@@ -8,7 +8,7 @@ import torch
 
 from core.conformer.masking import fold, gated_forward, named_tensors
 from core.methods.cpd import Rounds
-from core.pruning.gate_gradients import fisher, one_by_one
+from core.pruning.gate_gradients import fisher, split_utterances
 from core.testing import make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
 
@@ -42,7 +42,7 @@ def test_a_fisher_score_is_the_mean_over_utterances_of_the_slope_squared():
     for axis in axes[:3]:
         slopes = [
             (value(axis, 1, 1 + STEP, u) - value(axis, 1, 1 - STEP, u)) / (2 * STEP)
-            for u in one_by_one([batch])
+            for u in split_utterances([batch])
         ]
         wanted = torch.stack(slopes).double().square().mean()
         torch.testing.assert_close(found[axis.name][1], wanted, rtol=0.05, atol=1e-6)

@@ -146,7 +146,7 @@ def test_a_search_in_rounds_shuts_units_for_good_and_reaches_the_target(bench_of
 
     for step in range(stage.steps):
         stage.step(make_patterned_speech(8, seed=step), step)
-        living.append(stage.gates.alive.clone())
+        living.append(stage.gates.active.clone())
 
     counts = [int(alive.sum()) for alive in living]
     assert len(set(counts)) == 3
