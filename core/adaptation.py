@@ -170,7 +170,9 @@ def _prepared(
             balance=config.memory_balance,
         )
     corpus = config.trial.corpus
-    keep = partial(open_or_build, tokenizer=tokens, folder=work, hearing=found.model.shape.hearing)
+    keep = partial(
+        open_or_build, tokenizer=tokens, folder=work, frontend_spec=found.model.shape.frontend_spec
+    )
     train = keep(both, "train", config=corpus)
     yield _ready(1)
     dev, test = (keep(both, split, config=corpus) for split in ("dev", "test"))

@@ -47,9 +47,9 @@ def prepare(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     if hearer is not None or not is_prepared(config.corpus, place.features):
         torch.set_num_threads(num_cores())
         tokens = given.tokenizer if given else None
-        heard = given.model.shape.hearing if given else NATIVE
+        heard = given.model.shape.frontend_spec if given else NATIVE
         speech = prepare_speech(
-            config.corpus, place.features, tokenizer=tokens, hearing=heard, hearer=hearer
+            config.corpus, place.features, tokenizer=tokens, frontend_spec=heard, hearer=hearer
         )
         for part in speech:
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)

@@ -42,7 +42,7 @@ class Shape:
     """Of the linear layers that are two factors, by name; all others are one matrix."""
     sub3: int = 0
     """Channels of a third convolution, where there is one."""
-    hearing: FrontendSpec = NATIVE
+    frontend_spec: FrontendSpec = NATIVE
     """The features, and the kind of the front end."""
 
     @classmethod
@@ -85,7 +85,7 @@ class Shape:
         """
         whole = dict(values)
         blocks, ranks = whole.pop("blocks", None), whole.pop("ranks", {})
-        hearing = FrontendSpec.from_plain(whole.pop("hearing", NATIVE.to_plain()))
+        frontend_spec = FrontendSpec.from_plain(whole.pop("frontend", NATIVE.to_plain()))
         if not isinstance(blocks, list):
             raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
         checked = tuple(
@@ -93,24 +93,25 @@ class Shape:
             for i, block in enumerate(blocks)
         )
         # Those of no convolution are 0, and all others are not.
-        channels = {f"sub{i + 1}": int(i < hearing.stages) for i in range(3)}
+        channels = {f"sub{i + 1}": int(i < frontend_spec.stages) for i in range(3)}
         sizes = _sizes(whole, cls, low=1, name="", lows=channels)
         unused = [name for name, low in channels.items() if not low and sizes.get(name)]
         if unused:
             raise ValueError(f"`{unused[0]}` must be 0 where there is no such convolution.")
-        shape = cls(**sizes, blocks=checked, hearing=hearing)
+        shape = cls(**sizes, blocks=checked, frontend_spec=frontend_spec)
         return replace(shape, ranks=_ranks(ranks, shape.linears()))
 
     def to_plain(self) -> dict[str, Any]:
         plain = asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+        plain["frontend"] = plain.pop("frontend_spec")
         # What a model does not use is left out: it is written as it was before there was any.
-        usual = {"ranks": {}, "sub3": 0, "hearing": NATIVE.to_plain()}
+        usual = {"ranks": {}, "sub3": 0, "frontend": NATIVE.to_plain()}
         return {key: value for key, value in plain.items() if usual.get(key, ...) != value}
 
     @property
     def frontend_channels(self) -> tuple[int, ...]:
         """Of each of the front end's convolutions."""
-        return (self.sub1, self.sub2, self.sub3)[: self.hearing.stages]
+        return (self.sub1, self.sub2, self.sub3)[: self.frontend_spec.stages]
 
     def linears(self) -> list[str]:
         """The linear layers that may be factored, by name: those of the modules that are there."""
@@ -142,7 +143,7 @@ def _sizes(
     Some may have a lowest value of their own. One with a default may be missing: a bundle from
     before it was known lacks it.
     """
-    aside = ("blocks", "ranks", "hearing")
+    aside = ("blocks", "ranks", "frontend_spec")
     known = {field.name: field.default for field in fields(kind) if field.name not in aside}
     needed = {key for key, default in known.items() if default is MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= set(known):

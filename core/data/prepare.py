@@ -80,7 +80,7 @@ def prepare_speech(
     folder: Path,
     *,
     tokenizer: Tokenizer | None = None,
-    hearing: FrontendSpec = NATIVE,
+    frontend_spec: FrontendSpec = NATIVE,
     hearer: PseudoLabeler | None = None,
 ) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
@@ -89,7 +89,7 @@ def prepare_speech(
         config: the corpus.
         folder: where all of it goes.
         tokenizer: the teacher's.
-        hearing: what the teacher hears, and so what all that is cut from it will hear.
+        frontend_spec: what the teacher hears, and so what all that is cut from it will hear.
         hearer: says the words of speech that has none.
 
     Yields:
@@ -109,7 +109,7 @@ def prepare_speech(
     tokenizer.save(folder / FILE_NAME)
     stores = {}
     for split in SPLITS:
-        store = open_or_build(corpus, split, tokenizer, config, folder, hearing=hearing)
+        store = open_or_build(corpus, split, tokenizer, config, folder, frontend_spec=frontend_spec)
         stores[split] = store.folder.name
         yield 1 + len(stores)
     prepared = {

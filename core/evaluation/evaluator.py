@@ -97,7 +97,7 @@ class Evaluator:
             return None
         assert self.speech is not None
         config = self.config.evaluation
-        shortest = self.space.model.shape.hearing.shortest
+        shortest = self.space.model.shape.frontend_spec.shortest
         texts = decode_store(model, store, self.speech.tokenizer, self.device, shortest=shortest)
         return wer_report(
             store.texts,

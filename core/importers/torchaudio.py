@@ -107,19 +107,19 @@ def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
         kernel=kernel,
         vocabulary=vocabulary,
         blocks=(block,) * settings.whole("conformer.num_layers", high=512),
-        hearing=_hearing(settings),
+        frontend_spec=_frontend_spec(settings),
     )
     return Plan(shape=shape, names=names, blank=blank, made=made)
 
 
-def _hearing(settings: Settings) -> FrontendSpec:
+def _frontend_spec(settings: Settings) -> FrontendSpec:
     """Whatever features it was trained on; Kaldi's are never normalised."""
-    features = settings.one_of("hearing.features", ("kaldi", "nemo"))
+    features = settings.one_of("frontend.features", ("kaldi", "nemo"))
     known = ("none",) if features == "kaldi" else ("none", "per_feature")
     return FrontendSpec(
         features=features,
-        normalization=settings.one_of("hearing.normalisation", known),
-        frontend="linear",
+        normalization=settings.one_of("frontend.normalization", known),
+        subsampling_kind="linear",
         stages=0,
     )
 

@@ -35,16 +35,16 @@ _PROBE = 64
 class GraphNetwork(nn.Module):
     """A graph that answers as a `Conformer` does that is only asked what it hears."""
 
-    def __init__(self, graph: Graph, hearing: FrontendSpec, vocabulary: int) -> None:
+    def __init__(self, graph: Graph, frontend_spec: FrontendSpec, vocabulary: int) -> None:
         """Wrap a graph.
 
         Args:
             graph: of `export_onnx`, for sherpa-onnx or not.
-            hearing: from which features it hears.
+            frontend_spec: from which features it hears.
             vocabulary: tokens that it tells apart.
         """
         super().__init__()
-        self.graph, self.hearing, self.vocabulary = graph, hearing, vocabulary
+        self.graph, self.frontend_spec, self.vocabulary = graph, frontend_spec, vocabulary
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
@@ -54,9 +54,9 @@ class GraphNetwork(nn.Module):
         if not self.graph.is_mels_first:
             return output
         # As NeMo's models are read: a frame is repeated for each of the features it was made of.
-        logits = output.logits[:, :: self.hearing.subsampling]
+        logits = output.logits[:, :: self.frontend_spec.subsampling]
         frames = torch.arange(logits.shape[1])
-        is_frame = frames < self.hearing.output_frames(num_frames.cpu())[:, None]
+        is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
         return Output(logits=logits, is_frame=is_frame, hidden=())
 
 
@@ -118,7 +118,7 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
     tokenizer = Tokenizer.load(folder / FILE_NAME)
     report = bundle.read_table(folder / "report.json") if (folder / "report.json").exists() else {}
     graph = Graph(file, threads=threads)
-    hearing = (
+    frontend_spec = (
         read_features(folder / FEATURES_FILE)
         if (folder / FEATURES_FILE).exists()
         else probe_frontend(graph)
@@ -128,7 +128,7 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
             f"`{folder}/{FILE_NAME}` must have {outputs} pieces, as the graph has outputs, but has"
             f" {tokenizer.size} instead."
         )
-    network = GraphNetwork(graph, hearing, tokenizer.size).eval()
+    network = GraphNetwork(graph, frontend_spec, tokenizer.size).eval()
     return ExportedRecognizer(model=network, tokenizer=tokenizer, report=report)
 
 
@@ -148,9 +148,9 @@ def graph_file(folder: Path, *, is_int8: bool) -> Path:
     return file
 
 
-def features_text(hearing: FrontendSpec) -> str:
+def features_text(frontend_spec: FrontendSpec) -> str:
     """The contents of `features.json`."""
-    return json.dumps({"format": FEATURES_FORMAT, **hearing.to_plain()}, indent=1) + "\n"
+    return json.dumps({"format": FEATURES_FORMAT, **frontend_spec.to_plain()}, indent=1) + "\n"
 
 
 def read_features(file: Path) -> FrontendSpec:
