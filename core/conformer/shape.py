@@ -6,8 +6,11 @@ from typing import Any
 
 from core.config.base import ConfigError
 from core.config.trial import ModelConfig
+from core.features import spec
 from core.features.spec import NATIVE, FrontendSpec
 
+FORMAT = 2
+"""The version of `shape.json` that is written; 1 is read as well."""
 MELS = 80
 LARGEST = 65_536
 
@@ -127,6 +130,30 @@ class Shape:
             if size
             for layer in layers
         ]
+
+
+def read_shape(values: Mapping[str, Any]) -> Shape:
+    """The shape in the contents of a `shape.json`, of whichever version.
+
+    Raises:
+        ValueError: if the version is unknown, or as `Shape.from_plain`.
+    """
+    plain = dict(values)
+    written = plain.pop("format", None)
+    if written not in (1, FORMAT):
+        raise ValueError(
+            f"`shape.json` must be of format 1 or {FORMAT}, but is of {str(written)[:40]} instead;"
+            " a newer version of conformer-sweep may read it"
+        )
+    return Shape.from_plain(upgrade_format_1(plain) if written == 1 else plain)
+
+
+def upgrade_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a shape with today's keys, from those of a `shape.json` of format 1."""
+    upgraded = dict(values)
+    if "hearing" in upgraded:
+        upgraded["frontend"] = spec.upgrade_format_1(upgraded.pop("hearing"))
+    return upgraded
 
 
 def _attention_layers(block: BlockShape) -> tuple[str, ...]:

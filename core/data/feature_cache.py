@@ -12,10 +12,10 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -34,12 +34,15 @@ from core.data.audio_decoding import (
 )
 from core.data.corpus import Corpus, SplitName
 from core.data.tokenizer import Tokenizer, transcript
+from core.features import spec
 from core.features.kaldi import FEATURE_VERSION, NUM_MELS, SAMPLE_RATE_HZ
 from core.features.nemo import compute_features
 from core.features.spec import NATIVE, FrontendSpec
 from core.files import atomic_folder
 from core.outside_files import read_arrays, read_json
 
+FORMAT = 2
+"""The version of `index.json` that is written; 1, which has no `format`, is read as well."""
 _SECONDS_AT_ONCE = 120
 _ARRAYS = ("begins", "token_begins", "tokens", "seconds")
 _TOO_SHORT = "shorter than the front end's receptive field"
@@ -64,6 +67,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         index = read_json(folder / "index.json")
+        index = upgrade_format_1(index) if "format" not in index else index
         arrays = read_arrays(folder / "arrays.npz", _ARRAYS)
         self._begins, self._token_begins = arrays["begins"], arrays["token_begins"]
         self._tokens, self.seconds = arrays["tokens"], arrays["seconds"]
@@ -156,6 +160,14 @@ class FeatureStore:
         variance = squares / max(len(self._features), 1) - np.square(mean)
         std = np.sqrt(variance.clip(1e-10))
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+
+def upgrade_format_1(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of an `index.json` with today's keys, from one of format 1."""
+    upgraded = dict(index)
+    if "hearing" in upgraded:
+        upgraded["frontend"] = spec.upgrade_format_1(upgraded.pop("hearing"))
+    return upgraded
 
 
 def open_or_build(
@@ -285,7 +297,7 @@ class _Writer:
             tokens=np.array([token for tokens in self.tokens for token in tokens], dtype=np.int32),
             seconds=np.array(self.seconds, dtype=np.float64),
         )
-        index = {"dtype": self.dtype, "left_out": dict(self.left_out)}
+        index = {"format": FORMAT, "dtype": self.dtype, "left_out": dict(self.left_out)}
         index |= {"frontend": self.frontend_spec.to_plain()}
         index |= {"ids": self.ids, "texts": self.texts}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -107,6 +107,17 @@ class FrontendSpec:
         return (num_frames, *self.stage_frames(num_frames))[-1]
 
 
+def upgrade_format_1(values: Any) -> Any:
+    """The plain values of a specification with today's keys, from those of files of format 1.
+
+    Values that are no table are returned as they are, for `from_plain` to refuse.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    renamed = {"normalisation": "normalization", "frontend": "subsampling_kind"}
+    return {renamed.get(key, key): value for key, value in values.items()}
+
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "features": get_args(FeatureKind),
     "normalization": get_args(Normalization),

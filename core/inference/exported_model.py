@@ -19,12 +19,14 @@ from core.bundle import Bundle, BundleError
 from core.conformer.model import Conformer, Output
 from core.conformer.shape import MELS
 from core.data.tokenizer import FILE_NAME, Tokenizer
-from core.features.spec import NATIVE, FrontendSpec
+from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1
 from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
+from core.report import upgrade_format_1 as upgrade_report
 
 FEATURES_FILE = "features.json"
-FEATURES_FORMAT = 1
+FEATURES_FORMAT = 2
+"""The version of `features.json` that is written; 1 is read as well."""
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 Runtime = Literal["torch", "onnxruntime", "int8"]
 """Eager torch; ONNX Runtime in floats, or in 8-bit integers whose ranges are found as it runs."""
@@ -116,7 +118,8 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
     """
     file = graph_file(folder, is_int8=is_int8)
     tokenizer = Tokenizer.load(folder / FILE_NAME)
-    report = bundle.read_table(folder / "report.json") if (folder / "report.json").exists() else {}
+    file_report = folder / "report.json"
+    report = upgrade_report(bundle.read_table(file_report)) if file_report.exists() else {}
     graph = Graph(file, threads=threads)
     frontend_spec = (
         read_features(folder / FEATURES_FILE)
@@ -160,13 +163,14 @@ def read_features(file: Path) -> FrontendSpec:
         BundleError: naming the file, and what in it cannot be.
     """
     plain = bundle.read_table(file)
-    if (written := plain.pop("format", None)) != FEATURES_FORMAT:
+    written = plain.pop("format", None)
+    if written not in (1, FEATURES_FORMAT):
         raise BundleError(
-            f"`{file}` must be of format {FEATURES_FORMAT}, but is of {str(written)[:40]} instead;"
-            " a newer version of conformer-sweep may read it."
+            f"`{file}` must be of format 1 or {FEATURES_FORMAT}, but is of {str(written)[:40]}"
+            " instead; a newer version of conformer-sweep may read it."
         )
     try:
-        return FrontendSpec.from_plain(plain)
+        return FrontendSpec.from_plain(upgrade_format_1(plain) if written == 1 else plain)
     except ValueError as error:
         raise BundleError(f"`{file}` must say what features a graph wants, but: {error}") from None
 

@@ -43,7 +43,7 @@ def home(tmp_path_factory):
         model = small_model(shape=replace(shape, vocabulary=tokenizer.size))
         with torch.no_grad():
             model.head.bias[:3] -= 20.0  # of noise, too, it says letters
-        bundle.save(folder / kind, model, tokenizer, {"longest_heard": 2.0})
+        bundle.save(folder / kind, model, tokenizer, {"longest_trained_seconds": 2.0})
         out = folder / f"{kind}.export"
         out.mkdir()
         _put_beside(bundle.load(folder / kind), out)
@@ -201,8 +201,8 @@ def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(home, tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("features.json", "{}", "must be of format 1, but is of None"),
-        ("features.json", '{"format": 2}', "must be of format 1, but is of 2 instead"),
+        ("features.json", "{}", "must be of format 1 or 2, but is of None"),
+        ("features.json", '{"format": 3}', "must be of format 1 or 2, but is of 3 instead"),
         ("features.json", '{"format": 1, "stages": 2}', "must say what features a graph wants"),
         ("features.json", "[1]", "must be a table"),
         ("report.json", "nonsense", "report.json` must be JSON"),
