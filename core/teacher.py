@@ -19,7 +19,7 @@ from core.inference.recognizer import make_labeler
 from core.latency import cache
 from core.pruning.reconstruction import reestimate_statistics
 from core.pruning.space import Space
-from core.report import Report
+from core.report import LONGEST_TRAINED, Report
 from core.runtime import TrialDirs, num_cores, seed_everything, select_device
 from core.training import checkpoint
 from core.training.intermediate_ctc import InterCTC
@@ -47,9 +47,9 @@ def prepare(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     if hearer is not None or not is_prepared(config.corpus, place.features):
         torch.set_num_threads(num_cores())
         tokens = given.tokenizer if given else None
-        heard = given.model.shape.hearing if given else NATIVE
+        heard = given.model.shape.frontend_spec if given else NATIVE
         speech = prepare_speech(
-            config.corpus, place.features, tokenizer=tokens, hearing=heard, hearer=hearer
+            config.corpus, place.features, tokenizer=tokens, frontend_spec=heard, hearer=hearer
         )
         for part in speech:
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
@@ -118,6 +118,6 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     report = {
         "outcome": asdict(outcome),
         "config": config.model_dump(),
-        bundle.LONGEST_TRAINED: speech.train.longest_seconds,
+        LONGEST_TRAINED: speech.train.longest_seconds,
     }
     bundle.save(place.teacher / "model", model, speech.tokenizer, report)

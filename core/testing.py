@@ -53,24 +53,24 @@ SHAPE = Shape(
 )
 
 
-HEARINGS = {
+FRONTEND_SPECS = {
     "conv4": NATIVE,
-    "striding": FrontendSpec(features="nemo", frontend="striding"),
-    "striding 8x": FrontendSpec(features="nemo", frontend="striding", stages=3),
-    "dw_striding": FrontendSpec(features="nemo", frontend="dw_striding"),
+    "striding": FrontendSpec(features="nemo", subsampling_kind="striding"),
+    "striding 8x": FrontendSpec(features="nemo", subsampling_kind="striding", stages=3),
+    "dw_striding": FrontendSpec(features="nemo", subsampling_kind="dw_striding"),
     "dw_striding 8x": FrontendSpec(
-        features="nemo", normalization="per_feature", frontend="dw_striding", stages=3
+        features="nemo", normalization="per_feature", subsampling_kind="dw_striding", stages=3
     ),
-    "linear": FrontendSpec(frontend="linear", stages=0),
+    "linear": FrontendSpec(subsampling_kind="linear", stages=0),
 }
 """Every kind of front end."""
 
 
-def hearing(shape: Shape, kind: str) -> Shape:
+def with_frontend(shape: Shape, kind: str) -> Shape:
     """The shape with another front end."""
-    heard = HEARINGS[kind]
+    heard = FRONTEND_SPECS[kind]
     sub1, sub2, sub3 = (size if i < heard.stages else 0 for i, size in enumerate((6, 5, 7)))
-    return replace(shape, hearing=heard, sub1=sub1, sub2=sub2, sub3=sub3)
+    return replace(shape, frontend_spec=heard, sub1=sub1, sub2=sub2, sub3=sub3)
 
 
 TOY = Shape(
@@ -100,7 +100,7 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
         model.frontend.mean.normal_()
         model.frontend.deviation.uniform_(0.5, 2.0)
         # A channel that is never above 0 is never heard.
-        for stage in model.frontend.stages[1:] if shape.hearing.is_padded else ():
+        for stage in model.frontend.stages[1:] if shape.frontend_spec.is_padded else ():
             bias = (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias
             assert bias is not None
             bias.add_(1.0)

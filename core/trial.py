@@ -27,7 +27,7 @@ from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.pruning.selection import Scores, choose_for_target, depth_order
 from core.pruning.space import Choice, Space
-from core.report import Outcome, Report
+from core.report import KEPT_UNITS, LONGEST_TRAINED, Outcome, Report
 from core.runtime import TrialDirs, seed_everything, select_device
 from core.training import checkpoint
 from core.training.distillation import Distillation
@@ -136,7 +136,8 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         again = resume if is_here else None
         if again is not None:
             cut = ExtractedModel(
-                model=extract(bench.student, as_mask(again["beside"]["choice"])), **again["beside"]
+                model=extract(bench.student, as_mask(again["extra_state"]["choice"])),
+                **again["extra_state"],
             )
         else:
             start = start or _start(trial, search, journey)
@@ -192,7 +193,9 @@ def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchS
     if kept is not None:
         student.load_state_dict(kept["student"])
         found = SearchResult(scores=kept["scores"], reference=kept["reference"])
-        return SearchState(search_result=found, projection=kept["projection"], place=kept["place"])
+        return SearchState(
+            search_result=found, projection=kept["projection"], place=kept["position"]
+        )
     found = ranks.first(
         trial.method.search_result(trial.bench.restricted_to(trial.method.needs), search)
     )
@@ -204,7 +207,7 @@ def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchS
             "scores": dict(found.scores),
             "reference": dict(found.reference),
             "projection": start.projection,
-            "place": start.place,
+            "position": start.place,
         }
         checkpoint.save(folder, 0, state)
     return start
@@ -223,7 +226,7 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
             continue
         seed_everything(again, config.runtime.threads, ranks)
         found = bundle.load(trial.place.trial / outcome.model) if ranks.is_first else None
-        choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
+        choice = bench.space.choice_of(ranks.first(found.report[KEPT_UNITS] if found else {}))
         small = extract(bench.student, as_mask(choice))
         small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
         best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
@@ -283,8 +286,8 @@ def _measured(
     report = {
         "outcome": asdict(outcome),
         "config": trial.config.model_dump(),
-        "kept": kept,
-        bundle.LONGEST_TRAINED: trial.speech.train.longest_seconds,
+        KEPT_UNITS: kept,
+        LONGEST_TRAINED: trial.speech.train.longest_seconds,
         **best,
     }
     bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)

@@ -89,7 +89,7 @@ class Evaluator:
 
     def _reference(self, split: SplitName) -> Reference:
         assert self.speech is not None
-        return "teacher" if split in self.speech.heard else "transcripts"
+        return "teacher" if split in self.speech.pseudo_labeled else "transcripts"
 
     def wer(self, model: nn.Module, store: FeatureStore) -> WerReport | None:
         """None where there is no speech to judge on."""
@@ -97,7 +97,7 @@ class Evaluator:
             return None
         assert self.speech is not None
         config = self.config.evaluation
-        shortest = self.space.model.shape.hearing.shortest
+        shortest = self.space.model.shape.frontend_spec.shortest
         texts = decode_store(model, store, self.speech.tokenizer, self.device, shortest=shortest)
         return wer_report(
             store.texts,

@@ -127,7 +127,7 @@ def transcript(
             yield part.log_probabilities
 
     words = path_words((decoder or best_path)(counted()), bundle.tokenizer)
-    times = frame_times(bundle.model.hearing)
+    times = frame_times(bundle.model.frontend_spec)
     spoken = (
         SpokenWord(
             text=word.text,
@@ -178,9 +178,13 @@ def transcribe_split(
     cuts = open_split(corpus, folder, split)
     check_case(map(said_in, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
-        hearing = bundle.model.hearing
+        frontend_spec = bundle.model.frontend_spec
         store = FeatureStore.build(
-            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
+            cuts,
+            bundle.tokenizer,
+            Path(scratch) / "features",
+            is_training=False,
+            frontend_spec=frontend_spec,
         )
         model = bundle.model if heard_by is None else heard_by
         texts = decode_store(
@@ -188,7 +192,7 @@ def transcribe_split(
             store,
             bundle.tokenizer,
             torch.device("cpu"),
-            shortest=hearing.shortest,
+            shortest=frontend_spec.shortest,
             decoder=decoder,
         )
         return SplitTranscripts(

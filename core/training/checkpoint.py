@@ -14,6 +14,9 @@ import torch
 from core.files import remove_leftovers, temporary_path
 from core.outside_files import check_stored, read_text
 
+FORMAT = 2
+"""The version of what is written. One of another version is refused: the keys of its stages'
+states are not those of today."""
 KEPT = 2
 """Older ones are deleted: one to go on from, one in case its disk block went bad."""
 
@@ -37,7 +40,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         with (beside / "state.pt").open("wb") as file:  # a full disk is then the system's error
-            torch.save(state, file)
+            torch.save({"format": FORMAT, **state}, file)
         (beside / "sha256").write_text(_digest(beside / "state.pt"))
         _flush(beside / "state.pt")
         shutil.rmtree(final, ignore_errors=True)
@@ -56,7 +59,8 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     Weights only: a checkpoint runs no code.
 
     Raises:
-        CheckpointError: if there are checkpoints and all are damaged.
+        CheckpointError: if there are checkpoints and all are damaged, or the newest that is whole
+            was written by another version of conformer-sweep.
     """
     found = _found(folder)
     for path in found:
@@ -68,13 +72,25 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         except Exception:  # noqa: BLE001, S112  # torch raises whatever its reader trips over
             continue
         if isinstance(state, dict):
-            return state
+            return _without_format(state, path)
     if found:
         raise CheckpointError(
             f"`{folder}` must hold a checkpoint that matches its checksum, but all {len(found)}"
             " are damaged; delete the folder to start this trial again"
         )
     return None
+
+
+def _without_format(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    written = state.pop("format", 1)
+    if written != FORMAT:
+        raise CheckpointError(
+            f"`{path}` must be a checkpoint of format {FORMAT}, but is of format"
+            f" {str(written)[:40]} instead; delete the folder `{path.parent}` to start again from"
+            " its beginning, or go on with the version of conformer-sweep that wrote it (0.1 wrote"
+            " format 1)"
+        )
+    return state
 
 
 def _found(folder: Path) -> list[Path]:

@@ -116,7 +116,7 @@ class TrainRun:
             "since": tally.steps,
             "reports": [asdict(report) for report in self.reports],
             "model": stage.state(),
-            "beside": dict(self.beside),
+            "extra_state": dict(self.beside),
             **place,
         }
         checkpoint.save(self.checkpoints, self.steps_before + step, state)
@@ -126,15 +126,15 @@ class TrainRun:
         first, *others = self.ranks.gather(self._chance())
         return {
             "batches": self.batches.state_dict(),
-            "augment_chance": self.augment_chance.get_state(),
+            "augment_rng_state": self.augment_chance.get_state(),
             **first,
-            "others": others,
+            "other_ranks": others,
         }
 
     def _chance(self) -> dict[str, Tensor]:
-        chance = {"chance": torch.get_rng_state()}
+        chance = {"rng_state": torch.get_rng_state()}
         if self.device.type == "cuda":
-            chance["device_chance"] = torch.cuda.get_rng_state()
+            chance["device_rng_state"] = torch.cuda.get_rng_state()
         return chance
 
     def restore(self, stage: Trainable, state: dict[str, Any]) -> RunningMeans:
@@ -145,13 +145,13 @@ class TrainRun:
     def go_to(self, state: Mapping[str, Any]) -> None:
         """Put data and chance where `place` found them."""
         self.batches.load_state_dict(state["batches"])
-        self.augment_chance.set_state(state["augment_chance"])
-        chances = [state, *state.get("others", ())]
+        self.augment_chance.set_state(state["augment_rng_state"])
+        chances = [state, *state["other_ranks"]]
         if self.ranks.rank < len(chances):  # there may be more ranks now than there were
             chance = chances[self.ranks.rank]
-            torch.set_rng_state(chance["chance"])
-            if "device_chance" in chance and self.device.type == "cuda":
-                torch.cuda.set_rng_state(chance["device_chance"])
+            torch.set_rng_state(chance["rng_state"])
+            if "device_rng_state" in chance and self.device.type == "cuda":
+                torch.cuda.set_rng_state(chance["device_rng_state"])
 
 
 def fit(
