@@ -232,7 +232,7 @@ def _stage(
         config=trial.boosting,
         runtime=trial.runtime,
         counts=speech.new.train.token_counts(size),
-        judge=judged,
+        evaluate=judged,
         micro_batches=trial.training.micro_batches,
     )
 

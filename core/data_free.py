@@ -140,21 +140,21 @@ def prune_model(
         latency=table,
     )
     device = select_device(config)
-    bench = MethodContext(
+    ctx = MethodContext(
         config=config,
         student=student,
         distillation=Distillation(unpruned, config.distillation),
         space=space,
         speech=GuardedData("audio"),
-        labelled=GuardedData("labels"),
+        labeled=GuardedData("labels"),
         choose=lambda scores, target: choose_for_target(space, scores, config.pruning, target),
-        judge=Evaluator(config, space, None, device),
+        evaluator=Evaluator(config, space, None, device),
         device=device,
     )
     announce(f"scoring units by `{config.pruning.method}`")
-    scores = method.search_result(bench, None).scores
+    scores = method.search_result(ctx, None).scores
     announce("choosing units")
-    choice = bench.choose(scores, bench.target)
+    choice = ctx.choose(scores, ctx.target)
     announce("extracting the smaller model")
-    small = extract_and_reconstruct(bench.student, {}, choice, how="none", speech=())
+    small = extract_and_reconstruct(ctx.student, {}, choice, how="none", speech=())
     return small.eval(), choice, space

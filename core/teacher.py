@@ -86,7 +86,7 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
         config.pruning.utterance_seconds,
         latency=cache.open_table(config, place.teacher),
     )
-    judge = Evaluator(config, space, speech, device)
+    evaluator = Evaluator(config, space, speech, device)
     rates = Rates(
         peak=config.teacher.learning_rate,
         warmup_share=config.teacher.warmup_share,
@@ -99,7 +99,7 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
         stage="teacher",
         steps=steps,
         rates=rates,
-        judge=judge,
+        evaluator=evaluator,
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
         micro_batches=config.training.micro_batches,
@@ -114,7 +114,7 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     )
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     reestimate_statistics(model, without_words(calibration_batches(config, speech, device)))
-    outcome = judge.outcome(model, target=0.0, steps=steps)
+    outcome = evaluator.outcome(model, target=0.0, steps=steps)
     report = {
         "outcome": asdict(outcome),
         "config": config.model_dump(),

@@ -191,7 +191,7 @@ def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
         stage="teacher",
         steps=steps,
         rates=rates,
-        judge=None,
+        evaluator=None,
         runtime=runtime,
         interctc=interctc,
     )
@@ -200,10 +200,10 @@ def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
     return model.eval()
 
 
-def run_method(bench: MethodContext) -> SearchResult:
-    """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
-    method = load_method(bench.config.pruning.method)
-    limited = bench.restricted_to(method.needs)
+def run_method(ctx: MethodContext) -> SearchResult:
+    """Return the result of a context's method, after its search if it has one, as a trial does."""
+    method = load_method(ctx.config.pruning.method)
+    limited = ctx.restricted_to(method.needs)
     stage = method.search(limited)
     if stage is not None:
         for step in range(stage.steps):

@@ -83,9 +83,9 @@ class NoControl:
 class Rounds(GateStage):
     """Cuts, and steps of learning between them."""
 
-    def __init__(self, bench: MethodContext) -> None:
-        self.shut = ClosedGates(list(bench.space.units)).to(bench.device)
-        super().__init__(bench, self.shut, NoControl())
+    def __init__(self, ctx: MethodContext) -> None:
+        self.shut = ClosedGates(list(ctx.space.units)).to(ctx.device)
+        super().__init__(ctx, self.shut, NoControl())
         self._rounds = min(self.config.rounds, max(1, self.steps))
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -96,23 +96,23 @@ class Rounds(GateStage):
 
     def cut(self, number: int) -> None:
         """Shut as much as the first so many rounds should have."""
-        bench, model = self.bench, self.model.eval()
-        axes, mask = list(bench.space.units), self.shut.sample()
-        found = fisher(model, axes, bench.labelled, gated_loss(model), mask=mask)
-        scores = divide_by_cost(bench.space, found, self.config.resource)
+        ctx, model = self.ctx, self.model.eval()
+        axes, mask = list(ctx.space.units), self.shut.sample()
+        found = fisher(model, axes, ctx.labeled, gated_loss(model), mask=mask)
+        scores = divide_by_cost(ctx.space, found, self.config.resource)
         # What is shut stays so: it comes before all others in the order of leaving.
         alive = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
-        kept = bench.choose(alive, bench.target * (number + 1) / self._rounds)
+        kept = ctx.choose(alive, ctx.target * (number + 1) / self._rounds)
         self.shut.shut(scores, kept, number)
 
 
 class CombPruneDistill(GateMethod):
-    def stage(self, bench: MethodContext) -> Rounds:
-        return Rounds(bench)
+    def stage(self, ctx: MethodContext) -> Rounds:
+        return Rounds(ctx)
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Without a step, all rounds follow upon each other."""
-        stage = search if isinstance(search, Rounds) else self.stage(bench)
+        stage = search if isinstance(search, Rounds) else self.stage(ctx)
         for number in range(0 if search else stage.config.rounds):
             stage.cut(number)
         return SearchResult(scores=stage.shut.scores(), reference={})

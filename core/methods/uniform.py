@@ -7,9 +7,9 @@ from core.training.method import Method, MethodContext, SearchResult
 
 
 class Uniform(Method):
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        scores = magnitudes(bench.student, bench.space.units)
+        scores = magnitudes(ctx.student, ctx.space.units)
         return SearchResult(scores=rank_within_axis(scores), reference={})
 
 

@@ -85,7 +85,7 @@ class HardConcrete(nn.Module):
 
     @property
     def shift(self) -> float:
-        """Return temperature * log(-lower / upper): P(z > 0) = sigmoid(log_alpha - shift), eq. 12."""
+        """Temperature * log(-lower / upper), of P(z > 0) = sigmoid(log_alpha - shift); eq. 12."""
         return self.temperature * math.log(-LOWER / UPPER)
 
     def open_probability(self) -> dict[str, Tensor]:
