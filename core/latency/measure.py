@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.conformer.shape import BlockShape, Shape
-from core.evaluation.timer import noise, settle, time_forward
+from core.evaluation.timer import noise, synchronize, time_forward
 from core.latency.calibrate import calibrate_table
 from core.pruning.latency_table import Component, Grid, LatencyTable, monotone
 
@@ -76,7 +76,7 @@ def part_seconds(
     marks: list[tuple[Component, float]] = []
     with _marked(model, marks, device):
         model(*speech)
-        settle(device)
+        synchronize(device)
         end = time.perf_counter()
     spent: dict[Component, list[float]] = {}
     for (part, begun), (_, ended) in zip(marks, [*marks[1:], (marks[-1][0], end)], strict=True):
@@ -92,7 +92,7 @@ def _marked(
 
     def noting(part: Component) -> object:
         def note(*_: object) -> None:
-            settle(device)
+            synchronize(device)
             marks.append((part, time.perf_counter()))
 
         return note

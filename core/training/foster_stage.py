@@ -217,7 +217,7 @@ class FosterStage:
         compression: Compression,
         evaluate: Callable[[Boosted | Conformer], Report],
     ) -> None:
-        """Join both; `evaluate` measures the boosted model, then, while compressing, the small one."""
+        """Join both; `evaluate` measures the boosted model, and later the small one."""
         self.boosting, self.compression, self.measure = boosting, compression, evaluate
         self.model = compression.model
         self.steps = boosting.steps + compression.steps
