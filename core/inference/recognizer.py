@@ -27,7 +27,7 @@ from core.inference.exported_model import ExportedRecognizer, Recognizer
 from core.inference.long_audio import AudioSegment, log_probabilities, transcribe_windows
 from core.inference.timestamps import frame_times
 from core.inference.windows import Windowing
-from core.pruning.extraction import of_blocks
+from core.pruning.extraction import select_blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,7 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
             f"`{DEPTH_ORDER}` of the bundle's report must name each of its {count} blocks,"
             f" but is {str(best)[:80]} instead."
         )
-    return replace(bundle, model=of_blocks(bundle.model, best[:depth]))
+    return replace(bundle, model=select_blocks(bundle.model, best[:depth]))
 
 
 def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:
@@ -130,7 +130,7 @@ def transcript(
             yield part.log_probabilities
 
     words = path_words((decoder or best_path)(counted()), bundle.tokenizer)
-    times = frame_times(bundle.model.hearing)
+    times = frame_times(bundle.model.frontend_spec)
     spoken = (
         SpokenWord(
             text=word.text,
@@ -181,9 +181,13 @@ def transcribe_split(
     cuts = open_split(corpus, folder, split)
     check_case(map(said_in, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
-        hearing = bundle.model.hearing
+        frontend_spec = bundle.model.frontend_spec
         store = FeatureStore.build(
-            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
+            cuts,
+            bundle.tokenizer,
+            Path(scratch) / "features",
+            is_training=False,
+            frontend_spec=frontend_spec,
         )
         model = bundle.model if heard_by is None else heard_by
         texts = decode_store(
@@ -191,7 +195,7 @@ def transcribe_split(
             store,
             bundle.tokenizer,
             torch.device("cpu"),
-            shortest=hearing.shortest,
+            shortest=frontend_spec.shortest,
             decoder=decoder,
         )
         return SplitTranscripts(

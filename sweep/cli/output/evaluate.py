@@ -101,7 +101,8 @@ def write_details(found: Sequence[SplitTranscripts], file: Path) -> None:
 def _error_lines(values: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{values[kind]} {kind}" for kind in KINDS)
     told = [
-        f"  {each['count']} x {each['said'] or '(nothing)'} heard as {each['heard'] or '(nothing)'}"
-        for each in values["confusions"]
+        f"  {confusion['count']} x {confusion['reference'] or '(nothing)'}"
+        f" recognized as {confusion['hypothesis'] or '(nothing)'}"
+        for confusion in values["confusions"]
     ]
     return [f"errors: {counts}", *told]
