@@ -92,6 +92,7 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_generated_page(page, generate
     targets = re.findall(r"\]\((?!https?:)([^)#\s]+)[^)]*\)", BLOCK.sub("", page.read_text()))
     places = [(page.parent / target).resolve() for target in targets]
     made = {(DOCS / path).resolve() for path in generate.pages()}
+    made |= {file.with_suffix(".md") for file in (DOCS / "notebooks").glob("*.ipynb")}
 
     assert [str(place) for place in places if not place.exists() and place not in made] == []
 
