@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results, written from results/: `python benchmarks/readme.py`.
+"""The tables of README.md and docs/results, written from results/: `python -m benchmarks.readme`.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; a test checks that file and table agree.
 """
@@ -8,9 +8,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from method_tables import against_l0, at_a_latency, claim_size, claim_to_l0, claim_wer, methods
-from saying import Row, percent, removed, wer_of, with_interval
-from speed_tables import (
+from benchmarks.lib.method_tables import (
+    against_l0,
+    at_a_latency,
+    claim_size,
+    claim_to_l0,
+    claim_wer,
+    methods,
+)
+from benchmarks.lib.speed_tables import (
     latency_target,
     long_audio,
     masked_overhead,
@@ -21,6 +27,7 @@ from speed_tables import (
     scaling,
     training_speed,
 )
+from benchmarks.lib.table_cells import Row, percent, removed, wer_of, with_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

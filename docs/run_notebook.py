@@ -5,6 +5,7 @@ notebook runs in a new temporary folder. Outputs of cells with the tag `quiet` (
 are left out, and whatever differs between two equal runs of Jupyter itself (ids, times) as well.
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -14,19 +15,19 @@ import nbformat
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-NOTEBOOK = Path(__file__).parent / "notebooks" / "front.ipynb"
+NOTEBOOK = Path(__file__).absolute().parent / "notebooks" / "front.ipynb"
 CELL_SECONDS = 1200
 
 
 def main() -> None:
     """Runs the notebook; an argument names another file to write to."""
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else NOTEBOOK
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else NOTEBOOK).absolute()
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
+    with tempfile.TemporaryDirectory(prefix="notebook-") as folder, contextlib.chdir(folder):
         NotebookClient(
             notebook,
             timeout=CELL_SECONDS,
-            resources={"metadata": {"path": folder}},
+            startup_timeout=CELL_SECONDS,
             config=Config(KernelManager={"transport": "ipc"}),  # no open ports
         ).execute()
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}

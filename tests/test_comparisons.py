@@ -2,20 +2,16 @@
 
 import argparse
 import importlib
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def loaded(monkeypatch, tiny_space):
+def loaded(tiny_space):
     """Loads a benchmark, and plans its cells on the tiny space."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def planned(name, **values):
-        module = importlib.import_module(name)
+        module = importlib.import_module(f"benchmarks.quality.{name}")
         asked = {"search_steps": 0, "tuning_steps": 0, "batch_seconds": 0.0, "plain": False}
         asked |= {"untaught": False, "precision": None, "latency": 0.5}
         args = argparse.Namespace(space=str(tiny_space), seeds=2, **(asked | values))
@@ -113,7 +109,7 @@ def test_half_the_size_asks_for_half_and_its_control_for_nothing(loaded):
 def test_the_teacher_learns_as_the_space_says_whatever_trials_do(loaded, tiny_space):
     _, (said, *_) = loaded("half_the_size", rows=["dense"])
     _, (cell, *_) = loaded("half_the_size", rows=["dense"], batch_seconds=5.0, plain=True)
-    teaching = importlib.import_module("cells").teaching
+    teaching = importlib.import_module("benchmarks.lib.cells").teaching
 
     assert cell.config.training != said.config.training
     assert teaching(cell.config, str(tiny_space)).training == said.config.training

@@ -1,8 +1,7 @@
 """README.md and docs/results say what the files under benchmarks/results say."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def readme():
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # where its neighbours lie
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.pop(0)
-    return module
+    return importlib.import_module("benchmarks.readme")
 
 
 def test_the_tables_of_every_page_are_those_of_the_results(readme):

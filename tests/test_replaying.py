@@ -1,8 +1,6 @@
 """The replay of recorded trials: what the benchmarks of early stopping stand on."""
 
-import importlib.util
-import sys
-from pathlib import Path
+import importlib
 
 import pytest
 
@@ -10,17 +8,10 @@ from sweep.ledger.records import CurvePoint, TrialRecord
 from sweep.search.early_stopping import Stopping
 from sweep.testing.outcomes import make_outcome
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "replaying.py"
-
 
 @pytest.fixture(scope="module")
 def replaying():
-    spec = importlib.util.spec_from_file_location("replaying", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["replaying"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["replaying"]
+    return importlib.import_module("benchmarks.lib.replay")
 
 
 def trials(count):

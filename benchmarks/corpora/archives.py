@@ -5,13 +5,11 @@ Nothing is unpacked. The bounds lie far above what is published (Speech Commands
 full memory.
 """
 
-import gzip
-import io
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from core.archives import DAMAGED, open_tar
 
 MAX_MEMBERS = 500_000
 MAX_MEMBER_BYTES = 64 << 20
@@ -35,59 +33,39 @@ def iterate_archive(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if not archive.is_file():
         raise SourceError(f"`{archive}` must be a folder or a .tar.gz, but is missing")
     try:
-        with archive.open("rb") as file:
-            yield from _members(archive, file)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, OSError, zlib.error) as error:
+        yield from _members(archive)
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, SourceError):
+            raise
         raise SourceError(
             f"`{archive}` must be a whole .tar.gz or .tar, but cannot be read ({error});"
             " download it again"
         ) from error
 
 
-def _members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    is_gzip = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    stream = _Bounded(archive, gzip.GzipFile(fileobj=file) if is_gzip else file)
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
+def _members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    with open_tar(archive, largest_read=MAX_MEMBER_BYTES) as tar:
         walked: Any = tar
         number = 0
         while (member := tar.next()) is not None:
             walked.members.clear()  # tarfile would hold every header
             number += 1
-            if number > MAX_MEMBERS or member.size > MAX_MEMBER_BYTES:
+            if (
+                number > MAX_MEMBERS
+                or member.size > MAX_MEMBER_BYTES
+                or member.offset > MAX_ARCHIVE_BYTES
+            ):
                 raise _too_large(archive)
             content = tar.extractfile(member) if member.isreg() else None
             if content is not None:
                 yield member.name, content.read
-    while stream.read(_CHUNK_BYTES):  # tarfile takes a damaged header for the end
-        pass  # gzip compares its checksum at the end
+        # tarfile takes a damaged header for the end; gzip compares its checksum at the real one.
+        while walked.fileobj.read(_CHUNK_BYTES):
+            if walked.fileobj.tell() > MAX_ARCHIVE_BYTES:
+                raise _too_large(archive)
 
 
 def _too_large(archive: Path) -> SourceError:
     return SourceError(
         f"`{archive}` must be an archive as published, but is far larger; download it again"
     )
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that refuses what no published archive asks for.
-
-    tarfile reads a long name whole into memory, of any size that a header says, and a small .gz
-    may hold terabytes.
-    """
-
-    def __init__(self, archive: Path, stream: BinaryIO | gzip.GzipFile) -> None:
-        self._archive, self._stream = archive, stream
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_MEMBER_BYTES or self._stream.tell() > MAX_ARCHIVE_BYTES:
-            raise _too_large(self._archive)
-        return self._stream.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if whence != 0 or offset > MAX_ARCHIVE_BYTES:
-            raise _too_large(self._archive)
-        return self._stream.seek(offset)
-
-    def tell(self) -> int:
-        return self._stream.tell()

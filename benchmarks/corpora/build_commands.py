@@ -1,7 +1,7 @@
 """Builds the corpus `commands` of the results from Google's Speech Commands.
 
 Two to six recordings of single words by one speaker make an utterance: put end to end as they are,
-each used once. Usage: `python benchmarks/corpora/build_commands.py SOURCE --out FOLDER`, where
+each used once. Usage: `python -m benchmarks.corpora.build_commands SOURCE --out FOLDER`, where
 SOURCE is the folder or the .tar.gz that docs/corpora.md names.
 
 By default the utterances are those of the published results: the same speakers in the same splits
@@ -23,11 +23,17 @@ from typing import TypeVar
 
 import numpy as np
 import soundfile
-from archives import SourceError
 from numpy.random import Generator
 from rich.console import Console
 from rich.progress import track
-from speech_commands import SAMPLE_RATE_HZ, Recording, list_recordings, read_recordings
+
+from benchmarks.corpora.archives import SourceError
+from benchmarks.corpora.speech_commands import (
+    SAMPLE_RATE_HZ,
+    Recording,
+    list_recordings,
+    read_recordings,
+)
 
 WORDS = ("down", "eight", "five", "go", "left", "one", "right", "up", "zero")
 PUBLISHED = Path(__file__).with_name("commands_utterances.tsv")

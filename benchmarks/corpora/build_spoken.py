@@ -5,7 +5,7 @@ in held-out voices. docs/corpora.md says where both come from.
 The texts are those of the published results to the letter; each result says its `--train` and
 `--held-out`.
 
-    python benchmarks/corpora/build_spoken.py \
+    python -m benchmarks.corpora.build_spoken \
         --lj metadata.csv --librispeech dev-clean.tar.gz --out FOLDER
 """
 
@@ -16,14 +16,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from archives import SourceError, iterate_archive
 from rich.console import Console
 
+from benchmarks.corpora.archives import SourceError, iterate_archive
+from benchmarks.corpora.spoken_texts import speak
 from core.data.audio_decoding import CorpusError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where its neighbors lie
-
-from spoken_texts import speak
 
 CHAPTERS = Path(__file__).with_name("dev_clean_chapters.txt")
 LJ_FILE, LIBRISPEECH_FILE = "lj.txt", "librispeech-dev-clean.txt"

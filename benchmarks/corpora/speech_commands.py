@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import soundfile
-from archives import SourceError, iterate_archive
+
+from benchmarks.corpora.archives import SourceError, iterate_archive
 
 SAMPLE_RATE_HZ = 16_000
 MAX_SAMPLES = SAMPLE_RATE_HZ  # every published recording lasts a second or less

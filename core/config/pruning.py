@@ -97,7 +97,7 @@ class PruningConfig(Config):
     linear_features: int = Field(64, ge=2, le=4096, multiple_of=2)
     """Random features by which it does, an even number: more are nearer to softmax and cost more.
     64 cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128 from 7 to
-    9 s on (`benchmarks/crossover.py`)."""
+    9 s on (`benchmarks/speed/crossover.py`)."""
 
     @field_validator("linear_blocks", mode="wrap")
     @classmethod

@@ -26,7 +26,8 @@ _LONGEST = 30.0
 """Of a window by what was measured."""
 _TIMES_HEARD = 1.5
 """A window's length over that of the longest utterance: most of what it is cut into is shorter,
-and models get worse when they hear much more than they ever did (`benchmarks/long_audio.py`)."""
+and models get worse when they hear much more than they ever did (see
+`benchmarks/speed/long_audio.py`)."""
 _SHORTEST = 6.0
 """Of a window by a report: pauses are further apart than commands are long."""
 _PAUSE = 0.3

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from core.config.trial import CorpusConfig
 from core.data.corpus import open_corpus
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "corpora"
+ROOT = Path(__file__).parents[2]
 RATE = 16_000
 LENGTH = 4000
 """Samples of a word here; the published ones have up to 16,000."""
@@ -30,11 +30,7 @@ SPEAKERS = [f"{number:08x}" for number in range(0xA0, 0xA0 + 12)]
 
 @pytest.fixture(scope="module")
 def build():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("build_commands")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return importlib.import_module("benchmarks.corpora.build_commands")
 
 
 def tone(word, words):
@@ -288,7 +284,7 @@ class TestRefusals:
         with gzip.open(tmp_path / "bomb.tar.gz", "wb") as file:
             file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
         line = self.error_line(build, capsys, tmp_path / "bomb.tar.gz", tmp_path / "out")
-        assert "far larger" in line
+        assert "far larger" in line or "asks for more than" in line
 
     @pytest.mark.parametrize(
         ("rate", "seconds", "channels"), [(8000, 1.0, 1), (RATE, 1.5, 1), (RATE, 1.0, 2)]
@@ -353,9 +349,10 @@ def test_names_in_an_archive_never_become_paths(build, source, corpus, tmp_path)
 
 
 def test_it_runs_by_the_command_that_the_docs_name(source, tmp_path):
-    command = [sys.executable, FOLDER / "build_commands.py", source, "--out", tmp_path / "o"]
+    module = "benchmarks.corpora.build_commands"
+    command = [sys.executable, "-m", module, source, "--out", tmp_path / "o"]
     done = subprocess.run(  # noqa: S603
-        [*command, "--draw"], capture_output=True, text=True, check=False, cwd=tmp_path
+        [*command, "--draw"], capture_output=True, text=True, check=False, cwd=ROOT
     )
 
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import io
-import sys
 import tarfile
 from pathlib import Path
 
@@ -17,12 +16,7 @@ needs_texts = pytest.mark.skipif(not TEXTS.is_dir(), reason="../shared/data/text
 
 @pytest.fixture(scope="module")
 def build():
-    before = list(sys.path)
-    sys.path.insert(0, str(ROOT / "benchmarks" / "corpora"))
-    try:
-        yield importlib.import_module("build_spoken")
-    finally:
-        sys.path[:] = before
+    return importlib.import_module("benchmarks.corpora.build_spoken")
 
 
 @pytest.fixture

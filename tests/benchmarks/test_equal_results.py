@@ -1,4 +1,4 @@
-"""benchmarks/equal_results.py sees every number that changed, and no name."""
+"""benchmarks/robustness/equal_results.py sees every number that changed, and no name."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from core.config.trial import method_names
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,9 @@ class After:
     phase: str = "searching"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _benchmarks_are_importable():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-
-
 @pytest.fixture(scope="module")
 def digests():
-    return importlib.import_module("result_digests")
+    return importlib.import_module("benchmarks.lib.result_digests")
 
 
 def case(digests, folder, record, name="weight", tensor=None):
@@ -114,7 +107,7 @@ def test_another_torch_is_a_difference(digests, tmp_path):
 
 
 def test_a_method_without_a_case_is_refused():
-    script = importlib.import_module("equal_results")
+    script = importlib.import_module("benchmarks.robustness.equal_results")
     groups = ("native", "two ranks", *(file.stem for file in script.MODELS.glob("*.nemo")))
     cases = [f"{group}/{method}" for group in groups for method in method_names()]
 
@@ -125,7 +118,7 @@ def test_a_method_without_a_case_is_refused():
 
 
 def test_every_name_resolves_in_this_tree():
-    script = importlib.import_module("equal_results")
+    script = importlib.import_module("benchmarks.robustness.equal_results")
 
     assert all(callable(script.resolve(name)) for name in script.IMPORT_PATHS)
 
@@ -133,18 +126,22 @@ def test_every_name_resolves_in_this_tree():
 @pytest.mark.slow
 @pytest.mark.long
 def test_two_runs_are_equal_and_the_command_says_so(tmp_path):
-    script = [sys.executable, FOLDER / "equal_results.py"]
+    script = [sys.executable, "-m", "benchmarks.robustness.equal_results"]
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file in files:
         command = [*script, "--only", "native/magnitude", "--out", file]
-        subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)  # noqa: S603
     changed = json.loads(files[0].read_text())
     changed["cases"]["native/magnitude"]["weights"][0][0] = "0"
     (tmp_path / "c.json").write_text(json.dumps(changed))
 
     equal, other = (
         subprocess.run(  # noqa: S603
-            [*script, "--compare", *pair], check=False, capture_output=True, text=True
+            [*script, "--compare", *pair],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
         )
         for pair in (files, (files[0], tmp_path / "c.json"))
     )

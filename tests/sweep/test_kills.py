@@ -1,4 +1,7 @@
-"""Killed at random again and again, a sweep ends as if nobody had hurt it: benchmarks/kills.py."""
+"""Killed at random again and again, a sweep ends as if nobody had hurt it.
+
+See benchmarks/robustness/kills.py.
+"""
 
 import json
 import os
@@ -18,7 +21,8 @@ from core.files import process_tag, temporary_path
 from sweep.config.sweep import create, load
 from sweep.run import driver
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+ROOT = Path(__file__).parents[2]
+BENCHMARK = [sys.executable, "-m", "benchmarks.robustness.kills"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -26,10 +30,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.mark.long
 def test_random_kills_of_drivers_and_workers_leave_no_trace(tmp_path):
     # One of each; what becomes of lost nodes and servers, test_cluster and test_outbox tell.
-    command = [sys.executable, SCRIPT, "--n", "3", "--kinds", "driver", "worker", "--size", "least"]
+    command = [*BENCHMARK, "--n", "3", "--kinds", "driver", "worker", "--size", "least"]
 
     ended = subprocess.run(  # noqa: S603  (our own script)
         [*command, "--dir", tmp_path, "--json"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=900,
@@ -97,10 +102,12 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tiny_space, tmp_path, sho
 
 @pytest.mark.long
 def test_early_kills_of_commands_leave_nothing_undone(tmp_path):
-    command = [sys.executable, SCRIPT.with_name("early_kills.py"), "--n", "6", "--dir", tmp_path]
+    command = [sys.executable, "-m", "benchmarks.robustness.early_kills", "--n", "6"]
+    command += ["--dir", tmp_path]
 
     ended = subprocess.run(  # noqa: S603  (our own script)
         [*command, "--kinds", "run sqlite", "pack", "unpack", "promote", "--json"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=900,

@@ -24,7 +24,7 @@ WITHOUT_WEIGHTS = ("random", "scratch")
 WEAK = ("prunenet", "uniform")
 """They take the same share of every axis, front end and width too: reported, not promised."""
 FOR_DEPTH = ("interctc",)
-"""Without tuning they are of no use on any other teacher: benchmarks/depth.py has the figures."""
+"""Without tuning they are of no use on any other teacher; see benchmarks/quality/depth.py."""
 
 pytestmark = pytest.mark.slow
 

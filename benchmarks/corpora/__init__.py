@@ -1,0 +1,1 @@
+"""Builders of the corpora that results use."""

@@ -1,0 +1,147 @@
+"""The columns of the README's tables about time and memory."""
+
+from collections.abc import Sequence
+
+from benchmarks.lib.table_cells import Row, percent
+
+
+def training_speed(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A step's time, and how many times ours it is."""
+    return [
+        {
+            "encoder": row["name"],
+            "parameters": f"{row['params'] / 1e6:.2f} M",
+            **{
+                precision: f"{row[f'{precision}_ms']:.0f} ms, {row[f'{precision}_of_ours']:.2f} x"
+                for precision in ("fp32", "bf16")
+            },
+        }
+        for row in rows
+    ]
+
+
+def roofline(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "what": row["name"],
+            "precision": row["precision"],
+            "GFLOP a second": f"{row['gflops_a_second']:.0f}",
+            "of the best product": percent(row["share"]),
+        }
+        for row in rows
+    ]
+
+
+def scaling(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "along": row["name"],
+            "at": str(row["value"]),
+            "step": f"{row['step_seconds']:.2f} s",
+            "kept for backward": f"{row['kept_bytes'] / 2**20:.0f} MiB"
+            if row["kept_bytes"]
+            else "",
+        }
+        for row in rows
+    ]
+
+
+def masked_overhead(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A result from before there were taught steps has none."""
+    return [
+        {
+            "size": row["name"],
+            "dense step": f"{row['dense_ms']:.0f} ms",
+            **{
+                heading: f"{row[f'{key}_ms']:.0f} ms, {row[ratio]:.2f} x"
+                for heading, key, ratio in (
+                    ("masked step", "masked", "ratio"),
+                    ("taught step", "taught", "ratio_taught"),
+                )
+                if ratio in row
+            },
+        }
+        for row in rows
+    ]
+
+
+def realised_speed(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A result from before there were runtimes is of eager torch at 10 s."""
+    return [
+        {
+            "size": row["name"],
+            "runtime": row.get("runtime", "torch"),
+            "audio": f"{row.get('seconds', 10):.0f} s",
+            "cut by": row.get("choice", "flops"),
+            "FLOPs": f"-{percent(row['sparsity'])}",
+            "promised": f"{row['promised']:.2f} x",
+            "measured": f"{row['realised']:.2f} x",
+            "share": f"{row['share']:.2f}",
+        }
+        for row in rows
+    ]
+
+
+def latency_target(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """How far what was measured lies from what was asked for, over orders and seeds."""
+    groups: dict[tuple[str, str, float], list[float]] = {}
+    for row in rows:
+        size, *_, multiples = row["name"].split(", ")
+        groups.setdefault((size, multiples, row["asked"]), []).append(row["measured"])
+    return [
+        {
+            "size": size,
+            "sizes kept": multiples,
+            "latency asked for": percent(asked),
+            "measured, least to most": f"{percent(min(found))} to {percent(max(found))}",
+            "furthest off": f"{100 * max((m / asked - 1 for m in found), key=abs):+.1f} %",
+        }
+        for (size, multiples, asked), found in groups.items()
+    ]
+
+
+def quantisation(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "runs in": row["name"],
+            "size": f"{row['megabytes']:.1f} MB",
+            "speech": f"{row['seconds']:g} s",
+            "takes": f"{row['ms']:.1f} ms",
+            "over torch": f"{row['over_torch']:.2f} x",
+            "over ONNX Runtime": f"{row['over_onnxruntime']:.2f} x",
+            "WER % on dev": f"{100 * row['wer']:.2f}",
+            "on test": f"{100 * row['test_wer']:.2f}",
+        }
+        for row in rows
+    ]
+
+
+def long_audio(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Memory is what the peak was higher than that of hearing a minute."""
+    return [
+        {
+            "speech": row["name"],
+            "windows up to": f"{row['window']:g} s",
+            "real-time factor": f"{row['real_time_factor']:.4f}",
+            "more memory than for a minute": f"{row['peak_growth_mb']:.0f} MB",
+            "words": str(row["words"]),
+            "the same with windows elsewhere": f"{100 * row['agree_shifted']:.2f} %",
+            "in a file that begins later": f"{100 * row['agree_late']:.2f} %",
+            "WER %": f"{100 * row['wer']:.2f}",
+            "of the utterances alone": f"{100 * row['wer_alone']:.2f}",
+        }
+        for row in rows
+    ]
+
+
+def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [
+        {
+            "sweep": row["name"],
+            "plain loop": f"{row['loop_seconds']:.0f} s",
+            "sweep took": f"{row['sweep_seconds']:.0f} s",
+            "ratio": f"{row['ratio']:.3f}",
+            "Ray's start, not counted": f"{row['start_seconds']:.0f} s",
+        }
+        for row in rows
+    ]

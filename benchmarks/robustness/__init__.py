@@ -1,0 +1,1 @@
+"""Checks under faults, in other runtimes and across versions."""

@@ -1,0 +1,1 @@
+"""Benchmarks of samplers and early stopping."""
