@@ -236,4 +236,4 @@ def _load_resampler(rate_hz: int) -> Callable[..., Tensor]:
             f" is not: {lines[0][:200]}; install it from the index that torch was installed from,"
             " or resample the audio first."
         ) from error
-    return resample  # type: ignore[no-any-return]
+    return resample

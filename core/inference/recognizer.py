@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.config.trial import CorpusConfig
-from core.data.audio import CorpusError
+from core.data.audio_decoding import CorpusError
 from core.data.corpus import SplitName, open_split
 from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler

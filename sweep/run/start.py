@@ -57,12 +57,8 @@ def create_sweep(
     """
     config = _load(space, folder).with_budget(**_without_none(trials=trials, hours=hours))
     refuse_sweep(config.space.base.corpus)
-    is_file = isinstance(space, str)
-    create(
-        folder.resolve(),
-        config,
-        find(space).read_text(encoding="utf-8") if is_file else config.toml(),
-    )
+    original = find(space).read_text(encoding="utf-8") if isinstance(space, str) else config.toml()
+    create(folder.resolve(), config, original)
     give_consent(folder, config)
 
 
