@@ -11,6 +11,7 @@ import sys
 import typer
 
 from core.files import own_temporary_folder
+from core.telemetry import disable_telemetry
 from sweep.cli import (
     archive_commands,
     asr_commands,
@@ -86,6 +87,7 @@ def _said(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
+    disable_telemetry(os.environ)
     provide_home(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
