@@ -322,6 +322,9 @@ class Sweep:
             >>> Sweep.open("demo-sweep").export(7, to="onnx", out="model").files
             ('model.onnx', ...)
         """
+        from sweep.run.library_caches import prepare_process
+
+        prepare_process()
         from core.export.export import export
 
         return export(

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from core.telemetry import disable_telemetry
 from sweep.console import make_logs_safe
 
 FOLDER = "home-of-conformer-sweep-{uid}"
@@ -32,6 +33,7 @@ def prepare_process() -> None:
 
     Importing this program sets nothing; whoever starts or resumes a sweep calls this first.
     """
+    disable_telemetry(os.environ)
     provide_home(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
