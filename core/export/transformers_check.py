@@ -139,7 +139,7 @@ def check_export(
         CorpusError: naming a file that cannot be heard.
         ExportError: if log-probabilities, the text of a file or that of a token differ.
     """
-    batches = [(_silenced(*noise(bundle.model, lengths)), lengths) for lengths in LENGTHS]
+    batches = [(_zero_padding(*noise(bundle.model, lengths)), lengths) for lengths in LENGTHS]
     spelled = _lists(bundle.tokenizer.size)
     sounds = [read_file(file) for file in files]
     announce("loading and running it in transformers")
@@ -225,7 +225,7 @@ def _errors(
     return errors
 
 
-def _silenced(
+def _zero_padding(
     features: Float[Tensor, "batch mel_frames mels"], num_frames: Tensor
 ) -> Float[Tensor, "batch mel_frames mels"]:
     """As its processor pads: its first convolution hears what lies beyond an utterance."""
