@@ -99,7 +99,7 @@ class Block(nn.Module):
         return [part for part in parts if part is not None]
 
     def axes(self) -> list[Axis]:
-        """Return the block's axis, whose gate scales its modules' outputs, then those of modules."""
+        """Return the block's axis, whose gate scales its modules' outputs, then the modules'."""
         inside = [axis for part in self.parts() for axis in part.axes()]
         outputs = (piece for axis in inside if axis.is_whole for piece in axis.slices)
         return [Axis(name=self.name, kind="block", size=1, slices=tuple(outputs)), *inside]
