@@ -106,7 +106,7 @@ def test_what_is_long_is_heard_as_if_all_rows_of_scores_were_at_hand(monkeypatch
     features, num_frames = ragged_speech(4 * frames, 4 * LONG + 8)
     met = []
     monkeypatch.setattr(
-        attention, "by_softmax", lambda **told: met.append(told) or softmax_attention(**told)
+        attention, "softmax_attention", lambda **told: met.append(told) or softmax_attention(**told)
     )
 
     with torch.no_grad():

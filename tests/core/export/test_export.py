@@ -164,7 +164,7 @@ def test_an_exported_bundle_is_the_bundle(model, tmp_path):
 def test_a_folder_that_is_there_is_left_as_it_is(model, tmp_path):
     (tmp_path / "mine").write_text("of another")
 
-    with pytest.raises(ExportError, match=r"`--out` must be a new folder, but .* there already"):
+    with pytest.raises(ExportError, match=r"`--out` must be a new folder, but .* exists already"):
         export(model, tmp_path, "bundle")
 
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

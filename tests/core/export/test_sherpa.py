@@ -100,7 +100,7 @@ def test_the_loader_is_the_one_that_computes_the_features():
         FrontendSpec(subsampling_kind="linear", stages=0),
         replace(frontend_spec, subsampling_kind="conv4", stages=2),
     ):
-        with pytest.raises(ExportError, match=rf"must hear .* but .* {other.features}'s through"):
+        with pytest.raises(ExportError, match=rf"must read .* but .* {other.features}'s through"):
             choose_loader(other, 7)
 
 
