@@ -200,7 +200,9 @@ def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchS
         trial.method.search_result(trial.ctx.restricted_to(trial.method.needs), search)
     )
     projection = trial.ctx.distillation.projection.state_dict()
-    start = SearchState(search_result=found, projection=deepcopy(projection), place=journey.place())
+    start = SearchState(
+        search_result=found, projection=deepcopy(projection), place=journey.position()
+    )
     if is_kept and ranks.is_first:
         state = {
             "student": student.state_dict(),

@@ -184,7 +184,7 @@ def in_sherpa(model: Path, corpus: Path) -> dict[str, Any]:
     return {
         "utterances": len(files),
         "equal": floats.equal,
-        "wer_transcribe": word_errors(said, floats.right).wer,
+        "wer_transcribe": word_errors(said, floats.reference).wer,
         "wer_sherpa": in_floats,
         "wer_added_int8": word_errors(said, integers.alone).wer - in_floats,
     }

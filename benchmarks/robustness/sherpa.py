@@ -56,7 +56,7 @@ def row(name: str, texts: Texts, said: Sequence[str]) -> dict[str, Any]:
         "utterances": len(said),
         "equal": texts.equal,
         "with_words": texts.with_words,
-        "wer_transcribe": word_errors(said, texts.right).wer,
+        "wer_transcribe": word_errors(said, texts.reference).wer,
         "wer_alone": word_errors(said, texts.alone).wer,
         "wer_together": word_errors(said, texts.together).wer,
     }

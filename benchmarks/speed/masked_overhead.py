@@ -20,7 +20,7 @@ from core.pruning.lagrangian import Lagrangian
 from core.pruning.space import Space
 from core.training.distillation import Distillation, Student, ctc_loss
 from core.training.gate_stage import NARROW_FROM
-from core.training.loop import autocast, weighted_total
+from core.training.optim_step import autocast, weighted_total
 from core.training.optimizers import primal
 
 SIZES = ("tiny", "small")

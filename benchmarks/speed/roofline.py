@@ -17,7 +17,7 @@ from benchmarks.lib.measurement import arguments, emit, interleaved
 from core.config.trial import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
-from core.training.loop import autocast
+from core.training.optim_step import autocast
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCTS = ((4096, 256, 1024), (4096, 1024, 256), (2048, 2048, 2048))

@@ -22,7 +22,7 @@ from benchmarks.lib.peers import Peer, Sizes, installed
 from core.config.trial import ModelConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.training.loop import autocast
+from core.training.optim_step import autocast
 
 OURS = "ours"
 PRECISIONS = ("fp32", "bf16")

@@ -1,1 +1,1 @@
-"""The Conformer, one file a part: what it computes, what can be cut, what it costs."""
+"""The Conformer, one file per part: what it computes, its axes, and its cost."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Number, Slice
+from core.conformer.axes import Axis, Cost, Lengths, Number, Slice, UnitCounts
 from core.conformer.factored import (
     Linear,
     column_slice,
@@ -28,14 +28,16 @@ from core.conformer.feedforward import module_axis
 from core.conformer.linear_attention import LinearMixing
 from core.conformer.norm import LayerNorm, in_autocast
 
-ROWS_TRAINED, ROWS_HEARD = 64, 128
-"""Of scores, at a time, on a CPU; without gradients fewer calls weigh more."""
+TRAINING_ROWS, INFERENCE_ROWS = 64, 128
+"""Rows of scores computed at a time on a CPU; without gradients, fewer calls are faster."""
 LONG = 512
-"""Frames, 20 s, up to which all rows are heard at once: longer ones leave the caches. The cost, of
-all distances for all rows, so is what is computed at the lengths that it is stated at."""
+"""Frames, 20 s, up to which all rows are computed at once: larger tables leave the caches. At the
+lengths for which costs are stated, the computation is therefore the one that is counted."""
 
 
 class Attention(nn.Module):
+    """The attention module of a block; its units are heads."""
+
     linear: LinearMixing | None
 
     def __init__(
@@ -66,10 +68,10 @@ class Attention(nn.Module):
             self.linearize(linear_features)
 
     def linearize(self, features: int) -> None:
-        """Mix values in linear time from now on, by so many features drawn here.
+        """Switch to linear time, with this number of random features, which are sampled here.
 
         Raises:
-            ValueError: if a cosine is missing in the table of positions, or features are odd.
+            ValueError: if the table of positions or the number of features is odd.
         """
         if features % 2:
             raise ValueError(
@@ -116,15 +118,15 @@ class Attention(nn.Module):
         return self.output(mixed.permute(1, 2, 0, 3).flatten(2))  # (B, T, A)
 
     def _heads(self, x: Float[Tensor, "batch time all"]) -> Float[Tensor, "heads batch time head"]:
-        """As many heads as the tensor has, so that a narrowed module needs no new code."""
+        """Split into as many heads as the tensor has: narrowed weights need no other code."""
         return x.unflatten(-1, (-1, self.head_width)).permute(2, 0, 1, 3)
 
     def _rows(self, x: Float[Tensor, "batch time width"]) -> int:
-        """Rows of scores at a time; their number would be fixed by a compiled graph."""
+        """Return how many rows of scores are computed at a time; a compiled graph computes all."""
         time, is_free = x.shape[1], x.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_free and self.training:
-            return ROWS_TRAINED
-        return ROWS_HEARD if is_free and time > LONG else time
+            return TRAINING_ROWS
+        return INFERENCE_ROWS if is_free and time > LONG else time
 
     def _in_linear_time(
         self,
@@ -137,7 +139,7 @@ class Attention(nn.Module):
         distances: Float[Tensor, "distances position_width"],
     ) -> Float[Tensor, "heads batch time head"]:
         assert self.linear is not None
-        assert isinstance(self.position, nn.Linear), "it is taken apart by heads"
+        assert isinstance(self.position, nn.Linear), "the position layer must not be factored"
         p = self.position.weight.unflatten(0, (-1, 1, self.head_width))  # (H, 1, K, P)
         queries = torch.cat((of_content, of_position @ p), dim=-1) / math.sqrt(self.head_width)
         q, k, v = (x.transpose(0, 1) for x in (queries, k, v))  # (B, H, T, ...)
@@ -175,24 +177,24 @@ class Attention(nn.Module):
             *row_slices(f"{self.name}.output", self.output, is_scaled=True),
         )
 
-    def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        d, heads = kept["width"], kept[f"{self.name}.head"]
+    def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        d, heads = counts["width"], counts[f"{self.name}.head"]
         a, p, t = self.head_width * heads, self.position.in_features, lengths.frames
         of_frames = sum(
             (
-                saved_entries(kept, f"{self.name}.{name}", d, a)
+                saved_entries(counts, f"{self.name}.{name}", d, a)
                 for name in ("query", "key", "value")
             ),
-            start=saved_entries(kept, f"{self.name}.output", a, d),
+            start=saved_entries(counts, f"{self.name}.output", a, d),
         )
-        of_distances = saved_entries(kept, f"{self.name}.position", p, a)
+        of_distances = saved_entries(counts, f"{self.name}.position", p, a)
         whole = Cost(
             params=4 * d * a + p * a + 5 * a + 3 * d,
             flops=8 * t * d * a + self._mixing_flops(heads, t),
         )
         r = 2 * t - 1
         less = Cost(params=of_frames + of_distances, flops=2 * t * of_frames + 2 * r * of_distances)
-        return kept[self.name] * (whole + (-1) * less)
+        return counts[self.name] * (whole + (-1) * less)
 
     def _mixing_flops(self, heads: Number, time: int) -> Number:
         if self.linear is not None:
@@ -211,10 +213,19 @@ def softmax_attention(
     is_frame: Bool[Tensor, "batch time"],
     rows: int,
 ) -> Float[Tensor, "heads batch time head"]:
-    """Values mixed by softmax of the scores of both queries, so many rows of scores at a time.
+    """Mix values by softmax of the scores of both queries, a number of rows at a time.
 
-    Few rows stay in the caches, and meet few distances: of all 2 T - 1 half would be scored in
-    vain. All rows at once are fewer calls.
+    A few rows fit into the caches and need few distances; for all rows at once, half of the
+    position scores are never used, but fewer calls are made.
+
+    Args:
+        of_content: queries with the content bias, q + u.
+        of_position: queries with the position bias, q + v.
+        k: keys.
+        v: values.
+        p: the projected table of distances T - 1 to -(T - 1).
+        is_frame: whether each frame is real, not padding.
+        rows: of scores at a time.
     """
     heads, batch, time, head_width = k.shape
     scale = 1 / math.sqrt(head_width)
@@ -228,9 +239,9 @@ def softmax_attention(
     parts = zip(of_content.split(rows, 2), of_position.split(rows, 2), strict=True)
     for content, position in parts:
         end += content.shape[2]
-        # From its last row's distance to the first frame, to its first row's to the last frame.
+        # The distances from its last row to the first frame, up to its first row to the last frame.
         met = to_distances[:, :, time - end : 2 * time - 1 - end + content.shape[2]]
-        # All utterances meet the same distances, so they are rows of one product.
+        # All utterances use the same distances, so they are rows of one product.
         positions = position.flatten(1, 2) @ met  # (H, B rows, T + rows - 1)
         scores = torch.baddbmm(
             relative_shift(positions.view(heads * batch, content.shape[2], -1)),
@@ -245,14 +256,18 @@ def softmax_attention(
 def relative_shift(
     scores: Float[Tensor, "pairs rows distances"],
 ) -> Float[Tensor, "pairs rows time"]:
-    """Turn columns that mean a distance into columns that mean a frame.
+    """Turn columns of distances into columns of frames.
 
-    Of N rows the last begins at the first column, each one before a column later: frame j stands
-    in row i at column N - 1 - i + j.
+    Row i of N holds frame j at column N - 1 - i + j: the last row begins at the first column, each
+    row above one column later. With N = T = 3 and columns of the distances 2, 1, 0, -1, -2:
+
+        row 0:  2  1 [0 -1 -2]
+        row 1:  2 [1  0 -1] -2
+        row 2: [2  1  0] -1 -2
     """
     pairs, rows, distances = scores.shape
     time = distances - rows + 1
-    if torch.compiler.is_exporting():  # its graphs know no strides
+    if torch.compiler.is_exporting():  # exported graphs have no strides
         padded = F.pad(scores, (1, 0)).view(pairs, distances + 1, rows)
         return padded[:, 1:].reshape(pairs, rows, distances)[:, :, :time]
     strides = (rows * distances, distances - 1, 1)
@@ -262,7 +277,7 @@ def relative_shift(
 def distance_table(
     time: int, width: int, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "distances width"]:
-    """Sines and cosines, interleaved, of the distances T - 1 down to -(T - 1)."""
+    """Return sines and cosines, interleaved, of the distances T - 1 down to -(T - 1)."""
     distances = torch.arange(time - 1, -time, -1, device=device, dtype=torch.float64)
     rates = torch.exp(
         torch.arange(0, width, 2, device=device, dtype=torch.float64) * (-math.log(1e4) / width)

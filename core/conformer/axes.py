@@ -1,4 +1,4 @@
-"""The words in which a part of the model says what can be cut from it, and what it costs.
+"""Axes and costs: how each part of the model states what can be removed, and what it costs.
 
 A gate multiplies a unit at its consumer's input. As W (z * h) = (W diag z) h, that is the same as
 multiplying the consumer's columns, so a gate is stated as the entries of tensors that belong to its
@@ -16,8 +16,8 @@ from core.features.spec import NATIVE, FrontendSpec
 
 Number = int | Tensor
 """An exact count, or a differentiable expectation of one."""
-Kept = Mapping[str, Number]
-"""How many units of each axis stay, by the axis's name."""
+UnitCounts = Mapping[str, Number]
+"""The number of open units of each axis, by the axis's name."""
 Mask = Mapping[str, Tensor]
 """The gates' values in [0, 1], by the axis's name; an axis without an entry is open."""
 
@@ -37,18 +37,18 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """A set of like units that can be cut."""
+    """A set of like units that can be removed."""
 
     name: str
-    """For a module or a block its own name: closing it removes every tensor below."""
+    """Its name; for a module or a block that of the module: closing it removes all its tensors."""
     kind: AxisKind
     size: int
     slices: tuple[Slice, ...]
     parent: str | None = None
-    """What takes these with it when it closes: of units their module, of a module its block.
+    """The axis whose closing closes these, too: of units their module, of a module its block.
 
-    A module closes with the last of its units. A block does not close with the last of its modules:
-    its norm stays, as norm after norm is no identity.
+    A module closes with its last unit. A block does not close with its last module: its norm stays,
+    as a norm of a norm is not the identity.
     """
     floor: int = 0
     """Units that must stay for the model to compute anything."""
@@ -59,8 +59,8 @@ class Axis:
         return self.kind in ("module", "block")
 
 
-def around(axes: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
-    """By each axis's name the module and the block that it lies in, nearest first."""
+def enclosing_axes(axes: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
+    """Return the module and the block around each axis, by its name, innermost first."""
     parents = {axis.name: axis.parent for axis in axes}
 
     def chain(name: str) -> tuple[str, ...]:
@@ -72,15 +72,15 @@ def around(axes: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a choice costs: exact integers, or differentiable expectations.
+    """The cost of a choice: exact integers, or differentiable expectations.
 
-    Parts know parameters and FLOPs, which add up; the time of a model its space knows.
+    Parts add up parameters and FLOPs; the latency of a whole model is computed by its space.
     """
 
     params: Number
     flops: Number
     latency: float | Tensor = 0.0
-    """Milliseconds, of a whole model and by a measured table; 0 where none was given."""
+    """Milliseconds of a whole model from a latency table; 0 without a table."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(params=self.params + other.params, flops=self.flops + other.flops)
@@ -95,13 +95,13 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Frames of one utterance on its way through the front end."""
+    """Numbers of frames of one utterance in the front end."""
 
     mels: int
     stages: tuple[int, ...]
-    """After each convolution."""
+    """Frames after each convolution."""
     frames: int
-    """After the last: what the blocks see."""
+    """Frames after the last convolution, which the blocks read."""
 
     @classmethod
     def of(cls, seconds: float, spec: FrontendSpec = NATIVE) -> "Lengths":

@@ -1,7 +1,7 @@
 """A Conformer block (Gulati et al., 2020): feed-forward, attention, convolution, feed-forward.
 
-A module that is gone adds nothing; the final norm stays even when all four are gone, as norm after
-norm is no identity. A block that is gone is passed by, its norm with it: what comes in goes out.
+A removed module adds nothing. The final norm stays even without all four modules, as a norm of a
+norm is not the identity. A removed block is skipped together with its norm.
 
 Shapes: B batch, T frames, D width.
 """
@@ -12,17 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.attention import Attention
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice, total
+from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts, total
 from core.conformer.convolution import Convolution
 from core.conformer.dropout import add_with_dropout
 from core.conformer.feedforward import FeedForward
 from core.conformer.norm import LayerNorm
 from core.conformer.shape import BlockShape, Shape
 
-Part = FeedForward | Attention | Convolution
+BlockModule = FeedForward | Attention | Convolution
 
 
 class Block(nn.Module):
+    """A block, whose modules may be missing."""
+
     ff1: FeedForward | None
     attention: Attention | None
     convolution: Convolution | None
@@ -33,7 +35,7 @@ class Block(nn.Module):
         self.name = name
         self.dropout = 0.0
         self.skip_probability = 0.0
-        """With which a training step may pass by this block; whoever trains draws."""
+        """Probability that a training step skips this block; the training loop samples it."""
         width = shape.width
         self.ff1 = _feedforward(shape, sizes.ff1, f"{name}.ff1")
         self.attention = (
@@ -70,7 +72,7 @@ class Block(nn.Module):
         distances: Float[Tensor, "distances position_width"],
         closed: AbstractSet[str],
     ) -> Float[Tensor, "batch time width"]:
-        """`closed` names modules whose gates are shut: they add nothing, and cost nothing."""
+        """Compute the block without the modules named in `closed`, whose gates are closed."""
         if self.ff1 is not None and self.ff1.name not in closed:
             x = self._with(x, self.ff1(x), share=0.5)
         if self.attention is not None and self.attention.name not in closed:
@@ -84,20 +86,20 @@ class Block(nn.Module):
     def _with(
         self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], share: float = 1.0
     ) -> Float[Tensor, "*shape"]:
-        """The residual stream with what a module adds, which in training may be dropped."""
+        """Add a module's output to the residual stream, with dropout in training."""
         if not self.training:
             return add_with_dropout(x, y, share=share, dropout=0.0)
-        # A block that is not always there adds the more, so that what is added keeps its mean.
+        # A block that is skipped at times adds more at others, so that the mean stays the same.
         return add_with_dropout(
             x, y, share=share / (1 - self.skip_probability), dropout=self.dropout
         )
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[BlockModule]:
         parts = (self.ff1, self.attention, self.convolution, self.ff2)
         return [part for part in parts if part is not None]
 
     def axes(self) -> list[Axis]:
-        """The whole block first; its gate, half shut, scales what each of its modules adds."""
+        """Return the block's axis, whose gate scales its modules' outputs, then the modules'."""
         inside = [axis for part in self.parts() for axis in part.axes()]
         outputs = (piece for axis in inside if axis.is_whole for piece in axis.slices)
         return [Axis(name=self.name, kind="block", size=1, slices=tuple(outputs)), *inside]
@@ -106,10 +108,10 @@ class Block(nn.Module):
         inside = (piece for part in self.parts() for piece in part.width_slices())
         return (*inside, *self.norm.width_slices())
 
-    def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        norm = Cost(params=2 * kept["width"], flops=0)
-        inside = total(part.cost(kept, lengths) for part in self.parts())
-        return kept[self.name] * (inside + norm)
+    def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        norm = Cost(params=2 * counts["width"], flops=0)
+        inside = total(part.cost(counts, lengths) for part in self.parts())
+        return counts[self.name] * (inside + norm)
 
 
 def _feedforward(shape: Shape, inner: int, name: str) -> FeedForward | None:

@@ -1,6 +1,6 @@
 """The convolution module: pointwise with GLU, depthwise over time, batch norm, pointwise.
 
-Pointwise convolutions are Linear layers: faster in int8, and one rule less.
+Pointwise convolutions are Linear layers: faster in int8, and one kind of layer less to handle.
 
 Shapes: B batch, T frames, D width, C channels, K kernel.
 """
@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
+from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
 from core.conformer.factored import column_slice, linear, rank_axes, row_slices, saved_entries
 from core.conformer.feedforward import module_axis
 from core.conformer.norm import BatchNorm, LayerNorm
 
 
 class Convolution(nn.Module):
+    """The convolution module of a block; its units are channels."""
+
     def __init__(
         self, *, width: int, channels: int, kernel: int, name: str, ranks: Mapping[str, int]
     ) -> None:
@@ -70,13 +72,13 @@ class Convolution(nn.Module):
             *row_slices(f"{self.name}.down", self.down, is_scaled=True),
         )
 
-    def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        d, c, t = kept["width"], kept[f"{self.name}.channel"], lengths.frames
+    def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        d, c, t = counts["width"], counts[f"{self.name}.channel"], lengths.frames
         kernel = self.depthwise.kernel_size[0]
-        less = saved_entries(kept, f"{self.name}.up", d, 2 * c) + saved_entries(
-            kept, f"{self.name}.down", c, d
+        less = saved_entries(counts, f"{self.name}.up", d, 2 * c) + saved_entries(
+            counts, f"{self.name}.down", c, d
         )
-        return kept[self.name] * Cost(
+        return counts[self.name] * Cost(
             params=3 * d * c + c * (kernel + 5) + 3 * d - less,
             flops=6 * t * d * c + 2 * t * c * kernel - 2 * t * less,
         )
@@ -87,11 +89,11 @@ def depthwise(
     weight: Float[Tensor, "channels 1 kernel"],
     bias: Float[Tensor, " channels"] | None,
 ) -> Float[Tensor, "batch time channels"]:
-    """Each channel's own filter over time.
+    """Apply each channel's own filter over time.
 
-    As an image one pixel high with its channels last, it needs no transposed copy, and kernels for
-    such images are twice as fast on a CPU. Under autocast it stays in the weights' own type there:
-    bf16 is no faster, and takes minutes at numbers of channels for which no kernel was written.
+    An image one pixel high with channels last needs no transposed copy, and its kernels are twice
+    as fast on a CPU. Under autocast on a CPU it is computed in the weights' own type: bf16 is no
+    faster, and takes minutes at numbers of channels for which there is no kernel.
     """
     if x.dtype != weight.dtype and x.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):

@@ -1,8 +1,8 @@
-"""Dropout whose chance is cheap on a CPU: a byte an element, eight bytes a draw.
+"""Dropout with fast random numbers on a CPU: one byte per element, eight bytes per draw.
 
-torch draws a number an element there, which is a tenth of a training step and more in bf16. The
-probability is rounded to 256ths, and what is kept is scaled by what was realised, so the mean is
-exact. All chance is torch's, so a seed repeats it.
+torch draws one number per element there, which takes a tenth of a training step, and more in bf16.
+The probability is rounded to 256ths, and elements that stay are scaled by the rounded one, so the
+mean is exact. All random numbers come from torch's generator, so a seed repeats them.
 """
 
 import torch
@@ -14,8 +14,15 @@ from torch import Tensor
 def add_with_dropout(
     x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], *, share: float, dropout: float
 ) -> Float[Tensor, "*shape"]:
-    """`x` and a share of `y`, elements of which are dropped with that probability; in x's type."""
-    y = y.to(x.dtype)  # the sum of two types takes many times as long as the cast
+    """Return x + share * dropout(y), in the type of x.
+
+    Args:
+        x: the residual stream.
+        y: to be added.
+        share: factor on y.
+        dropout: the probability of dropping an element of y.
+    """
+    y = y.to(x.dtype)  # adding two types takes many times as long as the cast
     if dropout == 0:
         return torch.add(x, y, alpha=share)
     if y.device.type != "cpu":
@@ -24,14 +31,14 @@ def add_with_dropout(
 
 
 def dropout_multiplier(like: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
-    """By what to multiply: 0 where dropped, and elsewhere what gives the product the same mean."""
+    """Return a random factor for each element: 0 if dropped, else such that the mean stays."""
     dropped = dropped_bytes(dropout)
     draws = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
-    # The bounds are those of the type: without them the highest bit is never drawn.
-    chance = draws.random_(-(2**63), None).view(torch.uint8)[: like.numel()]
-    return (chance >= dropped).to(like.dtype).mul_(256 / (256 - dropped)).view(like.shape)
+    # The bounds are those of int64: without them the highest bit is always 0.
+    random_bytes = draws.random_(-(2**63), None).view(torch.uint8)[: like.numel()]
+    return (random_bytes >= dropped).to(like.dtype).mul_(256 / (256 - dropped)).view(like.shape)
 
 
 def dropped_bytes(dropout: float) -> int:
-    """Of the 256 values of a byte, how many drop; all never do."""
+    """Return how many of the 256 values of a byte mean "dropped"; at most 255."""
     return min(255, round(256 * dropout))

@@ -1,8 +1,8 @@
 """A linear layer as two factors, `reduce` then `expand`, whose units are directions.
 
 W x = E (z * (R x)) with K directions between M inputs and N outputs, each gated at the input of
-`expand`. A pair holds K (M + N) entries where W holds M N, so past its break-even it is better
-multiplied out, which extraction does: that is what a choice costs.
+`expand`. A pair holds K (M + N) entries and W holds M N; if the pair is not smaller, extraction
+multiplies it out, and costs are counted that way.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.conformer.axes import Axis, Kept, Number, Slice
+from core.conformer.axes import Axis, Number, Slice, UnitCounts
 
 
 class Factored(nn.Module):
+    """A linear layer as the product of two; its units are directions between them."""
+
     def __init__(self, inputs: int, outputs: int, rank: int, *, has_bias: bool = True) -> None:
         super().__init__()
         self.reduce = nn.Linear(inputs, rank, bias=False)
@@ -37,7 +39,15 @@ Linear = nn.Linear | Factored
 def linear(
     name: str, inputs: int, outputs: int, ranks: Mapping[str, int], *, has_bias: bool = True
 ) -> Linear:
-    """A layer of that name: factored if it has a rank, else one matrix."""
+    """Make a linear layer, factored if its name has a rank, else one matrix.
+
+    Args:
+        name: of the layer in the model.
+        inputs: number of inputs.
+        outputs: number of outputs.
+        ranks: of factored layers, by name.
+        has_bias: whether it adds a bias.
+    """
     if name in ranks:
         return Factored(inputs, outputs, ranks[name], has_bias=has_bias)
     return nn.Linear(inputs, outputs, bias=has_bias)
@@ -46,7 +56,15 @@ def linear(
 def row_slices(
     name: str, layer: Linear, *, block: int = 1, offset: int = 0, is_scaled: bool = False
 ) -> tuple[Slice, ...]:
-    """What a unit owns of a layer whose outputs it is: rows, and their bias if there is one."""
+    """Return the slices of units that are outputs of a layer: rows, and the bias if there is one.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+        block: rows per unit.
+        offset: the first row of the first unit.
+        is_scaled: whether the gate's value multiplies these rows.
+    """
     last = layer.expand if isinstance(layer, Factored) else layer
     prefix = f"{name}.expand" if isinstance(layer, Factored) else name
     return tuple(
@@ -56,13 +74,13 @@ def row_slices(
 
 
 def column_slice(name: str, layer: Linear, *, block: int = 1, is_scaled: bool = False) -> Slice:
-    """What a unit owns of a layer whose inputs it is."""
+    """Return the slice of units that are inputs of a layer: columns."""
     prefix = f"{name}.reduce" if isinstance(layer, Factored) else name
     return Slice(tensor=f"{prefix}.weight", dim=1, block=block, is_scaled=is_scaled)
 
 
 def rank_axes(layers: Mapping[str, Linear]) -> list[Axis]:
-    """The directions of those layers that are factored; one must stay: no layer is a constant."""
+    """Return the axes of factored layers; one direction must stay, as a layer is never constant."""
     return [
         Axis(
             name=f"{name}.rank",
@@ -79,13 +97,20 @@ def rank_axes(layers: Mapping[str, Linear]) -> list[Axis]:
     ]
 
 
-def saved_entries(kept: Kept, name: str, inputs: Number, outputs: Number) -> Number:
-    """Entries that a layer does without because it is factored: none past its break-even.
+def saved_entries(counts: UnitCounts, name: str, inputs: Number, outputs: Number) -> Number:
+    """Return the entries that a factored layer saves; 0 if its factors are not smaller.
 
-    Of expected counts it is that of the means, as it is not multilinear: at certainty it is exact,
-    and past the break-even a closing direction is worth nothing, as it is.
+    Example: 100 inputs, 50 outputs and rank 20 save 5,000 - 20 * 150 = 2,000 entries; rank 40 saves
+    none. For expected counts it is computed from the means, as it is not multilinear: that is exact
+    if gates are certain.
+
+    Args:
+        counts: open units of all axes.
+        name: of the layer.
+        inputs: number of its open inputs.
+        outputs: number of its open outputs.
     """
-    rank = kept.get(f"{name}.rank")
+    rank = counts.get(f"{name}.rank")
     if rank is None:
         return 0
     less = inputs * outputs - rank * (inputs + outputs)

@@ -1,4 +1,4 @@
-"""The feed-forward module, two of which stand in a block, each adding half its output.
+"""The feed-forward module; a block has two, and adds half of the output of each.
 
 Shapes: B batch, T frames, D width, N inner units.
 """
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
+from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
 from core.conformer.factored import (
     Linear,
     column_slice,
@@ -22,6 +22,8 @@ from core.conformer.norm import LayerNorm
 
 
 class FeedForward(nn.Module):
+    """The feed-forward module of a block; its units are inner units."""
+
     def __init__(self, *, width: int, inner: int, name: str, ranks: Mapping[str, int]) -> None:
         super().__init__()
         self.name = name
@@ -54,19 +56,19 @@ class FeedForward(nn.Module):
             *row_slices(f"{self.name}.down", self.down, is_scaled=True),
         )
 
-    def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        d, n = kept["width"], kept[f"{self.name}.inner"]
-        less = saved_entries(kept, f"{self.name}.up", d, n) + saved_entries(
-            kept, f"{self.name}.down", n, d
+    def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        d, n = counts["width"], counts[f"{self.name}.inner"]
+        less = saved_entries(counts, f"{self.name}.up", d, n) + saved_entries(
+            counts, f"{self.name}.down", n, d
         )
-        return kept[self.name] * Cost(
+        return counts[self.name] * Cost(
             params=2 * d * n + n + 3 * d - less,
             flops=4 * lengths.frames * d * n - 2 * lengths.frames * less,
         )
 
 
 def module_axis(name: str, output: str, projection: Linear) -> Axis:
-    """The axis of one unit that is a whole module of a block: its gate scales what it adds."""
+    """Return the axis of one unit that is a whole module; its gate scales the module's output."""
     return Axis(
         name=name,
         kind="module",

@@ -1,7 +1,7 @@
-"""The front end: frames of features to fewer frames of the residual stream.
+"""The front end: convolutions from frames of features to fewer frames of the residual stream.
 
-Our own holds about 2 % of a Conformer's weights and a quarter of its FLOPs, so its channels are
-gated like any other unit. Those of imported models differ in kind and number of convolutions.
+Our own front end has about 2 % of a Conformer's weights and a quarter of its FLOPs, so its channels
+are gated like any other unit. Those of imported models have other convolutions.
 
 Shapes: B batch, M frames of features, F mel bins, S frames and G bins after some stage, T frames
 after the last, C channels, D width.
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice
+from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
 from core.conformer.shape import MELS, Shape
 from core.features.spec import FrontendSpec
 
 
 class Separable(nn.Module):
-    """A filter a channel, then channels mixed; nothing between the two."""
+    """A depthwise separable convolution, without an activation between its two layers."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Separable(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels frames bins"]
     ) -> Float[Tensor, "batch more_channels fewer_frames fewer_bins"]:
-        # As many groups as the tensor has channels, so that a narrowed one needs no new code.
+        # As many groups as the tensor has channels, so that narrowed weights need no other code.
         weight, bias = self.depthwise.weight, self.depthwise.bias
         x = F.conv2d(x, weight, bias, stride=2, padding=1, groups=len(weight))
         return self.pointwise(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -38,6 +38,8 @@ Stage = nn.Conv2d | Separable
 
 
 class Frontend(nn.Module):
+    """The front end; its units are the channels of each convolution."""
+
     mean: Tensor
     deviation: Tensor
 
@@ -54,12 +56,12 @@ class Frontend(nn.Module):
 
     @property
     def stages(self) -> list[Stage]:
-        found = [self.get_submodule(f"conv{i + 1}") for i in range(self.frontend_spec.stages)]
-        return [stage for stage in found if isinstance(stage, Stage)]
+        modules = [self.get_submodule(f"conv{i + 1}") for i in range(self.frontend_spec.stages)]
+        return [stage for stage in modules if isinstance(stage, Stage)]
 
     @property
     def bins(self) -> tuple[int, ...]:
-        """Of the features, and after each stage."""
+        """Mel bins of the features, and bins after each stage."""
         return (MELS, *self.frontend_spec.stage_frames(MELS))
 
     def forward(
@@ -70,16 +72,16 @@ class Frontend(nn.Module):
     def stack_channels(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch time inputs"]:
-        """What the linear layer reads, channel-major."""
+        """Return the inputs of the linear layer, channel-major."""
         x = ((features - self.mean) / self.deviation).unsqueeze(1)  # (B, 1, M, F)
-        # Without padding of its own, an output frame sees real frames or is not one.
+        # Without padding in the convolutions, every output frame sees real frames alone.
         is_padded = self.frontend_spec.is_padded
-        x = _silenced(x, num_frames) if is_padded else x
-        for stage, left in zip(
+        x = _zero_padding(x, num_frames) if is_padded else x
+        for stage, stage_lengths in zip(
             self.stages, self.frontend_spec.stage_frames(num_frames), strict=True
         ):
             x = F.relu(stage(x))  # (B, C, S, G)
-            x = _silenced(x, left) if is_padded else x
+            x = _zero_padding(x, stage_lengths) if is_padded else x
         return x.transpose(1, 2).flatten(2)  # (B, T, C * G)
 
     def output_frames(self, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -87,7 +89,7 @@ class Frontend(nn.Module):
         return frames
 
     def frames_in(self, module: str, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """Real frames that one of the model's modules gives: those of its stage, or all stages'."""
+        """Return the number of real frames at the output of a module's stage, or of all stages."""
         stage = module.removeprefix(f"{self.name}.conv")
         if stage == module:
             return self.output_frames(num_frames)
@@ -101,19 +103,19 @@ class Frontend(nn.Module):
                 kind="frontend",
                 size=_channels(stage),
                 floor=1,
-                slices=(*self._made_by(number), *self._read_after(number)),
+                slices=(*self._producer_slices(number), *self._consumer_slices(number)),
             )
             for number, stage in enumerate(self.stages, 1)
         ]
 
-    def _made_by(self, number: int) -> tuple[Slice, ...]:
+    def _producer_slices(self, number: int) -> tuple[Slice, ...]:
         name = f"{self.name}.conv{number}"
         if isinstance(self.stages[number - 1], Separable):
             name = f"{name}.pointwise"
         return Slice(tensor=f"{name}.weight", dim=0), Slice(tensor=f"{name}.bias", dim=0)
 
-    def _read_after(self, number: int) -> tuple[Slice, ...]:
-        """The columns of whatever reads a stage's channels: its gate scales them."""
+    def _consumer_slices(self, number: int) -> tuple[Slice, ...]:
+        """Return the columns of the layer that reads a stage's channels, which the gate scales."""
         if number == len(self.stages):
             name, block = f"{self.name}.linear.weight", self.bins[-1]
             return (Slice(tensor=name, dim=1, block=block, is_scaled=True),)
@@ -121,7 +123,7 @@ class Frontend(nn.Module):
         if not isinstance(self.stages[number], Separable):
             return (Slice(tensor=f"{name}.weight", dim=1, is_scaled=True),)
         return (
-            # Filters are one a channel: what mixes channels is what reads them.
+            # The depthwise filters keep channels apart: the pointwise layer reads them.
             Slice(tensor=f"{name}.depthwise.weight", dim=0),
             Slice(tensor=f"{name}.depthwise.bias", dim=0),
             Slice(tensor=f"{name}.pointwise.weight", dim=1, is_scaled=True),
@@ -133,13 +135,13 @@ class Frontend(nn.Module):
             Slice(tensor=f"{self.name}.linear.bias", dim=0, is_scaled=True),
         )
 
-    def cost(self, kept: Kept, lengths: Lengths) -> Cost:
-        bins, d = self.bins, kept["width"]
-        c = kept[f"{self.name}.sub{len(self.stages)}"] if self.stages else 1
+    def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        bins, d = self.bins, counts["width"]
+        c = counts[f"{self.name}.sub{len(self.stages)}"] if self.stages else 1
         whole = Cost(params=(c * bins[-1] + 1) * d, flops=2 * lengths.frames * bins[-1] * (c * d))
         for number, stage in enumerate(self.stages, 1):
-            before = kept[f"{self.name}.sub{number - 1}"] if number > 1 else 1
-            after = kept[f"{self.name}.sub{number}"]
+            before = counts[f"{self.name}.sub{number - 1}"] if number > 1 else 1
+            after = counts[f"{self.name}.sub{number}"]
             products = 9 * (before * after)
             params = products + after
             if isinstance(stage, Separable):
@@ -160,9 +162,9 @@ def _channels(stage: Stage) -> int:
     return stage.out_channels if isinstance(stage, nn.Conv2d) else stage.pointwise.out_features
 
 
-def _silenced(
+def _zero_padding(
     x: Float[Tensor, "batch channels frames bins"], num_frames: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch channels frames bins"]:
-    """Zeros beyond each utterance, which a padded kernel would otherwise hear."""
+    """Set frames beyond each utterance to 0, so that kernels read nothing of them."""
     is_frame = torch.arange(x.shape[2], device=x.device) < num_frames[:, None]
     return x * is_frame[:, None, :, None].to(x.dtype)

@@ -1,19 +1,19 @@
 """Attention in linear time by positive random features (FAVOR+; Choromanski et al., 2021).
 
-exp(q k) is the mean over normal w of exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2). With a few drawn w
-the keys can be summed up before any query is known: T frames cost T, not T^2. Each w serves with
-its opposite, two features for one product.
+exp(q k) is the mean over normal w of exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2). With a few samples
+of w, sums over keys do not depend on the query: T frames cost T, not T^2. Each w is used with its
+opposite, which makes two features of one product.
 
-Relative positions go through the same product. The table holds sines and cosines, and those of a
+Relative positions use the same product. The table holds sines and cosines, and those of a
 difference are sums of products: (q_i + v) p_(i-j) = b_i e_j, where e_j is the table's row of
 distance j and b_i = W_p^T (q_i + v) turned by i. So queries are (q_i + u, b_i) and keys (k_j, e_j),
-and a model trained with softmax is approximated as it is, positions included. Rotary positions, or
-none, are cheaper, but no estimate of it: on a trained teacher at 64 features, before any tuning,
-they had about twice the word errors.
+and a model trained with softmax is approximated with its positions. Rotary positions, or none, are
+cheaper, but do not approximate it: on a trained teacher with 64 features, before any tuning, they
+had about twice the word errors.
 
-What softmax does not see may be chosen so that features vary least. Keys lose their mean over
-frames, queries theirs, which becomes a weight of each key, and each dimension is scaled so that
-queries and keys vary alike.
+Softmax is invariant to some transformations, which are chosen so that features vary least. Keys
+lose their mean over frames; queries lose theirs, which becomes a weight of each key; and each
+dimension is scaled so that queries and keys vary alike.
 
 Shapes: B batch, T frames, H heads, K head width, P width of the table, E = K + P, M features, R = 2
 T - 1 distances.
@@ -29,9 +29,9 @@ from core.conformer.axes import Number
 
 
 class LinearMixing(nn.Module):
-    """Values mixed by estimates of what softmax would give.
+    """Mixes values by estimates of the softmax weights.
 
-    Directions are drawn once and stay: what is tuned is what is deployed.
+    Directions are sampled once and stay the same in tuning, export and inference.
     """
 
     directions: Tensor
@@ -51,7 +51,15 @@ class LinearMixing(nn.Module):
         distances: Float[Tensor, "distances position_width"],
         is_frame: Bool[Tensor, "batch time"],
     ) -> Float[Tensor, "batch heads time head"]:
-        """A query is q + u and, beside it, W_p^T (q + v), both at the scale of softmax."""
+        """Mix values.
+
+        Args:
+            query: q + u and W_p^T (q + v), concatenated and scaled as for softmax.
+            key: of each frame.
+            value: of each frame.
+            distances: the table of distances T - 1 to -(T - 1).
+            is_frame: whether each frame is real, not padding.
+        """
         positions = distances[: query.shape[2]].flip(0)  # (T, P), of 0 up to T - 1
         content, position = query.split((self.head_width, self.position_width), dim=-1)
         q = torch.cat((content, rotate_coefficients(position, positions)), dim=-1)
@@ -59,7 +67,7 @@ class LinearMixing(nn.Module):
         on_queries, on_keys = self._features(q, k, is_frame[:, None, :, None])
         mixed = on_queries @ (on_keys.transpose(-1, -2) @ value)
         weight = on_queries @ on_keys.sum(2).unsqueeze(-1)
-        # Some feature of a query is 1, and 1 for some key: less than 1 is no frame at all.
+        # The largest feature of a query is 1, and so is that of some key: below 1 no frame is real.
         return mixed / weight.clamp(min=1)
 
     def _features(
@@ -70,27 +78,27 @@ class LinearMixing(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch heads time features"], Float[Tensor, "batch heads time features"]
     ]:
-        """Of queries and of keys, each at most 1; those of padded keys are 0."""
+        """Return the features of queries and of keys, at most 1; those of padded keys are 0."""
         q, mean, k = center_and_balance(q, k, is_real)
-        # What is a query's own cancels; of a key it is mean k - |k|^2 / 2.
+        # A query's own term cancels; a key's is mean k - |k|^2 / 2.
         on_keys = bidirectional_sums(k @ self.directions.T) + (k * (mean - k / 2)).sum(
             -1, keepdim=True
         )
         on_keys = on_keys.masked_fill(~is_real, torch.finfo(on_keys.dtype).min / 2)
-        # What a feature is divided by for all keys, it is multiplied by for all queries.
+        # Each feature is divided by the same value for all keys as it is multiplied by for queries.
         largest = on_keys.detach().amax(2, keepdim=True)
         on_queries = bidirectional_sums(q @ self.directions.T) + largest
         on_queries = on_queries - on_queries.detach().amax(-1, keepdim=True)
         return on_queries.exp(), (on_keys - largest).exp() * is_real
 
     def flops(self, heads: Number, time: int) -> Number:
-        """Of so many heads."""
+        """Return the FLOPs of these heads."""
         features, k, p = 2 * len(self.directions), self.head_width, self.position_width
-        return time * heads * flops_a_frame(features, k, p)
+        return time * heads * flops_per_frame(features, k, p)
 
 
-def flops_a_frame(features: int, head_width: int, position_width: int) -> int:
-    """Of one head: position queries, both features, sums over keys and mixing, weights."""
+def flops_per_frame(features: int, head_width: int, position_width: int) -> int:
+    """Return the FLOPs of one head: position queries, both features, sums over keys, weights."""
     both = head_width + position_width
     return (
         2 * head_width * position_width
@@ -113,9 +121,9 @@ def center_and_balance(
     Float[Tensor, "batch heads 1 both"],
     Float[Tensor, "batch heads time both"],
 ]:
-    """Queries less their mean, that mean, and keys less theirs, at scales where both vary alike.
+    """Return centered queries, their mean, and centered keys, scaled so that both vary alike.
 
-    (q + mean) k is what it was, but for what all keys of a query share. Padding is 0 in both.
+    (q + mean) k stays the same up to a term that all keys of a query share. Padding is 0 in both.
     """
     frames = is_real.sum(2, keepdim=True).clamp(min=1)
     mean = (q * is_real).sum(2, keepdim=True) / frames
@@ -129,7 +137,11 @@ def center_and_balance(
 def rotate_coefficients(
     x: Float[Tensor, "*batch time width"], positions: Float[Tensor, "time width"]
 ) -> Float[Tensor, "*batch time width"]:
-    """Coefficients of sines and cosines of i - j as coefficients of those of j, i being the row."""
+    """Turn coefficients of sines and cosines of i - j into those of sines and cosines of j.
+
+    The row is i. By sin(i - j) = sin(i) cos(j) - cos(i) sin(j), a coefficient 1 of sin(i - j)
+    becomes -cos(i) of sin(j) and sin(i) of cos(j).
+    """
     of_sine, of_cosine = x[..., 0::2], x[..., 1::2]
     sine, cosine = positions[:, 0::2], positions[:, 1::2]
     pairs = (of_cosine * sine - of_sine * cosine, of_sine * sine + of_cosine * cosine)
@@ -137,22 +149,24 @@ def rotate_coefficients(
 
 
 def orthogonal_directions(count: int, width: int) -> Float[Tensor, "count width"]:
-    """Normal vectors, each block of `width` of them at right angles, which varies less."""
+    """Return normal vectors, orthogonal within each block of `width`, which varies less."""
     blocks = []
     for _ in range(math.ceil(count / width)):
         basis, triangle = torch.linalg.qr(torch.randn(width, width))
-        blocks.append(basis * triangle.diagonal().sign())  # without the signs it is not uniform
+        blocks.append(
+            basis * triangle.diagonal().sign()
+        )  # without the signs, directions are not uniform
     lengths = torch.randn(count, width).norm(dim=1, keepdim=True)
     return torch.cat(blocks)[:count] * lengths
 
 
 def crossover_frames(*, features: int, head_width: int, position_width: int) -> float:
-    """The utterance length from which a head costs less in linear time than by softmax, in frames.
+    """Return the number of frames from which on a head costs less in linear time than by softmax.
 
-    By softmax it costs 2 (2 t - 1) P K for its table, 4 t^2 K for scores and mixing and 2 t (2 t -
-    1) K for the scores of positions.
+    With softmax it costs 2 (2 t - 1) P K for its table, 4 t^2 K for scores and mixing and
+    2 t (2 t - 1) K for the scores of positions.
     """
     k, p = head_width, position_width
-    linear = flops_a_frame(features, k, p)
+    linear = flops_per_frame(features, k, p)
     a, b, c = 8 * k, 4 * p * k - 2 * k - linear, -2 * p * k
     return (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)

@@ -1,8 +1,8 @@
-"""How gates act: they are folded into the tensors, and what a closed gate removes is left out.
+"""Masking: gates are folded into the model's tensors, and closed units are left out.
 
-The same folding serves training under gates, where it is differentiable, and extraction, where its
-result becomes a model. As only weights are touched, a gated step costs hardly more than a dense
-one, and less as gates close.
+The same folding is used in training under gates, where it is differentiable, and in extraction,
+where its result becomes a model. As only weights change, a gated step costs hardly more than a
+dense one, and less as gates close.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,36 +21,39 @@ class Folded:
     """A model's tensors under a mask."""
 
     tensors: Mapping[str, Tensor]
-    """Parameters and buffers, scaled and narrowed; those of closed parts are missing."""
+    """Parameters and buffers, scaled and narrowed, without those of closed modules and blocks."""
     closed: frozenset[str]
-    """Modules and blocks whose gate is shut."""
+    """Names of modules and blocks whose gate is closed."""
 
 
 def close_empty_modules(axes: Sequence[Axis], mask: Mask) -> dict[str, Tensor]:
-    """Close modules that have lost their last unit, so that a bias never stays alone."""
-    alive = dict(mask)
+    """Close modules without open units, so that no bias remains alone."""
+    closed_mask = dict(mask)
     for axis in axes:
         if axis.parent is None or axis.is_whole or axis.name not in mask:
             continue
         units = mask[axis.name]
-        is_alive = (units.detach() != 0).any().to(units.dtype)
+        is_open = (units.detach() != 0).any().to(units.dtype)
         module = mask.get(axis.parent, units.new_ones(1))
-        alive[axis.parent] = module * is_alive
-    return alive
+        closed_mask[axis.parent] = module * is_open
+    return closed_mask
 
 
 def fold(
     tensors: Mapping[str, Tensor], axes: Sequence[Axis], mask: Mask, *, narrow_from: float = 0.0
 ) -> Folded:
-    """Multiply what gates scale, drop what closed gates remove.
+    """Multiply the entries that gates scale, and remove those of closed gates.
+
+    Example: an axis of 4 inner units with gates (1, 0, 0.5, 0). Columns of `down` are multiplied by
+    these; then rows and biases of `up` and columns of `down` keep units 0 and 2 alone.
 
     Args:
-        tensors: A model's parameters and buffers by name.
-        axes: What can be cut from it.
-        mask: Values in [0, 1] by axis; axes without an entry are open.
-        narrow_from: Closed units of an axis are left out once they are at least this share of it,
-            and stay as zero columns below. The residual width is always narrowed: layer norm must
-            not see its closed units.
+        tensors: a model's parameters and buffers by name.
+        axes: of the model.
+        mask: values in [0, 1] by axis; axes without an entry are open.
+        narrow_from: closed units are removed if they are at least this share of their axis, and
+            else stay as zero columns. The residual width is always narrowed: layer norm must not
+            see closed units.
 
     Raises:
         ValueError: if an axis keeps fewer units than its floor.
@@ -62,7 +65,7 @@ def fold(
     for axis in gated:
         for piece in axis.slices:
             if piece.is_scaled and piece.tensor in folded:
-                folded[piece.tensor] = _scaled(folded[piece.tensor], piece, mask[axis.name])
+                folded[piece.tensor] = _scale(folded[piece.tensor], piece, mask[axis.name])
     for axis in gated:
         if not axis.is_whole:
             share = 0.0 if axis.kind == "width" else narrow_from
@@ -76,7 +79,14 @@ def gated_forward(
     num_frames: Int[Tensor, " batch"],
     folded: Folded,
 ) -> Output:
-    """The model's own forward pass with folded tensors in place of its own."""
+    """Run the model's forward pass with folded tensors.
+
+    Args:
+        model: the model.
+        features: of the batch.
+        num_frames: mel frames of each utterance.
+        folded: tensors under a mask.
+    """
     return torch.func.functional_call(
         model, dict(folded.tensors), (features, num_frames, folded.closed)
     )
@@ -93,29 +103,30 @@ def kept_unit_indices(values: Float[Tensor, " units"]) -> Int[Tensor, " kept"]:
 def _narrow(
     folded: dict[str, Tensor], axis: Axis, values: Float[Tensor, " units"], *, narrow_from: float
 ) -> None:
-    kept = kept_unit_indices(values)
-    if len(kept) < axis.floor:
+    open_units = kept_unit_indices(values)
+    if len(open_units) < axis.floor:
         raise ValueError(
-            f"`{axis.name}` must keep at least {axis.floor} units, but keeps {len(kept)} instead"
+            f"`{axis.name}` must keep at least {axis.floor} units,"
+            f" but keeps {len(open_units)} instead"
         )
-    num_closed = axis.size - len(kept)
+    num_closed = axis.size - len(open_units)
     if not num_closed or num_closed < narrow_from * axis.size:
         return
     by_dim: dict[tuple[str, int], list[Tensor]] = {}
     for piece in axis.slices:
         if piece.tensor in folded:
-            entries = _entries(piece, kept)
+            entries = _entries(piece, open_units)
             by_dim.setdefault((piece.tensor, piece.dim), []).append(entries)
     for (name, dim), entries_of in by_dim.items():
         folded[name] = folded[name].index_select(dim, torch.cat(entries_of))
 
 
-def _entries(piece: Slice, kept: Int[Tensor, " kept"]) -> Int[Tensor, " entries"]:
-    inside = torch.arange(piece.block, device=kept.device)
-    return piece.offset + (kept[:, None] * piece.block + inside).flatten()
+def _entries(piece: Slice, units: Int[Tensor, " kept"]) -> Int[Tensor, " entries"]:
+    inside = torch.arange(piece.block, device=units.device)
+    return piece.offset + (units[:, None] * piece.block + inside).flatten()
 
 
-def _scaled(tensor: Tensor, piece: Slice, values: Float[Tensor, " units"]) -> Tensor:
+def _scale(tensor: Tensor, piece: Slice, values: Float[Tensor, " units"]) -> Tensor:
     scale = values.to(tensor.dtype).repeat_interleave(piece.block)
     shape = [1] * tensor.dim()
     shape[piece.dim] = -1

@@ -1,7 +1,7 @@
 """The Conformer with CTC: front end, blocks, and a linear head over the vocabulary.
 
-Sizes are those of the tensors: forward never asks the shape, so narrowed tensors may stand in for
-the model's own.
+Sizes are taken from tensors: forward never uses the shape, so that narrowed tensors may replace the
+model's own.
 
 Shapes: B batch, M mel frames, T frames, D width, V vocabulary, blank 0.
 """
@@ -14,23 +14,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.attention import distance_table
-from core.conformer.axes import Axis, Cost, Kept, Lengths, Slice, total
+from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts, total
 from core.conformer.block import Block
 from core.conformer.frontend import Frontend
 from core.conformer.shape import Shape
 from core.features.spec import FrontendSpec
 
 NOTHING: AbstractSet[str] = frozenset()
+"""No closed module or block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """What a forward pass gives; frames at or beyond an utterance's length mean nothing."""
+    """The output of a forward pass; frames beyond an utterance's length have no meaning."""
 
     logits: Float[Tensor, "batch time vocabulary"]
     is_frame: Bool[Tensor, "batch time"]
     hidden: tuple[Float[Tensor, "batch time width"], ...]
-    """After each block, also after one that was passed by."""
+    """Hidden states after each block, also after one that was skipped."""
 
     @property
     def num_frames(self) -> Int[Tensor, " batch"]:
@@ -49,12 +50,12 @@ class Conformer(nn.Module):
 
     @property
     def frontend_spec(self) -> FrontendSpec:
-        """From which features it hears."""
+        """The features that it reads, and the kind of its front end."""
         return self.shape.frontend_spec
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that it tells apart, blank included."""
+        """Number of tokens, blank included."""
         return self.head.out_features
 
     def forward(
@@ -63,8 +64,14 @@ class Conformer(nn.Module):
         num_frames: Int[Tensor, " batch"],
         closed: AbstractSet[str] = NOTHING,
     ) -> Output:
-        """`num_frames` counts mel frames; `closed` names modules and blocks to leave out."""
-        # Under autocast, too, what flows past the modules keeps its digits.
+        """Compute the logits.
+
+        Args:
+            features: of the batch.
+            num_frames: mel frames of each utterance.
+            closed: names of modules and blocks to leave out.
+        """
+        # The residual stream keeps its precision under autocast, too.
         x = self.frontend(features, num_frames).to(features.dtype)
         time = torch.arange(x.shape[1], device=x.device)
         is_frame = time < self.frontend.output_frames(num_frames)[:, None]
@@ -77,7 +84,7 @@ class Conformer(nn.Module):
         is_frame: Bool[Tensor, "batch time"],
         closed: AbstractSet[str] = NOTHING,
     ) -> tuple[Float[Tensor, "batch time width"], ...]:
-        """What each block makes of the front end's frames."""
+        """Return the hidden states after each block, from the front end's frames."""
         distances = distance_table(
             x.shape[1], self.shape.position_width, device=x.device, dtype=x.dtype
         )
@@ -93,7 +100,7 @@ class Conformer(nn.Module):
             block.dropout = probability
 
     def set_stochastic_depth(self, last: float) -> None:
-        """Let training steps pass by the last block so often, and earlier ones linearly less."""
+        """Let training steps skip the last block with this probability, earlier ones less."""
         for i, block in enumerate(self.typed_blocks()):
             block.skip_probability = last * (i + 1) / len(self.blocks)
 
@@ -101,7 +108,7 @@ class Conformer(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def axes(self) -> list[Axis]:
-        """Everything that can be cut, the residual width first."""
+        """Return all axes, the residual width first."""
         width = Axis(
             name="width", kind="width", size=self.shape.width, slices=self.width_slices(), floor=8
         )
@@ -115,10 +122,10 @@ class Conformer(nn.Module):
             Slice(tensor="head.weight", dim=1),
         )
 
-    def cost(self, kept: Kept, seconds: float) -> Cost:
-        """Of one utterance of so many seconds; exact for whole counts, multilinear in them."""
+    def cost(self, counts: UnitCounts, seconds: float) -> Cost:
+        """Return the cost for an utterance of this length; it is multilinear in the counts."""
         lengths = Lengths.of(seconds, self.shape.frontend_spec)
-        d, v = kept["width"], self.shape.vocabulary
+        d, v = counts["width"], self.shape.vocabulary
         head = Cost(params=(d + 1) * v, flops=2 * lengths.frames * d * v)
-        blocks = total(block.cost(kept, lengths) for block in self.typed_blocks())
-        return self.frontend.cost(kept, lengths) + blocks + head
+        blocks = total(block.cost(counts, lengths) for block in self.typed_blocks())
+        return self.frontend.cost(counts, lengths) + blocks + head

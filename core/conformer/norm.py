@@ -1,4 +1,4 @@
-"""The two norms: over the residual width, and over frames a channel.
+"""The two norms: layer norm over the residual width, batch norm over frames.
 
 Shapes: B batch, T frames, D width, C channels.
 """
@@ -13,7 +13,7 @@ from core.distributed import current, moments
 
 
 class LayerNorm(nn.Module):
-    """Layer norm whose width is that of its tensors, so that a narrowed one needs no new code."""
+    """Layer norm with the width of its tensors, so that narrowed weights need no other code."""
 
     def __init__(self, width: int, *, name: str) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class LayerNorm(nn.Module):
 
 
 def in_autocast(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In the type of autocast's products, where there is any: cast once for several of them."""
+    """Cast to autocast's type if it is enabled: once for several products."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over real frames only: padding never touches a statistic."""
+    """Batch norm over real frames only: statistics exclude padding."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -59,16 +59,16 @@ class BatchNorm(nn.Module):
             scale = self.weight * torch.rsqrt(self.running_var + 1e-5)
             return torch.addcmul(self.bias - self.running_mean * scale, x, scale)
         frames = is_frame.flatten().nonzero().squeeze(1)
-        real = self._normalised(x.flatten(0, 1).index_select(0, frames))
+        real = self._normalize(x.flatten(0, 1).index_select(0, frames))
         padded = real.new_zeros(is_frame.numel(), real.shape[1]).index_copy(0, frames, real)
         return padded.view(x.shape)
 
-    def _normalised(
+    def _normalize(
         self, real: Float[Tensor, "frames channels"]
     ) -> Float[Tensor, "frames channels"]:
-        """By the frames' own statistics, over all ranks."""
+        """Normalize by the statistics of the frames of all ranks."""
         if current().size > 1:
-            return self._normalised_together(real)
+            return self._normalize_over_ranks(real)
         return F.batch_norm(
             real,
             self.running_mean,
@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
             momentum=self.momentum,
         )
 
-    def _normalised_together(
+    def _normalize_over_ranks(
         self, real: Float[Tensor, "frames channels"]
     ) -> Float[Tensor, "frames channels"]:
         mean, spread, num_frames = moments(real.float())

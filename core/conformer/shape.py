@@ -1,4 +1,4 @@
-"""How large each part of a Conformer is: the architecture of a dense or an extracted model."""
+"""The sizes of a Conformer's parts: the architecture of a dense or an extracted model."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -17,14 +17,14 @@ LARGEST = 65_536
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockShape:
-    """Sizes of one block; 0 where a whole module is gone."""
+    """Sizes of one block; 0 for a removed module."""
 
     ff1: int
     heads: int
     channels: int
     ff2: int
     linear_features: int = 0
-    """Random features by which attention runs in linear time; 0 for softmax."""
+    """Random features of attention in linear time; 0 for softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +36,13 @@ class Shape:
     """Channels of the front end's first two convolutions; 0 where it has none."""
     width: int
     position_width: int
-    """Width of the table of positions: the unpruned width, as it is not the residual stream."""
+    """Width of the table of positions: the unpruned width, as the table is not pruned."""
     head_width: int
     kernel: int
     vocabulary: int
     blocks: tuple[BlockShape, ...]
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """Of the linear layers that are two factors, by name; all others are one matrix."""
+    """Ranks of factored linear layers, by name; all others are one matrix."""
     sub3: int = 0
     """Channels of a third convolution, where there is one."""
     frontend_spec: FrontendSpec = NATIVE
@@ -50,7 +50,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: ModelConfig, vocabulary: int) -> "Shape":
-        """The unpruned shape that a config asks for.
+        """Return the unpruned shape of a config.
 
         Raises:
             ConfigError: if the width cannot be shared by the heads, or the kernel is even.
@@ -95,7 +95,7 @@ class Shape:
             BlockShape(**_sizes(block, BlockShape, low=0, name=f"blocks.{i}."))
             for i, block in enumerate(blocks)
         )
-        # Those of no convolution are 0, and all others are not.
+        # Channels are 0 where there is no convolution, and only there.
         channels = {f"sub{i + 1}": int(i < frontend_spec.stages) for i in range(3)}
         sizes = _sizes(whole, cls, low=1, name="", lows=channels)
         unused = [name for name, low in channels.items() if not low and sizes.get(name)]
@@ -113,11 +113,11 @@ class Shape:
 
     @property
     def frontend_channels(self) -> tuple[int, ...]:
-        """Of each of the front end's convolutions."""
+        """Channels of each of the front end's convolutions."""
         return (self.sub1, self.sub2, self.sub3)[: self.frontend_spec.stages]
 
     def linears(self) -> list[str]:
-        """The linear layers that may be factored, by name: those of the modules that are there."""
+        """Return the names of the linear layers that may be factored, in modules that exist."""
         return [
             f"blocks.{i}.{module}.{layer}"
             for i, block in enumerate(self.blocks)
@@ -157,7 +157,7 @@ def upgrade_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attention_layers(block: BlockShape) -> tuple[str, ...]:
-    """Attention in linear time takes the positions' matrix apart by heads: it stays whole."""
+    """Return the layers that may be factored; in linear time the positions' matrix may not."""
     positions = () if block.linear_features else ("position",)
     return ("query", "key", "value", *positions, "output")
 
@@ -165,23 +165,25 @@ def _attention_layers(block: BlockShape) -> tuple[str, ...]:
 def _sizes(
     values: Any, kind: type, *, low: int, name: str, lows: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """The sizes of a kind of shape, each there and in range, and nothing else.
+    """Check that all sizes are given and in range, and that there are no others.
 
     Some may have a lowest value of their own. One with a default may be missing: a bundle from
     before it was known lacks it.
     """
     aside = ("blocks", "ranks", "frontend_spec")
-    known = {field.name: field.default for field in fields(kind) if field.name not in aside}
-    needed = {key for key, default in known.items() if default is MISSING}
-    if not isinstance(values, dict) or not needed <= set(values) <= set(known):
-        raise ValueError(f"`{name}*` must be exactly {', '.join(sorted(known))}, but is {values}.")
+    defaults = {field.name: field.default for field in fields(kind) if field.name not in aside}
+    needed = {key for key, default in defaults.items() if default is MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= set(defaults):
+        raise ValueError(
+            f"`{name}*` must be exactly {', '.join(sorted(defaults))}, but is {values}."
+        )
     for key, size in values.items():
         _check_size(f"{name}{key}", size, low=(lows or {}).get(key, low))
     return values
 
 
 def _ranks(values: Any, linears: list[str]) -> dict[str, int]:
-    """The ranks of layers that are there."""
+    """Check that ranks name existing layers."""
     if not isinstance(values, dict) or not set(values) <= set(linears):
         raise ValueError(f"`ranks` must name linear layers of the model, but is {values}.")
     for name, rank in values.items():

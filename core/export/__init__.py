@@ -1,1 +1,1 @@
-"""A model as files of other programs."""
+"""Exports: a model as files that other programs load."""

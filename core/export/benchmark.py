@@ -1,4 +1,4 @@
-"""How fast a recogniser is on this machine's CPU, in each runtime that can run it."""
+"""The speed of a recognizer on this machine's CPU, in each runtime that can run it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,26 +29,26 @@ from core.stages import Announce, be_silent
 
 SUFFIX = ".onnx"
 MOST_SECONDS = 60.0
-"""For all passes of one size of batch: beyond it a median is of fewer of them."""
+"""Longest time for all passes of one batch size; beyond it, medians are of fewer passes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """A model in one runtime."""
+    """The speed of a model in one runtime."""
 
     runtime: str
     latency_ms: float
     """Median of a forward pass over one utterance."""
     real_time_factor: float
-    """That over the utterance's length."""
+    """Seconds of computing per second of audio, for one utterance."""
     audio_seconds_per_second: float
-    """Of a batch of such utterances."""
+    """Throughput of a batch of such utterances."""
     passes: tuple[int, int]
-    """That the medians are of: of one utterance, and of a batch."""
+    """Number of timed passes: of one utterance, and of a batch."""
 
 
 def benchmark_model(
-    place: Path,
+    path: Path,
     *,
     utterance_seconds: float,
     batch: int,
@@ -57,35 +57,35 @@ def benchmark_model(
     is_int8: bool,
     announce: Announce = be_silent,
 ) -> dict[str, Any]:
-    """Sizes and speeds as plain values, of a bundle in all runtimes, or of a graph in its one.
+    """Return sizes and speeds of a bundle in all runtimes, or of a graph in ONNX Runtime.
 
-    Of an export, its graph in floats is timed, and with `is_int8` that in 8-bit integers, too.
+    Of an export, the graph in floats is timed, and with `is_int8` that in 8-bit integers, too.
 
     Args:
-        place: a bundle's folder, a graph, or an export.
+        path: a bundle's folder, a graph, or an export.
         utterance_seconds: length of an utterance.
         batch: utterances at a time for throughput.
         threads: of each runtime.
-        repeats: the most passes that a median is of; of a slow model they are fewer.
+        repeats: the largest number of timed passes; a slow model gets fewer.
         is_int8: whether 8-bit integers are timed, too.
-        announce: told what begins.
+        announce: called with what begins.
 
     Raises:
-        BundleError, GraphError: if there is no such thing, or it is damaged.
+        BundleError, GraphError: if the model is missing or damaged.
         ExportError: if the extra `export` is not installed, or an export has no such graph.
     """
     sizes: dict[str, float | None] = {"params": None, "gflops": None}
     models: dict[str, nn.Module]
-    if place.suffix == SUFFIX:
-        models = {"onnxruntime": Graph(place, threads=threads)}
-    elif is_export(place):
-        files = {"onnxruntime": graph_file(place, is_int8=False)}
+    if path.suffix == SUFFIX:
+        models = {"onnxruntime": Graph(path, threads=threads)}
+    elif is_export(path):
+        files = {"onnxruntime": graph_file(path, is_int8=False)}
         if is_int8:
-            files["int8"] = graph_file(place, is_int8=True)
+            files["int8"] = graph_file(path, is_int8=True)
         models = {name: Graph(file, threads=threads) for name, file in files.items()}
     else:
         announce("reading the model")
-        model = bundle.load(place).model
+        model = bundle.load(path).model
         names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
         with TemporaryDirectory() as folder:
             models = {
@@ -97,7 +97,7 @@ def benchmark_model(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rows = speeds(
+        rows = measure_speeds(
             models,
             utterance_seconds=utterance_seconds,
             batch=batch,
@@ -110,7 +110,7 @@ def benchmark_model(
     return {**sizes, **setting, "rows": [asdict(row) for row in rows]}
 
 
-def speeds(
+def measure_speeds(
     models: Mapping[str, nn.Module],
     *,
     utterance_seconds: float,
@@ -118,14 +118,14 @@ def speeds(
     repeats: int,
     announce: Announce = be_silent,
 ) -> list[Speed]:
-    """Of each model by its runtime's name.
+    """Measure the speed of each model.
 
     Args:
         models: by their runtimes' names.
         utterance_seconds: length of an utterance.
         batch: utterances at a time for throughput.
-        repeats: the most passes that a median is of.
-        announce: told what begins.
+        repeats: the largest number of timed passes.
+        announce: called with what begins.
     """
     cpu = torch.device("cpu")
     alone, together = (
@@ -159,14 +159,14 @@ def load_in_runtime(
     *,
     announce: Announce = be_silent,
 ) -> nn.Module:
-    """The model as that runtime runs it.
+    """Return the model as a module that runs in a runtime.
 
     Args:
         model: dense.
         runtime: its name.
-        folder: where the graphs that it needs are written.
+        folder: for the graphs that it needs.
         threads: of ONNX Runtime.
-        announce: told what begins.
+        announce: called with what begins.
 
     Raises:
         ExportError: if the extra `export` is not installed and the runtime needs it.
@@ -186,7 +186,7 @@ def load_in_runtime(
 
 
 def recognizer_in(opened: Recognizer, runtime: Runtime | None, *, threads: int) -> Recognizer:
-    """The recognizer as that runtime runs it; an export, or where none is named, as it is.
+    """Return the recognizer in a runtime; an export, or one without a runtime, is not changed.
 
     Raises:
         ExportError: if the extra `export` is not installed and the runtime needs it.

@@ -1,7 +1,7 @@
-"""Leaving with a model: a bundle as a folder that other programs load, verified before it is there.
+"""Export of a bundle as a folder that other programs load, verified before it appears.
 
-To `bundle`, as it is; to `onnx`, a graph for any runtime; to `sherpa`, what sherpa-onnx loads; to
-`transformers`, what its `ParakeetForCTC` loads.
+Targets: `bundle`, a copy; `onnx`, a graph for any runtime; `sherpa`, a graph with the files that
+sherpa-onnx loads; `transformers`, the files that its `ParakeetForCTC` loads.
 """
 
 import json
@@ -18,12 +18,12 @@ from core.data.audio import check_file
 from core.data.tokenizer import BLANK, FILE_NAME
 from core.digests import bundle_digest
 from core.export import usage_snippets
-from core.export.model_card import FEATURES, Exported, card
+from core.export.model_card import FEATURES, Exported, card_text
 from core.export.onnx.conversion import DATA, LARGEST_INLINE, OPSET, export_onnx
 from core.export.onnx.quantization import quantize_weights
 from core.export.parakeet import EXTRACTOR, PROCESSOR, TOKENS_CONFIG, count_added, write_parakeet
 from core.export.rounding import Errors
-from core.export.sherpa import SPEC, TOKENS, Precision, needs_sherpa, spec, tokens_text
+from core.export.sherpa import SPEC, TOKENS, Precision, needs_sherpa, sherpa_spec, tokens_text
 from core.export.transformers_check import check_export, needs_transformers
 from core.export.verify import (
     LENGTHS,
@@ -55,9 +55,9 @@ _PURPOSES = {
     f"{INT8}{DATA}": f"the weights of `{INT8}`, which must stay in one folder with it",
     TOKENS: "each token's symbol and id",
     SPEC: "the loader to call, and its arguments",
-    FEATURES_FILE: "the features that the graph wants, and what its front end makes of them",
+    FEATURES_FILE: "the features that the graph reads, and the kind of its front end",
     FILE_NAME: "the tokenizer, a SentencePiece model",
-    "report.json": "what was measured of the model, and of what config it is",
+    "report.json": "measurements of the model, and its configuration",
     "shape.json": "the sizes of the model's parts",
     "model.safetensors": "the weights",
     "checksums.json": "SHA-256 of the bundle's files",
@@ -71,7 +71,7 @@ _PURPOSES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportResult:
-    """An export that is there, and what speaks for it."""
+    """A finished export, and how it was verified."""
 
     folder: str
     to: str
@@ -89,26 +89,26 @@ def export(
     inline_bytes: int = LARGEST_INLINE,
     announce: Announce = be_silent,
 ) -> ExportResult:
-    """Write an export, whole or not at all.
+    """Write an export; the folder appears whole or not at all.
 
     Args:
         source: a bundle.
         out: a new folder.
-        to: what for.
+        to: the target.
         is_int8: also in 8-bit integers.
-        verify_on: speech on which sherpa-onnx or transformers must hear what `transcribe` does;
-            noise and what eSpeak NG says, if it is installed, by default.
-        inline_bytes: the most weights that a graph's own file may hold.
-        announce: told what begins.
+        verify_on: audio on which sherpa-onnx or transformers must give the transcripts of
+            `transcribe`; by default noise, and speech of eSpeak NG if it is installed.
+        inline_bytes: the most bytes of weights in a graph's own file.
+        announce: called with what begins.
 
     Raises:
-        BundleError: if the source is no whole bundle.
-        CorpusError: naming a file to verify on that cannot be heard.
-        ExportError: if what it needs is not installed, it is not what it must be, or the folder
-            is taken.
+        BundleError: if the source is no complete bundle.
+        CorpusError: naming a file to verify on that cannot be read.
+        ExportError: if a package is not installed, the export differs from the model, or the
+            folder is not empty.
         OSError: if the disk is full or not writable.
     """
-    _check_order(out, to, is_int8=is_int8, verify_on=verify_on)
+    _check_options(out, to, is_int8=is_int8, verify_on=verify_on)
     announce("reading the model")
     opened = bundle.load(source)
     with atomic_folder(out) as folder:
@@ -140,13 +140,13 @@ def export(
             loading=usage_snippets.TEXTS[to],
             notes=_notes(opened, to),
         )
-        (folder / CARD).write_text(card(about, opened.report), encoding="utf-8")
+        (folder / CARD).write_text(card_text(about, opened.report), encoding="utf-8")
     return ExportResult(folder=str(out), to=to, files=(*files, CARD), verified=tuple(verified))
 
 
-def _check_order(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
+def _check_options(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"`--out` must be a new folder, but `{out}` is there already.")
+        raise ExportError(f"`--out` must be a new folder, but `{out}` exists already.")
     if to not in _GRAPHS and is_int8:
         raise ExportError(
             f"`--int8` must go with a graph, `--to onnx` or `sherpa`, but goes with `{to}`."
@@ -174,7 +174,7 @@ def _as_bundle(source: Path, folder: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
-    """An export while it is being made."""
+    """An export in progress."""
 
     opened: Bundle
     folder: Path
@@ -185,40 +185,40 @@ class _Job:
 
 
 def _as_onnx(job: _Job) -> list[str]:
-    _put_beside(job.opened, job.folder)
-    return _graphs(job, Loader(name=""))
+    _write_common_files(job.opened, job.folder)
+    return _write_graphs(job, Loader(name=""))
 
 
 def _as_sherpa(job: _Job) -> list[str]:
     opened, folder = job.opened, job.folder
     loader = choose_loader(opened.model.shape.frontend_spec, opened.tokenizer.size)
-    _put_beside(opened, folder)
-    verified = _graphs(job, loader)
+    _write_common_files(opened, folder)
+    verified = _write_graphs(job, loader)
     graphs: dict[Precision, str] = {"float": FLOAT}
     if job.is_int8:
         graphs["int8"] = INT8
-    (folder / SPEC).write_text(json.dumps(spec(loader, graphs), indent=1) + "\n")
+    (folder / SPEC).write_text(json.dumps(sherpa_spec(loader, graphs), indent=1) + "\n")
     with TemporaryDirectory() as scratch:
         files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
         job.announce("comparing texts of sherpa-onnx and `transcribe`")
-        # Where its features are others, a text may be, too.
+        # With other features, transcripts may differ.
         texts = (check_texts if loader.is_exact else compare_texts)(opened, folder, files)
         verified.append(
-            f"sherpa-onnx {texts.version}, in a process of its own, hears {texts.equal} of"
-            f" {len(files)} sounds as `transcribe` does, {texts.with_words} of them with words,"
-            " alone and in batches."
+            f"sherpa-onnx {texts.version}, in a process of its own, gives the transcripts of"
+            f" `transcribe` for {texts.equal} of {len(files)} sounds, {texts.with_words} of them"
+            " with words, alone and in batches."
         )
         if not loader.is_exact:
             verified.append(
-                "It computes other features than NeMo; a model that `import --for-sherpa` brings"
-                " in hears the same ones."
+                "It computes other features than NeMo; a model imported with `import --for-sherpa`"
+                " reads the same ones."
             )
         if job.is_int8:
             job.announce("comparing texts of sherpa-onnx in 8-bit integers")
-            texts = compare_texts(opened, folder, files, "int8", right=texts.right)
+            texts = compare_texts(opened, folder, files, "int8", reference=texts.reference)
             verified.append(
-                f"In 8-bit integers it hears {texts.equal} of {len(files)} alike;"
-                f" {100 * texts.words_differ:.1f} % of the words differ."
+                f"In 8-bit integers {texts.equal} of {len(files)} transcripts are equal;"
+                f" {100 * texts.word_difference:.1f} % of the words differ."
             )
     return verified
 
@@ -227,26 +227,26 @@ def _as_transformers(job: _Job) -> list[str]:
     opened, folder = job.opened, job.folder
     job.announce("writing the weights")
     write_parakeet(opened.model, opened.tokenizer, folder)
-    _put_report(opened, folder)
+    _write_report(opened, folder)
     with TemporaryDirectory() as scratch:
         files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
         return check_export(opened, folder, files, announce=job.announce)
 
 
-def _put_beside(opened: Bundle, folder: Path) -> None:
-    """What every graph needs to be understood."""
+def _write_common_files(opened: Bundle, folder: Path) -> None:
+    """Write the files that every graph needs: tokenizer, tokens, features and report."""
     opened.tokenizer.save(folder / FILE_NAME)
     (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
     (folder / FEATURES_FILE).write_text(features_text(opened.model.frontend_spec), encoding="utf-8")
-    _put_report(opened, folder)
+    _write_report(opened, folder)
 
 
-def _put_report(opened: Bundle, folder: Path) -> None:
+def _write_report(opened: Bundle, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(dict(opened.report), indent=1))
 
 
-def _graphs(job: _Job, loader: Loader) -> list[str]:
-    """Write them, and compare with torch."""
+def _write_graphs(job: _Job, loader: Loader) -> list[str]:
+    """Write the graphs, and compare them with torch."""
     model, file = job.opened.model, job.folder / FLOAT
     job.announce("running the model in torch, to compare with")
     expected = [Expected.of(model, lengths) for lengths in LENGTHS]
@@ -259,7 +259,7 @@ def _graphs(job: _Job, loader: Loader) -> list[str]:
         inline_bytes=job.inline_bytes,
     )
     job.announce(f"comparing `{FLOAT}` in ONNX Runtime with torch")
-    found, errors = check_graph(
+    result, errors = check_graph(
         model,
         Graph(file),
         FLOAT,
@@ -267,22 +267,22 @@ def _graphs(job: _Job, loader: Loader) -> list[str]:
         announce=job.announce,
         expected=expected,
     )
-    said = [_said_of_floats(found, errors)]
+    sentences = [_float_sentence(result, errors)]
     if job.is_int8:
         job.announce(f"writing `{INT8}`")
         quantize_weights(file, job.folder / INT8, inline_bytes=job.inline_bytes)
         job.announce(f"comparing `{INT8}` in ONNX Runtime with torch")
         graph = Graph(job.folder / INT8)
-        found = agreement(model, graph, is_nemo=loader.is_nemo, expected=expected)
-        said.append(
-            f"`{INT8}` finds the same token likeliest in {100 * found.same_best:.1f} % of those"
+        result = agreement(model, graph, is_nemo=loader.is_nemo, expected=expected)
+        sentences.append(
+            f"`{INT8}` has the same most probable token in {100 * result.same_best:.1f} % of those"
             " frames of noise."
         )
-    return said
+    return sentences
 
 
-def _said_of_floats(found: Agreement, errors: Errors | None) -> str:
-    on = f"on ragged batches of 0.1 to 60 s ({found.gap:.1e} at most, {found.frames} frames"
+def _float_sentence(result: Agreement, errors: Errors | None) -> str:
+    on = f"on ragged batches of 0.1 to 60 s ({result.gap:.1e} at most, {result.frames} frames"
     if errors is None:
         return (
             f"`{FLOAT}` in ONNX Runtime gives torch's log-probabilities within {TOLERANCE:g} {on})."
@@ -295,28 +295,28 @@ def _said_of_floats(found: Agreement, errors: Errors | None) -> str:
 
 def _notes(opened: Bundle, to: Target) -> list[str]:
     frontend_spec, size = opened.model.shape.frontend_spec, opened.tokenizer.size
-    is_normalised = frontend_spec.normalization == "per_feature"
-    normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
+    is_normalized = frontend_spec.normalization == "per_feature"
+    normalized = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalized
     blank = size - 1 if to == "transformers" else BLANK  # last, there
-    says = (
-        f"It says {size} tokens, of which {blank} is CTC's blank,"
-        f" one each {10 * frontend_spec.subsampling} ms."
+    outputs = (
+        f"It outputs one of {size} tokens every {10 * frontend_spec.subsampling} ms;"
+        f" token {blank} is CTC's blank."
     )
-    lines = [FEATURES[frontend_spec.features] + normalised, "", says]
+    lines = [FEATURES[frontend_spec.features] + normalized, "", outputs]
     if to in _GRAPHS:
         graph = (
             f"The graph is of opset {OPSET}; batch and time are free; in: `features` and"
             " `num_frames`; out: `log_probabilities` and `num_output_frames`."
-            " Frames at or beyond an utterance's length mean nothing."
+            " Frames beyond an utterance's length have no meaning."
         )
         if to == "sherpa" and frontend_spec.is_padded:
-            graph += " Each token's frame is said once for each of its features."
+            graph += " Each output frame is repeated for each of its frames of features."
         lines += ["", graph]
     added = count_added(opened.model) if to == "transformers" else 0
     if added:
         filled = (
             "`ParakeetForCTC` has blocks of one size, and no factored layers: to fit it, the model"
-            f" holds {added:,} parameters more here, which change nothing that it says."
+            f" has {added:,} more parameters here, which do not change its output."
         )
         lines += ["", filled]
     return lines

@@ -1,6 +1,6 @@
-"""A model card: what is known of an exported recogniser, and how to load it, as Markdown.
+"""The model card of an exported recognizer, as Markdown: measurements, lineage and loading.
 
-It says what the bundle's report says, and nothing where that says nothing.
+It states what the bundle's report states, and leaves out what the report does not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +13,17 @@ from core.safe_text import markdown_text
 
 FEATURES: dict[FeatureKind, str] = {
     "kaldi": (
-        "It hears 80 log-mel filter banks of 16 kHz mono speech, as Kaldi computes them: samples in"
+        "It reads 80 log-mel filter banks of 16 kHz mono speech, as Kaldi computes them: samples in"
         " [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), DC removed, pre-emphasis 0.97,"
         " Povey window, no dither, 20 to 7600 Hz, natural logarithm."
     ),
     "nemo": (
-        "It hears 80 log-mel filter banks of 16 kHz mono speech, as NeMo computes them: samples in"
-        " [-1, 1], windows of 25 ms every 10 ms, centred, pre-emphasis over the whole signal,"
+        "It reads 80 log-mel filter banks of 16 kHz mono speech, as NeMo computes them: samples in"
+        " [-1, 1], windows of 25 ms every 10 ms, centered, pre-emphasis over the whole signal,"
         " Slaney's mel scale, natural logarithm."
     ),
     "sherpa": (
-        "It hears 80 log-mel filter banks of 16 kHz mono speech, as sherpa-onnx computes them for"
+        "It reads 80 log-mel filter banks of 16 kHz mono speech, as sherpa-onnx computes them for"
         " NeMo's models: samples in [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), each"
         " emphasised by 0.97, periodic Hann window, Slaney's mel scale, natural logarithm."
     ),
@@ -32,7 +32,7 @@ FEATURES: dict[FeatureKind, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What a card is about, beside its report."""
+    """The contents of a card besides the report."""
 
     name: str
     to: str
@@ -42,48 +42,48 @@ class Exported:
     tokenizer: str
     """Digest of the tokenizer."""
     files: Mapping[str, str]
-    """What each is for, by name."""
+    """The purpose of each file, by name."""
     verified: Sequence[str]
-    """One sentence each."""
+    """One sentence per check."""
     loading: str
-    """Python that loads it."""
+    """Python code that loads the model."""
     notes: Sequence[str]
-    """Such as opset and features."""
+    """Lines on features, tokens and opset."""
 
 
-def card(exported: Exported, report: Mapping[str, Any]) -> str:
-    """The whole text."""
+def card_text(exported: Exported, report: Mapping[str, Any]) -> str:
+    """Return the text of the card."""
     sections = {
-        "Measured": _measured(exported, report),
+        "Measured": _measurements(exported, report),
         "Where it comes from": _lineage(exported, report),
-        "What it hears and says": exported.notes,
+        "Input and output": exported.notes,
         "Files": [f"- `{name}`: {purpose}" for name, purpose in exported.files.items()],
         "How to load it": ["```python", *exported.loading.strip().splitlines(), "```"],
         "Verified": [f"- {markdown_text(line)}" for line in exported.verified],
     }
     lines = [f"# {markdown_text(exported.name)}", ""]
-    lines += [f"A Conformer-CTC recogniser, exported to {exported.to}."]
+    lines += [f"A Conformer-CTC recognizer, exported to {exported.to}."]
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
 
 
-def _measured(exported: Exported, report: Mapping[str, Any]) -> list[str]:
+def _measurements(exported: Exported, report: Mapping[str, Any]) -> list[str]:
     rows = [("parameters", f"{exported.params:,}"), *_outcome(report), *_adaptation(report)]
     lines = [
         "| | |",
         "| --- | ---: |",
         *(f"| {markdown_text(name)} | {value} |" for name, value in rows),
     ]
-    return lines if len(rows) > 1 else [*lines, "", "Its report says of no measurement."]
+    return lines if len(rows) > 1 else [*lines, "", "Its report has no measurements."]
 
 
 def _outcome(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Of a trial's model, or a teacher."""
-    told = _table(report, "outcome")
+    """Yield the measurements of a trial's model or a teacher."""
+    outcome = _table(report, "outcome")
     for split, prefix in (("dev", "wer"), ("test", "test_wer")):
         yield from _wer(
-            f"WER on {split}", *(told.get(f"{prefix}{e}") for e in ("", "_low", "_high"))
+            f"WER on {split}", *(outcome.get(f"{prefix}{e}") for e in ("", "_low", "_high"))
         )
     seconds = _number(_table(report, "config", "pruning").get("utterance_seconds"))
     length = "" if seconds is None else f" of {seconds:g} s"
@@ -95,20 +95,26 @@ def _outcome(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("flops_sparsity", "removed of the FLOPs", "{:.1%}"),
         ("latency_sparsity", "removed of the latency, by table", "{:.1%}"),
     ):
-        value = _number(told.get(key))
+        value = _number(outcome.get(key))
         if value is not None:
             yield name, form.format(value)
-    target, realised = _number(told.get("target_sparsity")), _number(told.get("realised_sparsity"))
+    target, realised = (
+        _number(outcome.get("target_sparsity")),
+        _number(outcome.get("realised_sparsity")),
+    )
     if target and realised is not None:
-        yield f"asked for, of {told.get('resource')}", f"{target:.1%}, got {realised:.1%}"
+        yield (
+            f"target, removed of {outcome.get('resource')}",
+            f"{target:.1%}, reached {realised:.1%}",
+        )
 
 
 def _adaptation(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Of a model that was taught new words."""
+    """Yield the measurements of a model that was adapted to new words."""
     for kind in ("new", "old"):
         for when in ("before", "after"):
-            told = _table(report, "adaptation", kind, when)
-            wer = (told.get(key) for key in ("wer", "low", "high"))
+            measured = _table(report, "adaptation", kind, when)
+            wer = (measured.get(key) for key in ("wer", "low", "high"))
             yield from _wer(f"WER on {kind} words, {when} adapting", *wer)
 
 
@@ -124,16 +130,16 @@ def _wer(name: str, *ends: Any) -> Iterator[tuple[str, str]]:
 
 def _lineage(exported: Exported, report: Mapping[str, Any]) -> list[str]:
     config, corpus = _table(report, "config"), _table(report, "config", "corpus")
-    teacher, told = _table(report, "config", "teacher"), _table(report, "outcome")
-    known = {
-        "method": told.get("method"),
-        "optimizer steps": told.get("steps"),
+    teacher, outcome = _table(report, "config", "teacher"), _table(report, "outcome")
+    facts = {
+        "method": outcome.get("method"),
+        "optimizer steps": outcome.get("steps"),
         "seed": config.get("seed"),
         "corpus": PurePath(str(corpus["name"])).name if corpus.get("name") else None,
         "tokens": corpus.get("tokens"),
         "teacher": _teacher(teacher),
     }
-    lines = [f"- {name}: {_plain(value)}" for name, value in known.items() if value is not None]
+    lines = [f"- {name}: {_plain(value)}" for name, value in facts.items() if value is not None]
     return [
         *lines,
         f"- bundle (SHA-256 of its checksums): `{exported.source}`",
@@ -149,11 +155,11 @@ def _teacher(config: Mapping[str, Any]) -> str | None:
 
 
 def _table(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """What lies so deep in a report, if it is a table: anybody may have written it."""
-    found: Any = report
+    """Return a nested table of a report, or an empty one: the report may hold anything."""
+    value: Any = report
     for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:
@@ -162,5 +168,5 @@ def _number(value: Any) -> float | None:
 
 
 def _plain(value: Any) -> str:
-    """On one line, not for ever, and no Markdown: anybody may have written it."""
+    """Return a value as one short line without Markdown: the report may hold anything."""
     return markdown_text(str(value)[:200])

@@ -1,7 +1,7 @@
-"""A pruned model in the shape of an unpruned one: blocks of equal sizes, every layer one matrix.
+"""Padding of a pruned model to blocks of equal sizes with unfactored layers.
 
-What is missing is added as zeros, which say nothing: a unit whose consumer's column is 0, a module
-whose output is. It computes the same, and costs more.
+Missing units are added as zeros, which do not change the output: a unit whose consumer's column is
+0, or a module whose output is 0. The padded model computes the same, and costs more.
 """
 
 import torch
@@ -12,28 +12,28 @@ from core.conformer.shape import Shape
 from core.pruning.low_rank import build_model, multiply_factors
 
 _ONE = ("norm.weight", "running_var", "deviation")
-"""Ends of names of tensors that do nothing where they are 1."""
+"""Ends of names of tensors whose neutral value is 1, not 0."""
 
 
 def pad_to_shape(model: Conformer, shape: Shape) -> Conformer:
-    """The same function in a shape that is nowhere smaller."""
+    """Return a model of the same function in a shape with no smaller size."""
     dense = multiply_factors(model, everywhere=True).state_dict()
     with torch.device("meta"):
-        wanted = Conformer(shape).state_dict()
+        target = Conformer(shape).state_dict()
     tensors = {
-        name: _padded(name, dense.get(name), tensor.shape) for name, tensor in wanted.items()
+        name: _pad_tensor(name, dense.get(name), tensor.shape) for name, tensor in target.items()
     }
     return build_model(shape, tensors, is_training=model.training, is_copied=False)
 
 
-def _padded(name: str, given: Tensor | None, size: torch.Size) -> Tensor:
-    """What is there, then what does nothing; the GLU's halves each so."""
+def _pad_tensor(name: str, source: Tensor | None, size: torch.Size) -> Tensor:
+    """Pad a tensor with neutral values at its end; the two halves of a GLU one by one."""
     if name.endswith((".convolution.up.weight", ".convolution.up.bias")):
-        halves = (None, None) if given is None else given.chunk(2)
+        halves = (None, None) if source is None else source.chunk(2)
         half = torch.Size((size[0] // 2, *size[1:]))
-        return torch.cat([_padded("", each, half) for each in halves])
+        return torch.cat([_pad_tensor("", half_source, half) for half_source in halves])
     whole = torch.ones(size) if name.endswith(_ONE) else torch.zeros(size)
-    if given is not None:
-        whole = whole.to(given)
-        whole[tuple(slice(length) for length in given.shape)] = given
+    if source is not None:
+        whole = whole.to(source)
+        whole[tuple(slice(length) for length in source.shape)] = source
     return whole

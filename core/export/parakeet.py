@@ -1,7 +1,7 @@
-"""A recogniser as the folder that transformers' `ParakeetForCTC` and its processor load.
+"""Export to the folder that transformers' `ParakeetForCTC` and its processor load.
 
-That class knows one size for all blocks, as many channels as the residual stream is wide, and the
-table of positions of that width: what a model lacks of it is filled up with zeros.
+That class has one size for all blocks, and the residual width for channels and for the table of
+positions: models with smaller sizes are padded with zeros.
 """
 
 import json
@@ -27,25 +27,25 @@ from core.inference.graph_interface import ExportError
 
 EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 TOKENS_CONFIG = "tokenizer_config.json"
-_HEARD = {
+_SUPPORTED_SPEC = {
     "subsampling_kind": "dw_striding",
     "features": "nemo",
     "normalization": "per_feature",
     "window": "hann",
 }
-"""All that its processor and its front end can do."""
+"""The only features and front end that its processor and its encoder support."""
 _POINTWISE = ("pointwise_conv1", "pointwise_conv2", "ctc_head")
-"""Layers that are convolutions of one frame there."""
+"""Layers that are convolutions of kernel size 1 there."""
 
 
 def parakeet_shape(model: Conformer) -> Shape:
-    """The least shape of `ParakeetForCTC` that a model fits into.
+    """Return the smallest shape of `ParakeetForCTC` that a model fits into.
 
     Raises:
-        ExportError: if there is none, with what makes one.
+        ExportError: if there is none, with a way to make a model that fits.
     """
     shape = model.shape
-    for rule in _broken(model):
+    for rule in _broken_rules(model):
         raise ExportError(rule)
     inner = max([1, *(size for block in shape.blocks for size in (block.ff1, block.ff2))])
     heads = max([1, *(block.heads for block in shape.blocks)])
@@ -61,20 +61,20 @@ def parakeet_shape(model: Conformer) -> Shape:
     )
 
 
-def _broken(model: Conformer) -> Iterator[str]:
-    """Each rule of `ParakeetForCTC` that a model breaks."""
-    shape, elsewhere = model.shape, "`--to onnx` takes it as it is."
-    for name, wanted in _HEARD.items():
-        found = getattr(shape.frontend_spec, name)
-        if found != wanted:
+def _broken_rules(model: Conformer) -> Iterator[str]:
+    """Yield an error for each rule of `ParakeetForCTC` that a model breaks."""
+    shape, elsewhere = model.shape, "`--to onnx` exports it unchanged."
+    for name, expected in _SUPPORTED_SPEC.items():
+        value = getattr(shape.frontend_spec, name)
+        if value != expected:
             yield (
-                f"`frontend.{name}` of a model for transformers must be {wanted}, as imported"
-                f" FastConformers have it, but is {found} instead; {elsewhere}"
+                f"`frontend.{name}` of a model for transformers must be {expected}, as imported"
+                f" FastConformers have it, but is {value} instead; {elsewhere}"
             )
     if bool((model.frontend.mean != 0).any() | (model.frontend.deviation != 1).any()):
         yield (
-            "The features of a model for transformers must be heard as they are, but this one takes"
-            f" a mean and a deviation of its own off them; {elsewhere}"
+            "The features of a model for transformers must not be normalized by the model, but this"
+            f" one has a mean and a deviation of its own; {elsewhere}"
         )
     if shape.width != shape.position_width or shape.width % 2:
         yield (
@@ -91,30 +91,30 @@ def _broken(model: Conformer) -> Iterator[str]:
             )
         if block.linear_features:
             yield (
-                f"`blocks.{i}` of a model for transformers must attend by softmax, but does so in"
-                f" linear time by {block.linear_features} features instead (the method"
+                f"`blocks.{i}` of a model for transformers must have softmax attention, but has"
+                f" attention in linear time by {block.linear_features} features instead (the method"
                 f" `performer`); {elsewhere}"
             )
 
 
 def count_added(model: Conformer) -> int:
-    """Parameters that fill a model up to that shape."""
+    """Return the number of parameters that padding to that shape adds."""
     with torch.device("meta"):
         whole = Conformer(parakeet_shape(model))
     return sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in model.parameters())
 
 
 def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write all that transformers loads.
+    """Write all files that transformers loads.
 
     Raises:
-        ExportError: if the model, or a token, cannot be told to transformers.
+        ExportError: if the model or its tokenizer cannot be expressed in transformers.
     """
     shape = parakeet_shape(model)
     blank = blank_name(tokenizer)
     tokens = fast_tokenizer(tokenizer, blank)
     extractor = _extractor(shape.frontend_spec)
-    for name, told in {
+    for name, contents in {
         CONFIG: _config(shape),
         EXTRACTOR: extractor,
         PROCESSOR: _processor(extractor),
@@ -125,7 +125,9 @@ def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None
             "pad_token": blank,
         },
     }.items():
-        (folder / name).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
     (folder / FILE_NAME).write_bytes(tokenizer.without_blank())
     save_file(_tensors(pad_to_shape(model, shape)), folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -155,7 +157,7 @@ def _config(shape: Shape) -> dict[str, Any]:
             "subsampling_conv_kernel_size": 3,
             "subsampling_conv_stride": 2,
             "num_mel_bins": MELS,
-            "scale_input": False,  # our front end has it in its weights
+            "scale_input": False,  # the front end's weights include the scale
         },
     }
 
@@ -177,7 +179,7 @@ def _extractor(frontend_spec: FrontendSpec) -> dict[str, Any]:
 
 
 def _processor(extractor: dict[str, Any]) -> dict[str, Any]:
-    # Without it, a piece that is called `<blank>` would make another kind of decoder of it.
+    # Without `decoder_type`, a piece named `<blank>` would select another decoder.
     return {
         "processor_class": "ParakeetProcessor",
         "decoder_type": "ctc",
@@ -186,20 +188,20 @@ def _processor(extractor: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(model: Conformer) -> dict[str, Tensor]:
-    """By their names, in their shapes."""
-    names, found = names_of(model.shape.frontend_spec), {}
+    """Return the tensors with the names and shapes of `ParakeetForCTC`."""
+    names, tensors = names_of(model.shape.frontend_spec), {}
     for name, tensor in model.state_dict().items():
         if name in OURS_ALONE:
             continue
         theirs = source_tensor_name(name, names)
-        found[theirs] = _as_theirs(theirs, tensor.detach().float())
+        tensors[theirs] = _as_theirs(theirs, tensor.detach().float())
         if name.endswith("running_mean"):
-            found[theirs.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
-    return found
+            tensors[theirs.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
+    return tensors
 
 
 def _as_theirs(name: str, tensor: Tensor) -> Tensor:
-    """Matrices as convolutions where theirs are; of the head, the blank's row last."""
+    """Return a tensor in the form of `ParakeetForCTC`; the head's row of the blank comes last."""
     module, _, leaf = name.rpartition(".")
     layer = module.rpartition(".")[2]
     if layer == "ctc_head":

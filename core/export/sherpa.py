@@ -1,8 +1,8 @@
-"""What sherpa-onnx needs to load a model as an offline CTC recogniser, and what it then hears.
+"""Export to sherpa-onnx: the files that its offline CTC recognizer loads, and its transcripts.
 
-sherpa-onnx computes the features itself: which of its loaders is the right one depends on the
-features that a model was trained on. Wants the package of the extra `sherpa`, and only asks it in
-a process of its own, as it ends the process over a file that it does not understand.
+sherpa-onnx computes the features itself: the right loader depends on the features that a model was
+trained on. The package is that of the extra `sherpa`. It runs in a process of its own, as it exits
+the process on a file that it cannot read.
 """
 
 import importlib.util
@@ -26,26 +26,26 @@ from core.inference.sherpa_loader import Loader
 
 Precision = Literal["float", "int8"]
 BLANK_NAME = "<blk>"
-"""By which sherpa-onnx finds the blank."""
+"""The symbol by which sherpa-onnx finds the blank."""
 TOKENS, SPEC = "tokens.txt", "sherpa.json"
 WORD_START = "\u2581"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeTranscripts:
-    """What sherpa-onnx says of some sounds, in their order."""
+    """Transcripts of sounds by sherpa-onnx, in their order."""
 
     alone: tuple[str, ...]
     together: tuple[str, ...]
-    """The same in batches, padded."""
+    """Transcripts of the same sounds in padded batches."""
     version: str
 
 
 def needs_sherpa() -> None:
-    """Check that sherpa-onnx is there.
+    """Check that sherpa-onnx is installed.
 
     Raises:
-        ExportError: if it is not, with what installs it.
+        ExportError: if it is not, with the command that installs it.
     """
     if importlib.util.find_spec("sherpa_onnx") is None:
         raise ExportError(
@@ -55,10 +55,10 @@ def needs_sherpa() -> None:
 
 
 def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
-    """Each token's symbol and id, a line each.
+    """Return one line per token with its symbol and id.
 
-    sherpa-onnx joins symbols, a leading U+2581 read as a space, where SentencePiece sets what it
-    does not know between two spaces.
+    sherpa-onnx joins symbols and reads a leading U+2581 as a space; SentencePiece writes the
+    unknown token between two spaces.
 
     Raises:
         ExportError: if a token has no symbol, or one that the format cannot hold.
@@ -67,7 +67,7 @@ def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
     are_words = all(
         piece.startswith(WORD_START) for i, piece in enumerate(pieces) if i not in (blank, UNKNOWN)
     )
-    # The format has no space to end a symbol on; after it a part of a word may come.
+    # A symbol cannot end with a space, but a part of a word may follow: use a no-break space.
     after = "" if are_words else "\u00a0"
     pieces[UNKNOWN] = f"{WORD_START}{tokenizer.decode([UNKNOWN])}{after}"
     pieces[blank] = BLANK_NAME
@@ -81,12 +81,12 @@ def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
     return "".join(f"{piece} {number}\n" for number, piece in enumerate(pieces))
 
 
-def spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, Any]:
-    """What a program needs to load the export: a loader, and its arguments for each precision.
+def sherpa_spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, Any]:
+    """Return the contents of `sherpa.json`: a loader, and its arguments for each precision.
 
     Args:
         loader: of the model.
-        graphs: files by precision; the first is what to load unless there is a reason.
+        graphs: files by precision; the first is the default.
     """
     arguments = {name: {"model": file, "tokens": TOKENS} for name, file in graphs.items()}
     first = next(iter(arguments.values()))
@@ -96,37 +96,37 @@ def spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, Any]:
 def transcribe_with_sherpa(
     folder: Path, sounds: Sequence[Float[Tensor, " _"]], precision: Precision = "float"
 ) -> RuntimeTranscripts:
-    """What an export hears in some sounds, loaded in a process of its own.
+    """Transcribe sounds with an export, in a process of its own.
 
     Raises:
         ExportError: if sherpa-onnx is not installed, or cannot load or run the export.
     """
     needs_sherpa()
-    told = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    files = told["precisions"][precision]
+    export_spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    files = export_spec["precisions"][precision]
     with TemporaryDirectory() as scratch:
         arrays = Path(scratch) / "sounds.npz"
         np.savez(arrays, *(sound.numpy() for sound in sounds))
-        order = {
-            "loader": told["loader"],
+        request = {
+            "loader": export_spec["loader"],
             "arguments": {name: str(folder / file) for name, file in files.items()},
             "sounds": str(arrays),
         }
-        ended = subprocess.run(  # noqa: S603 - this interpreter, our own file
+        process = subprocess.run(  # noqa: S603 - this interpreter, our own file
             [sys.executable, "-P", sherpa_worker.__file__],
-            input=json.dumps(order).encode(),
+            input=json.dumps(request).encode(),
             capture_output=True,
             check=False,
         )
-    if ended.returncode != 0:
-        reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if process.returncode != 0:
+        reason = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ExportError(
-            f"sherpa-onnx must load and run `{files['model']}` by `{told['loader']}`,"
-            f" but its process ended with {ended.returncode} instead ({reason[:300]})."
+            f"sherpa-onnx must load and run `{files['model']}` by `{export_spec['loader']}`,"
+            f" but its process ended with {process.returncode} instead ({reason[:300]})."
         )
-    found = json.loads(ended.stdout.decode().strip().rpartition("\n")[2])
+    answer = json.loads(process.stdout.decode().strip().rpartition("\n")[2])
     return RuntimeTranscripts(
-        alone=tuple(found["alone"]),
-        together=tuple(found["together"]),
-        version=found["version"],
+        alone=tuple(answer["alone"]),
+        together=tuple(answer["together"]),
+        version=answer["version"],
     )

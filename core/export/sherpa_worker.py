@@ -1,11 +1,11 @@
-"""The only file that drives sherpa-onnx: a program that hears what it is given.
+"""The only file that imports sherpa-onnx: a program that transcribes sounds.
 
 On stdin a JSON object: `loader` (a method of `OfflineRecognizer`), its `arguments`, and `sounds` (a
 file of NumPy arrays, samples at 16 kHz). Last on stdout a JSON object: the texts of each sound
 `alone`, of all `together` in batches, and sherpa-onnx's `version`.
 
-What sherpa-onnx cannot load ends its process: hence a program of its own, which imports nothing of
-ours.
+sherpa-onnx exits on files that it cannot load, so this is a program of its own, which imports
+nothing of ours.
 """
 
 import json
@@ -20,18 +20,18 @@ _AT_ONCE = 8
 
 
 def main() -> None:
-    order = json.load(sys.stdin)
-    recognizer = getattr(sherpa_onnx.OfflineRecognizer, order["loader"])(**order["arguments"])
-    with np.load(order["sounds"]) as arrays:
+    request = json.load(sys.stdin)
+    recognizer = getattr(sherpa_onnx.OfflineRecognizer, request["loader"])(**request["arguments"])
+    with np.load(request["sounds"]) as arrays:
         sounds = [arrays[name] for name in arrays.files]
-    alone = [text for sound in sounds for text in _heard(recognizer, [sound])]
+    alone = [text for sound in sounds for text in _transcribe(recognizer, [sound])]
     parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
-    together = [text for part in parts for text in _heard(recognizer, part)]
-    found = {"alone": alone, "together": together, "version": sherpa_onnx.__version__}
-    sys.stdout.write(f"\n{json.dumps(found)}\n")
+    together = [text for part in parts for text in _transcribe(recognizer, part)]
+    answer = {"alone": alone, "together": together, "version": sherpa_onnx.__version__}
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
 
 
-def _heard(recognizer: Any, sounds: list[np.ndarray]) -> list[str]:
+def _transcribe(recognizer: Any, sounds: list[np.ndarray]) -> list[str]:
     streams = []
     for sound in sounds:
         streams.append(recognizer.create_stream())

@@ -1,7 +1,7 @@
-"""What transformers makes of an export, and whether that is what our model does.
+"""Checks that an export to transformers computes what our model computes.
 
-It is asked in a process of its own, as a user's program would ask it; the package is the extra
-`transformers`.
+transformers runs in a process of its own, as in a user's program; the extra `transformers` installs
+it.
 """
 
 import importlib.util
@@ -31,34 +31,34 @@ from core.inference.recognizer import transcribe_waveform
 from core.stages import Announce, be_silent
 
 TOLERANCE = 1e-5
-"""Of log-probabilities in floats: of their size, and beside."""
+"""Largest difference of log-probabilities, divided by 1 + their size."""
 LENGTHS = ((10,), (203, 203), (400, 399, 12, 7, 100), (2000,))
-"""Of batches, in mel frames: 0.1 to 20 s, ragged and not; of no frame it can make nothing."""
+"""Batches in mel frames: 0.1 to 20 s, ragged and not; transformers cannot compute 0 frames."""
 GIVEN, MADE = "given.npz", "made.npz"
-"""Arrays on their way to the process, and back."""
+"""Files of arrays for the process, and from it."""
 _LISTS, _LONGEST = 100, 12
-"""Of tokens, to be spelled."""
+"""Number and largest length of lists of tokens to decode."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformersOutputs:
-    """What transformers makes of some features, of some sounds, and of some tokens."""
+    """The outputs of transformers for features, for sounds, and for tokens."""
 
     log_probabilities: tuple[Float[Tensor, "_ _ vocabulary"], ...]
-    """Of each batch, the blank first, as ours are."""
+    """Log-probabilities of each batch, the blank first, as in our models."""
     alone: tuple[str, ...]
     together: tuple[str, ...]
-    """Of the same sounds in batches, padded."""
+    """Transcripts of the same sounds in padded batches."""
     spelled: tuple[str, ...]
     """The text of each list of tokens."""
     version: str
 
 
 def needs_transformers() -> None:
-    """Check that transformers is there.
+    """Check that transformers is installed.
 
     Raises:
-        ExportError: if it is not, with what installs it.
+        ExportError: if it is not, with the command that installs it.
     """
     if importlib.util.find_spec("transformers") is None:
         raise ExportError(
@@ -74,13 +74,13 @@ def run_transformers(
     sounds: Sequence[Float[Tensor, " _"]] = (),
     spelled: Sequence[Sequence[int]] = (),
 ) -> TransformersOutputs:
-    """What an export makes of these, loaded in a process of its own.
+    """Run an export in transformers, in a process of its own.
 
     Args:
         folder: of the export.
-        batches: features, and how many frames of each are real.
+        batches: features, and the number of real frames of each.
         sounds: at 16 kHz.
-        spelled: lists of tokens by our ids.
+        spelled: lists of token ids, to be decoded.
 
     Raises:
         ExportError: if transformers is not installed, or cannot load or run the export.
@@ -91,65 +91,65 @@ def run_transformers(
         for i, (features, num_frames) in enumerate(batches):
             arrays |= {f"features{i}": features.numpy(), f"frames{i}": np.array(num_frames)}
         np.savez(Path(scratch) / GIVEN, **arrays)
-        order = {
+        request = {
             "folder": str(folder),
             "scratch": scratch,
             "sounds": len(sounds),
             "batches": len(batches),
             "spelled": [[int(i) - 1 for i in ids] for ids in spelled],
         }
-        told = _asked(order, folder)
-        with np.load(Path(scratch) / MADE) as heard:
-            logs = [torch.from_numpy(heard[f"logs{i}"]) for i in range(len(batches))]
-    texts = {name: tuple(told[name]) for name in ("alone", "together", "spelled")}
+        answer = _run_worker(request, folder)
+        with np.load(Path(scratch) / MADE) as outputs:
+            logs = [torch.from_numpy(outputs[f"logs{i}"]) for i in range(len(batches))]
+    texts = {name: tuple(answer[name]) for name in ("alone", "together", "spelled")}
     by_ours = tuple(log.roll(1, dims=-1) for log in logs)
-    return TransformersOutputs(log_probabilities=by_ours, version=told["version"], **texts)
+    return TransformersOutputs(log_probabilities=by_ours, version=answer["version"], **texts)
 
 
-def _asked(order: dict[str, Any], folder: Path) -> dict[str, Any]:
-    ended = subprocess.run(  # noqa: S603 - this interpreter, our own file
+def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    process = subprocess.run(  # noqa: S603 - this interpreter, our own file
         [sys.executable, "-P", transformers_worker.__file__],
-        input=json.dumps(order).encode(),
+        input=json.dumps(request).encode(),
         capture_output=True,
         check=False,
-        # What is not in the folder must not come from elsewhere.
+        # Files that are missing in the folder must not be downloaded.
         env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
     )
-    if ended.returncode != 0:
-        reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if process.returncode != 0:
+        reason = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ExportError(
             f"transformers must load and run `{folder.name}` by `ParakeetForCTC`, but its process"
-            f" ended with {ended.returncode} instead ({reason[:300]})."
+            f" ended with {process.returncode} instead ({reason[:300]})."
         )
-    return json.loads(ended.stdout.decode().strip().rpartition("\n")[2])
+    return json.loads(process.stdout.decode().strip().rpartition("\n")[2])
 
 
 def check_export(
     bundle: Bundle, folder: Path, files: Sequence[Path], *, announce: Announce = be_silent
 ) -> list[str]:
-    """Compare an export with its model; what speaks for it, a sentence each.
+    """Compare an export with its model; return a sentence for each check.
 
     Args:
         bundle: the model.
         folder: of the export.
-        files: sounds.
-        announce: told what begins.
+        files: audio.
+        announce: called with what begins.
 
     Raises:
-        CorpusError: naming a file that cannot be heard.
-        ExportError: if log-probabilities, the text of a file or that of a token differ.
+        CorpusError: naming a file that cannot be read.
+        ExportError: if log-probabilities, a transcript or the text of tokens differ.
     """
-    batches = [(_silenced(*noise(bundle.model, lengths)), lengths) for lengths in LENGTHS]
+    batches = [(_zero_padding(*noise(bundle.model, lengths)), lengths) for lengths in LENGTHS]
     spelled = _lists(bundle.tokenizer.size)
     sounds = [read_file(file) for file in files]
     announce("loading and running it in transformers")
-    heard = run_transformers(folder, batches=batches, sounds=sounds, spelled=spelled)
+    outputs = run_transformers(folder, batches=batches, sounds=sounds, spelled=spelled)
     announce("comparing with our model")
-    gap, frames = _gap(bundle, batches, heard)
+    gap, frames = _gap(bundle, batches, outputs)
     within = f"{TOLERANCE:g}"
     if not gap <= TOLERANCE:
         announce("comparing both with double precision")
-        errors = _errors(bundle, batches, heard)
+        errors = _errors(bundle, batches, outputs)
         if not errors.is_rounding:
             raise ExportError(
                 f"`ParakeetForCTC` must give our log-probabilities within {TOLERANCE:g} of 1 +"
@@ -157,35 +157,37 @@ def check_export(
                 f" {errors.torch:.2g} away, its own {errors.other:.2g}."
             )
         within = f"rounding, {errors.torch:.1e} from double precision, its own {errors.other:.1e},"
-    _check_spelling(bundle, spelled, heard)
+    _check_spelling(bundle, spelled, outputs)
     texts = Texts.of(
         files,
         tuple(transcribe_waveform(bundle, sound) for sound in sounds),
-        alone=heard.alone,
-        together=heard.together,
-        version=heard.version,
+        alone=outputs.alone,
+        together=outputs.together,
+        version=outputs.version,
     )
     check_equal(texts, "transformers")
-    loads = f"transformers {heard.version}, in a process of its own, loads it by `ParakeetForCTC`."
+    loads = (
+        f"transformers {outputs.version}, in a process of its own, loads it by `ParakeetForCTC`."
+    )
     gives = (
         f"Its log-probabilities are ours within {within} of 1 + their size on ragged batches"
         f" of 0.1 to 20 s ({gap:.1e} at most, {frames} frames)."
     )
     says = (
-        f"Its processor and it hear {texts.equal} of {len(files)} sounds as `transcribe` does,"
-        f" {texts.with_words} of them with words, alone and in batches."
+        f"With its processor it gives the transcripts of `transcribe` for {texts.equal} of"
+        f" {len(files)} sounds, {texts.with_words} of them with words, alone and in batches."
     )
-    return [loads, gives, says, f"{len(spelled)} lists of tokens are spelled alike."]
+    return [loads, gives, says, f"{len(spelled)} lists of tokens are decoded to the same text."]
 
 
 def _check_spelling(
-    bundle: Bundle, spelled: Sequence[Sequence[int]], heard: TransformersOutputs
+    bundle: Bundle, spelled: Sequence[Sequence[int]], outputs: TransformersOutputs
 ) -> None:
-    for ids, text in zip(spelled, heard.spelled, strict=True):
+    for ids, text in zip(spelled, outputs.spelled, strict=True):
         if one_space(text) != bundle.tokenizer.decode(ids):
             raise ExportError(
-                f"transformers must spell tokens as ours are, but says `{one_space(text)}` instead"
-                f" of `{bundle.tokenizer.decode(ids)}`; `--to onnx` takes them as they are."
+                f"transformers must decode tokens to the same text, but gives `{one_space(text)}`"
+                f" instead of `{bundle.tokenizer.decode(ids)}`; `--to onnx` exports them unchanged."
             )
 
 
@@ -193,14 +195,16 @@ def _check_spelling(
 def _gap(
     bundle: Bundle,
     batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]],
-    heard: TransformersOutputs,
+    outputs: TransformersOutputs,
 ) -> tuple[float, int]:
-    """The largest difference of a log-probability by 1 + its size, and frames compared."""
+    """Return the largest difference of log-probabilities over 1 + their size, and the frames."""
     gap, frames = 0.0, 0
-    for (features, lengths), found in zip(batches, heard.log_probabilities, strict=True):
+    for (features, lengths), log_probabilities in zip(
+        batches, outputs.log_probabilities, strict=True
+    ):
         expected = bundle.model(features, torch.tensor(list(lengths)))
         right = expected.logits.log_softmax(-1)[expected.is_frame]
-        apart = (found[expected.is_frame] - right).abs() / (1 + right.abs())
+        apart = (log_probabilities[expected.is_frame] - right).abs() / (1 + right.abs())
         gap = max(gap, float(apart.nan_to_num(nan=math.inf).max()))
         frames += len(right)
     return gap, frames
@@ -209,34 +213,36 @@ def _gap(
 def _errors(
     bundle: Bundle,
     batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]],
-    heard: TransformersOutputs,
+    outputs: TransformersOutputs,
 ) -> Errors:
-    """Of ours and theirs, against double precision."""
+    """Return the errors of our model and of transformers against double precision."""
     errors = Errors()
-    for (features, lengths), found in zip(batches, heard.log_probabilities, strict=True):
+    for (features, lengths), log_probabilities in zip(
+        batches, outputs.log_probabilities, strict=True
+    ):
         num_frames = torch.tensor(list(lengths))
         real = bundle.model.shape.frontend_spec.output_frames(num_frames)
-        is_frame = torch.arange(found.shape[1]) < real[:, None]
+        is_frame = torch.arange(log_probabilities.shape[1]) < real[:, None]
         speech = (features, num_frames)
-        other = found[is_frame]
-        errors = errors.joined(
+        other = log_probabilities[is_frame]
+        errors = errors.combine(
             rounding_errors(bundle.model, speech, other, is_frame, is_relative=True)
         )
     return errors
 
 
-def _silenced(
+def _zero_padding(
     features: Float[Tensor, "batch mel_frames mels"], num_frames: Tensor
 ) -> Float[Tensor, "batch mel_frames mels"]:
-    """As its processor pads: its first convolution hears what lies beyond an utterance."""
+    """Set frames beyond each utterance to 0, as the processor does."""
     is_frame = torch.arange(features.shape[1]) < num_frames[:, None]
     return features * is_frame[:, :, None]
 
 
 def _lists(size: int) -> list[list[int]]:
-    """Tokens by chance, of all but the blank."""
-    chance = np.random.default_rng(0)
+    """Return lists of random tokens without the blank."""
+    rng = np.random.default_rng(0)
     return [
-        chance.integers(1, size, chance.integers(0, _LONGEST)).tolist() if size > 1 else []
+        rng.integers(1, size, rng.integers(0, _LONGEST)).tolist() if size > 1 else []
         for _ in range(_LISTS)
     ]

@@ -1,4 +1,4 @@
-"""The only file that drives transformers: a program that hears what it is given.
+"""The only file that runs transformers: a program that transcribes sounds and decodes tokens.
 
 On stdin a JSON object: the `folder` of an export, a folder `scratch`, how many `sounds` (samples at
 16 kHz) and `batches` (features and their lengths) its file of NumPy arrays `given.npz` holds, and
@@ -6,7 +6,7 @@ lists of tokens to be `spelled`. The batches' log-probabilities become `made.npz
 stdout a JSON object: the texts of each sound `alone`, of all `together` in batches, of the tokens,
 and the `version`.
 
-It is a program of its own as any user's would be, and imports nothing of ours.
+It is a program of its own, like a user's, and imports nothing of ours.
 """
 
 import json
@@ -21,36 +21,36 @@ import transformers
 _SAMPLE_RATE_HZ = 16_000
 _AT_ONCE = 8
 _NOTHING_FOREIGN: Any = {"trust_remote_code": False, "local_files_only": True}
-"""No module that a folder brings along is run, and nothing is fetched."""
+"""No code of the folder is run, and nothing is downloaded."""
 
 
 def main() -> None:
-    order = json.load(sys.stdin)
-    scratch = Path(order["scratch"])
+    request = json.load(sys.stdin)
+    scratch = Path(request["scratch"])
     loaded: Any = transformers.ParakeetForCTC.from_pretrained(
-        order["folder"], output_loading_info=True, use_safetensors=True, **_NOTHING_FOREIGN
+        request["folder"], output_loading_info=True, use_safetensors=True, **_NOTHING_FOREIGN
     )
-    model, told = loaded  # not what it is declared to be, if asked for what was loaded
-    strays = [name for names in told.values() for name in names]
+    model, loading_info = loaded  # a pair, with `output_loading_info`
+    strays = [name for names in loading_info.values() for name in names]
     if strays:
         sys.exit(f"tensors are missing, unknown or of another shape: {strays[:3]}")
-    processor = transformers.AutoProcessor.from_pretrained(order["folder"], **_NOTHING_FOREIGN)
+    processor = transformers.AutoProcessor.from_pretrained(request["folder"], **_NOTHING_FOREIGN)
     with np.load(scratch / "given.npz") as arrays, torch.inference_mode():
-        sounds = [arrays[f"sound{i}"] for i in range(order["sounds"])]
+        sounds = [arrays[f"sound{i}"] for i in range(request["sounds"])]
         logs: dict[str, Any] = {
-            f"logs{i}": _logs(model, arrays, i) for i in range(order["batches"])
+            f"logs{i}": _logs(model, arrays, i) for i in range(request["batches"])
         }
-        alone = [text for sound in sounds for text in _heard(model, processor, [sound])]
+        alone = [text for sound in sounds for text in _transcribe(model, processor, [sound])]
         parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
-        together = [text for part in parts for text in _heard(model, processor, part)]
+        together = [text for part in parts for text in _transcribe(model, processor, part)]
     np.savez(scratch / "made.npz", **logs)
-    found = {
+    answer = {
         "alone": alone,
         "together": together,
-        "spelled": [_spelled(processor, ids) for ids in order["spelled"]],
+        "spelled": [_decode(processor, ids) for ids in request["spelled"]],
         "version": transformers.__version__,
     }
-    sys.stdout.write(f"\n{json.dumps(found)}\n")
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
 
 
 def _logs(model: Any, arrays: Any, number: int) -> np.ndarray:
@@ -60,12 +60,12 @@ def _logs(model: Any, arrays: Any, number: int) -> np.ndarray:
     return model(features, attention_mask=mask).logits.log_softmax(-1).numpy()
 
 
-def _heard(model: Any, processor: Any, sounds: list[np.ndarray]) -> list[str]:
-    heard = processor(sounds, sampling_rate=_SAMPLE_RATE_HZ)
-    return processor.batch_decode(model.generate(**heard), skip_special_tokens=True)
+def _transcribe(model: Any, processor: Any, sounds: list[np.ndarray]) -> list[str]:
+    inputs = processor(sounds, sampling_rate=_SAMPLE_RATE_HZ)
+    return processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 
 
-def _spelled(processor: Any, ids: list[int]) -> str:
+def _decode(processor: Any, ids: list[int]) -> str:
     return processor.decode(ids, skip_special_tokens=True, group_tokens=False)
 
 

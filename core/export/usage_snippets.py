@@ -1,4 +1,4 @@
-"""How each kind of export is loaded, as Python that its card shows."""
+"""Python code that loads each kind of export, for its model card."""
 
 TEXTS = {
     "bundle": """
@@ -47,7 +47,7 @@ from transformers import AutoProcessor, ParakeetForCTC
 processor = AutoProcessor.from_pretrained(".")  # the export's folder
 model = ParakeetForCTC.from_pretrained(".")
 samples, rate_hz = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, one channel
-heard = processor(samples, sampling_rate=rate_hz)
-print(processor.batch_decode(model.generate(**heard), skip_special_tokens=True))
+inputs = processor(samples, sampling_rate=rate_hz)
+print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
 """,
 }

@@ -1,4 +1,4 @@
-"""Whether an export computes what its model does: a graph against torch, a runtime's texts.
+"""Verification that an export computes what its model computes: graphs and transcripts.
 
 Shapes: B batch, M mel frames.
 """
@@ -31,9 +31,9 @@ from core.inference.recognizer import transcribe_waveform
 from core.stages import Announce, be_silent
 
 TOLERANCE = 1e-4
-"""Of log-probabilities; more is asked about in double precision."""
+"""Of log-probabilities; larger differences are compared with double precision."""
 LENGTHS = ((10,), (203, 203), (400, 399, 12, 7, 0, 100), (6000,))
-"""Of batches, in mel frames: 0.1 to 60 s, ragged, without padding, and with nothing in it."""
+"""Batches in mel frames: 0.1 to 60 s, ragged, without padding, and with an empty utterance."""
 _SPOKEN, _TOKENS_SPOKEN = 8, 5
 _NOISE_SECONDS = (0.03, 0.1, 1.0, 3.7)
 _SNR_DB = (10.0, 30.0)
@@ -41,42 +41,50 @@ _SNR_DB = (10.0, 30.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """Of a graph with its model."""
+    """The agreement of a graph with its model."""
 
     gap: float
-    """Largest difference of a log-probability."""
+    """Largest difference of log-probabilities."""
     frames: int
-    """That were compared."""
+    """Number of compared frames."""
     same_best: float
-    """Share of them whose likeliest token is the same."""
+    """Share of frames with the same most probable token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
-    """What is heard in some files, white space aside: by `transcribe`, and by another runtime."""
+    """Transcripts of files by `transcribe` and by another runtime, with normalized white space."""
 
     files: tuple[Path, ...]
-    right: tuple[str, ...]
+    reference: tuple[str, ...]
     alone: tuple[str, ...]
     together: tuple[str, ...]
-    """In batches."""
+    """The runtime's transcripts in batches."""
     version: str
-    """Of that runtime."""
+    """Version of the runtime."""
 
     @classmethod
     def of(
         cls,
         files: Sequence[Path],
-        right: tuple[str, ...],
+        reference: tuple[str, ...],
         *,
         alone: Sequence[str],
         together: Sequence[str],
         version: str,
     ) -> "Texts":
-        """From what the runtime says, spaced as it likes."""
+        """Make it from the runtime's transcripts with any white space.
+
+        Args:
+            files: audio.
+            reference: transcripts of `transcribe`.
+            alone: the runtime's transcripts, file by file.
+            together: the runtime's transcripts in batches.
+            version: of the runtime.
+        """
         return cls(
             files=tuple(files),
-            right=right,
+            reference=reference,
             alone=tuple(map(one_space, alone)),
             together=tuple(map(one_space, together)),
             version=version,
@@ -84,11 +92,11 @@ class Texts:
 
     @property
     def differing(self) -> list[tuple[Path, str, str]]:
-        """Each file with another text: what `transcribe` says, and what the runtime does."""
+        """Files with different transcripts: those of `transcribe` and of the runtime."""
         return [
             (file, right, alone if alone != right else together)
             for file, right, alone, together in zip(
-                self.files, self.right, self.alone, self.together, strict=True
+                self.files, self.reference, self.alone, self.together, strict=True
             )
             if {alone, together} != {right}
         ]
@@ -99,18 +107,18 @@ class Texts:
 
     @property
     def with_words(self) -> int:
-        return sum(bool(text) for text in self.right)
+        return sum(bool(text) for text in self.reference)
 
     @property
-    def words_differ(self) -> float:
-        """As if `transcribe` were right: word errors of sounds in which it hears any."""
-        pairs = [pair for pair in zip(self.right, self.alone, strict=True) if pair[0]]
+    def word_difference(self) -> float:
+        """WER of the runtime against the transcripts of `transcribe` that have words."""
+        pairs = [pair for pair in zip(self.reference, self.alone, strict=True) if pair[0]]
         return word_errors(*zip(*pairs, strict=True)).wer if pairs else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What a model gives for a batch of noise as loud as the speech that it was trained on."""
+    """A batch of noise as loud as the model's training speech, and the model's output for it."""
 
     features: Float[Tensor, "batch mel_frames mels"]
     num_frames: Int[Tensor, " batch"]
@@ -120,7 +128,7 @@ class Expected:
     @classmethod
     @torch.inference_mode()
     def of(cls, model: Conformer, lengths: Sequence[int]) -> "Expected":
-        """Of utterances of so many mel frames."""
+        """Compute it for utterances of these numbers of mel frames."""
         features, num_frames = noise(model, lengths)
         output = model(features, num_frames)
         return cls(
@@ -142,39 +150,39 @@ def agreement(
     """Compare a graph with its model on noise.
 
     Args:
-        model: what is right.
-        graph: what is compared with it.
+        model: the reference.
+        graph: compared with it.
         lengths: of the utterances of each batch, in mel frames.
-        is_nemo: whether the graph gives a frame for each of the features.
-        expected: what the model gives for these batches, if that is known.
+        is_nemo: whether the graph outputs a frame for each frame of features.
+        expected: the model's outputs for these batches, if they are computed already.
     """
-    batches = expected or [Expected.of(model, each) for each in lengths]
+    batches = expected or [Expected.of(model, utterance_frames) for utterance_frames in lengths]
     gap, same, frames = 0.0, 0, 0
     factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     for batch in batches:
-        heard, right = _heard(graph, batch, factor)
-        if len(heard) != len(right):
+        actual, reference = _real_frames(graph, batch, factor)
+        if len(actual) != len(reference):
             return Agreement(gap=math.inf, frames=0, same_best=0.0)
-        gap = max(gap, float((heard - right).abs().nan_to_num(nan=math.inf).max()))
-        same += int((heard.argmax(-1) == right.argmax(-1)).sum())
-        frames += len(right)
+        gap = max(gap, float((actual - reference).abs().nan_to_num(nan=math.inf).max()))
+        same += int((actual.argmax(-1) == reference.argmax(-1)).sum())
+        frames += len(reference)
     return Agreement(gap=gap, frames=frames, same_best=same / frames)
 
 
 @torch.inference_mode()
-def _heard(
+def _real_frames(
     graph: nn.Module, batch: Expected, factor: int
-) -> tuple[Float[Tensor, "heard vocabulary"], Float[Tensor, "real vocabulary"]]:
-    """A graph's log-probabilities of real frames, and the model's, each said `factor` times."""
-    found = graph(batch.features, batch.num_frames)
-    right, is_frame = batch.log_probabilities, batch.is_frame
+) -> tuple[Float[Tensor, "actual vocabulary"], Float[Tensor, "real vocabulary"]]:
+    """Return log-probabilities of real frames: the graph's, and the model's, repeated."""
+    output = graph(batch.features, batch.num_frames)
+    reference, is_frame = batch.log_probabilities, batch.is_frame
     if factor > 1:
         longest = batch.features.shape[1]
-        right = repeat_frames(right, longest, factor)
+        reference = repeat_frames(reference, longest, factor)
         is_frame = torch.arange(longest) < batch.num_frames[:, None]
-    if not torch.equal(found.num_frames, is_frame.sum(1)):
-        return right.new_zeros(0, right.shape[-1]), right[is_frame]
-    return found.logits[:, : right.shape[1]][is_frame], right[is_frame]
+    if not torch.equal(output.num_frames, is_frame.sum(1)):
+        return reference.new_zeros(0, reference.shape[-1]), reference[is_frame]
+    return output.logits[:, : reference.shape[1]][is_frame], reference[is_frame]
 
 
 def check_graph(
@@ -189,46 +197,46 @@ def check_graph(
     """Compare a graph in floats with its model.
 
     Args:
-        model: what is right.
-        graph: what is compared with it.
+        model: the reference.
+        graph: compared with it.
         name: of the graph's file.
-        is_nemo: whether the graph gives a frame for each of the features.
-        announce: told what begins.
-        expected: what the model gives for the batches of `LENGTHS`, if that is known.
+        is_nemo: whether the graph outputs a frame for each frame of features.
+        announce: called with what begins.
+        expected: the model's outputs for the batches of `LENGTHS`, if they are computed already.
 
     Returns:
-        How far they agree, and, if that is further apart than the tolerance, both errors against
-        double precision.
+        Their agreement; and both errors against double precision, if the gap exceeds the
+        tolerance.
 
     Raises:
         ExportError: if they differ by more than the tolerance, and by more than rounding does.
     """
-    batches = expected or [Expected.of(model, each) for each in LENGTHS]
-    found = agreement(model, graph, is_nemo=is_nemo, expected=batches)
-    if found.gap <= TOLERANCE:
-        return found, None
+    batches = expected or [Expected.of(model, utterance_frames) for utterance_frames in LENGTHS]
+    result = agreement(model, graph, is_nemo=is_nemo, expected=batches)
+    if result.gap <= TOLERANCE:
+        return result, None
     announce(f"comparing `{name}` and torch with double precision")
     factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     errors = Errors()
-    if found.gap < math.inf:
+    if result.gap < math.inf:
         for batch in batches:
-            errors = errors.joined(_errors(model, graph, batch, factor))
+            errors = errors.combine(_errors(model, graph, batch, factor))
     if not (errors.torch > 0 and errors.is_rounding):
         raise ExportError(
             f"`{name}` must give torch's log-probabilities within {TOLERANCE:g}, but they differ"
-            f" by {found.gap:.3g}; from double precision torch's are {errors.torch:.2g} away, its"
+            f" by {result.gap:.3g}; from double precision torch's are {errors.torch:.2g} away, its"
             f" own {errors.other:.2g}."
         )
-    return found, errors
+    return result, errors
 
 
 def _errors(model: Conformer, graph: nn.Module, batch: Expected, factor: int) -> Errors:
-    heard, _ = _heard(graph, batch, factor)
-    if factor > 1:  # one of those that are said again
+    actual, _ = _real_frames(graph, batch, factor)
+    if factor > 1:  # the first of the repeated frames
         numbers = torch.cat([torch.arange(int(length)) for length in batch.num_frames])
-        heard = heard[numbers % factor == 0]
+        actual = actual[numbers % factor == 0]
     speech = (batch.features, batch.num_frames)
-    return rounding_errors(model, speech, heard, batch.is_frame)
+    return rounding_errors(model, speech, actual, batch.is_frame)
 
 
 def compare_texts(
@@ -237,71 +245,84 @@ def compare_texts(
     files: Sequence[Path],
     precision: Precision = "float",
     *,
-    right: tuple[str, ...] | None = None,
+    reference: tuple[str, ...] | None = None,
 ) -> Texts:
-    """What `transcribe` hears in files, `right` if that is known, and what sherpa-onnx does.
+    """Transcribe files with `transcribe` and with sherpa-onnx.
+
+    Args:
+        bundle: the model.
+        folder: of the export.
+        files: audio.
+        precision: of the graph.
+        reference: transcripts of `transcribe`, if they are computed already.
 
     Raises:
-        CorpusError: naming a file that cannot be heard.
+        CorpusError: naming a file that cannot be read.
         ExportError: if sherpa-onnx is not installed, or cannot load or run the export.
     """
-    waveforms = [read_file(file) for file in files]  # sherpa-onnx knows no windows
-    if right is None:
-        right = tuple(transcribe_waveform(bundle, waveform) for waveform in waveforms)
-    heard = transcribe_with_sherpa(folder, waveforms, precision)
-    return Texts.of(files, right, alone=heard.alone, together=heard.together, version=heard.version)
+    waveforms = [read_file(file) for file in files]  # sherpa-onnx has no windows
+    if reference is None:
+        reference = tuple(transcribe_waveform(bundle, waveform) for waveform in waveforms)
+    transcripts = transcribe_with_sherpa(folder, waveforms, precision)
+    return Texts.of(
+        files,
+        reference,
+        alone=transcripts.alone,
+        together=transcripts.together,
+        version=transcripts.version,
+    )
 
 
 def check_texts(bundle: Bundle, folder: Path, files: Sequence[Path]) -> Texts:
-    """Compare texts of the graph in floats.
+    """Check that sherpa-onnx gives the transcripts of `transcribe` with the graph in floats.
 
     Raises:
-        CorpusError: naming a file that cannot be heard.
-        ExportError: if a text differs, or sherpa-onnx does not run.
+        CorpusError: naming a file that cannot be read.
+        ExportError: if a transcript differs, or sherpa-onnx does not run.
     """
-    found = compare_texts(bundle, folder, files)
-    check_equal(found, "sherpa-onnx")
-    return found
+    texts = compare_texts(bundle, folder, files)
+    check_equal(texts, "sherpa-onnx")
+    return texts
 
 
-def check_equal(found: Texts, runtime: str) -> None:
-    """Compare what a runtime hears with what `transcribe` does.
+def check_equal(texts: Texts, runtime: str) -> None:
+    """Check that a runtime gives the transcripts of `transcribe`.
 
     Raises:
-        ExportError: if a text differs.
+        ExportError: if a transcript differs.
     """
-    if found.differing:
-        file, right, wrong = found.differing[0]
+    if texts.differing:
+        file, right, wrong = texts.differing[0]
         raise ExportError(
-            f"{runtime} must hear what `transcribe` hears, but {len(found.differing)} of"
-            f" {len(found.files)} texts differ: of `{file}` it says `{wrong}` instead of `{right}`."
+            f"{runtime} must give the transcripts of `transcribe`, but {len(texts.differing)} of"
+            f" {len(texts.files)} differ: for `{file}` it gives `{wrong}` instead of `{right}`."
         )
 
 
 def one_space(text: str) -> str:
-    """Between two words, and none around them."""
+    """Normalize white space: one space between words."""
     return " ".join(text.split())
 
 
 def make_test_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
-    """Noise from a click to seconds, and, where eSpeak NG is installed, it speaking the tokens."""
-    chance = np.random.default_rng(0)
+    """Write noise of 0.03 to 3.7 s, and tokens spoken by eSpeak NG if it is installed."""
+    rng = np.random.default_rng(0)
     files = []
     for number, seconds in enumerate(_NOISE_SECONDS):
-        samples = 0.1 * chance.standard_normal(round(seconds * SAMPLE_RATE_HZ))
+        samples = 0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))
         files.append(folder / f"noise-{number}.wav")
         soundfile.write(files[-1], samples, SAMPLE_RATE_HZ, subtype="FLOAT")
-    texts = list(_sayable(tokenizer, chance))
+    texts = list(_random_texts(tokenizer, rng))
     if texts and importlib.util.find_spec("espeakng_loader") is not None:
-        synthesize_split(folder, "dev", assign_voices("dev", texts, chance), seed=0, snr_db=_SNR_DB)
+        synthesize_split(folder, "dev", assign_voices("dev", texts, rng), seed=0, snr_db=_SNR_DB)
     return files + sorted((folder / "dev").rglob("*.flac"))
 
 
-def _sayable(tokenizer: Tokenizer, chance: np.random.Generator) -> Iterator[str]:
-    """Some tokens in a row, of those that mean something."""
-    known = range(UNKNOWN + 1, tokenizer.size)
-    for _ in range(_SPOKEN if known else 0):
-        ids = chance.choice(known, _TOKENS_SPOKEN)
+def _random_texts(tokenizer: Tokenizer, rng: np.random.Generator) -> Iterator[str]:
+    """Yield texts of a few random tokens."""
+    token_ids = range(UNKNOWN + 1, tokenizer.size)
+    for _ in range(_SPOKEN if token_ids else 0):
+        ids = rng.choice(token_ids, _TOKENS_SPOKEN)
         if text := tokenizer.decode([int(i) for i in ids]):
             yield text
 
@@ -309,7 +330,7 @@ def _sayable(tokenizer: Tokenizer, chance: np.random.Generator) -> Iterator[str]
 def noise(
     model: Conformer, lengths: Sequence[int]
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
-    """As loud as the speech that the model was trained on, and its lengths."""
+    """Return noise as loud as the model's training speech, and its lengths."""
     generator = torch.Generator().manual_seed(sum(lengths))
     drawn = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
     frontend = model.frontend

@@ -1,1 +1,1 @@
-"""Transcribes audio."""
+"""Inference: recognizers that transcribe audio, in torch and in ONNX Runtime."""

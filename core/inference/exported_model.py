@@ -1,7 +1,7 @@
-"""Exports at work: a folder that `export --to onnx` or `sherpa` wrote, taken as a bundle is.
+"""Recognizers from exports: folders written by `export --to onnx` or `sherpa`, used like bundles.
 
-The graph runs in ONNX Runtime; what features it wants, `features.json` in its folder says. Exports
-of before that file are read where their graph can only be of one kind.
+The graph runs in ONNX Runtime; `features.json` in its folder states the features that it reads.
+Exports without that file are read if their graph can only read features of one kind.
 """
 
 import json
@@ -29,21 +29,21 @@ FEATURES_FORMAT = 2
 """The version of `features.json` that is written; 1 is read as well."""
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 Runtime = Literal["torch", "onnxruntime", "int8"]
-"""Eager torch; ONNX Runtime in floats, or in 8-bit integers whose ranges are found as it runs."""
+"""Eager torch; ONNX Runtime in floats, or in 8-bit integers with ranges computed at run time."""
 _PROBE = 64
-"""Frames of features of which only our own front end leaves 15."""
+"""Frames of features, which only our own front end reduces to 15."""
 
 
 class GraphNetwork(nn.Module):
-    """A graph that answers as a `Conformer` does that is only asked what it hears."""
+    """A graph with the interface of a `Conformer` in inference."""
 
     def __init__(self, graph: Graph, frontend_spec: FrontendSpec, vocabulary: int) -> None:
         """Wrap a graph.
 
         Args:
-            graph: of `export_onnx`, for sherpa-onnx or not.
-            frontend_spec: from which features it hears.
-            vocabulary: tokens that it tells apart.
+            graph: written by `export_onnx`, for sherpa-onnx or not.
+            frontend_spec: the features that it reads.
+            vocabulary: number of tokens, blank included.
         """
         super().__init__()
         self.graph, self.frontend_spec, self.vocabulary = graph, frontend_spec, vocabulary
@@ -51,11 +51,11 @@ class GraphNetwork(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Output:
-        """Log-probabilities as logits, one frame for each that the model itself would give."""
+        """Return log-probabilities as logits, with the frames that the model itself outputs."""
         output: Output = self.graph(features, num_frames)
         if not self.graph.is_mels_first:
             return output
-        # As NeMo's models are read: a frame is repeated for each of the features it was made of.
+        # A graph in NeMo's form repeats each frame for all features that it was computed from.
         logits = output.logits[:, :: self.frontend_spec.subsampling]
         frames = torch.arange(logits.shape[1])
         is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
@@ -64,12 +64,12 @@ class GraphNetwork(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedRecognizer:
-    """What a bundle is, of a model that runs in ONNX Runtime."""
+    """A recognizer whose model runs in ONNX Runtime."""
 
     model: GraphNetwork
     tokenizer: Tokenizer
     report: Mapping[str, Any]
-    """What was measured of it, as plain values."""
+    """The report of its bundle, as plain values."""
 
 
 Network = Conformer | GraphNetwork
@@ -81,40 +81,40 @@ def open_recognizer(folder: Path, runtime: Runtime | None = None, *, threads: in
 
     Args:
         folder: of either.
-        runtime: what runs an export, `onnxruntime` unless it is `int8`; a bundle is opened as it
-            is, whatever runs it.
+        runtime: of an export, `onnxruntime` unless it is `int8`; a bundle is opened in the same
+            way for every runtime.
         threads: of ONNX Runtime.
 
     Raises:
-        BundleError: if it is no whole bundle and no whole export, or one for another program.
+        BundleError: if it is neither a complete bundle nor a complete export for ONNX Runtime.
         CorpusError: if its tokenizer is missing or damaged.
         ExportError: if the extra `export` is not installed, or the export has no such graph.
-        GraphError: if its graph is damaged, or has what is refused.
+        GraphError: if its graph is damaged or refused.
     """
     if not is_export(folder):
         return bundle.load(folder)
     if runtime == "torch":
         raise ExportError(
             f"`--runtime` of the export `{folder}` must be `onnxruntime` or `int8`, but is `torch`"
-            " instead; torch runs the bundle that it was made of"
+            " instead; torch runs the bundle that it was made from"
         )
     return load_export(folder, is_int8=runtime == "int8", threads=threads)
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds graphs and is no bundle."""
+    """Whether a folder holds a graph and is no bundle."""
     is_bundle = (folder / "checksums.json").exists()
     return not is_bundle and any((folder / name).is_file() for name in (FLOAT, INT8))
 
 
 def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> ExportedRecognizer:
-    """Read an export for ONNX Runtime or sherpa-onnx; nothing in it is run but its graph.
+    """Read an export for ONNX Runtime or sherpa-onnx; only its graph is run.
 
     Raises:
-        BundleError: naming the file that is missing or says what cannot be.
+        BundleError: naming the file that is missing or invalid.
         CorpusError: if its tokenizer is missing or damaged.
         ExportError: if the extra `export` is not installed, or there is no graph of that kind.
-        GraphError: if the graph is damaged, or has what is refused.
+        GraphError: if the graph is damaged or refused.
     """
     file = graph_file(folder, is_int8=is_int8)
     tokenizer = Tokenizer.load(folder / FILE_NAME)
@@ -136,7 +136,7 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
 
 
 def graph_file(folder: Path, *, is_int8: bool) -> Path:
-    """The file of an export's graph.
+    """Return the file of an export's graph.
 
     Raises:
         ExportError: if there is none of that kind.
@@ -152,15 +152,15 @@ def graph_file(folder: Path, *, is_int8: bool) -> Path:
 
 
 def features_text(frontend_spec: FrontendSpec) -> str:
-    """The contents of `features.json`."""
+    """Return the contents of `features.json`."""
     return json.dumps({"format": FEATURES_FORMAT, **frontend_spec.to_plain()}, indent=1) + "\n"
 
 
 def read_features(file: Path) -> FrontendSpec:
-    """Read back what `features_text` wrote.
+    """Read the features from a file that `features_text` wrote.
 
     Raises:
-        BundleError: naming the file, and what in it cannot be.
+        BundleError: naming the file, and what in it is invalid.
     """
     plain = bundle.read_table(file)
     written = plain.pop("format", None)
@@ -172,22 +172,22 @@ def read_features(file: Path) -> FrontendSpec:
     try:
         return FrontendSpec.from_plain(upgrade_format_1(plain) if written == 1 else plain)
     except ValueError as error:
-        raise BundleError(f"`{file}` must say what features a graph wants, but: {error}") from None
+        raise BundleError(f"`{file}` must state the features of a graph, but: {error}") from None
 
 
 def probe_frontend(graph: Graph) -> FrontendSpec:
-    """The features of a graph whose folder does not name them, by what its front end leaves.
+    """Find the features of a graph whose folder does not name them, from its numbers of frames.
 
-    Only our own front end leaves 15 frames of 64, and only Kaldi's features go through it.
+    Only our own front end makes 15 frames of 64, and it only reads Kaldi's features.
 
     Raises:
-        BundleError: if it is another front end: such graphs hear features of several kinds.
+        BundleError: if it is another front end, as such graphs read features of several kinds.
     """
     if not graph.is_mels_first:
         output = graph(torch.zeros(1, _PROBE, MELS), torch.tensor([_PROBE]))
         if int(output.num_frames[0]) == NATIVE.output_frames(_PROBE):
             return NATIVE
     raise BundleError(
-        f"`{graph.file.parent}` must have a {FEATURES_FILE} that says what its graph hears,"
-        " but was exported by a version that wrote none; export the model again."
+        f"`{graph.file.parent}` must have a {FEATURES_FILE} that states the features of its graph,"
+        " but was exported by a version that wrote none; export the model again"
     )

@@ -1,9 +1,9 @@
-"""Reads a graph file as data and refuses what a recognizer's graph has no use for.
+"""Checks of a graph file as data: refuses what a recognizer's graph does not need.
 
 ONNX Runtime opens whatever files a graph names for its weights, and runs whatever operators it
-knows. A graph from elsewhere is therefore looked at before the runtime sees it: operators of the
-standard's domain, and the few of ONNX Runtime's own that 8-bit integers need; weights inside the
-file, or in plain files of the same folder; sizes that are really there.
+knows. A graph of unknown origin is therefore checked before the runtime reads it: operators must be
+of the standard's domain, or among the few of ONNX Runtime's own that 8-bit integers need; weights
+must lie in the file, or in plain files of the same folder, in full.
 """
 
 import math
@@ -29,23 +29,23 @@ RUNTIME_OPERATORS = frozenset(
         "QuantizeLinear",
     }
 )
-"""Of ONNX Runtime's own domain: what its quantizers write. Others of that domain open files."""
+"""Operators of ONNX Runtime's own domain that its quantizers write; others may open files."""
 MOST_BYTES = 2**31
-"""Of a graph's own file: protobuf ends there."""
+"""Largest size of a graph's own file, the limit of protobuf."""
 
 
 def check_graph_file(file: Path) -> None:
-    """Check that a graph can be opened without running or reading anything beside it.
+    """Check that opening a graph runs no foreign code and reads no file outside its folder.
 
     The packages of the extra `export` must be installed.
 
     Args:
-        file: a graph in ONNX's format, by its suffix, too: ONNX Runtime reads others by theirs.
+        file: a graph in ONNX's format, with its suffix: ONNX Runtime chooses the format by it.
 
     Raises:
         GraphError: in one line naming the file, what in it is refused, and why.
     """
-    model = _read(file)
+    model = _read_graph(file)
     _check_opset(file, model)
     for message in _messages(model):
         if message.DESCRIPTOR.name == "NodeProto":
@@ -54,7 +54,7 @@ def check_graph_file(file: Path) -> None:
             _check_tensor(file, message)
 
 
-def _read(file: Path) -> Any:
+def _read_graph(file: Path) -> Any:
     import onnx  # noqa: PLC0415  # an extra
 
     if file.suffix != ".onnx" or not file.is_file():
@@ -64,7 +64,7 @@ def _read(file: Path) -> Any:
         raise GraphError(f"`{file}` must have at most 2 GiB, but has {size / 2**30:.1f} instead.")
     try:
         return onnx.load(file, load_external_data=False)
-    except Exception as error:  # noqa: BLE001  # of protobuf: its errors share no other class
+    except Exception as error:  # noqa: BLE001  # errors of protobuf share no other class
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise GraphError(f"`{file}` must be an ONNX graph, but: {first}") from None
 
@@ -73,7 +73,7 @@ def _check_opset(file: Path, model: Any) -> None:
     from onnx.defs import onnx_opset_version  # noqa: PLC0415  # an extra
 
     newest = onnx_opset_version()
-    versions = [each.version for each in model.opset_import if each.domain in STANDARD_DOMAINS]
+    versions = [opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS]
     if not versions:
         raise GraphError(f"`{file}` must be an ONNX graph, but states no opset.")
     if not all(1 <= version <= newest for version in versions):
@@ -84,7 +84,7 @@ def _check_opset(file: Path, model: Any) -> None:
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """A message and all that it holds: subgraphs, functions and attributes included."""
+    """Yield a message and all messages in it: subgraphs, functions and attributes included."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
@@ -93,10 +93,10 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def _check_operator(file: Path, node: Any) -> None:
-    is_known = node.domain in STANDARD_DOMAINS or (
+    is_allowed = node.domain in STANDARD_DOMAINS or (
         node.domain == RUNTIME_DOMAIN and node.op_type in RUNTIME_OPERATORS
     )
-    if not is_known:
+    if not is_allowed:
         raise GraphError(
             f"`{file}` must have operators of the ONNX standard alone, but has"
             f" {node.op_type[:80]!r} of the domain {node.domain[:80]!r} instead."
@@ -110,7 +110,7 @@ def _check_tensor(file: Path, tensor: Any) -> None:
     """
     name = tensor.name[:80]
     if any(size < 0 for size in tensor.dims):
-        raise GraphError(f"`{file}` must have tensors of sizes from 0 on, but {name!r} has not.")
+        raise GraphError(f"`{file}` must have tensors of non-negative sizes, but {name!r} has not.")
     if tensor.data_location != tensor.EXTERNAL:
         if tensor.HasField("raw_data"):
             _check_length(file, name, _needed_bytes(tensor), len(tensor.raw_data))
@@ -126,7 +126,7 @@ def _check_tensor(file: Path, tensor: Any) -> None:
 def _data_file(file: Path, name: str, location: str) -> Path:
     folder = file.resolve().parent
     data = folder / location
-    # The name itself first: a path that leads elsewhere is not even looked at.
+    # The name is checked first: no path outside the folder is touched.
     is_name = location not in ("", ".", "..") and not set(location) & set("/\\\0")
     if not is_name or data.resolve().parent != folder or not data.is_file():
         raise GraphError(
@@ -150,14 +150,14 @@ def _needed_bytes(tensor: Any) -> int:
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except KeyError:
-        return 0  # of no known kind: the runtime refuses it by name
+        return 0  # of an unknown type: the runtime refuses it by name
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
     bits = _PACKED_BITS.get(kind, 8 * dtype.itemsize)
     return -(-math.prod(tensor.dims) * bits // 8)
 
 
 _PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
-"""Of kinds of which a byte holds several."""
+"""Bits of types of which a byte holds several."""
 
 
 def _check_length(file: Path, name: str, needed: int, there: int) -> None:

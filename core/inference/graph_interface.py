@@ -1,4 +1,4 @@
-"""Inputs and outputs of an exported graph, and what an export needs."""
+"""Names of an exported graph's inputs and outputs, errors, and the packages of an export."""
 
 import importlib.util
 
@@ -9,18 +9,18 @@ EXTRA = ("onnx", "onnxscript", "onnxruntime")
 
 
 class ExportError(ValueError):
-    """What an export needs is not installed."""
+    """An export cannot be made, checked or used."""
 
 
 class GraphError(ValueError):
-    """A file that is no recogniser's graph."""
+    """A file is not the graph of a recognizer, or is refused."""
 
 
 def needs_extra() -> None:
-    """Check that the packages of the extra `export` are there.
+    """Check that the packages of the extra `export` are installed.
 
     Raises:
-        ExportError: naming the one that is not, and what installs it.
+        ExportError: naming the one that is not, and the command that installs it.
     """
     for name in EXTRA:
         if importlib.util.find_spec(name) is None:

@@ -1,4 +1,4 @@
-"""A recogniser listens to a file: whole, or window by window where it is long.
+"""Inference on an audio file: whole, or window by window if it is long.
 
 Shapes: N samples, M mel frames, T output frames, V vocabulary.
 """
@@ -17,27 +17,33 @@ from core.features.kaldi import SAMPLE_RATE_HZ
 from core.features.nemo import compute_features
 from core.inference.exported_model import Network
 from core.inference.timestamps import frame_times
-from core.inference.windows import Window, Windowing, seams, windows
+from core.inference.windows import Window, Windowing, find_boundaries, windows
 
 _SAMPLES = SAMPLE_RATE_HZ // 100
-"""A mel frame."""
+"""Samples from one mel frame to the next."""
 _READ = 1000
-"""Output frames whose loudness is looked at at a time."""
+"""Output frames whose loudness is computed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioSegment:
-    """What a model makes of the next stretch of a file."""
+    """The output of a model for the next segment of a file."""
 
     log_probabilities: Float[Tensor, "part vocabulary"]
     seconds: float
-    """Of speech that no part before had."""
+    """Seconds of audio that no earlier segment had."""
 
 
 def transcribe_windows(
     model: Network, file: Path, *, windowing: Windowing, resample: bool = True
 ) -> Iterator[AudioSegment]:
-    """All output frames of a file, once each, in order; in one part if a window holds it.
+    """Yield all output frames of a file in order; one segment if it fits into a window.
+
+    Args:
+        model: in torch or ONNX Runtime.
+        file: audio.
+        windowing: length and overlap of windows.
+        resample: whether to resample other rates; they are refused otherwise.
 
     Raises:
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
@@ -56,33 +62,37 @@ def transcribe_windows(
 def _by_windows(
     model: Network, file: Path, windowing: Windowing, *, resample: bool
 ) -> Iterator[AudioSegment]:
-    """Twice through the file: for where it is quiet, and to hear it."""
+    """Read the file twice: to find quiet points, and to compute the model."""
     frontend_spec, times, before = model.frontend_spec, frame_times(model.frontend_spec), 0
-    meet = seams(_loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing)
+    boundaries = find_boundaries(
+        _loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing
+    )
     with AudioStream(file, resample=resample) as recording:
         num_frames = frontend_spec.count_frames(recording.num_samples)
-        for window in windows(num_frames, times, meet, windowing):
-            # Rounding leaves samples after the last frame, which no window may cut off.
+        for window in windows(num_frames, times, boundaries, windowing):
+            # Rounding leaves samples after the last frame; the last window includes them.
             end = recording.num_samples if window.last is None else window.end * _SAMPLES
             waveform = recording.read(window.begin * _SAMPLES, end)
-            kept = log_probabilities(model, waveform)[window.first : window.last]
-            assert _is_complete(window, len(kept)), "the front end sees a frame less than it should"
-            yield AudioSegment(log_probabilities=kept, seconds=(end - before) / SAMPLE_RATE_HZ)
+            frames = log_probabilities(model, waveform)[window.first : window.last]
+            assert _is_complete(window, len(frames)), (
+                "the front end returned a frame less than expected"
+            )
+            yield AudioSegment(log_probabilities=frames, seconds=(end - before) / SAMPLE_RATE_HZ)
             before = end
 
 
 def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]:
-    """Of so many samples after the other, those left over at the end aside; deaf to an offset."""
+    """Return the variance of each `hop` samples; a rest at the end is ignored."""
     with AudioStream(file, resample=resample) as recording:
-        # In one piece from the start: small results between large reads would keep their memory.
-        found = torch.empty(recording.num_samples // hop)
-        for begin in range(0, len(found), _READ):
-            end = min(begin + _READ, len(found))
+        # Allocated at once: small results between large reads would fragment memory.
+        loudness = torch.empty(recording.num_samples // hop)
+        for begin in range(0, len(loudness), _READ):
+            end = min(begin + _READ, len(loudness))
             samples = recording.read(begin * hop, end * hop)
-            found[begin:end] = samples.view(-1, hop).var(-1, correction=0)
-        recording.read(len(found) * hop, recording.num_samples)
+            loudness[begin:end] = samples.view(-1, hop).var(-1, correction=0)
+        recording.read(len(loudness) * hop, recording.num_samples)
         recording.report_faults()
-    return found
+    return loudness
 
 
 def _is_complete(window: Window, num_kept: int) -> bool:
@@ -93,10 +103,10 @@ def _is_complete(window: Window, num_kept: int) -> bool:
 def log_probabilities(
     model: Network, waveform: Float[Tensor, " samples"]
 ) -> Float[Tensor, "time vocabulary"]:
-    """Of the frames of a stretch of speech; none of one too short for a frame.
+    """Return log-probabilities of a waveform; of one too short for a frame, none.
 
-    Features that look at no more than a frame are those of the whole file; those that NeMo
-    normalises over an utterance are normalised over the stretch.
+    Kaldi features of a segment equal those of the whole file; NeMo features that are normalized
+    over an utterance are normalized over the segment.
     """
     frontend_spec = model.frontend_spec
     features, num_frames = compute_features(

@@ -1,4 +1,4 @@
-"""A recogniser's graph at work in ONNX Runtime, which comes with the extra `export`."""
+"""A recognizer's graph in ONNX Runtime, which the extra `export` installs."""
 
 import os
 from pathlib import Path
@@ -15,16 +15,16 @@ from core.telemetry import disable_telemetry
 
 
 class Graph(nn.Module):
-    """Stands wherever a Conformer does that is only asked what it hears."""
+    """A graph as a module with the interface of a Conformer in inference."""
 
     def __init__(self, file: Path, *, threads: int = 1) -> None:
-        """Read a graph, and let ONNX Runtime make it fast on this machine.
+        """Read a graph, and let ONNX Runtime optimize it for this machine.
 
         Raises:
             ExportError: if the extra `export` is not installed.
-            GraphError: naming the file, if it is missing, damaged, the graph of something else,
-                or has what `core/inference/graph_check.py` refuses.
-            ValueError: if there is no thread.
+            GraphError: naming the file, if it is missing, damaged, another kind of graph, or
+                refused by `core/inference/graph_check.py`.
+            ValueError: if `threads` is less than 1.
         """
         needs_extra()
         disable_telemetry(os.environ)
@@ -37,7 +37,7 @@ class Graph(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors: what it optimises away is no news
+        options.log_severity_level = 3  # errors alone, no notes on optimizations
         try:
             self.session = onnxruntime.InferenceSession(
                 file, options, providers=["CPUExecutionProvider"]
@@ -46,10 +46,10 @@ class Graph(nn.Module):
             first = str(error).splitlines()[0]
             raise GraphError(f"`{file}` must be an ONNX graph, but: {first}") from None
         ends = (*self.session.get_inputs(), *self.session.get_outputs())
-        if (found := tuple(end.name for end in ends)) != INPUTS + OUTPUTS:
+        if (names := tuple(end.name for end in ends)) != INPUTS + OUTPUTS:
             raise GraphError(
                 f"`{file}` must have the inputs and outputs {', '.join(INPUTS + OUTPUTS)},"
-                f" but has {', '.join(found)} instead; `export_onnx` writes such a graph."
+                f" but has {', '.join(names)} instead; `export_onnx` writes such a graph."
             )
 
         self.file = file
@@ -59,7 +59,7 @@ class Graph(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Output:
-        """What the graph gives; its logits are log-probabilities, and no hidden states are told."""
+        """Run the graph; its logits are log-probabilities, and there are no hidden states."""
         fed = features.mT.contiguous() if self.is_mels_first else features
         feed = {"features": fed.cpu().numpy(), "num_frames": num_frames.cpu().numpy()}
         log_probabilities, num_output_frames = map(torch.from_numpy, self.session.run(None, feed))

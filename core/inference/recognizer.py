@@ -1,4 +1,4 @@
-"""A bundle at work: files to text, and a corpus to a word error rate; at less than its depth."""
+"""Recognizers at work: transcripts of files and splits, word error rates, and reduced depth."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from core.data.corpus import SplitName, open_split
 from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler
 from core.data.text_case import check_case
-from core.data.tokenizer import transcript as said_in
+from core.data.tokenizer import transcript as cut_transcript
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import WerReport, wer_report
 from core.evaluation.word_alignment import Decoder, best_path, join_words, path_words
@@ -32,24 +32,24 @@ from core.pruning.extraction import select_blocks
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpokenWord:
-    """A word, and when in its file it is said."""
+    """A word with its times in the file."""
 
     text: str
     start: float
-    """In seconds, as `end`: the first frame of its first token."""
+    """Seconds from the file's start to the first frame of its first token."""
     end: float
-    """The last frame of its last token: CTC's tokens are short, the word may sound on."""
+    """Seconds to the end of its last token's last frame; with CTC the word may last longer."""
     confidence: float
-    """Of its tokens' probabilities the smallest."""
+    """The smallest probability of its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transcript:
-    """What is said in a file."""
+    """The transcript of a file, as words with times."""
 
     words: tuple[SpokenWord, ...]
     seconds: float
-    """That the file lasts."""
+    """Length of the file."""
 
     @property
     def text(self) -> str:
@@ -58,7 +58,7 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitTranscripts:
-    """What was said and what was heard in a split, utterance by utterance."""
+    """References and hypotheses of a split, by utterance."""
 
     ids: tuple[str, ...]
     references: tuple[str, ...]
@@ -66,16 +66,16 @@ class SplitTranscripts:
 
 
 def at_depth(bundle: Recognizer, depth: int) -> Bundle:
-    """The recogniser with so many of its blocks: the best by its report's order, or the first.
+    """Return the recognizer with fewer blocks: the best by its report's order, or the first.
 
     Raises:
-        ValueError: if it does not have so many.
-        BundleError: if the report's order is none of its blocks, or it is an export.
+        ValueError: if it does not have as many.
+        BundleError: if the report's order does not fit its blocks, or it is an export.
     """
     if isinstance(bundle, ExportedRecognizer):
         raise BundleError(
             f"`--depth` must go with a bundle, whose blocks can be left out, but is {depth} with an"
-            " export instead; give the bundle that it was made of"
+            " export instead; give the bundle that it was made from"
         )
     count = len(bundle.model.blocks)
     if not 1 <= depth <= count:
@@ -93,12 +93,12 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
 
 
 def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:
-    """The recogniser of that digest, to label speech by."""
+    """Return a labeler that uses the recognizer with this digest."""
     return PseudoLabeler(digest=digest, hears=partial(transcribe_waveform, bundle))
 
 
 def transcribe_waveform(bundle: Recognizer, waveform: Float[Tensor, " samples"]) -> str:
-    """What `transcribe` writes of samples at 16 kHz; speech too short for a frame gives nothing."""
+    """Return the transcript of samples at 16 kHz; "" if they are too short for a frame."""
     path = best_path([log_probabilities(bundle.model, waveform)])
     return join_words(path_words(path, bundle.tokenizer))
 
@@ -106,7 +106,7 @@ def transcribe_waveform(bundle: Recognizer, waveform: Float[Tensor, " samples"])
 def transcribe(
     bundle: Recognizer, files: Iterable[Path], *, resample: bool = True
 ) -> Iterator[tuple[Path, str]]:
-    """One text a file, in order; speech too short for a frame gives an empty one.
+    """Yield each file with its transcript, which is "" if it is too short for a frame.
 
     Raises:
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
@@ -120,27 +120,27 @@ def transcribe(
 def transcript(
     bundle: Recognizer, parts: Iterable[AudioSegment], decoder: Decoder | None = None
 ) -> Transcript:
-    """What is said in the parts of a file, by each frame's best token if not by a decoder."""
-    heard = 0.0
+    """Decode the segments of a file, by the best token of each frame unless by a decoder."""
+    seconds = 0.0
 
-    def counted() -> Iterator[Float[Tensor, "_ vocabulary"]]:
-        nonlocal heard
+    def outputs() -> Iterator[Float[Tensor, "_ vocabulary"]]:
+        nonlocal seconds
         for part in parts:
-            heard += part.seconds
+            seconds += part.seconds
             yield part.log_probabilities
 
-    words = path_words((decoder or best_path)(counted()), bundle.tokenizer)
+    words = path_words((decoder or best_path)(outputs()), bundle.tokenizer)
     times = frame_times(bundle.model.frontend_spec)
     spoken = (
         SpokenWord(
             text=word.text,
-            start=min(times.begin(word.first), heard),
-            end=min(times.end(word.last), heard),
+            start=min(times.begin(word.first), seconds),
+            end=min(times.end(word.last), seconds),
             confidence=word.confidence,
         )
         for word in words
     )
-    return Transcript(words=tuple(spoken), seconds=heard)
+    return Transcript(words=tuple(spoken), seconds=seconds)
 
 
 def evaluate(
@@ -149,11 +149,19 @@ def evaluate(
     split: SplitName,
     folder: Path,
     *,
-    heard_by: nn.Module | None = None,
+    runs_on: nn.Module | None = None,
 ) -> WerReport:
-    """Word error rate on a split; see `heard_in`."""
-    found = transcribe_split(bundle, corpus, split, folder, heard_by=heard_by)
-    return wer_report(found.references, found.hypotheses)
+    """Return the word error rate on a split; see `transcribe_split`.
+
+    Args:
+        bundle: the recognizer.
+        corpus: has the split.
+        split: train, dev or test.
+        folder: where a demo corpus is synthesized.
+        runs_on: used instead of the bundle's model, such as its graph in another runtime.
+    """
+    transcripts = transcribe_split(bundle, corpus, split, folder, runs_on=runs_on)
+    return wer_report(transcripts.references, transcripts.hypotheses)
 
 
 def transcribe_split(
@@ -162,24 +170,24 @@ def transcribe_split(
     split: SplitName,
     folder: Path,
     *,
-    heard_by: nn.Module | None = None,
+    runs_on: nn.Module | None = None,
     decoder: Decoder | None = None,
 ) -> SplitTranscripts:
-    """What a recogniser hears in a split.
+    """Transcribe a split.
 
     Args:
-        bundle: the recogniser.
-        corpus: its speech.
-        split: a part of it.
-        folder: where a demo corpus is spoken.
-        heard_by: instead of the bundle's model, such as its graph in another runtime.
-        decoder: instead of each frame's best token.
+        bundle: the recognizer.
+        corpus: has the split.
+        split: train, dev or test.
+        folder: where a demo corpus is synthesized.
+        runs_on: used instead of the bundle's model, such as its graph in another runtime.
+        decoder: used instead of the best token of each frame.
 
     Raises:
         CorpusError: naming what of the corpus cannot be used.
     """
     cuts = open_split(corpus, folder, split)
-    check_case(map(said_in, cuts), bundle.tokenizer)
+    check_case(map(cut_transcript, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
         frontend_spec = bundle.model.frontend_spec
         store = FeatureStore.build(
@@ -189,7 +197,7 @@ def transcribe_split(
             is_training=False,
             frontend_spec=frontend_spec,
         )
-        model = bundle.model if heard_by is None else heard_by
+        model = bundle.model if runs_on is None else runs_on
         texts = decode_store(
             model,
             store,

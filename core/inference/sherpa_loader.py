@@ -1,4 +1,4 @@
-"""Which loader of sherpa-onnx computes a model's features."""
+"""The loader of sherpa-onnx that computes a model's features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,18 +9,18 @@ from core.inference.graph_interface import ExportError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loader:
-    """Which method of `OfflineRecognizer` loads a model, and how its graph must be."""
+    """A method of `OfflineRecognizer` that loads a model, and the graph that it reads."""
 
     name: str
     is_exact: bool = True
-    """Whether it computes the very features that the model was trained on."""
+    """Whether it computes exactly the features that the model was trained on."""
     is_nemo: bool = False
-    """Whether it reads a graph as a model of NeMo's."""
+    """Whether it reads a graph in NeMo's form."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_loader(spec: FrontendSpec, vocabulary: int) -> Loader:
-    """The loader that computes what a model hears.
+    """Return the loader that computes these features.
 
     Raises:
         ExportError: if there is none.
@@ -29,18 +29,18 @@ def choose_loader(spec: FrontendSpec, vocabulary: int) -> Loader:
         return Loader(name="from_zipformer_ctc")
     if not (spec.is_padded and spec.features in ("nemo", "sherpa")):
         raise ExportError(
-            "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
-            " NeMo's through `striding` or `dw_striding`, but this one hears"
+            "A model for sherpa-onnx must read Kaldi's features through the front end `conv4`, or"
+            " NeMo's through `striding` or `dw_striding`, but this one reads"
             f" {spec.features}'s through `{spec.subsampling_kind}` instead."
         )
-    is_normalised = spec.normalization == "per_feature"
+    is_normalized = spec.normalization == "per_feature"
     return Loader(
         name="from_nemo_ctc",
         is_exact=spec.features == "sherpa",  # its frames and windows are not NeMo's own
         is_nemo=True,
         metadata={
             "vocab_size": str(vocabulary),
-            "subsampling_factor": "1",  # of a graph with a frame for each of the features
-            "normalize_type": "per_feature" if is_normalised else "",
+            "subsampling_factor": "1",  # the graph outputs a frame for each frame of features
+            "normalize_type": "per_feature" if is_normalized else "",
         },
     )

@@ -1,4 +1,4 @@
-"""When output frames are: the one place that knows how long a frame of a model lasts."""
+"""Times of output frames: the only module that turns frames into seconds."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,24 @@ from core.features.spec import FrontendSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameTimes:
-    """Where output frames lie among mel frames."""
+    """Positions of output frames among mel frames."""
 
     stride: int
-    """Mel frames from one to the next."""
+    """Mel frames from one output frame to the next."""
     middle: float
-    """The mel frame in the middle of those that the first one sees."""
+    """The mel frame in the middle of those that the first output frame depends on."""
 
     @property
     def seconds(self) -> float:
-        """How long a frame lasts."""
+        """Length of an output frame."""
         return self.stride / FRAMES_PER_SECOND
 
     def begin(self, frame: int) -> float:
-        """Half a frame before the middle of what it sees, in seconds from the file's start."""
+        """Return the start of a frame in seconds: half a frame before the middle of its input.
+
+        For example, with a stride of 4 and a middle of 0, frame 10 begins at
+        (0.5 + 40 - 2) / 100 = 0.385 s.
+        """
         middle = (
             self.middle + 0.5 + self.stride * frame
         )  # a mel frame is in the middle of its 10 ms
@@ -32,7 +36,7 @@ class FrameTimes:
 
 
 def frame_times(spec: FrontendSpec) -> FrameTimes:
-    """By the stages of a front end: kernels of 3 and strides of 2, with padding of 1 or without."""
+    """Return the times of a front end: kernels of 3 and strides of 2, with padding of 1 or none."""
     middle = 0.0
     for _ in range(spec.stages):
         middle = 2 * middle + 1 - spec.is_padded

@@ -1,8 +1,8 @@
-"""Long speech in windows: where they meet, which of them hear what, and which frames are kept.
+"""Windows of long audio: their boundaries, what each one reads, and which frames of it are used.
 
-Windows meet where speech is quietest for seconds around: in pauses, if there are any. So where
-they lie depends on the speech near by alone, not on where a file begins, and a window begins and
-ends as an utterance does. Each hears half the overlap more on each side than is kept of it.
+Boundaries lie where the audio is quietest within seconds: in pauses, if there are any. So they
+depend on local audio alone, not on where a file begins, and a window begins and ends like an
+utterance. Each window reads half the overlap more on each side than is used of its output.
 
 Shapes: T output frames.
 """
@@ -20,30 +20,29 @@ from core.inference.timestamps import FrameTimes
 from core.report import LONGEST_TRAINED
 
 SECONDS = 12.0
-"""Of a window at most, where it was not measured how long what the model learned from was: among
-the best for one model of sentences and one of commands."""
+"""Longest window if the report does not state the longest training utterance: among the best
+lengths for one model of sentences and one of commands."""
 _LONGEST = 30.0
-"""Of a window by what was measured."""
-_TIMES_HEARD = 1.5
-"""A window's length over that of the longest utterance: most of what it is cut into is shorter,
-and models get worse when they hear much more than they ever did (see
-`benchmarks/speed/long_audio.py`)."""
+"""Longest window for any report."""
+_TIMES_TRAINED = 1.5
+"""A window's length over that of the longest training utterance: most windows are shorter, and
+models get worse on audio much longer than in training (`benchmarks/speed/long_audio.py`)."""
 _SHORTEST = 6.0
-"""Of a window by a report: pauses are further apart than commands are long."""
+"""Shortest window for any report: pauses are further apart than commands are long."""
 _PAUSE = 0.3
-"""Seconds over which loudness is averaged: more than a plosive's closure, no more than a pause."""
+"""Seconds over which loudness is averaged: longer than a plosive's closure, not than a pause."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Windowing:
-    """How speech is cut that is longer than a window."""
+    """Length and overlap of windows."""
 
     seconds: float = SECONDS
-    """That the model hears at a time, at most: 1 or more."""
+    """Longest audio that the model reads at a time: 1 or more."""
     overlap: float = 0.0
-    """Seconds that two neighbours share: at most half a window."""
+    """Seconds that two neighbors share: at most half a window."""
     shift: float = 0.0
-    """Where the first two windows meet, be it loud; to see what depends on where they lie."""
+    """Second of the first boundary, whatever its loudness; to measure the effect of boundaries."""
 
     def __post_init__(self) -> None:
         if not self.seconds >= 1:
@@ -57,83 +56,94 @@ class Windowing:
 
     @classmethod
     def fitting(cls, report: Mapping[str, Any]) -> "Windowing":
-        """For a model of that report: windows no longer than what it knows how to hear."""
-        measured, allowed = report.get(LONGEST_TRAINED), _allowed(report)
+        """Return windows no longer than a model of this report can read, by its training data."""
+        measured, allowed = report.get(LONGEST_TRAINED), _largest_allowed(report)
         if _is_length(measured):
-            return cls(seconds=min(max(_TIMES_HEARD * measured, _SHORTEST), _LONGEST))
-        if _is_length(allowed):  # of bundles from before that was measured
-            return cls(seconds=min(max(_TIMES_HEARD * allowed, _SHORTEST), SECONDS))
+            return cls(seconds=min(max(_TIMES_TRAINED * measured, _SHORTEST), _LONGEST))
+        if _is_length(allowed):  # bundles of versions that did not measure it
+            return cls(seconds=min(max(_TIMES_TRAINED * allowed, _SHORTEST), SECONDS))
         return cls()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """What is heard, in mel frames, and what is kept of it, in output frames of its own."""
+    """The mel frames that a window reads, and the frames of its output that are used."""
 
     begin: int
     end: int
     first: int
     last: int | None
-    """Not kept any more; None keeps all to the end."""
+    """The first frame that is not used; None uses all to the end."""
 
 
-def seams(
+def find_boundaries(
     loudness: Float[Tensor, " time"], times: FrameTimes, windowing: Windowing
 ) -> tuple[int, ...]:
-    """The first output frames of all windows but the first, by how loud each frame is.
+    """Return the first output frames of all windows but the first, from the loudness of frames.
 
-    At least a third of what is kept of a window lies between two.
+    Boundaries are at least a third of a window's used frames apart.
     """
-    frames = FRAMES_PER_SECOND / times.stride  # of output, a second
+    frames = FRAMES_PER_SECOND / times.stride  # output frames per second
     most = max(3, round((windowing.seconds - windowing.overlap) * frames))
     around, begin = most // 3, round(windowing.shift * frames)
-    averaged = _averaged(loudness[begin:], 1 + 2 * round(_PAUSE * frames / 2))
-    found = [0] if begin else []
+    averaged = _moving_average(loudness[begin:], 1 + 2 * round(_PAUSE * frames / 2))
+    boundaries = [0] if begin else []
     for pause in [*_quietest(averaged, around), len(averaged)]:
-        found += _between(averaged, found[-1] if found else 0, pause, most)
-        found.append(pause)
-    return tuple(begin + seam for seam in found[:-1])
+        boundaries += _between(averaged, boundaries[-1] if boundaries else 0, pause, most)
+        boundaries.append(pause)
+    return tuple(begin + boundary for boundary in boundaries[:-1])
 
 
 def windows(
-    num_frames: int, times: FrameTimes, seams: Sequence[int], windowing: Windowing
+    num_frames: int, times: FrameTimes, boundaries: Sequence[int], windowing: Windowing
 ) -> Iterator[Window]:
-    """Cut so many mel frames; what is kept of all windows, joined, are all output frames once."""
+    """Yield the windows; their used frames, joined, are all output frames once.
+
+    Example: a stride of 4, a boundary at output frame 100 and an overlap of 20 output frames. The
+    first window reads mel frames 0 to 443 and uses its output frames 0 to 99; the second reads from
+    mel frame 360 on, which is output frame 90, and uses its output frames from 10 on.
+
+    Args:
+        num_frames: mel frames of the audio.
+        times: of output frames.
+        boundaries: the first output frames of all windows but the first.
+        windowing: length and overlap.
+    """
     half = round(windowing.overlap * FRAMES_PER_SECOND / times.stride / 2)
-    for kept_from, kept_to in zip((0, *seams), (*seams, None), strict=True):
-        heard_from = max(0, kept_from - half)
+    for kept_from, kept_to in zip((0, *boundaries), (*boundaries, None), strict=True):
+        read_from = max(0, kept_from - half)
         if kept_to is None:
             end, last = num_frames, None
-        else:  # one more than is shared: the last frame sees into the next
-            end, last = times.stride * (kept_to + half + 1), kept_to - heard_from
+        else:  # one more than the overlap: the last frame depends on the next
+            end, last = times.stride * (kept_to + half + 1), kept_to - read_from
         yield Window(
-            begin=times.stride * heard_from,
+            begin=times.stride * read_from,
             end=min(end, num_frames),
-            first=kept_from - heard_from,
+            first=kept_from - read_from,
             last=last,
         )
 
 
-def _allowed(report: Mapping[str, Any]) -> Any:
-    """The longest utterance that the config of a report let in, if it has one."""
-    found: Any = report
+def _largest_allowed(report: Mapping[str, Any]) -> Any:
+    """Return `corpus.max_seconds` of a report's config, if it has one."""
+    value: Any = report
     for name in ("config", "corpus", "max_seconds"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _is_length(seconds: Any) -> TypeGuard[float]:
     return type(seconds) in (int, float) and seconds > 0
 
 
-def _averaged(loudness: Float[Tensor, " time"], width: int) -> Float[Tensor, " time"]:
+def _moving_average(loudness: Float[Tensor, " time"], width: int) -> Float[Tensor, " time"]:
     return F.avg_pool1d(
         loudness[None], width, stride=1, padding=width // 2, count_include_pad=False
     )[0]
 
 
 def _quietest(loudness: Float[Tensor, " time"], around: int) -> list[int]:
-    """Frames than which none in so many on each side is quieter; of equal ones the first."""
+    """Return frames that are the quietest of `around` on each side; of equal ones the first."""
     if len(loudness) <= 2 * around:
         return []
     lowest = -F.max_pool1d(-loudness[None], around, stride=1)[0]  # from each frame on
@@ -143,12 +153,15 @@ def _quietest(loudness: Float[Tensor, " time"], around: int) -> list[int]:
 
 
 def _between(loudness: Float[Tensor, " time"], begin: int, end: int, most: int) -> list[int]:
-    """Cut a stretch where it is quietest until no piece is longer than it may be."""
-    margin, found, stretches = most // 3, [], [(begin, end)]
-    while stretches:
-        begin, end = stretches.pop()
+    """Return boundaries that split a stretch at its quietest frames until no part is too long.
+
+    Boundaries keep a third of the longest part away from both ends of what they split.
+    """
+    margin, cuts, pending = most // 3, [], [(begin, end)]
+    while pending:
+        begin, end = pending.pop()
         if end - begin > most:
             inner = loudness[begin + margin : end - margin]
-            found.append(begin + margin + int(inner.argmin()))
-            stretches += [(begin, found[-1]), (found[-1], end)]
-    return sorted(found)
+            cuts.append(begin + margin + int(inner.argmin()))
+            pending += [(begin, cuts[-1]), (cuts[-1], end)]
+    return sorted(cuts)

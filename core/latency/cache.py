@@ -1,4 +1,4 @@
-"""The table of latencies that all trials go by: measured beside the teacher, or given."""
+"""The latency table of a sweep: measured and stored with the teacher, or given as a file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from core.pruning.latency_table import LatencyTable
 from core.runtime import select_device
 
 FILE = "latency/table.json"
-"""Of the teacher's folder."""
+"""Path of the table in the teacher's folder."""
 
 
 def needs_table(config: TrialConfig) -> bool:
@@ -18,14 +18,14 @@ def needs_table(config: TrialConfig) -> bool:
 
 
 def is_ready(config: TrialConfig, folder: Path) -> bool:
-    """Whether nothing is left to measure beside the teacher."""
+    """Whether no table has to be measured."""
     return (
         not needs_table(config) or bool(config.pruning.latency_table) or (folder / FILE).is_file()
     )
 
 
 def measure(config: TrialConfig, folder: Path, shape: Shape) -> None:
-    """Leave a table beside the teacher, if one is asked for and there is none."""
+    """Measure a table and store it with the teacher, if one is needed and missing."""
     if is_ready(config, folder):
         return
     table = latency_table(
@@ -40,17 +40,17 @@ def measure(config: TrialConfig, folder: Path, shape: Shape) -> None:
 
 
 def open_table(config: TrialConfig, folder: Path) -> LatencyTable | None:
-    """The table that a trial goes by; None where latency is no target of it.
+    """Return the table of a trial; None if latency is no target.
 
     Raises:
         ConfigError: if it is missing or damaged.
     """
     if not needs_table(config):
         return None
-    given = config.pruning.latency_table
-    if not given and not (folder / FILE).is_file():
+    path = config.pruning.latency_table
+    if not path and not (folder / FILE).is_file():
         raise ConfigError(
-            f"`{folder / FILE}` must be there, as latency is a target, but is not; name a table as"
-            " `pruning.latency_table`, or begin another sweep"
+            f"`{folder / FILE}` must exist, as latency is a target, but does not; name a table as"
+            " `pruning.latency_table`, or start another sweep"
         )
-    return LatencyTable.load(Path(given) if given else folder / FILE)
+    return LatencyTable.load(Path(path) if path else folder / FILE)

@@ -1,7 +1,7 @@
-"""A table of latencies corrected by whole models: parts together take another time than one by one.
+"""Calibration of a latency table by whole models, as a model is not the sum of its components.
 
-Models are cut by chance to some shares of what their parts add up to, each part to a share of its
-own, as pruning does, and timed in turn with the unpruned one.
+Models are pruned at random to several shares of the sum of their components, each axis to a share
+of its own, and timed in turn with the unpruned model.
 """
 
 from collections.abc import Iterator
@@ -20,44 +20,44 @@ from core.pruning.selection import Budget, NestedOrder, choose
 from core.pruning.space import Space
 
 SHARES, DRAWS = (0.2, 0.4, 0.6, 0.8), 3
-"""To what shares of the unpruned model's sum models are cut, and how many to each."""
+"""Shares of the unpruned model's sum to which models are pruned, and models per share."""
 UNEVENNESS = 0.5
-CUT: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")
+KINDS: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")
 
 
 @torch.inference_mode()
 def calibrate_table(
     table: LatencyTable, unpruned: Conformer, *, repeats: int, threads: int, multiple_of: int
 ) -> LatencyTable:
-    """The table with what whole models take."""
-    space = Space.of(unpruned, CUT, table.utterance_seconds, latency=table)
+    """Return the table with the measured times of whole models."""
+    space = Space.of(unpruned, KINDS, table.utterance_seconds, latency=table)
     full = float(space.unpruned.latency)
     choices = list(_choices(space, multiple_of))
     models = [extract(unpruned, as_mask(choice)).eval() for choice in choices]
-    told = np.array([float(space.choice_cost(choice).latency) for choice in choices])
+    sums = np.array([float(space.choice_cost(choice).latency) for choice in choices])
     shares = _measured_shares(unpruned, models, table.utterance_seconds, repeats, threads)
-    told, measured = (each.reshape(-1, DRAWS).mean(1) for each in (told, full * shares))
-    rising = np.minimum(isotonic_regression(measured).x, full) if len(told) else measured
-    whole = [list(pair) for pair in zip(told.tolist(), rising.tolist(), strict=True)]
+    sums, measured = (values.reshape(-1, DRAWS).mean(1) for values in (sums, full * shares))
+    rising = np.minimum(isotonic_regression(measured).x, full) if len(sums) else measured
+    whole = [list(pair) for pair in zip(sums.tolist(), rising.tolist(), strict=True)]
     return LatencyTable.parse({**table.model_dump(), "whole": [*whole, [full, full]]})
 
 
 def _choices(space: Space, multiple_of: int) -> Iterator[dict[str, Tensor]]:
-    """Rising in their shares; what must stay takes more than the least of them."""
-    chance = torch.Generator().manual_seed(0)
-    nested = NestedOrder.of(space, _uneven(space, chance))
+    """Yield choices by increasing share, above the share of the units that must stay."""
+    generator = torch.Generator().manual_seed(0)
+    nested = NestedOrder.of(space, _uneven_scores(space, generator))
     lowest = 1 - float(space.sparsity(nested.cost(range(nested.floors)), "latency"))
     for share in (share for share in SHARES if share > lowest):
         for _ in range(DRAWS):
             budget = Budget(keep=share, resource="latency")
-            yield choose(space, _uneven(space, chance), budget, multiple_of=multiple_of)
+            yield choose(space, _uneven_scores(space, generator), budget, multiple_of=multiple_of)
 
 
-def _uneven(space: Space, chance: torch.Generator) -> dict[str, Tensor]:
-    """Scores by which every axis keeps another share of its units."""
+def _uneven_scores(space: Space, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return random scores by which every axis keeps another share of its units."""
     return {
-        axis.name: torch.rand(axis.size, generator=chance)
-        + UNEVENNESS * torch.rand((), generator=chance)
+        axis.name: torch.rand(axis.size, generator=generator)
+        + UNEVENNESS * torch.rand((), generator=generator)
         for axis in space.units
     }
 
@@ -65,7 +65,7 @@ def _uneven(space: Space, chance: torch.Generator) -> dict[str, Tensor]:
 def _measured_shares(
     unpruned: Conformer, models: list[Conformer], seconds: float, repeats: int, threads: int
 ) -> np.ndarray:
-    """Of the unpruned model's time, in turn with it, each warm: medians over rounds."""
+    """Return the models' times as shares of the unpruned model's, as medians over rounds."""
     device = next(unpruned.parameters()).device
     speech, before = noise(1, seconds, device), torch.get_num_threads()
     torch.set_num_threads(threads)

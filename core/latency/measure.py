@@ -1,6 +1,7 @@
-"""How long the parts of a model take on this machine, by their sizes: a table of latencies.
+"""Measurement of a latency table: the time of each component of a model by its sizes.
 
-Each part is timed where it works, in a pass of one utterance at batch 1; then whole models are.
+Components are timed inside whole models, in passes of one utterance at batch 1; then whole models
+are timed.
 """
 
 import statistics
@@ -21,7 +22,7 @@ from core.pruning.latency_table import Component, Grid, LatencyTable, monotone
 
 UNIT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 WIDTH_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-"""Of the unpruned sizes: where a table of latencies is measured."""
+"""Shares of the unpruned sizes at which a table is measured."""
 NEVER_EMPTY: tuple[Component, ...] = ("frontend", "projection", "norm", "output")
 
 
@@ -35,17 +36,25 @@ def latency_table(
     device: torch.device,
     multiple_of: int = 1,
 ) -> LatencyTable:
-    """The times of all parts of models up to this shape, summing up to that of the shape itself.
+    """Measure the components of models up to this shape; their sum is scaled to the whole model's.
 
-    Below the whole sizes are of the kind that will be kept: multiples, or else odd numbers, at
-    which matrix products are slower than at the round ones between.
+    Sizes below the unpruned ones are those that pruning leaves: multiples of `multiple_of`, or odd
+    numbers, at which matrix products are slower than at round ones.
 
-    Parts are timed where they work, inside models of equal blocks, one for each point of the grid.
-    Repeats go round all points, so that drift of the machine meets all alike.
+    Components are timed inside models of equal blocks, one for each point of the grid. Each repeat
+    goes through all points, so that drift of the machine affects all alike.
+
+    Args:
+        shape: the unpruned sizes.
+        utterance_seconds: length of the utterance.
+        repeats: timed passes per point.
+        threads: of torch.
+        device: of the models.
+        multiple_of: units of an axis are kept in multiples of this number.
     """
     speech = noise(1, utterance_seconds, device)
     points = [(i, j) for i in range(len(UNIT_SHARES)) for j in range(len(WIDTH_SHARES))]
-    seen: dict[tuple[int, int], list[dict[Component, float]]] = {point: [] for point in points}
+    passes: dict[tuple[int, int], list[dict[Component, float]]] = {point: [] for point in points}
     whole, before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     with torch.random.fork_rng(devices=[]):
@@ -53,17 +62,17 @@ def latency_table(
         for _ in range(repeats):
             whole += [time_forward(unpruned, speech, device) for _ in range(2)][1:]
             for i, j in points:
-                model = Conformer(even(shape, UNIT_SHARES[i], WIDTH_SHARES[j], multiple_of))
+                model = Conformer(even_shape(shape, UNIT_SHARES[i], WIDTH_SHARES[j], multiple_of))
                 model.to(device).eval()
-                seen[i, j] += [part_seconds(model, speech, device) for _ in range(2)][1:]
+                passes[i, j] += [part_seconds(model, speech, device) for _ in range(2)][1:]
     torch.set_num_threads(before)
-    parts = {part: _grid(shape, part, seen, multiple_of) for part in seen[points[-1]][0]}
+    parts = {part: _grid(shape, part, passes, multiple_of) for part in passes[points[-1]][0]}
     table = LatencyTable(
         utterance_seconds=utterance_seconds, device=device.type, threads=threads, parts=parts
     )
     axes = unpruned.axes()
-    told = float(table.ms(axes, {axis.name: axis.size for axis in axes}))
-    table = table.scale(1000 * statistics.median(whole) / told)
+    sum_ms = float(table.ms(axes, {axis.name: axis.size for axis in axes}))
+    table = table.scale(1000 * statistics.median(whole) / sum_ms)
     return calibrate_table(
         table, unpruned, repeats=repeats, threads=threads, multiple_of=multiple_of
     )
@@ -72,33 +81,37 @@ def latency_table(
 def part_seconds(
     model: Conformer, speech: tuple[Tensor, Tensor], device: torch.device
 ) -> dict[Component, float]:
-    """One pass, by kinds of parts; a module counts until the next one begins, on average."""
+    """Time one pass by components: a module's time lasts until the next one begins.
+
+    Returns:
+        The mean time of the modules of each component, in seconds.
+    """
     marks: list[tuple[Component, float]] = []
-    with _marked(model, marks, device):
+    with _recorded_starts(model, marks, device):
         model(*speech)
         synchronize(device)
         end = time.perf_counter()
-    spent: dict[Component, list[float]] = {}
+    seconds: dict[Component, list[float]] = {}
     for (part, begun), (_, ended) in zip(marks, [*marks[1:], (marks[-1][0], end)], strict=True):
-        spent.setdefault(part, []).append(ended - begun)
-    return {part: sum(times) / len(times) for part, times in spent.items()}
+        seconds.setdefault(part, []).append(ended - begun)
+    return {part: sum(times) / len(times) for part, times in seconds.items()}
 
 
 @contextmanager
-def _marked(
+def _recorded_starts(
     model: Conformer, marks: list[tuple[Component, float]], device: torch.device
 ) -> Iterator[None]:
-    """Note when each part begins."""
+    """Record when each component begins."""
 
-    def noting(part: Component) -> object:
-        def note(*_: object) -> None:
+    def recorder(part: Component) -> object:
+        def record(*_: object) -> None:
             synchronize(device)
             marks.append((part, time.perf_counter()))
 
-        return note
+        return record
 
     handles = [
-        module.register_forward_pre_hook(noting(part))  # type: ignore[arg-type]
+        module.register_forward_pre_hook(recorder(part))  # type: ignore[arg-type]
         for part, modules in _parts_of(model).items()
         for module in modules
     ]
@@ -111,7 +124,7 @@ def _marked(
 
 def _parts_of(model: Conformer) -> Mapping[Component, list[nn.Module]]:
     blocks = model.typed_blocks()
-    found: dict[Component, list[nn.Module | None]] = {
+    modules: dict[Component, list[nn.Module | None]] = {
         "frontend": [model.frontend],
         "projection": [model.frontend.linear],
         "feedforward": [part for block in blocks for part in (block.ff1, block.ff2)],
@@ -120,11 +133,18 @@ def _parts_of(model: Conformer) -> Mapping[Component, list[nn.Module]]:
         "norm": [block.norm for block in blocks],
         "output": [model.head],
     }
-    return {part: [m for m in modules if m is not None] for part, modules in found.items()}
+    return {part: [m for m in parts if m is not None] for part, parts in modules.items()}
 
 
-def even(shape: Shape, units: float, width: float, multiple_of: int = 1) -> Shape:
-    """A shape of equal blocks with shares of the largest of each size."""
+def even_shape(shape: Shape, units: float, width: float, multiple_of: int = 1) -> Shape:
+    """Return a shape of equal blocks with shares of the largest of each size.
+
+    Args:
+        shape: the unpruned sizes.
+        units: share of heads, inner units and channels.
+        width: share of the residual width.
+        multiple_of: sizes are multiples of this number, or odd if it is 1.
+    """
     block = BlockShape(
         ff1=_level(shape, "feedforward", units, multiple_of),
         heads=_level(shape, "attention", units, multiple_of),
@@ -143,7 +163,7 @@ def even(shape: Shape, units: float, width: float, multiple_of: int = 1) -> Shap
 
 
 def _largest(shape: Shape, part: Component) -> int:
-    """Units of a part where it has most; 0 where there is none."""
+    """Return the largest number of units of a component; 0 if no block has it."""
     sizes = {
         "feedforward": [size for block in shape.blocks for size in (block.ff1, block.ff2)],
         "attention": [block.heads for block in shape.blocks],
@@ -155,7 +175,7 @@ def _largest(shape: Shape, part: Component) -> int:
 
 
 def _level(shape: Shape, part: Component, share: float, multiple_of: int) -> int:
-    """Units of a part at a share of the most it has; heads are as many as there are."""
+    """Return a share of the largest number of units of a component; heads are not rounded."""
     largest = _largest(shape, part)
     if part == "attention":
         return max(1, round(share * largest)) if largest else 0
@@ -173,16 +193,19 @@ def _near(size: int, share: float, multiple_of: int) -> int:
 def _grid(
     shape: Shape,
     part: Component,
-    seen: Mapping[tuple[int, int], list[dict[Component, float]]],
+    passes: Mapping[tuple[int, int], list[dict[Component, float]]],
     multiple_of: int,
 ) -> Grid:
-    """Medians in milliseconds, in order; sizes that fall together share their mean."""
+    """Return medians in milliseconds, made monotone; equal sizes share their mean.
+
+    Example: shares 1/16 and 1/8 of 8 units are both 1 unit; its time is the mean of both points.
+    """
     whole = shape.sub1 if part == "frontend" else shape.width
     units = [_level(shape, part, share, multiple_of) for share in UNIT_SHARES]
     widths = [_near(whole, share, multiple_of) for share in WIDTH_SHARES]
     times: dict[tuple[int, int], list[float]] = {}
-    for (i, j), passes in seen.items():
-        median = statistics.median(each[part] for each in passes)
+    for (i, j), times_here in passes.items():
+        median = statistics.median(times_of[part] for times_of in times_here)
         times.setdefault((units[i], widths[j]), []).append(1000 * median)
     rows, columns = sorted(set(units)), sorted(set(widths))
     table = np.array([[statistics.mean(times[n, d]) for d in columns] for n in rows])

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from core.config.pruning import AxisKind, PruningConfig, Resource
-from core.conformer.axes import Cost, around
+from core.conformer.axes import Cost, enclosing_axes
 from core.pruning.multi_budget import orders_meeting_budgets
 from core.pruning.space import Space, resource_cost, unit_share
 
@@ -69,7 +69,7 @@ def order(space: Space, scores: Scores) -> list[Unit]:
     """
     ranked: list[tuple[float, float, int, Unit]] = []
     scored = [axis for axis in space.prunable if axis.name in scores]
-    above = around(space.axes)
+    above = enclosing_axes(space.axes)
     holders = {name for axis in scored for name in above[axis.name]}
     for axis in scored:
         if axis.name in holders:

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from core.config.pruning import AxisKind, Resource
-from core.conformer.axes import Axis, Cost, Mask, Number, around
+from core.conformer.axes import Axis, Cost, Mask, Number, enclosing_axes
 from core.conformer.masking import close_empty_modules
 from core.conformer.model import Conformer
 from core.pruning.latency_table import LatencyTable
@@ -73,7 +73,7 @@ class Space:
     @property
     def units(self) -> tuple[Axis, ...]:
         """Return the prunable axes that hold no other prunable axis: those that an order ranks."""
-        above = around(self.axes)
+        above = enclosing_axes(self.axes)
         holders = {name for axis in self.prunable for name in above[axis.name]}
         return tuple(axis for axis in self.prunable if axis.name not in holders)
 

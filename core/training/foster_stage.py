@@ -22,7 +22,8 @@ from core.data.batching import Batch
 from core.pruning.extraction import clone
 from core.report import Report, Stage
 from core.training.distillation import ctc_loss, logit_loss
-from core.training.loop import Rates, autocast, optimizer_step
+from core.training.loop import Rates
+from core.training.optim_step import autocast, optimizer_step
 from core.training.optimizers import primal
 
 BLANK = 0

@@ -21,8 +21,9 @@ from core.distributed import part_of_same
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.report import Report, Stage
 from core.training.distillation import Student, ctc_loss
-from core.training.loop import Losses, Trainable, accumulate_gradients, autocast, weighted_total
+from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
+from core.training.optim_step import Losses, accumulate_gradients, autocast, weighted_total
 from core.training.optimizers import primal
 
 # Without a few closed units, matrices would have odd sizes, whose products are slower.

@@ -25,8 +25,8 @@ from core.pruning.reconstruction import reference_gates
 from core.pruning.selection import Scores
 from core.pruning.space import Choice
 from core.training.gate_stage import masked_losses
-from core.training.loop import Losses, autocast, optimizer_step
 from core.training.method import MethodContext, tuning_rates
+from core.training.optim_step import Losses, autocast, optimizer_step
 from core.training.optimizers import primal
 
 

@@ -209,7 +209,7 @@ def test_a_trial_goes_by_the_latency_that_was_measured_beside_the_teacher(shared
 def test_a_missing_table_of_latencies_is_named(shared):
     config = trial_config(pruning={"resource": "latency"})
 
-    with pytest.raises(ConfigError, match=r"table.json` must be there, as latency is a target"):
+    with pytest.raises(ConfigError, match=r"table.json` must exist, as latency is a target"):
         finished(config, place_in(shared, "no-table"))
 
 

@@ -203,7 +203,7 @@ def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(home, tmp_pa
     [
         ("features.json", "{}", "must be of format 1 or 2, but is of None"),
         ("features.json", '{"format": 3}', "must be of format 1 or 2, but is of 3 instead"),
-        ("features.json", '{"format": 1, "stages": 2}', "must say what features a graph wants"),
+        ("features.json", '{"format": 1, "stages": 2}', "must state the features of a graph"),
         ("features.json", "[1]", "must be a table"),
         ("report.json", "nonsense", "report.json` must be JSON"),
         ("tokenizer.model", None, "tokenizer.model` must be a SentencePiece model, but is missing"),

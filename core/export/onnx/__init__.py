@@ -1,1 +1,1 @@
-"""ONNX graphs."""
+"""ONNX graphs: conversion, 8-bit integers, weights in files."""

@@ -27,8 +27,8 @@ from core.inference.graph_interface import INPUTS, OUTPUTS, needs_extra
 OPSET = 23
 """The first in which attention is one operator."""
 LARGEST_INLINE = 1536 * 2**20
-"""Bytes of weights that a graph's own file holds, as protobuf ends at 2 GiB. More of them lie in a
-file beside it, which the graph knows by its name alone: both must stay in one folder."""
+"""Most bytes of weights in a graph's own file, as protobuf ends at 2 GiB. Larger weights lie in a
+second file that the graph refers to by its name alone: both must stay in one folder."""
 DATA = ".data"
 """Suffix of that file."""
 
@@ -41,15 +41,15 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     inline_bytes: int = LARGEST_INLINE,
 ) -> None:
-    """Write the graph, and the file with its weights if they are many; each appears whole.
+    """Write the graph, and a file with its weights if they are large; each appears whole.
 
     Args:
         model: dense, in evaluation mode.
-        file: what is written.
-        is_nemo: whether its runtime reads it as a model of NeMo's: mels come before frames in the
-            features, and there is a frame of log-probabilities for each of the features.
-        metadata: what the graph says of itself to its runtime.
-        inline_bytes: the most weights that the graph's own file may hold.
+        file: the path to write.
+        is_nemo: whether it gets NeMo's form: mels come before frames in the features, and there is
+            a frame of log-probabilities for each frame of features.
+        metadata: of the graph, for its runtime.
+        inline_bytes: the most bytes of weights in the graph's own file.
 
     Raises:
         ExportError: if the extra `export` is not installed.
@@ -57,7 +57,7 @@ def export_onnx(
     """
     needs_extra()
     rewritten: nn.Module = Inference(model)
-    features = torch.zeros(2, 203, MELS)  # chance is left as it is
+    features = torch.zeros(2, 203, MELS)  # zeros: the random generator is not touched
     if is_nemo:
         rewritten, features = _AsNemo(rewritten, model.shape.frontend_spec.subsampling), features.mT
     num_frames = torch.tensor([203, 150])
@@ -77,21 +77,21 @@ def export_onnx(
     program.model.metadata_props.update(metadata or {})
     with graph_folder(file) as folder:
         program.save(folder / file.name, external_data=_weights_bytes(program) > inline_bytes)
-    # onnxscript's rules of rewriting remember the last graph that they saw, with its weights.
+    # onnxscript's rewriting rules keep the last graph in memory, with its weights.
     for value in program.model.graph.initializers.values():
         value.const_value = None
 
 
 @contextmanager
 def graph_folder(file: Path) -> Iterator[Path]:
-    """Give a folder to write a graph into; when all went well, its files are put beside `file`.
+    """Yield a folder for a graph; without an error, its files then move to the folder of `file`.
 
-    A graph names the file of its weights: written under another name, it would not find it.
+    A graph names the file of its weights, so it must be written under its final name.
     """
     with TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
         folder = Path(scratch)
         yield folder
-        # Weights first: a graph that is there can be loaded.
+        # Weights first: a graph that exists can be loaded.
         for written in (f"{file.name}{DATA}", file.name):
             if (folder / written).exists():
                 (folder / written).replace(file.with_name(written))
@@ -105,16 +105,17 @@ def _weights_bytes(program: Any) -> int:
 def repeat_frames(
     frames: Float[Tensor, "batch time vocabulary"], num_frames: int, subsampling: int
 ) -> Float[Tensor, "batch mel_frames vocabulary"]:
-    """Each frame as often as there are features that it was made of."""
+    """Repeat each frame for each frame of features that it was computed from."""
     return frames[:, torch.arange(num_frames, device=frames.device) // subsampling]
 
 
 class _AsNemo(nn.Module):
-    """As sherpa-onnx reads a model of NeMo's.
+    """A graph in the form in which sherpa-onnx reads NeMo's models.
 
-    Of M features it reads floor(M / f) frames, where padded strides leave ceil(M / f), and speech
-    that ends at once says its last token in the last one. With each of them repeated it may be told
-    that f is 1, and reads all; greedy search takes a token that is said again at once for one.
+    With subsampling f, sherpa-onnx reads floor(M / f) output frames of M frames of features, but
+    padded strides output ceil(M / f), and the last token may be in the last frame. With each output
+    frame repeated f times, f can be stated as 1 and all frames are read; greedy search merges
+    repeated tokens. Example: M = 10 and f = 4 give 3 output frames, of which it would read 2.
     """
 
     def __init__(self, model: nn.Module, subsampling: int) -> None:
@@ -130,9 +131,9 @@ class _AsNemo(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No account of the exporter's steps, no checks of shapes that have no number yet."""
-    before, unheard = jaxtyping.config.jaxtyping_disable, logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of packages that are not there, and not needed
+    """Silence the exporter, and disable shape checks, which symbolic sizes do not pass."""
+    before, log_level = jaxtyping.config.jaxtyping_disable, logging.root.manager.disable
+    logging.disable(logging.WARNING)  # warnings about packages that are missing and not needed
     jaxtyping.config.update("jaxtyping_disable", True)  # noqa: FBT003 - its signature
     try:
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -140,4 +141,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
-        logging.disable(unheard)
+        logging.disable(log_level)

@@ -1,7 +1,7 @@
-"""The weights of an ONNX graph, one tensor at a time: so that no model is ever whole in memory.
+"""The weights of an ONNX graph, one tensor at a time, so that a model is never whole in memory.
 
-A graph holds its weights itself, or names a file beside it in which they lie; protobuf ends at 2
-GiB. The packages are those of the extra `export`.
+A graph holds its weights itself, or names a second file with them, as protobuf ends at 2 GiB. The
+extra `export` installs the packages.
 """
 
 from pathlib import Path
@@ -14,15 +14,15 @@ from core.export.onnx.conversion import DATA
 from core.inference.graph_interface import INPUTS, OUTPUTS, GraphError
 
 SMALLEST_OUTSIDE = 1024
-"""Bytes of the smallest tensor that lies in the file beside: the runtime reads shapes and the like
-from the graph alone."""
+"""Bytes of the smallest tensor in the second file: the runtime reads shapes and the like from the
+graph alone."""
 
 
 def open_graph(file: Path) -> Any:
-    """The graph of a recognizer, without the weights that lie in another file.
+    """Open the graph of a recognizer, without weights in a second file.
 
     Raises:
-        GraphError: if it is missing or none.
+        GraphError: if it is missing or no such graph.
     """
     import onnx  # noqa: PLC0415  # an extra
 
@@ -30,7 +30,7 @@ def open_graph(file: Path) -> Any:
         raise GraphError(f"`{file}` must be an ONNX graph, but there is no such file.")
     try:
         model = onnx.load(file, load_external_data=False)
-    except Exception as error:  # noqa: BLE001  # of protobuf: they share no other class
+    except Exception as error:  # noqa: BLE001  # errors of protobuf share no other class
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GraphError(f"`{file}` must be an ONNX graph, but: {first}") from None
     names = tuple(end.name for end in (*model.graph.input, *model.graph.output))
@@ -43,14 +43,14 @@ def open_graph(file: Path) -> Any:
 
 
 def read_tensor(tensor: Any, folder: Path) -> np.ndarray:
-    """The numbers of a constant; those of a file beside are mapped, not read.
+    """Return the values of a constant; those in a second file are memory-mapped.
 
     Args:
         tensor: an initializer.
         folder: of the graph.
 
     Raises:
-        GraphError: if it names a file elsewhere, or one that ends before it.
+        GraphError: if its file is in another folder, or too short.
     """
     from onnx import helper, numpy_helper  # noqa: PLC0415  # an extra
     from onnx.external_data_helper import (  # noqa: PLC0415
@@ -78,12 +78,12 @@ def read_tensor(tensor: Any, folder: Path) -> np.ndarray:
 
 
 class GraphWriter:
-    """Writes a graph with new constants, which lie in a file beside if they are many.
+    """Writes a graph with new constants, in a second file if they are large.
 
     Args:
-        model: the graph; its constants are dropped.
-        file: what is written.
-        is_outside: whether large constants go to the file beside.
+        model: the graph; its constants are removed.
+        file: the path to write.
+        is_outside: whether large constants go to a second file.
     """
 
     def __init__(self, model: Any, file: Path, *, is_outside: bool) -> None:
@@ -118,7 +118,7 @@ class GraphWriter:
             return
         tensor.name, tensor.dims[:] = name, values.shape
         tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        tensor.raw_data = b"\0"  # where there is none, no file can stand for it
+        tensor.raw_data = b"\0"  # required before external data can replace it
         begin = self._data.tell()
         self._data.write(np.ascontiguousarray(values).data)
         location, length = f"{self._file.name}{DATA}", values.nbytes

@@ -1,12 +1,12 @@
-"""Matrix products of a graph with 8-bit weights, whose inputs become 8-bit integers as they come.
+"""Matrix products of a graph with 8-bit weights, whose inputs are quantized at run time.
 
 Per output the weights have one scale, absmax / 127, and 0 stays 0; x is quantized by ONNX's
 DynamicQuantizeLinear, with a scale and a zero point z for the whole tensor. Then, in integers,
 
     x W = scale_x scale_W (x_q - z) W_q.
 
-These are the operators, and to the bit the numbers, of ONNX Runtime's own dynamic quantization,
-which however holds the whole model several times in memory.
+Operators and numbers are exactly those of ONNX Runtime's own dynamic quantization, which however
+holds the whole model several times in memory.
 
 Shapes: K inputs, N outputs of a product.
 """
@@ -24,7 +24,7 @@ LARGEST = 127
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Product:
-    """A node that multiplies by a constant."""
+    """A node that multiplies its input by a constant matrix."""
 
     node: Any
     is_transposed: bool
@@ -36,57 +36,61 @@ class Product:
 
 
 def find_matmuls(model: Any, names: Collection[str]) -> dict[str, Product]:
-    """Products that can be written in integers, by the names of their constants.
+    """Return the products that can be computed in integers, by the names of their constants.
 
     Args:
         model: a graph.
-        names: of the nodes that should be.
+        names: of the nodes to consider.
     """
     uses = Counter(name for node in model.graph.node for name in node.input)
     products = {}
     for node in model.graph.node:
-        given = {each.name: each for each in node.attribute}
+        attributes = {attribute.name: attribute for attribute in node.attribute}
         is_plain = all(
-            given[name].f == 1.0 if name in ("alpha", "beta") else not given[name].i
+            attributes[name].f == 1.0 if name in ("alpha", "beta") else not attributes[name].i
             for name in ("alpha", "beta", "transA")
-            if name in given
+            if name in attributes
         )
         if node.name in names and is_plain and uses[node.input[1]] == 1:
-            is_transposed = "transB" in given and bool(given["transB"].i)
+            is_transposed = "transB" in attributes and bool(attributes["transB"].i)
             products[str(node.input[1])] = Product(node=node, is_transposed=is_transposed)
     return products
 
 
 def replace_products(model: Any, products: Mapping[str, Product]) -> None:
-    """Rewrite these nodes in place; their new constants are named by `names_of`."""
+    """Rewrite these nodes in place; `tensor_names` names their new constants."""
     names = {product.node.name for product in products.values()}
     quantized: set[str] = set()
     nodes: list[Any] = []
     for node in model.graph.node:
-        nodes += _in_integers(node, quantized) if node.name in names else [node]
+        nodes += _integer_nodes(node, quantized) if node.name in names else [node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
 def tensor_names(weight: str) -> tuple[str, str, str]:
-    """Of the integers, their scales and their zero points."""
+    """Return the names of the integers, their scales and their zero points."""
     return f"{weight}_quantized", f"{weight}_scale", f"{weight}_zero_point"
 
 
 def quantized_weight(
     weight: Float32[np.ndarray, "inputs outputs"],
 ) -> tuple[Int8[np.ndarray, "inputs outputs"], Float32[np.ndarray, " outputs"]]:
-    """Integers, and the scale of each output."""
+    """Return integers, and the scale of each output.
+
+    Example: the largest absolute weight of an output is 2.54, so its scale is 0.02, and a weight of
+    1.0 becomes 50.
+    """
     absmax = np.maximum(weight.max(0), -weight.min(0))
-    # In double precision, as ONNX Runtime: another rounding would be another scale.
+    # In double precision, as in ONNX Runtime: another rounding would give another scale.
     scale = absmax.astype(np.float64) / LARGEST
     scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
     integers = np.clip((weight / scale).round(), -LARGEST - 1, LARGEST)
     return integers.astype(np.int8), scale
 
 
-def _in_integers(node: Any, quantized: set[str]) -> Iterator[Any]:
-    """The nodes instead of one; an input that several products share is quantized once."""
+def _integer_nodes(node: Any, quantized: set[str]) -> Iterator[Any]:
+    """Yield the nodes that replace one; an input of several products is quantized once."""
     from onnx import TensorProto, helper  # noqa: PLC0415  # an extra
 
     x, weight, *bias = node.input

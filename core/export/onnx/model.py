@@ -1,9 +1,9 @@
-"""A dense model rewritten for inference: it computes what the model does, in fewer steps.
+"""A dense model rewritten for inference: it computes the same in fewer steps.
 
-What is constant is multiplied out: batch norm into the depthwise convolution, attention's scale
-and biases into its projections, the half steps into the feed-forwards. Frames lie in rows, so that
-a linear layer with its bias is one matrix product, and positions in columns, so that heads need no
-transposing. The front end's channels are filled up with zeros to whole vectors.
+Constants are multiplied out: batch norm into the depthwise convolution, attention's scale and
+biases into its projections, the factors 0.5 into the feed-forwards. Frames are rows, so that a
+linear layer with its bias is one matrix product, and positions are columns, so that heads need no
+transpose. The front end's channels are padded with zeros to whole vectors.
 
 Shapes: B batch, M mel frames, T frames, N = B T rows, D width, P width of the positions, H heads, K
 head width, A = H K, C channels, V vocabulary.
@@ -28,20 +28,20 @@ from core.conformer.model import Conformer
 from core.features.spec import FrontendSpec
 
 LANES = 16
-"""Floats of the widest vectors: a convolution of so many channels at a time needs no rest."""
+"""Floats of the widest vectors: a convolution of a multiple of it has no partial vectors."""
 FINE, COARSE = 256, 256
-"""A distance is COARSE steps of FINE frames at most, ahead or back: 43 minutes."""
+"""The largest distance is COARSE steps of FINE frames, ahead or back: 43 minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """What all blocks know of a batch."""
+    """The values of a batch that all blocks use."""
 
     batch: int
     time: int
     is_frame: Bool[Tensor, "batch time"]
     positions: Float[Tensor, "position_width distances"]
-    """Of the distances T, T - 1 ... -(T - 1), sines above cosines."""
+    """Sines above cosines of the distances T, T - 1 ... -(T - 1)."""
 
     @property
     def present(self) -> Float[Tensor, "rows 1"]:
@@ -49,20 +49,20 @@ class Frames:
 
     @property
     def floor(self) -> Float[Tensor, "batch 1 1 time"]:
-        """What is added to scores of padding: finite, as rows without any real frame must be."""
+        """Added to scores of padding; finite, so that rows without real frames are finite, too."""
         lowest = torch.finfo(self.positions.dtype).min / 2
         return torch.where(self.is_frame, 0.0, lowest)[:, None, None]
 
 
 class Inference(nn.Module):
-    """Features and their lengths in, log-probabilities and lengths out."""
+    """Computes log-probabilities and their lengths from features and their lengths."""
 
     def __init__(self, model: Conformer) -> None:
-        """`model` is dense and in evaluation mode; parts that stay as they are, are shared."""
+        """Rewrite a dense model in evaluation mode; unchanged parts are shared with it."""
         super().__init__()
         self.frontend = _frontend(model.frontend)
         self.frontend_spec = model.shape.frontend_spec
-        self.enough = enough(self.frontend_spec)
+        self.min_features = min_features(self.frontend_spec)
         self.positions = Positions(model.shape.position_width)
         self.blocks = nn.ModuleList(FlatBlock(block) for block in model.typed_blocks())
         self.head = model.head
@@ -71,8 +71,10 @@ class Inference(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
-        # A click gives a frame that is none, not an error where nobody can mend it.
-        few: Any = torch.sym_max(0, self.enough - features.shape[1])  # no int while it is traced
+        # A very short sound gets one frame of length 0, not an error inside the runtime.
+        few: Any = torch.sym_max(
+            0, self.min_features - features.shape[1]
+        )  # a symbol, no int, while it is traced
         stacked = self.frontend.stack_channels(F.pad(features, (0, 0, 0, few)), num_frames)
         batch, time, _ = stacked.shape
         lengths: Tensor = self.frontend_spec.output_frames(num_frames)
@@ -88,13 +90,13 @@ class Inference(nn.Module):
         return self.head(x).log_softmax(-1).view(batch, time, -1), lengths.clamp(max=time)
 
 
-def enough(frontend_spec: FrontendSpec) -> int:
-    """Frames of features that leave one, and more: to the exporter 0 and 1 are constants."""
+def min_features(frontend_spec: FrontendSpec) -> int:
+    """Return frames of features that give a frame; 0 and 1 would be constants in an export."""
     return max(frontend_spec.shortest, 1 + 2**frontend_spec.stages)
 
 
 class FlatFrontend(nn.Module):
-    """Our own front end."""
+    """Our own front end with its normalization and padded channels."""
 
     mean: Tensor
     rate: Tensor
@@ -105,8 +107,8 @@ class FlatFrontend(nn.Module):
         self.register_buffer("rate", frontend.deviation.reciprocal())
         sub1, sub2 = conv1.out_channels, conv2.out_channels
         more1, more2 = -sub1 % LANES, -sub2 % LANES
-        self.conv1 = convolution(conv1, more1, 0)
-        self.conv2 = convolution(conv2, more2, more1)
+        self.conv1 = zero_pad_convolution(conv1, more1, 0)
+        self.conv2 = zero_pad_convolution(conv2, more2, more1)
         weight = frontend.linear.weight.unflatten(1, (sub2, -1))  # (D, C, F / 4)
         self.linear = matrix(F.pad(weight, (0, 0, 0, more2)).flatten(1), frontend.linear.bias)
 
@@ -136,7 +138,11 @@ class Positions(nn.Module):
             self.register_buffer(name, torch.stack((angles.sin(), angles.cos())).float())
 
     def forward(self, time: int) -> Float[Tensor, "position_width distances"]:
-        """Of T, T - 1 ... -(T - 1); an odd width is filled up with a cosine."""
+        """Return the table of the distances T, T - 1 ... -(T - 1); an odd width gets a cosine more.
+
+        Example: T = 300 needs 2 coarse steps of 256 on each side; a distance of 300 is
+        2 * 256 - 212, a coarse step of 512 and a fine one of -212.
+        """
         steps = (time + FINE - 1) // FINE
         near = self.coarse[:, :, COARSE - steps : COARSE + steps, None]
         (sine, cosine), (fine_sine, fine_cosine) = near, self.fine[:, :, None]
@@ -150,9 +156,11 @@ class Positions(nn.Module):
 
 
 class FlatBlock(nn.Module):
+    """A block on rows of frames."""
+
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(_rewritten(part) for part in block.parts())
+        self.parts = nn.ModuleList(_flatten_module(part) for part in block.parts())
         self.norm = block.norm
 
     def forward(
@@ -164,6 +172,8 @@ class FlatBlock(nn.Module):
 
 
 class FlatFeedForward(nn.Module):
+    """A feed-forward module with its factor 0.5 in `down`."""
+
     def __init__(self, feedforward: FeedForward) -> None:
         super().__init__()
         self.norm = feedforward.norm
@@ -177,13 +187,15 @@ class FlatFeedForward(nn.Module):
 
 
 class FlatConvolution(nn.Module):
+    """A convolution module with batch norm in its depthwise filter."""
+
     def __init__(self, convolution: Convolution) -> None:
         super().__init__()
         self.norm = convolution.norm
         more = -convolution.down.in_features % LANES
         self.before, halves = split(convolution.up, 2)
         self.value, self.gate = (zero_pad_layer(half, outputs=more) for half in halves)
-        self.down = _reading(convolution.down, more)
+        self.down = _zero_pad_inputs(convolution.down, more)
         norm, depthwise = convolution.batch_norm, convolution.depthwise
         assert depthwise.bias is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + 1e-5)
@@ -197,7 +209,7 @@ class FlatConvolution(nn.Module):
     ) -> Float[Tensor, "rows width"]:
         x = self.before(self.norm(x))
         x = self.value(x) * self.gate(x).sigmoid() * frames.present
-        # As a picture of one line: a runtime has fast convolutions for those.
+        # As an image one pixel high, for which runtimes have fast convolutions.
         x = x.view(frames.batch, 1, frames.time, -1).permute(0, 3, 1, 2)  # (B, C, 1, T)
         reach = self.kernel.shape[-1] // 2
         x = F.conv2d(x, self.kernel, self.bias, padding=(0, reach), groups=len(self.kernel))
@@ -205,10 +217,12 @@ class FlatConvolution(nn.Module):
 
 
 class FlatAttention(nn.Module):
+    """An attention module with ONNX's attention operator."""
+
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.norm, self.head_width = attention.norm, attention.head_width
-        # Told, not counted from tensors: a count would be a symbol to the exporter now and then.
+        # A number, not a size of a tensor: to the exporter a size can be a symbol.
         self.heads = attention.content_bias.shape[0]
         scale = 1 / math.sqrt(self.head_width)
         self.query = scale_layer(attention.query, scale)
@@ -217,7 +231,7 @@ class FlatAttention(nn.Module):
         self.position_bias = constant(scale * attention.position_bias.flatten())
         layer = attention.position
         pair = (layer.reduce, layer.expand) if isinstance(layer, Factored) else (layer,)
-        first, *rest = (each.weight for each in pair)
+        first, *rest = (factor.weight for factor in pair)
         even = F.pad(first, (0, first.shape[1] % 2))
         sorted_ = torch.cat((even[:, 0::2], even[:, 1::2]), dim=1)  # sines' columns first
         self.positions = nn.ParameterList(constant(weight) for weight in (sorted_, *rest))
@@ -232,7 +246,7 @@ class FlatAttention(nn.Module):
         query, key, value = (
             rows.unflatten(0, (frames.batch, -1)) for rows in (query, self.key(x), self.value(x))
         )
-        # The operator takes heads apart itself, and adds the scores while it multiplies.
+        # The operator splits heads itself, and adds the position scores to its own.
         mixed, *_ = torch.onnx.ops.attention(
             query,
             key,
@@ -247,7 +261,15 @@ class FlatAttention(nn.Module):
     def _position_scores(
         self, query: Float[Tensor, "rows all"], frames: Frames
     ) -> Float[Tensor, "batch heads time time"]:
-        """Row i of 2 T distances begins with T - i: read on in rows of 2 T - 1, all stand still."""
+        """Turn scores of distances into scores of frames.
+
+        Row i holds the distances T, T - 1 ... -(T - 1); frame j is at distance i - j, so each row
+        must begin one column earlier than the one before. Without the first T numbers, rows of
+        2 T - 1 do that. Example with T = 2 and the distances 2, 1, 0, -1 of each row:
+
+            row 0:  2  1  0 -1        read from number T = 2 on, in rows of 3:
+            row 1:  2  1  0 -1        [0 -1] 2 / [1  0] -1
+        """
         time, positions = frames.time, frames.positions
         for weight in self.positions:
             positions = weight @ positions  # (A, 2 T)
@@ -262,7 +284,7 @@ class FlatAttention(nn.Module):
 
 
 class FlatLinearAttention(nn.Module):
-    """Attention in linear time as it is."""
+    """An attention module in linear time, unchanged."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -278,7 +300,7 @@ class FlatLinearAttention(nn.Module):
 
 
 def matrix(weight: Float[Tensor, "outputs inputs"], bias: Tensor | None) -> nn.Linear:
-    """A linear layer of these constants."""
+    """Return a linear layer of these constants."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = constant(weight)
@@ -292,7 +314,11 @@ def constant(tensor: Tensor) -> nn.Parameter:
 
 
 def split(layer: Linear, count: int) -> tuple[nn.Module, list[nn.Linear]]:
-    """What all outputs share, the first of two factors or nothing, and so many equal parts."""
+    """Split the outputs of a layer into equal parts.
+
+    Returns:
+        The shared first factor, or the identity; and a layer for each part.
+    """
     last = layer.expand if isinstance(layer, Factored) else layer
     pairs = zip(last.weight.chunk(count), last.bias.chunk(count), strict=True)
     before = layer.reduce if isinstance(layer, Factored) else nn.Identity()
@@ -300,27 +326,27 @@ def split(layer: Linear, count: int) -> tuple[nn.Module, list[nn.Linear]]:
 
 
 def scale_layer(layer: Linear, scale: float) -> nn.Module:
-    """What it gives, so many times."""
+    """Return the layer with its output multiplied by a scale."""
     before, (last,) = split(layer, 1)
     return nn.Sequential(before, matrix(scale * last.weight, scale * last.bias))
 
 
 def zero_pad_layer(layer: nn.Linear, *, inputs: int = 0, outputs: int = 0) -> nn.Linear:
-    """With so many inputs and outputs more, all zero."""
-    bias: Tensor | None = layer.bias  # torch says that there always is one
+    """Add inputs and outputs of zeros to a layer."""
+    bias: Tensor | None = layer.bias  # by torch's annotations it is never None
     more = None if bias is None else F.pad(bias, (0, outputs))
     return matrix(F.pad(layer.weight, (0, inputs, 0, outputs)), more)
 
 
-def _reading(layer: Linear, more: int) -> nn.Module:
-    """A layer that takes so many inputs more, and ignores them."""
+def _zero_pad_inputs(layer: Linear, more: int) -> nn.Module:
+    """Add inputs to a layer, which it ignores."""
     if isinstance(layer, Factored):
         return nn.Sequential(zero_pad_layer(layer.reduce, inputs=more), layer.expand)
     return zero_pad_layer(layer, inputs=more)
 
 
-def convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
-    """With so many channels more, all zero."""
+def zero_pad_convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
+    """Add input and output channels of zeros to a convolution."""
     assert layer.bias is not None
     weight = F.pad(layer.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
     with torch.device("meta"):
@@ -330,14 +356,14 @@ def convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
 
 
 def _frontend(frontend: Frontend) -> FlatFrontend | Frontend:
-    """Those of imported models stay as they are."""
+    """Rewrite our own front end; those of imported models are not changed."""
     match frontend.frontend_spec.subsampling_kind, *frontend.stages:
         case "conv4", nn.Conv2d() as conv1, nn.Conv2d() as conv2:
             return FlatFrontend(frontend, conv1, conv2)
     return frontend
 
 
-def _rewritten(part: nn.Module) -> nn.Module:
+def _flatten_module(part: nn.Module) -> nn.Module:
     match part:
         case FeedForward():
             return FlatFeedForward(part)

@@ -1,10 +1,10 @@
 """A graph in 8-bit integers, by the packages of the extra `export`.
 
-Dynamic: weights are integers, activations become integers as they come. Static: the range of each
-activation is measured on speech beforehand, so that none is left to find at run time. Either way
-only matrix products with constants are quantised, with a scale for each output, and the front end
-is left in floats: in ONNX Runtime a convolution of 8-bit integers is half as fast as one of floats,
-and the front end's products are few, but their inputs span a range in which words are lost.
+Dynamic: weights are integers, and activations are quantized at run time. Static: the range of each
+activation is measured on speech beforehand. Either way only matrix products with constants are
+quantized, with a scale for each output, and the front end stays in floats: in ONNX Runtime a
+convolution of 8-bit integers is half as fast as one of floats, and the front end's few products
+have inputs of such a range that quantization costs words.
 """
 
 import math
@@ -36,20 +36,20 @@ Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
 PRODUCTS = ("MatMul", "Gemm")
 FLOAT_BYTES = 4
 _BEYOND = re.compile(r"\b(blocks|head)\.")
-"""What the names have of weights that are not the front end's."""
+"""Matches the names of weights outside the front end."""
 
 
 def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INLINE) -> None:
     """Write the graph with 8-bit weights, tensor by tensor; it appears whole.
 
     Args:
-        graph: what `export_onnx` wrote.
-        file: what is written.
-        inline_bytes: the most weights that its own file may hold; more lie beside it.
+        graph: written by `export_onnx`.
+        file: the path to write.
+        inline_bytes: the most bytes of weights in its own file; more go to a second file.
 
     Raises:
         ExportError: if the extra `export` is not installed.
-        GraphError: if the graph is missing or none.
+        GraphError: if the graph is missing or damaged.
         OSError: if the disk is full or not writable.
     """
     needs_extra()
@@ -57,9 +57,10 @@ def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INL
     constants = list(model.graph.initializer)
     products = find_matmuls(model, products_beyond_frontend(model))
     replace_products(model, products)
-    del model.graph.value_info[:]  # of tensors that are no longer there
+    del model.graph.value_info[:]  # of tensors that no longer exist
     sizes = (
-        math.prod(each.dims) * (1 if each.name in products else FLOAT_BYTES) for each in constants
+        math.prod(array.dims) * (1 if array.name in products else FLOAT_BYTES)
+        for array in constants
     )
     is_outside = sum(sizes) > inline_bytes
     with (
@@ -74,23 +75,23 @@ def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INL
             is_transposed = products[constant.name].is_transposed
             integers, scale = quantized_weight(values.T if is_transposed else values)
             zeros = np.zeros(len(scale), np.int8)
-            for name, each in zip(
+            for name, array in zip(
                 tensor_names(constant.name), (integers, scale, zeros), strict=True
             ):
-                writer.add(name, each)
+                writer.add(name, array)
 
 
 def quantize_activations(graph: Path, file: Path, speech: Iterable[Speech]) -> None:
-    """Write the graph with 8-bit weights and activations beside, then rename.
+    """Write the graph with 8-bit weights and activations; it appears whole.
 
     Args:
-        graph: what `export_onnx` wrote.
-        file: what is written.
-        speech: a few batches as the model will meet them: nothing beyond their range is told apart.
+        graph: written by `export_onnx`.
+        file: the path to write.
+        speech: a few typical batches: values beyond their range are clipped.
 
     Raises:
         ExportError: if the extra `export` is not installed.
-        GraphError: if the graph is missing or none.
+        GraphError: if the graph is missing or damaged.
         ValueError: if there is no speech.
         OSError: if the disk is full or not writable.
     """
@@ -100,24 +101,24 @@ def quantize_activations(graph: Path, file: Path, speech: Iterable[Speech]) -> N
     batches = list(speech)
     if not batches:
         raise ValueError("`speech` must hold a batch or more to measure ranges on, but is empty")
-    model = _prepared(graph)
-    beside = _beside(file)
+    model = _prepare_graph(graph)
+    tmp_path = _temporary_file(file)
     quantize_static(
         model,
-        beside,
+        tmp_path,
         _Batches(batches),
         nodes_to_quantize=products_beyond_frontend(model),
         per_channel=True,
-        activation_type=QuantType.QUInt8,  # with signed weights one instruction multiplies four
+        activation_type=QuantType.QUInt8,  # with signed weights: four products an instruction
         weight_type=QuantType.QInt8,
-        # What comes out stays in floats: norms, softmax and sums take nothing else.
+        # Outputs stay in floats, which norms, softmax and sums need.
         extra_options={"OpTypesToExcludeOutputQuantization": list(PRODUCTS)},
     )
-    beside.replace(file)
+    tmp_path.replace(file)
 
 
 class _Batches:
-    """Speech as the quantiser asks for it: one feed at a time, None at the end."""
+    """Speech for the quantizer: one feed at a time, None at the end."""
 
     def __init__(self, speech: Iterable[Speech]) -> None:
         self.feeds = (
@@ -129,8 +130,8 @@ class _Batches:
         return next(self.feeds, None)
 
 
-def _prepared(graph: Path) -> Any:
-    """The graph, said to be ready: it is small enough that the runtime optimises it when loading.
+def _prepare_graph(graph: Path) -> Any:
+    """Return the graph marked as preprocessed: the runtime optimizes it when it is loaded.
 
     Raises:
         GraphError: naming the file, if it is missing or no graph.
@@ -140,19 +141,19 @@ def _prepared(graph: Path) -> Any:
         add_pre_process_metadata,
     )
 
-    Graph(graph)  # refuses what is none
+    Graph(graph)  # raises if it is no graph
     model = onnx.load(graph)
     add_pre_process_metadata(model)
-    del model.graph.value_info[:]  # the quantiser transposes weights, and infers shapes again
+    del model.graph.value_info[:]  # the quantizer transposes weights, and infers shapes again
     return model
 
 
 def products_beyond_frontend(model: Any) -> list[str]:
-    """The matrix products beyond the front end whose second factor alone is constant, by name."""
+    """Return the names of matrix products with a constant second factor beyond the front end."""
     constants = {tensor.name for tensor in model.graph.initializer}
     products = [
         node
-        for node in model.graph.node  # in the order of their computing
+        for node in model.graph.node  # in the order of computation
         if node.op_type in PRODUCTS
         and node.input[0] not in constants
         and node.input[1] in constants
@@ -161,5 +162,5 @@ def products_beyond_frontend(model: Any) -> list[str]:
     return [node.name for node in beyond]
 
 
-def _beside(file: Path) -> Path:
+def _temporary_file(file: Path) -> Path:
     return file.with_name(f".{file.name}.{os.getpid()}")

@@ -106,7 +106,7 @@ def test_what_is_long_is_heard_as_if_all_rows_of_scores_were_at_hand(monkeypatch
     features, num_frames = ragged_speech(4 * frames, 4 * LONG + 8)
     met = []
     monkeypatch.setattr(
-        attention, "by_softmax", lambda **told: met.append(told) or softmax_attention(**told)
+        attention, "softmax_attention", lambda **told: met.append(told) or softmax_attention(**told)
     )
 
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_what_is_long_is_heard_as_if_all_rows_of_scores_were_at_hand(monkeypatch
         monkeypatch.setattr(attention, "LONG", frames)
         at_once = model(features, num_frames)
 
-    assert {told["rows"] for told in met} == {attention.ROWS_HEARD, in_parts.logits.shape[1]}
+    assert {told["rows"] for told in met} == {attention.INFERENCE_ROWS, in_parts.logits.shape[1]}
     torch.testing.assert_close(in_parts.logits, at_once.logits, rtol=1e-5, atol=1e-5)
 
 

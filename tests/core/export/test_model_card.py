@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config.trial import TrialConfig
-from core.export.model_card import Exported, card
+from core.export.model_card import Exported, card_text
 from core.report import Outcome
 
 EXPORTED = Exported(
@@ -52,7 +52,7 @@ REPORT = {"outcome": asdict(OUTCOME), "config": TrialConfig().model_dump()}
         "0.1234",
         "3.25",
         "| removed of the FLOPs | 50.2% |",
-        "| asked for, of flops | 50.0%, got 50.2% |",
+        "| target, removed of flops | 50.0%, reached 50.2% |",
         "- method: l0",
         "- seed: 0",
         "- corpus: demo",
@@ -64,11 +64,11 @@ REPORT = {"outcome": asdict(OUTCOME), "config": TrialConfig().model_dump()}
     ],
 )
 def test_it_says_what_was_measured_and_where_it_comes_from(said):
-    assert said in card(EXPORTED, REPORT)
+    assert said in card_text(EXPORTED, REPORT)
 
 
 def test_what_was_not_measured_is_not_in_it():
-    text = card(EXPORTED, REPORT)
+    text = card_text(EXPORTED, REPORT)
 
     assert "on test" not in text
     assert "None" not in text
@@ -76,16 +76,16 @@ def test_what_was_not_measured_is_not_in_it():
 
 
 def test_without_a_report_it_says_that_nothing_was_measured():
-    text = card(EXPORTED, {})
+    text = card_text(EXPORTED, {})
 
     assert "WER" not in text
-    assert "Its report says of no measurement." in text
+    assert "Its report has no measurements." in text
 
 
 def test_of_a_model_that_was_taught_new_words_it_says_both_kinds():
     told = {"before": {"wer": 1.0}, "after": {"wer": 0.1, "low": 0.05, "high": 0.15}}
 
-    text = card(EXPORTED, {"adaptation": {"new": told, "old": None}})
+    text = card_text(EXPORTED, {"adaptation": {"new": told, "old": None}})
 
     assert "| WER on new words, before adapting | 100.00 % |" in text
     assert "| WER on new words, after adapting | 10.00 % (95 %: 5.00 to 15.00) |" in text
@@ -104,4 +104,4 @@ plain = st.recursive(
     st.dictionaries(st.sampled_from(["corpus", "teacher", "pruning", "seed"]), plain) | plain,
 )
 def test_whatever_a_report_says_there_is_a_card(outcome, config):
-    assert card(EXPORTED, {"outcome": outcome, "config": config}).startswith("# small\n")
+    assert card_text(EXPORTED, {"outcome": outcome, "config": config}).startswith("# small\n")

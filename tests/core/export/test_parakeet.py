@@ -111,7 +111,7 @@ def test_its_fast_tokenizer_alone_becomes_the_tokens_again(kind, tmp_path):
         (
             {"blocks": (BlockShape(ff1=4, heads=1, channels=4, ff2=4, linear_features=6),)},
             {},
-            r"`blocks.0`.*attend by softmax.*by 6 features instead \(the method `performer`\)",
+            r"`blocks.0`.*softmax attention.*by 6 features instead \(the method `performer`\)",
         ),
     ],
 )

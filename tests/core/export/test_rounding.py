@@ -51,7 +51,7 @@ def test_single_precision_is_near_and_a_shift_is_measured():
 
 
 def test_the_largest_errors_of_two_batches_count():
-    both = Errors(torch=1e-6, other=3e-6).joined(Errors(torch=2e-6, other=1e-6))
+    both = Errors(torch=1e-6, other=3e-6).combine(Errors(torch=2e-6, other=1e-6))
 
     assert both == Errors(torch=2e-6, other=3e-6)
 

@@ -19,7 +19,7 @@ from core.export.sherpa import (
     TOKENS,
     WORD_START,
     needs_sherpa,
-    spec,
+    sherpa_spec,
     tokens_text,
     transcribe_with_sherpa,
 )
@@ -100,7 +100,7 @@ def test_the_loader_is_the_one_that_computes_the_features():
         FrontendSpec(subsampling_kind="linear", stages=0),
         replace(frontend_spec, subsampling_kind="conv4", stages=2),
     ):
-        with pytest.raises(ExportError, match=rf"must hear .* but .* {other.features}'s through"):
+        with pytest.raises(ExportError, match=rf"must read .* but .* {other.features}'s through"):
             choose_loader(other, 7)
 
 
@@ -122,7 +122,7 @@ def nemo(tmp_path_factory):
     )
     graph = folder / "model.onnx"
     export_onnx(small_model(), graph, is_nemo=True, metadata=loader.metadata)
-    (folder / SPEC).write_text(json.dumps(spec(loader, {"float": graph.name})))
+    (folder / SPEC).write_text(json.dumps(sherpa_spec(loader, {"float": graph.name})))
     return folder
 
 
@@ -159,7 +159,7 @@ def read_out(folder, sounds, mel, levels, metadata):
     onnx.save(graph, folder / "model.onnx")
     lines = [f"{WORD_START}{number} {number}\n" for number in range(2 * len(levels))]
     (folder / TOKENS).write_text("".join(lines) + f"<blk> {2 * len(levels)}\n")
-    told = spec(Loader(name="from_nemo_ctc"), {"float": "model.onnx"})
+    told = sherpa_spec(Loader(name="from_nemo_ctc"), {"float": "model.onnx"})
     (folder / SPEC).write_text(json.dumps(told))
     texts = transcribe_with_sherpa(folder, sounds).alone
     return [levels[[int(word) % len(levels) for word in text.split()]] for text in texts]

@@ -137,7 +137,7 @@ def test_operators_of_others_are_refused(domain, operator, tmp_path):
     [
         ({"dims": (4,), "raw": b"\0" * 15}, "needs 16 bytes and has 15 instead"),
         ({"dims": (10**9, 10**9)}, "needs 4000000000000000000 bytes and has 16 instead"),
-        ({"dims": (-4,)}, "sizes from 0 on"),
+        ({"dims": (-4,)}, "non-negative sizes"),
         ({"external": {"location": "data", "offset": "250"}}, "needs 16 bytes and has 6 instead"),
         ({"external": {"location": "data", "offset": "9" * 15}}, "has 0 instead"),
         ({"external": {"location": "data", "length": "8"}}, "needs 16 bytes and has 8 instead"),

@@ -52,7 +52,7 @@ def test_a_graph_hears_a_corpus_as_its_model_does(bundle, demo_config, demo_fold
     expected = evaluate(bundle, demo_config, "dev", demo_folder)
 
     graph = load_in_runtime(bundle.model, "onnxruntime", tmp_path)
-    found = evaluate(bundle, demo_config, "dev", demo_folder, heard_by=graph)
+    found = evaluate(bundle, demo_config, "dev", demo_folder, runs_on=graph)
 
     assert isinstance(graph, Graph)
     assert found == expected

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.inference.timestamps import FrameTimes
-from core.inference.windows import SECONDS, Windowing, seams, windows
+from core.inference.windows import SECONDS, Windowing, find_boundaries, windows
 
 TIMES = FrameTimes(stride=4, middle=0.0)
 """25 output frames a second."""
@@ -38,7 +38,7 @@ def test_what_windows_keep_is_every_output_frame_once(
     heard = (levels * loudness(num_frames // stride)).floor()
     kept_to = 0
 
-    cut = list(windows(num_frames, times, seams(heard, times, windowing), windowing))
+    cut = list(windows(num_frames, times, find_boundaries(heard, times, windowing), windowing))
 
     for window in cut:
         assert window.begin % stride == 0
@@ -67,7 +67,7 @@ def test_windows_meet_in_the_pauses():
     for pause in pauses:
         speech[pause - 4 : pause + 5] = 0.1
 
-    assert seams(speech, TIMES, Windowing(seconds=12.0)) == tuple(pauses)
+    assert find_boundaries(speech, TIMES, Windowing(seconds=12.0)) == tuple(pauses)
 
 
 @settings(deadline=None)  # a loaded machine is no slow algorithm
@@ -76,9 +76,9 @@ def test_where_a_file_begins_moves_only_the_first_seams(seed, dropped):
     windowing, speech = Windowing(seconds=10.0), loudness(4000, seed)
     reach = 3 * 250  # frames of three windows
 
-    whole = seams(speech, TIMES, windowing)
-    later = [dropped + seam for seam in seams(speech[dropped:], TIMES, windowing)]
-    common = [seam for seam in whole if seam in later]
+    whole = find_boundaries(speech, TIMES, windowing)
+    later = [dropped + boundary for boundary in find_boundaries(speech[dropped:], TIMES, windowing)]
+    common = [boundary for boundary in whole if boundary in later]
 
     assert common
     assert common[0] <= dropped + reach
@@ -88,15 +88,15 @@ def test_where_a_file_begins_moves_only_the_first_seams(seed, dropped):
 def test_a_shift_moves_only_the_first_seams():
     speech, windowing = loudness(4000), Windowing(seconds=10.0)
 
-    shifted = seams(speech, TIMES, replace(windowing, shift=5.0))
+    shifted = find_boundaries(speech, TIMES, replace(windowing, shift=5.0))
 
     assert shifted[0] == 125
-    assert shifted != seams(speech, TIMES, windowing)
-    assert shifted[5:] == seams(speech, TIMES, windowing)[-len(shifted[5:]) :]
+    assert shifted != find_boundaries(speech, TIMES, windowing)
+    assert shifted[5:] == find_boundaries(speech, TIMES, windowing)[-len(shifted[5:]) :]
 
 
 def test_hours_of_silence_are_cut_too():
-    found = seams(torch.zeros(200_000), TIMES, Windowing(seconds=10.0))
+    found = find_boundaries(torch.zeros(200_000), TIMES, Windowing(seconds=10.0))
 
     edges = [0, *found, 200_000]
     assert max(b - a for a, b in itertools.pairwise(edges)) <= 250

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.evaluation.timer import latency_seconds
-from core.latency.measure import even, latency_table, part_seconds
+from core.latency.measure import even_shape, latency_table, part_seconds
 from core.pruning.space import Space
 from core.testing import deeper, small_model
 
@@ -60,7 +60,7 @@ def test_the_seconds_of_all_parts_are_those_of_the_pass():
 
 @pytest.mark.parametrize("units", [0.01, 0.5, 1.0])
 def test_an_even_shape_has_shares_of_the_largest_sizes_and_never_less_than_one(units):
-    shape = even(deeper(2), units, 0.5)
+    shape = even_shape(deeper(2), units, 0.5)
 
     assert len({*shape.blocks}) == 1
     inner = round(units * 12) | 1 if units < 1 else 12
@@ -71,7 +71,7 @@ def test_an_even_shape_has_shares_of_the_largest_sizes_and_never_less_than_one(u
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.75, 1.0])
 def test_sizes_between_are_of_the_kind_that_will_be_kept(share):
-    odd, rounded = even(deeper(1), share, share), even(deeper(1), share, share, 4)
+    odd, rounded = even_shape(deeper(1), share, share), even_shape(deeper(1), share, share, 4)
 
     for size, most in [(odd.width, 16), (odd.blocks[0].ff1, 12), (odd.blocks[0].channels, 10)]:
         assert size % 2 == 1 or size == most

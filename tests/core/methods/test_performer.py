@@ -78,7 +78,7 @@ def test_speech_is_touched_only_to_choose_blocks():
     METHOD.prepare_model(small_model(), a_config(linear_blocks=[1]), nothing)
 
     assert guard_audio(SPEECH, METHOD.needs) is SPEECH
-    with pytest.raises(NeedError, match="touches audio"):
+    with pytest.raises(NeedError, match="must name audio"):
         METHOD.prepare_model(small_model(), a_config(linear_blocks=1), nothing)
 
 

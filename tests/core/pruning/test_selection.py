@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.config.trial import ModelConfig
-from core.conformer.axes import around
+from core.conformer.axes import enclosing_axes
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.pruning.selection import Budget, choose, depth_order, order, prefix_choice
@@ -70,7 +70,7 @@ def test_once_filled_no_removed_unit_at_all_could_come_back(resource):
 def opened(space, choice, unit):
     more = {name: units.clone() for name, units in choice.items()}
     more[unit.axis][unit.index] = True
-    for name in around(space.axes)[unit.axis]:
+    for name in enclosing_axes(space.axes)[unit.axis]:
         more[name][:] = True
     return more
 

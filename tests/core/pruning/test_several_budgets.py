@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.config.pruning import PruningConfig
 from core.config.trial import ModelConfig
-from core.conformer.axes import around
+from core.conformer.axes import enclosing_axes
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.pruning.selection import ROUNDED, Budget, NestedOrder, budgets_of, choose, prefix_choice
@@ -95,7 +95,7 @@ def test_three_budgets_are_met_and_no_removed_unit_could_come_back(seed, keeps):
 def opened(space, choice, name, index):
     more = {axis: units.clone() for axis, units in choice.items()}
     more[name][index] = True
-    for above in around(space.axes)[name]:
+    for above in enclosing_axes(space.axes)[name]:
         more[above][:] = True
     return more
 

@@ -64,7 +64,7 @@ def test_before_it_is_boosted_a_model_says_of_old_tokens_what_it_said():
     old = small_model()
     features, num_frames = ragged_speech(90, 60)
 
-    heard = Boosted(old, ALL).eval().voices(features, num_frames)
+    heard = Boosted(old, ALL).eval().boosted_outputs(features, num_frames)
 
     wanted = old(features, num_frames).logits
     torch.testing.assert_close(heard.fused.logits[..., :OLD], wanted)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core.data.batching import Batch
-from core.training.loop import accumulate_gradients
+from core.training.optim_step import accumulate_gradients
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def test_a_step_trains_the_largest_the_smallest_and_some_between(drawn, count):
     nested = Nested(ctx, sizes(0.2, 0.3, 0.4, 0.5, 0.6), steps=10)
 
     numbered = {id(mask): number for number, mask in enumerate(nested.masks)}
-    draws = [[numbered[id(mask)] for mask in nested._drawn()] for _ in range(20)]
+    draws = [[numbered[id(mask)] for mask in nested._sample_masks()] for _ in range(20)]
 
     for numbers in draws:
         assert numbers == sorted(set(numbers))
@@ -175,7 +175,7 @@ def test_a_step_trains_the_largest_the_smallest_and_some_between(drawn, count):
 def test_one_size_alone_is_trained_alone():
     nested = Nested(a_context(), sizes(0.5), steps=10)
 
-    assert len(nested._drawn()) == 1
+    assert len(nested._sample_masks()) == 1
     assert torch.isfinite(nested.step(noise_with_tokens(), 0)["total"])
 
 
