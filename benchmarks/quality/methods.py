@@ -189,9 +189,9 @@ def _cost(config: TrialConfig, root: Path) -> dict[str, Any]:
         shared = place_of(root, "none")
         place = TrialDirs(teacher=shared.teacher, features=shared.features, trial=Path(scratch))
         trial = open_trial(config, place)
-        bench = trial.bench.restricted_to(trial.method.needs)
+        context = trial.ctx.restricted_to(trial.method.needs)
         began = time.perf_counter()
-        search = trial.method.search(bench)
+        search = trial.method.search(context)
         if search is not None:
             for _ in fit(search, trial.journey(config, search.steps), resume=None):
                 pass

@@ -87,9 +87,9 @@ class Steps:
             output = gated_forward(self.model, *self.speech, folded)
             terms = {"task": ctc_loss(output, *self.words)}
             if is_taught:
-                alive = (True,) * len(self.model.blocks)
+                is_active = (True,) * len(self.model.blocks)
                 student = Student(
-                    output=output, width=kept_unit_indices(mask["width"]), alive=alive
+                    output=output, width=kept_unit_indices(mask["width"]), is_active=is_active
                 )
                 terms |= self.distillation.losses(*self.speech, student)
         expected = space.sparsity(space.mask_cost(self.gates.open_probability()), "flops")
