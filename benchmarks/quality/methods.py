@@ -195,7 +195,7 @@ def _cost(config: TrialConfig, root: Path) -> dict[str, Any]:
         if search is not None:
             for _ in fit(search, trial.journey(config, search.steps), resume=None):
                 pass
-        trial.method.search_result(bench, search)
+        trial.method.search_result(context, search)
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBI
     needs = "labels" if "labels" in trial.method.needs else next(iter(trial.method.needs), "none")
