@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sweep.cli.options import AnyModel, Json, out
-from sweep.cli.output.transcribe import TranscriptionProgress, TranscriptWriter
 
 if TYPE_CHECKING:  # torch takes seconds
     from core.evaluation.word_alignment import Decoder
@@ -76,6 +75,7 @@ def transcribe(
     """Transcribe audio files of any length; a file that cannot be read stops no other."""
     from core.inference.windows import Windowing
     from sweep.cli.output.subtitles import check_format, transcript_paths
+    from sweep.cli.output.transcribe import TranscriptionProgress, TranscriptWriter
     from sweep.cli.transcribe_files import audio_seconds, find_audio_files, transcribe_files
 
     written_as = "json" if as_json else written_as

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from sweep.cli.options import Json, Sweep, out, print_table, write
+from sweep.cli.options import Json, SweepToRead, out, print_table, write
 
 
 def status(
-    folder: Sweep,
+    folder: SweepToRead,
     as_json: Json = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Print the status again every two seconds.")
@@ -32,7 +32,7 @@ def status(
         time.sleep(2)
 
 
-def trials(folder: Sweep, as_json: Json = False) -> None:
+def trials(folder: SweepToRead, as_json: Json = False) -> None:
     """List all trials of a sweep; those on the front are highlighted."""
     from sweep.cli.output.json_text import as_json as to_json
     from sweep.cli.output.tables import MANY_ROWS, trial_rows, trials_as_lines, trials_table
@@ -48,7 +48,7 @@ def trials(folder: Sweep, as_json: Json = False) -> None:
 
 
 def show(
-    folder: Sweep,
+    folder: SweepToRead,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial, from 0.")],
     as_json: Json = False,
 ) -> None:
@@ -67,7 +67,7 @@ def show(
 
 
 def pareto(
-    folder: Sweep,
+    folder: SweepToRead,
     max_wer: Annotated[
         float | None, typer.Option(help="Largest word error rate, as a fraction: 0.05 is 5 %.")
     ] = None,
@@ -93,7 +93,7 @@ def pareto(
 ) -> None:
     """Show the Pareto front of a sweep: the outcomes that no other outcome beats."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_ROWS, front_as_lines, pareto_values
+    from sweep.cli.output.tables import MANY_POINTS, front_as_lines, pareto_values
     from sweep.pareto import front
     from sweep.report.export_files import write_copies
     from sweep.report.front_files import front_table
@@ -121,7 +121,7 @@ def pareto(
     write_copies(snapshot, outputs)
     if as_json:
         write([to_json(pareto_values(snapshot, points))])
-    elif len(points) > MANY_ROWS:
+    elif len(points) > MANY_POINTS:
         write(front_as_lines(points))
     elif points:
         print_table(front_table(points))
@@ -160,7 +160,7 @@ def _compare(
 
 
 def listen(
-    folder: Sweep,
+    folder: SweepToRead,
     trial: Annotated[
         int | None, typer.Option(help="Number of one trial, instead of the front.")
     ] = None,
@@ -181,7 +181,7 @@ def listen(
 
 
 def ui(
-    folder: Sweep,
+    folder: SweepToRead,
     port: Annotated[int, typer.Option(help="Port of the local MLflow server.")] = 5000,
 ) -> None:
     """Serve the MLflow pages of a sweep on this machine, and print the link to the front."""

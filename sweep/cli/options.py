@@ -10,6 +10,7 @@ from rich.table import Table
 
 from core.safe_text import terminal_line, terminal_text
 from sweep.console import SafeConsole
+from sweep.storage.addresses import is_address
 
 out = SafeConsole(soft_wrap=True)
 err = SafeConsole(stderr=True, soft_wrap=True)
@@ -30,11 +31,26 @@ Space = Annotated[
 
 def sweep_dir(text: str) -> Path:
     """Returns a sweep's directory; for an address, the working copy on this machine."""
-    from sweep.storage.working_copy import at
+    if not is_address(text):
+        return Path(text)
+    from sweep.storage.working_copy import at  # fsspec's import takes a while
 
     return at(text)
 
 
+def snapshot_dir(text: str) -> Path:
+    """Returns a sweep's directory for `load_snapshot`, which brings a working copy up to date."""
+    if not is_address(text):
+        return Path(text)
+    from sweep.storage.working_copy import locate
+
+    return locate(text)
+
+
+SweepToRead = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="Directory of the sweep, or s3://...", parser=snapshot_dir),
+]
 Sweep = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="Directory of the sweep, or s3://...", parser=sweep_dir),

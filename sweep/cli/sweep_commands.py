@@ -209,8 +209,8 @@ def stop(
 ) -> None:
     """Stop a running sweep in order, from any machine; `resume` continues it."""
     from sweep.config.sweep import open_config
+    from sweep.storage.addresses import display_name
     from sweep.storage.lock import ask_to_stop, driver_pid
-    from sweep.storage.working_copy import display_name
 
     folder = folder.resolve()
     open_config(folder)
@@ -276,7 +276,7 @@ def _show_end(folder: Path, code: int) -> None:
     from sweep.cli.output.tables import status_lines, status_values
     from sweep.report.front_files import front_table
     from sweep.snapshot import load_snapshot
-    from sweep.storage.working_copy import display_name
+    from sweep.storage.addresses import display_name
 
     snapshot, name = load_snapshot(folder), display_name(folder)
     if snapshot.front:

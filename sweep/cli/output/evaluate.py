@@ -101,7 +101,7 @@ def write_details(results: Sequence[SplitTranscripts], file: Path) -> None:
 def _error_lines(values: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{values[kind]} {kind}" for kind in KINDS)
     lines = [
-        f"  {confusion['count']} x {confusion['said'] or '(nothing)'}"
+        f"  {confusion['count']} x {confusion['reference'] or '(nothing)'}"
         f" recognized as {confusion['heard'] or '(nothing)'}"
         for confusion in values["confusions"]
     ]

@@ -3,11 +3,12 @@
 import threading
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Self
 
 from sweep.cli.options import err
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 QUIET_SECONDS = 10.0
 """Where stderr is no terminal, a command that ends sooner prints no stage."""
@@ -37,15 +38,7 @@ class StageReporter:
         self._ended = threading.Event()
         self._bar: Progress | None = None
         if err.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=err,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+            self._bar = _make_bar()
             self._task = self._bar.add_task(first, total=None)
         self._thread = threading.Thread(target=self._print_lines, daemon=True)
 
@@ -83,3 +76,23 @@ class StageReporter:
             if is_due and now - self._began >= self._quiet_seconds:
                 printed, printed_at = stage, now
                 err.print(f"{stage} ({now - self._began:.0f} s)", markup=False)
+
+
+def _make_bar() -> "Progress":
+    """Returns a line with a spinner and a clock, which disappears at the end."""
+    from rich.progress import (  # the commands that only read need none of it
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

@@ -15,9 +15,11 @@ from sweep.ledger.records import State, TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import BUSY, Point
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.working_copy import display_name
+from sweep.storage.addresses import display_name
 from sweep.wer_labels import AGAINST_TEACHER, note_of
 
+MANY_POINTS = 60
+"""Points above which the front is printed as plain lines; a screen shows fewer."""
 MANY_ROWS = 300
 """Rows above which a table is printed as plain lines: rich takes a millisecond per cell."""
 NOT_SHOWN = ("steps", "model")

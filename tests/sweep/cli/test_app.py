@@ -328,7 +328,10 @@ main()
     assert looked.stdout
 
 
-PROGRAM = [sys.executable, "-P", "-c", "from sweep.cli.app import main; main()"]
+PROGRAM = [
+    *(sys.executable, "-P", "-c"),
+    "import sys; sys.argv[0] = 'conformer-sweep'; from sweep.cli.app import main; main()",
+]
 ESCAPE = "\x1b["
 COLOR = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[\d;]*)?m")
 

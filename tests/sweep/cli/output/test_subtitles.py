@@ -82,7 +82,7 @@ def test_two_files_may_not_have_one_transcript():
 
 
 def test_what_no_reader_would_understand_is_refused():
-    with pytest.raises(ConfigError, match=r"`--format srt` must be of one file, .* 2 instead"):
+    with pytest.raises(ConfigError, match=r"`--format srt` must have one audio file, .* 2 instead"):
         check_format("srt", num_files=2, has_words=False, has_folder=False)
     with pytest.raises(ConfigError, match=r"`--timestamps` must go with `--format json`"):
         check_format("text", num_files=1, has_words=True, has_folder=False)
