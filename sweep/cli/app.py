@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from core.files import own_temporary_folder
+from core.telemetry import disable_telemetry
 from sweep.cli import (
     archive_commands,
     asr_commands,
@@ -116,6 +117,7 @@ def _describe(error: OSError) -> str:
 
 def main() -> None:
     """Runs a command; an error of the user is one line on stderr and exit code 2."""
+    disable_telemetry(os.environ)
     provide_home(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
