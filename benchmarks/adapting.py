@@ -33,7 +33,13 @@ from core.pruning.reconstruction import reestimate_statistics
 from core.report import Report
 from core.runtime import TrialDirs, seed_everything
 from core.teacher import prepare
-from core.training.foster_stage import Boosted, Boosting, Compression, FosterStage, with_vocabulary
+from core.training.foster_stage import (
+    Boosted,
+    Boosting,
+    Compression,
+    FosterStage,
+    extend_vocabulary,
+)
 from core.training.loop import DenseStage, augment_batch
 from core.training.method import tuning_rates
 from core.training.setup import calibration_batches, make_train_run, without_words
@@ -194,7 +200,7 @@ def ways(
         ("fine-tuned with memory", speeches.new_and_memory, 1),
         ("the same, twice the steps", speeches.new_and_memory, 2),
     ):
-        stage = dense_stage(with_vocabulary(old, size), config, times * steps)
+        stage = dense_stage(extend_vocabulary(old, size), config, times * steps)
         yield name, walked(stage, store, config, speeches).model
     shared: dict[str, Any] = {
         "rates": tuning_rates(config),
@@ -206,13 +212,15 @@ def ways(
         boosting = config.boosting.model_copy(update={"compress_beta": beta})
         is_first = name == next(iter(BETAS))
         first = Boosting(network, steps=steps if is_first else 0, config=boosting, **shared)
-        none = Compression(with_vocabulary(old, size), network, steps=0, config=boosting, **shared)
+        none = Compression(
+            extend_vocabulary(old, size), network, steps=0, config=boosting, **shared
+        )
         if is_first:
             walked(FosterStage(first, none, unjudged), speeches.new_and_memory, config, speeches)
             yield "boosted", network
         rest = Boosting(network, steps=0, config=boosting, **shared)
         last = Compression(
-            with_vocabulary(old, size), network, steps=steps, config=boosting, **shared
+            extend_vocabulary(old, size), network, steps=steps, config=boosting, **shared
         )
         fostering = FosterStage(rest, last, unjudged)
         yield name, walked(fostering, speeches.new_and_memory, config, speeches).model
@@ -224,7 +232,7 @@ def dense_stage(model: Conformer, config: TrialConfig, steps: int) -> DenseStage
         stage="tune",
         steps=steps,
         rates=tuning_rates(config),
-        judge=None,
+        evaluator=None,
         runtime=config.runtime,
     )
 

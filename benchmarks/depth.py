@@ -23,7 +23,7 @@ from core.data.prepare import Speech, open_speech
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import word_errors
 from core.methods.interctc import least_missed_last
-from core.pruning.extraction import of_blocks
+from core.pruning.extraction import select_blocks
 from core.pruning.space import whole_cost
 from core.runtime import TrialDirs
 from core.teacher import prepare
@@ -58,7 +58,7 @@ def main() -> None:
         bundle.load(place_of(args, args.teachers[0], 0).teacher / "model").model.shape
     )
     gflops = {
-        depth: float(whole_cost(of_blocks(model, range(depth)), 10.0).flops) / 1e9
+        depth: float(whole_cost(select_blocks(model, range(depth)), 10.0).flops) / 1e9
         for depth in range(1, args.blocks + 1)
     }
     emit("depth", rows, {"steps": args.steps, "seeds": args.seeds, "gflops": gflops}, args)
@@ -99,7 +99,7 @@ def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, dict[i
 
 def wer_of(model: Conformer, blocks: frozenset[int], speech: Speech) -> float:
     """With these blocks alone, of dev and test together."""
-    small = of_blocks(model, blocks)
+    small = select_blocks(model, blocks)
     texts = [
         text
         for store in (speech.dev, speech.test)

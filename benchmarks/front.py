@@ -10,9 +10,9 @@ from typing import Any
 from measuring import RESULTS, arguments, emit
 
 from core import bundle
-from sweep.cli.output.tables import trial_rows
 from sweep.report.export_files import write_copies
 from sweep.snapshot import load_snapshot
+from sweep.summary import trial_rows
 
 KEPT = (
     *("method", "params", "gflops", "params_sparsity", "flops_sparsity"),

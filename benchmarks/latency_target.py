@@ -19,7 +19,7 @@ from core.evaluation.timer import latency_seconds
 from core.latency.measure import latency_table
 from core.methods.magnitude import magnitudes
 from core.pruning.extraction import as_mask, extract
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.pruning.selection import Budget, Scores, choose
 from core.pruning.space import Space
 
@@ -63,7 +63,7 @@ def measured(size: str, args: Any) -> list[dict[str, Any]]:
         model = Conformer(shape).eval()
         for multiple_of, table in tables.items():
             space = Space.of(model, KINDS, SECONDS, latency=table)
-            by_size = ranked_within(magnitudes(model, space.units))
+            by_size = rank_within_axis(magnitudes(model, space.units))
             for how, worth in {"magnitude": by_size, "chance": noise(space)}.items():
                 name = f"{size}, {how}, seed {seed}, multiples of {multiple_of}"
                 rows += timed(name, space, worth, multiple_of, args)

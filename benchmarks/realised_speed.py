@@ -25,7 +25,7 @@ from core.inference.exported_model import Runtime
 from core.latency.measure import latency_table
 from core.methods.magnitude import magnitudes
 from core.pruning.extraction import as_mask, extract
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.pruning.selection import Budget, choose
 from core.pruning.space import Space, whole_cost
 
@@ -104,7 +104,7 @@ def cut(size: str, threads: int) -> dict[tuple[str, float], Conformer]:
         multiple_of=LANES,
     )
     space = Space.of(model, PruningConfig().axes, SECONDS[0], latency=table)
-    scores = ranked_within(magnitudes(model, space.units))
+    scores = rank_within_axis(magnitudes(model, space.units))
     models = {("", 0.0): model}
     for choice, sparsity in product(CHOICES, SPARSITIES):
         keep, has_latency = 1 - sparsity, choice != "flops"

@@ -32,7 +32,7 @@ from core.files import atomic_write
 from core.outside_files import read_json
 from core.pruning.reconstruction import reestimate_statistics
 from core.pruning.space import Space
-from core.report import Report
+from core.report import LONGEST_TRAINED, Report
 from core.runtime import seed_everything, select_device
 from core.training import checkpoint
 from core.training.foster_stage import FosterStage, make_foster_stage
@@ -103,7 +103,7 @@ def adapt(
         raise
     model, adapted = yield from _trained(config, found, speech, work)
     told, heard = _plain(adapted), speech.new.train.longest_seconds
-    report = {"adaptation": told, "order": order, bundle.LONGEST_TRAINED: heard}
+    report = {"adaptation": told, "order": order, LONGEST_TRAINED: heard}
     bundle.save(out, model, speech.new.tokenizer, report)
     shutil.rmtree(work)
     return told
@@ -170,7 +170,9 @@ def _prepared(
             balance=config.memory_balance,
         )
     corpus = config.trial.corpus
-    keep = partial(open_or_build, tokenizer=tokens, folder=work, hearing=found.model.shape.hearing)
+    keep = partial(
+        open_or_build, tokenizer=tokens, folder=work, frontend_spec=found.model.shape.frontend_spec
+    )
     train = keep(both, "train", config=corpus)
     yield _ready(1)
     dev, test = (keep(both, split, config=corpus) for split in ("dev", "test"))
@@ -230,7 +232,7 @@ def _stage(
         config=trial.boosting,
         runtime=trial.runtime,
         counts=speech.new.train.token_counts(size),
-        judge=judged,
+        evaluate=judged,
         micro_batches=trial.training.micro_batches,
     )
 

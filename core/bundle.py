@@ -16,16 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from core.conformer.model import Conformer
-from core.conformer.shape import Shape
+from core.conformer.shape import FORMAT, read_shape
 from core.data.tokenizer import FILE_NAME, Tokenizer
 from core.files import remove_leftovers, temporary_path
 from core.outside_files import read_json
+from core.report import upgrade_format_1
 
-FORMAT = 1
 DEPTH_ORDER = "depth_order"
 """Of a report: the model's blocks by number, the one that is missed most first."""
-LONGEST_TRAINED = "longest_heard"
-"""Of a report: how many seconds the longest utterance had that the model was trained on."""
 FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 
@@ -76,10 +74,8 @@ def load(folder: Path) -> Bundle:
     """
     check(folder)
     plain, report = read_table(folder / "shape.json"), read_table(folder / "report.json")
-    if plain.pop("format", None) != FORMAT:
-        raise BundleError(f"`{folder}/shape.json` must be of format {FORMAT}, but is not.")
     try:
-        shape = Shape.from_plain(plain)
+        shape = read_shape(plain)
         weights = load_file(folder / "model.safetensors")
         with torch.device("meta"):
             model = Conformer(shape)
@@ -98,7 +94,7 @@ def load(folder: Path) -> Bundle:
             f"`{folder}/{FILE_NAME}` must have {shape.vocabulary} pieces, as the model has outputs,"
             f" but has {tokenizer.size} instead."
         )
-    return Bundle(model=model.eval(), tokenizer=tokenizer, report=report)
+    return Bundle(model=model.eval(), tokenizer=tokenizer, report=upgrade_format_1(report))
 
 
 def check(folder: Path) -> None:

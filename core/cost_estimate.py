@@ -56,7 +56,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
         stage="teacher",
         steps=2,
         rates=rates,
-        judge=None,
+        evaluator=None,
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
     )

@@ -19,6 +19,7 @@ from core.pruning.extraction import without_weights
 from core.pruning.reconstruction import extract_and_reconstruct
 from core.pruning.selection import choose_for_target
 from core.pruning.space import Choice, Space
+from core.report import KEPT_UNITS, LONGEST_TRAINED
 from core.runtime import seed_everything, select_device
 from core.stages import Announce, be_silent
 from core.training.distillation import Distillation
@@ -106,10 +107,8 @@ def prune_bundle(
         "params_sparsity": float(space.sparsity(cost, "params")),
     }
     kept = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
-    lineage = {"config": config.model_dump(), "kept": kept, "from": bundle_digest(given)}
-    lineage |= {
-        key: brought.report[key] for key in (bundle.LONGEST_TRAINED,) if key in brought.report
-    }
+    lineage = {"config": config.model_dump(), KEPT_UNITS: kept, "from": bundle_digest(given)}
+    lineage |= {key: brought.report[key] for key in (LONGEST_TRAINED,) if key in brought.report}
     announce("writing the smaller model")
     bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
     return {"model": str(folder), **measured}
@@ -141,21 +140,21 @@ def prune_model(
         latency=table,
     )
     device = select_device(config)
-    bench = MethodContext(
+    ctx = MethodContext(
         config=config,
         student=student,
         distillation=Distillation(unpruned, config.distillation),
         space=space,
         speech=GuardedData("audio"),
-        labelled=GuardedData("labels"),
+        labeled=GuardedData("labels"),
         choose=lambda scores, target: choose_for_target(space, scores, config.pruning, target),
-        judge=Evaluator(config, space, None, device),
+        evaluator=Evaluator(config, space, None, device),
         device=device,
     )
     announce(f"scoring units by `{config.pruning.method}`")
-    scores = method.search_result(bench, None).scores
+    scores = method.search_result(ctx, None).scores
     announce("choosing units")
-    choice = bench.choose(scores, bench.target)
+    choice = ctx.choose(scores, ctx.target)
     announce("extracting the smaller model")
-    small = extract_and_reconstruct(bench.student, {}, choice, how="none", speech=())
+    small = extract_and_reconstruct(ctx.student, {}, choice, how="none", speech=())
     return small.eval(), choice, space

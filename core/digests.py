@@ -4,10 +4,15 @@ Reads only what preparing left beside them, so that who asks need not wait for t
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.outside_files import read_arrays, read_json
+
+PREPARED_FORMAT = 2
+"""The version of `prepared.json` that is written; 1, which has no `format`, is read as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,21 +38,39 @@ class SpeechLineage:
     tokenizer_digest: str
     splits: tuple[SplitLineage, ...]
     """Those that have utterances."""
-    heard: tuple[str, ...] = ()
-    """Splits whose words are what the teacher heard."""
+    pseudo_labeled: tuple[str, ...] = ()
+    """Splits whose transcripts are the teacher's."""
+
+
+def read_prepared(folder: Path) -> dict[str, Any]:
+    """The contents of a folder's `prepared.json`, of whichever version, with today's keys.
+
+    Raises:
+        OSError: if it is missing or unreadable.
+        ValueError: if it is no JSON.
+        TypeError: if it is no table.
+    """
+    prepared = dict(read_json(folder / "prepared.json"))
+    return prepared if "format" in prepared else upgrade_format_1(prepared)
+
+
+def upgrade_format_1(prepared: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a `prepared.json` with today's keys, from one of format 1."""
+    renamed = {"heard": "pseudo_labeled"}
+    return {renamed.get(key, key): value for key, value in prepared.items()}
 
 
 def speech_lineage(features: Path) -> SpeechLineage | None:
     """Of the folder where speech was prepared; None as long as it is not."""
     try:
-        prepared = read_json(features / "prepared.json")
+        prepared = read_prepared(features)
         splits = [_split(features, *store) for store in prepared["stores"].items()]
         return SpeechLineage(
             corpus=prepared["corpus"]["name"],
             corpus_digest=prepared["digest"],
             tokenizer_digest=_sha256(features / "tokenizer.model"),
             splits=tuple(found for found in splits if found.num_utterances),
-            heard=tuple(prepared.get("heard", ())),
+            pseudo_labeled=tuple(prepared.get("pseudo_labeled", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

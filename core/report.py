@@ -3,8 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+KEPT_UNITS = "kept_units"
+"""Key of a bundle's `report.json`: the units of the dense model that remain, by axis."""
+LONGEST_TRAINED = "longest_trained_seconds"
+"""Key of a bundle's `report.json`: seconds of the longest utterance the model was trained on."""
 _FOLDER = re.compile(r"\w[\w.-]{0,99}")
 
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]
@@ -89,3 +93,13 @@ class Outcome:
                 "`model` must be the name of a folder, such as `model` or `model.1`,"
                 f" but is {self.model!r} instead"
             )
+
+
+def upgrade_format_1(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a bundle's `report.json` with today's keys, from one of format 1.
+
+    The file has no version of its own: it is that of the `shape.json` or `features.json` beside
+    it. A report with today's keys is returned as it is.
+    """
+    renamed = {"kept": KEPT_UNITS, "longest_heard": LONGEST_TRAINED}
+    return {renamed.get(key, key): value for key, value in report.items()}

@@ -19,7 +19,7 @@ from core.inference.recognizer import make_labeler
 from core.latency import cache
 from core.pruning.reconstruction import reestimate_statistics
 from core.pruning.space import Space
-from core.report import Report
+from core.report import LONGEST_TRAINED, Report
 from core.runtime import TrialDirs, num_cores, seed_everything, select_device
 from core.training import checkpoint
 from core.training.intermediate_ctc import InterCTC
@@ -47,9 +47,9 @@ def prepare(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     if hearer is not None or not is_prepared(config.corpus, place.features):
         torch.set_num_threads(num_cores())
         tokens = given.tokenizer if given else None
-        heard = given.model.shape.hearing if given else NATIVE
+        heard = given.model.shape.frontend_spec if given else NATIVE
         speech = prepare_speech(
-            config.corpus, place.features, tokenizer=tokens, hearing=heard, hearer=hearer
+            config.corpus, place.features, tokenizer=tokens, frontend_spec=heard, hearer=hearer
         )
         for part in speech:
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
@@ -86,7 +86,7 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
         config.pruning.utterance_seconds,
         latency=cache.open_table(config, place.teacher),
     )
-    judge = Evaluator(config, space, speech, device)
+    evaluator = Evaluator(config, space, speech, device)
     rates = Rates(
         peak=config.teacher.learning_rate,
         warmup_share=config.teacher.warmup_share,
@@ -99,7 +99,7 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
         stage="teacher",
         steps=steps,
         rates=rates,
-        judge=judge,
+        evaluator=evaluator,
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
         micro_batches=config.training.micro_batches,
@@ -114,10 +114,10 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     )
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     reestimate_statistics(model, without_words(calibration_batches(config, speech, device)))
-    outcome = judge.outcome(model, target=0.0, steps=steps)
+    outcome = evaluator.outcome(model, target=0.0, steps=steps)
     report = {
         "outcome": asdict(outcome),
         "config": config.model_dump(),
-        bundle.LONGEST_TRAINED: speech.train.longest_seconds,
+        LONGEST_TRAINED: speech.train.longest_seconds,
     }
     bundle.save(place.teacher / "model", model, speech.tokenizer, report)

@@ -18,7 +18,7 @@ from core.conformer.shape import BlockShape, Shape
 from core.data.batching import Batch
 from core.distributed import join_ranks
 from core.features.spec import NATIVE, FrontendSpec
-from core.pruning.latency_table import Grid, LatencyTable, Part, monotone
+from core.pruning.latency_table import Component, Grid, LatencyTable, monotone
 from core.runtime import TrialDirs
 from core.training.intermediate_ctc import InterCTC
 from core.training.loop import DenseStage, Rates
@@ -53,24 +53,24 @@ SHAPE = Shape(
 )
 
 
-HEARINGS = {
+FRONTEND_SPECS = {
     "conv4": NATIVE,
-    "striding": FrontendSpec(features="nemo", frontend="striding"),
-    "striding 8x": FrontendSpec(features="nemo", frontend="striding", stages=3),
-    "dw_striding": FrontendSpec(features="nemo", frontend="dw_striding"),
+    "striding": FrontendSpec(features="nemo", subsampling_kind="striding"),
+    "striding 8x": FrontendSpec(features="nemo", subsampling_kind="striding", stages=3),
+    "dw_striding": FrontendSpec(features="nemo", subsampling_kind="dw_striding"),
     "dw_striding 8x": FrontendSpec(
-        features="nemo", normalization="per_feature", frontend="dw_striding", stages=3
+        features="nemo", normalization="per_feature", subsampling_kind="dw_striding", stages=3
     ),
-    "linear": FrontendSpec(frontend="linear", stages=0),
+    "linear": FrontendSpec(subsampling_kind="linear", stages=0),
 }
 """Every kind of front end."""
 
 
-def hearing(shape: Shape, kind: str) -> Shape:
+def with_frontend(shape: Shape, kind: str) -> Shape:
     """The shape with another front end."""
-    heard = HEARINGS[kind]
+    heard = FRONTEND_SPECS[kind]
     sub1, sub2, sub3 = (size if i < heard.stages else 0 for i, size in enumerate((6, 5, 7)))
-    return replace(shape, hearing=heard, sub1=sub1, sub2=sub2, sub3=sub3)
+    return replace(shape, frontend_spec=heard, sub1=sub1, sub2=sub2, sub3=sub3)
 
 
 TOY = Shape(
@@ -100,7 +100,7 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
         model.frontend.mean.normal_()
         model.frontend.deviation.uniform_(0.5, 2.0)
         # A channel that is never above 0 is never heard.
-        for stage in model.frontend.stages[1:] if shape.hearing.is_padded else ():
+        for stage in model.frontend.stages[1:] if shape.frontend_spec.is_padded else ():
             bias = (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias
             assert bias is not None
             bias.add_(1.0)
@@ -191,7 +191,7 @@ def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
         stage="teacher",
         steps=steps,
         rates=rates,
-        judge=None,
+        evaluator=None,
         runtime=runtime,
         interctc=interctc,
     )
@@ -200,10 +200,10 @@ def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
     return model.eval()
 
 
-def run_method(bench: MethodContext) -> SearchResult:
-    """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
-    method = load_method(bench.config.pruning.method)
-    limited = bench.restricted_to(method.needs)
+def run_method(ctx: MethodContext) -> SearchResult:
+    """Return the result of a context's method, after its search if it has one, as a trial does."""
+    method = load_method(ctx.config.pruning.method)
+    limited = ctx.restricted_to(method.needs)
     stage = method.search(limited)
     if stage is not None:
         for step in range(stage.steps):
@@ -251,7 +251,7 @@ def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
 def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> LatencyTable:
     """Times up to a shape that rise as measured ones do: an overhead, a bend, and noise."""
     chance = np.random.default_rng(seed)
-    largest: dict[Part, tuple[int, int]] = {
+    largest: dict[Component, tuple[int, int]] = {
         "frontend": (shape.sub2, shape.sub1),
         "projection": (shape.sub2, shape.width),
         "feedforward": (max(max(b.ff1, b.ff2) for b in shape.blocks), shape.width),
@@ -261,7 +261,7 @@ def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> Latenc
         "output": (1, shape.width),
     }
 
-    def grid(part: Part) -> Grid:
+    def grid(part: Component) -> Grid:
         rows, columns = (
             sorted({max(1, round(share * size)) for share in (0.125, 0.25, 0.5, 1.0)})
             for size in largest[part]

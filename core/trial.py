@@ -27,7 +27,7 @@ from core.pruning.extraction import as_mask, clone, extract
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.pruning.selection import Scores, choose_for_target, depth_order
 from core.pruning.space import Choice, Space
-from core.report import Outcome, Report
+from core.report import KEPT_UNITS, LONGEST_TRAINED, Outcome, Report
 from core.runtime import TrialDirs, seed_everything, select_device
 from core.training import checkpoint
 from core.training.distillation import Distillation
@@ -82,14 +82,14 @@ class Trial:
     """All that a trial's stages hand on."""
 
     method: Method
-    bench: MethodContext
+    ctx: MethodContext
     speech: Speech
     place: TrialDirs
     ranks: Ranks
 
     @property
     def config(self) -> TrialConfig:
-        return self.bench.config
+        return self.ctx.config
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -101,7 +101,7 @@ class Trial:
             config,
             self.place.trial,
             self.speech,
-            self.bench.device,
+            self.ctx.device,
             steps,
             clean_steps=count_clean_steps(config, steps // len(self.targets))
             if self.method.is_from_scratch
@@ -116,8 +116,8 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
 
     Each outcome is tuned on the same batches in the same order, as if it were the only one.
     """
-    config, bench, targets = trial.config, trial.bench, trial.targets
-    search = trial.method.search(bench.restricted_to(trial.method.needs))
+    config, ctx, targets = trial.config, trial.ctx, trial.targets
+    search = trial.method.search(ctx.restricted_to(trial.method.needs))
     search_steps = search.steps if search else 0
     tune_steps = _steps(config) - search_steps
     journey = trial.journey(config, search_steps + len(targets) * tune_steps)
@@ -136,13 +136,14 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
         again = resume if is_here else None
         if again is not None:
             cut = ExtractedModel(
-                model=extract(bench.student, as_mask(again["beside"]["choice"])), **again["beside"]
+                model=extract(ctx.student, as_mask(again["extra_state"]["choice"])),
+                **again["extra_state"],
             )
         else:
             start = start or _start(trial, search, journey)
             cut = _cut(trial, start, journey, target)
         stage = _tuning(trial, cut, steps=tune_steps)
-        journey.beside = {"choice": cut.choice, "depth_order": cut.depth_order}
+        journey.extra_state = {"choice": cut.choice, "depth_order": cut.depth_order}
         yield from fit(stage, journey, resume=again)
         cut = replace(cut, model=stage.model)
         outcomes += _judged(trial, cut, target=target, steps=_steps(config), name=names[number])
@@ -162,14 +163,14 @@ class ExtractedModel:
 
 def _cut(trial: Trial, start: "SearchState", journey: TrainRun, target: float) -> ExtractedModel:
     """Extract for one share to remove, with chance, data and projection as the search left them."""
-    bench, found = trial.bench, start.search_result
-    journey.go_to(start.place)
-    bench.distillation.projection.load_state_dict(start.projection)
-    choice = bench.choose(found.scores, target)
-    how = trial.method.repair(bench.config)
-    small = trial.method.prepare_tuning(_extracted(bench, found, choice, how), bench)
+    ctx, found = trial.ctx, start.search_result
+    journey.seek(start.place)
+    ctx.distillation.projection.load_state_dict(start.projection)
+    choice = ctx.choose(found.scores, target)
+    how = trial.method.repair(ctx.config)
+    small = trial.method.prepare_tuning(_extracted(ctx, found, choice, how), ctx)
     return ExtractedModel(
-        model=small, choice=choice, depth_order=depth_order(bench.space, found.scores, choice)
+        model=small, choice=choice, depth_order=depth_order(ctx.space, found.scores, choice)
     )
 
 
@@ -186,17 +187,19 @@ class SearchState:
 
 def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchState:
     """What the search left; kept where several outcomes need it, which a kill may come between."""
-    ranks, student, folder = trial.ranks, trial.bench.student, trial.place.trial / FOUND
+    ranks, student, folder = trial.ranks, trial.ctx.student, trial.place.trial / FOUND
     is_kept = len(trial.targets) > 1
     kept = ranks.first(checkpoint.load_newest(folder) if is_kept and ranks.is_first else None)
     if kept is not None:
         student.load_state_dict(kept["student"])
         found = SearchResult(scores=kept["scores"], reference=kept["reference"])
-        return SearchState(search_result=found, projection=kept["projection"], place=kept["place"])
+        return SearchState(
+            search_result=found, projection=kept["projection"], place=kept["position"]
+        )
     found = ranks.first(
-        trial.method.search_result(trial.bench.restricted_to(trial.method.needs), search)
+        trial.method.search_result(trial.ctx.restricted_to(trial.method.needs), search)
     )
-    projection = trial.bench.distillation.projection.state_dict()
+    projection = trial.ctx.distillation.projection.state_dict()
     start = SearchState(search_result=found, projection=deepcopy(projection), place=journey.place())
     if is_kept and ranks.is_first:
         state = {
@@ -204,7 +207,7 @@ def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchS
             "scores": dict(found.scores),
             "reference": dict(found.reference),
             "projection": start.projection,
-            "place": start.place,
+            "position": start.place,
         }
         checkpoint.save(folder, 0, state)
     return start
@@ -212,7 +215,7 @@ def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchS
 
 def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, None, list[Outcome]]:
     """The finished models, tuned on; they stand until the later ones are whole."""
-    config, bench, ranks = trial.config, trial.bench, trial.ranks
+    config, ctx, ranks = trial.config, trial.ctx, trial.ranks
     before = earlier[0].steps
     more = _steps(config) + config.tuning.more_steps - before
     again = config.model_copy(update={"seed": config.seed + before})  # other batches first
@@ -223,8 +226,8 @@ def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, N
             continue
         seed_everything(again, config.runtime.threads, ranks)
         found = bundle.load(trial.place.trial / outcome.model) if ranks.is_first else None
-        choice = bench.space.choice_of(ranks.first(found.report["kept"] if found else {}))
-        small = extract(bench.student, as_mask(choice))
+        choice = ctx.space.choice_of(ranks.first(found.report[KEPT_UNITS] if found else {}))
+        small = extract(ctx.student, as_mask(choice))
         small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
         best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
         cut = ExtractedModel(model=small, choice=choice, depth_order=best)
@@ -275,16 +278,16 @@ def _judged(
 def _measured(
     trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
 ) -> Outcome:
-    bench = trial.bench
-    reestimate_statistics(cut.model, bench.speech)
-    outcome = bench.judge.outcome(cut.model, target=target, steps=steps, folder=name)
+    ctx = trial.ctx
+    reestimate_statistics(cut.model, ctx.speech)
+    outcome = ctx.evaluator.outcome(cut.model, target=target, steps=steps, folder=name)
     kept = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
     best = {bundle.DEPTH_ORDER: cut.depth_order} if cut.depth_order else {}
     report = {
         "outcome": asdict(outcome),
         "config": trial.config.model_dump(),
-        "kept": kept,
-        bundle.LONGEST_TRAINED: trial.speech.train.longest_seconds,
+        KEPT_UNITS: kept,
+        LONGEST_TRAINED: trial.speech.train.longest_seconds,
         **best,
     }
     bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)
@@ -342,28 +345,28 @@ def open_trial(config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE) -> T
     def choose(scores: Scores, target: float) -> dict[str, torch.Tensor]:
         return choose_for_target(space, scores, pruning, target) if scores else space.open_choice()
 
-    bench = MethodContext(
+    ctx = MethodContext(
         config=config,
         student=student,
         distillation=Distillation(teacher, config.distillation).to(device),
         space=space,
         speech=without_words(batches),
-        labelled=batches,
+        labeled=batches,
         choose=choose,
-        judge=Evaluator(config, space, speech, device),
+        evaluator=Evaluator(config, space, speech, device),
         device=device,
     )
-    return Trial(method=method, bench=bench, speech=speech, place=place, ranks=ranks)
+    return Trial(method=method, ctx=ctx, speech=speech, place=place, ranks=ranks)
 
 
-def _extracted(bench: MethodContext, found: SearchResult, choice: Choice, how: Repair) -> Conformer:
+def _extracted(ctx: MethodContext, found: SearchResult, choice: Choice, how: Repair) -> Conformer:
     small = extract_and_reconstruct(
-        bench.student, found.reference, choice, how=how, speech=bench.speech
+        ctx.student, found.reference, choice, how=how, speech=ctx.speech
     )
-    reestimate_statistics(small, bench.speech)
+    reestimate_statistics(small, ctx.speech)
     return small
 
 
 def _tuning(trial: Trial, cut: ExtractedModel, *, steps: int) -> Tuning:
     cut.model.set_dropout(trial.config.tuning.dropout)
-    return trial.method.tuning(cut.model, cut.choice, trial.bench, steps=steps)
+    return trial.method.tuning(cut.model, cut.choice, trial.ctx, steps=steps)

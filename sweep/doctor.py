@@ -1,5 +1,6 @@
 """What is installed and what this machine has: the first question when something does not work."""
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -11,7 +12,6 @@ from pathlib import Path
 PACKAGES = (
     "ray",
     "torch",
-    "torchaudio",
     "optuna",
     "mlflow",
     "lhotse",
@@ -34,7 +34,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything, cheapest first."""
-    return [_python(), *map(_package, PACKAGES), _demo(), _cores(), _gpus(), _disk()]
+    return [_python(), *map(_package, PACKAGES), _torchaudio(), _demo(), _cores(), _gpus(), _disk()]
 
 
 def _python() -> Finding:
@@ -47,6 +47,23 @@ def _package(name: str) -> Finding:
         return Finding(name=name, text=version(name), is_fine=True)
     except PackageNotFoundError:
         return Finding(name=name, text="not installed", is_fine=False)
+
+
+def _torchaudio() -> Finding:
+    """Import torchaudio: next to a CPU-only torch it may be installed and yet not load."""
+    finding = _package("torchaudio")
+    if not finding.is_fine:
+        return finding
+    try:
+        importlib.import_module("torchaudio")
+    except (ImportError, OSError, RuntimeError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        text = (
+            f"{finding.text}, but cannot be imported: {lines[0][:200]}; install it from the index"
+            " that torch was installed from (only audio of other rates than 16 kHz needs it)"
+        )
+        return Finding(name="torchaudio", text=text, is_fine=False)
+    return finding
 
 
 def _demo() -> Finding:

@@ -38,6 +38,7 @@ HOMES = {  # one file, or one folder, per outside library
     },
     "fsspec": {"sweep/storage/object_store.py"},
     "mlflow": {"sweep/tracking/mlflow_client.py", "sweep/tracking/mlflow_database.py"},
+    "torchaudio": {"core/data/audio.py", "core/export/usage_snippets.py"},
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {
         "core/inference/onnx_session.py",
@@ -49,6 +50,7 @@ HOMES = {  # one file, or one folder, per outside library
     "cooper": {"core/pruning/lagrangian.py"},
     "flashlight": {"core/evaluation/beam.py", "core/evaluation/ngram.py"},
     "sentencepiece": {"core/data/tokenizer.py"},
+    "pandas": {"sweep/api.py"},
     "yaml": {"core/importers/safe_read.py", "sweep/submit/jobs.py"},
     "huggingface_hub": {"core/importers/load.py"},
 }

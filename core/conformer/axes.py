@@ -104,7 +104,7 @@ class Lengths:
     """After the last: what the blocks see."""
 
     @classmethod
-    def of(cls, seconds: float, hearing: FrontendSpec = NATIVE) -> "Lengths":
-        mels = hearing.count_frames(round(seconds * 16_000))
-        stages = hearing.stage_frames(mels)
+    def of(cls, seconds: float, spec: FrontendSpec = NATIVE) -> "Lengths":
+        mels = spec.count_frames(round(seconds * 16_000))
+        stages = spec.stage_frames(mels)
         return cls(mels=mels, stages=stages, frames=(mels, *stages)[-1])

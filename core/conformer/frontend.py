@@ -44,23 +44,23 @@ class Frontend(nn.Module):
     def __init__(self, shape: Shape, *, name: str) -> None:
         super().__init__()
         self.name = name
-        self.hearing: FrontendSpec = shape.hearing
+        self.frontend_spec: FrontendSpec = shape.frontend_spec
         channels = shape.frontend_channels
         for number, (before, after) in enumerate(zip((1, *channels), channels, strict=False), 1):
-            self.add_module(f"conv{number}", _stage(self.hearing, number, before, after))
+            self.add_module(f"conv{number}", _stage(self.frontend_spec, number, before, after))
         self.linear = nn.Linear((1, *channels)[-1] * self.bins[-1], shape.width)
         self.register_buffer("mean", torch.zeros(MELS))
         self.register_buffer("deviation", torch.ones(MELS))
 
     @property
     def stages(self) -> list[Stage]:
-        found = [self.get_submodule(f"conv{i + 1}") for i in range(self.hearing.stages)]
+        found = [self.get_submodule(f"conv{i + 1}") for i in range(self.frontend_spec.stages)]
         return [stage for stage in found if isinstance(stage, Stage)]
 
     @property
     def bins(self) -> tuple[int, ...]:
         """Of the features, and after each stage."""
-        return (MELS, *self.hearing.stage_frames(MELS))
+        return (MELS, *self.frontend_spec.stage_frames(MELS))
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
@@ -73,15 +73,17 @@ class Frontend(nn.Module):
         """What the linear layer reads, channel-major."""
         x = ((features - self.mean) / self.deviation).unsqueeze(1)  # (B, 1, M, F)
         # Without padding of its own, an output frame sees real frames or is not one.
-        is_padded = self.hearing.is_padded
+        is_padded = self.frontend_spec.is_padded
         x = _silenced(x, num_frames) if is_padded else x
-        for stage, left in zip(self.stages, self.hearing.stage_frames(num_frames), strict=True):
+        for stage, left in zip(
+            self.stages, self.frontend_spec.stage_frames(num_frames), strict=True
+        ):
             x = F.relu(stage(x))  # (B, C, S, G)
             x = _silenced(x, left) if is_padded else x
         return x.transpose(1, 2).flatten(2)  # (B, T, C * G)
 
     def output_frames(self, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        frames: Tensor = self.hearing.output_frames(num_frames)
+        frames: Tensor = self.frontend_spec.output_frames(num_frames)
         return frames
 
     def frames_in(self, module: str, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -89,7 +91,7 @@ class Frontend(nn.Module):
         stage = module.removeprefix(f"{self.name}.conv")
         if stage == module:
             return self.output_frames(num_frames)
-        frames: Tensor = self.hearing.stage_frames(num_frames)[int(stage[0]) - 1]
+        frames: Tensor = self.frontend_spec.stage_frames(num_frames)[int(stage[0]) - 1]
         return frames
 
     def axes(self) -> list[Axis]:
@@ -148,10 +150,10 @@ class Frontend(nn.Module):
         return whole
 
 
-def _stage(hearing: FrontendSpec, number: int, before: int, after: int) -> Stage:
-    if hearing.frontend == "dw_striding" and number > 1:
+def _stage(frontend_spec: FrontendSpec, number: int, before: int, after: int) -> Stage:
+    if frontend_spec.subsampling_kind == "dw_striding" and number > 1:
         return Separable(before, after)
-    return nn.Conv2d(before, after, 3, stride=2, padding=int(hearing.is_padded))
+    return nn.Conv2d(before, after, 3, stride=2, padding=int(frontend_spec.is_padded))
 
 
 def _channels(stage: Stage) -> int:

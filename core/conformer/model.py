@@ -48,9 +48,9 @@ class Conformer(nn.Module):
         self.head = nn.Linear(shape.width, shape.vocabulary)
 
     @property
-    def hearing(self) -> FrontendSpec:
+    def frontend_spec(self) -> FrontendSpec:
         """From which features it hears."""
-        return self.shape.hearing
+        return self.shape.frontend_spec
 
     @property
     def vocabulary(self) -> int:
@@ -117,7 +117,7 @@ class Conformer(nn.Module):
 
     def cost(self, kept: Kept, seconds: float) -> Cost:
         """Of one utterance of so many seconds; exact for whole counts, multilinear in them."""
-        lengths = Lengths.of(seconds, self.shape.hearing)
+        lengths = Lengths.of(seconds, self.shape.frontend_spec)
         d, v = kept["width"], self.shape.vocabulary
         head = Cost(params=(d + 1) * v, flops=2 * lengths.frames * d * v)
         blocks = total(block.cost(kept, lengths) for block in self.typed_blocks())

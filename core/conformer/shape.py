@@ -6,8 +6,11 @@ from typing import Any
 
 from core.config.base import ConfigError
 from core.config.trial import ModelConfig
+from core.features import spec
 from core.features.spec import NATIVE, FrontendSpec
 
+FORMAT = 2
+"""The version of `shape.json` that is written; 1 is read as well."""
 MELS = 80
 LARGEST = 65_536
 
@@ -42,7 +45,7 @@ class Shape:
     """Of the linear layers that are two factors, by name; all others are one matrix."""
     sub3: int = 0
     """Channels of a third convolution, where there is one."""
-    hearing: FrontendSpec = NATIVE
+    frontend_spec: FrontendSpec = NATIVE
     """The features, and the kind of the front end."""
 
     @classmethod
@@ -85,7 +88,7 @@ class Shape:
         """
         whole = dict(values)
         blocks, ranks = whole.pop("blocks", None), whole.pop("ranks", {})
-        hearing = FrontendSpec.from_plain(whole.pop("hearing", NATIVE.to_plain()))
+        frontend_spec = FrontendSpec.from_plain(whole.pop("frontend", NATIVE.to_plain()))
         if not isinstance(blocks, list):
             raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
         checked = tuple(
@@ -93,24 +96,25 @@ class Shape:
             for i, block in enumerate(blocks)
         )
         # Those of no convolution are 0, and all others are not.
-        channels = {f"sub{i + 1}": int(i < hearing.stages) for i in range(3)}
+        channels = {f"sub{i + 1}": int(i < frontend_spec.stages) for i in range(3)}
         sizes = _sizes(whole, cls, low=1, name="", lows=channels)
         unused = [name for name, low in channels.items() if not low and sizes.get(name)]
         if unused:
             raise ValueError(f"`{unused[0]}` must be 0 where there is no such convolution.")
-        shape = cls(**sizes, blocks=checked, hearing=hearing)
+        shape = cls(**sizes, blocks=checked, frontend_spec=frontend_spec)
         return replace(shape, ranks=_ranks(ranks, shape.linears()))
 
     def to_plain(self) -> dict[str, Any]:
         plain = asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
+        plain["frontend"] = plain.pop("frontend_spec")
         # What a model does not use is left out: it is written as it was before there was any.
-        usual = {"ranks": {}, "sub3": 0, "hearing": NATIVE.to_plain()}
+        usual = {"ranks": {}, "sub3": 0, "frontend": NATIVE.to_plain()}
         return {key: value for key, value in plain.items() if usual.get(key, ...) != value}
 
     @property
     def frontend_channels(self) -> tuple[int, ...]:
         """Of each of the front end's convolutions."""
-        return (self.sub1, self.sub2, self.sub3)[: self.hearing.stages]
+        return (self.sub1, self.sub2, self.sub3)[: self.frontend_spec.stages]
 
     def linears(self) -> list[str]:
         """The linear layers that may be factored, by name: those of the modules that are there."""
@@ -128,6 +132,30 @@ class Shape:
         ]
 
 
+def read_shape(values: Mapping[str, Any]) -> Shape:
+    """The shape in the contents of a `shape.json`, of whichever version.
+
+    Raises:
+        ValueError: if the version is unknown, or as `Shape.from_plain`.
+    """
+    plain = dict(values)
+    written = plain.pop("format", None)
+    if written not in (1, FORMAT):
+        raise ValueError(
+            f"`shape.json` must be of format 1 or {FORMAT}, but is of {str(written)[:40]} instead;"
+            " a newer version of conformer-sweep may read it"
+        )
+    return Shape.from_plain(upgrade_format_1(plain) if written == 1 else plain)
+
+
+def upgrade_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a shape with today's keys, from those of a `shape.json` of format 1."""
+    upgraded = dict(values)
+    if "hearing" in upgraded:
+        upgraded["frontend"] = spec.upgrade_format_1(upgraded.pop("hearing"))
+    return upgraded
+
+
 def _attention_layers(block: BlockShape) -> tuple[str, ...]:
     """Attention in linear time takes the positions' matrix apart by heads: it stays whole."""
     positions = () if block.linear_features else ("position",)
@@ -142,7 +170,7 @@ def _sizes(
     Some may have a lowest value of their own. One with a default may be missing: a bundle from
     before it was known lacks it.
     """
-    aside = ("blocks", "ranks", "hearing")
+    aside = ("blocks", "ranks", "frontend_spec")
     known = {field.name: field.default for field in fields(kind) if field.name not in aside}
     needed = {key for key, default in known.items() if default is MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= set(known):

@@ -4,7 +4,7 @@ Shapes: N samples.
 """
 
 import io
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
 from lhotse.audio.backend import audio_backend
 from lhotse.cut import Cut
 from torch import Tensor
-from torchaudio.functional import resample as change_rate
 
 from core.data.audio_decoding import (
     CorpusError,  # everyone's way to it
@@ -211,5 +210,30 @@ def source_name(cut: Cut) -> str:
 def resample_to_16khz(
     waveform: Float[Tensor, " samples"], rate_hz: int, *, speed: float = 1.0
 ) -> Float[Tensor, " new_samples"]:
-    """Bring samples to 16 kHz; played at `speed`, they last 1 / speed as long."""
-    return change_rate(waveform, round(rate_hz * speed), SAMPLE_RATE_HZ)
+    """Bring samples to 16 kHz; played at `speed`, they last 1 / speed as long.
+
+    Raises:
+        CorpusError: if the rate must change, and torchaudio cannot be imported.
+    """
+    old_rate_hz = round(rate_hz * speed)
+    if old_rate_hz == SAMPLE_RATE_HZ:
+        return waveform
+    return _load_resampler(old_rate_hz)(waveform, old_rate_hz, SAMPLE_RATE_HZ)
+
+
+def _load_resampler(rate_hz: int) -> Callable[..., Tensor]:
+    """Import torchaudio's resampler.
+
+    Not at the top of the module: PyPI's torchaudio needs CUDA's libraries when it is imported, and
+    fails next to a CPU-only torch.
+    """
+    try:
+        from torchaudio.functional import resample  # noqa: PLC0415
+    except (ImportError, OSError, RuntimeError) as error:  # absent, without CUDA, of another torch
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise CorpusError(
+            f"`torchaudio` must be importable to resample {rate_hz} Hz to {SAMPLE_RATE_HZ} Hz, but"
+            f" is not: {lines[0][:200]}; install it from the index that torch was installed from,"
+            " or resample the audio first."
+        ) from error
+    return resample  # type: ignore[no-any-return]

@@ -84,9 +84,9 @@ def read_batch(
 ) -> Batch:
     """Read some utterances, as they are or each under its own of all utterances' conditions."""
     items = [store.item(i) for i in indices]
-    if conditions is not None and store.hearing is not None:
+    if conditions is not None and store.frontend_spec is not None:
         items = [
-            under_condition(item, conditions[i], store.hearing)
+            under_condition(item, conditions[i], store.frontend_spec)
             for i, item in zip(indices, items, strict=True)
         ]
     features = pad_sequence([item.features for item in items], batch_first=True)
@@ -103,9 +103,9 @@ def read_batch(
     )
 
 
-def under_condition(item: Item, condition: Condition, hearing: FrontendSpec) -> Item:
+def under_condition(item: Item, condition: Condition, frontend_spec: FrontendSpec) -> Item:
     """An utterance as training gets it; one that is silenced has no words left."""
-    features = apply_condition(item.features, condition, hearing)
+    features = apply_condition(item.features, condition, frontend_spec)
     if condition.is_empty:
         return replace(item, features=features, tokens=item.tokens[:0], text="")
     return replace(item, features=features)
@@ -181,7 +181,7 @@ class TrainBatches:
             self._conditions = draw_conditions(
                 len(num_frames),
                 self._augment,
-                self._store.hearing,
+                self._store.frontend_spec,
                 seed=self._seed,
                 epoch=self._epoch,
             )

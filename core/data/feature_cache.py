@@ -12,10 +12,10 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -34,12 +34,15 @@ from core.data.audio_decoding import (
 )
 from core.data.corpus import Corpus, SplitName
 from core.data.tokenizer import Tokenizer, transcript
+from core.features import spec
 from core.features.kaldi import FEATURE_VERSION, NUM_MELS, SAMPLE_RATE_HZ
 from core.features.nemo import compute_features
 from core.features.spec import NATIVE, FrontendSpec
 from core.files import atomic_folder
 from core.outside_files import read_arrays, read_json
 
+FORMAT = 2
+"""The version of `index.json` that is written; 1, which has no `format`, is read as well."""
 _SECONDS_AT_ONCE = 120
 _ARRAYS = ("begins", "token_begins", "tokens", "seconds")
 _TOO_SHORT = "shorter than the front end's receptive field"
@@ -64,6 +67,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         index = read_json(folder / "index.json")
+        index = upgrade_format_1(index) if "format" not in index else index
         arrays = read_arrays(folder / "arrays.npz", _ARRAYS)
         self._begins, self._token_begins = arrays["begins"], arrays["token_begins"]
         self._tokens, self.seconds = arrays["tokens"], arrays["seconds"]
@@ -71,7 +75,8 @@ class FeatureStore:
         self.ids: list[str] = index["ids"]
         self.texts: list[str] = index["texts"]
         self.left_out: dict[str, int] = index["left_out"]
-        self.hearing = FrontendSpec.from_plain(index["hearing"]) if "hearing" in index else None
+        plain = index.get("frontend")
+        self.frontend_spec = None if plain is None else FrontendSpec.from_plain(plain)
         """Of which kind the features are; None in stores from before that was written."""
         self.num_frames = np.diff(self._begins)
         self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
@@ -102,7 +107,7 @@ class FeatureStore:
         is_training: bool,
         speeds: Iterable[float] = (1.0,),
         device: torch.device | str = "cpu",
-        hearing: FrontendSpec = NATIVE,
+        frontend_spec: FrontendSpec = NATIVE,
     ) -> "FeatureStore":
         """Compute a store, replacing what was at `folder`, of the features that a model hears.
 
@@ -113,7 +118,7 @@ class FeatureStore:
         Raises:
             CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
         """
-        writer = _Writer(tokenizer=tokenizer, is_training=is_training, hearing=hearing)
+        writer = _Writer(tokenizer=tokenizer, is_training=is_training, frontend_spec=frontend_spec)
         with atomic_folder(folder) as beside:
             with (beside / "features.bin").open("wb") as file:
                 for group in _groups(cuts, tuple(speeds) if is_training else (1.0,)):
@@ -157,6 +162,14 @@ class FeatureStore:
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
+def upgrade_format_1(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of an `index.json` with today's keys, from one of format 1."""
+    upgraded = dict(index)
+    if "hearing" in upgraded:
+        upgraded["frontend"] = spec.upgrade_format_1(upgraded.pop("hearing"))
+    return upgraded
+
+
 def open_or_build(
     corpus: Corpus,
     split: SplitName,
@@ -165,10 +178,10 @@ def open_or_build(
     folder: Path,
     *,
     device: torch.device | str = "cpu",
-    hearing: FrontendSpec = NATIVE,
+    frontend_spec: FrontendSpec = NATIVE,
 ) -> FeatureStore:
     """Open a split's features, computing them where they are absent, damaged or others."""
-    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config, hearing)[:16]}"
+    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
     try:
         return FeatureStore.open(place)
     except CorpusError as error:
@@ -182,18 +195,22 @@ def open_or_build(
         is_training=split == "train",
         speeds=config.speeds,
         device=device,
-        hearing=hearing,
+        frontend_spec=frontend_spec,
     )
 
 
 def _digest(
-    corpus: Corpus, split: str, tokenizer: Tokenizer, config: CorpusConfig, hearing: FrontendSpec
+    corpus: Corpus,
+    split: str,
+    tokenizer: Tokenizer,
+    config: CorpusConfig,
+    frontend_spec: FrontendSpec,
 ) -> str:
     parts: list[object] = [FEATURE_VERSION, corpus.digest, split, tokenizer.digest]
     if split == "train":
         parts += [config.speeds, config.max_seconds]
-    if hearing != NATIVE:
-        parts.append(hearing.to_plain())
+    if frontend_spec != NATIVE:
+        parts.append(frontend_spec.to_plain())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -233,7 +250,7 @@ class _Writer:
 
     tokenizer: Tokenizer
     is_training: bool
-    hearing: FrontendSpec
+    frontend_spec: FrontendSpec
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -249,11 +266,11 @@ class _Writer:
         waveforms = pad_sequence([u.waveform for u in group], batch_first=True)
         num_samples = torch.tensor([len(u.waveform) for u in group])
         ready = waveforms.to(device), num_samples.to(device)
-        features, num_frames = compute_features(self.hearing, *ready)
+        features, num_frames = compute_features(self.frontend_spec, *ready)
         stored = features.cpu().numpy().astype(self.dtype)
         for utterance, rows, length in zip(group, stored, num_frames.tolist(), strict=True):
             tokens = self.tokenizer.encode(utterance.text)
-            left = self.hearing.output_frames(length)
+            left = self.frontend_spec.output_frames(length)
             reason = _why_not(left, tokens) if self.is_training else ""
             if reason:
                 self.left_out[reason] += 1
@@ -280,8 +297,8 @@ class _Writer:
             tokens=np.array([token for tokens in self.tokens for token in tokens], dtype=np.int32),
             seconds=np.array(self.seconds, dtype=np.float64),
         )
-        index = {"dtype": self.dtype, "left_out": dict(self.left_out)}
-        index |= {"hearing": self.hearing.to_plain()}
+        index = {"format": FORMAT, "dtype": self.dtype, "left_out": dict(self.left_out)}
+        index |= {"frontend": self.frontend_spec.to_plain()}
         index |= {"ids": self.ids, "texts": self.texts}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 

@@ -13,9 +13,9 @@ from core.data.feature_cache import FeatureStore, open_or_build
 from core.data.pseudo_labels import PseudoLabeler, pseudo_label
 from core.data.text_case import check_case
 from core.data.tokenizer import FILE_NAME, Tokenizer, transcript
+from core.digests import PREPARED_FORMAT, read_prepared
 from core.features.spec import NATIVE, FrontendSpec
 from core.files import atomic_write
-from core.outside_files import read_json
 
 NUM_PARTS = 1 + len(SPLITS)
 _INDEX = "prepared.json"
@@ -28,8 +28,8 @@ class Speech:
     dev: FeatureStore
     test: FeatureStore
     """Empty where the corpus has no test split."""
-    heard: frozenset[SplitName] = frozenset()
-    """Splits whose words are what the teacher heard."""
+    pseudo_labeled: frozenset[SplitName] = frozenset()
+    """Splits whose transcripts are the teacher's."""
 
 
 def open_speech(folder: Path) -> Speech:
@@ -39,8 +39,8 @@ def open_speech(folder: Path) -> Speech:
         CorpusError: if it is missing or damaged.
     """
     try:
-        prepared = read_json(folder / _INDEX)
-        names, heard = prepared["stores"], _splits_heard(prepared)
+        prepared = read_prepared(folder)
+        names, pseudo_labeled = prepared["stores"], _pseudo_labeled(prepared)
         train, dev, test = (FeatureStore.open(folder / names[split]) for split in SPLITS)
     except CorpusError:
         raise
@@ -49,25 +49,25 @@ def open_speech(folder: Path) -> Speech:
             f"`{folder}` must hold prepared speech, but does not ({error})."
         ) from error
     tokens = Tokenizer.load(folder)
-    return Speech(tokenizer=tokens, train=train, dev=dev, test=test, heard=heard)
+    return Speech(tokenizer=tokens, train=train, dev=dev, test=test, pseudo_labeled=pseudo_labeled)
 
 
-def _splits_heard(prepared: Mapping[str, Any]) -> frozenset[SplitName]:
-    """Splits whose words the teacher heard.
+def _pseudo_labeled(prepared: Mapping[str, Any]) -> frozenset[SplitName]:
+    """Splits whose transcripts are the teacher's.
 
     Raises:
-        ValueError: if one is none.
+        ValueError: if one is none of the splits.
     """
-    heard = frozenset(prepared.get("heard", ()))
-    if not heard <= frozenset(SPLITS):
-        raise ValueError(f"`heard` must be of {', '.join(SPLITS)}")
-    return heard
+    splits = frozenset(prepared.get("pseudo_labeled", ()))
+    if not splits <= frozenset(SPLITS):
+        raise ValueError(f"`pseudo_labeled` must be of {', '.join(SPLITS)}")
+    return splits
 
 
 def is_prepared(config: CorpusConfig, folder: Path) -> bool:
     """Whether this very corpus was made ready here, and all of it is still there."""
     try:
-        prepared = read_json(folder / _INDEX)
+        prepared = read_prepared(folder)
         open_speech(folder)
     except (OSError, ValueError):
         return False
@@ -80,7 +80,7 @@ def prepare_speech(
     folder: Path,
     *,
     tokenizer: Tokenizer | None = None,
-    hearing: FrontendSpec = NATIVE,
+    frontend_spec: FrontendSpec = NATIVE,
     hearer: PseudoLabeler | None = None,
 ) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
@@ -89,7 +89,7 @@ def prepare_speech(
         config: the corpus.
         folder: where all of it goes.
         tokenizer: the teacher's.
-        hearing: what the teacher hears, and so what all that is cut from it will hear.
+        frontend_spec: what the teacher hears, and so what all that is cut from it will hear.
         hearer: says the words of speech that has none.
 
     Yields:
@@ -109,13 +109,14 @@ def prepare_speech(
     tokenizer.save(folder / FILE_NAME)
     stores = {}
     for split in SPLITS:
-        store = open_or_build(corpus, split, tokenizer, config, folder, hearing=hearing)
+        store = open_or_build(corpus, split, tokenizer, config, folder, frontend_spec=frontend_spec)
         stores[split] = store.folder.name
         yield 1 + len(stores)
     prepared = {
+        "format": PREPARED_FORMAT,
         "corpus": config.model_dump(),
         "digest": corpus.digest,
         "stores": stores,
-        "heard": sorted(corpus.wordless),
+        "pseudo_labeled": sorted(corpus.wordless),
     }
     atomic_write(folder / _INDEX, json.dumps(prepared, indent=1))

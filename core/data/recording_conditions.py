@@ -94,14 +94,14 @@ UNCHANGED = Condition()
 
 
 def draw_conditions(
-    count: int, config: AugmentConfig, hearing: FrontendSpec | None, *, seed: int, epoch: int
+    count: int, config: AugmentConfig, spec: FrontendSpec | None, *, seed: int, epoch: int
 ) -> list[Condition]:
     """Draw what happens to each of so many utterances in an epoch.
 
     Args:
         count: utterances.
         config: how often, and how much at most.
-        hearing: the features of the utterances; None where that is not known.
+        spec: the features of the utterances; None where that is not known.
         seed: of the training.
         epoch: one of its epochs.
     """
@@ -112,7 +112,7 @@ def draw_conditions(
         config.noise_share,
         config.band_share,
     )
-    if hearing is None or hearing.normalization != "none" or not any(shares):
+    if spec is None or spec.normalization != "none" or not any(shares):
         return [UNCHANGED] * count
     rng = np.random.default_rng([seed, epoch, _STREAM])
     is_drawn = rng.random((count, len(shares))) < np.array(shares)
@@ -126,51 +126,51 @@ def draw_conditions(
 
 
 def apply_condition(
-    features: Float[Tensor, "frames mels"], condition: Condition, hearing: FrontendSpec
+    features: Float[Tensor, "frames mels"], condition: Condition, spec: FrontendSpec
 ) -> Float[Tensor, "new_frames mels"]:
     """An utterance's features under a condition."""
     if condition is UNCHANGED:
         return features
     if condition.is_empty:
-        return silence_frames(len(features), condition.silence, hearing)
+        return silence_frames(len(features), condition.silence, spec)
     if condition.noise is not None:
-        noise = noise_frames(len(features), condition.noise, hearing)
+        noise = noise_frames(len(features), condition.noise, spec)
         features = torch.logaddexp(features, noise)
     if condition.band_depth > 0:
         features = features - _attenuation(condition)
     if condition.gain != 0 or condition.band_depth > 0:
-        features = with_gain(features, condition.gain, hearing)
+        features = with_gain(features, condition.gain, spec)
     if not condition.added:
         return features
     pause = quietest_frame(features) if condition.between else 0
     lengths = (condition.before, condition.between, condition.after)
-    before, between, after = (silence_frames(n, condition.silence, hearing) for n in lengths)
+    before, between, after = (silence_frames(n, condition.silence, spec) for n in lengths)
     return torch.cat([before, features[:pause], between, features[pause:], after])
 
 
 def silence_frames(
-    count: int, silence: Noise | None, hearing: FrontendSpec
+    count: int, silence: Noise | None, spec: FrontendSpec
 ) -> Float[Tensor, "frames mels"]:
     """So many frames of digital silence, or of faint noise."""
-    floor = torch.full((count, NUM_MELS), silence_value(hearing))
+    floor = torch.full((count, NUM_MELS), silence_value(spec))
     if silence is None:
         return floor
-    above = torch.logaddexp if hearing.features == "nemo" else torch.maximum
-    return above(noise_frames(count, silence, hearing), floor)
+    above = torch.logaddexp if spec.features == "nemo" else torch.maximum
+    return above(noise_frames(count, silence, spec), floor)
 
 
-def noise_frames(count: int, noise: Noise, hearing: FrontendSpec) -> Float[Tensor, "frames mels"]:
+def noise_frames(count: int, noise: Noise, spec: FrontendSpec) -> Float[Tensor, "frames mels"]:
     """So many frames of noise; it begins anew where what was computed once ends."""
     index = (torch.arange(count) + noise.begin) % _NOISE_FRAMES
-    return _white_noise(hearing)[index] + noise.level + noise.slope * torch.arange(NUM_MELS)
+    return _white_noise(spec)[index] + noise.level + noise.slope * torch.arange(NUM_MELS)
 
 
 def with_gain(
-    features: Float[Tensor, "frames mels"], gain: float, hearing: FrontendSpec
+    features: Float[Tensor, "frames mels"], gain: float, spec: FrontendSpec
 ) -> Float[Tensor, "frames mels"]:
     """The features of a waveform whose power is exp(`gain`) times as high."""
-    floor = silence_value(hearing)
-    if hearing.features != "nemo":
+    floor = silence_value(spec)
+    if spec.features != "nemo":
         is_silent = features <= floor + _HALF_PRECISION
         return (features + gain).clamp_min(floor).where(~is_silent, floor)
     # NeMo adds its floor to each power.
@@ -189,23 +189,23 @@ def quietest_frame(features: Float[Tensor, "frames mels"]) -> int:
 
 
 @functools.cache
-def silence_value(hearing: FrontendSpec) -> float:
+def silence_value(spec: FrontendSpec) -> float:
     """The feature of digital silence, the same in every frame and mel bin.
 
     Only of features that are not normalized over an utterance.
     """
-    assert hearing.normalization == "none"
+    assert spec.normalization == "none"
     samples = torch.zeros(1, SAMPLE_RATE_HZ // 10)
-    features, _ = compute_features(hearing, samples, torch.tensor([samples.shape[1]]))
+    features, _ = compute_features(spec, samples, torch.tensor([samples.shape[1]]))
     return float(features[0, 0, 0])
 
 
 @functools.cache
-def _white_noise(hearing: FrontendSpec) -> Float[Tensor, "frames mels"]:
+def _white_noise(spec: FrontendSpec) -> Float[Tensor, "frames mels"]:
     """Features of white noise of power 1, always the same."""
     count = _NOISE_FRAMES * SAMPLE_RATE_HZ // FRAMES_PER_SECOND
     samples = torch.randn(1, count, generator=torch.Generator().manual_seed(0))
-    features, _ = compute_features(hearing, samples, torch.tensor([count]))
+    features, _ = compute_features(spec, samples, torch.tensor([count]))
     return features[0]
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: what a model hears, how often it is wrong, and how fast it is."""
+"""Evaluation: transcripts of splits, word error rates and the speed of models."""

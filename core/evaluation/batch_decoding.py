@@ -1,4 +1,4 @@
-"""What a model hears in a store of utterances."""
+"""Transcripts of a feature store by batches."""
 
 from functools import partial
 
@@ -26,30 +26,37 @@ def decode_store(
     shortest: int = NATIVE.shortest,
     decoder: Decoder | None = None,
 ) -> list[str]:
-    """Texts in the store's order; an utterance too short for a frame gives none.
+    """Return the transcripts in the store's order; an utterance too short for a frame gets "".
 
-    The model is a Conformer, or whatever else gives its `Output`; `shortest` frames of features are
-    what it needs for one of its own. Without a decoder each frame's best token is taken, of all
-    utterances of a batch at once.
+    Args:
+        model: a Conformer, or another module that returns its `Output`.
+        store: features of the utterances.
+        tokenizer: of the model.
+        device: of the model.
+        shortest: frames of features that the model needs for one output frame.
+        decoder: decodes one utterance; by default the best token of each frame is taken, for all
+            utterances of a batch at once.
     """
     model.eval()
     texts = [""] * len(store)
     for batch in dev_batches(store, BATCH_SECONDS):
         if int(batch.num_frames.max()) < shortest:
-            continue  # no output frame for any of them
+            continue  # no utterance has an output frame
         ready = batch.to(device)
         output = model(ready.features, ready.num_frames)
         log_probabilities = output.logits.float().log_softmax(-1)
         if decoder is None:
-            heard = map(tokenizer.decode, greedy(log_probabilities, output.num_frames))
+            transcripts = map(tokenizer.decode, greedy(log_probabilities, output.num_frames))
         else:
-            heard = map(partial(_decoded, decoder, tokenizer), log_probabilities, output.num_frames)
-        for index, text in zip(batch.indices, heard, strict=True):
+            transcripts = map(
+                partial(_decode_utterance, decoder, tokenizer), log_probabilities, output.num_frames
+            )
+        for index, text in zip(batch.indices, transcripts, strict=True):
             texts[index] = text
     return texts
 
 
-def _decoded(
+def _decode_utterance(
     decoder: Decoder,
     tokenizer: Tokenizer,
     log_probabilities: Float[Tensor, "time vocabulary"],

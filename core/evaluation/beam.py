@@ -1,8 +1,10 @@
-"""CTC beam search, with or without an n-gram model of words: flashlight-text is at home here.
+"""CTC beam search, with or without an n-gram model of words, by flashlight-text.
 
-It comes with the extra `lm`, and brings KenLM. The language model is asked about whole words, but
-hypotheses are of tokens, whatever those are: letters, parts of words or words. So a word is scored
-when the next begins, and any word can be heard, also one that the model does not know.
+Only this module and core/evaluation/ngram.py import flashlight-text, which the extra `lm` installs
+together with KenLM. The language model scores whole words, but hypotheses consist of tokens:
+characters, parts of words or words. So a word is scored when the next one begins, and any word can
+be recognized, also one that the language model does not know. The search is our own around
+flashlight's lexicon-free decoder, as pyctcdecode has no current release.
 
 Shapes: T output frames, V vocabulary.
 """
@@ -23,17 +25,17 @@ from core.evaluation.word_alignment import TokenPath
 BEAM = 16
 LM_WEIGHT = 0.5
 WORD_SCORE = 1.0
-"""Beside a language model, which makes every further word improbable."""
+"""Default with a language model, which makes every further word less probable."""
 _TOKENS_A_FRAME = 12
-"""The likeliest of a frame, beyond which nothing is tried."""
+"""Most probable tokens of a frame that are tried."""
 _WORST = 20.0
-"""How far behind the best, in nats, a hypothesis is given up."""
+"""Distance from the best hypothesis, in nats, at which one is dropped."""
 _FRAMES_AT_ONCE = 500
-"""Searched through together at least: hypotheses of an hour would not fit into memory."""
+"""The fewest frames searched together: hypotheses of an hour would not fit into memory."""
 
 
 class BeamSearch:
-    """A decoder of `core.evaluation.word_alignment`."""
+    """Beam search as a `Decoder` of core/evaluation/word_alignment.py."""
 
     def __init__(
         self,
@@ -47,14 +49,14 @@ class BeamSearch:
         """Read the language model, if there is one.
 
         Args:
-            tokenizer: of the recogniser.
-            width: hypotheses that are kept.
+            tokenizer: of the recognizer.
+            width: the number of hypotheses.
             lm: an ARPA file of words.
-            lm_weight: of its log-probabilities, beside the recogniser's.
+            lm_weight: weight of its log-probabilities relative to the recognizer's.
             word_score: added for each word, in nats.
 
         Raises:
-            LmError: if flashlight-text is not installed, or the file is not what it should be.
+            LmError: if flashlight-text is not installed, or the file is not in ARPA format.
         """
         needs_extra()
         ngram = None if lm is None else NGram(lm)
@@ -64,18 +66,18 @@ class BeamSearch:
         self._width = width
 
     def __call__(self, parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:
-        """The best path, stretch by stretch of speech; words go on across stretches."""
+        """Return the best path, searched stretch by stretch; words may cross stretches."""
         ids, probabilities = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0)]
-        self._words.forget()
-        for stretch in stretches(parts):
-            found = torch.tensor(self._best(stretch), dtype=torch.long)
-            ids.append(found)
-            probabilities.append(stretch.gather(1, found[:, None])[:, 0].exp())
-            self._words.go_on_after(found)
+        self._words.reset()
+        for stretch in split_at_silences(parts):
+            path = torch.tensor(self._best(stretch), dtype=torch.long)
+            ids.append(path)
+            probabilities.append(stretch.gather(1, path[:, None])[:, 0].exp())
+            self._words.continue_after(path)
         return TokenPath(ids=torch.cat(ids), probabilities=torch.cat(probabilities))
 
     def _best(self, stretch: Float[Tensor, "time vocabulary"]) -> list[int]:
-        """A token a frame."""
+        """Return one token per frame."""
         from flashlight.lib.text.decoder import (  # noqa: PLC0415  # an extra
             CriterionType,
             LexiconFreeDecoder,
@@ -86,7 +88,7 @@ class BeamSearch:
             beam_size=self._width,
             beam_size_token=min(_TOKENS_A_FRAME, stretch.shape[1]),
             beam_threshold=_WORST,
-            lm_weight=1.0,  # weighed where words are
+            lm_weight=1.0,  # the weight is applied in SpelledWords
             sil_score=0.0,
             log_add=True,
             criterion_type=CriterionType.CTC,
@@ -94,28 +96,31 @@ class BeamSearch:
         decoder = LexiconFreeDecoder(options, self._words.lm, BLANK, BLANK, [])
         emissions = stretch.contiguous().float()
         (best, *_) = decoder.decode(emissions.data_ptr(), *emissions.shape)
-        return list(best.tokens)[1 : len(stretch) + 1]  # it adds a silence at either end
+        return list(best.tokens)[1 : len(stretch) + 1]  # it adds a silence at both ends
 
 
-def stretches(
+def split_at_silences(
     parts: Iterable[Float[Tensor, "_ vocabulary"]],
 ) -> Iterator[Float[Tensor, "time vocabulary"]]:
-    """Join parts and cut them again, where the model is surest that nothing is said."""
-    held: list[Tensor] = []
+    """Join parts and cut them again in the longest silences.
+
+    For example, of 1,500 frames in the buffer the first cut lies between frames 500 and 1,000.
+    """
+    pending: list[Tensor] = []
     for part in parts:
-        held.append(part.float())
-        while sum(map(len, held)) > 2 * _FRAMES_AT_ONCE:
-            whole = torch.cat(held)
+        pending.append(part.float())
+        while sum(map(len, pending)) > 2 * _FRAMES_AT_ONCE:
+            whole = torch.cat(pending)
             silent = whole[_FRAMES_AT_ONCE : 2 * _FRAMES_AT_ONCE, BLANK]
             cut = _FRAMES_AT_ONCE + _middle_of_longest_silence(silent.exp())
             yield whole[:cut]
-            held = [whole[cut:]]
-    if sum(map(len, held)):
-        yield torch.cat(held)
+            pending = [whole[cut:]]
+    if sum(map(len, pending)):
+        yield torch.cat(pending)
 
 
 def _middle_of_longest_silence(blank: Float[Tensor, " frames"]) -> int:
-    """Of frames that are blank for sure; if there is none, the surest frame."""
+    """Return the middle of the longest run of blanks above 95 %, or else the most certain blank."""
     is_silent = blank > 1 - 1 / math.e**3
     if not is_silent.any():
         return int(blank.argmax())

@@ -1,4 +1,4 @@
-"""The judge of a trial: word error rate on held-out speech, and cost against the unpruned model."""
+"""Evaluation of a trial's models: word error rate on held-out speech, cost and latency."""
 
 import torch
 from torch import nn
@@ -9,23 +9,23 @@ from core.data.corpus import SplitName
 from core.data.feature_cache import FeatureStore
 from core.data.prepare import Speech
 from core.evaluation.batch_decoding import decode_store
-from core.evaluation.timer import measured_latency
+from core.evaluation.timer import measure_latency
 from core.evaluation.wer import WerReport, wer_report
 from core.pruning.space import Space
 from core.report import Outcome, Reference, Report, Stage
 
 
 class Evaluator:
-    """Measures dense models of one trial, all alike."""
+    """Measures all dense models of one trial in the same way."""
 
     def __init__(
         self, config: TrialConfig, space: Space, speech: Speech | None, device: torch.device
     ) -> None:
-        """`speech` may be None where only costs will be asked for."""
+        """Keep what measurements need; `speech` may be None if only costs are measured."""
         self.config, self.space, self.speech, self.device = config, space, speech, device
 
     def report(self, model: Conformer, stage: Stage) -> Report:
-        """On dev; steps and losses are the trainer's to fill in."""
+        """Measure a model on dev; the training loop fills in steps and losses."""
         assert self.speech is not None
         cost = self.space.dense_cost(model)
         wer = self.wer(model, self.speech.dev)
@@ -42,19 +42,19 @@ class Evaluator:
     def outcome(
         self, model: Conformer, *, target: float, steps: int, folder: str = "model"
     ) -> Outcome:
-        """On dev and test, with latency: what a finished trial is judged by.
+        """Measure a finished model on dev and test, with latency.
 
         Args:
             model: dense.
-            target: the share of the resource that it was to do without.
-            steps: optimizer steps that it took.
-            folder: its bundle's name.
+            target: the share of the resource to remove.
+            steps: optimizer steps so far.
+            folder: the name of its bundle.
         """
         assert self.speech is not None
         pruning, cost = self.config.pruning, self.space.dense_cost(model)
         wer, test = self.wer(model, self.speech.dev), self.wer(model, self.speech.test)
         assert wer is not None, "a corpus has dev speech"
-        latency = measured_latency(
+        latency = measure_latency(
             model,
             utterance_seconds=pruning.utterance_seconds,
             repeats=self.config.evaluation.latency_repeats,
@@ -89,15 +89,15 @@ class Evaluator:
 
     def _reference(self, split: SplitName) -> Reference:
         assert self.speech is not None
-        return "teacher" if split in self.speech.heard else "transcripts"
+        return "teacher" if split in self.speech.pseudo_labeled else "transcripts"
 
     def wer(self, model: nn.Module, store: FeatureStore) -> WerReport | None:
-        """None where there is no speech to judge on."""
+        """Return the word error rate on a store, or None if it holds no speech."""
         if not len(store):
             return None
         assert self.speech is not None
         config = self.config.evaluation
-        shortest = self.space.model.shape.hearing.shortest
+        shortest = self.space.model.shape.frontend_spec.shortest
         texts = decode_store(model, store, self.speech.tokenizer, self.device, shortest=shortest)
         return wer_report(
             store.texts,

@@ -1,4 +1,4 @@
-"""From CTC's distributions to token ids: the best path.
+"""Greedy CTC decoding: the best token of each frame.
 
 Shapes: B batch, T output frames, V vocabulary.
 """
@@ -18,6 +18,6 @@ def greedy(
     starts = torch.ones_like(best, dtype=torch.bool)
     starts[:, 1:] = best[:, 1:] != best[:, :-1]
     is_real = torch.arange(best.shape[1], device=best.device) < num_frames[:, None]
-    is_said = starts & (best != BLANK) & is_real
-    counts = is_said.sum(dim=1).tolist()
-    return [part.tolist() for part in best[is_said].cpu().split(counts)]
+    is_token = starts & (best != BLANK) & is_real
+    counts = is_token.sum(dim=1).tolist()
+    return [part.tolist() for part in best[is_token].cpu().split(counts)]

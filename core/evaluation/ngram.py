@@ -1,6 +1,6 @@
-"""An n-gram model of words in ARPA format, asked about hypotheses of tokens: KenLM is at home here.
+"""An n-gram model of words in ARPA format that scores hypotheses of tokens, by KenLM.
 
-KenLM is that of flashlight-text, which comes with the extra `lm`.
+KenLM is part of flashlight-text, which the extra `lm` installs.
 """
 
 import functools
@@ -23,20 +23,20 @@ from core.evaluation.word_alignment import WORD_START
 
 BEGIN, END, UNSEEN = "<s>", "</s>", "<unk>"
 _LEAST = -10.0
-"""Of an unseen word, log10: what a model without `<unk>` says would forbid it."""
-_MOST_REMEMBERED = 200_000
-"""Answers of the language model."""
+"""Lowest log10 probability of a word: a model without `<unk>` would exclude unknown words."""
+_MOST_CACHED = 200_000
+"""Scores of the language model in memory."""
 
 
 class LmError(ValueError):
-    """A language model that cannot be used, or the lack of what would read it."""
+    """A language model cannot be read or used, or its packages are not installed."""
 
 
 def needs_extra() -> None:
-    """Check that the package of the extra `lm` is there.
+    """Check that the package of the extra `lm` is installed.
 
     Raises:
-        LmError: saying what installs it.
+        LmError: with the command that installs it.
     """
     if importlib.util.find_spec("flashlight") is None:
         raise LmError(
@@ -46,7 +46,7 @@ def needs_extra() -> None:
 
 
 class NGram:
-    """What a file says of a word after others."""
+    """Probabilities of words after others, from an ARPA file."""
 
     def __init__(self, file: Path) -> None:
         """Read it.
@@ -66,16 +66,16 @@ class NGram:
         try:
             with _quiet():
                 self._model = KenLM(str(file.resolve()), self._dictionary)
-        except Exception as error:  # noqa: BLE001  # KenLM's own, which share no other class
+        except Exception as error:  # noqa: BLE001  # KenLM's errors share no other class
             reason = " ".join(str(error).split()).rpartition("Exception. ")[2]
-            raise _no_arpa(file, reason[-200:]) from None
-        self.score = functools.lru_cache(_MOST_REMEMBERED)(self._score)
+            raise _arpa_error(file, reason[-200:]) from None
+        self.score = functools.lru_cache(_MOST_CACHED)(self._score)
 
     def check_spelling(self, tokenizer: Tokenizer) -> None:
-        """See that the recogniser can say its words.
+        """Check that the recognizer's tokens can spell its words.
 
         Raises:
-            LmError: if it can say none.
+            LmError: if they can spell none.
         """
         if all(UNKNOWN in tokenizer.encode(word) for word in self.words):
             example = min(self.words, default="")
@@ -85,32 +85,32 @@ class NGram:
             )
 
     def _score(self, before: tuple[str, ...], word: str) -> float:
-        """Natural logarithm of a word's probability after others, of which the last count."""
-        known = before[-(self.order - 1) :] if self.order > 1 else ()
-        is_begin = bool(known) and known[0] == BEGIN
+        """Return the natural logarithm of a word's probability after the last words before it."""
+        history = before[-(self.order - 1) :] if self.order > 1 else ()
+        is_begin = bool(history) and history[0] == BEGIN
         state = self._model.start(not is_begin)
-        for each in known[is_begin:]:
-            state, _ = self._model.score(state, self._index(each))
-        _, found = self._model.score(state, self._index(word))
-        return float(max(found, _LEAST) * math.log(10))
+        for earlier in history[is_begin:]:
+            state, _ = self._model.score(state, self._index(earlier))
+        _, log10 = self._model.score(state, self._index(word))
+        return float(max(log10, _LEAST) * math.log(10))
 
     def _index(self, word: str) -> int:
-        is_known = word in self.words or word == END
-        return int(self._dictionary.get_index(word)) if is_known else self._unseen
+        is_in_model = word in self.words or word == END
+        return int(self._dictionary.get_index(word)) if is_in_model else self._unseen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Spelled:
-    """Words of a hypothesis, and the one that is being spelled."""
+    """The last words of a hypothesis, and the one that is being spelled."""
 
     before: tuple[str, ...]
     word: str
-    is_paid: bool = False
-    """Whether the word is known to be unseen, and was scored so."""
+    is_scored: bool = False
+    """Whether the word was already scored as unknown."""
 
 
 class SpelledWords:
-    """A language model as flashlight asks for one: of tokens, in which words are scored."""
+    """A word language model for flashlight's decoder, which extends hypotheses token by token."""
 
     def __init__(
         self, pieces: Sequence[str], ngram: NGram | None, *, weight: float, word_score: float
@@ -121,14 +121,14 @@ class SpelledWords:
         words = ngram.words if ngram else frozenset[str]()
         self._beginnings = {word[:end] for word in words for end in range(len(word) + 1)}
         self.lm = _flashlight_model(self)
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Nothing was said yet."""
+    def reset(self) -> None:
+        """Start with an empty hypothesis."""
         self.start = _Spelled(before=(BEGIN,), word="")
 
-    def go_on_after(self, path: Int[Tensor, " frames"]) -> None:
-        """What follows is said after this path."""
+    def continue_after(self, path: Int[Tensor, " frames"]) -> None:
+        """Let the next hypotheses continue this path."""
         if self._ngram is None:
             return
         for token in path.unique_consecutive().tolist():
@@ -136,42 +136,53 @@ class SpelledWords:
                 self.start, _ = self.after(self.start, token)
 
     def after(self, spelled: _Spelled, token: int) -> tuple[_Spelled, float]:
-        """What a further token makes of a hypothesis, and what that scores."""
+        """Extend a hypothesis by a token; return it with the score that this adds.
+
+        A word is scored when the next one begins, or as soon as no known word begins with what is
+        spelled so far. Example, where the model knows "turn" and "it", and `_` marks the start of a
+        word:
+
+            token   words before   word     score added
+            _tur    <s>            tur      word_score
+            n       <s>            turn     0
+            _it     <s> turn       it       weight * log P(turn | <s>) + word_score
+            ch      <s> turn       itch     weight * log P(<unk> | <s> turn)
+        """
         piece = self._pieces[token]
         if piece.startswith(WORD_START):
-            before, score = self._said(spelled)
+            before, score = self._finish_word(spelled)
             spelled, piece = _Spelled(before=before, word=""), piece.removeprefix(WORD_START)
             score += self._word_score
         else:
             score = 0.0
         word = spelled.word + piece
-        if self._ngram is None:  # no two hypotheses are one: all that was said counts
+        if self._ngram is None:  # without a language model no two hypotheses may be merged
             return _Spelled(before=spelled.before, word=word), score
-        is_lost = word not in self._beginnings and not spelled.is_paid
-        if is_lost:
+        is_unknown = word not in self._beginnings and not spelled.is_scored
+        if is_unknown:
             score += self._weight * self._ngram.score(spelled.before, UNSEEN)
-        is_paid = spelled.is_paid or is_lost
-        return _Spelled(before=spelled.before, word=word, is_paid=is_paid), score
+        is_scored = spelled.is_scored or is_unknown
+        return _Spelled(before=spelled.before, word=word, is_scored=is_scored), score
 
-    def finished(self, spelled: _Spelled) -> float:
-        """What the end of the stretch scores: its last word."""
-        return self._said(spelled)[1]
+    def final_score(self, spelled: _Spelled) -> float:
+        """Return the score of the last word, at the end of a stretch."""
+        return self._finish_word(spelled)[1]
 
-    def _said(self, spelled: _Spelled) -> tuple[tuple[str, ...], float]:
-        """The words before the next one, and the score of the last."""
+    def _finish_word(self, spelled: _Spelled) -> tuple[tuple[str, ...], float]:
+        """Return the words before the next one, and the score of the last of them."""
         if not spelled.word:
             return spelled.before, 0.0
         if self._ngram is None:
             return (*spelled.before, spelled.word), 0.0
         word = spelled.word if spelled.word in self._ngram.words else UNSEEN
         before = (*spelled.before, word)[-self._most :]
-        if spelled.is_paid:
+        if spelled.is_scored:
             return before, 0.0
         return before, self._weight * self._ngram.score(spelled.before, word)
 
 
 def _flashlight_model(words: SpelledWords) -> Any:
-    """The object that flashlight's decoders ask; hypotheses of equal state are merged."""
+    """Return the object that flashlight's decoders call; hypotheses of equal state are merged."""
     from flashlight.lib.text.decoder import LM, LMState  # noqa: PLC0415  # an extra
 
     class Model(LM):  # type: ignore[misc]  # a class of C++
@@ -179,29 +190,29 @@ def _flashlight_model(words: SpelledWords) -> Any:
             super().__init__()
             self.states: dict[_Spelled, LMState] = {}
             self.spelled: dict[LMState, _Spelled] = {}
-            self.known: dict[tuple[LMState, int], tuple[LMState, float]] = {}
+            self.scores: dict[tuple[LMState, int], tuple[LMState, float]] = {}
 
         def start(self, start_with_nothing: bool) -> LMState:  # noqa: ARG002, FBT001
             self.states.clear()
             self.spelled.clear()
-            self.known.clear()
+            self.scores.clear()
             return self.state(words.start)
 
         def score(self, state: LMState, token: int) -> tuple[LMState, float]:
-            found = self.known.get((state, token))  # the same is asked frame after frame
-            if found is None:
+            result = self.scores.get((state, token))  # the same call comes frame after frame
+            if result is None:
                 spelled, score = words.after(self.spelled[state], token)
-                found = self.known[state, token] = self.state(spelled), score
-            return found
+                result = self.scores[state, token] = self.state(spelled), score
+            return result
 
         def finish(self, state: LMState) -> tuple[LMState, float]:
-            return state, words.finished(self.spelled[state])
+            return state, words.final_score(self.spelled[state])
 
         def state(self, spelled: _Spelled) -> LMState:
-            """One object for all equal hypotheses: they are compared by identity."""
+            """Return one object for all equal hypotheses: flashlight compares them by identity."""
             if spelled not in self.states:
-                found = LMState()
-                self.states[spelled], self.spelled[found] = found, spelled
+                state = LMState()
+                self.states[spelled], self.spelled[state] = state, spelled
             return self.states[spelled]
 
     return Model()
@@ -209,19 +220,19 @@ def _flashlight_model(words: SpelledWords) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """KenLM draws a bar on the process's standard error, past Python's."""
+    """Hide the progress bar that KenLM writes to file descriptor 2."""
     with tempfile.TemporaryFile() as nowhere:
-        kept = os.dup(2)
+        stderr = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _read_words(file: Path) -> tuple[int, list[str]]:
-    """The model's order, and the words of its unigrams."""
+    """Return the model's order, and the words of its unigrams."""
     try:
         with file.open(encoding="utf-8") as lines:
             return _parse(lines)
@@ -230,13 +241,13 @@ def _read_words(file: Path) -> tuple[int, list[str]]:
             f"`{file}` must be a language model in ARPA format, but is missing instead."
         ) from None
     except (UnicodeDecodeError, ValueError, IndexError) as error:
-        raise _no_arpa(file, " ".join(str(error).split())[:200]) from None
+        raise _arpa_error(file, " ".join(str(error).split())[:200]) from None
 
 
 def _parse(lines: Iterable[str]) -> tuple[int, list[str]]:
     order, words, is_inside, is_begun = 0, list[str](), False, False
     for line in map(str.strip, lines):
-        # KenLM goes by the first bytes, and maps what looks like its own binary format.
+        # KenLM looks at the first bytes, and would map a file that looks like its binary format.
         is_begun = is_begun or line == "\\data\\"
         if line and not is_begun:
             raise ValueError("its first line is not \\data\\")
@@ -253,7 +264,7 @@ def _parse(lines: Iterable[str]) -> tuple[int, list[str]]:
     return order, words
 
 
-def _no_arpa(file: Path, reason: str) -> LmError:
+def _arpa_error(file: Path, reason: str) -> LmError:
     return LmError(
         f"`{file}` must be a language model in ARPA format, but is not ({reason});"
         " KenLM's binary files do not name their words."

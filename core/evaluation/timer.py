@@ -1,4 +1,4 @@
-"""How long models take on this machine: one utterance alone, or many at a time."""
+"""Times forward passes on this machine: of one utterance, or of a batch."""
 
 import math
 import os
@@ -19,35 +19,35 @@ WARM_UP = 2
 """Passes that are not counted."""
 
 BUSY_SHARE = 0.25
-"""Share of the cores that a pass wants, from which on others take too much: a pass that has three
-quarters of its cores takes a third longer, more than two neighbors on a front differ."""
+"""Share of a pass's cores that other programs may use before the machine counts as busy: a pass
+with three quarters of its cores takes a third longer, more than neighbors on a front differ."""
 BUSY_SPREAD = 1.5
-"""The median of the passes over the shortest: alone it is below 1.2; a machine that is shared by
-turns, as under a container's limit of CPU time, shows no other program but such a spread."""
+"""Largest ratio of the median pass to the shortest. On an idle machine it is below 1.2. Under a
+container's limit of CPU time no other program is visible, but passes spread like this."""
 _TICKS_LEAST = 3
-"""The system counts in ticks, 100 a second: of so few it says nothing."""
+"""The system counts in ticks, 100 a second; fewer than these per core mean nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """How long a pass takes, and whether that can be trusted."""
+    """The time of a forward pass, and whether the measurement can be trusted."""
 
     seconds: float
     """Median wall time of a forward pass over one utterance."""
     is_busy: bool
-    """Whether the machine was too busy with other programs meanwhile."""
+    """Whether the machine was too busy with other programs during the measurement."""
 
 
-def measured_latency(
+def measure_latency(
     model: nn.Module, *, utterance_seconds: float, repeats: int, device: torch.device
 ) -> Latency:
-    """Time a forward pass over one utterance, and look at how busy the machine is meanwhile.
+    """Time a forward pass over one utterance, and check whether the machine is busy.
 
     Args:
-        model: what is timed.
+        model: the model to time.
         utterance_seconds: length of the utterance.
         repeats: timed passes, after two that are not counted.
-        device: where the model is.
+        device: of the model.
     """
     before = CpuTimes.now()
     taken = pass_seconds(
@@ -56,28 +56,28 @@ def measured_latency(
         repeats=repeats,
         device=device,
     )[""]
-    after, wanted = CpuTimes.now(), torch.get_num_threads()
+    after, threads = CpuTimes.now(), torch.get_num_threads()
     return Latency(
         seconds=statistics.median(taken),
-        is_busy=is_crowded(before, after, wanted=wanted) or is_spread(taken),
+        is_busy=is_crowded(before, after, threads=threads) or is_spread(taken),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpuTimes:
-    """What the system has counted so far, in seconds of one core."""
+    """CPU time counted by the system so far, in seconds of one core."""
 
     wall: float
     busy: float
-    """Of all programs on all cores; 0 where the system does not say."""
+    """CPU time of all programs on all cores; 0 where the system does not report it."""
     own: float
-    """Of this process."""
+    """CPU time of this process."""
     cores: int
-    """That the system counts."""
+    """Number of cores that the system counts."""
 
     @classmethod
     def now(cls) -> "CpuTimes":
-        """Read the counters of Linux; of other systems, this process's alone."""
+        """Read the counters of Linux; on other systems, only those of this process."""
         busy, cores = 0.0, os.cpu_count() or 1
         file = Path("/proc/stat")
         if file.is_file():
@@ -88,23 +88,23 @@ class CpuTimes:
         return cls(wall=time.perf_counter(), busy=busy, own=sum(os.times()[:2]), cores=cores)
 
 
-def is_crowded(before: CpuTimes, after: CpuTimes, *, wanted: int) -> bool:
-    """Whether others ran on so many cores that too few were left.
+def is_crowded(before: CpuTimes, after: CpuTimes, *, threads: int) -> bool:
+    """Whether other programs left too few cores to a pass.
 
-    With C cores of which others keep O busy, a pass that wants W has to share once O > C - W; it is
-    crowded once that is more than a quarter of what it wants. Example: of 4 cores a trial wants 1,
-    and three other trials of the sweep run on one each: none is in another's way.
+    With C cores of which others keep O busy, a pass on W threads has to share if O > C - W; it is
+    crowded if the excess is more than a quarter of W. Example: of 4 cores a trial uses 1, and three
+    other trials of the sweep use one each: none slows another down.
 
     Args:
         before: counters when the passes began.
         after: counters when they ended.
-        wanted: threads of a pass.
+        threads: threads of a pass.
     """
     span = after.wall - before.wall
     others = (after.busy - before.busy) - (after.own - before.own)
-    wanted = min(wanted, after.cores)
-    unshared = (after.cores - wanted) * span
-    least = max(BUSY_SHARE * wanted * span, _TICKS_LEAST * after.cores / 100)
+    threads = min(threads, after.cores)
+    unshared = (after.cores - threads) * span
+    least = max(BUSY_SHARE * threads * span, _TICKS_LEAST * after.cores / 100)
     return others - unshared > least
 
 
@@ -116,15 +116,15 @@ def is_spread(taken: Sequence[float]) -> bool:
 def latency_seconds(
     model: nn.Module, *, utterance_seconds: float, repeats: int, device: torch.device
 ) -> float:
-    """Median wall time of a forward pass over one utterance; see `batch_seconds`."""
-    found = batch_seconds(
+    """Return the median wall time of a forward pass over one utterance; see `batch_seconds`."""
+    seconds = batch_seconds(
         {"": model},
         utterances=1,
         utterance_seconds=utterance_seconds,
         repeats=repeats,
         device=device,
     )
-    return found[""]
+    return seconds[""]
 
 
 def batch_seconds(
@@ -135,7 +135,15 @@ def batch_seconds(
     repeats: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Median wall time of a forward pass over a batch; see `pass_seconds`."""
+    """Return the median wall time of a forward pass over a batch, by name of the model.
+
+    Args:
+        models: by name.
+        utterances: of the batch.
+        utterance_seconds: length of each.
+        repeats: passes that count, after two to warm up.
+        device: of the models.
+    """
     times = pass_seconds(
         models,
         speech=noise(utterances, utterance_seconds, device),
@@ -155,16 +163,16 @@ def pass_seconds(
     most_seconds: float = math.inf,
     announce: Announce = be_silent,
 ) -> dict[str, list[float]]:
-    """Wall times of forward passes that count, the models in turns.
+    """Return wall times of forward passes, the models in turns, without those to warm up.
 
     Args:
         models: by name.
         speech: features and their lengths.
         repeats: the most passes that count, after two to warm up.
         device: of the models.
-        most_seconds: no turn begins that would end later. A model so slow that no third pass fits
-            hardly notices warming up: its last pass counts.
-        announce: told what begins.
+        most_seconds: no turn begins that would end later. If a model is so slow that no third pass
+            fits, its last pass counts, as warming up hardly changes it.
+        announce: called with what begins.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
@@ -183,23 +191,23 @@ def pass_seconds(
 def noise(
     utterances: int, seconds: float, device: torch.device
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
-    """A batch of features that always sound the same, and their lengths."""
+    """Return a batch of random features, always the same, and their lengths."""
     frames = round(seconds * 100)
-    chance = torch.Generator().manual_seed(0)
-    features = torch.randn(utterances, frames, MELS, generator=chance).to(device)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(utterances, frames, MELS, generator=generator).to(device)
     return features, torch.full((utterances,), frames, device=device)
 
 
 def time_forward(model: nn.Module, speech: tuple[Tensor, Tensor], device: torch.device) -> float:
-    """Wall time of one pass, in seconds."""
-    settle(device)
+    """Return the wall time of one pass, in seconds."""
+    synchronize(device)
     started = time.perf_counter()
     model(*speech)
-    settle(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def settle(device: torch.device) -> None:
-    """Wait for what was asked of a device that answers before it is done."""
+def synchronize(device: torch.device) -> None:
+    """Wait for the work of an asynchronous device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Errors counted in tokens, on speech that is in batches: quick, for methods that search."""
+"""Token error rate of model outputs on batches: fast, for methods that search."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,16 +8,16 @@ from core.evaluation.greedy import greedy
 from core.evaluation.wer import word_errors
 
 
-def token_error_rate(heard: Iterable[tuple[Output, Batch]]) -> float:
-    """Wrong tokens of greedy decoding, a token of what was said."""
-    said, found = list[str](), list[str]()
-    for output, batch in heard:
-        found += [_text(ids) for ids in greedy(output.logits, output.num_frames)]
+def token_error_rate(outputs: Iterable[tuple[Output, Batch]]) -> float:
+    """Return the errors of greedy decoding per token of the references."""
+    references, hypotheses = list[str](), list[str]()
+    for output, batch in outputs:
+        hypotheses += [_text(ids) for ids in greedy(output.logits, output.num_frames)]
         pairs = zip(batch.tokens.tolist(), batch.num_tokens.tolist(), strict=True)
-        said += [_text(ids[:count]) for ids, count in pairs]
-    return word_errors(said, found).wer
+        references += [_text(ids[:count]) for ids, count in pairs]
+    return word_errors(references, hypotheses).wer
 
 
 def _text(ids: Sequence[int]) -> str:
-    """Tokens as words, for those who count errors of words."""
+    """Write tokens as words, so that `word_errors` counts them."""
     return " ".join(map(str, ids))

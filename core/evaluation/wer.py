@@ -1,14 +1,14 @@
-"""Word error rate with its uncertainty: the only file that imports jiwer.
+"""Word error rate with its confidence interval: the only file that imports jiwer.
 
-Intervals come from a bootstrap over utterances: whole utterances are drawn again, because the
-errors inside one depend on each other.
+Intervals come from a bootstrap over utterances: whole utterances are resampled, because errors
+within one depend on each other.
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import jiwer
 import numpy as np
@@ -16,25 +16,20 @@ from jaxtyping import Float
 
 _DRAWS_AT_ONCE = 1 << 22  # bounds memory: 32 MB of indices
 
-Kind = Literal["same", "other", "missed", "made up"]
-_KINDS: dict[str, Kind] = {
-    "equal": "same",
-    "substitute": "other",
-    "delete": "missed",
-    "insert": "made up",
-}
+Kind = Literal["equal", "substitute", "delete", "insert"]
+"""Kinds of aligned words, as jiwer names them."""
 
 Counts = Sequence[int] | Sequence[float]
-"""Of errors or of words, by utterance; not whole where they are means over seeds."""
+"""Numbers of errors or words by utterance; fractions where they are means over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordErrors:
-    """Errors of some utterances, in their order."""
+    """Word errors of utterances, in their order."""
 
     errors: tuple[int, ...]
     words: tuple[int, ...]
-    """Of the reference, an utterance."""
+    """Words of each utterance's reference."""
     substitutions: int
     deletions: int
     insertions: int
@@ -46,15 +41,15 @@ class WordErrors:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WerReport:
-    """A word error rate as a fraction, so 0.05 is 5 %, between the ends of its interval."""
+    """A word error rate as a fraction, so 0.05 is 5 %, with its confidence interval."""
 
     wer: float
     low: float
     high: float
     errors: tuple[int, ...]
-    """An utterance, in the order given."""
+    """Errors of each utterance, in their order."""
     words: tuple[int, ...]
-    """Of the reference, an utterance."""
+    """Words of each utterance's reference."""
     substitutions: int
     deletions: int
     insertions: int
@@ -72,7 +67,7 @@ class WerDifference:
     low: float
     high: float
     p_value: float
-    """Two-sided, by the same draws: how seldom the sign would turn by another choice of speech."""
+    """Two-sided, from the same bootstrap: how rarely another sample of speech turns the sign."""
 
     @property
     def is_significant(self) -> bool:
@@ -81,46 +76,46 @@ class WerDifference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aligned:
-    """A word that was said, heard, or both."""
+    """A word of the reference, of the hypothesis, or of both."""
 
     kind: Kind
     reference: str
-    """Empty where the word is made up."""
-    heard: str
-    """Empty where the word was missed."""
+    """Empty for an insertion."""
+    hypothesis: str
+    """Empty for a deletion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
-    """A word that was heard as another, so often; nothing stands for one left out or put in."""
+    """A word recognized as another, and how often; an empty word for deletions and insertions."""
 
     reference: str
-    heard: str
+    hypothesis: str
     count: int
 
 
-def align_words(said: str, heard: str) -> list[Aligned]:
-    """Word by word with the fewest errors; so many differ as `word_errors` counts.
+def align_words(reference: str, hypothesis: str) -> list[Aligned]:
+    """Align words with the fewest errors, as `word_errors` counts them.
 
     Raises:
-        ValueError: if nothing was said.
+        ValueError: if the reference has no words.
     """
-    if not said.split():
-        raise ValueError("`said` must have words, but has none instead.")
-    found = jiwer.process_words(said, heard)
-    words, guesses = found.references[0], found.hypotheses[0]
+    if not reference.split():
+        raise ValueError("`reference` must have words, but has none instead.")
+    output = jiwer.process_words(reference, hypothesis)
+    reference_words, hypothesis_words = output.references[0], output.hypotheses[0]
     aligned: list[Aligned] = []
-    for chunk in found.alignments[0]:
-        mine = words[chunk.ref_start_idx : chunk.ref_end_idx]
-        theirs = guesses[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        kind = _KINDS[chunk.type]
-        pairs = itertools.zip_longest(mine, theirs, fillvalue="")
-        aligned += [Aligned(kind=kind, reference=word, heard=guess) for word, guess in pairs]
+    for chunk in output.alignments[0]:
+        left_words = reference_words[chunk.ref_start_idx : chunk.ref_end_idx]
+        right_words = hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        kind = cast("Kind", chunk.type)
+        pairs = itertools.zip_longest(left_words, right_words, fillvalue="")
+        aligned += [Aligned(kind=kind, reference=word, hypothesis=guess) for word, guess in pairs]
     return aligned
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
-    """Align words; an empty hypothesis is all deletions.
+    """Count word errors; an empty hypothesis is all deletions.
 
     Raises:
         ValueError: if the two do not pair up, or a reference has no words.
@@ -153,51 +148,69 @@ def wer_report(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> WerReport:
-    """Measure a recogniser.
+    """Return the word error rate with its interval.
+
+    Args:
+        references: one per utterance.
+        hypotheses: one per utterance.
+        samples: of the bootstrap.
+        confidence: of the interval.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: if references and hypotheses do not pair up, or a reference has no words.
     """
-    found = word_errors(references, hypotheses)
+    counts = word_errors(references, hypotheses)
     low, high = bootstrap(
-        found.errors, found.words, samples=samples, confidence=confidence, seed=seed
+        counts.errors, counts.words, samples=samples, confidence=confidence, seed=seed
     )
     return WerReport(
-        wer=found.wer,
+        wer=counts.wer,
         low=low,
         high=high,
-        errors=found.errors,
-        words=found.words,
-        substitutions=found.substitutions,
-        deletions=found.deletions,
-        insertions=found.insertions,
+        errors=counts.errors,
+        words=counts.words,
+        substitutions=counts.substitutions,
+        deletions=counts.deletions,
+        insertions=counts.insertions,
     )
 
 
 def confusions(references: Sequence[str], hypotheses: Sequence[str]) -> list[Confusion]:
-    """Every error of the alignment that `word_errors` counts, the most frequent first."""
+    """Return every error of the alignment that `word_errors` counts, most frequent first."""
     aligned = jiwer.process_words(list(references), list(hypotheses))
     counts = Counter(
         pair
-        for said, heard, chunks in zip(
+        for reference, hypothesis, chunks in zip(
             aligned.references, aligned.hypotheses, aligned.alignments, strict=True
         )
         for chunk in chunks
         if chunk.type != "equal"
         for pair in itertools.zip_longest(
-            said[chunk.ref_start_idx : chunk.ref_end_idx],
-            heard[chunk.hyp_start_idx : chunk.hyp_end_idx],
+            reference[chunk.ref_start_idx : chunk.ref_end_idx],
+            hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx],
             fillvalue="",
         )
     )
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [Confusion(reference=said, heard=heard, count=n) for (said, heard), n in ordered]
+    return [
+        Confusion(reference=reference, hypothesis=hypothesis, count=n)
+        for (reference, hypothesis), n in ordered
+    ]
 
 
 def bootstrap(
     errors: Counts, words: Counts, *, samples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
-    """Ends of the percentile interval of sum(errors) / sum(words) over resampled utterances."""
+    """Return the percentile interval of sum(errors) / sum(words) over resampled utterances.
+
+    Args:
+        errors: of each utterance.
+        words: of each utterance.
+        samples: of the bootstrap.
+        confidence: of the interval, as 0.95.
+        seed: of the bootstrap.
+    """
     return _interval(_rates(errors, words, samples, seed), confidence)
 
 
@@ -210,7 +223,15 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> WerDifference:
-    """Compare two recognisers on the same utterances, drawn together.
+    """Compare two recognizers on the same utterances, resampled together.
+
+    Args:
+        errors_a: of the first, by utterance.
+        errors_b: of the second, by utterance.
+        words: of each utterance.
+        samples: of the bootstrap.
+        confidence: of the interval.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: if the three do not count the same utterances.
@@ -223,7 +244,7 @@ def paired_difference(
     differences = [a - b for a, b in zip(errors_a, errors_b, strict=True)]
     rates = _rates(differences, words, samples, seed)
     low, high = _interval(rates, confidence)
-    # The draw that was made counts too, so that no finite number of draws gives 0.
+    # The observed sample counts too, so that no finite number of samples gives a p-value of 0.
     beyond = 1 + min(int((rates <= 0).sum()), int((rates >= 0).sum()))
     return WerDifference(
         difference=sum(differences) / sum(words),
@@ -234,9 +255,9 @@ def paired_difference(
 
 
 def _rates(errors: Counts, words: Counts, samples: int, seed: int) -> Float[np.ndarray, " samples"]:
-    """Of resampled utterances, sum(errors) / sum(words)."""
-    tally = np.stack([errors, words]).astype(np.float64)  # (2, N)
-    return np.concatenate([part[0] / part[1] for part in _resampled(tally, samples, seed)])
+    """Return sum(errors) / sum(words) of each bootstrap sample."""
+    totals = np.stack([errors, words]).astype(np.float64)  # (2, N)
+    return np.concatenate([part[0] / part[1] for part in _resample(totals, samples, seed)])
 
 
 def _interval(rates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
@@ -245,20 +266,23 @@ def _interval(rates: Float[np.ndarray, " samples"], confidence: float) -> tuple[
     return float(low), float(high)
 
 
-def _resampled(
-    tally: Float[np.ndarray, "2 utterances"], samples: int, seed: int
+def _resample(
+    totals: Float[np.ndarray, "2 utterances"], samples: int, seed: int
 ) -> Iterator[Float[np.ndarray, "2 part"]]:
-    """Sums over as many utterances as there are, drawn with replacement, sample by sample."""
-    chance = np.random.default_rng(seed)
-    num_utterances = tally.shape[1]
+    """Yield sums over utterances that are drawn with replacement, as many as there are."""
+    rng = np.random.default_rng(seed)
+    num_utterances = totals.shape[1]
     at_once = max(1, _DRAWS_AT_ONCE // num_utterances)
     for begin in range(0, samples, at_once):
         shape = (min(at_once, samples - begin), num_utterances)
-        yield tally[:, chance.integers(num_utterances, size=shape)].sum(axis=2)
+        yield totals[:, rng.integers(num_utterances, size=shape)].sum(axis=2)
 
 
 def _count(chunk: jiwer.AlignmentChunk) -> int:
     if chunk.type == "equal":
         return 0
-    said, heard = chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
-    return int(max(said, heard))
+    num_reference, num_hypothesis = (
+        chunk.ref_end_idx - chunk.ref_start_idx,
+        chunk.hyp_end_idx - chunk.hyp_start_idx,
+    )
+    return int(max(num_reference, num_hypothesis))

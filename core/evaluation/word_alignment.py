@@ -1,4 +1,4 @@
-"""From a path of tokens, one a frame, to words with their frames and how sure they are.
+"""Words with their frames and confidence, from a path of one token per frame.
 
 Shapes: T output frames, V vocabulary.
 """
@@ -14,19 +14,19 @@ from core.data.tokenizer import Tokenizer
 from core.evaluation.greedy import BLANK
 
 WORD_START = "\u2581"
-"""Begins the first piece of a word."""
+"""The character that begins the first piece of a word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenPath:
-    """One token a frame, of which an hour takes a megabyte."""
+    """One token per frame; an hour takes a megabyte."""
 
     ids: Int[Tensor, " frames"]
     probabilities: Float[Tensor, " frames"]
 
 
 Decoder = Callable[[Iterable[Float[Tensor, "_ vocabulary"]]], TokenPath]
-"""Finds a path through log-probabilities, which come part after part."""
+"""A function that finds a path through log-probabilities, which come in parts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +37,12 @@ class Word:
     first: int
     last: int
     confidence: float
-    """Of its tokens' probabilities the smallest, each where the model is surest of it."""
+    """The smallest probability of its tokens, each at the frame where it is largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Said:
-    """A token that a run of equal frames says."""
+class _TokenRun:
+    """A token and the run of frames that output it."""
 
     id: int
     first: int
@@ -51,7 +51,7 @@ class _Said:
 
 
 def best_path(parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:
-    """Each frame's best token."""
+    """Return the best token of each frame."""
     best = [part.max(dim=1) for part in parts]
     if not best:
         return TokenPath(ids=torch.zeros(0, dtype=torch.long), probabilities=torch.zeros(0))
@@ -62,10 +62,14 @@ def best_path(parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:
 
 
 def path_words(path: TokenPath, tokenizer: Tokenizer) -> list[Word]:
-    """Merge repeats, drop blanks, and join pieces to words."""
+    """Merge repeats, drop blanks, and join pieces to words.
+
+    For example, the frames `_tu _tu blank rn blank _on` are the words "turn" at frames 0 to 3 and
+    "on" at frame 5.
+    """
     pieces = tokenizer.pieces
-    groups: list[list[_Said]] = []
-    for token in _said(path):
+    groups: list[list[_TokenRun]] = []
+    for token in _token_runs(path):
         if not groups or pieces[token.id].startswith(WORD_START):
             groups.append([])
         groups[-1].append(token)
@@ -85,12 +89,12 @@ def join_words(words: Iterable[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def _said(path: TokenPath) -> list[_Said]:
+def _token_runs(path: TokenPath) -> list[_TokenRun]:
     ids, lengths = torch.unique_consecutive(path.ids, return_counts=True)
     ends = lengths.cumsum(0).tolist()
     probabilities = path.probabilities.tolist()
     return [
-        _Said(
+        _TokenRun(
             id=id_,
             first=end - length,
             last=end - 1,

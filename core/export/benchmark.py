@@ -196,5 +196,5 @@ def recognizer_in(opened: Recognizer, runtime: Runtime | None, *, threads: int) 
     with TemporaryDirectory(prefix="conformer-sweep-graph-") as folder:
         graph = load_in_runtime(opened.model, runtime, Path(folder), threads)
     assert isinstance(graph, Graph)
-    network = GraphNetwork(graph, opened.model.hearing, opened.tokenizer.size).eval()
+    network = GraphNetwork(graph, opened.model.frontend_spec, opened.tokenizer.size).eval()
     return ExportedRecognizer(model=network, tokenizer=opened.tokenizer, report=opened.report)

@@ -191,7 +191,7 @@ def _as_onnx(job: _Job) -> list[str]:
 
 def _as_sherpa(job: _Job) -> list[str]:
     opened, folder = job.opened, job.folder
-    loader = choose_loader(opened.model.shape.hearing, opened.tokenizer.size)
+    loader = choose_loader(opened.model.shape.frontend_spec, opened.tokenizer.size)
     _put_beside(opened, folder)
     verified = _graphs(job, loader)
     graphs: dict[Precision, str] = {"float": FLOAT}
@@ -237,7 +237,7 @@ def _put_beside(opened: Bundle, folder: Path) -> None:
     """What every graph needs to be understood."""
     opened.tokenizer.save(folder / FILE_NAME)
     (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
-    (folder / FEATURES_FILE).write_text(features_text(opened.model.hearing), encoding="utf-8")
+    (folder / FEATURES_FILE).write_text(features_text(opened.model.frontend_spec), encoding="utf-8")
     _put_report(opened, folder)
 
 
@@ -294,22 +294,22 @@ def _said_of_floats(found: Agreement, errors: Errors | None) -> str:
 
 
 def _notes(opened: Bundle, to: Target) -> list[str]:
-    hearing, size = opened.model.shape.hearing, opened.tokenizer.size
-    is_normalised = hearing.normalization == "per_feature"
+    frontend_spec, size = opened.model.shape.frontend_spec, opened.tokenizer.size
+    is_normalised = frontend_spec.normalization == "per_feature"
     normalised = " Each bin has mean 0 and deviation 1 over an utterance." * is_normalised
     blank = size - 1 if to == "transformers" else BLANK  # last, there
     says = (
         f"It says {size} tokens, of which {blank} is CTC's blank,"
-        f" one each {10 * hearing.subsampling} ms."
+        f" one each {10 * frontend_spec.subsampling} ms."
     )
-    lines = [FEATURES[hearing.features] + normalised, "", says]
+    lines = [FEATURES[frontend_spec.features] + normalised, "", says]
     if to in _GRAPHS:
         graph = (
             f"The graph is of opset {OPSET}; batch and time are free; in: `features` and"
             " `num_frames`; out: `log_probabilities` and `num_output_frames`."
             " Frames at or beyond an utterance's length mean nothing."
         )
-        if to == "sherpa" and hearing.is_padded:
+        if to == "sherpa" and frontend_spec.is_padded:
             graph += " Each token's frame is said once for each of its features."
         lines += ["", graph]
     added = count_added(opened.model) if to == "transformers" else 0

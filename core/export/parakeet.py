@@ -28,9 +28,9 @@ from core.inference.graph_interface import ExportError
 EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 TOKENS_CONFIG = "tokenizer_config.json"
 _HEARD = {
-    "frontend": "dw_striding",
+    "subsampling_kind": "dw_striding",
     "features": "nemo",
-    "normalisation": "per_feature",
+    "normalization": "per_feature",
     "window": "hann",
 }
 """All that its processor and its front end can do."""
@@ -55,7 +55,7 @@ def parakeet_shape(model: Conformer) -> Shape:
         shape,
         sub1=channels,
         sub2=channels,
-        sub3=channels if shape.hearing.stages == 3 else 0,
+        sub3=channels if shape.frontend_spec.stages == 3 else 0,
         blocks=(block,) * len(shape.blocks),
         ranks={},
     )
@@ -65,10 +65,10 @@ def _broken(model: Conformer) -> Iterator[str]:
     """Each rule of `ParakeetForCTC` that a model breaks."""
     shape, elsewhere = model.shape, "`--to onnx` takes it as it is."
     for name, wanted in _HEARD.items():
-        found = getattr(shape.hearing, name)
+        found = getattr(shape.frontend_spec, name)
         if found != wanted:
             yield (
-                f"`hearing.{name}` of a model for transformers must be {wanted}, as imported"
+                f"`frontend.{name}` of a model for transformers must be {wanted}, as imported"
                 f" FastConformers have it, but is {found} instead; {elsewhere}"
             )
     if bool((model.frontend.mean != 0).any() | (model.frontend.deviation != 1).any()):
@@ -113,7 +113,7 @@ def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None
     shape = parakeet_shape(model)
     blank = blank_name(tokenizer)
     tokens = fast_tokenizer(tokenizer, blank)
-    extractor = _extractor(shape.hearing)
+    extractor = _extractor(shape.frontend_spec)
     for name, told in {
         CONFIG: _config(shape),
         EXTRACTOR: extractor,
@@ -150,7 +150,7 @@ def _config(shape: Shape) -> dict[str, Any]:
             "attention_bias": True,
             "convolution_bias": True,
             "conv_kernel_size": shape.kernel,
-            "subsampling_factor": shape.hearing.subsampling,
+            "subsampling_factor": shape.frontend_spec.subsampling,
             "subsampling_conv_channels": shape.sub1,
             "subsampling_conv_kernel_size": 3,
             "subsampling_conv_stride": 2,
@@ -160,7 +160,7 @@ def _config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _extractor(hearing: FrontendSpec) -> dict[str, Any]:
+def _extractor(frontend_spec: FrontendSpec) -> dict[str, Any]:
     return {
         "feature_extractor_type": "ParakeetFeatureExtractor",
         "processor_class": "ParakeetProcessor",
@@ -169,7 +169,7 @@ def _extractor(hearing: FrontendSpec) -> dict[str, Any]:
         "hop_length": 160,
         "n_fft": 512,
         "win_length": 400,
-        "preemphasis": hearing.preemphasis,
+        "preemphasis": frontend_spec.preemphasis,
         "padding_side": "right",
         "padding_value": 0.0,
         "return_attention_mask": True,
@@ -187,7 +187,7 @@ def _processor(extractor: dict[str, Any]) -> dict[str, Any]:
 
 def _tensors(model: Conformer) -> dict[str, Tensor]:
     """By their names, in their shapes."""
-    names, found = names_of(model.shape.hearing), {}
+    names, found = names_of(model.shape.frontend_spec), {}
     for name, tensor in model.state_dict().items():
         if name in OURS_ALONE:
             continue

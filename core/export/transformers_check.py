@@ -215,7 +215,7 @@ def _errors(
     errors = Errors()
     for (features, lengths), found in zip(batches, heard.log_probabilities, strict=True):
         num_frames = torch.tensor(list(lengths))
-        real = bundle.model.shape.hearing.output_frames(num_frames)
+        real = bundle.model.shape.frontend_spec.output_frames(num_frames)
         is_frame = torch.arange(found.shape[1]) < real[:, None]
         speech = (features, num_frames)
         other = found[is_frame]

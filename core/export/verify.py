@@ -150,7 +150,7 @@ def agreement(
     """
     batches = expected or [Expected.of(model, each) for each in lengths]
     gap, same, frames = 0.0, 0, 0
-    factor = model.shape.hearing.subsampling if is_nemo else 1
+    factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     for batch in batches:
         heard, right = _heard(graph, batch, factor)
         if len(heard) != len(right):
@@ -208,7 +208,7 @@ def check_graph(
     if found.gap <= TOLERANCE:
         return found, None
     announce(f"comparing `{name}` and torch with double precision")
-    factor = model.shape.hearing.subsampling if is_nemo else 1
+    factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     errors = Errors()
     if found.gap < math.inf:
         for batch in batches:

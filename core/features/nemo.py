@@ -38,45 +38,45 @@ _STEP = math.log(6.4) / 27
 
 
 def compute_features(
-    hearing: FrontendSpec,
+    spec: FrontendSpec,
     waveforms: Float[Tensor, "batch samples"],
     num_samples: Int[Tensor, " batch"],
 ) -> tuple[Float[Tensor, "batch frames mels"], Int[Tensor, " batch"]]:
     """Compute each utterance's features as if it were alone; padded frames are 0."""
-    if hearing.features == "kaldi":
+    if spec.features == "kaldi":
         return log_mel(waveforms, num_samples)
-    num_frames: Tensor = hearing.count_frames(num_samples)
+    num_frames: Tensor = spec.count_frames(num_samples)
     longest = int(num_frames.max())
     if longest == 0:
         return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
-        if hearing.features == "sherpa":
+        if spec.features == "sherpa":
             powers = _late_powers(waveforms.float(), num_samples, longest)
         else:
-            powers = _powers(hearing, waveforms.float(), num_samples)[:, :longest]
-        mels = _logarithm(hearing, powers)
+            powers = _powers(spec, waveforms.float(), num_samples)[:, :longest]
+        mels = _logarithm(spec, powers)
         is_real = is_frame(num_frames, longest)
-        if hearing.normalization == "per_feature":
-            mels = _normalised(mels, is_real, spare=int(hearing.features == "nemo"))
+        if spec.normalization == "per_feature":
+            mels = _normalised(mels, is_real, spare=int(spec.features == "nemo"))
     return mels * is_real[:, :, None], num_frames
 
 
 def _powers(
-    hearing: FrontendSpec,
+    spec: FrontendSpec,
     waveforms: Float[Tensor, "batch samples"],
     num_samples: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch frames mels"]:
     """NeMo's."""
     before = torch.cat((waveforms.new_zeros(len(waveforms), 1), waveforms[:, :-1]), dim=1)
     position = torch.arange(waveforms.shape[1], device=waveforms.device)
-    heard = (waveforms - hearing.preemphasis * before) * (position < num_samples[:, None])
+    heard = (waveforms - spec.preemphasis * before) * (position < num_samples[:, None])
     spectrum = torch.stft(
         heard,
         _FFT,
         hop_length=_HOP,
         win_length=_WINDOW,
-        window=_window(hearing.window, waveforms.device),
+        window=_window(spec.window, waveforms.device),
         center=True,
         pad_mode="constant",
         return_complex=True,
@@ -95,9 +95,9 @@ def _late_powers(
 
 
 def _logarithm(
-    hearing: FrontendSpec, powers: Float[Tensor, "batch frames mels"]
+    spec: FrontendSpec, powers: Float[Tensor, "batch frames mels"]
 ) -> Float[Tensor, "batch frames mels"]:
-    if hearing.features == "sherpa" and hearing.normalization == "none":
+    if spec.features == "sherpa" and spec.normalization == "none":
         return floored_log(powers)
     return (powers + _FLOOR).log()
 

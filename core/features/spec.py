@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-FrontendKind = Literal["conv4", "striding", "dw_striding", "linear"]
+SubsamplingKind = Literal["conv4", "striding", "dw_striding", "linear"]
 """`conv4`: two 3x3 convolutions of stride 2 without padding. `striding`: with padding of 1, frames
 beyond an utterance zeroed before each. `dw_striding`: so, all but the first depthwise-separable.
 `linear`: one matrix, frame by frame."""
@@ -31,7 +31,7 @@ class FrontendSpec:
     preemphasis: float = 0.97
     window: Window = "hann"
     """Both of `nemo` features; the others are what they are."""
-    frontend: FrontendKind = "conv4"
+    subsampling_kind: SubsamplingKind = "conv4"
     stages: int = 2
     """Convolutions of stride 2, one after the other."""
 
@@ -44,23 +44,23 @@ class FrontendSpec:
         """
         known = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != known:
-            raise ValueError(f"`hearing.*` must be exactly {', '.join(sorted(known))}.")
+            raise ValueError(f"`frontend.*` must be exactly {', '.join(sorted(known))}.")
         for name, kinds in _CHOICES.items():
             if values[name] not in kinds:
                 raise ValueError(
-                    f"`hearing.{name}` must be one of {', '.join(kinds)},"
+                    f"`frontend.{name}` must be one of {', '.join(kinds)},"
                     f" but is {values[name]!r} instead"
                 )
         slope, stages = values["preemphasis"], values["stages"]
         if type(slope) not in (int, float) or not 0 <= slope < 1:
-            raise ValueError(f"`hearing.preemphasis` must be in [0, 1), but is {slope!r} instead")
-        if values["features"] == "kaldi" and values["normalisation"] != "none":
-            raise ValueError("`hearing.normalisation` must be none of kaldi features, but is not")
-        wanted = _STAGES[values["frontend"]]
+            raise ValueError(f"`frontend.preemphasis` must be in [0, 1), but is {slope!r} instead")
+        if values["features"] == "kaldi" and values["normalization"] != "none":
+            raise ValueError("`frontend.normalization` must be none of kaldi features, but is not")
+        wanted = _STAGES[values["subsampling_kind"]]
         if type(stages) is not int or stages not in wanted:
             raise ValueError(
-                f"`hearing.stages` of {values['frontend']} must be {' or '.join(map(str, wanted))},"
-                f" but is {stages!r} instead"
+                f"`frontend.stages` of {values['subsampling_kind']} must be"
+                f" {' or '.join(map(str, wanted))}, but is {stages!r} instead"
             )
         return cls(**values)
 
@@ -70,7 +70,7 @@ class FrontendSpec:
     @property
     def is_padded(self) -> bool:
         """Whether convolutions see zeros around an utterance."""
-        return self.frontend in ("striding", "dw_striding")
+        return self.subsampling_kind in ("striding", "dw_striding")
 
     @property
     def subsampling(self) -> int:
@@ -80,10 +80,10 @@ class FrontendSpec:
     @property
     def shortest(self) -> int:
         """Frames of features that the front end needs for one of its own."""
-        return 7 if self.frontend == "conv4" else 1
+        return 7 if self.subsampling_kind == "conv4" else 1
 
     @property
-    def in_sherpa(self) -> "FrontendSpec":
+    def for_sherpa(self) -> "FrontendSpec":
         """What is heard where sherpa-onnx computes the features of a model that hears these."""
         if self.features != "nemo":
             return self
@@ -107,11 +107,22 @@ class FrontendSpec:
         return (num_frames, *self.stage_frames(num_frames))[-1]
 
 
+def upgrade_format_1(values: Any) -> Any:
+    """The plain values of a specification with today's keys, from those of files of format 1.
+
+    Values that are no table are returned as they are, for `from_plain` to refuse.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    renamed = {"normalisation": "normalization", "frontend": "subsampling_kind"}
+    return {renamed.get(key, key): value for key, value in values.items()}
+
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "features": get_args(FeatureKind),
-    "normalisation": get_args(Normalization),
+    "normalization": get_args(Normalization),
     "window": get_args(Window),
-    "frontend": get_args(FrontendKind),
+    "subsampling_kind": get_args(SubsamplingKind),
 }
 _STAGES: dict[str, tuple[int, ...]] = {
     "conv4": (2,),

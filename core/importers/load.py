@@ -84,10 +84,10 @@ def spec_for_sherpa(model: Conformer) -> Conformer:
     Raises:
         ExportError: if sherpa-onnx has no loader for it.
     """
-    hearing = model.shape.hearing.in_sherpa
-    choose_loader(hearing, model.shape.vocabulary)
+    frontend_spec = model.shape.frontend_spec.for_sherpa
+    choose_loader(frontend_spec, model.shape.vocabulary)
     with torch.device("meta"):
-        other = Conformer(replace(model.shape, hearing=hearing))
+        other = Conformer(replace(model.shape, frontend_spec=frontend_spec))
     other.load_state_dict(model.state_dict(), assign=True)
     return other.requires_grad_().eval()
 

@@ -7,7 +7,7 @@ from core.bundle import Bundle
 from core.conformer.shape import BlockShape, Shape
 from core.data.audio_decoding import CorpusError
 from core.data.tokenizer import Tokenizer
-from core.features.spec import FrontendKind, FrontendSpec
+from core.features.spec import FrontendSpec, SubsamplingKind
 from core.importers.safe_read import (
     LARGEST_TOKENIZER,
     ImportingError,
@@ -71,7 +71,7 @@ def from_nemo(path: Path) -> Bundle:
 
 def _plan(settings: Settings, vocabulary: int) -> Plan:
     _check_kind(settings)
-    hearing = _hearing(settings)
+    frontend_spec = _frontend_spec(settings)
     width, heads = settings.whole("encoder.d_model"), settings.whole("encoder.n_heads")
     if width % heads:
         raise settings.wrong("encoder.d_model", f"divisible by n_heads = {heads}", width)
@@ -85,21 +85,21 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
     shape = Shape(
         sub1=channels,
         sub2=channels,
-        sub3=channels if hearing.stages == 3 else 0,
+        sub3=channels if frontend_spec.stages == 3 else 0,
         width=width,
         position_width=width,
         head_width=width // heads,
         kernel=kernel,
         vocabulary=vocabulary,
         blocks=(block,) * settings.whole("encoder.n_layers", high=512),
-        hearing=hearing,
+        frontend_spec=frontend_spec,
     )
     has_bias = settings.one_of("encoder.use_bias", (True, False))
     is_scaled = settings.one_of("encoder.xscaling", (True, False))
     unbiased = () if has_bias else (*OF_FEEDFORWARD, *OF_ATTENTION, *OF_CONVOLUTION)
     return Plan(
         shape=shape,
-        names=_names(hearing),
+        names=_names(frontend_spec),
         blank=vocabulary - 1,
         input_scale=math.sqrt(width) if is_scaled else 1.0,
         unbiased=frozenset(f"blocks.{{}}.{name}" for name in unbiased),
@@ -107,19 +107,19 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
     )
 
 
-def _names(hearing: FrontendSpec) -> dict[str, str]:
+def _names(frontend_spec: FrontendSpec) -> dict[str, str]:
     names = {f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{name}" for ours, name in BLOCK.items()}
-    names |= frontend_names(hearing, "encoder.pre_encode.conv")
+    names |= frontend_names(frontend_spec, "encoder.pre_encode.conv")
     names["frontend.linear"] = "encoder.pre_encode.out"
     names["head"] = "decoder.decoder_layers.0"
     return names
 
 
-def frontend_names(hearing: FrontendSpec, theirs: str) -> dict[str, str]:
+def frontend_names(frontend_spec: FrontendSpec, theirs: str) -> dict[str, str]:
     """Their convolutions, counted with the activations between them, by ours."""
     names = {"frontend.conv1": f"{theirs}.0"}
-    for stage in range(1, hearing.stages):
-        if hearing.frontend == "striding":
+    for stage in range(1, frontend_spec.stages):
+        if frontend_spec.subsampling_kind == "striding":
             names[f"frontend.conv{stage + 1}"] = f"{theirs}.{2 * stage}"
         else:
             names[f"frontend.conv{stage + 1}.depthwise"] = f"{theirs}.{3 * stage - 1}"
@@ -139,20 +139,20 @@ def _check_kind(settings: Settings) -> None:
     settings.one_of("encoder.feat_out", (-1,))
 
 
-def _hearing(settings: Settings) -> FrontendSpec:
-    kinds: tuple[FrontendKind, ...] = ("striding", "dw_striding")
+def _frontend_spec(settings: Settings) -> FrontendSpec:
+    kinds: tuple[SubsamplingKind, ...] = ("striding", "dw_striding")
     kind = settings.one_of("encoder.subsampling", kinds)
     stages = {4: 2, 8: 3}[settings.one_of("encoder.subsampling_factor", (4, 8))]
     for name, known in _FEATURES.items():
         settings.one_of(f"preprocessor.{name}", known)
     settings.one_of("encoder.feat_in", (80,))
-    normalisation = settings.one_of("preprocessor.normalize", ("per_feature", "NA", None))
+    normalization = settings.one_of("preprocessor.normalize", ("per_feature", "NA", None))
     return FrontendSpec(
         features="nemo",
-        normalization="per_feature" if normalisation == "per_feature" else "none",
+        normalization="per_feature" if normalization == "per_feature" else "none",
         preemphasis=settings.number("preprocessor.preemph", default=0.97),
         window=settings.one_of("preprocessor.window", ("hann", "hamming")),
-        frontend=kind,
+        subsampling_kind=kind,
         stages=stages,
     )
 

@@ -41,14 +41,14 @@ def from_parakeet(folder: Path, settings: Settings) -> Bundle:
     """
     vocabulary = settings.whole("vocab_size", low=3, default=1025)
     blank = settings.whole("pad_token_id", low=0, high=vocabulary - 1, default=1024)
-    plan = _plan(settings, _hearing(folder, settings), vocabulary, blank)
+    plan = _plan(settings, _frontend_spec(folder, settings), vocabulary, blank)
     tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)
     model = assemble_model(plan, read_safetensors(folder / WEIGHTS), WEIGHTS)
     told = {"family": "parakeet_ctc", "source": folder.name}
     return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
 
 
-def _plan(settings: Settings, hearing: FrontendSpec, vocabulary: int, blank: int) -> Plan:
+def _plan(settings: Settings, frontend_spec: FrontendSpec, vocabulary: int, blank: int) -> Plan:
     settings.one_of("encoder_config.hidden_act", ("silu", "swish"))
     width = settings.whole("encoder_config.hidden_size", default=1024)
     heads = settings.whole("encoder_config.num_attention_heads", default=8)
@@ -67,18 +67,18 @@ def _plan(settings: Settings, hearing: FrontendSpec, vocabulary: int, blank: int
     shape = Shape(
         sub1=channels,
         sub2=channels,
-        sub3=channels if hearing.stages == 3 else 0,
+        sub3=channels if frontend_spec.stages == 3 else 0,
         width=width,
         position_width=width,
         head_width=head_width,
         kernel=kernel,
         vocabulary=vocabulary,
         blocks=(block,) * count,
-        hearing=hearing,
+        frontend_spec=frontend_spec,
     )
     return Plan(
         shape=shape,
-        names=names_of(hearing),
+        names=names_of(frontend_spec),
         blank=blank,
         input_scale=(
             math.sqrt(width)
@@ -98,19 +98,19 @@ def _unbiased(settings: Settings) -> frozenset[str]:
     return frozenset(f"blocks.{{}}.{name}" for name in (*attention, *convolution))
 
 
-def names_of(hearing: FrontendSpec) -> dict[str, str]:
+def names_of(frontend_spec: FrontendSpec) -> dict[str, str]:
     """Their modules by ours."""
     names = {
         f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{_RENAMED.get(name, name)}"
         for ours, name in BLOCK.items()
     }
-    names |= frontend_names(hearing, "encoder.subsampling.layers")
+    names |= frontend_names(frontend_spec, "encoder.subsampling.layers")
     names["frontend.linear"] = "encoder.subsampling.linear"
     names["head"] = "ctc_head"
     return names
 
 
-def _hearing(folder: Path, settings: Settings) -> FrontendSpec:
+def _frontend_spec(folder: Path, settings: Settings) -> FrontendSpec:
     settings.one_of("encoder_config.num_mel_bins", (80,))
     settings.one_of("encoder_config.subsampling_conv_kernel_size", (3,))
     settings.one_of("encoder_config.subsampling_conv_stride", (2,))
@@ -122,7 +122,7 @@ def _hearing(folder: Path, settings: Settings) -> FrontendSpec:
         features="nemo",
         normalization="per_feature",
         preemphasis=extractor.number("preemphasis", default=0.97),
-        frontend="dw_striding",
+        subsampling_kind="dw_striding",
         stages=stages,
     )
 

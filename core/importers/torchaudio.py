@@ -5,7 +5,8 @@ config.json  model.safetensors or model.pt  tokenizer.model (or tokenizer.json)
     {"model_type": "torchaudio_conformer",
      "conformer": {"input_dim": 80, "num_heads": 4, "ffn_dim": 320, "num_layers": 2,
                    "depthwise_conv_kernel_size": 31},
-     "names": {"conformer": "encoder", "head": "head", "input": ""}, "blank": 0}
+     "names": {"conformer": "encoder", "head": "head", "input": ""}, "blank": 0,
+     "frontend": {"features": "kaldi", "normalization": "none"}}
 
 It has no front end: `input` names a linear layer from 80 mel bins to its width; without one its
 width is 80. Its attention knows no positions, so that ours get a matrix of zeros. In padded
@@ -13,13 +14,16 @@ batches its convolutions hear the padding, which ours never do: it is the same o
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.bundle import Bundle
 from core.conformer.shape import MELS, BlockShape, Shape
+from core.features import spec
 from core.features.spec import FrontendSpec
 from core.importers.safe_read import LARGEST_WEIGHTS, read_bytes, read_checkpoint, read_safetensors
 from core.importers.settings import Settings
@@ -54,6 +58,7 @@ def from_torchaudio(folder: Path, settings: Settings) -> Bundle:
     Raises:
         ImportingError: in one line, if it is damaged or a variant that we do not know.
     """
+    settings = replace(settings, values=upgrade_format_1(settings.values))
     file = folder / "model.safetensors"
     if file.is_file():
         tensors = read_safetensors(file)
@@ -68,6 +73,17 @@ def from_torchaudio(folder: Path, settings: Settings) -> Bundle:
     model = assemble_model(plan, split_state(tensors), file.name)
     told = {"family": "torchaudio_conformer", "source": folder.name}
     return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+
+
+def upgrade_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a `config.json` with today's keys, from one written for version 0.1.
+
+    It named the features in a table `hearing`, which is `frontend` today.
+    """
+    upgraded = dict(values)
+    if "hearing" in upgraded and "frontend" not in upgraded:
+        upgraded["frontend"] = spec.upgrade_format_1(upgraded.pop("hearing"))
+    return upgraded
 
 
 def split_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,19 +123,19 @@ def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
         kernel=kernel,
         vocabulary=vocabulary,
         blocks=(block,) * settings.whole("conformer.num_layers", high=512),
-        hearing=_hearing(settings),
+        frontend_spec=_frontend_spec(settings),
     )
     return Plan(shape=shape, names=names, blank=blank, made=made)
 
 
-def _hearing(settings: Settings) -> FrontendSpec:
+def _frontend_spec(settings: Settings) -> FrontendSpec:
     """Whatever features it was trained on; Kaldi's are never normalised."""
-    features = settings.one_of("hearing.features", ("kaldi", "nemo"))
+    features = settings.one_of("frontend.features", ("kaldi", "nemo"))
     known = ("none",) if features == "kaldi" else ("none", "per_feature")
     return FrontendSpec(
         features=features,
-        normalization=settings.one_of("hearing.normalisation", known),
-        frontend="linear",
+        normalization=settings.one_of("frontend.normalization", known),
+        subsampling_kind="linear",
         stages=0,
     )
 

@@ -19,12 +19,14 @@ from core.bundle import Bundle, BundleError
 from core.conformer.model import Conformer, Output
 from core.conformer.shape import MELS
 from core.data.tokenizer import FILE_NAME, Tokenizer
-from core.features.spec import NATIVE, FrontendSpec
+from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1
 from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
+from core.report import upgrade_format_1 as upgrade_report
 
 FEATURES_FILE = "features.json"
-FEATURES_FORMAT = 1
+FEATURES_FORMAT = 2
+"""The version of `features.json` that is written; 1 is read as well."""
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 Runtime = Literal["torch", "onnxruntime", "int8"]
 """Eager torch; ONNX Runtime in floats, or in 8-bit integers whose ranges are found as it runs."""
@@ -35,16 +37,16 @@ _PROBE = 64
 class GraphNetwork(nn.Module):
     """A graph that answers as a `Conformer` does that is only asked what it hears."""
 
-    def __init__(self, graph: Graph, hearing: FrontendSpec, vocabulary: int) -> None:
+    def __init__(self, graph: Graph, frontend_spec: FrontendSpec, vocabulary: int) -> None:
         """Wrap a graph.
 
         Args:
             graph: of `export_onnx`, for sherpa-onnx or not.
-            hearing: from which features it hears.
+            frontend_spec: from which features it hears.
             vocabulary: tokens that it tells apart.
         """
         super().__init__()
-        self.graph, self.hearing, self.vocabulary = graph, hearing, vocabulary
+        self.graph, self.frontend_spec, self.vocabulary = graph, frontend_spec, vocabulary
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
@@ -54,9 +56,9 @@ class GraphNetwork(nn.Module):
         if not self.graph.is_mels_first:
             return output
         # As NeMo's models are read: a frame is repeated for each of the features it was made of.
-        logits = output.logits[:, :: self.hearing.subsampling]
+        logits = output.logits[:, :: self.frontend_spec.subsampling]
         frames = torch.arange(logits.shape[1])
-        is_frame = frames < self.hearing.output_frames(num_frames.cpu())[:, None]
+        is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
         return Output(logits=logits, is_frame=is_frame, hidden=())
 
 
@@ -116,9 +118,10 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
     """
     file = graph_file(folder, is_int8=is_int8)
     tokenizer = Tokenizer.load(folder / FILE_NAME)
-    report = bundle.read_table(folder / "report.json") if (folder / "report.json").exists() else {}
+    file_report = folder / "report.json"
+    report = upgrade_report(bundle.read_table(file_report)) if file_report.exists() else {}
     graph = Graph(file, threads=threads)
-    hearing = (
+    frontend_spec = (
         read_features(folder / FEATURES_FILE)
         if (folder / FEATURES_FILE).exists()
         else probe_frontend(graph)
@@ -128,7 +131,7 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
             f"`{folder}/{FILE_NAME}` must have {outputs} pieces, as the graph has outputs, but has"
             f" {tokenizer.size} instead."
         )
-    network = GraphNetwork(graph, hearing, tokenizer.size).eval()
+    network = GraphNetwork(graph, frontend_spec, tokenizer.size).eval()
     return ExportedRecognizer(model=network, tokenizer=tokenizer, report=report)
 
 
@@ -148,9 +151,9 @@ def graph_file(folder: Path, *, is_int8: bool) -> Path:
     return file
 
 
-def features_text(hearing: FrontendSpec) -> str:
+def features_text(frontend_spec: FrontendSpec) -> str:
     """The contents of `features.json`."""
-    return json.dumps({"format": FEATURES_FORMAT, **hearing.to_plain()}, indent=1) + "\n"
+    return json.dumps({"format": FEATURES_FORMAT, **frontend_spec.to_plain()}, indent=1) + "\n"
 
 
 def read_features(file: Path) -> FrontendSpec:
@@ -160,13 +163,14 @@ def read_features(file: Path) -> FrontendSpec:
         BundleError: naming the file, and what in it cannot be.
     """
     plain = bundle.read_table(file)
-    if (written := plain.pop("format", None)) != FEATURES_FORMAT:
+    written = plain.pop("format", None)
+    if written not in (1, FEATURES_FORMAT):
         raise BundleError(
-            f"`{file}` must be of format {FEATURES_FORMAT}, but is of {str(written)[:40]} instead;"
-            " a newer version of conformer-sweep may read it."
+            f"`{file}` must be of format 1 or {FEATURES_FORMAT}, but is of {str(written)[:40]}"
+            " instead; a newer version of conformer-sweep may read it."
         )
     try:
-        return FrontendSpec.from_plain(plain)
+        return FrontendSpec.from_plain(upgrade_format_1(plain) if written == 1 else plain)
     except ValueError as error:
         raise BundleError(f"`{file}` must say what features a graph wants, but: {error}") from None
 

@@ -57,10 +57,10 @@ def _by_windows(
     model: Network, file: Path, windowing: Windowing, *, resample: bool
 ) -> Iterator[AudioSegment]:
     """Twice through the file: for where it is quiet, and to hear it."""
-    hearing, times, before = model.hearing, frame_times(model.hearing), 0
+    frontend_spec, times, before = model.frontend_spec, frame_times(model.frontend_spec), 0
     meet = seams(_loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing)
     with AudioStream(file, resample=resample) as recording:
-        num_frames = hearing.count_frames(recording.num_samples)
+        num_frames = frontend_spec.count_frames(recording.num_samples)
         for window in windows(num_frames, times, meet, windowing):
             # Rounding leaves samples after the last frame, which no window may cut off.
             end = recording.num_samples if window.last is None else window.end * _SAMPLES
@@ -98,9 +98,11 @@ def log_probabilities(
     Features that look at no more than a frame are those of the whole file; those that NeMo
     normalises over an utterance are normalised over the stretch.
     """
-    hearing = model.hearing
-    features, num_frames = compute_features(hearing, waveform[None], torch.tensor([len(waveform)]))
-    if int(num_frames[0]) < hearing.shortest:
+    frontend_spec = model.frontend_spec
+    features, num_frames = compute_features(
+        frontend_spec, waveform[None], torch.tensor([len(waveform)])
+    )
+    if int(num_frames[0]) < frontend_spec.shortest:
         return torch.zeros(0, model.vocabulary)
     output = model(features, num_frames)
     return output.logits.log_softmax(-1)[0, : int(output.num_frames[0])]

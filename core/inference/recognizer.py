@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+import soundfile
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.config.trial import CorpusConfig
+from core.data.audio import CorpusError
 from core.data.corpus import SplitName, open_split
 from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler
@@ -24,7 +27,7 @@ from core.inference.exported_model import ExportedRecognizer, Recognizer
 from core.inference.long_audio import AudioSegment, log_probabilities, transcribe_windows
 from core.inference.timestamps import frame_times
 from core.inference.windows import Windowing
-from core.pruning.extraction import of_blocks
+from core.pruning.extraction import select_blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +89,7 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
             f"`{DEPTH_ORDER}` of the bundle's report must name each of its {count} blocks,"
             f" but is {str(best)[:80]} instead."
         )
-    return replace(bundle, model=of_blocks(bundle.model, best[:depth]))
+    return replace(bundle, model=select_blocks(bundle.model, best[:depth]))
 
 
 def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:
@@ -127,7 +130,7 @@ def transcript(
             yield part.log_probabilities
 
     words = path_words((decoder or best_path)(counted()), bundle.tokenizer)
-    times = frame_times(bundle.model.hearing)
+    times = frame_times(bundle.model.frontend_spec)
     spoken = (
         SpokenWord(
             text=word.text,
@@ -178,9 +181,13 @@ def transcribe_split(
     cuts = open_split(corpus, folder, split)
     check_case(map(said_in, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
-        hearing = bundle.model.hearing
+        frontend_spec = bundle.model.frontend_spec
         store = FeatureStore.build(
-            cuts, bundle.tokenizer, Path(scratch) / "features", is_training=False, hearing=hearing
+            cuts,
+            bundle.tokenizer,
+            Path(scratch) / "features",
+            is_training=False,
+            frontend_spec=frontend_spec,
         )
         model = bundle.model if heard_by is None else heard_by
         texts = decode_store(
@@ -188,9 +195,52 @@ def transcribe_split(
             store,
             bundle.tokenizer,
             torch.device("cpu"),
-            shortest=hearing.shortest,
+            shortest=frontend_spec.shortest,
             decoder=decoder,
         )
         return SplitTranscripts(
             ids=tuple(store.ids), references=tuple(store.texts), hypotheses=tuple(texts)
         )
+
+
+def transcribe_array(bundle: Recognizer, samples: np.ndarray, sample_rate_hz: int) -> Transcript:
+    """Transcribe samples in memory exactly as a file that holds them, however long.
+
+    Args:
+        bundle: the recognizer.
+        samples: one channel, of shape (samples,); floats in [-1, 1], or 16-bit integers.
+        sample_rate_hz: any rate; other rates than 16 kHz are resampled.
+
+    Raises:
+        CorpusError: if the samples are no such array, are empty or hold NaN or infinity.
+    """
+    waveform = _checked_samples(samples, sample_rate_hz)
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "samples.wav"
+        # A sample of float32 is the same in the file.
+        soundfile.write(file, waveform, sample_rate_hz, format="WAV", subtype="FLOAT")
+        windowing = Windowing.fitting(bundle.report)
+        return transcript(bundle, transcribe_windows(bundle.model, file, windowing=windowing))
+
+
+def _checked_samples(samples: np.ndarray, sample_rate_hz: int) -> Float[np.ndarray, " samples"]:
+    array = np.asarray(samples)
+    if sample_rate_hz < 1:
+        raise CorpusError(
+            f"`sample_rate` must be a positive integer in Hz, but is {sample_rate_hz} instead."
+        )
+    if array.ndim != 1 or array.size == 0:
+        raise CorpusError(
+            "`samples` must be one channel of shape (samples,), and not empty, but has the shape"
+            f" {array.shape} instead; mix channels down first."
+        )
+    if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
+        raise CorpusError(
+            "`samples` must be floats in [-1, 1] or 16-bit integers, but are"
+            f" {array.dtype} instead."
+        )
+    scale = 32768.0 if array.dtype == np.int16 else 1.0
+    waveform = array.astype(np.float32) / np.float32(scale)
+    if not np.isfinite(waveform).all():
+        raise CorpusError("`samples` must be finite, but hold NaN or infinity instead.")
+    return waveform

@@ -19,24 +19,24 @@ class Loader:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_loader(hearing: FrontendSpec, vocabulary: int) -> Loader:
+def choose_loader(spec: FrontendSpec, vocabulary: int) -> Loader:
     """The loader that computes what a model hears.
 
     Raises:
         ExportError: if there is none.
     """
-    if hearing.frontend == "conv4" and hearing.features == "kaldi":
+    if spec.subsampling_kind == "conv4" and spec.features == "kaldi":
         return Loader(name="from_zipformer_ctc")
-    if not (hearing.is_padded and hearing.features in ("nemo", "sherpa")):
+    if not (spec.is_padded and spec.features in ("nemo", "sherpa")):
         raise ExportError(
             "A model for sherpa-onnx must hear Kaldi's features through the front end `conv4`, or"
             " NeMo's through `striding` or `dw_striding`, but this one hears"
-            f" {hearing.features}'s through `{hearing.frontend}` instead."
+            f" {spec.features}'s through `{spec.subsampling_kind}` instead."
         )
-    is_normalised = hearing.normalization == "per_feature"
+    is_normalised = spec.normalization == "per_feature"
     return Loader(
         name="from_nemo_ctc",
-        is_exact=hearing.features == "sherpa",  # its frames and windows are not NeMo's own
+        is_exact=spec.features == "sherpa",  # its frames and windows are not NeMo's own
         is_nemo=True,
         metadata={
             "vocab_size": str(vocabulary),

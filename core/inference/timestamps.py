@@ -31,9 +31,9 @@ class FrameTimes:
         return self.begin(frame + 1)
 
 
-def frame_times(hearing: FrontendSpec) -> FrameTimes:
+def frame_times(spec: FrontendSpec) -> FrameTimes:
     """By the stages of a front end: kernels of 3 and strides of 2, with padding of 1 or without."""
     middle = 0.0
-    for _ in range(hearing.stages):
-        middle = 2 * middle + 1 - hearing.is_padded
-    return FrameTimes(stride=hearing.subsampling, middle=middle)
+    for _ in range(spec.stages):
+        middle = 2 * middle + 1 - spec.is_padded
+    return FrameTimes(stride=spec.subsampling, middle=middle)

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.bundle import LONGEST_TRAINED
 from core.features.kaldi import FRAMES_PER_SECOND
 from core.inference.timestamps import FrameTimes
+from core.report import LONGEST_TRAINED
 
 SECONDS = 12.0
 """Of a window at most, where it was not measured how long what the model learned from was: among

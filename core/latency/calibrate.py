@@ -45,8 +45,8 @@ def calibrate_table(
 def _choices(space: Space, multiple_of: int) -> Iterator[dict[str, Tensor]]:
     """Rising in their shares; what must stay takes more than the least of them."""
     chance = torch.Generator().manual_seed(0)
-    ladder = NestedOrder.of(space, _uneven(space, chance))
-    lowest = 1 - float(space.sparsity(ladder.cost(range(ladder.floors)), "latency"))
+    nested = NestedOrder.of(space, _uneven(space, chance))
+    lowest = 1 - float(space.sparsity(nested.cost(range(nested.floors)), "latency"))
     for share in (share for share in SHARES if share > lowest):
         for _ in range(DRAWS):
             budget = Budget(keep=share, resource="latency")

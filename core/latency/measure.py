@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.conformer.shape import BlockShape, Shape
-from core.evaluation.timer import noise, settle, time_forward
+from core.evaluation.timer import noise, synchronize, time_forward
 from core.latency.calibrate import calibrate_table
-from core.pruning.latency_table import Grid, LatencyTable, Part, monotone
+from core.pruning.latency_table import Component, Grid, LatencyTable, monotone
 
 UNIT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 WIDTH_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Of the unpruned sizes: where a table of latencies is measured."""
-NEVER_EMPTY: tuple[Part, ...] = ("frontend", "projection", "norm", "output")
+NEVER_EMPTY: tuple[Component, ...] = ("frontend", "projection", "norm", "output")
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def latency_table(
     """
     speech = noise(1, utterance_seconds, device)
     points = [(i, j) for i in range(len(UNIT_SHARES)) for j in range(len(WIDTH_SHARES))]
-    seen: dict[tuple[int, int], list[dict[Part, float]]] = {point: [] for point in points}
+    seen: dict[tuple[int, int], list[dict[Component, float]]] = {point: [] for point in points}
     whole, before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     with torch.random.fork_rng(devices=[]):
@@ -63,7 +63,7 @@ def latency_table(
     )
     axes = unpruned.axes()
     told = float(table.ms(axes, {axis.name: axis.size for axis in axes}))
-    table = table.scaled(1000 * statistics.median(whole) / told)
+    table = table.scale(1000 * statistics.median(whole) / told)
     return calibrate_table(
         table, unpruned, repeats=repeats, threads=threads, multiple_of=multiple_of
     )
@@ -71,14 +71,14 @@ def latency_table(
 
 def part_seconds(
     model: Conformer, speech: tuple[Tensor, Tensor], device: torch.device
-) -> dict[Part, float]:
+) -> dict[Component, float]:
     """One pass, by kinds of parts; a module counts until the next one begins, on average."""
-    marks: list[tuple[Part, float]] = []
+    marks: list[tuple[Component, float]] = []
     with _marked(model, marks, device):
         model(*speech)
-        settle(device)
+        synchronize(device)
         end = time.perf_counter()
-    spent: dict[Part, list[float]] = {}
+    spent: dict[Component, list[float]] = {}
     for (part, begun), (_, ended) in zip(marks, [*marks[1:], (marks[-1][0], end)], strict=True):
         spent.setdefault(part, []).append(ended - begun)
     return {part: sum(times) / len(times) for part, times in spent.items()}
@@ -86,13 +86,13 @@ def part_seconds(
 
 @contextmanager
 def _marked(
-    model: Conformer, marks: list[tuple[Part, float]], device: torch.device
+    model: Conformer, marks: list[tuple[Component, float]], device: torch.device
 ) -> Iterator[None]:
     """Note when each part begins."""
 
-    def noting(part: Part) -> object:
+    def noting(part: Component) -> object:
         def note(*_: object) -> None:
-            settle(device)
+            synchronize(device)
             marks.append((part, time.perf_counter()))
 
         return note
@@ -109,9 +109,9 @@ def _marked(
             handle.remove()
 
 
-def _parts_of(model: Conformer) -> Mapping[Part, list[nn.Module]]:
+def _parts_of(model: Conformer) -> Mapping[Component, list[nn.Module]]:
     blocks = model.typed_blocks()
-    found: dict[Part, list[nn.Module | None]] = {
+    found: dict[Component, list[nn.Module | None]] = {
         "frontend": [model.frontend],
         "projection": [model.frontend.linear],
         "feedforward": [part for block in blocks for part in (block.ff1, block.ff2)],
@@ -142,7 +142,7 @@ def even(shape: Shape, units: float, width: float, multiple_of: int = 1) -> Shap
     )
 
 
-def _largest(shape: Shape, part: Part) -> int:
+def _largest(shape: Shape, part: Component) -> int:
     """Units of a part where it has most; 0 where there is none."""
     sizes = {
         "feedforward": [size for block in shape.blocks for size in (block.ff1, block.ff2)],
@@ -154,7 +154,7 @@ def _largest(shape: Shape, part: Part) -> int:
     return max(sizes.get(part, [1]), default=0)
 
 
-def _level(shape: Shape, part: Part, share: float, multiple_of: int) -> int:
+def _level(shape: Shape, part: Component, share: float, multiple_of: int) -> int:
     """Units of a part at a share of the most it has; heads are as many as there are."""
     largest = _largest(shape, part)
     if part == "attention":
@@ -172,8 +172,8 @@ def _near(size: int, share: float, multiple_of: int) -> int:
 
 def _grid(
     shape: Shape,
-    part: Part,
-    seen: Mapping[tuple[int, int], list[dict[Part, float]]],
+    part: Component,
+    seen: Mapping[tuple[int, int], list[dict[Component, float]]],
     multiple_of: int,
 ) -> Grid:
     """Medians in milliseconds, in order; sizes that fall together share their mean."""

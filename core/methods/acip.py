@@ -26,7 +26,7 @@ from core.conformer.model import Conformer
 from core.pruning.gates.straight_through import StraightThrough
 from core.pruning.low_rank import factorize
 from core.pruning.reconstruction import Calibration
-from core.pruning.space import of_resource
+from core.pruning.space import resource_cost
 from core.training.gate_stage import GateMethod, GateStage, gate_rate
 from core.training.method import MethodContext
 
@@ -51,10 +51,10 @@ DUE = 0.75
 class GrowingL1:
     """A penalty on masks that grows while more is left than the run's course allows."""
 
-    def __init__(self, bench: MethodContext, gates: StraightThrough) -> None:
-        config = bench.config.pruning
-        self._bench, self._gates = bench, gates
-        self._prices = prices(bench)
+    def __init__(self, ctx: MethodContext, gates: StraightThrough) -> None:
+        config = ctx.config.pruning
+        self._ctx, self._gates = ctx, gates
+        self._prices = prices(ctx)
         self._growth = 10 ** (DECADES / max(1, config.steps))
         self._strength, self._step = START, 0
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -66,7 +66,7 @@ class GrowingL1:
         return self._strength * whole.sum(), told
 
     def post_step(self) -> None:
-        config, kept = self._bench.config.pruning, self._kept()
+        config, kept = self._ctx.config.pruning, self._kept()
         self._step += 1
         course = 1 - (1 - config.smallest) * min(1.0, self._step / (DUE * config.steps))
         if kept <= config.smallest:
@@ -75,9 +75,9 @@ class GrowingL1:
             self._strength *= self._growth
 
     def _kept(self) -> float:
-        space, mask = self._bench.space, self._gates.sample()
+        space, mask = self._ctx.space, self._gates.sample()
         cost = space.choice_cost({name: (z > 0).cpu() for name, z in mask.items()})
-        return 1 - float(space.sparsity(cost, self._bench.config.pruning.resource))
+        return 1 - float(space.sparsity(cost, self._ctx.config.pruning.resource))
 
     def state_dict(self) -> dict[str, Any]:
         return {"strength": self._strength, "step": self._step}
@@ -86,21 +86,21 @@ class GrowingL1:
         self._strength, self._step = state["strength"], state["step"]
 
 
-def prices(bench: MethodContext) -> dict[str, float]:
+def prices(ctx: MethodContext) -> dict[str, float]:
     """What a unit costs, as a share: what the model would save without its axis, a unit."""
-    space, resource = bench.space, bench.config.pruning.resource
-    whole = float(of_resource(space.counted_cost({}), resource))
+    space, resource = ctx.space, ctx.config.pruning.resource
+    whole = float(resource_cost(space.counted_cost({}), resource))
     saved = {
-        axis.name: whole - float(of_resource(space.counted_cost({axis.name: 0}), resource))
-        for axis in units(bench)
+        axis.name: whole - float(resource_cost(space.counted_cost({axis.name: 0}), resource))
+        for axis in units(ctx)
     }
-    return {axis.name: saved[axis.name] / axis.size / whole for axis in units(bench)}
+    return {axis.name: saved[axis.name] / axis.size / whole for axis in units(ctx)}
 
 
-def units(bench: MethodContext) -> list[Axis]:
+def units(ctx: MethodContext) -> list[Axis]:
     """What has masks: all that may go, but for modules that go with their last unit."""
-    parents = {axis.parent for axis in bench.space.prunable}
-    return [axis for axis in bench.space.prunable if axis.name not in parents]
+    parents = {axis.parent for axis in ctx.space.prunable}
+    return [axis for axis in ctx.space.prunable if axis.name not in parents]
 
 
 class Acip(GateMethod):
@@ -112,12 +112,12 @@ class Acip(GateMethod):
         del speech
         return factorize(model) if "rank" in config.pruning.axes else model
 
-    def stage(self, bench: MethodContext) -> GateStage:
+    def stage(self, ctx: MethodContext) -> GateStage:
         """Masks start as high as the config's rate, whatever it is, can bring down in time."""
-        config = bench.config.pruning
+        config = ctx.config.pruning
         start = gate_rate(config) * max(1.0, config.steps / FALLS)
-        gates = StraightThrough(units(bench), start=start).to(bench.device)
-        return GateStage(bench, gates, GrowingL1(bench, gates), gate_betas=MEMORY)
+        gates = StraightThrough(units(ctx), start=start).to(ctx.device)
+        return GateStage(ctx, gates, GrowingL1(ctx, gates), gate_betas=MEMORY)
 
 
 METHOD = Acip()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.conformer.model import Conformer
 from core.pruning.reconstruction import Calibration
-from core.pruning.scoring import Intake, intakes, per_cost
+from core.pruning.scoring import ConsumerInputs, consumer_inputs, divide_by_cost
 from core.pruning.space import unit_share
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -28,16 +28,16 @@ KEYS = ("pruning.coarse_share",)
 class COMP(Method):
     needs = frozenset({"audio"})
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        taken = intakes(bench.student, bench.space, bench.speech)
+        taken = consumer_inputs(ctx.student, ctx.space, ctx.speech)
         worth = {intake.axis.name: contributions(intake) for intake in taken}
-        fine = per_cost(bench.space, worth, bench.config.pruning.resource)
-        influence = block_influence(bench.student, bench.speech)
-        return SearchResult(scores=merge_orders(bench, fine, influence), reference={})
+        fine = divide_by_cost(ctx.space, worth, ctx.config.pruning.resource)
+        influence = block_influence(ctx.student, ctx.speech)
+        return SearchResult(scores=merge_orders(ctx, fine, influence), reference={})
 
 
-def contributions(intake: Intake) -> Float[Tensor, " _"]:
+def contributions(intake: ConsumerInputs) -> Float[Tensor, " _"]:
     """|X_u W_u| of each unit over |X W|, in Frobenius norms."""
     products, size = intake.products(), intake.axis.size
     blocks = products.view(size, len(products) // size, size, -1).sum((1, 3))
@@ -66,11 +66,11 @@ def _turn(
 
 
 def merge_orders(
-    bench: MethodContext, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
+    ctx: MethodContext, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
 ) -> dict[str, Tensor]:
     """One order of all: two queues, from which the one that is behind its share goes next."""
-    share, resource = bench.config.pruning.coarse_share, bench.config.pruning.resource
-    costs = {name: unit_share(bench.space, name, resource) for name in fine}
+    share, resource = ctx.config.pruning.coarse_share, ctx.config.pruning.resource
+    costs = {name: unit_share(ctx.space, name, resource) for name in fine}
     queue = sorted((float(v), name, i) for name, vs in fine.items() for i, v in enumerate(vs))
     blocks = influence.argsort().tolist()[:-1] if share > 0 else []  # one block must stay
     scores = {name: torch.full((len(values),), -1.0).double() for name, values in fine.items()}

@@ -47,19 +47,19 @@ SETTLING = 0.3
 class Constraints:
     """The budget as inequalities, with a multiplier each."""
 
-    def __init__(self, bench: MethodContext, *, is_restarted: bool = True) -> None:
-        config = bench.config.pruning
-        self._bench = bench
+    def __init__(self, ctx: MethodContext, *, is_restarted: bool = True) -> None:
+        config = ctx.config.pruning
+        self._ctx = ctx
         self._is_whole = config.constraint == "model"
-        self._kinds = [] if self._is_whole else kinds(bench.space)
-        shares = [uniform_share(bench.space, t, name) for name, t in config.targets.items()]
+        self._kinds = [] if self._is_whole else kinds(ctx.space)
+        shares = [uniform_share(ctx.space, t, name) for name, t in config.targets.items()]
         self._allowed = min(shares)
         self.minmax = MinMax(
             len(config.targets) if self._is_whole else max(1, len(self._kinds)),
             rate=ASCENT / max(1, config.steps),
             gain=float(max(1, config.steps)),
             is_restarted=is_restarted,
-            device=bench.device,
+            device=ctx.device,
         )
         self.optimizers = [self.minmax.dual]
 
@@ -72,13 +72,13 @@ class Constraints:
     def violations(self, expected: Mask) -> Tensor:
         """By how much each constraint is exceeded, as a share."""
         if self._is_whole:
-            targets = self._bench.config.pruning.targets
-            removed = expected_sparsities(self._bench, expected)
+            targets = self._ctx.config.pruning.targets
+            removed = expected_sparsities(self._ctx, expected)
             return torch.stack([targets[name] - share for name, share in removed.items()])
         return torch.stack([self._kept(expected, kind) - self._allowed for kind in self._kinds])
 
     def _kept(self, expected: Mask, kind: str) -> Tensor:
-        axes = [axis for axis in self._bench.space.prunable if axis.kind == kind]
+        axes = [axis for axis in self._ctx.space.prunable if axis.kind == kind]
         return torch.cat([expected[axis.name] for axis in axes]).mean()
 
     def post_step(self) -> None:
@@ -92,13 +92,13 @@ class Constraints:
 
 
 class Constrained(GateMethod):
-    def stage(self, bench: MethodContext) -> GateStage:
-        return stage(bench)
+    def stage(self, ctx: MethodContext) -> GateStage:
+        return stage(ctx)
 
 
-def stage(bench: MethodContext, *, is_restarted: bool = True) -> GateStage:
-    control = Constraints(bench, is_restarted=is_restarted)
-    return ConcreteStage(bench, control, gate_betas=GATE_BETAS, settling=SETTLING)
+def stage(ctx: MethodContext, *, is_restarted: bool = True) -> GateStage:
+    control = Constraints(ctx, is_restarted=is_restarted)
+    return ConcreteStage(ctx, control, gate_betas=GATE_BETAS, settling=SETTLING)
 
 
 def kinds(space: Space) -> list[str]:

@@ -1,9 +1,9 @@
 """Comb, Prune, Distill (arXiv 2408.03046), our reading: rounds of scoring, removal and training.
 
-The axes of the model state which weights depend on each other; `core.pruning.comb` finds the same
-without them. In each round every unit is scored by the mean over utterances of (dL/dz)^2, divided
-by its cost. The lowest units are removed, so that each round removes an equal part of the target.
-Then the student is trained with the teacher until the next round.
+The paper finds out from gradients which weights depend on each other; here the axes of the model
+state it, and a test compares both. In each round every unit is scored by the mean over utterances
+of (dL/dz)^2, divided by its cost. The lowest units are removed, so that each round removes an equal
+part of the target. Then the student is trained with the teacher until the next round.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.conformer.axes import Axis, Mask
 from core.data.batching import Batch
 from core.pruning.gate_gradients import fisher
-from core.pruning.scoring import per_cost
+from core.pruning.scoring import divide_by_cost
 from core.training.distillation import gated_loss
 from core.training.gate_stage import GateMethod, GateStage
 from core.training.loop import Trainable
@@ -83,9 +83,9 @@ class NoControl:
 class Rounds(GateStage):
     """Cuts, and steps of learning between them."""
 
-    def __init__(self, bench: MethodContext) -> None:
-        self.shut = ClosedGates(list(bench.space.units)).to(bench.device)
-        super().__init__(bench, self.shut, NoControl())
+    def __init__(self, ctx: MethodContext) -> None:
+        self.shut = ClosedGates(list(ctx.space.units)).to(ctx.device)
+        super().__init__(ctx, self.shut, NoControl())
         self._rounds = min(self.config.rounds, max(1, self.steps))
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -96,23 +96,23 @@ class Rounds(GateStage):
 
     def cut(self, number: int) -> None:
         """Shut as much as the first so many rounds should have."""
-        bench, model = self.bench, self.model.eval()
-        axes, mask = list(bench.space.units), self.shut.sample()
-        found = fisher(model, axes, bench.labelled, gated_loss(model), mask=mask)
-        scores = per_cost(bench.space, found, self.config.resource)
+        ctx, model = self.ctx, self.model.eval()
+        axes, mask = list(ctx.space.units), self.shut.sample()
+        found = fisher(model, axes, ctx.labeled, gated_loss(model), mask=mask)
+        scores = divide_by_cost(ctx.space, found, self.config.resource)
         # What is shut stays so: it comes before all others in the order of leaving.
         alive = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
-        kept = bench.choose(alive, bench.target * (number + 1) / self._rounds)
+        kept = ctx.choose(alive, ctx.target * (number + 1) / self._rounds)
         self.shut.shut(scores, kept, number)
 
 
 class CombPruneDistill(GateMethod):
-    def stage(self, bench: MethodContext) -> Rounds:
-        return Rounds(bench)
+    def stage(self, ctx: MethodContext) -> Rounds:
+        return Rounds(ctx)
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Without a step, all rounds follow upon each other."""
-        stage = search if isinstance(search, Rounds) else self.stage(bench)
+        stage = search if isinstance(search, Rounds) else self.stage(ctx)
         for number in range(0 if search else stage.config.rounds):
             stage.cut(number)
         return SearchResult(scores=stage.shut.scores(), reference={})

@@ -17,8 +17,8 @@ class Dense(Method):
         del config
         return (0.0,)
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
-        del bench, search
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
+        del ctx, search
         return SearchResult(scores={}, reference={})
 
 

@@ -52,10 +52,10 @@ class FamilyStage:
 
     stage: Stage = "search"
 
-    def __init__(self, bench: MethodContext, targets: Sequence[float]) -> None:
-        self.steps = bench.config.pruning.steps
-        self._bench, self._targets = bench, sorted(set(targets))
-        self._order = ordering(bench, target=max(targets))
+    def __init__(self, ctx: MethodContext, targets: Sequence[float]) -> None:
+        self.steps = ctx.config.pruning.steps
+        self._ctx, self._targets = ctx, sorted(set(targets))
+        self._order = ordering(ctx, target=max(targets))
         self._nested: Nested | None = None
         self._scores: Scores = {}
 
@@ -69,15 +69,15 @@ class FamilyStage:
 
     def _settle(self) -> None:
         """The order is what the gates say now; the weights take in what they still let through."""
-        bench, found = self._bench, self._order.search_result()
-        absorb(bench.student, found.reference, bench.space.open_choice())
-        self._begin(current().first(nested_scores(found.scores, self._targets, bench.choose)))
+        ctx, found = self._ctx, self._order.search_result()
+        absorb(ctx.student, found.reference, ctx.space.open_choice())
+        self._begin(current().first(nested_scores(found.scores, self._targets, ctx.choose)))
 
     def _begin(self, scores: Scores) -> None:
         self._scores = scores
-        choices = [self._bench.choose(scores, target) for target in self._targets]
+        choices = [self._ctx.choose(scores, target) for target in self._targets]
         steps = self.steps - self._order.steps
-        self._nested = Nested(self._bench, choices, steps=steps)
+        self._nested = Nested(self._ctx, choices, steps=steps)
 
     def search_result(self) -> SearchResult:
         if self._nested is None:
@@ -88,7 +88,7 @@ class FamilyStage:
         """Of the size that `target_sparsity` asks for; of the smallest while gates are learned."""
         if self._nested is None:
             return self._order.evaluate()
-        return evaluate_extracted(self._bench, self.search_result(), self.stage)
+        return evaluate_extracted(self._ctx, self.search_result(), self.stage)
 
     def state(self) -> dict[str, Any]:
         if self._nested is None:
@@ -104,30 +104,30 @@ class FamilyStage:
         self._nested.restore(state["nested"])
 
 
-def ordering(bench: MethodContext, *, target: float) -> GateStage:
+def ordering(ctx: MethodContext, *, target: float) -> GateStage:
     """Gates that learn what a size keeps, in the first share of the search."""
-    pruning = bench.config.pruning
+    pruning = ctx.config.pruning
     steps = max(1, round(pruning.order_share * pruning.steps))
     also = {b.resource: 1 - b.keep for b in budgets_of(pruning, target)[1:]}
     update = {"target_sparsity": target, "also": also, "steps": steps}
     own = pruning.model_copy(update=update)
-    short = replace(bench, config=bench.config.model_copy(update={"pruning": own}))
+    short = replace(ctx, config=ctx.config.model_copy(update={"pruning": own}))
     return ConcreteStage(short, WarmedTarget(short))
 
 
 class Family(Method):
     needs = frozenset({"audio", "labels"})
 
-    def search(self, bench: MethodContext) -> FamilyStage | None:
-        config = bench.config
-        return FamilyStage(bench, self.targets(config)) if config.pruning.steps else None
+    def search(self, ctx: MethodContext) -> FamilyStage | None:
+        config = ctx.config
+        return FamilyStage(ctx, self.targets(config)) if config.pruning.steps else None
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Without a search nothing has learned: units go by `numerical` then."""
         return (
             search.search_result()
             if isinstance(search, FamilyStage)
-            else NUMERICAL.search_result(bench, None)
+            else NUMERICAL.search_result(ctx, None)
         )
 
     def repair(self, config: TrialConfig) -> Repair:

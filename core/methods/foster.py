@@ -29,10 +29,10 @@ class Foster(Magnitude):
     lives_by_tuning = True
 
     def tuning(
-        self, model: Conformer, choice: Choice, bench: MethodContext, *, steps: int
+        self, model: Conformer, choice: Choice, ctx: MethodContext, *, steps: int
     ) -> FosterStage:
         del choice
-        config, vocabulary = bench.config, model.shape.vocabulary
+        config, vocabulary = ctx.config, model.shape.vocabulary
         # Nothing here is to be kept from being forgotten: transcripts count as in any tuning.
         task_weight = config.distillation.task_weight
         boosting = config.boosting.model_copy(update={"task_weight": task_weight})
@@ -40,7 +40,7 @@ class Foster(Magnitude):
         def judged(heard: Boosted | Conformer) -> Report:
             # Two encoders are only on the way: what would be extracted now is the small model.
             del heard
-            return bench.judge.report(stage.model, "tune")
+            return ctx.evaluator.report(stage.model, "tune")
 
         stage = make_foster_stage(
             model,
@@ -49,19 +49,19 @@ class Foster(Magnitude):
             rates=tuning_rates(config),
             config=boosting,
             runtime=config.runtime,
-            counts=_token_counts(bench, vocabulary),
-            judge=judged,
-            teacher=bench.distillation.teacher,
+            counts=_token_counts(ctx, vocabulary),
+            evaluate=judged,
+            teacher=ctx.distillation.teacher,
             micro_batches=config.training.micro_batches,
         )
         return stage
 
 
-def _token_counts(bench: MethodContext, vocabulary: int) -> Tensor:
+def _token_counts(ctx: MethodContext, vocabulary: int) -> Tensor:
     """How often each token is said in the calibration batches."""
     said = [
         batch.tokens[i, :length]
-        for batch in bench.labelled
+        for batch in ctx.labeled
         for i, length in enumerate(batch.num_tokens.tolist())
     ]
     return torch.bincount(torch.cat(said).cpu(), minlength=vocabulary)

@@ -33,18 +33,18 @@ class InterCTC(Method):
         del config
         return ("block",)
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        names = [block.name for block in bench.student.typed_blocks()]
-        is_truncated = bench.config.pruning.depth_order == "truncate"
-        best = names if is_truncated else least_missed_last(bench.student, names, bench.labelled)
+        names = [block.name for block in ctx.student.typed_blocks()]
+        is_truncated = ctx.config.pruning.depth_order == "truncate"
+        best = names if is_truncated else least_missed_last(ctx.student, names, ctx.labeled)
         worth = range(len(best), 0, -1)
         scores = {name: torch.tensor([float(w)]) for name, w in zip(best, worth, strict=True)}
         return SearchResult(scores=scores, reference={})
 
 
 def least_missed_last(
-    model: Conformer, names: Sequence[str], labelled: Iterable[Batch]
+    model: Conformer, names: Sequence[str], labeled: Iterable[Batch]
 ) -> list[str]:
     """Blocks, best first: from the end on, each is the least missed once those after it are gone.
 
@@ -52,17 +52,17 @@ def least_missed_last(
     """
     left, gone = list(names), list[str]()
     while len(left) > 1:
-        least = min(reversed(left), key=lambda name: error(model, {*gone, name}, labelled))
+        least = min(reversed(left), key=lambda name: error(model, {*gone, name}, labeled))
         left.remove(least)
         gone.append(least)
     return [*left, *reversed(gone)]
 
 
 @torch.inference_mode()
-def error(model: Conformer, closed: set[str], labelled: Iterable[Batch]) -> tuple[float, float]:
+def error(model: Conformer, closed: set[str], labeled: Iterable[Batch]) -> tuple[float, float]:
     """Token error rate without these blocks, and CTC, which decides where that is the same."""
     model.eval()
-    heard = [(model(batch.features, batch.num_frames, closed), batch) for batch in labelled]
+    heard = [(model(batch.features, batch.num_frames, closed), batch) for batch in labeled]
     losses = [float(ctc_loss(o, batch.tokens, batch.num_tokens)) for o, batch in heard]
     return token_error_rate(heard), sum(losses) / len(losses)
 

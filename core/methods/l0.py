@@ -46,11 +46,11 @@ class WarmedTarget:
     The targets warm up, within each of `rounds` rounds of removal.
     """
 
-    def __init__(self, bench: MethodContext, *, rounds: int = 1) -> None:
-        config = bench.config.pruning
-        self._bench, self._rounds = bench, rounds
+    def __init__(self, ctx: MethodContext, *, rounds: int = 1) -> None:
+        config = ctx.config.pruning
+        self._ctx, self._rounds = ctx, rounds
         pairs = [Lagrangian(quadratic_start=config.lambda_quadratic) for _ in config.targets]
-        self._lagrangian = nn.ModuleList(pairs).to(bench.device)
+        self._lagrangian = nn.ModuleList(pairs).to(ctx.device)
         parameters = self._lagrangian.parameters()
         self._dual = torch.optim.Adam(parameters, lr=config.lambda_lr, maximize=True)
         self.optimizers = [self._dual]
@@ -58,8 +58,8 @@ class WarmedTarget:
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         penalties: list[Tensor] = []
         told: dict[str, Tensor] = {}
-        sparsities = expected_sparsities(self._bench, expected)
-        config = self._bench.config.pruning
+        sparsities = expected_sparsities(self._ctx, expected)
+        config = self._ctx.config.pruning
         for pair, (resource, sparsity) in zip(self._lagrangian, sparsities.items(), strict=True):
             assert isinstance(pair, Lagrangian)
             target = staged_target(
@@ -94,9 +94,9 @@ class WarmedTarget:
 
 
 class L0(GateMethod):
-    def stage(self, bench: MethodContext) -> GateStage:
-        rounds = bench.config.pruning.shrink_rounds
-        return ConcreteStage(bench, WarmedTarget(bench, rounds=rounds), shrink_rounds=rounds)
+    def stage(self, ctx: MethodContext) -> GateStage:
+        rounds = ctx.config.pruning.shrink_rounds
+        return ConcreteStage(ctx, WarmedTarget(ctx, rounds=rounds), shrink_rounds=rounds)
 
 
 METHOD = L0()

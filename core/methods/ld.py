@@ -21,9 +21,9 @@ from torch import Tensor
 from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
-from core.pruning.ablation import groups, identity_fold, measure_edits, spread
+from core.pruning.ablation import groups, identity_fold, measure_edits, spread_over_units
 from core.pruning.reconstruction import Calibration
-from core.pruning.scoring import per_cost
+from core.pruning.scoring import divide_by_cost
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -33,14 +33,14 @@ KEYS = ("pruning.groups",)
 class LatentShift(Method):
     needs = frozenset({"audio"})
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        config, axes = bench.config.pruning, list(bench.space.units)
-        edits = groups(axes, magnitudes(bench.student, axes), count=config.groups)
-        watch = FeatureMoments(bench.student, bench.speech)
-        shifts = measure_edits(bench.student, edits, watch.shift)
-        scores = spread(axes, [(edit, float(shift)) for edit, shift in shifts])
-        return SearchResult(scores=per_cost(bench.space, scores, config.resource), reference={})
+        config, axes = ctx.config.pruning, list(ctx.space.units)
+        edits = groups(axes, magnitudes(ctx.student, axes), count=config.groups)
+        watch = FeatureMoments(ctx.student, ctx.speech)
+        shifts = measure_edits(ctx.student, edits, watch.shift)
+        scores = spread_over_units(axes, [(edit, float(shift)) for edit, shift in shifts])
+        return SearchResult(scores=divide_by_cost(ctx.space, scores, config.resource), reference={})
 
 
 class FeatureMoments:

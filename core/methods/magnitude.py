@@ -17,9 +17,9 @@ from core.training.method import Method, MethodContext, SearchResult
 
 
 class Magnitude(Method):
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        return SearchResult(scores=magnitudes(bench.student, bench.space.units), reference={})
+        return SearchResult(scores=magnitudes(ctx.student, ctx.space.units), reference={})
 
 
 @torch.no_grad()

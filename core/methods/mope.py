@@ -14,9 +14,9 @@ from torch import Tensor
 from core.conformer.axes import Axis
 from core.conformer.masking import Folded, gated_forward
 from core.evaluation.token_error_rate import token_error_rate
-from core.pruning.ablation import Edit, groups, identity_fold, measure_edits, spread
+from core.pruning.ablation import Edit, groups, identity_fold, measure_edits, spread_over_units
 from core.pruning.gate_gradients import gate_gradients
-from core.pruning.scoring import per_cost, with_ties_broken
+from core.pruning.scoring import break_ties, divide_by_cost
 from core.training.distillation import gated_loss
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -27,26 +27,26 @@ KEYS = ("pruning.groups",)
 class MoPE(Method):
     needs = frozenset({"labels"})
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        config, axes = bench.config.pruning, list(bench.space.units)
-        modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
-        rewiring = rewiring_scores(bench, [*axes, *modules])
-        width = error_growth(bench, groups(axes, rewiring, count=config.groups))
-        depth = error_growth(bench, groups(modules, rewiring, count=1))
-        scores = {**spread(axes, width), **spread(modules, depth)}
-        dear = per_cost(bench.space, scores, config.resource)
-        return SearchResult(scores=with_ties_broken(dear, rewiring), reference={})
+        config, axes = ctx.config.pruning, list(ctx.space.units)
+        modules = [axis for axis in ctx.space.prunable if axis.kind == "module"]
+        rewiring = rewiring_scores(ctx, [*axes, *modules])
+        width = error_growth(ctx, groups(axes, rewiring, count=config.groups))
+        depth = error_growth(ctx, groups(modules, rewiring, count=1))
+        scores = {**spread_over_units(axes, width), **spread_over_units(modules, depth)}
+        dear = divide_by_cost(ctx.space, scores, config.resource)
+        return SearchResult(scores=break_ties(dear, rewiring), reference={})
 
 
-def error_growth(bench: MethodContext, edits: list[Edit]) -> list[tuple[Edit, float]]:
+def error_growth(ctx: MethodContext, edits: list[Edit]) -> list[tuple[Edit, float]]:
     """By how much the error grows under each edit; 0 where it falls."""
-    student = bench.student.eval()
+    student = ctx.student.eval()
 
     def error(folded: Folded) -> Tensor:
         rate = token_error_rate(
             (gated_forward(student, batch.features, batch.num_frames, folded), batch)
-            for batch in bench.labelled
+            for batch in ctx.labeled
         )
         return torch.tensor(rate)
 
@@ -55,13 +55,13 @@ def error_growth(bench: MethodContext, edits: list[Edit]) -> list[tuple[Edit, fl
     return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
 
 
-def rewiring_scores(bench: MethodContext, axes: list[Axis]) -> dict[str, Tensor]:
+def rewiring_scores(ctx: MethodContext, axes: list[Axis]) -> dict[str, Tensor]:
     """|gate * dL/dgate| summed over batches: as a gate scales weights, it is |sum of w dL/dw|."""
-    bench.student.eval()
-    loss = gated_loss(bench.student)
+    ctx.student.eval()
+    loss = gated_loss(ctx.student)
     sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
-    for batch in bench.labelled:
-        for name, gradient in gate_gradients(bench.student, axes, batch, loss).items():
+    for batch in ctx.labeled:
+        for name, gradient in gate_gradients(ctx.student, axes, batch, loss).items():
             sums[name] += gradient.double().abs().cpu()
     return sums
 

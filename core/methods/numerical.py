@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.pruning.scoring import intakes
+from core.pruning.scoring import consumer_inputs
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -28,12 +28,12 @@ DAMPING = 1e-4
 class Numerical(Method):
     needs = frozenset({"audio"})
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Each unit's gate, the mean of its inputs', when the target's share is to be closed."""
         del search
         scores = {}
-        for intake in intakes(bench.student, bench.space, bench.speech):
-            gates = newton_gates(intake.products(), closed=bench.target)
+        for intake in consumer_inputs(ctx.student, ctx.space, ctx.speech):
+            gates = newton_gates(intake.products(), closed=ctx.target)
             scores[intake.axis.name] = gates.view(intake.axis.size, -1).mean(1)
         return SearchResult(scores=scores, reference={})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from core.conformer.masking import named_tensors
 from core.methods.magnitude import magnitudes
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -33,10 +33,10 @@ LEAST_DISTANCE = 1e-3
 
 
 class PruneNet(Method):
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        axes, tensors = list(bench.space.units), named_tensors(bench.student)
-        scores = magnitudes(bench.student, axes)
+        axes, tensors = list(ctx.space.units), named_tensors(ctx.student)
+        scores = magnitudes(ctx.student, axes)
         by_shape: dict[torch.Size, dict[str, Tensor]] = {}
         for axis in axes:
             if axis.kind == "inner":
@@ -44,11 +44,11 @@ class PruneNet(Method):
                 by_shape.setdefault(weight.shape, {})[axis.name] = weight
         for matrices in by_shape.values():
             policy = train_policy(
-                list(matrices.values()), kept=1 - bench.target, seed=bench.config.seed
+                list(matrices.values()), kept=1 - ctx.target, seed=ctx.config.seed
             )
             with torch.no_grad():
                 scores |= {name: policy(weight) for name, weight in matrices.items()}
-        return SearchResult(scores=ranked_within(scores), reference={})
+        return SearchResult(scores=rank_within_axis(scores), reference={})
 
 
 class Policy(nn.Module):

@@ -7,10 +7,10 @@ from core.training.method import Method, MethodContext, SearchResult
 
 
 class Random(Method):
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        chance = torch.Generator().manual_seed(bench.config.seed)
-        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in bench.space.units}
+        chance = torch.Generator().manual_seed(ctx.config.seed)
+        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in ctx.space.units}
         return SearchResult(scores=scores, reference={})
 
 

@@ -14,14 +14,14 @@ class Scratch(Uniform):
     lives_by_tuning = True
     is_from_scratch = True
 
-    def prepare_tuning(self, model: Conformer, bench: MethodContext) -> Conformer:
+    def prepare_tuning(self, model: Conformer, ctx: MethodContext) -> Conformer:
         """The same sizes, new weights; only the features' statistics are kept."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(bench.config.seed)
+            torch.manual_seed(ctx.config.seed)
             new = Conformer(model.shape)
         new.frontend.mean.copy_(model.frontend.mean)
         new.frontend.deviation.copy_(model.frontend.deviation)
-        return new.to(bench.device)
+        return new.to(ctx.device)
 
 
 METHOD = Scratch()

@@ -1,1 +1,1 @@
-"""What every pruning method shares."""
+"""Pruning: spaces, budgets, extraction, repair and scores, shared by all methods."""

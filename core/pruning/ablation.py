@@ -1,7 +1,7 @@
-"""What becomes of the model without some of its units: shut, one group at a time, and looked at.
+"""Ablation: measure the model with groups of its units closed, one group at a time.
 
-A scorer that shuts units and looks (latent shift, task error) needs one pass over the speech for
-each group; units of an axis are grouped by a cheap score first, so that alike goes with alike.
+A score from ablation (latent shift, task error) needs one pass over the speech for each group.
+Units of an axis are grouped by a cheap score first, so that similar units share a group.
 
 Shapes: U units of an axis.
 """
@@ -21,7 +21,7 @@ from core.conformer.model import Conformer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Edit:
-    """Some units of an axis, shut together."""
+    """Some units of an axis that are closed together."""
 
     axis: Axis
     units: Int[Tensor, " _"]
@@ -35,9 +35,10 @@ class Edit:
 def groups(
     axes: Sequence[Axis], order: Mapping[str, Float[Tensor, " _"]], *, count: int
 ) -> list[Edit]:
-    """Units of each axis by a cheap score, the least first, in at most so many groups of one size.
+    """Return the units of each axis in at most `count` groups of equal size, lowest scores first.
 
-    What must stay of an axis is in no group: the best units by that score.
+    The units that must stay of an axis, the best by that score, are in no group. For example, 10
+    units with a floor of 1 and a `count` of 3 make groups of 3, 3 and 3.
     """
     edits = []
     for axis in axes:
@@ -50,7 +51,7 @@ def groups(
 def measure_edits(
     model: Conformer, edits: Sequence[Edit], measure: Callable[[Folded], Tensor]
 ) -> Iterator[tuple[Edit, Tensor]]:
-    """Each edit with what a measure says of the model under it; nothing is changed."""
+    """Yield each edit with the measure of the model under it; the model is not changed."""
     tensors, axes, device = named_tensors(model), model.axes(), model.head.weight.device
     for edit in edits:
         mask = {name: gates.to(device) for name, gates in edit.mask().items()}
@@ -60,15 +61,15 @@ def measure_edits(
 
 
 def identity_fold(model: Conformer) -> Folded:
-    """The model as it is, in the shape in which edits come."""
+    """Return the tensors of the unchanged model as a `Folded`, as for an edit."""
     return fold(named_tensors(model), model.axes(), {})
 
 
-def spread(
-    axes: Sequence[Axis], worth: Sequence[tuple[Edit, float]]
+def spread_over_units(
+    axes: Sequence[Axis], group_scores: Sequence[tuple[Edit, float]]
 ) -> dict[str, Float[Tensor, " _"]]:
-    """Each unit its share of what its group was worth; units that must stay are worth the most."""
+    """Return each unit's share of its group's score; units that must stay get infinity."""
     scores = {axis.name: torch.full((axis.size,), torch.inf, dtype=torch.float64) for axis in axes}
-    for edit, value in worth:
+    for edit, value in group_scores:
         scores[edit.axis.name][edit.units] = value / len(edit.units)
     return scores

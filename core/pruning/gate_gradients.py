@@ -1,4 +1,4 @@
-"""How the loss feels each unit: derivatives with respect to gates that stand open.
+"""Gradients of the loss with respect to open gates, one per unit.
 
 Shapes: U units of an axis, B utterances of a batch.
 """
@@ -27,13 +27,21 @@ def fisher(
     *,
     mask: Mask = OPEN,
 ) -> dict[str, Float[Tensor, " _"]]:
-    """Mean over utterances of (d loss / d gate)^2: the diagonal of the gates' Fisher information.
+    """Return the gates' diagonal Fisher information: the mean of (d loss / d gate)^2.
 
-    An utterance at a time: squares of a batch's mean would be something else (Kwon et al., 2022).
+    Gradients are taken one utterance at a time, as the square of a batch's mean gradient would be
+    another quantity (Kwon et al., 2022).
+
+    Args:
+        model: the model under its gates.
+        axes: the axes whose gates get a score.
+        batches: speech with its words.
+        loss: of the folded model on a batch.
+        mask: gates at which gradients are taken; open by default.
     """
     sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
     count = 0
-    for utterance in one_by_one(batches):
+    for utterance in split_utterances(batches):
         for name, gradient in gate_gradients(model, axes, utterance, loss, mask=mask).items():
             sums[name] += gradient.double().square().cpu()
         count += 1
@@ -48,20 +56,28 @@ def gate_gradients(
     *,
     mask: Mask = OPEN,
 ) -> dict[str, Float[Tensor, " _"]]:
-    """The loss's derivatives with respect to the gates of a mask, which are open by default."""
+    """Return the gradients of the loss with respect to the gates of a mask.
+
+    Args:
+        model: the model under its gates.
+        axes: the axes whose gates get a gradient.
+        batch: speech with its words.
+        loss: of the folded model on a batch.
+        mask: gates at which gradients are taken; open by default.
+    """
     device = model.head.weight.device
     gates = {
         axis.name: mask.get(axis.name, torch.ones(axis.size)).to(device).clone().requires_grad_()
         for axis in axes
     }
     value = loss(fold(named_tensors(model), model.axes(), gates), batch)
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         value, list(gates.values()), allow_unused=True, materialize_grads=True
     )
-    return dict(zip(gates, found, strict=True))
+    return dict(zip(gates, gradients, strict=True))
 
 
-def one_by_one(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Their utterances, each in a batch of its own."""
+def split_utterances(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield each utterance in a batch of its own."""
     for batch in batches:
         yield from batch.parts(len(batch.ids))

@@ -1,9 +1,9 @@
-"""How a target is enforced: by multipliers that climb for as long as it is missed.
+"""Lagrange multipliers that rise for as long as a target is missed.
 
 `Lagrangian` wants equality (Wang et al., 2020; Xia et al., 2022): L = task + lambda_linear *
 violation + lambda_quadratic * violation ** 2, descending on weights and gates, ascending on both
 multipliers. The linear one alone diverges under Adam, and started at 0 the quadratic one lets short
-runs swing. `MinMax` wants inequalities and no more (Gallego-Posada et al., 2022), by Cooper.
+runs oscillate. `MinMax` wants inequalities (Gallego-Posada et al., 2022), by Cooper.
 """
 
 from typing import Any
@@ -17,48 +17,66 @@ from torch import Tensor, nn
 
 
 class Lagrangian(nn.Module):
+    """The penalty of one equality constraint, with a linear and a quadratic multiplier."""
+
     def __init__(self, *, quadratic_start: float) -> None:
         super().__init__()
         self.lambda_linear = nn.Parameter(torch.zeros(()))
         self.lambda_quadratic = nn.Parameter(torch.tensor(quadratic_start))
 
     def penalty(self, violation: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """`violation` is target minus expected sparsity: positive means not yet pruned enough."""
+        """Return the penalty of target minus expected sparsity, which is positive if too dense."""
         return self.lambda_linear * violation + self.lambda_quadratic * violation.square()
 
 
 def warmed_target(target: float, *, step: int, warmup_steps: int) -> float:
-    """The target at a step: linear from 0 to its value over the warm-up."""
+    """Return the target at a step: linear from 0 to its value over the warm-up."""
     return target * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def staged_target(
     target: float, *, step: int, steps: int, rounds: int, warmup_share: float
 ) -> float:
-    """The target at a step of a search in rounds, each of which removes the same share of the rest.
+    """Return the target at a step of a search in rounds that remove equal shares of the rest.
 
-    It warms up within each round, from what the one before removed.
+    It warms up within each round, from the target of the round before. For example, a target of
+    0.75 in 2 rounds is 0.5 at the end of the first: each round removes half of what remains.
+
+    Args:
+        target: the share to remove in the end, in [0, 1).
+        step: from 0.
+        steps: of the whole search.
+        rounds: at most as many as steps.
+        warmup_share: the share of each round over which its target rises.
     """
     rounds = min(rounds, steps)
     number = step * rounds // steps
     first, after = (-(-n * steps // rounds) for n in (number, number + 1))
-    before, wanted = (1 - (1 - target) ** (n / rounds) for n in (number, number + 1))
+    before, reached = (1 - (1 - target) ** (n / rounds) for n in (number, number + 1))
     warmup_steps = round(warmup_share * (after - first))
-    return before + warmed_target(wanted - before, step=step - first, warmup_steps=warmup_steps)
+    return before + warmed_target(reached - before, step=step - first, warmup_steps=warmup_steps)
 
 
 class MinMax:
     """One multiplier, at least 0, for each of several constraints g <= 0: L = task + lambda * g.
 
-    Ascent is nuPI (Sohrabi et al., 2024): it climbs with the violation and with its rise, so that
-    it turns round before the constraint is overshot. A dual restart forgets what a multiplier has
-    gathered as soon as its constraint holds: the debt of the past is no reason to prune on.
+    Ascent is nuPI (Sohrabi et al., 2024): a multiplier rises with the violation and with the
+    violation's increase, so that it turns before the constraint is overshot. A dual restart sets a
+    multiplier to 0 as soon as its constraint holds: past violations are no reason to prune on.
     """
 
     def __init__(
         self, count: int, *, rate: float, gain: float, is_restarted: bool, device: torch.device
     ) -> None:
-        """`gain` weighs the rise of the violation against the violation itself."""
+        """Make one multiplier for each constraint.
+
+        Args:
+            count: of constraints.
+            rate: of ascent.
+            gain: weight of the violation's increase relative to the violation itself.
+            is_restarted: whether a multiplier becomes 0 once its constraint holds.
+            device: of the multipliers.
+        """
         self._multiplier = DenseMultiplier(num_constraints=count, device=device)
         self._multiplier.set_constraint_type(ConstraintType.INEQUALITY)
         self._violations = torch.zeros(count, device=device)
@@ -76,19 +94,19 @@ class MinMax:
         return self._multiplier.weight.detach().clone()
 
     def penalty(self, violations: Float[Tensor, " constraints"]) -> Float[Tensor, ""]:
-        """`violations` are the g: positive where a constraint does not hold."""
+        """Return the penalty of `violations`, the g: positive where a constraint does not hold."""
         self._violations = violations.detach()
         return (self._multiplier.weight * violations).sum()
 
     @torch.no_grad()
     def post_step(self) -> None:
-        """After each ascent."""
+        """Keep multipliers at least 0, and restart them; called after each ascent."""
         self._multiplier.post_step_()
         if self._is_restarted:
             self._multiplier.weight[self._violations <= 0] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors alone: what else the optimizer has is how it was made."""
+        """Return tensors alone: all else in the optimizer follows from its arguments."""
         state = self.dual.state_dict()["state"]
         return {"multiplier": self._multiplier.state_dict(), "dual": state}
 

@@ -1,13 +1,13 @@
-"""Latency as a resource: milliseconds of a machine, by a table that was measured on it.
+"""Latency as a resource: milliseconds on one machine, from a table measured there.
 
-For each kind of part the table holds the time of its units at a width, on a grid of both, and is
-read between the points by bilinear interpolation (as HAT and others predict latency from measured
-times; Wang et al., 2020), so that an expected count has a gradient. It is monotone: measured times
-are brought into order by isotonic regression, and nothing gets faster by being larger.
+For each component (attention, convolution ...) the table holds times on a grid of units and width.
+Between grid points it is interpolated bilinearly (as HAT and others predict latency from measured
+times; Wang et al., 2020), so that an expected count has a gradient. It is monotone: isotonic
+regression corrects measured times so that nothing gets faster by being larger.
 
-The time of a model is the sum over its parts; those of the front end are its two convolutions, by
-the channels of the second and of the first, and the projection that follows. What whole models were
-measured to take for such a sum corrects it.
+The time of a model is the sum over its components; those of the front end are its two convolutions,
+by the channels of the second and of the first, and the projection that follows. Times measured of
+whole models correct that sum.
 """
 
 import json
@@ -29,24 +29,24 @@ from core.conformer.model import Conformer
 from core.files import atomic_write
 from core.outside_files import LARGEST_SETTINGS, read_json
 
-Part = Literal[
+Component = Literal[
     "frontend", "projection", "feedforward", "attention", "convolution", "norm", "output"
 ]
-PART_OF: Mapping[str, Part] = {
+COMPONENT_OF: Mapping[str, Component] = {
     "inner": "feedforward",
     "head": "attention",
     "channel": "convolution",
 }
-"""The part that units of a kind make up."""
+"""The component that units of a kind belong to."""
 
 
 class Grid(Config):
-    """Times of one kind of part."""
+    """Times of one component."""
 
     units: list[int] = Field(min_length=1)
-    """Its own units, rising; a part that has none of its own has one."""
+    """Its own units, increasing; a component without units of its own has one."""
     width: list[int] = Field(min_length=1)
-    """Of what comes in, rising: the residual width, or the first convolution's channels."""
+    """The width of its input, increasing: residual width, or the first convolution's channels."""
     ms: list[list[float]] = Field(min_length=1)
     """Milliseconds, a row for each number of units."""
 
@@ -63,19 +63,19 @@ class Grid(Config):
         times = np.array(self.ms)
         falls = [float(np.diff(times, axis=axis).min(initial=0)) for axis in (0, 1)]
         if not rising or times.min() < 0 or min(falls) < 0:
-            raise ValueError("`units`, `width` and `ms` must rise, but a table does not")
+            raise ValueError("`units`, `width` and `ms` must be increasing, but are not")
         return self
 
     def at(
         self, units: Float[Tensor, " parts"], width: Float[Tensor, " parts"]
     ) -> Float[Tensor, " parts"]:
-        """Milliseconds of parts of these sizes; beyond its ends the table goes on as a constant."""
+        """Return milliseconds of components of these sizes; constant beyond the table's ends."""
         of_units, of_width, ms = self._on(units.device, units.dtype)
         rows = _hats(of_units, units) @ ms
         return (rows * _hats(of_width, width)).sum(-1)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Copied to a device once: a training step must not wait for it."""
+        """Return the table on a device, copied once: a training step must not wait for it."""
         if (device, dtype) not in self._tensors:
             self._tensors[device, dtype] = tuple(
                 torch.tensor(values, device=device, dtype=dtype)
@@ -85,18 +85,18 @@ class Grid(Config):
 
 
 class LatencyTable(Config):
-    """What one machine takes for one utterance, batch 1."""
+    """Times of model components on one machine, for one utterance in a batch of 1."""
 
     format: Literal[1] = 1
     utterance_seconds: float = Field(gt=0)
     device: str
-    """Of what kind: `cpu` or `cuda`."""
+    """The kind of device: `cpu` or `cuda`."""
     threads: int = Field(ge=1)
-    parts: dict[Part, Grid]
+    parts: dict[Component, Grid]
     whole: list[Annotated[list[float], Field(min_length=2, max_length=2)]] = Field([])
-    """Milliseconds of whole models, rising: what their parts add up to, and what was measured of
-    them. It is linear from nothing to the first and between two, and constant beyond the last;
-    without any, the sum stands."""
+    """Milliseconds of whole models, increasing: the sum of their components, and the measured time.
+    Between pairs, and from (0, 0) to the first, the correction is linear; beyond the last it is
+    constant. Without pairs, sums are not corrected."""
 
     _knots: dict[tuple[torch.device, torch.dtype], Tensor] = PrivateAttr(default_factory=dict)
 
@@ -104,42 +104,45 @@ class LatencyTable(Config):
     def _whole_models_rise(self) -> "LatencyTable":
         steps = np.diff(np.array([[0.0, 0.0], *self.whole]), axis=0)
         if steps.size and (steps[:, 0].min() <= 0 or steps[:, 1].min() < 0):
-            raise ValueError("`whole` must rise from 0, but does not")
+            raise ValueError("`whole` must be increasing from 0, but is not")
         return self
 
     def ms(self, axes: Sequence[Axis], counts: Mapping[str, Number]) -> float | Tensor:
-        """Milliseconds of a model of which so many units stay, or are expected to.
+        """Return milliseconds of a model with these counts of units, exact or expected.
 
         Args:
             axes: of the model.
-            counts: of each axis, those of whole modules and blocks included.
+            counts: open units of each axis, modules and blocks included.
         """
         like = next((n for n in counts.values() if isinstance(n, Tensor)), None)
         is_exact = like is None
         like = torch.zeros((), dtype=torch.float64) if like is None else like
-        by_part: dict[Part, list[Term]] = {}
+        by_part: dict[Component, list[Term]] = {}
         for term in _terms(axes, counts):
             by_part.setdefault(term.part, []).append(term)
         whole = like.new_zeros(())
         for part, terms in by_part.items():
             columns = zip(*((term.share, term.units, term.width) for term in terms), strict=True)
-            share, units, width = (_stacked(column, like) for column in columns)
+            share, units, width = (_stack(column, like) for column in columns)
             whole = whole + (share * self.parts[part].at(units, width)).sum()
         whole = self._as_measured(whole)
         return float(whole) if is_exact else whole
 
     def _as_measured(self, ms: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """What whole models take whose parts add up to so much."""
+        """Correct a sum of components by the times measured of whole models.
+
+        For example, with `whole` = [[10, 8], [20, 20]] a sum of 15 becomes 14.
+        """
         if not self.whole:
             return ms
         key = (ms.device, ms.dtype)
         if key not in self._knots:
             self._knots[key] = torch.tensor([[0.0, 0.0], *self.whole]).to(ms)
-        told, measured = self._knots[key].T
-        return _hats(told, ms[None])[0] @ measured
+        sums, measured = self._knots[key].T
+        return _hats(sums, ms[None])[0] @ measured
 
-    def scaled(self, factor: float) -> "LatencyTable":
-        """The same machine, so many times as slow."""
+    def scale(self, factor: float) -> "LatencyTable":
+        """Return the table of a machine that is slower by this factor."""
         values = self.model_dump()
         for grid in values["parts"].values():
             grid["ms"] = [[factor * time for time in row] for row in grid["ms"]]
@@ -147,7 +150,7 @@ class LatencyTable(Config):
         return LatencyTable.parse(values)
 
     def check_fits(self, model: Conformer, seconds: float) -> None:
-        """See that all of a model lies within the table.
+        """Check that all of a model lies within the table.
 
         Raises:
             ConfigError: naming what does not.
@@ -172,7 +175,7 @@ class LatencyTable(Config):
 
     @classmethod
     def load(cls, file: Path) -> "LatencyTable":
-        """Read a table; times that do not rise were not measured with care, and are refused.
+        """Read a table; one with times that are not increasing is refused.
 
         Raises:
             ConfigError: in one line naming the file.
@@ -192,19 +195,19 @@ class LatencyTable(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """What one part of a model adds."""
+    """One component's contribution to the time of a model."""
 
-    part: Part
+    part: Component
     share: Number
-    """How much of it is there."""
+    """The probability that it is there: 1 or 0, or an expectation."""
     units: Number
     width: Number
 
 
 def monotone(ms: Float[np.ndarray, "units width"]) -> list[list[float]]:
-    """The table that rises both ways and is near to the one measured.
+    """Return a table close to the measured one that is increasing in both directions.
 
-    Isotonic regression keeps order, so rows that rise still do after columns have been made to.
+    Isotonic regression preserves order, so rows stay increasing when columns are made so.
     """
     for axis in (1, 0):
         ms = np.apply_along_axis(lambda times: isotonic_regression(times).x, axis, ms)
@@ -217,7 +220,7 @@ def _check_is_plain(model: Conformer, axes: Sequence[Axis]) -> None:
     if is_linear or any(axis.kind == "rank" for axis in axes):
         raise ConfigError(
             "`pruning.resource` and `pruning.also` must not name latency where layers are factored"
-            " or attention runs in linear time, as no table knows their time, but one does;"
+            " or attention runs in linear time, as tables hold no times of these, but one does;"
             " leave out `rank` of `pruning.axes`, or choose another method"
         )
 
@@ -235,25 +238,28 @@ def _terms(axes: Sequence[Axis], counts: Mapping[str, Number]) -> Iterator[Term]
         units = counts[axis.name]
         if axis.kind == "block":
             yield Term(part="norm", share=units, units=1, width=width)
-        elif axis.kind in PART_OF and axis.parent is not None:
+        elif axis.kind in COMPONENT_OF and axis.parent is not None:
             block = parents[axis.parent]
             assert block is not None, "a module lies in a block"
             share = counts[axis.parent] * counts[block]
-            yield Term(part=PART_OF[axis.kind], share=share, units=units, width=width)
+            yield Term(part=COMPONENT_OF[axis.kind], share=share, units=units, width=width)
 
 
-def _stacked(counts: Sequence[Number], like: Tensor) -> Float[Tensor, " parts"]:
-    """Filled in where it stands: a training step must not wait for a copy."""
+def _stack(counts: Sequence[Number], like: Tensor) -> Float[Tensor, " parts"]:
+    """Stack counts on the device of `like`: a training step must not wait for a copy."""
     if not any(isinstance(count, Tensor) for count in counts) and like.device.type == "cpu":
         return torch.tensor(counts, dtype=like.dtype)
-    each = [n if isinstance(n, Tensor) else like.new_full((), n) for n in counts]
-    return torch.stack(each)
+    tensors = [n if isinstance(n, Tensor) else like.new_full((), n) for n in counts]
+    return torch.stack(tensors)
 
 
 def _hats(
     points: Float[Tensor, " points"], x: Float[Tensor, " parts"]
 ) -> Float[Tensor, "parts points"]:
-    """How much each point of a grid counts at x: 1 on it, falling to 0 at both its neighbours."""
+    """Return the weight of each grid point at x: 1 on it, falling to 0 at both its neighbors.
+
+    For example, on the grid (0, 10, 30) the weights at x = 15 are (0, 0.75, 0.25).
+    """
     passed = ((x[:, None] - points[:-1]) / points.diff()).clamp(0, 1)
     ones, zeros = torch.ones_like(x)[:, None], torch.zeros_like(x)[:, None]
     return torch.cat((ones, passed), 1) - torch.cat((passed, zeros), 1)

@@ -1,4 +1,4 @@
-"""From matrices to pairs of factors, by singular values, and back to matrices where those are less.
+"""Low rank: weight matrices as products of two factors from singular values, and back.
 
 Shapes: M inputs, N outputs, K directions of a linear layer.
 """
@@ -16,13 +16,13 @@ from core.conformer.shape import Shape
 
 
 def factorize(model: Conformer) -> Conformer:
-    """The same function, its blocks' linear layers as pairs of factors of full rank."""
+    """Return a model of the same function with its blocks' linear layers as full-rank factors."""
     tensors = dict(model.state_dict())
     ranks = dict(model.shape.ranks)
     for name in model.shape.linears():
         if name in ranks:
             continue
-        reduce, expand = factors(tensors.pop(f"{name}.weight"))
+        reduce, expand = split_matrix(tensors.pop(f"{name}.weight"))
         tensors |= {f"{name}.reduce.weight": reduce, f"{name}.expand.weight": expand}
         if f"{name}.bias" in tensors:
             tensors[f"{name}.expand.bias"] = tensors.pop(f"{name}.bias")
@@ -30,24 +30,24 @@ def factorize(model: Conformer) -> Conformer:
     return build_model(replace(model.shape, ranks=ranks), tensors, is_training=model.training)
 
 
-def factors(
+def split_matrix(
     weight: Float[Tensor, "outputs inputs"],
 ) -> tuple[Float[Tensor, "directions inputs"], Float[Tensor, "outputs directions"]]:
-    """R and E with E R = W, directions by falling singular value.
+    """Return R and E with E R = W, directions sorted by decreasing singular value.
 
-    Each factor takes the values' root, so that both learn at like rates.
+    Each factor takes the square root of the values, so that both learn at similar rates.
     """
-    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    left_vectors, values, right_vectors = torch.linalg.svd(weight.double(), full_matrices=False)
     root = values.sqrt()
-    return (root[:, None] * right).to(weight), (left * root).to(weight)
+    return (root[:, None] * right_vectors).to(weight), (left_vectors * root).to(weight)
 
 
 def multiply_factors(model: Conformer, *, everywhere: bool = False) -> Conformer:
-    """The same function, with one matrix wherever the two factors hold no fewer entries.
+    """Return the same function, with one matrix wherever the two factors hold no fewer entries.
 
     Args:
-        model: some of whose layers are factored.
-        everywhere: also where they hold fewer.
+        model: a model with factored layers.
+        everywhere: multiply factors out also where they hold fewer entries.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Factored)}
     dense = [name for name, layer in layers.items() if everywhere or not _is_less(layer)]
@@ -67,13 +67,13 @@ def multiply_factors(model: Conformer, *, everywhere: bool = False) -> Conformer
 def build_model(
     shape: Shape, tensors: Mapping[str, Tensor], *, is_training: bool, is_copied: bool = True
 ) -> Conformer:
-    """A new model of this shape with these tensors.
+    """Return a new model of this shape with these tensors.
 
     Args:
         shape: of the model.
         tensors: its parameters and buffers by name.
-        is_training: the mode that it is put into.
-        is_copied: whether it gets copies; False if no one else holds the tensors.
+        is_training: whether it is put into training mode.
+        is_copied: whether tensors are copied; False if nothing else uses them.
     """
     with torch.device("meta"):
         model = Conformer(shape)
@@ -83,7 +83,7 @@ def build_model(
     }
     model.load_state_dict(own, assign=True)
     for parameter in model.parameters():
-        parameter.requires_grad_()  # assigned tensors bring their own flag
+        parameter.requires_grad_()  # an assigned tensor keeps its own flag
     return model.train(is_training)
 
 

@@ -1,14 +1,18 @@
-"""An order tilted so that several budgets bind at once.
+"""Orders of units that meet several budgets at once.
 
-An order by worth meets one budget; whatever else it spends is as it comes. So the worth of each
-step is tilted by its mix of resources,
+An order by score meets one budget; its use of other resources is whatever results. So the worth of
+each step is reweighted by its mix of resources,
 
-    worth + sum over further resources k of mu_k * mix_k,
+    worth - sum over further resources k of mu_k * mix_k,
 
-until cutting the order where the first budget binds spends just what the others allow. These are
-the Lagrange multipliers of the knapsack with several constraints, whose dual is convex, so each mu
-is found by bisection, the later ones anew for each of an earlier one. Worth is a step's rank, as an
-order is all that scores promise.
+until the prefix that meets the first budget uses just what the others allow. The mu are the
+Lagrange multipliers of the knapsack with several constraints, whose dual is convex, so each mu is
+found by bisection, and each later one again for every value of an earlier one. A step's worth is
+its rank, as scores define an order and nothing more.
+
+Example: steps A, B and C in that order, with mixes 0.9, 0.1 and 0.1 of the second resource. Without
+a tilt the order is A, B, C. If its prefix uses too much of the second resource, a positive tilt
+lowers A, the step that is rich in it: B, A, C, then B, C, A.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,40 +20,43 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-# Bisections of the last tilt, which is then known to less than what a step moves, and of those
-# before it, each of which costs all of the last one's.
+# Bisections of the last tilt, whose error is then smaller than what moves a step, and of each
+# earlier one, every one of which repeats all bisections of the last.
 HALVINGS, OUTER_HALVINGS = 12, 7
-# So many orders are tried to the end: what filling adds depends on where each was cut.
+# Orders to complete: what filling adds depends on where an order is cut.
 NEAREST = 6
-# At the ends of the scale worth plays hardly any part.
+# At a tilt of 1 the mix alone decides.
 MAX_TILT = 0.999
 
-Exceeded = Callable[[Sequence[int]], Sequence[float]]
-"""By how much, as shares, an order cut where the first budget binds exceeds each of the others."""
+ExcessOf = Callable[[Sequence[int]], Sequence[float]]
+"""Excess of each further budget, as a share, when an order is cut where the first one binds."""
 
 
 def orders_meeting_budgets(
-    mixes: Float[np.ndarray, "resources steps"], exceeded: Exceeded, *, fixed: int
+    mixes: Float[np.ndarray, "resources steps"], excess_of: ExcessOf, *, fixed: int
 ) -> Iterator[list[int]]:
-    """Orders, as numbers of steps, by which all budgets bind as nearly as any.
+    """Yield orders, as numbers of steps, that meet all budgets as tightly as possible, best first.
 
     Args:
-        mixes: how much of what a step costs is of each further resource.
-        exceeded: what an order leads to.
-        fixed: so many of the first steps keep their places.
+        mixes: of each further resource, its share in the cost of each step.
+        excess_of: the excess of each further budget under an order.
+        fixed: how many of the first steps are not reordered.
     """
     spread = np.ptp(mixes, axis=1, keepdims=True)
     slopes = (mixes - mixes.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     seen: dict[tuple[float, ...], float] = {}
-    _settle((), slopes, exceeded, fixed, seen)
-    for tilts in sorted(seen, key=lambda each: seen[each])[:NEAREST]:
+    _bisect_multipliers((), slopes, excess_of, fixed, seen)
+    for tilts in sorted(seen, key=seen.__getitem__)[:NEAREST]:
         yield reweighted_order(slopes, tilts, fixed=fixed)
 
 
 def reweighted_order(
     slopes: Float[np.ndarray, "resources steps"], tilts: Sequence[float], *, fixed: int
 ) -> list[int]:
-    """The order when what is rich in a resource loses by its tilt, from -1 to 1."""
+    """Return the order in which steps rich in a resource are lowered by its tilt, from -1 to 1.
+
+    A tilt t is the multiplier mu = t / (1 - |t|), which makes (-1, 1) cover all real numbers.
+    """
     worth = np.linspace(1, 0, slopes.shape[1])
     mu = np.array([tilt / (1 - abs(tilt)) for tilt in tilts])
     values = (worth - mu @ slopes)[fixed:]
@@ -57,27 +64,35 @@ def reweighted_order(
     return [*range(fixed), *numbers]
 
 
-def _settle(
-    known: tuple[float, ...],
+def _bisect_multipliers(
+    tilts: tuple[float, ...],
     slopes: Float[np.ndarray, "resources steps"],
-    exceeded: Exceeded,
+    excess_of: ExcessOf,
     fixed: int,
     seen: dict[tuple[float, ...], float],
 ) -> Sequence[float]:
-    """What is exceeded at the best tilts of the rest, when the first are known.
+    """Find the best tilts of the later resources for given tilts of the first; return the excess.
 
-    Of all tilts that were tried it is noted how far they are from the goal.
+    With two further resources, `tilts` = () bisects the first tilt; for each of its values t,
+    `tilts` = (t,) bisects the second one; (t, u) evaluates the order.
+
+    Args:
+        tilts: of the first resources.
+        slopes: mixes of each resource, centered and of range 1.
+        excess_of: the excess of each further budget under an order.
+        fixed: how many of the first steps are not reordered.
+        seen: records the largest excess or slack of all tilts that are tried.
     """
-    place = len(known)
-    if place == len(slopes):
-        left = exceeded(reweighted_order(slopes, known, fixed=fixed))
-        seen[known] = max(abs(each) for each in left)
-        return left
+    index = len(tilts)
+    if index == len(slopes):
+        reached = excess_of(reweighted_order(slopes, tilts, fixed=fixed))
+        seen[tilts] = max(abs(value) for value in reached)
+        return reached
     low, high = -MAX_TILT, MAX_TILT
-    found: Sequence[float] = ()
-    is_last = place == len(slopes) - 1
+    excess: Sequence[float] = ()
+    is_last = index == len(slopes) - 1
     for _ in range(HALVINGS if is_last else OUTER_HALVINGS):
         middle = (low + high) / 2
-        found = _settle((*known, middle), slopes, exceeded, fixed, seen)
-        low, high = (middle, high) if found[place] > 0 else (low, middle)
-    return found
+        excess = _bisect_multipliers((*tilts, middle), slopes, excess_of, fixed, seen)
+        low, high = (middle, high) if excess[index] > 0 else (low, middle)
+    return excess

@@ -1,8 +1,8 @@
-"""What can be mended without training when units go: their consumers, and batch-norm statistics.
+"""Reconstruction of consumers and batch-norm statistics after extraction, without training.
 
-A consumer W of inputs X loses the columns outside S. Scaling what stays minimises |X_S diag(m) W_S
-- X W|, least squares minimises |X_S W' - X W| over all W' and the bias; so least squares is at
-least as good, and that as nothing.
+A consumer W of inputs X loses the columns outside S. Scaling the remaining columns minimizes
+|X_S diag(m) W_S - X W|; least squares minimizes |X_S W' - X W| over all W' and the bias. So least
+squares is at least as good as scaling, and scaling as doing nothing.
 
 Shapes: N frames, I inputs of a consumer, O its outputs, U units of an axis.
 """
@@ -27,13 +27,13 @@ from core.pruning.low_rank import multiply_factors
 from core.pruning.space import Choice
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
-"""Batches of features and their numbers of mel frames: speech without its words. They may be walked
-again and again."""
+"""Batches of features and their numbers of mel frames: speech without its words, iterated over
+several times."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Consumer:
-    """The module that takes in the units of an axis."""
+    """A module that reads the units of an axis."""
 
     axis: Axis
     piece: Slice
@@ -46,17 +46,17 @@ class Consumer:
 def extract_and_reconstruct(
     model: Conformer, reference: Mask, choice: Choice, *, how: Repair, speech: Calibration
 ) -> Conformer:
-    """Extract a choice, with consumers adjusted so that their outputs stay near the reference's.
+    """Extract a choice, and adjust consumers so that their outputs stay close to the reference's.
 
-    Batch-norm statistics of the student become those of the reference: gates that were drawn anew
-    each step have left none that fit.
+    Batch-norm statistics of the student become those of the reference, as gates that were sampled
+    at each step leave statistics that fit no fixed mask.
 
     Args:
-        model: The student, all its units still there.
-        reference: Gates under which the student computes what is wanted; empty for as it is.
-        choice: The units that stay.
-        how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them anew.
-        speech: What the consumers' inputs are measured on.
+        model: the student with all its units.
+        reference: gates under which the student computes the target; empty for all open.
+        choice: the units that stay.
+        how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them.
+        speech: on which the consumers' inputs are measured.
     """
     device = model.head.weight.device
     choice = {name: units.to(device) for name, units in choice.items()}
@@ -70,27 +70,29 @@ def extract_and_reconstruct(
     small = extract_factored(model, mask)
     if how == "none":
         return multiply_factors(small)
-    modules = _modules_left(model, choice, small)
+    modules = _modules_by_old_name(model, choice, small)
     cut = [c for c in consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
     grams = input_grams(model, folded, cut, speech)
     for consumer in cut:
-        module, gram, kept = (
+        module, gram, kept_units = (
             modules[consumer.module],
             grams[consumer.module],
             choice[consumer.axis.name],
         )
         rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
-        _mend(module, consumer, folded, gram, rows=rows, kept=kept, how=how)
+        _reconstruct_layer(
+            module, consumer, folded, gram, rows=rows, kept_units=kept_units, how=how
+        )
     return multiply_factors(small)
 
 
 def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[str, Tensor]:
-    """The reference's gates, opened where a unit is kept although the reference had closed it."""
+    """Return the reference's gates, opened where a unit is kept that the reference closed."""
     gates = {}
     for axis in axes:
-        kept = choice[axis.name]
-        z = reference.get(axis.name, torch.ones(axis.size)).to(kept.device)
-        gates[axis.name] = torch.where(kept & (z == 0), torch.ones_like(z), z)
+        kept_units = choice[axis.name]
+        z = reference.get(axis.name, torch.ones(axis.size)).to(kept_units.device)
+        gates[axis.name] = torch.where(kept_units & (z == 0), torch.ones_like(z), z)
     return gates
 
 
@@ -98,11 +100,11 @@ def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[s
 def input_grams(
     model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
 ) -> dict[str, Tensor]:
-    """X^T X of each consumer's inputs over real frames, X with a last column of ones; in fp64."""
+    """Return X^T X of each consumer's inputs over real frames; X has a last column of ones."""
     grams: dict[str, Tensor] = {}
     model.eval()
     for features, num_frames in speech:
-        with _watched(model, consumers, num_frames, grams):
+        with _recorded_grams(model, consumers, num_frames, grams):
             gated_forward(model, features, num_frames, folded)
     return grams
 
@@ -111,9 +113,9 @@ def input_grams(
 def reestimate_statistics(
     model: Conformer, speech: Calibration, *, folded: Folded | None = None
 ) -> None:
-    """Batch-norm statistics anew, as the plain mean over batches; dropout stays off.
+    """Set batch-norm statistics to the mean over batches, without dropout.
 
-    With `folded`, those of the model under its gates, whose channels must not be narrowed.
+    With `folded` they are those of the model under its gates, whose channels must not be narrowed.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     model.eval()
@@ -134,33 +136,50 @@ def reestimate_statistics(
 def least_squares_columns(
     gram: Float[Tensor, "inputs1 inputs1"],
     weight: Float[Tensor, "outputs inputs1"],
-    kept: Bool[Tensor, " inputs1"],
+    kept_inputs: Bool[Tensor, " inputs1"],
 ) -> Float[Tensor, "outputs kept"]:
-    """Columns for the kept inputs that come nearest to what all columns give."""
-    inside = gram[kept][:, kept]
+    """Return columns for the kept inputs whose product is closest to that of all columns.
+
+    For example, if a removed input always equals a kept one, its column is added to the other's.
+
+    Args:
+        gram: X^T X of the inputs.
+        weight: all columns.
+        kept_inputs: which of the inputs remain.
+    """
+    inside = gram[kept_inputs][:, kept_inputs]
     ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside)).to(gram)
-    return torch.linalg.solve(inside + ridge, gram[kept] @ weight.T).T
+    return torch.linalg.solve(inside + ridge, gram[kept_inputs] @ weight.T).T
 
 
 def scale_columns(
     gram: Float[Tensor, "inputs inputs"],
     weight: Float[Tensor, "outputs inputs"],
-    kept: Bool[Tensor, " units"],
+    kept_units: Bool[Tensor, " units"],
     block: int,
 ) -> Float[Tensor, " kept"]:
-    """One factor m a kept unit, least |X_S diag(m) W_S - X W| (Kwon et al., 2022), as 1 + delta."""
-    units = len(kept)
+    """Return a factor m per kept unit that minimizes |X_S diag(m) W_S - X W| (Kwon et al., 2022).
+
+    It is solved for as 1 + delta.
+
+    Args:
+        gram: X^T X of the inputs.
+        weight: all columns.
+        kept_units: which of the units remain.
+        block: adjacent inputs that make one unit.
+    """
+    units = len(kept_units)
     products = (gram * (weight.T @ weight)).view(units, block, units, block).sum((1, 3))
-    inside = products[kept][:, kept]
-    rest = products[kept][:, ~kept].sum(1)  # what is missing of the target when m is 1
+    inside = products[kept_units][:, kept_units]
+    rest = products[kept_units][:, ~kept_units].sum(1)  # the error when m is 1
     ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside)).to(gram)
     factors = 1 + torch.linalg.solve(inside + ridge, rest)
-    # Large factors mean an ill-posed axis: better left alone.
+    # Large factors mean an ill-conditioned axis: leave it unscaled.
     return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
 
 
 def consumers(axes: list[Axis]) -> list[Consumer]:
-    """The modules whose columns a gate scales; the residual width has none of its own."""
+    """Return the modules whose columns a gate scales; the residual width has none of its own."""
     return [
         Consumer(axis=axis, piece=piece)
         for axis in axes
@@ -169,38 +188,40 @@ def consumers(axes: list[Axis]) -> list[Consumer]:
     ]
 
 
-def _modules_left(model: Conformer, choice: Choice, small: Conformer) -> dict[str, nn.Module]:
-    """The small model's modules by the names that they had in the whole one."""
-    blocks, left = open_blocks(model.shape, choice), dict(small.named_modules())
+def _modules_by_old_name(
+    model: Conformer, choice: Choice, small: Conformer
+) -> dict[str, nn.Module]:
+    """Return the small model's modules by their names in the whole model."""
+    blocks, by_name = open_blocks(model.shape, choice), dict(small.named_modules())
     names = ((name, small_name(name, blocks)) for name, _ in model.named_modules())
-    return {name: left[new] for name, new in names if new is not None and new in left}
+    return {name: by_name[new] for name, new in names if new is not None and new in by_name}
 
 
 def _is_cut(consumer: Consumer, choice: Choice) -> bool:
-    kept = choice[consumer.axis.name]
-    return bool(kept.any()) and not bool(kept.all())
+    kept_units = choice[consumer.axis.name]
+    return bool(kept_units.any()) and not bool(kept_units.all())
 
 
 @contextmanager
-def _watched(
+def _recorded_grams(
     model: Conformer,
     consumers: list[Consumer],
     num_frames: Int[Tensor, " batch"],
     grams: dict[str, Tensor],
 ) -> Iterator[None]:
-    def watch(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
+    def register(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
         real = model.frontend.frames_in(consumer.module, num_frames)
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
-            # A table of distances has neither utterances nor padding.
+            # The table of positions has neither utterances nor padding.
             x = (x if x.dim() == 2 else _rows(module, x, real)).double()
             x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
             grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
 
         return model.get_submodule(consumer.module).register_forward_pre_hook(hook)
 
-    handles = [watch(consumer) for consumer in consumers]
+    handles = [register(consumer) for consumer in consumers]
     try:
         yield
     finally:
@@ -211,7 +232,7 @@ def _watched(
 def _rows(
     module: nn.Module, x: Float[Tensor, "batch time ..."], real: Int[Tensor, " batch"]
 ) -> Float[Tensor, "frames inputs"]:
-    """A consumer's inputs, one row a product it computes, padded frames left out."""
+    """Return a consumer's inputs over real frames, one row per product that it computes."""
     if isinstance(module, nn.Conv2d):
         kernel, stride, padding = module.kernel_size, module.stride, module.padding
         assert not isinstance(padding, str)
@@ -223,28 +244,28 @@ def _rows(
 
 
 @torch.no_grad()
-def _mend(
+def _reconstruct_layer(
     module: nn.Module,
     consumer: Consumer,
     folded: Folded,
     gram: Float[Tensor, "inputs1 inputs1"],
     *,
     rows: Bool[Tensor, " rows"],
-    kept: Bool[Tensor, " units"],
+    kept_units: Bool[Tensor, " units"],
     how: Repair,
 ) -> None:
     assert isinstance(module, nn.Linear | nn.Conv2d)
-    wanted = folded.tensors[consumer.piece.tensor][rows].double().flatten(1)  # (O, I)
-    block = gram.shape[0] // len(kept)
+    target = folded.tensors[consumer.piece.tensor][rows].double().flatten(1)  # (O, I)
+    block = gram.shape[0] // len(kept_units)
     if how == "mask":
-        factors = scale_columns(gram[:-1, :-1], wanted, kept, block)
-        columns = wanted[:, kept.repeat_interleave(block)] * factors.repeat_interleave(block)
+        factors = scale_columns(gram[:-1, :-1], target, kept_units, block)
+        columns = target[:, kept_units.repeat_interleave(block)] * factors.repeat_interleave(block)
     elif module.bias is None:
-        columns = least_squares_columns(gram[:-1, :-1], wanted, kept.repeat_interleave(block))
+        columns = least_squares_columns(gram[:-1, :-1], target, kept_units.repeat_interleave(block))
     else:
         bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
-        inputs = torch.cat((kept.repeat_interleave(block), kept.new_ones(1)))
-        solution = least_squares_columns(gram, torch.cat((wanted, bias), dim=1), inputs)
+        inputs = torch.cat((kept_units.repeat_interleave(block), kept_units.new_ones(1)))
+        solution = least_squares_columns(gram, torch.cat((target, bias), dim=1), inputs)
         columns = solution[:, :-1]
         module.bias.copy_(solution[:, -1])
     module.weight.copy_(columns.view(module.weight.shape))
@@ -253,13 +274,17 @@ def _mend(
 def _kept_rows(
     consumer: Consumer, axes: list[Axis], choice: Choice, target: Mask
 ) -> Bool[Tensor, " rows"]:
-    """Which of the reference's rows the small model has: the width is narrowed in both."""
+    """Return which rows of the reference's weight remain; its width may already be narrowed."""
     tensor = consumer.piece.tensor
     owners = [(a, s) for a in axes for s in a.slices if s.tensor == tensor and s.dim == 0]
     rows = []
     for axis, piece in owners:
         if not axis.is_whole:
-            kept = choice[axis.name]
-            units = kept[kept_unit_indices(target["width"])] if axis.kind == "width" else kept
+            kept_units = choice[axis.name]
+            units = (
+                kept_units[kept_unit_indices(target["width"])]
+                if axis.kind == "width"
+                else kept_units
+            )
             rows.append((piece.offset, units.repeat_interleave(piece.block)))
     return torch.cat([units for _, units in sorted(rows, key=lambda row: row[0])])

@@ -1,4 +1,4 @@
-"""What scores of units share: what consumers take in, what units cost, how axes are made alike.
+"""Parts of unit scores: consumers' inputs, division by cost, ranks within an axis.
 
 Shapes: U units of an axis, I inputs of a consumer, O its outputs.
 """
@@ -20,33 +20,35 @@ from core.pruning.space import Space, unit_share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Intake:
-    """What the consumer of an axis makes of its units, in fp64 on the CPU."""
+class ConsumerInputs:
+    """The consumer of an axis and the statistics of its inputs, in fp64 on the CPU."""
 
     axis: Axis
     weight: Float[Tensor, "outputs inputs"]
     gram: Float[Tensor, "inputs inputs"]
-    """X^T X of its inputs over real frames of some speech."""
+    """X^T X of its inputs over real frames of the speech."""
     means: Float[Tensor, " inputs"]
-    """Of its inputs over those frames."""
+    """Means of its inputs over those frames."""
     frames: float
 
     def products(self) -> Float[Tensor, "inputs inputs"]:
-        """(X^T X) * (W^T W): how much what two inputs give has in common."""
+        """Return (X^T X) * (W^T W), the inner products of what each pair of inputs contributes."""
         return self.gram * (self.weight.T @ self.weight)
 
 
-def intakes(model: Conformer, space: Space, speech: Calibration) -> Iterator[Intake]:
-    """Of each axis whose units may go, by one walk over the speech."""
-    able = {axis.name for axis in space.units}
-    known = [c for c in consumers(list(space.axes)) if c.axis.name in able]
-    grams = input_grams(model, identity_fold(model), known, speech)
+def consumer_inputs(
+    model: Conformer, space: Space, speech: Calibration
+) -> Iterator[ConsumerInputs]:
+    """Yield the consumer inputs of each prunable axis, from one pass over the speech."""
+    prunable = {axis.name for axis in space.units}
+    prunable_consumers = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
+    grams = input_grams(model, identity_fold(model), prunable_consumers, speech)
     tensors = named_tensors(model)
-    for consumer in known:
-        gram = grams[consumer.module].cpu()  # its last column is of ones
+    for consumer in prunable_consumers:
+        gram = grams[consumer.module].cpu()  # the last column is of ones
         weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
         frames = float(gram[-1, -1])
-        yield Intake(
+        yield ConsumerInputs(
             axis=consumer.axis,
             weight=weight,
             gram=gram[:-1, :-1],
@@ -55,33 +57,35 @@ def intakes(model: Conformer, space: Space, speech: Calibration) -> Iterator[Int
         )
 
 
-def per_cost(
+def divide_by_cost(
     space: Space, scores: Mapping[str, Float[Tensor, " _"]], resource: Resource
 ) -> dict[str, Tensor]:
-    """Each score a share of what its unit takes of the whole model: worth for money.
+    """Divide each score by its unit's share of the unpruned model's cost.
 
-    Units of an axis all cost the same, as costs are counted.
+    All units of an axis cost the same.
     """
     return {name: values / unit_share(space, name, resource) for name, values in scores.items()}
 
 
-def ranked_within(scores: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Tensor]:
-    """Each score's rank as a share of its axis, so that every axis loses the same share."""
+def rank_within_axis(scores: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Tensor]:
+    """Replace each score by its rank as a share of its axis, so that all axes lose equal shares."""
     return {
         name: (values.argsort(stable=True).argsort(stable=True).double() + 1) / len(values)
         for name, values in scores.items()
     }
 
 
-def with_ties_broken(
+def break_ties(
     scores: Mapping[str, Float[Tensor, " _"]], by: Mapping[str, Float[Tensor, " _"]]
 ) -> dict[str, Tensor]:
-    """Scores in which equal values stand in the order of another score; no others change places.
+    """Order equal scores by another score; unequal scores keep their order.
 
-    The other score moves a value by less than the smallest gap between two that differ.
+    The other score moves a value by less than the smallest gap between two unequal values. For
+    example, scores (1, 1, 3) with ties broken by (5, 2, 0) become (2, 1.67, 3.33): the smallest gap
+    is 2, half of it is 1, and the shares are ranks 3, 2 and 1 of 3.
     """
     everything = torch.cat([values.double() for values in scores.values()]).unique()
     gaps = everything[everything.isfinite()].diff()
     step = float(gaps.min()) / 2 if len(gaps) else 1.0
-    shares = ranked_within(by)
+    shares = rank_within_axis(by)
     return {name: values.double() + step * shares[name] for name, values in scores.items()}

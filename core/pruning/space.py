@@ -1,4 +1,4 @@
-"""Space: all that can be cut from a model, with the cost of any choice."""
+"""Space: all axes of a model, with the cost of any choice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,15 +22,15 @@ class Space:
     """The axes of a model, those that may be cut among them, and what choices cost."""
 
     model: Conformer
-    """Asked for costs only: its weights play no part."""
+    """Used for its costs alone; its weights are never read."""
     axes: tuple[Axis, ...]
     prunable: tuple[Axis, ...]
     seconds: float
     """The utterance length at which FLOPs are stated."""
     unpruned: Cost
-    """Of the model that was brought: what is removed is a share of it."""
+    """The cost of the unpruned model, of which sparsity is a share."""
     latency: LatencyTable | None = None
-    """By which time is a resource, too."""
+    """Makes latency a resource."""
 
     @classmethod
     def of(
@@ -42,10 +42,17 @@ class Space:
         unpruned: Conformer | None = None,
         latency: LatencyTable | None = None,
     ) -> "Space":
-        """The space of a model, whose costs are shares of another's if that is given.
+        """Make the space of a model.
+
+        Args:
+            model: to be pruned.
+            kinds: the kinds of units that may be removed.
+            seconds: the utterance length at which FLOPs are stated.
+            unpruned: the model that sparsity refers to; `model` by default.
+            latency: makes latency a resource.
 
         Raises:
-            ConfigError: if a table of latencies is given that does not know these models.
+            ConfigError: if the latency table does not hold the components of these models.
         """
         axes = tuple(model.axes())
         prunable = tuple(axis for axis in axes if axis.kind in kinds)
@@ -65,7 +72,7 @@ class Space:
 
     @property
     def units(self) -> tuple[Axis, ...]:
-        """Of the prunable axes those in which no other prunable one lies: what an order ranks."""
+        """Return the prunable axes that hold no other prunable axis: those that an order ranks."""
         above = around(self.axes)
         holders = {name for axis in self.prunable for name in above[axis.name]}
         return tuple(axis for axis in self.prunable if axis.name not in holders)
@@ -73,21 +80,21 @@ class Space:
     def open_choice(self) -> dict[str, Tensor]:
         return {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in self.axes}
 
-    def choice_of(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """The choice that keeps the units of these numbers; axes that are not named stay whole."""
+    def choice_of(self, numbers_by_axis: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Return the choice that keeps the units of these numbers; axes not named stay whole."""
         choice = self.open_choice()
-        for name, numbers in kept.items():
+        for name, numbers in numbers_by_axis.items():
             choice[name].zero_()[list(numbers)] = True
         return choice
 
     def choice_cost(self, choice: Choice) -> Cost:
-        """Exact cost of the model that this choice extracts."""
+        """Return the exact cost of the model that this choice extracts."""
         whole = self.open_choice() | {name: units.float() for name, units in choice.items()}
-        alive = close_empty_modules(self.axes, whole)
-        return self.counted_cost({name: int((z != 0).sum()) for name, z in alive.items()})
+        active = close_empty_modules(self.axes, whole)
+        return self.counted_cost({name: int((z != 0).sum()) for name, z in active.items()})
 
     def mask_cost(self, mask: Mask) -> Cost:
-        """Expected cost of independent gates that are open with these probabilities.
+        """Return the expected cost of independent gates that are open with these probabilities.
 
         Costs are multilinear in the gates, so the expectation of a product is the product of
         expectations.
@@ -95,32 +102,32 @@ class Space:
         return self.counted_cost({name: p.sum() for name, p in mask.items()})
 
     def counted_cost(self, counts: Mapping[str, Number]) -> Cost:
-        """Cost of so many units an axis; axes that are not named are whole."""
+        """Return the cost of these numbers of units by axis; axes not named are whole."""
         whole: dict[str, Number] = {axis.name: axis.size for axis in self.axes}
-        kept = {**whole, **counts}
-        cost = self.model.cost(kept, self.seconds)
-        ms = self.latency.ms(self.axes, kept) if self.latency else 0.0
+        numbers = {**whole, **counts}
+        cost = self.model.cost(numbers, self.seconds)
+        ms = self.latency.ms(self.axes, numbers) if self.latency else 0.0
         return replace(cost, latency=ms)
 
     def dense_cost(self, model: Conformer) -> Cost:
-        """Exact cost of another model as it is: of an extracted one what its choice cost."""
+        """Return the exact cost of a dense model: for an extracted one, that of its choice."""
         return whole_cost(model, self.seconds, self.latency)
 
     def sparsity(self, cost: Cost, resource: Resource) -> float | Tensor:
-        """Share of the unpruned model's resource that this cost does without."""
-        return 1 - of_resource(cost, resource) / of_resource(self.unpruned, resource)
+        """Return the share of the unpruned model's resource that this cost lacks."""
+        return 1 - resource_cost(cost, resource) / resource_cost(self.unpruned, resource)
 
 
 def whole_cost(model: Conformer, seconds: float, latency: LatencyTable | None = None) -> Cost:
-    """Exact cost of a dense model as it is."""
+    """Return the exact cost of a dense model."""
     axes = model.axes()
     counts = {axis.name: axis.size for axis in axes}
     ms = latency.ms(axes, counts) if latency else 0.0
     return replace(model.cost(counts, seconds), latency=ms)
 
 
-def of_resource(cost: Cost, resource: Resource) -> Number | float:
-    """So many parameters, FLOPs or milliseconds; whole numbers of the first two."""
+def resource_cost(cost: Cost, resource: Resource) -> Number | float:
+    """Return the parameters, FLOPs or milliseconds of a cost."""
     costs: dict[Resource, Number | float] = {
         "params": cost.params,
         "flops": cost.flops,
@@ -130,8 +137,8 @@ def of_resource(cost: Cost, resource: Resource) -> Number | float:
 
 
 def unit_share(space: Space, name: str, resource: Resource) -> float:
-    """The share of the unpruned model's resource that one unit of an axis takes."""
+    """Return the share of the unpruned model's resource that one unit of an axis takes."""
     size = {axis.name: axis.size for axis in space.axes}[name]
     whole, less = space.counted_cost({}), space.counted_cost({name: size - 1})
-    saved = of_resource(whole, resource) - of_resource(less, resource)
-    return float(saved) / float(of_resource(space.unpruned, resource))
+    saved = resource_cost(whole, resource) - resource_cost(less, resource)
+    return float(saved) / float(resource_cost(space.unpruned, resource))

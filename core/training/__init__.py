@@ -1,1 +1,1 @@
-"""How a model is trained: alone, under gates, or from a teacher."""
+"""Training of a model: alone, under gates, or from a teacher."""

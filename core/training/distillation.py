@@ -1,4 +1,4 @@
-"""Learning from the unpruned model: its output distribution, and its hidden states layer by layer.
+"""Distillation from the unpruned model: its output distribution and its hidden states by layer.
 
 The layer term and the matching that keeps the order of layers are CoFi's (Xia et al., 2022), over a
 Conformer's blocks.
@@ -23,15 +23,15 @@ from core.distributed import part_of_mean, whole
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
-    """A student's output, and how it stands to the teacher."""
+    """A student's output, and how its parts correspond to the teacher's."""
 
     output: Output
     width: Int[Tensor, " kept"]
-    """Which of the teacher's units of width the student has."""
-    alive: tuple[bool, ...]
-    """Which blocks still hold a module; the others are copies of their input but for a norm."""
+    """Indices of the teacher's units of width that the student has."""
+    is_active: tuple[bool, ...]
+    """Whether each block still holds a module; one without computes only a norm of its input."""
     blocks: tuple[int, ...] | None = None
-    """Which of the teacher's blocks the student's are; None for all of them."""
+    """Numbers of the teacher's blocks that the student has; None for all of them."""
 
 
 class Distillation(nn.Module):
@@ -51,32 +51,37 @@ class Distillation(nn.Module):
         num_frames: Int[Tensor, " batch"],
         student: Student,
         *,
-        taught: Output | None = None,
+        targets: Output | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """`logit` and `layer`; terms of weight 0 are left out; without any, the teacher rests.
+        """Return the losses `logit` and `layer`, without those of weight 0.
 
-        What the teacher says may be handed in, where several students hear the same.
+        Args:
+            features: of the batch.
+            num_frames: mel frames of each utterance.
+            student: its output on this batch.
+            targets: the teacher's output on this batch, where several students share it; it is
+                computed if None.
         """
         config = self.config
-        taught = taught or self.taught(features, num_frames)
-        if taught is None:
+        targets = targets or self.teacher_output(features, num_frames)
+        if targets is None:
             return {}
         terms = {}
         if config.logit_weight > 0:
             terms["logit"] = logit_loss(
-                student.output.logits, taught.logits, taught.is_frame, config.temperature
+                student.output.logits, targets.logits, targets.is_frame, config.temperature
             )
         if config.layer_weight > 0:
-            terms["layer"] = self._layer_loss(taught, student)
+            terms["layer"] = self._layer_loss(targets, student)
         return terms
 
     @torch.no_grad()
-    def taught(
+    def teacher_output(
         self,
         features: Float[Tensor, "batch mel_frames mels"],
         num_frames: Int[Tensor, " batch"],
     ) -> Output | None:
-        """What the teacher says; nothing where no term asks for it."""
+        """Return the teacher's output, or None if all terms have a weight of 0."""
         if self.config.logit_weight == 0 and self.config.layer_weight == 0:
             return None
         output: Output = self.teacher(features, num_frames)
@@ -88,12 +93,12 @@ class Distillation(nn.Module):
         self.teacher.eval()
         return self
 
-    def _layer_loss(self, taught: Output, student: Student) -> Float[Tensor, ""]:
-        layers = taught_layers(len(taught.hidden), self.config.layers)
-        frames = taught.is_frame.flatten().nonzero().squeeze(1)  # asked once for all layers
-        wanted = [_real(taught.hidden[i], frames) for i in layers]  # (N, D)
+    def _layer_loss(self, targets: Output, student: Student) -> Float[Tensor, ""]:
+        layers = target_layers(len(targets.hidden), self.config.layers)
+        frames = targets.is_frame.flatten().nonzero().squeeze(1)  # computed once for all layers
+        target_states = [_real(targets.hidden[i], frames) for i in layers]  # (N, D)
         weight = self.projection.weight.index_select(1, student.width)
-        seen = [
+        student_states = [
             F.linear(_real(hidden, frames), weight, self.projection.bias)
             for hidden in student.output.hidden
         ]
@@ -101,12 +106,14 @@ class Distillation(nn.Module):
             matches = same_blocks(layers, student.blocks)
         else:
             with torch.no_grad():
-                distances = torch.tensor([[F.mse_loss(s, w) for s in seen] for w in wanted])
-            distances = whole(part_of_mean(distances, len(wanted[0])))
-            matches = ordered_matches(distances, student.alive)
-        pairs = [F.mse_loss(seen[j], wanted[i]) for i, j in matches]
+                distances = torch.tensor(
+                    [[F.mse_loss(s, w) for s in student_states] for w in target_states]
+                )
+            distances = whole(part_of_mean(distances, len(target_states[0])))
+            matches = ordered_matches(distances, student.is_active)
+        pairs = [F.mse_loss(student_states[j], target_states[i]) for i, j in matches]
         return (
-            part_of_mean(torch.stack(pairs).sum(), len(wanted[0]))
+            part_of_mean(torch.stack(pairs).sum(), len(target_states[0]))
             if pairs
             else weight.new_zeros(())
         )
@@ -118,30 +125,34 @@ def _real(
     return hidden.flatten(0, 1).index_select(0, frames).float()
 
 
-def taught_layers(num_blocks: int, layers: int) -> list[int]:
-    """Blocks of the teacher that are taught: equally spaced, ending with the last."""
+def target_layers(num_blocks: int, layers: int) -> list[int]:
+    """Return the teacher's blocks that are targets: equally spaced, ending with the last.
+
+    For example, 3 layers of 8 blocks are blocks 2, 5 and 7, counted from 0.
+    """
     count = min(layers, num_blocks)
     return [-(-(i + 1) * num_blocks // count) - 1 for i in range(count)]
 
 
 def same_blocks(layers: Sequence[int], blocks: Sequence[int] | None) -> list[tuple[int, int]]:
-    """Each taught layer and the student's block that was it; layers that are gone go without."""
+    """Match each target layer to the student's block made from it; removed blocks have no match."""
     if blocks is None:
         return list(enumerate(layers))
     return [(i, blocks.index(layer)) for i, layer in enumerate(layers) if layer in blocks]
 
 
 def ordered_matches(
-    distances: Float[Tensor, "taught blocks"], alive: Sequence[bool]
+    distances: Float[Tensor, "targets blocks"], is_active: Sequence[bool]
 ) -> list[tuple[int, int]]:
-    """For each taught layer, from the last, the nearest living block before the one matched last.
+    """Match target layers, from the last on, each to the nearest of the earlier active blocks.
 
-    A taught layer for which no block is left goes without a match.
+    A target layer without a remaining block has no match. For example, if the last target is
+    matched to block 4, the one before it is matched to the nearest of the active blocks 0 to 3.
     """
     matches = []
     last = distances.shape[1]
     for i in reversed(range(distances.shape[0])):
-        candidates = [j for j in range(last) if alive[j]]
+        candidates = [j for j in range(last) if is_active[j]]
         if not candidates:
             break
         last = min(candidates, key=lambda j: float(distances[i, j]))
@@ -157,22 +168,27 @@ def logit_loss(
     *,
     class_weights: Float[Tensor, " vocabulary"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Divergence of the student from the teacher, a frame, both softened.
+    """Return the KL divergence of the student from the teacher per frame, at a temperature.
 
-    With class weights, from the teacher's distribution times these, made to sum to 1 again.
+    Args:
+        student: its logits.
+        teacher: its logits.
+        is_frame: whether each frame is real, not padding.
+        temperature: by which both logits are divided.
+        class_weights: multiply the teacher's distribution, which is then normalized again.
     """
-    wanted = F.log_softmax(teacher[is_frame].float() / temperature, dim=-1)
+    target = F.log_softmax(teacher[is_frame].float() / temperature, dim=-1)
     if class_weights is not None:
-        wanted = F.log_softmax(wanted + class_weights.log(), dim=-1)
-    given = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
-    divergence = F.kl_div(given, wanted, reduction="sum", log_target=True)
-    # Gradients shrink as 1 / temperature**2; undo that, so that the weight keeps its meaning.
+        target = F.log_softmax(target + class_weights.log(), dim=-1)
+    prediction = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
+    divergence = F.kl_div(prediction, target, reduction="sum", log_target=True)
+    # Gradients shrink as 1 / temperature**2; undo that, so that the weight's effect stays the same.
     mean = temperature**2 * divergence / is_frame.sum().clamp(min=1)
     return part_of_mean(mean, is_frame.sum())
 
 
 def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]:
-    """CTC of a model under gates, on a batch."""
+    """Return a function that computes the CTC loss of a model under gates on a batch."""
 
     def loss(folded: Folded, batch: Batch) -> Float[Tensor, ""]:
         output = gated_forward(model, batch.features, batch.num_frames, folded)
@@ -184,7 +200,7 @@ def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]
 def ctc_loss(
     output: Output, tokens: Int[Tensor, "batch tokens"], num_tokens: Int[Tensor, " batch"]
 ) -> Float[Tensor, ""]:
-    """Mean over utterances of the loss a token; blank is 0."""
+    """Return the mean over utterances of the loss per token; blank is 0."""
     log_probabilities = F.log_softmax(output.logits.float(), dim=-1).transpose(0, 1)
     mean = F.ctc_loss(
         log_probabilities, tokens, output.num_frames, num_tokens, blank=0, zero_infinity=True

@@ -1,9 +1,9 @@
-"""Learning more without forgetting and without growing: our reading of FOSTER for CTC.
+"""Incremental learning at constant model size: our reading of FOSTER for CTC.
 
-Boosting: beside the frozen old model a second encoder, which begins as its copy, learns what the
-old one gets wrong, and a fused head hears both. Compression: a model of the old one's shape learns
-what both say, by distillation in which rare tokens weigh more (F.-Y. Wang et al., 2022). CTC takes
-the place of cross-entropy; the blank, as the most frequent symbol, has the smallest weight.
+Boosting: the old model is frozen, and a second encoder, which starts as its copy, learns what the
+old one gets wrong; a fused head reads both. Compression: a model of the old one's shape learns the
+outputs of both by distillation in which rare tokens weigh more (F.-Y. Wang et al., 2022). CTC
+replaces cross-entropy; the blank, as the most frequent symbol, has the smallest weight.
 
 Shapes: B batch, T frames, M mel bins, D width, V vocabulary, O old vocabulary.
 """
@@ -30,31 +30,31 @@ BLANK = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoostedOutputs:
-    """What each part of a boosted model says of the same speech."""
+    """The outputs of each part of a boosted model on the same speech."""
 
     fused: Output
     new: Output
-    """The second encoder through a head of its own, for which it is trained, too."""
+    """The output of the second encoder with its own head, which is trained, too."""
     old: Output
-    """Over the old vocabulary."""
+    """The output of the old model, over the old vocabulary."""
 
 
 class Boosted(nn.Module):
-    """The old model, which nothing changes, a second encoder, and a head that hears both."""
+    """The frozen old model, a second encoder, and a head that reads both."""
 
     def __init__(self, old: Conformer, vocabulary: int) -> None:
         super().__init__()
         self.old = clone(old).requires_grad_(requires_grad=False)
         self.old.set_dropout(0.0)
-        self.new = with_vocabulary(old, vocabulary)
+        self.new = extend_vocabulary(old, vocabulary)
         self.head = extend_head(old.head, inputs=2 * old.shape.width, outputs=vocabulary)
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> Output:
-        return self.voices(features, num_frames).fused
+        return self.boosted_outputs(features, num_frames).fused
 
-    def voices(
+    def boosted_outputs(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
     ) -> BoostedOutputs:
         with torch.no_grad():
@@ -64,14 +64,14 @@ class Boosted(nn.Module):
         return BoostedOutputs(fused=replace(old, logits=self.head(both)), new=new, old=old)
 
     def train(self, mode: bool = True) -> "Boosted":  # noqa: FBT001, FBT002 - torch's signature
-        """The old model stays in evaluation mode, so that its statistics stay, too."""
+        """Keep the old model in evaluation mode, so that its statistics do not change."""
         super().train(mode)
         self.old.eval()
         return self
 
 
 class Boosting:
-    """The second encoder and the fused head, trained."""
+    """The training of the second encoder and the fused head."""
 
     def __init__(
         self,
@@ -85,13 +85,24 @@ class Boosting:
         teacher: Conformer | None = None,
         micro_batches: int = 1,
     ) -> None:
-        """`teacher` is who says what old tokens should be; by default the old model itself."""
+        """Make the first half of the stage.
+
+        Args:
+            network: the old model and the second encoder.
+            steps: of boosting.
+            rates: of the optimizer.
+            config: the weights of the losses.
+            runtime: precision.
+            counts: how often each token occurs in the training texts.
+            teacher: gives the targets of old tokens; the old model itself by default.
+            micro_batches: parts in which a batch is computed.
+        """
         self.network, self.steps, self.rates, self.config = network, steps, rates, config
         self.precision, self.micro_batches = runtime.precision, micro_batches
         self.teacher = teacher
         self.class_weights = effective_weights(counts, beta=config.boost_beta)
-        learning = [*network.new.parameters(), *network.head.parameters()]
-        self.primal = primal(learning, learning_rate=rates.peak, weight_decay=rates.weight_decay)
+        trainable = [*network.new.parameters(), *network.head.parameters()]
+        self.primal = primal(trainable, learning_rate=rates.peak, weight_decay=rates.weight_decay)
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         self.network.train()
@@ -107,21 +118,22 @@ class Boosting:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         device = batch.features.device
         with autocast(device, self.precision):
-            heard = self.network.voices(batch.features, batch.num_frames)
-            wanted = heard.old.logits
+            outputs = self.network.boosted_outputs(batch.features, batch.num_frames)
+            target = outputs.old.logits
             if self.teacher is not None:
                 with torch.no_grad():
-                    wanted = self.teacher(batch.features, batch.num_frames).logits
-            fused = heard.fused.logits
-            # Divided, the logits of rare tokens must grow by their weight to be as likely.
-            divided = replace(heard.fused, logits=fused / self.class_weights.to(device))
+                    target = self.teacher(batch.features, batch.num_frames).logits
+            fused = outputs.fused.logits
+            # Divided by its weight, a rare token's logit must be that much larger to be as likely.
+            divided = replace(outputs.fused, logits=fused / self.class_weights.to(device))
             tasks = [
-                ctc_loss(output, batch.tokens, batch.num_tokens) for output in (divided, heard.new)
+                ctc_loss(output, batch.tokens, batch.num_tokens)
+                for output in (divided, outputs.new)
             ]
             logit = logit_loss(
-                fused[..., : wanted.shape[-1]],
-                wanted,
-                heard.fused.is_frame,
+                fused[..., : target.shape[-1]],
+                target,
+                outputs.fused.is_frame,
                 self.config.temperature,
             )
         task = torch.stack(tasks).sum()
@@ -136,7 +148,7 @@ class Boosting:
 
 
 class Compression:
-    """One model of the old one's shape, trained by what a boosted one says."""
+    """The training of a model of the old one's shape on the outputs of a boosted one."""
 
     def __init__(
         self,
@@ -174,13 +186,13 @@ class Compression:
         device, config = batch.features.device, self.config
         with autocast(device, self.precision):
             with torch.no_grad():
-                wanted = self.network(batch.features, batch.num_frames)
+                target = self.network(batch.features, batch.num_frames)
             output = self.model(batch.features, batch.num_frames)
             task = ctc_loss(output, batch.tokens, batch.num_tokens)
             logit = logit_loss(
                 output.logits,
-                wanted.logits,
-                wanted.is_frame,
+                target.logits,
+                target.is_frame,
                 config.temperature,
                 class_weights=self.class_weights.to(device),
             )
@@ -195,7 +207,7 @@ class Compression:
 
 
 class FosterStage:
-    """Boosting, then compression, as one stage that `fit` walks."""
+    """Boosting, then compression, as one stage for `fit`."""
 
     stage: Stage = "tune"
 
@@ -203,10 +215,10 @@ class FosterStage:
         self,
         boosting: Boosting,
         compression: Compression,
-        judge: Callable[[Boosted | Conformer], Report],
+        evaluate: Callable[[Boosted | Conformer], Report],
     ) -> None:
-        """`judge` measures the boosted model, and once that is compressed the small one."""
-        self.boosting, self.compression, self.judge = boosting, compression, judge
+        """Join both; `evaluate` measures the boosted model, and later the small one."""
+        self.boosting, self.compression, self.measure = boosting, compression, evaluate
         self.model = compression.model
         self.steps = boosting.steps + compression.steps
         self.done = 0
@@ -220,7 +232,7 @@ class FosterStage:
 
     def evaluate(self) -> Report:
         is_boosting = self.done <= self.boosting.steps
-        return self.judge(self.boosting.network if is_boosting else self.model)
+        return self.measure(self.boosting.network if is_boosting else self.model)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -244,23 +256,23 @@ def make_foster_stage(
     config: BoostingConfig,
     runtime: RuntimeConfig,
     counts: Int[Tensor, " vocabulary"],
-    judge: Callable[[Boosted | Conformer], Report],
+    evaluate: Callable[[Boosted | Conformer], Report],
     teacher: Conformer | None = None,
     micro_batches: int = 1,
 ) -> FosterStage:
-    """Both stages from one old model, whose shape the last one has but for its vocabulary.
+    """Make both stages from one old model; the result has its shape, with a larger vocabulary.
 
     Args:
-        old: what is to learn more; it is left as it is.
-        vocabulary: tokens there are to be, the old ones first.
+        old: the model to extend; it is not changed.
+        vocabulary: the number of tokens, the old ones first.
         steps: of both stages together.
         rates: of each stage.
-        config: how much is boosted, and what weighs how much.
-        runtime: where and how it computes.
-        counts: how often each token is said in what it learns from.
-        judge: measures the boosted model, and then the small one.
-        teacher: who says what old tokens should be while boosting; by default `old`.
-        micro_batches: parts in which a batch passes.
+        config: the share of boosting, and the weights of the losses.
+        runtime: device and precision.
+        counts: how often each token occurs in the training texts.
+        evaluate: measures the boosted model, and then the small one.
+        teacher: gives the targets of old tokens while boosting; `old` by default.
+        micro_batches: parts in which a batch is computed.
     """
     boost_steps = round(config.share * steps)
     network = Boosted(old, vocabulary)
@@ -275,7 +287,7 @@ def make_foster_stage(
         micro_batches=micro_batches,
     )
     compression = Compression(
-        with_vocabulary(old, vocabulary),
+        extend_vocabulary(old, vocabulary),
         network,
         steps=steps - boost_steps,
         rates=rates,
@@ -284,20 +296,20 @@ def make_foster_stage(
         counts=counts,
         micro_batches=micro_batches,
     )
-    return FosterStage(boosting, compression, judge)
+    return FosterStage(boosting, compression, evaluate)
 
 
-def with_vocabulary(model: Conformer, vocabulary: int) -> Conformer:
-    """A copy whose head has rows for more tokens; all else, and what it says of old ones, stays."""
-    grown = clone(model)
-    grown.shape = replace(model.shape, vocabulary=vocabulary)
-    grown.head = extend_head(model.head, inputs=model.shape.width, outputs=vocabulary)
-    return grown
+def extend_vocabulary(model: Conformer, vocabulary: int) -> Conformer:
+    """Return a copy with head rows for more tokens; its outputs for old tokens do not change."""
+    extended = clone(model)
+    extended.shape = replace(model.shape, vocabulary=vocabulary)
+    extended.head = extend_head(model.head, inputs=model.shape.width, outputs=vocabulary)
+    return extended
 
 
 @torch.no_grad()
 def extend_head(old: nn.Linear, *, inputs: int, outputs: int) -> nn.Linear:
-    """A head whose first rows and columns are an old one's; the others are 0."""
+    """Return a head whose first rows and columns are the old ones; the others are 0."""
     head = nn.utils.skip_init(nn.Linear, inputs, outputs, device=old.weight.device)
     for tensor in head.parameters():
         tensor.zero_()
@@ -310,13 +322,13 @@ def extend_head(old: nn.Linear, *, inputs: int, outputs: int) -> nn.Linear:
 def effective_weights(
     counts: Int[Tensor, " vocabulary"], *, beta: float
 ) -> Float[Tensor, " vocabulary"]:
-    """One over each token's effective number (Cui et al., 2019), the mean over tokens being 1.
+    """Return 1 over each token's effective number (Cui et al., 2019), scaled to a mean of 1.
 
-    The blank weighs as little as the most frequent token, and so does what is never said: there is
-    nothing of it to be balanced.
+    The effective number of n occurrences is (1 - beta^n) / (1 - beta). The blank and tokens that
+    never occur weigh as little as the most frequent token.
     """
-    seen = counts.clone()
-    seen[BLANK] = 0
-    seen[seen == 0] = seen.max().clamp(min=1)
-    weights = (1 - beta) / (1 - beta ** seen.double())
+    occurrences = counts.clone()
+    occurrences[BLANK] = 0
+    occurrences[occurrences == 0] = occurrences.max().clamp(min=1)
+    weights = (1 - beta) / (1 - beta ** occurrences.double())
     return (weights / weights.mean()).float()

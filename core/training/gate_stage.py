@@ -1,7 +1,7 @@
-"""The stage that trains weights and gates together, whatever the gates and their restraint.
+"""The stage that trains weights and gates together, for any gates and any control of the budget.
 
 Methods that learn what to remove differ in their gates and in how a budget is enforced; folding,
-teaching, judging and resuming are the same.
+distillation, evaluation and resuming are shared.
 """
 
 from abc import abstractmethod
@@ -25,43 +25,43 @@ from core.training.loop import Losses, Trainable, accumulate_gradients, autocast
 from core.training.method import Method, MethodContext, SearchResult
 from core.training.optimizers import primal
 
-# Leaving out a handful of closed units makes odd sizes, which matrix products pay for.
+# Without a few closed units, matrices would have odd sizes, whose products are slower.
 NARROW_FROM = 0.125
 
 
 @runtime_checkable
 class Gates(Protocol):
-    """One gate a unit, with parameters that are learned; an `nn.Module`."""
+    """One gate per unit, an `nn.Module` with parameters that are learned."""
 
     def sample(self) -> dict[str, Tensor]:
-        """The gates' values of one step; differentiable."""
+        """Return the gates' values of one step; differentiable."""
 
     def median(self) -> dict[str, Tensor]:
-        """The values at which the student computes what extraction should keep."""
+        """Return the values at which the student computes what extraction should preserve."""
 
     def open_probability(self) -> dict[str, Tensor]:
-        """How open each gate is on average; what the expected cost is counted from."""
+        """Return the probability that each gate is open, from which the expected cost follows."""
 
     def scores(self) -> dict[str, Tensor]:
-        """How much each unit is worth keeping."""
+        """Return a score for each unit; higher stays longer."""
 
     def clamp(self) -> None:
-        """After each step."""
+        """Bound parameters after each step."""
 
 
 @runtime_checkable
 class Control(Protocol):
-    """How a budget is enforced."""
+    """Enforces a budget."""
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Of what it learns itself, multipliers most often."""
+        """Optimizers of its own parameters, such as multipliers."""
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the loss, and what is told of it, given how open each gate is."""
+        """Return the penalty on the loss and values to report, for these open probabilities."""
 
     def post_step(self) -> None:
-        """After each step of its optimizers."""
+        """Update its state after each step of its optimizers."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -73,34 +73,34 @@ class GateStage:
 
     stage: Stage = "search"
     narrow_from = NARROW_FROM
-    """Closed units of an axis are left out of a step from this share of it on."""
+    """Share of an axis from which on closed units are left out of a step."""
 
     def __init__(
         self,
-        bench: MethodContext,
+        ctx: MethodContext,
         gates: Gates,
         control: Control,
         *,
         gate_betas: tuple[float, float] = (0.9, 0.999),
         settling: float = 0.0,
     ) -> None:
-        """Make a stage from its beginning.
+        """Make a stage at its first step.
 
         Args:
-            bench: what it may touch.
-            gates: what is learned beside the weights.
-            control: how the budget is enforced.
-            gate_betas: of Adam on the gates: how long they remember.
+            ctx: the trial's student, data and settings.
+            gates: trained together with the weights.
+            control: enforces the budget.
+            gate_betas: betas of Adam on the gates.
             settling: share of the steps, the last ones, in which the gates' rate falls to 0.
         """
         assert isinstance(gates, nn.Module)
-        config = bench.config.pruning
-        self.bench, self.config, self.steps = bench, config, config.steps
-        self.model = bench.student
+        config = ctx.config.pruning
+        self.ctx, self.config, self.steps = ctx, config, config.steps
+        self.model = ctx.student
         self.gates, self.control = gates, control
-        projection = bench.distillation.projection
+        projection = ctx.distillation.projection
         self._settling = round(settling * self.steps)
-        learned = list(gates.parameters())  # some gates learn nothing, and have no rate
+        learned = list(gates.parameters())  # gates without parameters have no rate
         self._rate = gate_rate(config, settling_steps=self._settling) if learned else 0.0
         self.weights = [*self.model.parameters(), *projection.parameters()]
         self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
@@ -113,13 +113,13 @@ class GateStage:
         optimizers = (self.primal, *self.gate_primal, *self.control.optimizers)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        parts = self.bench.config.training.micro_batches
+        parts = self.ctx.config.training.micro_batches
         losses = accumulate_gradients(
             batch, lambda part: self._losses(part, step), parts=parts, optimizers=optimizers
         )
-        nn.utils.clip_grad_norm_(self.weights, self.bench.config.training.clip)
-        for each in self.gate_primal:
-            for group in each.param_groups:
+        nn.utils.clip_grad_norm_(self.weights, self.ctx.config.training.clip)
+        for gate_optimizer in self.gate_primal:
+            for group in gate_optimizer.param_groups:
                 group["lr"] = self._rate * self._gate_rate(step)
         for optimizer in optimizers:
             optimizer.step()  # those of weights and gates descend, a control's ascend
@@ -128,15 +128,15 @@ class GateStage:
         return losses
 
     def _gate_rate(self, step: int) -> float:
-        """The gates' rate at a step, as a share of what it is at first."""
+        """Return the gates' rate at a step, as a share of the initial one."""
         return min(1.0, (self.steps - step) / (self._settling + 1))
 
     def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         mask, narrow_from = self.gates.sample(), self.narrow_from
-        losses = masked_losses(self.bench, mask, batch, narrow_from=narrow_from)
-        penalty, told = self.control.penalty(self.gates.open_probability(), step)
+        losses = masked_losses(self.ctx, mask, batch, narrow_from=narrow_from)
+        penalty, penalty_terms = self.control.penalty(self.gates.open_probability(), step)
         losses["total"] = losses["total"] + part_of_same(penalty)
-        return losses | {name: part_of_same(value) for name, value in told.items()}
+        return losses | {name: part_of_same(value) for name, value in penalty_terms.items()}
 
     def search_result(self) -> SearchResult:
         median = {name: z.cpu() for name, z in self.gates.median().items()}
@@ -144,25 +144,25 @@ class GateStage:
         return SearchResult(scores=scores, reference=median)
 
     def evaluate(self) -> Report:
-        """The binary, budget-exact structure, which is what counts, not a draw of the gates."""
-        report = evaluate_extracted(self.bench, self.search_result(), self.stage)
-        expected = expected_sparsity(self.bench, self.gates.open_probability()).detach()
+        """Report on the extracted structure that meets the budget, not on a sample of the gates."""
+        report = evaluate_extracted(self.ctx, self.search_result(), self.stage)
+        expected = expected_sparsity(self.ctx, self.gates.open_probability()).detach()
         return replace(report, expected_sparsity=float(expected))
 
     def state(self) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
-        return state | {"gate_primal": [each.state_dict() for each in self.gate_primal]}
+        return state | {"gate_primal": [optimizer.state_dict() for optimizer in self.gate_primal]}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
-        for each, values in zip(self.gate_primal, state["gate_primal"], strict=True):
-            each.load_state_dict(values)
+        for optimizer, values in zip(self.gate_primal, state["gate_primal"], strict=True):
+            optimizer.load_state_dict(values)
 
     def _stateful(self) -> dict[str, Any]:
         return {
             "model": self.model,
-            "projection": self.bench.distillation.projection,
+            "projection": self.ctx.distillation.projection,
             "gates": self.gates,
             "control": self.control,
             "primal": self.primal,
@@ -170,54 +170,54 @@ class GateStage:
 
 
 class GateMethod(Method):
-    """A method that trains gates: what its stage leaves is what it found."""
+    """A method that trains gates; its result is that of its stage."""
 
     needs = frozenset({"audio", "labels"})
     yields: Literal["curve", "point"] = "point"
 
     @abstractmethod
-    def stage(self, bench: MethodContext) -> GateStage:
-        """From its beginning."""
+    def stage(self, ctx: MethodContext) -> GateStage:
+        """Return the stage at its first step."""
 
-    def search(self, bench: MethodContext) -> GateStage | None:
-        return self.stage(bench) if bench.config.pruning.steps else None
+    def search(self, ctx: MethodContext) -> GateStage | None:
+        return self.stage(ctx) if ctx.config.pruning.steps else None
 
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
-        """After no step at all, the gates are as they started: every unit is worth the same."""
-        return (search if isinstance(search, GateStage) else self.stage(bench)).search_result()
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
+        """Return the stage's result; without any step all units of equal start score the same."""
+        return (search if isinstance(search, GateStage) else self.stage(ctx)).search_result()
 
 
 def masked_losses(
-    bench: MethodContext,
+    ctx: MethodContext,
     mask: Mask,
     batch: Batch,
     *,
-    taught: Output | None = None,
+    targets: Output | None = None,
     narrow_from: float = NARROW_FROM,
 ) -> Losses:
-    """Of the student under a mask: what its tasks and the teacher ask, and `total`, their sum.
+    """Return the student's losses under a mask, and `total`, their weighted sum.
 
     Args:
-        bench: whose student and teacher.
-        mask: values of gates, drawn or given; differentiable.
-        batch: of speech, with its words.
-        taught: what the teacher says of it, if that is known already.
-        narrow_from: closed units of an axis are left out from this share of it on.
+        ctx: has the student and the teacher.
+        mask: values of the gates; differentiable.
+        batch: speech with its words.
+        targets: the teacher's output on this batch; computed if None.
+        narrow_from: share of an axis from which on closed units are left out.
     """
-    model, distillation = bench.student, bench.distillation
-    with autocast(batch.features.device, bench.config.runtime.precision):
-        folded = fold(named_tensors(model), bench.space.axes, mask, narrow_from=narrow_from)
+    model, distillation = ctx.student, ctx.distillation
+    with autocast(batch.features.device, ctx.config.runtime.precision):
+        folded = fold(named_tensors(model), ctx.space.axes, mask, narrow_from=narrow_from)
         output = gated_forward(model, batch.features, batch.num_frames, folded)
         task = ctc_loss(output, batch.tokens, batch.num_tokens)
-        whole = torch.ones(model.shape.width, device=bench.device)
+        whole = torch.ones(model.shape.width, device=ctx.device)
         width = kept_unit_indices(mask.get("width", whole))
-        student = Student(output=output, width=width, alive=alive_blocks(model, folded))
-        terms = distillation.losses(batch.features, batch.num_frames, student, taught=taught)
+        student = Student(output=output, width=width, is_active=active_blocks(model, folded))
+        terms = distillation.losses(batch.features, batch.num_frames, student, targets=targets)
     return weighted_total({"task": task, **terms}, distillation)
 
 
-def alive_blocks(model: Conformer, folded: Folded) -> tuple[bool, ...]:
-    """Which blocks still hold a module."""
+def active_blocks(model: Conformer, folded: Folded) -> tuple[bool, ...]:
+    """Return whether each block still holds an open module."""
     closed = folded.closed
     return tuple(
         block.name not in closed and any(part.name not in closed for part in block.parts())
@@ -225,35 +225,35 @@ def alive_blocks(model: Conformer, folded: Folded) -> tuple[bool, ...]:
     )
 
 
-def evaluate_extracted(bench: MethodContext, found: SearchResult, stage: Stage) -> Report:
-    """What is extracted of the student as it is, for the target, neither repaired nor tuned."""
-    choice = bench.choose(found.scores, bench.target)
-    small = extract_and_reconstruct(bench.student, found.reference, choice, how="none", speech=())
-    reestimate_statistics(small, bench.speech)
-    return bench.judge.report(small, stage)
+def evaluate_extracted(ctx: MethodContext, result: SearchResult, stage: Stage) -> Report:
+    """Extract the student for the target, without repair or tuning, and report on it."""
+    choice = ctx.choose(result.scores, ctx.target)
+    small = extract_and_reconstruct(ctx.student, result.reference, choice, how="none", speech=())
+    reestimate_statistics(small, ctx.speech)
+    return ctx.evaluator.report(small, stage)
 
 
 def gate_rate(config: PruningConfig, *, settling_steps: int = 0) -> float:
-    """Adam's rate on the gates; a step of Adam is at most about as long as its rate.
+    """Return Adam's rate on the gates, as a step of Adam is at most about as long as its rate.
 
-    Steps in which the rate falls to 0 reach half as far as others, so that a travel is the same
-    with them and without.
+    Steps in which the rate falls to 0 count half, so that `gate_travel` means the same distance
+    with and without them. For example, a travel of 10 in 1,000 steps is a rate of 0.01.
     """
     reach = max(1.0, config.steps - settling_steps / 2)
     return config.gate_travel / reach if config.gate_travel else config.gate_lr
 
 
-def expected_sparsity(bench: MethodContext, expected: Mask) -> Tensor:
-    """Share of the resource that gates remove which are open with these probabilities."""
-    return expected_sparsities(bench, expected)[bench.config.pruning.resource]
+def expected_sparsity(ctx: MethodContext, expected: Mask) -> Tensor:
+    """Return the share of the resource that gates with these open probabilities remove."""
+    return expected_sparsities(ctx, expected)[ctx.config.pruning.resource]
 
 
-def expected_sparsities(bench: MethodContext, expected: Mask) -> dict[Resource, Tensor]:
-    """The same of each resource that has a target."""
-    cost = bench.space.mask_cost(expected)
-    found: dict[Resource, Tensor] = {}
-    for resource in bench.config.pruning.targets:
-        sparsity = bench.space.sparsity(cost, resource)
+def expected_sparsities(ctx: MethodContext, expected: Mask) -> dict[Resource, Tensor]:
+    """Return the share of each resource with a target that these gates remove."""
+    cost = ctx.space.mask_cost(expected)
+    sparsities: dict[Resource, Tensor] = {}
+    for resource in ctx.config.pruning.targets:
+        sparsity = ctx.space.sparsity(cost, resource)
         assert isinstance(sparsity, Tensor)
-        found[resource] = sparsity
-    return found
+        sparsities[resource] = sparsity
+    return sparsities

@@ -1,4 +1,4 @@
-"""Hard-concrete gates on all that may go: how they start, and the stage that cools them."""
+"""Hard-concrete gates on all prunable axes: their start, and the stage that anneals them."""
 
 from typing import Any
 
@@ -10,33 +10,33 @@ from core.config.base import ConfigError
 from core.config.trial import method_names
 from core.data.batching import Batch
 from core.pruning.gates.hard_concrete import CLAMP, KINDS, HardConcrete
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.training.gate_stage import Control, GateStage
 from core.training.method import Method, MethodContext, load_method
 
-NOTHING = 2.0
-"""More than all units of an axis: none is left out of a step, however many are shut."""
+NEVER_NARROW = 2.0
+"""A share above 1: no closed unit is left out of a step."""
 
 
 class ConcreteStage(GateStage):
-    """Weights and hard-concrete gates, which know how much of the search is done."""
+    """Trains weights and hard-concrete gates, which are annealed and may be closed in rounds."""
 
     def __init__(
-        self, bench: MethodContext, control: Control, *, shrink_rounds: int = 1, **settings: Any
+        self, ctx: MethodContext, control: Control, *, shrink_rounds: int = 1, **settings: Any
     ) -> None:
-        """Make a stage from its beginning.
+        """Make a stage at its first step.
 
         Args:
-            bench: what it may touch.
-            control: how the budget is enforced.
-            shrink_rounds: after each but the last, what would be cut is shut for good.
+            ctx: the trial's student, data and settings.
+            control: enforces the budget.
+            shrink_rounds: after each but the last, the units to remove are closed permanently.
             settings: those of any `GateStage`.
         """
-        self._rounds = min(shrink_rounds, max(1, bench.config.pruning.steps))
-        self.concrete = hard_concrete(bench, is_shrinking=shrink_rounds > 1)
-        super().__init__(bench, self.concrete, control, **settings)
+        self._rounds = min(shrink_rounds, max(1, ctx.config.pruning.steps))
+        self.concrete = make_hard_concrete_gates(ctx, is_shrinking=shrink_rounds > 1)
+        super().__init__(ctx, self.concrete, control, **settings)
         if self.concrete.has_gradient_when_closed:
-            self.narrow_from = NOTHING
+            self.narrow_from = NEVER_NARROW
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         number = step * self._rounds // self.steps
@@ -46,62 +46,65 @@ class ConcreteStage(GateStage):
         return super().step(batch, step)
 
     def _shrink(self, number: int) -> None:
-        """Shut for good what goes in the first so many rounds; what gates remember, too, ends."""
-        share = 1 - (1 - self.bench.target) ** (number / self._rounds)
-        self.concrete.shrink(self.bench.choose(self.concrete.scores(), share))
+        """Close the units of the first `number` rounds permanently; reset the gates' optimizers."""
+        share = 1 - (1 - self.ctx.target) ** (number / self._rounds)
+        self.concrete.shrink(self.ctx.choose(self.concrete.scores(), share))
         for optimizer in self.gate_primal:
             optimizer.state.clear()
 
 
-def hard_concrete(bench: MethodContext, *, is_shrinking: bool = False) -> HardConcrete:
-    """Gates on all that may go, open at first, and in the order of another method's scores.
+def make_hard_concrete_gates(ctx: MethodContext, *, is_shrinking: bool = False) -> HardConcrete:
+    """Make gates on all prunable axes, open at first, in the order of another method's scores.
 
-    Those that move many weights at once start more open: they see the larger gradients.
+    Gates of modules and of the width start more open, as their gradients are larger.
 
     Raises:
         ConfigError: if `pruning.start_from` is a method that cannot score units at once.
     """
-    config, axes = bench.config.pruning, bench.space.prunable
+    config, axes = ctx.config.pruning, ctx.space.prunable
     is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
     middle = {
         n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
     }
-    moved = {name: config.start_spread * order for name, order in start_order(bench).items()}
+    moved = {name: config.start_spread * order for name, order in start_order(ctx).items()}
     start = {
         name: (alike + moved.get(name, torch.zeros(()))).clamp(-CLAMP, CLAMP)
         for name, alike in middle.items()
     }
     gates = KINDS[config.gates](axes, start=start, is_shrinking=is_shrinking)
-    return gates.to(bench.device)
+    return gates.to(ctx.device)
 
 
-def start_order(bench: MethodContext) -> dict[str, Float[Tensor, " _"]]:
-    """By axis, each unit's rank among the scores of `pruning.start_from`, from -1 to 1.
+def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:
+    """Return each unit's rank among the scores of `pruning.start_from`, from -1 to 1.
 
-    Inside its axis, as how much each axis is to lose is what the search is for.
+    Ranks are within each axis, as the search decides how much each axis loses.
     """
-    name = bench.config.pruning.start_from
+    name = ctx.config.pruning.start_from
     if not name:
         return {}
     method = load_method(name)
     if not scores_at_once(method):
-        able = [other for other in method_names() if scores_at_once(load_method(other))]
+        scoring_methods = [other for other in method_names() if scores_at_once(load_method(other))]
         raise ConfigError(
             "`pruning.start_from` must be a method that scores the teacher's units at once, one"
-            f" of {', '.join(able)}, but is `{name}` instead"
+            f" of {', '.join(scoring_methods)}, but is `{name}` instead"
         )
-    scores = method.search_result(bench.restricted_to(method.needs), None).scores
-    return {axis: centered_ranks(shares) for axis, shares in ranked_within(scores).items()}
+    scores = method.search_result(ctx.restricted_to(method.needs), None).scores
+    return {axis: centered_ranks(shares) for axis, shares in rank_within_axis(scores).items()}
 
 
 def centered_ranks(shares: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-    """Ranks as shares of an axis, 1/n to 1, moved to -1 to 1; a unit that is alone lies at 0."""
+    """Map ranks as shares of an axis, 1/n to 1, to -1 to 1; a single unit is at 0.
+
+    For example, the shares 1/3, 2/3 and 1 become -1, 0 and 1.
+    """
     size = len(shares)
     return ((2 * size * shares - size - 1) / max(1, size - 1)).float()
 
 
 def scores_at_once(method: Method) -> bool:
-    """Whether it only says what units are worth, of the teacher as it is and of all its axes."""
+    """Whether a method scores all axes of the unchanged teacher without a search."""
     own = type(method)
     return (
         own.search is Method.search

@@ -1,17 +1,17 @@
-"""Training that lets blocks be left out later: CTC after middle blocks, and stochastic depth.
+"""Training for later removal of blocks: CTC after middle blocks, and stochastic depth.
 
-Intermediate CTC (Lee & Watanabe, 2021) asks the states after some middle blocks for the transcript,
+Intermediate CTC (Lee & Watanabe, 2021) adds CTC losses of the states after some middle blocks,
 through the model's own head:
 
     L = (1 - w) CTC(head(x_L)) + w mean over k of CTC(head(x_k))
 
-Each of our blocks ends in a norm, which stands where an encoder's final norm would; so what is
-trained at block k is the model of the first k blocks, exactly.
+Each of our blocks ends in a norm, in the place of an encoder's final norm; so the loss at block k
+trains exactly the model of the first k blocks.
 
-Stochastic depth (Huang et al., 2016) passes by block l of L with probability p l / L in a training
-step; what its modules add otherwise is scaled by 1 / (1 - p l / L). Norm and all: what training
-leaves out must be what extraction removes. (LDASR, another depth-on-demand Conformer, keeps the
-norm of a block that it drops; then cut its four modules instead, whose norm stays.)
+Stochastic depth (Huang et al., 2016) skips block l of L with probability p l / L in a training
+step; otherwise the outputs of its modules are scaled by 1 / (1 - p l / L). The norm is skipped,
+too: training must skip exactly what extraction removes. (LDASR, another depth-on-demand Conformer,
+keeps the norm of a block that it drops; for that, remove its four modules instead.)
 """
 
 from dataclasses import dataclass, replace
@@ -29,17 +29,17 @@ from core.training.distillation import ctc_loss
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InterCTC:
-    """After which blocks, counted from 1, the transcript is asked for, and how much it counts."""
+    """The blocks, counted from 1, that have an intermediate CTC loss, and its weight."""
 
     weight: float = 0.0
     layers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: TeacherConfig, num_blocks: int) -> "InterCTC":
-        """As a config asks for it; after the middle block if it names none.
+        """Read the settings of a config; without layers, the middle block is used.
 
         Raises:
-            ConfigError: if a block is not a middle one of so many.
+            ConfigError: if a block is not before the last one.
         """
         if config.interctc_weight == 0:
             return cls()
@@ -55,14 +55,21 @@ class InterCTC:
     def losses(
         self, task: Tensor, model: Conformer, output: Output, batch: Batch
     ) -> dict[str, Tensor]:
-        """`total`, with the mean over the middle blocks as `intermediate` if it counts at all."""
+        """Return `total`, and with a weight above 0 the middle blocks' mean as `intermediate`.
+
+        Args:
+            task: the CTC loss of the last block.
+            model: has the head.
+            output: of the model on the batch.
+            batch: speech with its words.
+        """
         if self.weight == 0:
             return {"total": task, "task": task}
         middle = [
             replace(output, logits=model.head(output.hidden[layer - 1])) for layer in self.layers
         ]
-        each = [ctc_loss(early, batch.tokens, batch.num_tokens) for early in middle]
-        intermediate = torch.stack(each).mean()
+        intermediate_losses = [ctc_loss(early, batch.tokens, batch.num_tokens) for early in middle]
+        intermediate = torch.stack(intermediate_losses).mean()
         total = (1 - self.weight) * task + self.weight * intermediate
         return {"total": total, "task": task, "intermediate": intermediate}
 
@@ -71,11 +78,11 @@ def has_stochastic_depth(model: Conformer) -> bool:
     return any(block.skip_probability > 0 for block in model.typed_blocks())
 
 
-def drawn_skips(model: Conformer) -> frozenset[str]:
-    """The blocks that this step passes by; nothing is drawn where none ever is."""
+def sample_skips(model: Conformer) -> frozenset[str]:
+    """Sample the blocks that this step skips; without stochastic depth nothing is sampled."""
     if not has_stochastic_depth(model):
         return frozenset(NOTHING)
     blocks = model.typed_blocks()
-    chances = broadcast_draw(torch.rand(len(blocks))).tolist()
-    pairs = zip(blocks, chances, strict=True)
-    return frozenset(block.name for block, chance in pairs if chance < block.skip_probability)
+    draws = broadcast_draw(torch.rand(len(blocks))).tolist()
+    pairs = zip(blocks, draws, strict=True)
+    return frozenset(block.name for block, draw in pairs if draw < block.skip_probability)

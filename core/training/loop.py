@@ -1,8 +1,7 @@
-"""The loop that all training shares, and the stage that trains a dense model.
+"""The training loop of all stages, and the stage that trains a dense model.
 
-A stage takes steps; `fit` walks it from checkpoint to checkpoint and yields a report at each
-evaluation, after the checkpoint that would bring a killed run back to this very point, and that
-holds the report itself, lest nobody hears it.
+A stage takes steps. `fit` runs them, saves checkpoints, and yields a report at each evaluation. The
+checkpoint is saved before the report is yielded, and stores it, so a crash cannot lose a report.
 """
 
 import math
@@ -26,29 +25,29 @@ from core.pruning.space import Choice
 from core.report import Report, Stage
 from core.training import checkpoint
 from core.training.distillation import Distillation, Student, ctc_loss
-from core.training.intermediate_ctc import InterCTC, drawn_skips, has_stochastic_depth
-from core.training.optimizers import primal, set_rate, warmed_cosine
+from core.training.intermediate_ctc import InterCTC, has_stochastic_depth, sample_skips
+from core.training.optimizers import primal, set_rate, warmup_cosine
 
 
 class DivergenceError(RuntimeError):
-    """The loss is no number any more; the last checkpoint is from before."""
+    """The loss is not finite; the last checkpoint was saved before that."""
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A stage of a trial: it takes steps, and can be put away and taken up again."""
+    """A stage of a trial: it takes steps, and can be saved and resumed."""
 
     stage: Stage
     steps: int
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One optimizer step on an augmented batch; returns the losses, detached."""
+        """Take one optimizer step on an augmented batch; return the losses, detached."""
 
     def evaluate(self) -> Report:
-        """The model as it would be extracted now, measured on dev, without step or losses."""
+        """Measure on dev the model that would be extracted now; without step and losses."""
 
     def state(self) -> dict[str, Any]:
-        """All that decides the steps to come."""
+        """Return all state on which later steps depend."""
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
@@ -62,12 +61,12 @@ class Tuning(Trainable, Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class RunningMeans:
-    """What happened since the last report."""
+    """Mean losses and speed since the last report."""
 
     sums: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
-    """Speech trained on."""
+    """Seconds of speech trained on."""
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, losses: dict[str, Tensor], seconds: float) -> None:
@@ -85,122 +84,128 @@ class RunningMeans:
 
 @dataclass(kw_only=True, slots=True)
 class TrainRun:
-    """Where a trial's stages meet: its data, its chance, its checkpoints, its count of steps."""
+    """The state that a trial's stages share: data, random generators, checkpoints, step counts."""
 
     batches: TrainBatches
     augment: AugmentConfig
-    augment_chance: torch.Generator
+    augment_rng: torch.Generator
     """Its own generator, so that touching the model does not reorder the data."""
     runtime: RuntimeConfig
     device: torch.device
     checkpoints: Path
     total_steps: int
     steps_before: int = 0
-    """Steps of the stages that are done."""
+    """Steps of earlier stages."""
     ranks: Ranks = ALONE
-    """Who walks together; each has a journey of its own, and all come by the same places."""
-    beside: Mapping[str, Any] = field(default_factory=dict)
-    """What checkpoints hold besides the stage's state: what it takes to make the stage again."""
+    """The ranks that train together; each has its own run, and all take the same steps."""
+    extra_state: Mapping[str, Any] = field(default_factory=dict)
+    """Stored in checkpoints besides the stage's state: what is needed to make the stage again."""
     reports: list[Report] = field(default_factory=list)
-    """Of the first rank: all so far, also those of earlier runs."""
+    """All reports of the trial so far, those before a resume included; on the first rank only."""
 
-    def save(self, stage: Trainable, step: int, tally: RunningMeans) -> None:
-        place = self.place()
+    def save(self, stage: Trainable, step: int, running: RunningMeans) -> None:
+        position = self.position()
         if not self.ranks.is_first:
             return
         state = {
             "stage": stage.stage,
             "step": step,
             "steps_before": self.steps_before,
-            "sums": tally.sums,
-            "since": tally.steps,
+            "sums": running.sums,
+            "since": running.steps,
             "reports": [asdict(report) for report in self.reports],
             "model": stage.state(),
-            "beside": dict(self.beside),
-            **place,
+            "extra_state": dict(self.extra_state),
+            **position,
         }
         checkpoint.save(self.checkpoints, self.steps_before + step, state)
 
-    def place(self) -> dict[str, Any]:
-        """Where data and chance stand, of all ranks."""
-        first, *others = self.ranks.gather(self._chance())
+    def position(self) -> dict[str, Any]:
+        """Return the state of the data and of the random generators, of all ranks."""
+        first, *others = self.ranks.gather(self._rng_states())
         return {
             "batches": self.batches.state_dict(),
-            "augment_chance": self.augment_chance.get_state(),
+            "augment_rng_state": self.augment_rng.get_state(),
             **first,
-            "others": others,
+            "other_ranks": others,
         }
 
-    def _chance(self) -> dict[str, Tensor]:
-        chance = {"chance": torch.get_rng_state()}
+    def _rng_states(self) -> dict[str, Tensor]:
+        states = {"rng_state": torch.get_rng_state()}
         if self.device.type == "cuda":
-            chance["device_chance"] = torch.cuda.get_rng_state()
-        return chance
+            states["device_rng_state"] = torch.cuda.get_rng_state()
+        return states
 
     def restore(self, stage: Trainable, state: dict[str, Any]) -> RunningMeans:
         stage.restore(state["model"])
-        self.go_to(state)
+        self.seek(state)
         return RunningMeans(sums=dict(state["sums"]), steps=state["since"])
 
-    def go_to(self, state: Mapping[str, Any]) -> None:
-        """Put data and chance where `place` found them."""
+    def seek(self, state: Mapping[str, Any]) -> None:
+        """Set the data and the random generators to a state from `position`."""
         self.batches.load_state_dict(state["batches"])
-        self.augment_chance.set_state(state["augment_chance"])
-        chances = [state, *state.get("others", ())]
-        if self.ranks.rank < len(chances):  # there may be more ranks now than there were
-            chance = chances[self.ranks.rank]
-            torch.set_rng_state(chance["chance"])
-            if "device_chance" in chance and self.device.type == "cuda":
-                torch.cuda.set_rng_state(chance["device_chance"])
+        self.augment_rng.set_state(state["augment_rng_state"])
+        by_rank = [state, *state["other_ranks"]]
+        if self.ranks.rank < len(by_rank):  # there may be more ranks than before the resume
+            own = by_rank[self.ranks.rank]
+            torch.set_rng_state(own["rng_state"])
+            if "device_rng_state" in own and self.device.type == "cuda":
+                torch.cuda.set_rng_state(own["device_rng_state"])
 
 
 def fit(
-    stage: Trainable, journey: TrainRun, *, resume: dict[str, Any] | None = None
+    stage: Trainable, run: TrainRun, *, resume: dict[str, Any] | None = None
 ) -> Iterator[Report]:
-    """Walk a stage to its end, from a checkpoint of it if one is given.
+    """Train a stage to its end, and yield its reports.
 
     Only the first rank evaluates and yields; the others wait for it at their next step.
+
+    Args:
+        stage: to be trained.
+        run: the trial's state, which is updated.
+        resume: a checkpoint of this stage to resume from.
+
+    Raises:
+        DivergenceError: if the mean loss is not finite.
     """
-    tally = journey.restore(stage, resume) if resume else RunningMeans()
+    running = run.restore(stage, resume) if resume else RunningMeans()
     first = resume["step"] if resume else 0
-    runtime, ranks = journey.runtime, journey.ranks
+    runtime, ranks = run.runtime, run.ranks
     ranks.align(stage.state())
-    for step, batch in zip(range(first, stage.steps), journey.batches, strict=False):
-        ready = augment_batch(batch.to(journey.device), journey)
+    for step, batch in zip(range(first, stage.steps), run.batches, strict=False):
+        ready = augment_batch(batch.to(run.device), run)
         with together(ranks):
             losses = stage.step(ready, step)
-        tally.add(losses, batch.seconds)
+        running.add(losses, batch.seconds)
         done = step + 1
         is_due = done % runtime.report_steps == 0 or done == stage.steps
         if not is_due and done % runtime.checkpoint_steps:
             continue
-        means, speed = tally.means(), tally.speed()
+        means, speed = running.means(), running.speed()
         if not math.isfinite(means["total"]):
             raise DivergenceError(
                 f"The mean loss must be a number, but is {means['total']} at step {done} of"
-                f" `{stage.stage}` instead; lower rates, perhaps."
+                f" `{stage.stage}` instead; try lower learning rates"
             )
         if is_due:
-            tally = RunningMeans()
+            running = RunningMeans()
             if ranks.is_first:
-                journey.reports.append(_completed(stage.evaluate(), journey, done, means, speed))
-        journey.save(stage, done, tally)
+                run.reports.append(_complete_report(stage.evaluate(), run, done, means, speed))
+        run.save(stage, done, running)
         if is_due and ranks.is_first:
-            yield journey.reports[-1]
-            tally.started = time.perf_counter()
-    journey.steps_before += stage.steps
+            yield run.reports[-1]
+            running.started = time.perf_counter()
+    run.steps_before += stage.steps
 
 
-def augment_batch(batch: Batch, journey: TrainRun) -> Batch:
-    features = spec_augment(
-        batch.features, batch.num_frames, journey.augment, journey.augment_chance
-    )
+def augment_batch(batch: Batch, run: TrainRun) -> Batch:
+    features = spec_augment(batch.features, batch.num_frames, run.augment, run.augment_rng)
     return replace(batch, features=features)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """How fast weights move."""
+    """The schedule of the learning rate, weight decay and gradient clipping."""
 
     peak: float
     warmup_share: float
@@ -208,13 +213,13 @@ class Rates:
     clip: float
 
     def at(self, step: int, *, steps: int) -> float:
-        """Up over the warm-up, then down as a cosine."""
-        return self.peak * warmed_cosine(step, steps=steps, warmup_share=self.warmup_share)
+        """Return the rate at a step: linear warm-up, then a cosine."""
+        return self.peak * warmup_cosine(step, steps=steps, warmup_share=self.warmup_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeachingTask:
-    """A teacher, and what of it a small model kept."""
+    """A teacher, and the choice of its units that the small model keeps."""
 
     distillation: Distillation
     choice: Choice
@@ -229,7 +234,7 @@ class TeachingTask:
 
 
 class DenseStage:
-    """Training of a model without gates: the teacher alone, or a small model from its teacher."""
+    """Trains a model without gates: the teacher alone, or a small model with its teacher."""
 
     def __init__(
         self,
@@ -238,14 +243,14 @@ class DenseStage:
         stage: Stage,
         steps: int,
         rates: Rates,
-        judge: Evaluator | None,
+        evaluator: Evaluator | None,
         runtime: RuntimeConfig,
         taught: TeachingTask | None = None,
         interctc: InterCTC | None = None,
         micro_batches: int = 1,
     ) -> None:
         self.model, self.stage, self.steps = model, stage, steps
-        self.rates, self.judge, self.taught = rates, judge, taught
+        self.rates, self.evaluator, self.taught = rates, evaluator, taught
         self.interctc = interctc or InterCTC()
         self.precision, self.micro_batches = runtime.precision, micro_batches
         parameters = list(model.parameters())
@@ -272,22 +277,22 @@ class DenseStage:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.features.device, self.precision):
-            skipped = drawn_skips(self.model)
+            skipped = sample_skips(self.model)
             output = self.forward(batch.features, batch.num_frames, skipped)
             task = ctc_loss(output, batch.tokens, batch.num_tokens)
             if self.taught is None:
                 return self.interctc.losses(task, self.model, output, batch)
             distillation = self.taught.distillation
             width = self.taught.width.to(batch.features.device)
-            alive = tuple(bool(block.parts()) for block in self.model.typed_blocks())
+            is_active = tuple(bool(block.parts()) for block in self.model.typed_blocks())
             blocks = self.taught.blocks
-            student = Student(output=output, width=width, alive=alive, blocks=blocks)
+            student = Student(output=output, width=width, is_active=is_active, blocks=blocks)
             terms = distillation.losses(batch.features, batch.num_frames, student)
         return weighted_total({"task": task, **terms}, distillation)
 
     def evaluate(self) -> Report:
-        assert self.judge is not None, "only a stage that is fitted is judged"
-        return self.judge.report(self.model, self.stage)
+        assert self.evaluator is not None, "a stage without an evaluator cannot be evaluated"
+        return self.evaluator.report(self.model, self.stage)
 
     def state(self) -> dict[str, Any]:
         state = {"model": self.model.state_dict(), "primal": self.primal.state_dict()}
@@ -303,7 +308,7 @@ class DenseStage:
 
 
 Losses = dict[str, Tensor]
-"""By name; of `total` the gradients are taken."""
+"""Losses by name; gradients are those of `total`."""
 
 
 def optimizer_step(
@@ -315,13 +320,22 @@ def optimizer_step(
     rate: float,
     clip: float,
 ) -> dict[str, Tensor]:
-    """One step of an optimizer down a batch's losses; returns them, detached."""
+    """Take one optimizer step on a batch's losses; return them, detached.
+
+    Args:
+        batch: of this rank and all others.
+        losses: computes them on a part of the batch.
+        parts: micro-batches of the batch.
+        optimizer: of the parameters.
+        rate: the learning rate of this step.
+        clip: the largest norm of the gradients.
+    """
     set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
-    found = accumulate_gradients(batch, losses, parts=parts, optimizers=[optimizer])
+    losses_ = accumulate_gradients(batch, losses, parts=parts, optimizers=[optimizer])
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
     optimizer.step()
-    return found
+    return losses_
 
 
 def accumulate_gradients(
@@ -331,30 +345,40 @@ def accumulate_gradients(
     parts: int,
     optimizers: Iterable[torch.optim.Optimizer],
 ) -> dict[str, Tensor]:
-    """Leave the gradients of a batch's losses, taken part by part; return the losses, detached.
+    """Add up the gradients of a batch's losses, part by part; return the losses, detached.
 
-    Losses that come one after the other add up; each lets its activations go before the next.
-    Of each part every rank takes its share; the sums over ranks are what one would have found.
+    If `losses` yields several, their gradients are added one after the other, and the activations
+    of each are freed before the next. Every rank takes its share of each part; the sums over ranks
+    equal those of a single rank.
+
+    Example: a batch of 8 utterances, 2 parts and 2 ranks. A part of 4 counts 4 / 8 of the mean;
+    each rank computes 2 utterances of it.
+
+    Args:
+        batch: of all ranks.
+        losses: computes them on a part of the batch.
+        parts: micro-batches of the batch.
+        optimizers: of the parameters whose gradients are summed over ranks.
     """
     ranks = current()
     sums: dict[str, Tensor] = {}
     for part in batch.parts(parts):
         share = len(part.ids) / len(batch.ids)
         own = part.share(ranks.rank, ranks.size)
-        # Who gets nothing goes the same way with what counts nothing: the others wait for it.
+        # A rank without utterances computes a loss that counts 0: the other ranks wait for it.
         with together(replace(ranks, is_idle=own is None)):
-            found = losses(own or part.parts(len(part.ids))[0])
-            for each in [found] if isinstance(found, dict) else found:
-                (share * each["total"]).backward()
-                for name, loss in each.items():
+            part_losses = losses(own or part.parts(len(part.ids))[0])
+            for terms in [part_losses] if isinstance(part_losses, dict) else part_losses:
+                (share * terms["total"]).backward()
+                for name, loss in terms.items():
                     sums[name] = sums.get(name, 0.0) + share * loss.detach()
-    held = [p.grad for o in optimizers for group in o.param_groups for p in group["params"]]
-    ranks.add_up([*(grad for grad in held if grad is not None), *sums.values()])
+    gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"]]
+    ranks.add_up([*(grad for grad in gradients if grad is not None), *sums.values()])
     return sums
 
 
 def weighted_total(terms: dict[str, Tensor], distillation: Distillation) -> dict[str, Tensor]:
-    """The terms, and their weighted sum as `total`."""
+    """Return the terms, and their weighted sum as `total`."""
     config = distillation.config
     weights = {
         "task": config.task_weight,
@@ -371,20 +395,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bf16 have instructions of their own; elsewhere they are slower."""
+    """Whether the device has instructions for bf16 matrix products; without, bf16 is slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for it that the oldest version we allow answers, too.
+    # The oldest version of torch that we support has no public function for this.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
-def _completed(
-    report: Report, journey: TrainRun, done: int, means: dict[str, float], speed: float
+def _complete_report(
+    report: Report, run: TrainRun, done: int, means: dict[str, float], speed: float
 ) -> Report:
     return replace(
         report,
-        step=journey.steps_before + done,
-        total_steps=journey.total_steps,
+        step=run.steps_before + done,
+        total_steps=run.total_steps,
         losses=means,
         audio_seconds_per_second=speed,
     )

@@ -1,8 +1,7 @@
-"""What a pruning method is, and all it may touch.
+"""The interface of a pruning method, and the context that it works in.
 
-A method is one file of core/methods that names its one instance METHOD. It says what each unit is
-worth, after training gates or at once; selection, repair, extraction, tuning and measuring are
-shared.
+A method is one file of core/methods with an instance METHOD. It scores each unit, after training
+gates or at once; selection, repair, extraction, tuning and evaluation are shared.
 """
 
 from abc import ABC, abstractmethod
@@ -31,35 +30,35 @@ Need = Literal["audio", "labels"]
 
 
 class NeedError(RuntimeError):
-    """A method touched what it does not say it needs."""
+    """A method used data that is not in its `needs`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
-    """What a search leaves."""
+    """The result of a search: scores, and the gates to extract with."""
 
     scores: Scores
-    """What each unit is worth, comparable across axes; axes without an entry stay whole."""
+    """A score for each unit, comparable across axes; axes without an entry stay whole."""
     reference: Mask
-    """Gates under which the student computes what extraction should keep; empty for all open."""
+    """Gates under which the student computes what extraction preserves; empty for all open."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodContext:
-    """Everything a method may touch."""
+    """Everything that a method works with."""
 
     config: TrialConfig
     student: Conformer
-    """What the method made of a copy of the teacher; its to change."""
+    """A copy of the teacher, after `prepare_model`; the method may change it."""
     distillation: Distillation
     space: Space
     speech: Calibration
     """A few batches of training speech, without its words."""
-    labelled: Iterable[Batch]
-    """The same batches with their words; may be walked again and again."""
+    labeled: Iterable[Batch]
+    """The same batches with their words; may be iterated over several times."""
     choose: Callable[[Scores, float], dict[str, Tensor]]
-    """The structure that these scores give when such a share is to be removed."""
-    judge: Evaluator
+    """Returns the choice that these scores give when this share is to be removed."""
+    evaluator: Evaluator
     device: torch.device
 
     @property
@@ -67,96 +66,98 @@ class MethodContext:
         return self.config.pruning.target_sparsity
 
     def restricted_to(self, needs: AbstractSet[Need]) -> "MethodContext":
-        """The same, but for data that is not needed: touching it is a NeedError."""
-        limited = replace(self, speech=guard_audio(self.speech, needs))
-        return limited if "labels" in needs else replace(limited, labelled=GuardedData("labels"))
+        """Return the same context in which the use of other data than `needs` raises NeedError."""
+        restricted = replace(self, speech=guard_audio(self.speech, needs))
+        return (
+            restricted if "labels" in needs else replace(restricted, labeled=GuardedData("labels"))
+        )
 
 
 def guard_audio(speech: Calibration, needs: AbstractSet[Need]) -> Calibration:
-    """The same speech, but where it is not needed: touching it is a NeedError."""
+    """Return the speech, or an object whose use raises NeedError if `audio` is not needed."""
     return speech if "audio" in needs else GuardedData("audio")
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedData:
-    """Stands where data would be that nobody may look at."""
+    """Takes the place of data that a method does not need; its use raises NeedError."""
 
     what: Need
 
     def __iter__(self) -> Iterator[Any]:
-        raise NeedError(f"A method that touches {self.what} must say that it needs them.")
+        raise NeedError(
+            f"`needs` of a method must name {self.what}, as the method uses them, but does not."
+        )
 
 
 class Method(ABC):
-    """Override what differs; most methods need only `found`."""
+    """A pruning method: override what differs; most methods need only `search_result`."""
 
     needs: frozenset[Need] = frozenset()
-    """What of the training data it touches to find scores: `speech`, `labelled`, or neither."""
+    """The training data that it uses to score units: `audio`, `labels`, both or neither."""
     yields: Literal["curve", "point"] = "curve"
-    """Whether what is found orders all units, for any budget, or was learned for one."""
+    """Whether its scores order all units for any budget, or were learned for one."""
 
     lives_by_tuning: bool = False
-    """Whether its models are worth nothing of their own before they are tuned."""
+    """Whether its models are not meant to be used before they are tuned."""
     is_from_scratch: bool = False
     """Whether its models are tuned from random weights."""
 
     def targets(self, config: TrialConfig) -> tuple[float, ...]:
-        """The shares of the resource to remove; each becomes an outcome."""
+        """Return the shares of the resource to remove; each becomes an outcome."""
         further = config.pruning.further_targets if self.yields == "curve" else ()
         return (config.pruning.target_sparsity, *further)
 
     def axes(self, config: TrialConfig) -> Sequence[AxisKind]:
-        """The kinds of units that may go: as the config says, or what the method is made for."""
+        """Return the kinds of units that may be removed: those of the config, unless overridden."""
         return config.pruning.axes
 
     def prepare_model(
         self, model: Conformer, config: TrialConfig, speech: Calibration
     ) -> Conformer:
-        """A copy of the teacher as the search begins: where parts are altered.
+        """Change the copy of the teacher with which the search begins.
 
-        By config and speech alone, to the same each time: a resumed trial asks again.
+        It must depend on config and speech alone: a resumed trial calls it again.
         """
         del config, speech
         return model
 
-    def search(self, bench: MethodContext) -> Trainable | None:
-        """The stage that trains while it searches; without one, its steps go to tuning."""
-        del bench
+    def search(self, ctx: MethodContext) -> Trainable | None:
+        """Return the stage that trains during the search; if None, its steps go to tuning."""
+        del ctx
         return None
 
     @abstractmethod
-    def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
-        """What the search left, or what can be said at once."""
+    def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
+        """Return the result of the search, or of scoring at once."""
 
     def repair(self, config: TrialConfig) -> Repair:
-        """How extraction adjusts the consumers of removed units."""
+        """Return how extraction adjusts the consumers of removed units."""
         return config.pruning.repair
 
-    def prepare_tuning(self, model: Conformer, bench: MethodContext) -> Conformer:
-        """The extracted model as its tuning starts."""
-        del bench
+    def prepare_tuning(self, model: Conformer, ctx: MethodContext) -> Conformer:
+        """Return the extracted model as its tuning starts."""
+        del ctx
         return model
 
-    def tuning(
-        self, model: Conformer, choice: Choice, bench: MethodContext, *, steps: int
-    ) -> Tuning:
-        """The stage that trains the extracted model: what its tasks and the teacher teach it.
+    def tuning(self, model: Conformer, choice: Choice, ctx: MethodContext, *, steps: int) -> Tuning:
+        """Return the stage that trains the extracted model on its task and the teacher's outputs.
 
         Args:
-            model: extracted, and started.
-            choice: what of the teacher it kept.
-            bench: all of it, whatever the search needed.
+            model: extracted, after `prepare_tuning`.
+            choice: the teacher's units that it keeps.
+            ctx: unrestricted, whatever the search needed.
             steps: of this outcome's tuning.
         """
-        config = bench.config
+        config = ctx.config
         return DenseStage(
             model,
             stage="tune",
             steps=steps,
             rates=tuning_rates(config),
-            judge=bench.judge,
+            evaluator=ctx.evaluator,
             runtime=config.runtime,
-            taught=TeachingTask(distillation=bench.distillation, choice=choice),
+            taught=TeachingTask(distillation=ctx.distillation, choice=choice),
             micro_batches=config.training.micro_batches,
         )
 
@@ -171,7 +172,7 @@ def tuning_rates(config: TrialConfig) -> Rates:
 
 
 def load_method(name: str) -> Method:
-    """The method of a file in core/methods; the config has checked that it is there."""
+    """Return the METHOD of a file in core/methods; the config has checked that it exists."""
     method = import_module(f"core.methods.{name}").METHOD
     assert isinstance(method, Method)
     return method

@@ -1,11 +1,11 @@
-"""Models of several sizes, trained together in the weights that they share.
+"""Training of a family: models of several sizes that share weights.
 
-A smaller model's units are among a larger one's. Each step trains the largest, the smallest and
-some drawn between them (the sandwich rule, Yu & Huang, 2019), all taught by the frozen teacher,
-which hears a batch once. Each size runs narrowed, so that it costs what its own FLOPs are: a step
-takes as long as its sizes one after the other, and the teacher's forward pass.
+A smaller model's units are a subset of a larger one's. Each step trains the largest, the smallest
+and some sampled between them (the sandwich rule, Yu & Huang, 2019), all distilled from the frozen
+teacher, which computes a batch once. Each size is computed without its closed units, so a step
+takes as long as its sizes one after the other and the teacher's forward pass.
 
-Batch-norm statistics are nobody's while all train: each size has its own estimated when it is cut.
+Batch-norm statistics of the shared model fit no size: each size gets its own at its extraction.
 """
 
 import math
@@ -31,54 +31,54 @@ from core.training.optimizers import primal
 
 
 class Nested:
-    """The steps in which all sizes learn."""
+    """The training steps of a family."""
 
-    def __init__(self, bench: MethodContext, choices: Sequence[Choice], *, steps: int) -> None:
-        """Make them from their beginning.
+    def __init__(self, ctx: MethodContext, choices: Sequence[Choice], *, steps: int) -> None:
+        """Make them at the first step.
 
         Args:
-            bench: whose student holds the weights.
-            choices: what each size keeps, the largest first.
-            steps: in all; rates rise and fall over them as in tuning.
+            ctx: its student holds the weights.
+            choices: the units of each size, the largest first.
+            steps: in all; the schedule of the rate is that of tuning.
         """
-        config = bench.config
-        self.bench, self.steps = bench, steps
-        self.masks = [as_mask(_on(choice, bench.device)) for choice in choices]
+        config = ctx.config
+        self.ctx, self.steps = ctx, steps
+        self.masks = [as_mask(_on(choice, ctx.device)) for choice in choices]
         self.rates = tuning_rates(config)
-        bench.student.set_dropout(config.tuning.dropout)
-        projection = bench.distillation.projection
+        ctx.student.set_dropout(config.tuning.dropout)
+        projection = ctx.distillation.projection
         self.primal = primal(
-            [*bench.student.parameters(), *projection.parameters()],
+            [*ctx.student.parameters(), *projection.parameters()],
             learning_rate=self.rates.peak,
             weight_decay=self.rates.weight_decay,
         )
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        self.bench.student.train()
-        masks = self._drawn()
+        self.ctx.student.train()
+        masks = self._sample_masks()
         return optimizer_step(
             batch,
             lambda part: self._losses(part, masks),
-            parts=self.bench.config.training.micro_batches,
+            parts=self.ctx.config.training.micro_batches,
             optimizer=self.primal,
             rate=self.rates.at(step, steps=self.steps),
             clip=self.rates.clip,
         )
 
-    def _drawn(self) -> list[Mask]:
-        """The sizes of a step, the largest first."""
-        chances = broadcast_draw(torch.rand(len(self.masks)))
-        chances[[0, -1]] = math.inf
-        count = min(len(self.masks), 2 + self.bench.config.pruning.drawn_sizes)
-        return [self.masks[i] for i in chances.topk(count).indices.sort().values]
+    def _sample_masks(self) -> list[Mask]:
+        """Sample the sizes of a step, the largest first."""
+        draws = broadcast_draw(torch.rand(len(self.masks)))
+        draws[[0, -1]] = math.inf
+        count = min(len(self.masks), 2 + self.ctx.config.pruning.drawn_sizes)
+        return [self.masks[i] for i in draws.topk(count).indices.sort().values]
 
     def _losses(self, batch: Batch, masks: Sequence[Mask]) -> Iterator[Losses]:
-        """Each size's part of the mean over sizes."""
-        bench = self.bench
-        with autocast(batch.features.device, bench.config.runtime.precision):
-            taught = bench.distillation.taught(batch.features, batch.num_frames)
+        """Yield each size's part of the mean over sizes."""
+        ctx = self.ctx
+        with autocast(batch.features.device, ctx.config.runtime.precision):
+            targets = ctx.distillation.teacher_output(batch.features, batch.num_frames)
         for mask in masks:
-            losses = masked_losses(bench, mask, batch, taught=taught)
+            losses = masked_losses(ctx, mask, batch, targets=targets)
             yield {name: loss / len(masks) for name, loss in losses.items()}
 
     def state(self) -> dict[str, Any]:
@@ -90,8 +90,8 @@ class Nested:
 
     def _stateful(self) -> dict[str, Any]:
         return {
-            "model": self.bench.student,
-            "projection": self.bench.distillation.projection,
+            "model": self.ctx.student,
+            "projection": self.ctx.distillation.projection,
             "primal": self.primal,
         }
 
@@ -99,16 +99,19 @@ class Nested:
 def nested_scores(
     scores: Scores, targets: Sequence[float], choose: Callable[[Scores, float], Choice]
 ) -> dict[str, Tensor]:
-    """Scores by which every size holds all smaller ones, though what is left of a budget is filled.
+    """Return scores by which every size holds all smaller ones, also when budgets are filled.
 
-    What the smallest size keeps is worth more than all else, then what the next one adds, and so
-    on; within a tier the order stays. (Where several resources have targets, each size tilts the
-    order to meet all of them, and sizes may overlap instead.)
+    Units of the smallest size get the highest scores, then those that the next size adds, and so
+    on; within such a tier the order stays. (Where several resources have targets, each size
+    reweights the order to meet all of them, and a size may not hold all smaller ones.)
+
+    Example: scores (3, 2, 1), of which the smaller size keeps the first and, to fill its budget,
+    the third. With a height of 3, the scores become (6, 2, 4): the larger size keeps both.
 
     Args:
-        scores: what each unit is worth.
+        scores: of each unit.
         targets: the shares to remove.
-        choose: the structure that scores give for such a share.
+        choose: returns the choice of scores for such a share.
     """
     tiers = {name: values.double() for name, values in scores.items()}
     every = torch.cat([values.flatten() for values in tiers.values()])
@@ -121,9 +124,9 @@ def nested_scores(
 
 @torch.no_grad()
 def absorb(model: Conformer, gates: Mask, choice: Choice) -> None:
-    """Fold gates into the weights, so that these compute without them what they did with them.
+    """Fold gates into the weights, so that the model computes the same without them.
 
-    Gates that are shut are let be: their units begin again where they were left.
+    Closed gates are not folded: the weights of their units stay as they are.
     """
     values = reference_gates(model.axes(), gates, choice)
     folded = fold(named_tensors(model), model.axes(), values, narrow_from=math.inf)

@@ -1,4 +1,4 @@
-"""Optimizers and their rates."""
+"""Optimizers and their learning rates."""
 
 import math
 from collections.abc import Iterable
@@ -10,14 +10,21 @@ from torch import nn
 def primal(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """For weights; fused, as its many small tensors would otherwise cost a step's tenth."""
+    """Return AdamW for weights, fused: updates of many small tensors would take 10 % of a step."""
     return torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
     )
 
 
-def warmed_cosine(step: int, *, steps: int, warmup_share: float, floor: float = 0.02) -> float:
-    """Factor on the peak rate: linear up over the warm-up, then half a cosine down to the floor."""
+def warmup_cosine(step: int, *, steps: int, warmup_share: float, floor: float = 0.02) -> float:
+    """Return a factor on the peak rate: linear over the warm-up, then half a cosine to the floor.
+
+    Args:
+        step: from 0.
+        steps: of the whole schedule.
+        warmup_share: share of the steps in which the factor rises to 1.
+        floor: the last factor.
+    """
     warmup = warmup_share * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -12,7 +12,7 @@ from core.data.prepare import Speech
 from core.training.loop import TrainRun
 
 CHECKPOINTS = "checkpoints"
-"""Of the folder of a trial, or of the teacher."""
+"""Name of the folder in that of a trial, or of the teacher."""
 
 
 def make_train_run(
@@ -24,15 +24,15 @@ def make_train_run(
     *,
     clean_steps: int = 0,
 ) -> TrainRun:
-    """The training speech in its order, from the beginning, with checkpoints in a folder.
+    """Return a run at its first step, with its checkpoints in a folder.
 
     Args:
         config: of the trial.
         folder: of the trial, or of the teacher.
-        speech: to train on.
-        device: where.
+        speech: training speech.
+        device: on which it trains.
         steps: of all stages.
-        clean_steps: before recording conditions are simulated.
+        clean_steps: first steps without simulated recording conditions.
     """
     return TrainRun(
         batches=TrainBatches(
@@ -43,7 +43,7 @@ def make_train_run(
             clean_batches=clean_steps,
         ),
         augment=config.training.augment,
-        augment_chance=torch.Generator().manual_seed(config.seed),
+        augment_rng=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
         device=device,
         checkpoints=folder / CHECKPOINTS,
@@ -52,19 +52,19 @@ def make_train_run(
 
 
 def count_clean_steps(config: TrialConfig, steps: int) -> int:
-    """Steps, of so many from random weights, with speech as it was recorded."""
+    """Return how many of these first steps use speech without simulated conditions."""
     return round(config.training.augment.clean_share * steps)
 
 
 def calibration_batches(config: TrialConfig, speech: Speech, device: torch.device) -> list[Batch]:
-    """The first batches of an order of their own: the same ones, whoever asks and whenever.
+    """Return the calibration batches, always the same, from an order of their own.
 
-    Their speech is as it was recorded.
+    Their speech has no simulated recording conditions.
     """
     batches = TrainBatches(speech.train, config.training.batch_seconds, config.seed + 1)
     return [next(batches).to(device) for _ in range(config.pruning.calibration_batches)]
 
 
 def without_words(batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
-    """Features and their numbers of frames."""
+    """Return features and numbers of frames of these batches."""
     return [(batch.features, batch.num_frames) for batch in batches]

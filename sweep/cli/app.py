@@ -5,7 +5,6 @@ A command imports what it needs inside its function: Ray, torch and MLflow take 
 """
 
 import errno
-import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -13,7 +12,6 @@ from typing import Annotated
 import typer
 
 from core.files import own_temporary_folder
-from core.telemetry import disable_telemetry
 from sweep.cli import (
     archive_commands,
     asr_commands,
@@ -27,8 +25,7 @@ from sweep.cli import (
 )
 from sweep.cli.options import BAD_INPUT, RESUMABLE, end
 from sweep.cli.output.streams import flushed_output, guard_output
-from sweep.console import make_logs_safe
-from sweep.run.library_caches import provide_home
+from sweep.run.library_caches import prepare_process
 
 COMMANDS = {
     "Sweeps": (
@@ -117,10 +114,7 @@ def _describe(error: OSError) -> str:
 
 def main() -> None:
     """Runs a command; an error of the user is one line on stderr and exit code 2."""
-    disable_telemetry(os.environ)
-    provide_home(os.environ)
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
-    make_logs_safe()
+    prepare_process()
     guard_output()
     try:
         with own_temporary_folder(), flushed_output():

@@ -39,7 +39,7 @@ def import_(
         "tokens": shape.vocabulary,
         "params": int(cost.params),
         "gflops": float(cost.flops) / 1e9,
-        "hearing": shape.hearing.to_plain(),
+        "frontend": shape.frontend_spec.to_plain(),
     }
     if as_json:
         out.print(to_json(info), markup=False)

@@ -20,8 +20,9 @@ def status(
 ) -> None:
     """Show how far a sweep has come."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import status_lines, status_values
+    from sweep.cli.output.tables import status_lines
     from sweep.snapshot import load_snapshot
+    from sweep.summary import status_values
 
     while True:
         values = status_values(load_snapshot(folder))
@@ -35,8 +36,9 @@ def status(
 def trials(folder: SweepToRead, as_json: Json = False) -> None:
     """List all trials of a sweep; those on the front are highlighted."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_ROWS, trial_rows, trials_as_lines, trials_table
+    from sweep.cli.output.tables import MANY_ROWS, trials_as_lines, trials_table
     from sweep.snapshot import load_snapshot
+    from sweep.summary import trial_rows
 
     rows = trial_rows(load_snapshot(folder))
     if as_json:
@@ -54,8 +56,9 @@ def show(
 ) -> None:
     """Show everything about one trial; for a failed one, the reason."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import trial_lines, trial_rows
+    from sweep.cli.output.tables import trial_lines
     from sweep.snapshot import load_snapshot
+    from sweep.summary import trial_rows
 
     snapshot = load_snapshot(folder)
     record = snapshot.record(trial)
@@ -93,11 +96,12 @@ def pareto(
 ) -> None:
     """Show the Pareto front of a sweep: the outcomes that no other outcome beats."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_POINTS, front_as_lines, pareto_values
+    from sweep.cli.output.tables import MANY_POINTS, front_as_lines
     from sweep.pareto import front
     from sweep.report.export_files import write_copies
     from sweep.report.front_files import front_table
     from sweep.snapshot import load_snapshot
+    from sweep.summary import pareto_values
 
     limits = {
         "max_wer": max_wer,

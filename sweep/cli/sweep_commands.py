@@ -32,9 +32,10 @@ def demo(
 ) -> None:
     """Run speech, teacher, sweep and front on this machine in minutes, or continue if begun."""
     from sweep.config.sweep import CONFIG_FILE
+    from sweep.run.start import create_sweep
 
     if not (folder / CONFIG_FILE).exists():
-        _create("demo", folder, None, None)
+        create_sweep("demo", folder)
     _run(folder, None)
 
 
@@ -53,13 +54,11 @@ def run(
     address: Address = None,
 ) -> None:
     """Start a sweep, or continue it if its directory holds it already."""
-    from sweep.config.sweep import CONFIG_FILE, find
+    from sweep.config.sweep import find
+    from sweep.run.start import create_or_adopt_sweep
 
     folder = folder or Path("runs") / find(space).stem
-    if (folder / CONFIG_FILE).exists():
-        _adopt(space, folder.resolve(), trials, hours)
-    else:
-        _create(space, folder, trials, hours)
+    create_or_adopt_sweep(space, folder, trials=trials, hours=hours)
     _run(folder, address)
 
 
@@ -229,35 +228,6 @@ def stop(
     out.print(f"stopped; conformer-sweep resume {display_name(folder)} continues it", markup=False)
 
 
-def _create(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
-    from sweep.config.consent import give_consent
-    from sweep.config.sweep import create, find, load
-    from sweep.wer_labels import refuse_sweep
-
-    config = load(space).with_budget(**_without_none(trials=trials, hours=hours))
-    refuse_sweep(config.space.base.corpus)
-    create(folder.resolve(), config, find(space).read_text(encoding="utf-8"))
-    give_consent(folder, config)
-
-
-def _adopt(space: str, folder: Path, trials: int | None, hours: float | None) -> None:
-    """Continues a sweep with the space as it is now; the driver prints what differs."""
-    from sweep.config.consent import give_consent
-    from sweep.config.diff import changes, check
-    from sweep.config.sweep import load, open_config, rewrite
-    from sweep.storage.lock import sweep_lock
-
-    before = open_config(folder)
-    budget = _without_none(trials=trials, hours=hours, name=before.sweep.name)
-    config = load(space).with_budget(**budget)
-    differences = changes(before, config)
-    check(differences)
-    if differences:
-        with sweep_lock(folder):
-            rewrite(folder, config)
-    give_consent(folder, config)
-
-
 def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -273,10 +243,11 @@ def _run(folder: Path, address: str | None, *, should_retry: bool = False) -> No
 
 
 def _show_end(folder: Path, code: int) -> None:
-    from sweep.cli.output.tables import status_lines, status_values
+    from sweep.cli.output.tables import status_lines
     from sweep.report.front_files import front_table
     from sweep.snapshot import load_snapshot
     from sweep.storage.addresses import display_name
+    from sweep.summary import status_values
 
     snapshot, name = load_snapshot(folder), display_name(folder)
     if snapshot.front:

@@ -231,6 +231,22 @@ def load(path_or_name: str) -> SweepConfig:
     return config
 
 
+def load_table(table: Mapping[str, Any], *, name: str) -> SweepConfig:
+    """Read a search space from the nested table that its TOML file would hold.
+
+    Args:
+        table: the sections by name, such as `{"sweep": {"trials": 8}, "trial": {...}}`.
+        name: the sweep's name if the table has none.
+
+    Raises:
+        ConfigError: one line for each culprit.
+    """
+    config = _parse_table(_plain(table), source=name)
+    check_keys(config, source=name)
+    check_corpus(config.space.base.corpus)
+    return config
+
+
 def read(path_or_name: str) -> tuple[SweepConfig, Path, str]:
     """A search space, its file, and what that says; its corpus may be on other machines.
 
@@ -266,6 +282,10 @@ def parse(text: str, *, source: str) -> SweepConfig:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         raise ConfigError(f"{source}: must be TOML, but: {error}") from None
+    return _parse_table(table, source=source)
+
+
+def _parse_table(table: dict[str, Any], *, source: str) -> SweepConfig:
     try:
         config = SweepConfig.parse(_with_name(with_absolute_paths(table), source))
         config.space  # noqa: B018  # reads the trial's table, and refuses it here
@@ -347,6 +367,18 @@ def _with_name(table: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(table.get("sweep", {}), dict):
         return _merged({"sweep": {"name": Path(source).stem}}, table)
     return table
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested tables with lists for tuples, as TOML gives them."""
+    return {
+        key: _plain(value)
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in table.items()
+    }
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.conformer.shape import BlockShape, Shape
+from core.conformer.shape import BlockShape, Shape, read_shape
 from core.outside_files import read_json
+from core.report import KEPT_UNITS, upgrade_format_1
 
 PARTS = ("ff1", "heads", "channels", "ff2")
 """Of a block, in the order in which it computes them."""
@@ -74,7 +75,7 @@ def _numbers(whole: Shape) -> range:
 def _gone_blocks(bundle: Path) -> set[str]:
     """Those of which a bundle's report says that nothing was kept."""
     try:
-        kept = read_json(bundle / "report.json")["kept"]
+        kept = upgrade_format_1(read_json(bundle / "report.json"))[KEPT_UNITS]
         return {name for name, units in kept.items() if not units}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()
@@ -90,7 +91,6 @@ def _block(small: BlockShape, whole: BlockShape) -> tuple[Left, ...]:
 
 def _shape(bundle: Path) -> Shape | None:
     try:
-        plain = read_json(bundle / "shape.json")
-        return Shape.from_plain({key: plain[key] for key in plain if key != "format"})
+        return read_shape(read_json(bundle / "shape.json"))
     except (OSError, ValueError, TypeError):
         return None

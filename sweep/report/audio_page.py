@@ -144,20 +144,20 @@ def _item(listening: AudioComparison, place: int) -> str:
 def _heard(said: str, text: str) -> str:
     """Two cells: the words with their errors marked, and how many there are."""
     words = align_words(said, text)
-    wrong = sum(word.kind != "same" for word in words)
+    wrong = sum(word.kind != "equal" for word in words)
     rate = wrong / max(1, len(said.split()))
     told = " ".join(map(_word, words)) or "<i>nothing</i>"
     return f"<td>{told}</td><td class='rate'>{_percent(rate, digits=0)}</td>"
 
 
 def _word(word: Aligned) -> str:
-    said, heard = html.escape(word.reference), html.escape(word.heard)
+    said, heard = html.escape(word.reference), html.escape(word.hypothesis)
     match word.kind:
-        case "other":
+        case "substitute":
             return f'<mark title="said: {said}">{heard}</mark>'
-        case "missed":
+        case "delete":
             return f'<del title="not heard">{said}</del>'
-        case "made up":
+        case "insert":
             return f'<ins title="not said">{heard}</ins>'
         case _:
             return heard

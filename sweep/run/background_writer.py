@@ -127,7 +127,7 @@ class BackgroundWriter:
             "corpus.digest": speech.corpus_digest,
             "tokenizer.digest": speech.tokenizer_digest,
             "teacher.digest": teacher,
-            "labelled_by_teacher": ", ".join(speech.heard) or "none",
+            "labelled_by_teacher": ", ".join(speech.pseudo_labeled) or "none",
         }
         self.tracker.log_datasets(provenance.datasets(speech), tags)
 

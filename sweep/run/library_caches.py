@@ -12,6 +12,9 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from core.telemetry import disable_telemetry
+from sweep.console import make_logs_safe
+
 FOLDER = "home-of-conformer-sweep-{uid}"
 """Below the temporary directory; one for each user, so that caches serve the next command, too."""
 PLACES = {
@@ -25,10 +28,21 @@ TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """By which Ray is told of its clusters' secret; else it keeps that in the home."""
 
 
+def prepare_process() -> None:
+    """Set what libraries read from the environment, before Ray is imported.
+
+    Importing this program sets nothing; whoever starts or resumes a sweep calls this first.
+    """
+    disable_telemetry(os.environ)
+    provide_home(os.environ)
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
+    make_logs_safe()
+
+
 def provide_home(environment: MutableMapping[str, str]) -> None:
     """Name places below the temporary directory, if the home cannot be written to.
 
-    Called where the command line starts, before any library looks; child processes inherit the
+    Called by `prepare_process`, before any library looks; child processes inherit the
     names. A home that can be read is kept, as passwords may lie in it. What is named already stays.
 
     Args:

@@ -80,13 +80,13 @@ def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
 
     outcome, small = run_through(config, again)
 
-    hearing = brought.model.shape.hearing
+    frontend_spec = brought.model.shape.frontend_spec
     assert trained.model.shape == brought.model.shape
-    assert small.model.shape.hearing == hearing
+    assert small.model.shape.frontend_spec == frontend_spec
     assert small.tokenizer.digest == brought.tokenizer.digest
     assert outcome.flops_sparsity >= 0.5
     heard = open_speech(place.features).dev.item(0)
-    assert len(heard.features) == hearing.count_frames(round(heard.seconds * 16_000))
+    assert len(heard.features) == frontend_spec.count_frames(round(heard.seconds * 16_000))
     assert abs(float(heard.features.mean())) < 1e-3  # normalised, as it was taught to hear
     export_onnx(small.model, tmp_path / "small.onnx")
     graph = Graph(tmp_path / "small.onnx")
@@ -103,7 +103,7 @@ def taught(model, tokenizer, texts):
     """Until it says what is said in these files, and surely so."""
     sounds = [read_file(file) for file in texts]
     features, num_frames = compute_features(
-        model.shape.hearing,
+        model.shape.frontend_spec,
         pad_sequence(sounds, batch_first=True),
         torch.tensor([len(sound) for sound in sounds]),
     )

@@ -13,8 +13,8 @@ from core.config.trial import TrialConfig, method_names
 from core.cost_estimate import estimate_cost
 from core.data.audio_decoding import CorpusError
 from core.data.prepare import open_speech
-from core.pruning.extraction import of_blocks
-from core.report import Report
+from core.pruning.extraction import select_blocks
+from core.report import LONGEST_TRAINED, Report
 from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.training.loop import DivergenceError
@@ -285,7 +285,7 @@ def test_a_family_has_every_size_from_one_search_interrupted_or_not(shared):
     assert [report.step for report in reports] == list(range(2, 13, 2))
     assert [outcome.target_sparsity for outcome in outcomes] == [0.3, 0.7, 0.5]
     assert all(o.realised_sparsity >= o.target_sparsity for o in outcomes)
-    kept = [bundle.load(place.trial / outcome.model).report["kept"] for outcome in outcomes]
+    kept = [bundle.load(place.trial / outcome.model).report["kept_units"] for outcome in outcomes]
     for larger, smaller in ((0, 2), (2, 1)):
         assert all(set(kept[smaller][name]) <= set(kept[larger][name]) for name in kept[0])
     for kill_after in (1, 2, 5):
@@ -398,7 +398,7 @@ def test_bundles_say_how_long_the_longest_utterance_was_that_they_learned_from(s
 
     assert 0 < longest <= config.corpus.max_seconds
     for folder in (place.teacher, place.trial):
-        assert bundle.load(folder / "model").report[bundle.LONGEST_TRAINED] == longest
+        assert bundle.load(folder / "model").report[LONGEST_TRAINED] == longest
 
 
 def test_outcomes_are_plain_values_on_disk(shared):
@@ -456,10 +456,10 @@ def test_depth_alone_needs_no_step(shared):
     assert [len(found.model.blocks) for found in models] == [2, 1]
     best = models[0].report["depth_order"]
     assert sorted(best) == [0, 1]
-    assert models[1].report["kept"][f"blocks.{best[0]}"] == [0]
+    assert models[1].report["kept_units"][f"blocks.{best[0]}"] == [0]
     assert models[1].report["depth_order"] == [0]
     teacher = bundle.load(place.teacher / "model").model
-    small = of_blocks(teacher, best[:1])
+    small = select_blocks(teacher, best[:1])
     for name, parameter in models[1].model.named_parameters():
         assert torch.equal(parameter, dict(small.named_parameters())[name])
 

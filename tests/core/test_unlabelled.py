@@ -111,7 +111,7 @@ def test_garbage_for_transcripts_gives_the_trial_of_no_transcripts(teacher, spee
 
     check_equal(one, other)
     assert one[1].wer_against == "transcripts"
-    assert open_speech(place.features).heard == {"train"}
+    assert open_speech(place.features).pseudo_labeled == {"train"}
 
 
 def test_training_is_told_what_the_teacher_hears(teacher, speech, tmp_path):

@@ -27,7 +27,6 @@ from core.data.feature_cache import FeatureStore
 from core.data.prepare import open_speech
 from core.data.tokenizer import Tokenizer
 from core.digests import speech_lineage
-from core.evaluation.arpa import write_arpa
 from core.evaluation.ngram import NGram
 from core.export.tokenizer_json import blank_name, fast_tokenizer
 from core.importers.load import read_model
@@ -45,6 +44,7 @@ from sweep.search.warm_start import warm_start_records
 from sweep.storage.archive import pack, unpack
 from sweep.storage.foreign_sweep import check_tracking_database
 from sweep.testing.outcomes import make_outcome
+from tests.support.arpa import write_arpa
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}

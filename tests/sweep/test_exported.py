@@ -23,7 +23,7 @@ from core.inference.exported_model import FEATURES_FILE, load_export, open_recog
 from core.inference.long_audio import log_probabilities, transcribe_windows
 from core.inference.recognizer import transcript
 from core.inference.windows import Windowing
-from core.testing import SHAPE, hearing, small_model
+from core.testing import SHAPE, small_model, with_frontend
 from sweep.cli import app
 
 pytest.importorskip("onnxruntime")
@@ -39,11 +39,11 @@ def home(tmp_path_factory):
     config = CorpusConfig(tokens="char", vocabulary=12)
     tokenizer = Tokenizer.train(["ONE TWO", "TEN"], config, folder)
     for kind in KINDS:
-        shape = SHAPE if kind == "kaldi" else hearing(SHAPE, "dw_striding 8x")
+        shape = SHAPE if kind == "kaldi" else with_frontend(SHAPE, "dw_striding 8x")
         model = small_model(shape=replace(shape, vocabulary=tokenizer.size))
         with torch.no_grad():
             model.head.bias[:3] -= 20.0  # of noise, too, it says letters
-        bundle.save(folder / kind, model, tokenizer, {"longest_heard": 2.0})
+        bundle.save(folder / kind, model, tokenizer, {"longest_trained_seconds": 2.0})
         out = folder / f"{kind}.export"
         out.mkdir()
         _put_beside(bundle.load(folder / kind), out)
@@ -93,7 +93,7 @@ def test_an_export_gives_the_log_probabilities_and_words_of_its_bundle(home, kin
 
     expected, found = (log_probabilities(each.model, samples) for each in (whole, left))
 
-    assert left.model.hearing == whole.model.hearing
+    assert left.model.frontend_spec == whole.model.frontend_spec
     assert left.report == whole.report
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     for file in ("click", "short", "long"):
@@ -190,7 +190,7 @@ def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(home, tmp_pa
         shutil.copytree(home / f"{kind}.export", folder)
         (folder / FEATURES_FILE).unlink()
         if kind == "kaldi":
-            assert load_export(folder).model.hearing == FrontendSpec()
+            assert load_export(folder).model.frontend_spec == FrontendSpec()
         else:
             with pytest.raises(
                 BundleError, match=r"must have a features\.json .* export the model"
@@ -201,8 +201,8 @@ def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(home, tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("features.json", "{}", "must be of format 1, but is of None"),
-        ("features.json", '{"format": 2}', "must be of format 1, but is of 2 instead"),
+        ("features.json", "{}", "must be of format 1 or 2, but is of None"),
+        ("features.json", '{"format": 3}', "must be of format 1 or 2, but is of 3 instead"),
         ("features.json", '{"format": 1, "stages": 2}', "must say what features a graph wants"),
         ("features.json", "[1]", "must be a table"),
         ("report.json", "nonsense", "report.json` must be JSON"),

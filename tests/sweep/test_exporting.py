@@ -51,7 +51,7 @@ def test_a_bundle_leaves_and_the_command_says_what_is_there(run, model, tmp_path
 
 TARGETS = ("bundle", "onnx", "sherpa", "transformers")
 NEW = ("--out", "{tmp}/new")
-SHAPED = "`hearing.frontend` of a model for transformers must be dw_striding"
+SHAPED = "`frontend.subsampling_kind` of a model for transformers must be dw_striding"
 
 
 def torn(file):

@@ -28,7 +28,7 @@ def test_an_archive_becomes_a_bundle_that_says_what_it_is(tmp_path, monkeypatch,
 
     told = json.loads(out)
     assert code == again == 0
-    assert json.loads(in_sherpa)["hearing"] == told["hearing"] | {"features": "sherpa"}
+    assert json.loads(in_sherpa)["frontend"] == told["frontend"] | {"features": "sherpa"}
     assert (told["family"], told["blocks"], told["tokens"]) == ("nemo", 2, 65)
     assert told["params"] == sum(
         p.numel() for p in bundle.load(tmp_path / "out").model.parameters()

@@ -59,7 +59,7 @@ def export_onnx(
     rewritten: nn.Module = Inference(model)
     features = torch.zeros(2, 203, MELS)  # chance is left as it is
     if is_nemo:
-        rewritten, features = _AsNemo(rewritten, model.shape.hearing.subsampling), features.mT
+        rewritten, features = _AsNemo(rewritten, model.shape.frontend_spec.subsampling), features.mT
     num_frames = torch.tensor([203, 150])
     batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames")
     time_axis = 2 if is_nemo else 1

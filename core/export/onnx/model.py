@@ -61,8 +61,8 @@ class Inference(nn.Module):
         """`model` is dense and in evaluation mode; parts that stay as they are, are shared."""
         super().__init__()
         self.frontend = _frontend(model.frontend)
-        self.hearing = model.shape.hearing
-        self.enough = enough(self.hearing)
+        self.frontend_spec = model.shape.frontend_spec
+        self.enough = enough(self.frontend_spec)
         self.positions = Positions(model.shape.position_width)
         self.blocks = nn.ModuleList(FlatBlock(block) for block in model.typed_blocks())
         self.head = model.head
@@ -75,7 +75,7 @@ class Inference(nn.Module):
         few: Any = torch.sym_max(0, self.enough - features.shape[1])  # no int while it is traced
         stacked = self.frontend.stack_channels(F.pad(features, (0, 0, 0, few)), num_frames)
         batch, time, _ = stacked.shape
-        lengths: Tensor = self.hearing.output_frames(num_frames)
+        lengths: Tensor = self.frontend_spec.output_frames(num_frames)
         frames = Frames(
             batch=batch,
             time=time,
@@ -88,9 +88,9 @@ class Inference(nn.Module):
         return self.head(x).log_softmax(-1).view(batch, time, -1), lengths.clamp(max=time)
 
 
-def enough(hearing: FrontendSpec) -> int:
+def enough(frontend_spec: FrontendSpec) -> int:
     """Frames of features that leave one, and more: to the exporter 0 and 1 are constants."""
-    return max(hearing.shortest, 1 + 2**hearing.stages)
+    return max(frontend_spec.shortest, 1 + 2**frontend_spec.stages)
 
 
 class FlatFrontend(nn.Module):
@@ -331,7 +331,7 @@ def convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
 
 def _frontend(frontend: Frontend) -> FlatFrontend | Frontend:
     """Those of imported models stay as they are."""
-    match frontend.hearing.frontend, *frontend.stages:
+    match frontend.frontend_spec.subsampling_kind, *frontend.stages:
         case "conv4", nn.Conv2d() as conv1, nn.Conv2d() as conv2:
             return FlatFrontend(frontend, conv1, conv2)
     return frontend

@@ -1,1 +1,1 @@
-"""Gates."""
+"""Gates: one learned value per unit that multiplies it."""

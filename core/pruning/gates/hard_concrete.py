@@ -1,11 +1,11 @@
 """Stochastic gates that are 0 or 1 with positive probability (Louizos et al., 2018).
 
-Three kinds: as drawn; rounded to 0 or 1, with the gradient of what was drawn (straight through,
-Bengio et al., 2013); and drawn ever colder, so that fewer and fewer lie in between. Of each kind
-the probability of being open is exact, for the clamp's ends too.
+Three kinds: as sampled; rounded to 0 or 1, with the gradient of the sample (straight through,
+Bengio et al., 2013); and annealed, with a falling temperature that leaves fewer values between 0
+and 1. The probability of being open is exact for each kind, also at the ends of the clamp.
 
-All arithmetic is in fp32 and outside autocast: 1 - 1e-6 is 1 in half precision, and its logarithm
-is not to be had.
+All arithmetic is in fp32 and outside autocast: 1 - 1e-6 is 1 in half precision, and log(0) is not
+finite.
 
 Shapes: G gates.
 """
@@ -24,22 +24,22 @@ from core.distributed import broadcast_draw
 TEMPERATURE = 2 / 3
 COLDEST = 0.1
 LOWER, UPPER = -0.1, 1.1
-# A dead gate at -8 still counts 0.0017, one at the usual -4.6 counts 0.047: that would bias the
-# expected cost.
+# A closed gate at -8 still counts as 0.0017 of a unit in the expected cost; one at the usual clamp
+# of -4.6 would count as 0.047, which biases it.
 CLAMP = 8.0
-# Below whatever lives: by its score a gate that is shut for good is the last to be kept.
+# Below all active gates: by its score, a permanently closed gate is kept last.
 CLOSED_LOG_ALPHA = -2 * CLAMP
 
 
 class HardConcrete(nn.Module):
-    """One gate a unit of the given axes, with its own log_alpha."""
+    """One gate per unit of the given axes, with its own log_alpha."""
 
     temperature: float = TEMPERATURE
-    hears_when_shut = False
-    """Whether a gate of value 0 has a gradient, so that its unit must not be left out."""
+    has_gradient_when_closed = False
+    """Whether a gate of value 0 has a gradient, so that its unit must be computed all the same."""
 
-    alive: Tensor | None
-    """1, and 0 for gates that are shut for good; None where none ever is."""
+    active: Tensor | None
+    """1 for each gate, 0 if it is permanently closed; None where gates are never closed."""
 
     def __init__(
         self,
@@ -48,7 +48,13 @@ class HardConcrete(nn.Module):
         start: Mapping[str, float | Tensor],
         is_shrinking: bool = False,
     ) -> None:
-        """`start` gives log_alpha by axis name: of all its units, or of each."""
+        """Make gates with a start value.
+
+        Args:
+            axes: whose units get gates.
+            start: log_alpha by axis name, one value for all units or one for each.
+            is_shrinking: whether gates can be closed permanently.
+        """
         super().__init__()
         self.names = [axis.name for axis in axes]
         self.sizes = [axis.size for axis in axes]
@@ -56,17 +62,17 @@ class HardConcrete(nn.Module):
         starts = [torch.zeros(axis.size) + start[axis.name] for axis in axes]
         self.log_alpha = nn.Parameter(torch.cat(starts))
         self.start = torch.cat(starts)
-        self.register_buffer("alive", torch.ones_like(self.start) if is_shrinking else None)
+        self.register_buffer("active", torch.ones_like(self.start) if is_shrinking else None)
 
     def sample(self) -> dict[str, Tensor]:
-        """One draw of all gates, floors kept; differentiable in log_alpha."""
+        """Sample all gates, at least the floor of each axis open; differentiable in log_alpha."""
         uniform = broadcast_draw(torch.rand_like(self.log_alpha)).clamp(1e-6, 1 - 1e-6)
         noise = uniform.log() - torch.log1p(-uniform)
-        gates = self._by_axis(self._living(self._valued(noise + self.log_alpha)))
+        gates = self._by_axis(self._mask_inactive(self._gates_of(noise + self.log_alpha)))
         return gates | {name: self._with_floor(name, gates[name]) for name in self.floors}
 
     def _with_floor(self, name: str, z: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-        """Few gates may all be drawn shut, and a model without these units computes nothing."""
+        """Open the best gates of an axis if fewer than its floor were sampled open."""
         floor = self.floors[name]
         if int((z > 0).sum()) >= floor:
             return z
@@ -74,45 +80,45 @@ class HardConcrete(nn.Module):
         return torch.where((z == 0) & torch.zeros_like(z).index_fill(0, best, 1.0).bool(), 1.0, z)
 
     def median(self) -> dict[str, Tensor]:
-        """The deterministic gate: 0 exactly where P(z > 0) <= 0.5 (Gallego-Posada et al., 2022)."""
-        return self._by_axis(self._living(self._valued(self.log_alpha.detach())))
+        """Return deterministic gates: 0 where P(z > 0) <= 0.5 (Gallego-Posada et al., 2022)."""
+        return self._by_axis(self._mask_inactive(self._gates_of(self.log_alpha.detach())))
 
     @property
     def shift(self) -> float:
-        """P(z > 0) = sigmoid(log_alpha - temperature * log(-lower / upper)); eq. 12."""
+        """Temperature * log(-lower / upper), of P(z > 0) = sigmoid(log_alpha - shift); eq. 12."""
         return self.temperature * math.log(-LOWER / UPPER)
 
     def open_probability(self) -> dict[str, Tensor]:
-        """P(z > 0) of each gate; differentiable."""
-        return self._by_axis(self._living(torch.sigmoid(self.log_alpha - self.shift)))
+        """Return P(z > 0) of each gate; differentiable."""
+        return self._by_axis(self._mask_inactive(torch.sigmoid(self.log_alpha - self.shift)))
 
     def scores(self) -> dict[str, Tensor]:
-        """How much each unit is worth keeping: log_alpha is comparable across axes."""
+        """Return a score for each unit: log_alpha is comparable across axes."""
         return self._by_axis(self.log_alpha.detach().clone())
 
     @torch.no_grad()
-    def shrink(self, kept: Mapping[str, Tensor]) -> None:
-        """Shut for good what is not kept; all other gates start anew."""
-        assert self.alive is not None, "made to shrink"
-        self.alive *= torch.cat([kept[name] for name in self.names]).to(self.alive)
-        begun = self.start.to(self.log_alpha)
-        self.log_alpha.copy_(torch.where(self.alive > 0, begun, CLOSED_LOG_ALPHA))
+    def shrink(self, remaining: Mapping[str, Tensor]) -> None:
+        """Close the other gates permanently, and reset these to their start."""
+        assert self.active is not None, "made with is_shrinking"
+        self.active *= torch.cat([remaining[name] for name in self.names]).to(self.active)
+        initial = self.start.to(self.log_alpha)
+        self.log_alpha.copy_(torch.where(self.active > 0, initial, CLOSED_LOG_ALPHA))
 
-    def _living(self, values: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
-        return values if self.alive is None else values * self.alive
+    def _mask_inactive(self, values: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
+        return values if self.active is None else values * self.active
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """After each step: a gate beyond the clamp would take for ever to come back."""
+        """Bound log_alpha after each step: a gate far beyond the clamp would never come back."""
         self.log_alpha.clamp_(-CLAMP, CLAMP)
-        if self.alive is not None:
-            self.log_alpha.masked_fill_(self.alive == 0, CLOSED_LOG_ALPHA)
+        if self.active is not None:
+            self.log_alpha.masked_fill_(self.active == 0, CLOSED_LOG_ALPHA)
 
     def anneal(self, share: float) -> None:
-        """Before each step: so much of the search is done, in [0, 1]."""
+        """Set the temperature before each step; `share` of the search is done, in [0, 1]."""
 
-    def _valued(self, logits: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
-        """The gates z of log_alpha, with noise or without."""
+    def _gates_of(self, logits: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
+        """Return the gates z of log_alpha, with noise or without."""
         soft = torch.sigmoid(logits / self.temperature)
         return (soft * (UPPER - LOWER) + LOWER).clamp(0, 1)
 
@@ -121,29 +127,29 @@ class HardConcrete(nn.Module):
 
 
 class StraightThroughConcrete(HardConcrete):
-    """The same draws, rounded: a student under them computes what could be extracted."""
+    """The same samples, rounded: the student computes exactly what could be extracted."""
 
-    hears_when_shut = True
+    has_gradient_when_closed = True
 
     @property
     def shift(self) -> float:
-        """A draw is above a half where noise + log_alpha > 0, which has P = sigmoid(log_alpha)."""
+        """0, as a sample is above 0.5 where noise + log_alpha > 0, with P = sigmoid(log_alpha)."""
         return 0.0
 
-    def _valued(self, logits: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
-        soft = super()._valued(logits)
-        # Of a number less itself nothing is left, to the last bit: the value is 0 or 1.
+    def _gates_of(self, logits: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
+        soft = super()._gates_of(logits)
+        # x - x is exactly 0: the value is 0 or 1 to the last bit, and the gradient is that of soft.
         return (logits > 0).to(soft.dtype) + (soft - soft.detach())
 
 
 class AnnealedConcrete(HardConcrete):
-    """The same, ever colder: the temperature falls as a power of the share that is done."""
+    """The same with a temperature that falls exponentially in the share of steps done."""
 
     def anneal(self, share: float) -> None:
         self.temperature = TEMPERATURE * (COLDEST / TEMPERATURE) ** share
 
     def get_extra_state(self) -> float:
-        """What a gate is open by is kept with it, for who goes on after the last step."""
+        """Return the temperature: gates depend on it after a resume and after the last step."""
         return self.temperature
 
     def set_extra_state(self, state: float) -> None:
@@ -155,4 +161,4 @@ KINDS: Mapping[GateKind, type[HardConcrete]] = {
     "straight_through": StraightThroughConcrete,
     "annealed": AnnealedConcrete,
 }
-"""By what a config calls them."""
+"""Classes by their names in a configuration."""

@@ -1,8 +1,8 @@
-"""Deterministic gates that are open while their mask is positive, and remember when they shut.
+"""Deterministic gates that are open while their mask is positive, and record when they close.
 
-Of a mask m the gate is 1 where m > 0 and else 0; its gradient is that of relu(m), so a mask that
-is gone hears nothing more (Genzel et al., 2025). What a unit is worth is its mask while it has one,
-and after that how long it lived.
+The gate of a mask m is 1 where m > 0 and else 0; its gradient is that of relu(m), so a closed gate
+has no gradient and stays closed (Genzel et al., 2025). A unit's score is its mask while it is open,
+and afterwards how long it stayed open.
 
 Shapes: G gates.
 """
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from core.conformer.axes import Axis
 
-# Whatever a unit has resisted before, it must still be able to die within the run.
+# A unit that stayed open for long must still be able to close within the run.
 CEILING = 1.5
 
 
 class StraightThrough(nn.Module):
-    """One gate a unit of the given axes, with its own mask."""
+    """One gate per unit of the given axes, with its own mask."""
 
     worth: Tensor
     is_frozen: Tensor
 
     def __init__(self, axes: Sequence[Axis], *, start: float = 1.0) -> None:
-        """`start` is every mask's: at a rate of r it needs start / r steps to die."""
+        """Make gates with masks of `start`: at a rate r they need start / r steps to close."""
         super().__init__()
         self.axes, self.start = tuple(axes), start
         self.sizes = [axis.size for axis in axes]
@@ -35,9 +35,9 @@ class StraightThrough(nn.Module):
         self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
 
     def sample(self) -> dict[str, Tensor]:
-        """The gates' values; all steps draw the same."""
+        """Return the gates, which are not random."""
         soft = torch.relu(self.mask)
-        # Of a number less itself nothing is left, to the last bit: the value is that of the gate.
+        # x - x is exactly 0, so the value is the gate's, and the gradient is that of soft.
         return self._by_axis(self.is_open().to(soft.dtype) + (soft - soft.detach()))
 
     def median(self) -> dict[str, Tensor]:
@@ -47,30 +47,34 @@ class StraightThrough(nn.Module):
         return self.sample()
 
     def scores(self) -> dict[str, Tensor]:
-        """Masks of living units, below them the dead, those before all others that died first."""
+        """Return masks of open units; closed units are lower, those that closed first lowest."""
         return self._by_axis(self.worth.clone())
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """After each step: remember who died."""
+        """Bound masks after each step, and record which gates have closed.
+
+        For example, a unit that closes gets a score in [-0.99, 0], and each later step lowers it by
+        1, so units that closed earlier score lower.
+        """
         if self.is_frozen:
-            held = self.worth * self.start
-            self.mask.copy_(torch.where(held > 0, held, self.mask.clamp(max=0)))
+            frozen = self.worth * self.start
+            self.mask.copy_(torch.where(frozen > 0, frozen, self.mask.clamp(max=0)))
             return
         self.mask.clamp_(max=CEILING * self.start)
         mask = self.mask / self.start
-        # Who dies in the same step is told apart by how far the mask fell, but never by a whole 1.
-        dead = torch.where(self.worth > 0, mask.clamp(min=-0.99), self.worth - 1)
-        self.worth.copy_(torch.where(mask > 0, mask, dead))
+        # Units that close in the same step are ordered by how far the mask fell, by less than 1.
+        closed = torch.where(self.worth > 0, mask.clamp(min=-0.99), self.worth - 1)
+        self.worth.copy_(torch.where(mask > 0, mask, closed))
 
     def freeze(self) -> None:
-        """From now on all masks stay as they are."""
+        """Fix all masks from now on."""
         self.clamp()
         self.is_frozen.fill_(value=True)
 
     @torch.no_grad()
     def is_open(self) -> Bool[Tensor, " gates"]:
-        """Positive masks, and of each axis as many of the largest as must stay."""
+        """Return where masks are positive, or among the largest of an axis that must stay."""
         is_open = self.mask > 0
         for axis, inside in zip(self.axes, is_open.split(self.sizes), strict=True):
             if axis.floor and int(inside.sum()) < axis.floor:

@@ -102,7 +102,7 @@ def _error_lines(values: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{values[kind]} {kind}" for kind in KINDS)
     lines = [
         f"  {confusion['count']} x {confusion['reference'] or '(nothing)'}"
-        f" recognized as {confusion['heard'] or '(nothing)'}"
+        f" recognized as {confusion['hypothesis'] or '(nothing)'}"
         for confusion in values["confusions"]
     ]
     return [f"errors: {counts}", *lines]

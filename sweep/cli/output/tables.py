@@ -1,6 +1,5 @@
 """Rows, counts and tables of a sweep, for people and for scripts. Prints nothing."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,88 +8,18 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from core.report import Outcome
-from sweep.config.space import overlaid
-from sweep.ledger.records import State, TrialRecord
+from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import BUSY, Point
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.addresses import display_name
 from sweep.wer_labels import AGAINST_TEACHER, note_of
 
 MANY_POINTS = 60
 """Points above which the front is printed as plain lines; a screen shows fewer."""
 MANY_ROWS = 300
 """Rows above which a table is printed as plain lines: rich takes a millisecond per cell."""
-NOT_SHOWN = ("steps", "model")
-"""Fields of an outcome that a row leaves out, since it has them by another name."""
 LAST_LINES = 12
 """Number of lines that are shown from the log of a failed trial."""
-
-
-def trial_rows(
-    snapshot: SweepSnapshot, records: Iterable[TrialRecord] | None = None
-) -> list[dict[str, Any]]:
-    """Returns one row per outcome, and one for each trial without outcomes, as plain values.
-
-    By default of all trials.
-    """
-    on_front = {(p.trial, p.outcome) for p in snapshot.front}
-    base = snapshot.config.space.base.model_dump()
-    return [
-        {
-            **_row(base, record),
-            **_outcome_values(outcome),
-            "outcome": index,
-            "on_front": (record.number, index) in on_front,
-        }
-        for record in (snapshot.records if records is None else records)
-        for index, outcome in enumerate(record.outcomes or (None,))
-    ]
-
-
-def _row(base: Mapping[str, Any], record: TrialRecord) -> dict[str, Any]:
-    config = overlaid(base, record.settings)
-    return {
-        "trial": record.number,
-        "state": record.state,
-        "attempts": record.attempts,
-        "steps": record.steps,
-        "total_steps": record.total_steps,
-        "seconds": record.seconds,
-        "mlflow_run_id": record.mlflow_run_id,
-        "error": record.error,
-        "method": config["pruning"]["method"],
-        "target_sparsity": config["pruning"]["target_sparsity"],
-        "params_searched": dict(record.params),
-        "config": config,
-    }
-
-
-def _outcome_values(outcome: Outcome | None) -> dict[str, Any]:
-    """Returns the fields of an outcome as plain values; None for each without an outcome."""
-    names = [n for n in Outcome.__dataclass_fields__ if n not in NOT_SHOWN]
-    if outcome is None:
-        unknown = (n for n in names if n not in ("method", "target_sparsity"))
-        return dict.fromkeys(unknown)
-    return {name: getattr(outcome, name) for name in names}
-
-
-def status_values(snapshot: SweepSnapshot) -> dict[str, Any]:
-    """Returns how far a sweep has come, for scripts."""
-    counts = Counter(record.state for record in snapshot.records)
-    states: tuple[State, ...] = ("waiting", "running", "finished", "stopped", "failed")
-    points = snapshot.points
-    return {
-        "name": snapshot.config.sweep.name,
-        "folder": display_name(snapshot.folder),
-        "driver": snapshot.driver,
-        "trials": snapshot.config.sweep.trials,
-        **{state: counts[state] for state in states},
-        "seconds": sum(record.seconds for record in snapshot.records),
-        "front": len(snapshot.front),
-        "hypervolume": front.hypervolume_share(points),
-    }
 
 
 def status_lines(values: Mapping[str, Any]) -> list[str]:
@@ -177,20 +106,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _number(value: float | None, scale: float, digits: int) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
-
-
-def pareto_values(snapshot: SweepSnapshot, points: Iterable[Point]) -> dict[str, Any]:
-    """Returns the dense control, the given points and the hypervolume, for scripts."""
-    points = list(points)
-    dense = next((p for p in snapshot.points if p.result.method == "dense"), None)
-    numbers = dict.fromkeys(point.trial for point in (*points, *([dense] if dense else [])))
-    trials = trial_rows(snapshot, [snapshot.record(number) for number in numbers])
-    rows = {(row["trial"], row["outcome"]): row for row in trials}
-    return {
-        "dense": rows[dense.trial, dense.outcome] if dense else None,
-        "points": [rows[point.trial, point.outcome] for point in points],
-        "hypervolume": front.hypervolume_share(snapshot.points),
-    }
 
 
 def confirmations_table(rows: Sequence[Mapping[str, Any]]) -> Table:

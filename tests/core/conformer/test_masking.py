@@ -16,22 +16,22 @@ from core.conformer.model import Conformer
 from core.conformer.norm import LayerNorm
 from core.pruning.extraction import extract
 from core.testing import (
-    HEARINGS,
+    FRONTEND_SPECS,
     MASK_KINDS,
     deeper,
-    hearing,
     ragged_speech,
     random_mask,
     small_model,
     with_factors,
+    with_frontend,
 )
 
 DENSE = deeper(3)
 LINEAR = deeper(3, linear_features=6)
-OTHERS = [kind for kind in HEARINGS if kind != "conv4"]
+OTHERS = [kind for kind in FRONTEND_SPECS if kind != "conv4"]
 SHAPES = pytest.mark.parametrize(
     "shape",
-    [DENSE, with_factors(DENSE), with_factors(LINEAR), *(hearing(DENSE, k) for k in OTHERS)],
+    [DENSE, with_factors(DENSE), with_factors(LINEAR), *(with_frontend(DENSE, k) for k in OTHERS)],
     ids=["dense", "factored", "linear attention", *OTHERS],
 )
 

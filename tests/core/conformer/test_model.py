@@ -10,16 +10,24 @@ from core.conformer.attention import LONG, distance_table, relative_shift, softm
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.features.spec import NATIVE
-from core.testing import HEARINGS, SHAPE, deeper, hearing, ragged_speech, small_model, with_factors
+from core.testing import (
+    FRONTEND_SPECS,
+    SHAPE,
+    deeper,
+    ragged_speech,
+    small_model,
+    with_factors,
+    with_frontend,
+)
 
 LENGTHS = (90, 64, 63, 31, 12, 7)
 
 
 @pytest.mark.parametrize("linear_features", [0, 6])
-@pytest.mark.parametrize("kind", HEARINGS)
+@pytest.mark.parametrize("kind", FRONTEND_SPECS)
 @pytest.mark.parametrize("i", range(len(LENGTHS)))
 def test_padding_does_not_reach_real_frames(i, kind, linear_features):
-    model = small_model(shape=hearing(deeper(2, linear_features=linear_features), kind))
+    model = small_model(shape=with_frontend(deeper(2, linear_features=linear_features), kind))
     features, num_frames = ragged_speech(*LENGTHS)
 
     together = model(features, num_frames)
@@ -31,10 +39,10 @@ def test_padding_does_not_reach_real_frames(i, kind, linear_features):
 
 
 @pytest.mark.parametrize("linear_features", [0, 6])
-@pytest.mark.parametrize("kind", HEARINGS)
+@pytest.mark.parametrize("kind", FRONTEND_SPECS)
 def test_padding_moves_no_batch_norm_statistic(kind, linear_features):
     features, num_frames = ragged_speech(90, 40)
-    shape = hearing(deeper(2, linear_features=linear_features), kind)
+    shape = with_frontend(deeper(2, linear_features=linear_features), kind)
     quiet, loud = (small_model(shape=shape).train() for _ in range(2))
 
     quiet(features, num_frames)
@@ -157,18 +165,18 @@ def test_a_shape_that_cannot_be_is_refused(overrule, message):
         ({"ranks": {"blocks.0.ff3.up": 2}}, r"`ranks` must name linear layers of the model"),
         ({"ranks": [3]}, r"`ranks` must name linear layers of the model"),
         ({"sub3": 4}, r"`sub3` must be 0 where there is no such convolution"),
-        ({"hearing": {}}, r"`hearing.\*` must be exactly"),
+        ({"frontend": {}}, r"`frontend.\*` must be exactly"),
         (
-            {"hearing": NATIVE.to_plain() | {"features": "mfcc"}},
-            r"`hearing.features` must be one of kaldi, nemo, sherpa, but is 'mfcc'",
+            {"frontend": NATIVE.to_plain() | {"features": "mfcc"}},
+            r"`frontend.features` must be one of kaldi, nemo, sherpa, but is 'mfcc'",
         ),
         (
-            {"hearing": NATIVE.to_plain() | {"preemphasis": 1.0}},
-            r"`hearing.preemphasis` must be in \[0, 1\), but is 1.0",
+            {"frontend": NATIVE.to_plain() | {"preemphasis": 1.0}},
+            r"`frontend.preemphasis` must be in \[0, 1\), but is 1.0",
         ),
         (
-            {"hearing": NATIVE.to_plain() | {"stages": 3}},
-            r"`hearing.stages` of conv4 must be 2, but is 3",
+            {"frontend": NATIVE.to_plain() | {"stages": 3}},
+            r"`frontend.stages` of conv4 must be 2, but is 3",
         ),
     ],
 )
@@ -183,16 +191,16 @@ def test_a_damaged_shape_is_refused(damage, message):
     "shape",
     [
         *(SHAPE, with_factors(SHAPE), deeper(2, linear_features=6)),
-        *(hearing(SHAPE, kind) for kind in HEARINGS),
+        *(with_frontend(SHAPE, kind) for kind in FRONTEND_SPECS),
     ],
-    ids=["dense", "factored", "linear attention", *HEARINGS],
+    ids=["dense", "factored", "linear attention", *FRONTEND_SPECS],
 )
 def test_a_shape_survives_plain_values(shape):
     assert Shape.from_plain(shape.to_plain()) == shape
 
 
 def test_a_shape_without_factors_is_written_as_it_was_before_there_were_any():
-    assert not {"ranks", "sub3", "hearing"} & set(SHAPE.to_plain())
+    assert not {"ranks", "sub3", "frontend"} & set(SHAPE.to_plain())
 
 
 def test_a_shape_from_before_attention_ran_in_linear_time_has_softmax():

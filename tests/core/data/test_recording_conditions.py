@@ -34,12 +34,12 @@ from core.testing import small_model
 from core.training.distillation import ctc_loss
 from core.training.setup import calibration_batches
 
-HEARINGS = {
+FRONTEND_SPECS = {
     "kaldi": NATIVE,
-    "nemo": FrontendSpec(features="nemo", frontend="striding"),
-    "sherpa": FrontendSpec(features="sherpa", frontend="striding"),
+    "nemo": FrontendSpec(features="nemo", subsampling_kind="striding"),
+    "sherpa": FrontendSpec(features="sherpa", subsampling_kind="striding"),
 }
-each_hearing = pytest.mark.parametrize("hearing", HEARINGS.values(), ids=HEARINGS)
+each_spec = pytest.mark.parametrize("spec", FRONTEND_SPECS.values(), ids=FRONTEND_SPECS)
 
 ALWAYS = AugmentConfig(
     silence_share=1.0, empty_share=0.3, level_share=1.0, noise_share=1.0, band_share=1.0
@@ -52,8 +52,8 @@ NEVER = AugmentConfig(
 )
 
 
-def heard(waveform, hearing):
-    features, _ = compute_features(hearing, waveform[None], torch.tensor([len(waveform)]))
+def heard(waveform, spec):
+    features, _ = compute_features(spec, waveform[None], torch.tensor([len(waveform)]))
     return features[0]
 
 
@@ -64,79 +64,79 @@ def noise_like_speech(seconds=1.0, *, level=0.05, seed=0):
     return samples * torch.linspace(0, 12, len(samples)).sin()
 
 
-@each_hearing
-def test_silence_has_the_features_of_zeros(hearing):
-    zeros = heard(torch.zeros(16_000), hearing)
+@each_spec
+def test_silence_has_the_features_of_zeros(spec):
+    zeros = heard(torch.zeros(16_000), spec)
 
-    torch.testing.assert_close(silence_frames(len(zeros), None, hearing), zeros, atol=0, rtol=0)
+    torch.testing.assert_close(silence_frames(len(zeros), None, spec), zeros, atol=0, rtol=0)
 
 
-@each_hearing
+@each_spec
 @pytest.mark.parametrize("decibels", [-45.0, -20.0, 10.0])
-def test_a_gain_gives_the_features_of_the_waveform_at_that_level(hearing, decibels):
-    waveform, floor = noise_like_speech(), silence_value(hearing)
-    features = heard(waveform, hearing)
+def test_a_gain_gives_the_features_of_the_waveform_at_that_level(spec, decibels):
+    waveform, floor = noise_like_speech(), silence_value(spec)
+    features = heard(waveform, spec)
 
-    found = with_gain(features, decibels * math.log(10) / 10, hearing)
+    found = with_gain(features, decibels * math.log(10) / 10, spec)
 
-    right = heard(waveform * 10 ** (decibels / 20), hearing)
+    right = heard(waveform * 10 ** (decibels / 20), spec)
     is_known = features > floor + 0.1  # below, a power may be anything
     torch.testing.assert_close(found[is_known], right[is_known], atol=0.02, rtol=0)
     is_loud = is_known & (right > floor + 3.0)
     torch.testing.assert_close(found[is_loud], right[is_loud], atol=2e-3, rtol=0)
 
 
-@each_hearing
+@each_spec
 @pytest.mark.parametrize("gain", [-5.0, 5.0])
-def test_zeros_are_zeros_at_any_level_also_in_half_precision(hearing, gain):
-    zeros = silence_frames(50, None, hearing)
+def test_zeros_are_zeros_at_any_level_also_in_half_precision(spec, gain):
+    zeros = silence_frames(50, None, spec)
 
-    torch.testing.assert_close(with_gain(zeros, gain, hearing), zeros, atol=1e-4, rtol=0)
+    torch.testing.assert_close(with_gain(zeros, gain, spec), zeros, atol=1e-4, rtol=0)
     stored = zeros.half().float()
-    found = with_gain(stored, gain, hearing)
-    assert (found - zeros).abs().max() < (0.02 if hearing.features != "nemo" or gain < 0 else 1.0)
+    found = with_gain(stored, gain, spec)
+    assert (found - zeros).abs().max() < (0.02 if spec.features != "nemo" or gain < 0 else 1.0)
 
 
-@each_hearing
+@each_spec
 @pytest.mark.parametrize(("before", "after"), [(100, 0), (0, 150), (30, 70)])
-def test_speech_between_zeros_has_its_features_between_those_of_zeros(hearing, before, after):
+def test_speech_between_zeros_has_its_features_between_those_of_zeros(spec, before, after):
     waveform = noise_like_speech()
     condition = Condition(before=before, after=after)
 
-    found = apply_condition(heard(waveform, hearing), condition, hearing)
+    found = apply_condition(heard(waveform, spec), condition, spec)
 
-    right = heard(F.pad(waveform, (160 * before, 160 * after)), hearing)
+    right = heard(F.pad(waveform, (160 * before, 160 * after)), spec)
     assert len(found) == len(right) == 100 + condition.added
     near_a_seam = {before + i for i in range(-3, 3)} | {before + 100 + i for i in range(-3, 3)}
     rows = [i for i in range(len(right)) if i not in near_a_seam]
     torch.testing.assert_close(found[rows], right[rows], atol=1e-3, rtol=0)
 
 
-@each_hearing
+@each_spec
 @pytest.mark.parametrize("decibels", [-100.0, -60.0, -20.0])
-def test_noise_is_as_loud_in_the_features_as_in_the_waveform(hearing, decibels):
+def test_noise_is_as_loud_in_the_features_as_in_the_waveform(spec, decibels):
     generator = torch.Generator().manual_seed(7)
     noise = 10 ** (decibels / 20) * torch.randn(4 * 16_000, generator=generator)
     level = decibels * math.log(10) / 10
 
-    found = silence_frames(400, Noise(begin=3, level=level, slope=0.0), hearing)
+    found = silence_frames(400, Noise(begin=3, level=level, slope=0.0), spec)
 
-    right = heard(noise, hearing)
+    right = heard(noise, spec)
     gap = (found - right).mean(0)
     assert gap.abs().max() < 0.6
     assert gap.mean().abs() < 0.1
 
 
-@each_hearing
-def test_noise_under_speech_adds_its_power(hearing):
+@each_spec
+def test_noise_under_speech_adds_its_power(spec):
     waveform = noise_like_speech()
     generator = torch.Generator().manual_seed(7)
     drowned = waveform + 0.5 * torch.randn(len(waveform), generator=generator)
     condition = Condition(noise=Noise(begin=0, level=2 * math.log(0.5), slope=0.0))
 
-    found = apply_condition(heard(waveform, hearing), condition, hearing)
+    found = apply_condition(heard(waveform, spec), condition, spec)
 
-    gap = (found - heard(drowned, hearing)).mean(0)
+    gap = (found - heard(drowned, spec)).mean(0)
     assert gap.abs().max() < 0.9
     assert gap.mean().abs() < 0.15
 
@@ -220,11 +220,11 @@ def test_each_condition_has_its_share():
 
 
 @pytest.mark.parametrize(
-    "hearing",
-    [None, FrontendSpec(features="nemo", normalization="per_feature", frontend="striding")],
+    "spec",
+    [None, FrontendSpec(features="nemo", normalization="per_feature", subsampling_kind="striding")],
 )
-def test_features_that_are_unknown_or_normalized_over_an_utterance_stay_as_they_are(hearing):
-    assert draw_conditions(9, ALWAYS, hearing, seed=0, epoch=0) == [UNCHANGED] * 9
+def test_features_that_are_unknown_or_normalized_over_an_utterance_stay_as_they_are(spec):
+    assert draw_conditions(9, ALWAYS, spec, seed=0, epoch=0) == [UNCHANGED] * 9
 
 
 @pytest.fixture(scope="module")
@@ -323,9 +323,9 @@ def test_speech_to_judge_and_to_calibrate_on_stays_as_it_is(speech):
     assert all(map(same, with_conditions, without))
 
 
-def test_a_store_from_before_its_hearing_was_written_is_trained_on_as_it_is(speech):
+def test_a_store_from_before_its_frontend_was_written_is_trained_on_as_it_is(speech):
     old = FeatureStore.open(speech.train.folder)
-    old.hearing = None
+    old.frontend_spec = None
 
     plain = TrainBatches(speech.train, 20.0, seed=0)
     batches = TrainBatches(old, 20.0, seed=0, augment=ALWAYS)

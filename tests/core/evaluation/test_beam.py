@@ -9,10 +9,10 @@ import torch
 
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.evaluation.arpa import write_arpa
-from core.evaluation.beam import BeamSearch, stretches
+from core.evaluation.beam import BeamSearch, split_at_silences
 from core.evaluation.ngram import LmError
 from core.evaluation.word_alignment import best_path, join_words, path_words
+from tests.support.arpa import write_arpa
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="the extra `lm` is not installed")
 
@@ -78,7 +78,7 @@ def test_long_speech_is_cut_in_silence_and_joined_as_it_was():
     silence = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]).clamp(min=1e-9).log()
     frames[::100] = frames[1::100] = silence
 
-    cut = list(stretches(frames.split(777)))
+    cut = list(split_at_silences(frames.split(777)))
 
     assert torch.equal(torch.cat(cut), frames)
     assert len(cut) > 2

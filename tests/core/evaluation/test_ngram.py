@@ -6,8 +6,8 @@ import pytest
 
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.evaluation.arpa import write_arpa
 from core.evaluation.ngram import BEGIN, END, UNSEEN, LmError, NGram
+from tests.support.arpa import write_arpa
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="the extra `lm` is not installed")
 

@@ -14,7 +14,7 @@ from core.evaluation.timer import (
     CpuTimes,
     is_crowded,
     is_spread,
-    measured_latency,
+    measure_latency,
     noise,
     pass_seconds,
 )
@@ -49,13 +49,13 @@ def test_others_are_in_the_way_once_they_run_on_the_cores_that_a_pass_wants(
 ):
     times = counted(wall=1.0, others=others, own=cores - others, cores=cores)
 
-    assert is_crowded(*times, wanted=wanted) is expected
+    assert is_crowded(*times, threads=wanted) is expected
 
 
 def test_a_span_of_few_ticks_says_nothing_of_others():
     times = counted(wall=0.01, others=0.02, own=0.0, cores=2)
 
-    assert not is_crowded(*times, wanted=2)
+    assert not is_crowded(*times, threads=2)
 
 
 def test_passes_that_mostly_take_longer_than_the_shortest_are_spread():
@@ -68,7 +68,7 @@ def test_a_latency_taken_beside_busy_programs_says_so():
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(3 * CORES)]  # noqa: S603
     try:
-        found = measured_latency(
+        found = measure_latency(
             small_model(), utterance_seconds=20.0, repeats=40, device=torch.device("cpu")
         )
     finally:

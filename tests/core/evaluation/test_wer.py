@@ -114,8 +114,8 @@ def test_confusions_are_all_errors_the_most_frequent_first():
     found = confusions(said, heard)
 
     assert sum(each.count for each in found) == sum(word_errors(said, heard).errors)
-    assert (found[0].reference, found[0].heard, found[0].count) == ("GO", "NO", 2)
-    assert {(each.reference, each.heard) for each in found[1:]} == {
+    assert (found[0].reference, found[0].hypothesis, found[0].count) == ("GO", "NO", 2)
+    assert {(each.reference, each.hypothesis) for each in found[1:]} == {
         ("NOW", ""),
         ("", "NOW"),
         ("RIGHT", "LEFT"),

@@ -14,10 +14,12 @@ from core.importers.load import read_model
 from core.importers.safe_read import ImportingError
 from core.inference.graph_interface import ExportError
 from core.pruning.extraction import extract
-from core.testing import SHAPE, deeper, hearing, ragged_speech, random_mask, small_model
+from core.testing import SHAPE, deeper, ragged_speech, random_mask, small_model, with_frontend
 
 TEXTS = ["ABCD", "BAD CAB", "DAB"]
-HEARD = FrontendSpec(features="nemo", normalization="per_feature", frontend="dw_striding", stages=3)
+HEARD = FrontendSpec(
+    features="nemo", normalization="per_feature", subsampling_kind="dw_striding", stages=3
+)
 
 
 def tokenizer_of(folder, kind="char", vocabulary=40):
@@ -26,9 +28,9 @@ def tokenizer_of(folder, kind="char", vocabulary=40):
 
 def heard_there(shape, **hears):
     """The shape with a front end that transformers knows."""
-    shape = hearing(shape, "dw_striding 8x")
-    heard = replace(shape.hearing, **hears)
-    return replace(shape, hearing=heard, sub3=shape.sub3 if heard.stages == 3 else 0)
+    shape = with_frontend(shape, "dw_striding 8x")
+    heard = replace(shape.frontend_spec, **hears)
+    return replace(shape, frontend_spec=heard, sub3=shape.sub3 if heard.stages == 3 else 0)
 
 
 def model_of(shape, tokenizer):
@@ -51,7 +53,7 @@ def test_an_export_imported_again_says_the_same(kind, hears, tmp_path):
     again = read_model(tmp_path)
 
     expected, found = small(features, num_frames), again.model(features, num_frames)
-    assert again.model.shape.hearing == small.shape.hearing
+    assert again.model.shape.frontend_spec == small.shape.frontend_spec
     assert again.tokenizer.pieces == tokenizer.pieces
     torch.testing.assert_close(
         found.logits[expected.is_frame].log_softmax(-1),
@@ -93,12 +95,12 @@ def test_its_fast_tokenizer_alone_becomes_the_tokens_again(kind, tmp_path):
     ("changes", "hears", "message"),
     [
         (
-            {"hearing": FrontendSpec(), "sub3": 0},
+            {"frontend_spec": FrontendSpec(), "sub3": 0},
             None,
-            r"`hearing.frontend`.*dw_striding.*is conv4 in",
+            r"`frontend.subsampling_kind`.*dw_striding.*is conv4 in",
         ),
-        ({}, {"normalisation": "none"}, r"`hearing.normalisation`.*be per_feature.*is none inst"),
-        ({}, {"window": "hamming"}, r"`hearing.window`.*must be hann,.*is hamming instead"),
+        ({}, {"normalization": "none"}, r"`frontend.normalization`.*be per_feature.*is none inst"),
+        ({}, {"window": "hamming"}, r"`frontend.window`.*must be hann,.*is hamming instead"),
         ({"position_width": 18}, {}, r"positions, 18, but is 16 instead; .*lack `width`"),
         ({"width": 15, "position_width": 15}, {}, r"must be even .* but is 15 instead"),
         (

@@ -11,14 +11,14 @@ from core.export.rounding import Errors, log_probabilities_in_double, rounding_e
 from core.export.verify import LENGTHS, TOLERANCE, Expected, agreement, check_graph
 from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
-from core.testing import deeper, hearing, ragged_speech, small_model, with_factors
+from core.testing import deeper, ragged_speech, small_model, with_factors, with_frontend
 
 SHAPES = [
     deeper(2),
     with_factors(deeper(2)),
     deeper(2, linear_features=6),
-    hearing(deeper(2), "striding"),
-    hearing(deeper(2), "dw_striding 8x"),
+    with_frontend(deeper(2), "striding"),
+    with_frontend(deeper(2), "dw_striding 8x"),
 ]
 
 

@@ -80,25 +80,25 @@ def test_a_symbol_with_white_space_is_refused(tmp_path):
 
 
 def test_the_loader_is_the_one_that_computes_the_features():
-    hearing = FrontendSpec(
-        features="nemo", normalization="per_feature", frontend="dw_striding", stages=3
+    frontend_spec = FrontendSpec(
+        features="nemo", normalization="per_feature", subsampling_kind="dw_striding", stages=3
     )
-    nemo = choose_loader(hearing, 1025)
+    nemo = choose_loader(frontend_spec, 1025)
 
     assert choose_loader(NATIVE, 7) == Loader(name="from_zipformer_ctc")
     assert nemo.name == "from_nemo_ctc"
     assert nemo.is_nemo
     assert not nemo.is_exact
-    assert choose_loader(hearing.in_sherpa, 1025) == replace(nemo, is_exact=True)
-    assert NATIVE.in_sherpa == NATIVE
+    assert choose_loader(frontend_spec.for_sherpa, 1025) == replace(nemo, is_exact=True)
+    assert NATIVE.for_sherpa == NATIVE
     assert nemo.metadata == {
         "vocab_size": "1025",
         "subsampling_factor": "1",
         "normalize_type": "per_feature",
     }
     for other in (
-        FrontendSpec(frontend="linear", stages=0),
-        replace(hearing, frontend="conv4", stages=2),
+        FrontendSpec(subsampling_kind="linear", stages=0),
+        replace(frontend_spec, subsampling_kind="conv4", stages=2),
     ):
         with pytest.raises(ExportError, match=rf"must hear .* but .* {other.features}'s through"):
             choose_loader(other, 7)
@@ -117,7 +117,9 @@ def nemo(tmp_path_factory):
     if not HAS_SHERPA:
         pytest.skip("needs sherpa-onnx: the extra `sherpa`")
     folder = tmp_path_factory.mktemp("nemo")
-    loader = choose_loader(FrontendSpec(features="nemo", frontend="striding"), SHAPE.vocabulary)
+    loader = choose_loader(
+        FrontendSpec(features="nemo", subsampling_kind="striding"), SHAPE.vocabulary
+    )
     graph = folder / "model.onnx"
     export_onnx(small_model(), graph, is_nemo=True, metadata=loader.metadata)
     (folder / SPEC).write_text(json.dumps(spec(loader, {"float": graph.name})))
@@ -168,22 +170,22 @@ def read_out(folder, sounds, mel, levels, metadata):
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
 @pytest.mark.parametrize("mel", [0, 40, 79])
 @pytest.mark.parametrize(
-    ("normalisation", "low", "high"), [("none", -18, 8), ("per_feature", -6, 6)]
+    ("normalization", "low", "high"), [("none", -18, 8), ("per_feature", -6, 6)]
 )
-def test_what_is_heard_for_sherpa_is_what_sherpa_computes(normalisation, low, high, mel, tmp_path):
-    hearing = FrontendSpec(
-        features="sherpa", normalization=normalisation, frontend="dw_striding", stages=2
+def test_what_is_heard_for_sherpa_is_what_sherpa_computes(normalization, low, high, mel, tmp_path):
+    frontend_spec = FrontendSpec(
+        features="sherpa", normalization=normalization, subsampling_kind="dw_striding", stages=2
     )
     chance = torch.Generator().manual_seed(0)
     sounds = [0.1 * torch.randn(n, generator=chance) for n in (16_000, 5_555, 12_400)]
     sounds[1][2_000:3_000] *= 1e-3  # nearly nothing
     levels = torch.linspace(low, high, LEVELS)
-    metadata = dict(choose_loader(hearing, 2 * LEVELS + 1).metadata)
+    metadata = dict(choose_loader(frontend_spec, 2 * LEVELS + 1).metadata)
 
     found = read_out(tmp_path, sounds, mel, levels, metadata)
 
     for sound, theirs in zip(sounds, found, strict=True):
-        features, _ = compute_features(hearing, sound[None], torch.tensor([len(sound)]))
+        features, _ = compute_features(frontend_spec, sound[None], torch.tensor([len(sound)]))
         assert len(theirs) == features.shape[1]
         gap = (features[0, :, mel] - theirs).abs().max()
         assert gap < 0.5 * (high - low) / (LEVELS - 1) + 3e-4

@@ -22,7 +22,7 @@ from core.export.transformers_check import check_export, needs_transformers, run
 from core.importers.load import import_model
 from core.inference.graph_interface import ExportError
 from core.safe_text import markdown_text
-from core.testing import SHAPE, hearing, ragged_speech, small_model
+from core.testing import SHAPE, ragged_speech, small_model, with_frontend
 
 needs = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="needs the extra `transformers`"
@@ -105,7 +105,7 @@ def test_a_parakeet_that_came_leaves_as_it_came(published, sounds, tmp_path):
 def test_a_model_built_here_that_hears_so_leaves_too(sounds, tmp_path):
     texts, config = ["ABCD", "BAD"], CorpusConfig(tokens="word", vocabulary=7)
     tokenizer = Tokenizer.train(texts, config, tmp_path)
-    shape = replace(hearing(SHAPE, "dw_striding 8x"), vocabulary=tokenizer.size)
+    shape = replace(with_frontend(SHAPE, "dw_striding 8x"), vocabulary=tokenizer.size)
     model = small_model(shape=shape)
     model.frontend.mean.zero_()
     model.frontend.deviation.fill_(1.0)

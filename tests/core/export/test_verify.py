@@ -12,7 +12,7 @@ from core.export.verify import LENGTHS, TOLERANCE, agreement, check_graph, make_
 from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
 from core.pruning.extraction import extract
-from core.testing import deeper, hearing, random_mask, small_model, with_factors
+from core.testing import deeper, random_mask, small_model, with_factors, with_frontend
 
 
 @pytest.mark.long
@@ -43,7 +43,7 @@ def test_a_graph_is_its_model_at_any_length(kind, shape, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("front_end", ["striding", "dw_striding 8x"])
 def test_a_graph_read_as_nemo_s_says_each_frame_for_all_its_features(front_end, tmp_path):
-    model = small_model(shape=hearing(deeper(2), front_end))
+    model = small_model(shape=with_frontend(deeper(2), front_end))
     export_onnx(model, tmp_path / "model.onnx", is_nemo=True)
 
     found = agreement(model, Graph(tmp_path / "model.onnx"), is_nemo=True)

@@ -18,14 +18,14 @@ def speech():
     return torch.randn(len(LENGTHS), int(LENGTHS.max()), generator=chance)
 
 
-@pytest.mark.parametrize("normalisation", ["none", "per_feature"])
+@pytest.mark.parametrize("normalization", ["none", "per_feature"])
 @pytest.mark.parametrize(("features", "late"), [("nemo", 0), ("sherpa", 80)])
 @pytest.mark.parametrize("i", range(len(LENGTHS)))
-def test_an_utterance_in_a_batch_sounds_as_it_does_alone(i, features, late, normalisation):
-    hearing = FrontendSpec(features=features, normalization=normalisation)
+def test_an_utterance_in_a_batch_sounds_as_it_does_alone(i, features, late, normalization):
+    spec = FrontendSpec(features=features, normalization=normalization)
 
-    together, num_frames = compute_features(hearing, speech(), LENGTHS)
-    alone, _ = compute_features(hearing, speech()[i : i + 1, : LENGTHS[i]], LENGTHS[i : i + 1])
+    together, num_frames = compute_features(spec, speech(), LENGTHS)
+    alone, _ = compute_features(spec, speech()[i : i + 1, : LENGTHS[i]], LENGTHS[i : i + 1])
 
     assert int(num_frames[i]) == (int(LENGTHS[i]) + late) // 160
     torch.testing.assert_close(together[i, : num_frames[i]], alone[0], rtol=0, atol=1e-4)
@@ -49,14 +49,14 @@ def test_who_asks_for_kaldis_features_gets_them():
 
 def test_models_that_hear_otherwise_share_no_cache(demo_corpus, demo_config, tmp_path):
     tokenizer = Tokenizer.train(map(transcript, demo_corpus.train), demo_config, tmp_path)
-    hearings = [NATIVE, NEMO, FrontendSpec(features="nemo")]
+    specs = [NATIVE, NEMO, FrontendSpec(features="nemo")]
 
     stores = [
-        open_or_build(demo_corpus, "dev", tokenizer, demo_config, tmp_path, hearing=hearing)
-        for hearing in hearings
+        open_or_build(demo_corpus, "dev", tokenizer, demo_config, tmp_path, frontend_spec=spec)
+        for spec in specs
     ]
 
-    assert len({store.folder for store in stores}) == len(hearings)
-    again = open_or_build(demo_corpus, "dev", tokenizer, demo_config, tmp_path, hearing=NEMO)
+    assert len({store.folder for store in stores}) == len(specs)
+    again = open_or_build(demo_corpus, "dev", tokenizer, demo_config, tmp_path, frontend_spec=NEMO)
     assert again.folder == stores[1].folder
     assert abs(float(again.item(0).features.mean())) < 1e-4

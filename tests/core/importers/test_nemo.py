@@ -47,7 +47,7 @@ def test_from_the_waveform_on_it_hears_as_nemo_does(name):
     model, theirs = from_nemo(MODELS / f"{name}.nemo").model, computed_by_nemo(name)
 
     features, num_frames = compute_features(
-        model.shape.hearing, theirs["waveform"], theirs["waveform_length"]
+        model.shape.frontend_spec, theirs["waveform"], theirs["waveform_length"]
     )
     ours = model(features, num_frames)
 

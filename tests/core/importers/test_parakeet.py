@@ -61,7 +61,7 @@ def test_log_probabilities_are_transformers_on_ragged_batches(changes, saved, tm
     with torch.no_grad():
         logits = theirs(heard["input_features"], attention_mask=heard["attention_mask"]).logits
     features, num_frames = compute_features(
-        ours.model.shape.hearing,
+        ours.model.shape.frontend_spec,
         torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
         torch.tensor(LENGTHS),
     )

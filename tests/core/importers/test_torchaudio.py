@@ -81,3 +81,30 @@ def test_a_folder_that_does_not_say_what_it_holds_is_refused(damage, message, tm
 
     with pytest.raises(ImportingError, match=message):
         read_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"hearing": {"features": "nemo", "normalisation": "per_feature"}},
+        {"frontend": {"features": "nemo", "normalization": "per_feature"}},
+    ],
+    ids=["as of version 0.1", "as of today"],
+)
+def test_its_features_are_named_in_a_table(table, tmp_path):
+    saved(tmp_path, 80)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | table))
+
+    spec = read_model(tmp_path).model.frontend_spec
+
+    assert (spec.features, spec.normalization) == ("nemo", "per_feature")
+
+
+def test_features_named_twice_are_those_of_today(tmp_path):
+    saved(tmp_path, 80)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"hearing": {"features": "nemo"}, "frontend": {"features": "kaldi"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert read_model(tmp_path).model.frontend_spec.features == "kaldi"

@@ -105,16 +105,16 @@ def test_hours_of_silence_are_cut_too():
 @pytest.mark.parametrize(
     ("report", "seconds"),
     [
-        ({"longest_heard": 8.0}, 12.0),
-        ({"longest_heard": 8.0, "config": {"corpus": {"max_seconds": 30.0}}}, 12.0),
+        ({"longest_trained_seconds": 8.0}, 12.0),
+        ({"longest_trained_seconds": 8.0, "config": {"corpus": {"max_seconds": 30.0}}}, 12.0),
         ({"config": {"corpus": {"max_seconds": 8.0}}}, 12.0),
-        ({"longest_heard": 1.0}, 6.0),
-        ({"longest_heard": 100.0}, 30.0),
+        ({"longest_trained_seconds": 1.0}, 6.0),
+        ({"longest_trained_seconds": 100.0}, 30.0),
         ({"config": {"corpus": {"max_seconds": 5.0}}}, 7.5),
         ({"config": {"corpus": {"max_seconds": 30.0}}}, SECONDS),
         ({}, SECONDS),
-        ({"longest_heard": "long", "config": []}, SECONDS),
-        ({"longest_heard": float("nan")}, SECONDS),
+        ({"longest_trained_seconds": "long", "config": []}, SECONDS),
+        ({"longest_trained_seconds": float("nan")}, SECONDS),
     ],
 )
 def test_a_window_fits_what_the_model_was_trained_on_as_far_as_that_is_known(report, seconds):

@@ -26,8 +26,8 @@ def toy() -> Conformer:
 
 
 @pytest.fixture(scope="session")
-def bench_of(toy: Conformer) -> MakeBench:
-    """Makes a bench of a method on the toy or another model, with patterned speech."""
+def context_of(toy: Conformer) -> MakeBench:
+    """Makes a ctx of a method on the toy or another model, with patterned speech."""
 
     def made(
         method: str, *, seed: int = 0, model: Conformer | None = None, **pruning: Any
@@ -56,9 +56,9 @@ def bench_of(toy: Conformer) -> MakeBench:
             distillation=Distillation(clone(whole), config.distillation),
             space=space,
             speech=speech,
-            labelled=batches,
+            labeled=batches,
             choose=choose,
-            judge=Evaluator(config, space, None, torch.device("cpu")),
+            evaluator=Evaluator(config, space, None, torch.device("cpu")),
             device=torch.device("cpu"),
         )
 
@@ -66,23 +66,23 @@ def bench_of(toy: Conformer) -> MakeBench:
 
 
 @pytest.fixture(scope="session")
-def searched(bench_of: MakeBench) -> Callable[..., tuple[MethodContext, SearchResult]]:
-    """A bench of a method, and what was found on it at 60 % of FLOPs; once for all tests."""
+def searched(context_of: MakeBench) -> Callable[..., tuple[MethodContext, SearchResult]]:
+    """A ctx of a method, and what was found on it at 60 % of FLOPs; once for all tests."""
 
     @cache
     def made(method: str, seed: int = 0) -> tuple[MethodContext, SearchResult]:
-        bench = bench_of(method, seed=seed, target_sparsity=0.6)
-        return bench, run_method(bench)
+        ctx = context_of(method, seed=seed, target_sparsity=0.6)
+        return ctx, run_method(ctx)
 
     return made
 
 
 @pytest.fixture(scope="session")
-def searched_anew(bench_of: MakeBench) -> Callable[[str], tuple[MethodContext, SearchResult]]:
+def searched_anew(context_of: MakeBench) -> Callable[[str], tuple[MethodContext, SearchResult]]:
     """The same, from the beginning."""
 
     def made(method: str) -> tuple[MethodContext, SearchResult]:
-        bench = bench_of(method, target_sparsity=0.6)
-        return bench, run_method(bench)
+        ctx = context_of(method, target_sparsity=0.6)
+        return ctx, run_method(ctx)
 
     return made

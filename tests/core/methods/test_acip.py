@@ -21,7 +21,7 @@ from core.training.method import MethodContext
 CPU = torch.device("cpu")
 
 
-def a_bench(model, **pruning) -> MethodContext:
+def a_context(model, **pruning) -> MethodContext:
     config = TrialConfig.parse({"pruning": {"method": "acip", **pruning}})
     student = METHOD.prepare_model(clone(model), config, [])
     space = Space.of(clone(student), get_args(AxisKind), 4.0, unpruned=model)
@@ -31,9 +31,9 @@ def a_bench(model, **pruning) -> MethodContext:
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
-        labelled=[noise_with_tokens()],
+        labeled=[noise_with_tokens()],
         choose=lambda scores, target: chosen(space, scores, 1 - target),
-        judge=Evaluator(config, space, None, CPU),
+        evaluator=Evaluator(config, space, None, CPU),
         device=CPU,
     )
 
@@ -42,8 +42,8 @@ def chosen(space, scores, keep):
     return choose(space, scores, Budget(keep=keep, resource="flops"))
 
 
-def searched(bench):
-    search = METHOD.stage(bench)
+def searched(ctx):
+    search = METHOD.stage(ctx)
     for step in range(search.steps):
         losses = search.step(noise_with_tokens(), step)
     return search, losses
@@ -51,24 +51,24 @@ def searched(bench):
 
 @pytest.mark.slow
 def test_one_descent_orders_all_sizes_and_stops_at_the_smallest():
-    bench = a_bench(small_model(), steps=40, smallest=0.5)
+    ctx = a_context(small_model(), steps=40, smallest=0.5)
 
-    search, losses = searched(bench)
+    search, losses = searched(ctx)
 
     assert losses["kept"] <= 0.5
     assert search.gates.is_frozen
     scores = search.search_result().scores
     keeps = (0.9, 0.7, 0.5, 0.3)
-    choices = [chosen(bench.space, scores, keep) for keep in keeps]
+    choices = [chosen(ctx.space, scores, keep) for keep in keeps]
     for keep, choice in zip(keeps, choices, strict=True):
-        cost = bench.space.choice_cost(choice)
-        assert 0.6 * keep < cost.flops / bench.space.unpruned.flops <= keep
+        cost = ctx.space.choice_cost(choice)
+        assert 0.6 * keep < cost.flops / ctx.space.unpruned.flops <= keep
     for larger, smaller in pairwise(choices):
         assert all((larger[name] | ~kept).all() for name, kept in smaller.items())
 
 
 def test_no_unit_dies_before_a_mask_has_had_the_time_to_fall():
-    search = METHOD.stage(a_bench(small_model(), steps=80))
+    search = METHOD.stage(a_context(small_model(), steps=80))
 
     for step in range(13):
         search.step(noise_with_tokens(), step)
@@ -85,12 +85,12 @@ def test_without_rank_among_the_axes_nothing_is_factored():
 
 @pytest.mark.parametrize("resource", ["flops", "params"])
 def test_a_unit_is_priced_at_what_its_axis_saves(resource):
-    bench = a_bench(small_model(), resource=resource)
+    ctx = a_context(small_model(), resource=resource)
 
-    found = prices(bench)
+    found = prices(ctx)
 
-    whole = getattr(bench.space.unpruned, resource)
-    up = bench.student.blocks[0].ff1.up  # 16 inputs, 12 outputs, 12 directions
+    whole = getattr(ctx.space.unpruned, resource)
+    up = ctx.student.blocks[0].ff1.up  # 16 inputs, 12 outputs, 12 directions
     of_layer = 16 * 12 * (2 * 99 if resource == "flops" else 1)
     assert up.reduce.weight.shape == (12, 16)
     assert found["blocks.0.ff1.up.rank"] == pytest.approx(of_layer / 12 / whole)
@@ -107,10 +107,10 @@ def test_large_directions_that_do_nothing_die_before_small_ones_that_do():
         part.up.weight[6:, :8] = 0
         part.down.weight[:, :6] = 0
         part.down.weight[:, 6:] *= 4
-    bench = a_bench(model, steps=60, axes=["rank"], smallest=0.5, learning_rate=1e-8)
-    heard = named_tensors(bench.student)["blocks.0.ff1.up.expand.weight"][6:].square().sum(0)
+    ctx = a_context(model, steps=60, axes=["rank"], smallest=0.5, learning_rate=1e-8)
+    heard = named_tensors(ctx.student)["blocks.0.ff1.up.expand.weight"][6:].square().sum(0)
 
-    search, _ = searched(bench)
+    search, _ = searched(ctx)
 
     worth = search.search_result().scores["blocks.0.ff1.up.rank"]
     idle = heard < heard.max() / 1e6

@@ -6,15 +6,15 @@ from scipy.stats import spearmanr
 
 from core.methods.comp import block_influence, contributions, merge_orders
 from core.pruning.extraction import as_mask, extract
-from core.pruning.scoring import intakes
+from core.pruning.scoring import consumer_inputs
 from core.pruning.space import unit_share
 from core.testing import deeper, make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
 
 
-def test_a_contribution_is_the_share_of_a_units_own_product(bench_of):
-    bench = bench_of("comp", model=small_model())
-    taken = intakes(bench.student, bench.space, bench.speech)
+def test_a_contribution_is_the_share_of_a_units_own_product(context_of):
+    ctx = context_of("comp", model=small_model())
+    taken = consumer_inputs(ctx.student, ctx.space, ctx.speech)
     intake = next(each for each in taken if each.axis.kind == "head")
     weight = intake.weight
 
@@ -31,12 +31,12 @@ def test_a_contribution_is_the_share_of_a_units_own_product(bench_of):
 
 
 @pytest.mark.slow
-def test_the_blocks_that_turn_least_are_the_least_missed(bench_of, toy):
-    bench = bench_of("comp", axes=["block"])
+def test_the_blocks_that_turn_least_are_the_least_missed(context_of, toy):
+    ctx = context_of("comp", axes=["block"])
     batch = make_patterned_speech(32, seed=60)
 
     def missed(block):
-        choice = bench.space.open_choice()
+        choice = ctx.space.open_choice()
         for name in choice:
             if name == block or name.startswith(f"{block}."):
                 choice[name] = torch.zeros_like(choice[name])
@@ -44,7 +44,7 @@ def test_the_blocks_that_turn_least_are_the_least_missed(bench_of, toy):
             output = extract(toy, as_mask(choice)).eval()(batch.features, batch.num_frames)
         return float(ctc_loss(output, batch.tokens, batch.num_tokens))
 
-    influence = block_influence(toy, bench.speech)
+    influence = block_influence(toy, ctx.speech)
 
     losses = [missed(block.name) for block in toy.typed_blocks()]
     assert spearmanr(influence, losses).statistic > 0
@@ -69,13 +69,13 @@ def test_a_block_that_does_nothing_has_no_influence():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
-def test_blocks_make_up_their_share_of_what_is_gone(share, bench_of):
-    bench = bench_of("comp", coarse_share=share)
-    fine = {axis.name: torch.arange(axis.size).double() for axis in bench.space.units}
+def test_blocks_make_up_their_share_of_what_is_gone(share, context_of):
+    ctx = context_of("comp", coarse_share=share)
+    fine = {axis.name: torch.arange(axis.size).double() for axis in ctx.space.units}
 
-    scores = merge_orders(bench, fine, torch.tensor([0.3, 0.1, 0.2]).double())
+    scores = merge_orders(ctx, fine, torch.tensor([0.3, 0.1, 0.2]).double())
 
-    costs = {name: unit_share(bench.space, name, "flops") for name in scores}
+    costs = {name: unit_share(ctx.space, name, "flops") for name in scores}
     places = sorted((float(p), name) for name, values in scores.items() for p in values)
     assert [place for place, _ in places[:1]] == [1.0]
     coarse = total = 0.0

@@ -13,20 +13,20 @@ from core.training.gate_stage import expected_sparsity
 STEPS = 120
 
 
-def searched(bench, *, is_restarted=True):
+def searched(ctx, *, is_restarted=True):
     """The expected sparsity in the end, and what each step told."""
-    search = stage(bench, is_restarted=is_restarted)
+    search = stage(ctx, is_restarted=is_restarted)
     told = [search.step(make_patterned_speech(8, seed=step), step) for step in range(STEPS)]
-    return float(expected_sparsity(bench, search.gates.open_probability()).detach()), told
+    return float(expected_sparsity(ctx, search.gates.open_probability()).detach()), told
 
 
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
-def test_a_target_is_met_and_restarts_keep_it_from_being_overshot(target, bench_of):
+def test_a_target_is_met_and_restarts_keep_it_from_being_overshot(target, context_of):
     ends = {
         is_restarted: searched(
-            bench_of("constrained", steps=STEPS, target_sparsity=target),
+            context_of("constrained", steps=STEPS, target_sparsity=target),
             is_restarted=is_restarted,
         )[0]
         for is_restarted in (True, False)
@@ -37,8 +37,8 @@ def test_a_target_is_met_and_restarts_keep_it_from_being_overshot(target, bench_
 
 
 @pytest.mark.slow
-def test_the_multiplier_is_0_as_long_as_the_constraint_holds(bench_of):
-    _, told = searched(bench_of("constrained", steps=STEPS, target_sparsity=0.3))
+def test_the_multiplier_is_0_as_long_as_the_constraint_holds(context_of):
+    _, told = searched(context_of("constrained", steps=STEPS, target_sparsity=0.3))
     pairs = [
         (float(before["violation"]), float(after["lambda"])) for before, after in pairwise(told)
     ]
@@ -64,10 +64,10 @@ def test_each_constraint_has_a_multiplier_of_its_own():
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_one_constraint_a_kind_holds_for_every_kind(bench_of):
-    bench = bench_of("constrained", steps=STEPS, target_sparsity=0.5, constraint="kind")
+def test_one_constraint_a_kind_holds_for_every_kind(context_of):
+    ctx = context_of("constrained", steps=STEPS, target_sparsity=0.5, constraint="kind")
 
-    search = stage(bench)
+    search = stage(ctx)
     for step in range(STEPS):
         search.step(make_patterned_speech(8, seed=step), step)
 

@@ -31,9 +31,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("method", METHODS)
 def test_masked_computes_what_extracted_does(method, searched):
-    bench, found = searched(method)
-    mask = as_mask(bench.choose(found.scores, 0.6))
-    batch, student = make_patterned_speech(4, seed=50), bench.student.eval()
+    ctx, found = searched(method)
+    mask = as_mask(ctx.choose(found.scores, 0.6))
+    batch, student = make_patterned_speech(4, seed=50), ctx.student.eval()
 
     with torch.no_grad():
         folded = fold(named_tensors(student), student.axes(), mask)
@@ -47,24 +47,24 @@ def test_masked_computes_what_extracted_does(method, searched):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_costs_are_what_is_counted_and_the_budget_is_met(method, searched):
-    bench, found = searched(method)
-    choice = bench.choose(found.scores, 0.6)
-    small, cost = extract(bench.student, as_mask(choice)).eval(), bench.space.choice_cost(choice)
+    ctx, found = searched(method)
+    choice = ctx.choose(found.scores, 0.6)
+    small, cost = extract(ctx.student, as_mask(choice)).eval(), ctx.space.choice_cost(choice)
 
     assert sum(p.numel() for p in small.parameters()) == cost.params
     frames = 400
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         small(torch.zeros(1, frames, 80), torch.tensor([frames]))
     assert counter.get_total_flops() == cost.flops
-    assert bench.space.sparsity(cost, "flops") >= 0.6
+    assert ctx.space.sparsity(cost, "flops") >= 0.6
 
 
 @pytest.mark.parametrize("method", CURVES)
 def test_one_order_serves_every_budget_and_choices_are_nested(method, searched):
-    bench, found = searched(method)
+    ctx, found = searched(method)
 
     choices = [
-        choose(bench.space, found.scores, Budget(keep=keep, resource="flops"))
+        choose(ctx.space, found.scores, Budget(keep=keep, resource="flops"))
         for keep in (0.7, 0.5, 0.3)
     ]
 
@@ -73,25 +73,25 @@ def test_one_order_serves_every_budget_and_choices_are_nested(method, searched):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_method_says_it_needs_it_needs(method, bench_of):
-    plugin, bench = load_method(method), bench_of(method, linear_blocks=1)
-    if plugin.search(bench.restricted_to(plugin.needs)) is not None:
+def test_what_a_method_says_it_needs_it_needs(method, context_of):
+    plugin, ctx = load_method(method), context_of(method, linear_blocks=1)
+    if plugin.search(ctx.restricted_to(plugin.needs)) is not None:
         return  # what trains is given all speech, with its words
 
     for need in plugin.needs:
         with pytest.raises(NeedError, match=need):
-            touch(plugin, bench.restricted_to(plugin.needs - {need}))
+            touch(plugin, ctx.restricted_to(plugin.needs - {need}))
 
 
-def touch(plugin, bench):
-    plugin.prepare_model(bench.student, bench.config, bench.speech)
-    plugin.search_result(bench, None)
+def touch(plugin, ctx):
+    plugin.prepare_model(ctx.student, ctx.config, ctx.speech)
+    plugin.search_result(ctx, None)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_makes_the_same_choice(method, searched, searched_anew):
-    (bench, first), (_, second) = searched(method), searched_anew(method)
-    one, other = (bench.choose(found.scores, 0.6) for found in (first, second))
+    (ctx, first), (_, second) = searched(method), searched_anew(method)
+    one, other = (ctx.choose(found.scores, 0.6) for found in (first, second))
 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -106,23 +106,23 @@ def test_a_method_beats_chance_at_equal_flops_and_repair(method, searched):
 
 
 @pytest.mark.parametrize("method", FOR_DEPTH)
-def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(method, bench_of):
+def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(method, context_of):
     teacher = train_toy(interctc=InterCTC(weight=0.5, layers=(1,)))
 
     def mean(name):
-        benches = [bench_of(name, seed=seed, model=teacher) for seed in range(3)]
-        return statistics.mean(loss_of(bench, run_method(bench), 0.45) for bench in benches)
+        benches = [context_of(name, seed=seed, model=teacher) for seed in range(3)]
+        return statistics.mean(loss_of(ctx, run_method(ctx), 0.45) for ctx in benches)
 
     assert mean(method) < mean("random")
 
 
-def loss_of(bench, found, share):
+def loss_of(ctx, found, share):
     """CTC of what is left when such a share of FLOPs is gone: repaired, not tuned."""
-    choice = bench.choose(found.scores, share)
+    choice = ctx.choose(found.scores, share)
     small = extract_and_reconstruct(
-        bench.student, found.reference, choice, how="ls", speech=bench.speech
+        ctx.student, found.reference, choice, how="ls", speech=ctx.speech
     )
-    reestimate_statistics(small, bench.speech)
+    reestimate_statistics(small, ctx.speech)
     batch = make_patterned_speech(32, seed=60)
     with torch.no_grad():
         output = small.eval()(batch.features, batch.num_frames)

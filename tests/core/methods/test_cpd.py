@@ -8,7 +8,7 @@ import torch
 
 from core.conformer.masking import fold, gated_forward, named_tensors
 from core.methods.cpd import Rounds
-from core.pruning.gate_gradients import fisher, one_by_one
+from core.pruning.gate_gradients import fisher, split_utterances
 from core.testing import make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
 
@@ -42,23 +42,23 @@ def test_a_fisher_score_is_the_mean_over_utterances_of_the_slope_squared():
     for axis in axes[:3]:
         slopes = [
             (value(axis, 1, 1 + STEP, u) - value(axis, 1, 1 - STEP, u)) / (2 * STEP)
-            for u in one_by_one([batch])
+            for u in split_utterances([batch])
         ]
         wanted = torch.stack(slopes).double().square().mean()
         torch.testing.assert_close(found[axis.name][1], wanted, rtol=0.05, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_rounds_take_equal_parts_and_what_is_shut_stays_shut(bench_of):
-    bench = bench_of("cpd", steps=9, rounds=3, target_sparsity=0.6)
-    stage = Rounds(bench)
+def test_rounds_take_equal_parts_and_what_is_shut_stays_shut(context_of):
+    ctx = context_of("cpd", steps=9, rounds=3, target_sparsity=0.6)
+    stage = Rounds(ctx)
     shut, removed = [], []
     for step in range(9):
         stage.step(make_patterned_speech(8, seed=step), step)
         mask = stage.shut.sample()
         if step % 3 == 0:
-            choice = {**bench.space.open_choice(), **{n: v > 0 for n, v in mask.items()}}
-            removed.append(bench.space.sparsity(bench.space.choice_cost(choice), "flops"))
+            choice = {**ctx.space.open_choice(), **{n: v > 0 for n, v in mask.items()}}
+            removed.append(ctx.space.sparsity(ctx.space.choice_cost(choice), "flops"))
         shut.append(torch.cat([v == 0 for v in mask.values()]))
 
     assert removed == pytest.approx([0.2, 0.4, 0.6], abs=0.02)
@@ -68,9 +68,9 @@ def test_rounds_take_equal_parts_and_what_is_shut_stays_shut(bench_of):
 
 @pytest.mark.slow
 def test_its_order_names_first_what_was_shut_first(searched):
-    bench, found = searched("cpd")
+    ctx, found = searched("cpd")
 
-    choice = bench.choose(found.scores, bench.target)
+    choice = ctx.choose(found.scores, ctx.target)
 
     kept = torch.cat([found.scores[name][choice[name]] for name in found.scores])
     gone = torch.cat([found.scores[name][~choice[name]] for name in found.scores])

@@ -16,21 +16,21 @@ from core.training.distillation import ctc_loss
 SIZES = (0.3, 0.5, 0.7)
 
 
-def test_the_order_is_sought_for_the_smallest_size_in_its_share_of_the_search(bench_of):
-    bench = bench_of("family", target_sparsity=0.3, order_share=0.5)
+def test_the_order_is_sought_for_the_smallest_size_in_its_share_of_the_search(context_of):
+    ctx = context_of("family", target_sparsity=0.3, order_share=0.5)
 
-    order = ordering(bench, target=0.8)
+    order = ordering(ctx, target=0.8)
 
-    assert (order.steps, order.bench.target) == (12, 0.8)
-    assert bench.target == 0.3
+    assert (order.steps, order.ctx.target) == (12, 0.8)
+    assert ctx.target == 0.3
 
 
-def test_other_resources_move_with_the_smallest_size(bench_of):
-    bench = bench_of("family", target_sparsity=0.4, also={"params": 0.2})
+def test_other_resources_move_with_the_smallest_size(context_of):
+    ctx = context_of("family", target_sparsity=0.4, also={"params": 0.2})
 
-    order = ordering(bench, target=0.7)
+    order = ordering(ctx, target=0.7)
 
-    assert order.bench.config.pruning.targets == pytest.approx({"flops": 0.7, "params": 0.6})
+    assert order.ctx.config.pruning.targets == pytest.approx({"flops": 0.7, "params": 0.6})
 
 
 def test_each_target_is_an_outcome():
@@ -46,33 +46,33 @@ def test_what_learned_as_one_of_the_sizes_is_not_repaired(steps, how):
     assert METHOD.repair(config) == how
 
 
-def test_without_a_search_the_order_is_that_of_numerical(bench_of):
-    bench, other = bench_of("family", steps=0), bench_of("numerical", steps=0)
+def test_without_a_search_the_order_is_that_of_numerical(context_of):
+    ctx, other = context_of("family", steps=0), context_of("numerical", steps=0)
 
-    found, wanted = run_method(bench).scores, run_method(other).scores
+    found, wanted = run_method(ctx).scores, run_method(other).scores
 
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_one_step_is_enough_to_find_an_order(bench_of):
-    bench = bench_of("family", steps=1)
+def test_one_step_is_enough_to_find_an_order(context_of):
+    ctx = context_of("family", steps=1)
 
-    choice = bench.choose(run_method(bench).scores, 0.5)
+    choice = ctx.choose(run_method(ctx).scores, 0.5)
 
-    assert bench.space.sparsity(bench.space.choice_cost(choice), "flops") >= 0.5
+    assert ctx.space.sparsity(ctx.space.choice_cost(choice), "flops") >= 0.5
 
 
 @pytest.mark.slow
-def test_sizes_that_learned_together_are_better_than_cuts_of_one_that_learned_alone(bench_of):
+def test_sizes_that_learned_together_are_better_than_cuts_of_one_that_learned_alone(context_of):
     """At equal steps: in the mean over what nobody trained for, without repair or tuning."""
-    together = bench_of(
+    together = context_of(
         "family", steps=40, target_sparsity=SIZES[0], further_targets=list(SIZES[1:])
     )
-    alone = bench_of("family", steps=40, target_sparsity=SIZES[0])
+    alone = context_of("family", steps=40, target_sparsity=SIZES[0])
 
     losses = [
-        [loss_of(bench, found, size) for size in SIZES[1:]]
-        for bench, found in ((together, run_method(together)), (alone, run_method(alone)))
+        [loss_of(ctx, found, size) for size in SIZES[1:]]
+        for ctx, found in ((together, run_method(together)), (alone, run_method(alone)))
     ]
 
     assert statistics.mean(losses[0]) < statistics.mean(losses[1])
@@ -80,12 +80,12 @@ def test_sizes_that_learned_together_are_better_than_cuts_of_one_that_learned_al
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 6, 9])
-def test_a_stage_taken_up_again_takes_the_same_steps(bench_of, at):
+def test_a_stage_taken_up_again_takes_the_same_steps(context_of, at):
     """Before, at and after the step where gates end and sizes begin."""
 
     def begun():
-        bench = bench_of("family", target_sparsity=0.3, further_targets=[0.5, 0.7], drawn_sizes=1)
-        return FamilyStage(bench, SIZES)
+        ctx = context_of("family", target_sparsity=0.3, further_targets=[0.5, 0.7], drawn_sizes=1)
+        return FamilyStage(ctx, SIZES)
 
     def stepped(stage, steps):
         return [
@@ -113,9 +113,9 @@ def saved(state):
     return file
 
 
-def loss_of(bench, found, share):
-    small = extract(bench.student, as_mask(bench.choose(found.scores, share)))
-    reestimate_statistics(small, bench.speech)
+def loss_of(ctx, found, share):
+    small = extract(ctx.student, as_mask(ctx.choose(found.scores, share)))
+    reestimate_statistics(small, ctx.speech)
     batch = make_patterned_speech(32, seed=60)
     with torch.no_grad():
         output = small.eval()(batch.features, batch.num_frames)

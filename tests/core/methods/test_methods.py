@@ -26,7 +26,7 @@ from core.training.method import MethodContext, load_method
 CPU = torch.device("cpu")
 
 
-def a_bench(model, **pruning) -> MethodContext:
+def a_context(model, **pruning) -> MethodContext:
     config = TrialConfig.parse({"pruning": pruning})
     axes = load_method(config.pruning.method).axes(config)
     space = Space.of(clone(model), axes, 4.0)
@@ -41,9 +41,9 @@ def a_bench(model, **pruning) -> MethodContext:
         distillation=Distillation(clone(model), config.distillation),
         space=space,
         speech=[ragged_speech(90, 60)],
-        labelled=[noise_with_tokens()],
+        labeled=[noise_with_tokens()],
         choose=chosen,
-        judge=Evaluator(config, space, None, CPU),
+        evaluator=Evaluator(config, space, None, CPU),
         device=CPU,
     )
 
@@ -84,29 +84,29 @@ def test_magnitudes_are_comparable_across_axes():
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6])
 def test_uniform_takes_the_same_share_of_every_axis(sparsity):
-    bench = a_bench(small_model(shape=deeper(4)), method="uniform", target_sparsity=sparsity)
-    scores = load_method("uniform").search_result(bench, None).scores
+    ctx = a_context(small_model(shape=deeper(4)), method="uniform", target_sparsity=sparsity)
+    scores = load_method("uniform").search_result(ctx, None).scores
 
-    choice = choose(bench.space, scores, Budget(keep=1 - sparsity, resource="flops"))
+    choice = choose(ctx.space, scores, Budget(keep=1 - sparsity, resource="flops"))
 
     shares = {name: choice[name].double().mean().item() for name in scores}
-    for axis in bench.space.prunable:
+    for axis in ctx.space.prunable:
         if axis.name in shares and axis.size > axis.floor:
             middle = sum(shares.values()) / len(shares)
             assert shares[axis.name] == pytest.approx(middle, abs=1 / axis.size + 0.05), axis.name
 
 
 def test_random_depends_on_the_seed_and_on_nothing_else():
-    bench = a_bench(small_model())
-    other = a_bench(small_model(seed=1))
+    ctx = a_context(small_model())
+    other = a_context(small_model(seed=1))
     method = load_method("random")
 
     first, second = (
-        method.search_result(bench, None).scores,
+        method.search_result(ctx, None).scores,
         method.search_result(other, None).scores,
     )
-    config = bench.config.model_copy(update={"seed": 5})
-    third = method.search_result(replace(bench, config=config), None).scores
+    config = ctx.config.model_copy(update={"seed": 5})
+    third = method.search_result(replace(ctx, config=config), None).scores
 
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not any(torch.equal(first[name], third[name]) for name in first)
@@ -114,14 +114,12 @@ def test_random_depends_on_the_seed_and_on_nothing_else():
 
 def test_scratch_keeps_the_sizes_and_forgets_the_weights():
     model = small_model()
-    bench = a_bench(model, method="scratch")
+    ctx = a_context(model, method="scratch")
     method = load_method("scratch")
-    small = extract(
-        model, as_mask(bench.choose(method.search_result(bench, None).scores, bench.target))
-    )
+    small = extract(model, as_mask(ctx.choose(method.search_result(ctx, None).scores, ctx.target)))
     state = torch.get_rng_state()
 
-    new = method.prepare_tuning(small, bench)
+    new = method.prepare_tuning(small, ctx)
 
     assert new.shape == small.shape
     assert torch.equal(new.frontend.mean, small.frontend.mean)
@@ -134,7 +132,7 @@ def test_dense_removes_nothing_whatever_is_asked_for():
 
     config = TrialConfig.parse({"pruning": {"target_sparsity": 0.7, "further_targets": [0.9]}})
     assert method.targets(config) == (0.0,)
-    assert method.search_result(a_bench(small_model()), None).scores == {}
+    assert method.search_result(a_context(small_model()), None).scores == {}
 
 
 @pytest.mark.long
@@ -162,9 +160,9 @@ def test_l0_closes_units_that_do_nothing_before_units_that_do():
 def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
     stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5)
 
-    expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
-    space = stage.bench.space
-    cost = space.choice_cost(stage.bench.choose(stage.search_result().scores, stage.bench.target))
+    expected = float(expected_sparsity(stage.ctx, stage.gates.open_probability()).detach())
+    space = stage.ctx.space
+    cost = space.choice_cost(stage.ctx.choose(stage.search_result().scores, stage.ctx.target))
 
     assert expected == pytest.approx(0.5, abs=0.1)
     assert space.sparsity(cost, "flops") == pytest.approx(0.5, abs=0.03)
@@ -177,9 +175,9 @@ def test_l0_may_close_whole_blocks_too():
     kinds = [*PruningConfig().axes, "block"]
     stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5, axes=kinds)
 
-    expected = float(expected_sparsity(stage.bench, stage.gates.open_probability()).detach())
-    scores, space = stage.search_result().scores, stage.bench.space
-    cost = space.choice_cost(stage.bench.choose(scores, stage.bench.target))
+    expected = float(expected_sparsity(stage.ctx, stage.gates.open_probability()).detach())
+    scores, space = stage.search_result().scores, stage.ctx.space
+    cost = space.choice_cost(stage.ctx.choose(scores, stage.ctx.target))
 
     starts = torch.tensor(stage.config.module_log_alpha)
     assert not any(scores[f"blocks.{i}"].isclose(starts) for i in range(3))
@@ -189,7 +187,7 @@ def test_l0_may_close_whole_blocks_too():
 
 def trained_gates(model, *, steps, **pruning) -> GateStage:
     torch.manual_seed(0)
-    stage = L0.stage(a_bench(model, steps=steps, **pruning))
+    stage = L0.stage(a_context(model, steps=steps, **pruning))
     for step in range(steps):
         stage.step(noise_with_tokens(), step)
     return stage
@@ -197,7 +195,7 @@ def trained_gates(model, *, steps, **pruning) -> GateStage:
 
 def test_l0s_multipliers_climb_and_its_weights_descend():
     torch.manual_seed(0)
-    stage = L0.stage(a_bench(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
+    stage = L0.stage(a_context(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
 
     first = stage.step(noise_with_tokens(), 0)
     for step in range(1, 20):
@@ -210,12 +208,12 @@ def test_l0s_multipliers_climb_and_its_weights_descend():
 
 def test_fosters_tuning_ends_in_the_shape_that_was_pruned():
     model = small_model(shape=deeper(3))
-    bench = a_bench(model, method="foster")
+    ctx = a_context(model, method="foster")
     method = load_method("foster")
-    choice = bench.choose(method.search_result(bench, None).scores, bench.target)
+    choice = ctx.choose(method.search_result(ctx, None).scores, ctx.target)
     small = extract(model, as_mask(choice))
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
-    stage = method.tuning(small, choice, bench, steps=4)
+    stage = method.tuning(small, choice, ctx, steps=4)
 
     for step in range(4):
         stage.step(noise_with_tokens(), step)
@@ -223,16 +221,16 @@ def test_fosters_tuning_ends_in_the_shape_that_was_pruned():
     assert stage.steps == 4
     assert stage.model.shape == small.shape
     assert (stage.boosting.steps, stage.compression.steps) == (2, 2)
-    assert stage.boosting.teacher is bench.distillation.teacher
+    assert stage.boosting.teacher is ctx.distillation.teacher
     for name, tensor in stage.boosting.network.old.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert any(not torch.equal(t, before[name]) for name, t in stage.model.state_dict().items())
 
 
 def test_foster_weighs_tokens_by_how_often_they_are_said():
-    bench = a_bench(small_model(), method="foster")
-    small = clone(bench.student)
-    stage = load_method("foster").tuning(small, bench.space.open_choice(), bench, steps=2)
+    ctx = a_context(small_model(), method="foster")
+    small = clone(ctx.student)
+    stage = load_method("foster").tuning(small, ctx.space.open_choice(), ctx, steps=2)
 
     # Of the batch, 2 is said twice; 1, 3, 4 and 5 once; 6 never.
     weights = stage.compression.class_weights
@@ -295,9 +293,9 @@ def test_interctc_removes_one_after_the_other_whatever_is_missed_least():
 
 def test_interctc_truncates_from_the_end_without_a_look_at_the_speech():
     model = small_model(shape=deeper(4))
-    bench = a_bench(model, method="interctc", depth_order="truncate").restricted_to(frozenset())
+    ctx = a_context(model, method="interctc", depth_order="truncate").restricted_to(frozenset())
 
-    scores = load_method("interctc").search_result(bench, None).scores
+    scores = load_method("interctc").search_result(ctx, None).scores
 
     values = [scores[f"blocks.{i}"] for i in range(4)]
     assert all(first > second for first, second in pairwise(values))

@@ -15,7 +15,7 @@ PLANTED = "blocks.1.ff2"
 
 
 @pytest.fixture
-def bench(bench_of):
+def ctx(context_of):
     """Of a model with one module that says anything, on speech labelled by itself."""
     model = small_model(shape=deeper(3))
     with torch.no_grad():
@@ -31,31 +31,31 @@ def bench(bench_of):
     for row, ids in zip(tokens, words, strict=True):
         row[: len(ids)] = torch.tensor(ids)
     labelled = replace(batch, tokens=tokens, num_tokens=torch.tensor([len(ids) for ids in words]))
-    return replace(bench_of("mope", model=model), labelled=[labelled])
+    return replace(context_of("mope", model=model), labeled=[labelled])
 
 
-def test_modules_that_do_nothing_are_worth_exactly_nothing_and_the_planted_one_most(bench):
-    modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
+def test_modules_that_do_nothing_are_worth_exactly_nothing_and_the_planted_one_most(ctx):
+    modules = [axis for axis in ctx.space.prunable if axis.kind == "module"]
     edits = groups(modules, {axis.name: torch.ones(1) for axis in modules}, count=1)
 
-    growth = {edit.axis.name: worth for edit, worth in error_growth(bench, edits)}
+    growth = {edit.axis.name: worth for edit, worth in error_growth(ctx, edits)}
 
     assert growth.pop(PLANTED) > 0.05
     assert set(growth.values()) == {0.0}
 
 
-def test_what_would_lower_the_error_is_worth_no_less_than_nothing(bench):
-    wrong = replace(bench.labelled[0], tokens=bench.labelled[0].tokens.roll(1, 0))
-    modules = [axis for axis in bench.space.prunable if axis.kind == "module"]
+def test_what_would_lower_the_error_is_worth_no_less_than_nothing(ctx):
+    wrong = replace(ctx.labeled[0], tokens=ctx.labeled[0].tokens.roll(1, 0))
+    modules = [axis for axis in ctx.space.prunable if axis.kind == "module"]
     edits = groups(modules, {axis.name: torch.ones(1) for axis in modules}, count=1)
 
-    growth = error_growth(replace(bench, labelled=[wrong]), edits)
+    growth = error_growth(replace(ctx, labeled=[wrong]), edits)
 
     assert all(worth >= 0 for _, worth in growth)
 
 
-def test_ties_stand_by_the_rewiring_score(bench):
-    scores = load_method("mope").search_result(bench, None).scores
+def test_ties_stand_by_the_rewiring_score(ctx):
+    scores = load_method("mope").search_result(ctx, None).scores
 
     idle = torch.cat([scores[n] for n in scores if n.startswith("blocks.0.ff1.")])
     planted = torch.cat([scores[n] for n in scores if n.startswith(f"{PLANTED}.")])

@@ -139,7 +139,7 @@ def test_a_slower_machine_takes_as_many_times_as_long():
     space = a_space()
     counts = {axis.name: axis.size for axis in space.axes}
 
-    assert space.latency.scaled(3.0).ms(space.axes, counts) == pytest.approx(
+    assert space.latency.scale(3.0).ms(space.axes, counts) == pytest.approx(
         3 * space.unpruned.latency
     )
 
@@ -174,10 +174,10 @@ def broken(**changes):
         ("no JSON", r"must be a file of JSON, but `.*table.json`"),
         ({}, r"must be a table of latencies, but `utterance_seconds`"),
         (broken(ms=[[1.0]]), r"`ms` must be 4 rows of 4 times"),
-        (broken(units=[3, 2, 1, 0]), r"`units`, `width` and `ms` must rise"),
-        (broken(ms=np.eye(4).tolist()), r"`units`, `width` and `ms` must rise"),
-        (made_up(whole=[[2.0, 1.0], [1.0, 2.0]]), r"`whole` must rise from 0"),
-        (made_up(whole=[[1.0, 2.0], [2.0, 1.0]]), r"`whole` must rise from 0"),
+        (broken(units=[3, 2, 1, 0]), r"`units`, `width` and `ms` must be increasing"),
+        (broken(ms=np.eye(4).tolist()), r"`units`, `width` and `ms` must be increasing"),
+        (made_up(whole=[[2.0, 1.0], [1.0, 2.0]]), r"`whole` must be increasing from 0"),
+        (made_up(whole=[[1.0, 2.0], [2.0, 1.0]]), r"`whole` must be increasing from 0"),
         (broken(unit=[1]), r"`parts.feedforward.unit` is not a key; did you mean"),
     ],
 )

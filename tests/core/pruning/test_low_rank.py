@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.conformer.factored import Factored, saved_entries
-from core.pruning.low_rank import factorize, factors, multiply_factors
+from core.pruning.low_rank import factorize, multiply_factors, split_matrix
 from core.pruning.space import whole_cost
 from core.testing import SHAPE, ragged_speech, small_model
 
@@ -42,7 +42,7 @@ def test_factors_of_full_rank_cost_what_their_matrices_do():
 def test_directions_fall_in_their_singular_value_and_share_it_evenly():
     weight = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    reduce, expand = factors(weight)
+    reduce, expand = split_matrix(weight)
 
     values = torch.linalg.svdvals(weight)
     torch.testing.assert_close(expand @ reduce, weight)

@@ -16,17 +16,17 @@ from core.pruning.reconstruction import (
     scale_columns,
 )
 from core.testing import (
-    HEARINGS,
+    FRONTEND_SPECS,
     SHAPE,
     deeper,
-    hearing,
     ragged_speech,
     random_mask,
     small_model,
     with_factors,
+    with_frontend,
 )
 
-OTHERS = [kind for kind in HEARINGS if kind != "conv4"]
+OTHERS = [kind for kind in FRONTEND_SPECS if kind != "conv4"]
 
 
 def correlated(rows, columns, seed):
@@ -82,7 +82,7 @@ def test_a_unit_that_another_copies_is_repaired_away_without_a_trace(how):
 @pytest.mark.parametrize("how", ["mask", "ls"])
 @pytest.mark.parametrize(
     "shape",
-    [deeper(2), with_factors(deeper(2)), *(hearing(deeper(2), kind) for kind in OTHERS)],
+    [deeper(2), with_factors(deeper(2)), *(with_frontend(deeper(2), kind) for kind in OTHERS)],
     ids=["dense", "factored", *OTHERS],
 )
 def test_nothing_changes_where_the_reference_already_does_without_the_removed(kind, how, shape):
@@ -101,9 +101,9 @@ def test_nothing_changes_where_the_reference_already_does_without_the_removed(ki
     )
 
 
-@pytest.mark.parametrize("kind", HEARINGS)
+@pytest.mark.parametrize("kind", FRONTEND_SPECS)
 def test_inputs_are_counted_at_real_frames_only(kind):
-    model = small_model(shape=hearing(SHAPE, kind))
+    model = small_model(shape=with_frontend(SHAPE, kind))
     folded = fold(named_tensors(model), model.axes(), {}, narrow_from=math.inf)
     consumers = [
         Consumer(axis=axis, piece=axis.slices[-1])
@@ -118,9 +118,9 @@ def test_inputs_are_counted_at_real_frames_only(kind):
 
     real = model.frontend.output_frames(num_frames).sum()
     assert quiet["blocks.0.ff1.down"][-1, -1] == real
-    for number in range(2, 1 + model.shape.hearing.stages):
+    for number in range(2, 1 + model.shape.frontend_spec.stages):
         inside = [name for name in quiet if name.startswith(f"frontend.conv{number}")]
-        products = [model.shape.hearing.stage_frames(n)[number - 1] for n in (90, 40, 80)]
+        products = [model.shape.frontend_spec.stage_frames(n)[number - 1] for n in (90, 40, 80)]
         assert [quiet[name][-1, -1] for name in inside] == [sum(products[:2]) * products[2]]
     for name, gram in quiet.items():
         torch.testing.assert_close(loud[name], gram, rtol=1e-4, atol=1e-4)

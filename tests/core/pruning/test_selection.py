@@ -10,7 +10,7 @@ from core.conformer.axes import around
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.pruning.selection import Budget, choose, depth_order, order, prefix_choice
-from core.pruning.space import Space, of_resource
+from core.pruning.space import Space, resource_cost
 from core.testing import deeper, small_model
 
 KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
@@ -32,7 +32,7 @@ def some_scores(space, seed=0):
 
 
 def spent(space, choice, resource):
-    return of_resource(space.choice_cost(choice), resource)
+    return resource_cost(space.choice_cost(choice), resource)
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
@@ -44,7 +44,7 @@ def test_a_choice_meets_its_budget_and_the_best_removed_unit_would_exceed_it(
 ):
     space = a_space(kinds)
     scores = some_scores(space)
-    limit = keep * of_resource(space.unpruned, resource)
+    limit = keep * resource_cost(space.unpruned, resource)
 
     choice = choose(space, scores, Budget(keep=keep, resource=resource), is_filled=is_filled)
 
@@ -57,7 +57,7 @@ def test_a_choice_meets_its_budget_and_the_best_removed_unit_would_exceed_it(
 def test_once_filled_no_removed_unit_at_all_could_come_back(resource):
     space = a_space()
     scores = some_scores(space)
-    limit = 0.5 * of_resource(space.unpruned, resource)
+    limit = 0.5 * resource_cost(space.unpruned, resource)
 
     choice = choose(space, scores, Budget(keep=0.5, resource=resource), is_filled=True)
 
@@ -129,7 +129,7 @@ def test_whole_blocks_go_from_the_worst_on_until_the_budget_is_met(resource, kep
     scores = {f"blocks.{i}": torch.tensor([float(worth)]) for i, worth in enumerate((2, 0, 3, 1))}
     wanted = {f"blocks.{i}" for i in (2, 0, 3, 1)[:kept]}
     of_wanted = {name: torch.tensor([name in wanted]) for name in scores}
-    keep = spent(space, of_wanted, resource) / of_resource(space.unpruned, resource)
+    keep = spent(space, of_wanted, resource) / resource_cost(space.unpruned, resource)
 
     choice = choose(space, scores, Budget(keep=keep, resource=resource))
 

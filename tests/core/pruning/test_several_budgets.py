@@ -13,7 +13,7 @@ from core.conformer.axes import around
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.pruning.selection import ROUNDED, Budget, NestedOrder, budgets_of, choose, prefix_choice
-from core.pruning.space import Space, of_resource
+from core.pruning.space import Space, resource_cost
 from core.testing import deeper, make_latency_table, small_model
 
 KINDS = ["frontend", "width", "head", "inner", "channel", "module"]
@@ -46,7 +46,7 @@ def some_scores(space, seed):
 
 def left_of(space, choice, budgets):
     cost = space.choice_cost(choice)
-    return [budget.left(space, cost) for budget in budgets]
+    return [budget.slack(space, cost) for budget in budgets]
 
 
 def budgets_that(**removed):
@@ -197,7 +197,7 @@ def test_sizes_are_not_rounded_where_the_budget_does_not_permit_it():
     space = Space.of(small_model(shape=deeper(3)), KINDS, 4.0)
     scores, budget = some_scores(space, 0), Budget(keep=0.04, resource="flops")
     rounded = NestedOrder.of(space, scores, 16)
-    assert budget.left(space, rounded.cost(range(rounded.floors))) < 0
+    assert budget.slack(space, rounded.cost(range(rounded.floors))) < 0
 
     choice = choose(space, scores, budget, multiple_of=16)
 
@@ -231,5 +231,5 @@ def test_a_target_of_nothing_moves_the_others_too():
 def test_a_table_is_what_makes_latency_a_cost():
     space = a_space()
 
-    assert of_resource(space.unpruned, "latency") > 0
-    assert of_resource(Space.of(space.model, KINDS, 4.0).unpruned, "latency") == 0
+    assert resource_cost(space.unpruned, "latency") > 0
+    assert resource_cost(Space.of(space.model, KINDS, 4.0).unpruned, "latency") == 0

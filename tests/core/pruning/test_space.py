@@ -11,13 +11,13 @@ from core.conformer.axes import Lengths
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
 from core.testing import (
-    HEARINGS,
+    FRONTEND_SPECS,
     MASK_KINDS,
     deeper,
-    hearing,
     random_mask,
     small_model,
     with_factors,
+    with_frontend,
 )
 
 KINDS = get_args(AxisKind)
@@ -28,8 +28,8 @@ SECONDS = 1.3
 @pytest.mark.parametrize("is_factored", [False, True])
 def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
     linear_features = 6 * (seed // len(MASK_KINDS) % 2)  # by turns with each kind
-    heard = list(HEARINGS)[seed % len(HEARINGS)]
-    shape = hearing(deeper(3, linear_features=linear_features), heard)
+    heard = list(FRONTEND_SPECS)[seed % len(FRONTEND_SPECS)]
+    shape = with_frontend(deeper(3, linear_features=linear_features), heard)
     model = small_model(shape=with_factors(shape) if is_factored else shape)
     space = Space.of(model, KINDS, SECONDS)
     kind = MASK_KINDS[seed % len(MASK_KINDS)]
@@ -43,7 +43,7 @@ def test_cost_is_what_is_counted_on_the_extracted_model(seed, is_factored):
 
 
 def counted_flops(model):
-    frames = Lengths.of(SECONDS, model.shape.hearing).mels
+    frames = Lengths.of(SECONDS, model.shape.frontend_spec).mels
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, frames, 80), torch.tensor([frames]))
     return counter.get_total_flops()

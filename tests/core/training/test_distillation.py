@@ -15,7 +15,7 @@ from core.training.distillation import (
     logit_loss,
     ordered_matches,
     same_blocks,
-    taught_layers,
+    target_layers,
 )
 
 
@@ -24,7 +24,9 @@ def test_distilling_a_model_from_itself_costs_nothing(matching):
     model = small_model(shape=deeper(4))
     distillation = Distillation(clone(model), DistillationConfig(matching=matching, layers=2))
     features, num_frames = ragged_speech(61, 40)
-    student = Student(output=model(features, num_frames), width=torch.arange(16), alive=(True,) * 4)
+    student = Student(
+        output=model(features, num_frames), width=torch.arange(16), is_active=(True,) * 4
+    )
 
     losses = distillation.losses(features, num_frames, student)
 
@@ -40,7 +42,7 @@ def test_a_narrower_student_is_compared_through_the_columns_it_has():
     output = gated_forward(
         model, features, num_frames, fold(named_tensors(model), model.axes(), mask)
     )
-    student = Student(output=output, width=kept_unit_indices(mask["width"]), alive=(True, True))
+    student = Student(output=output, width=kept_unit_indices(mask["width"]), is_active=(True, True))
 
     losses = distillation.losses(features, num_frames, student)
     losses["layer"].backward()
@@ -63,7 +65,7 @@ def test_without_weights_there_are_no_terms():
     features, num_frames = ragged_speech(61)
     model = small_model()
     student = Student(
-        output=model(features, num_frames), width=torch.arange(16), alive=(True, True)
+        output=model(features, num_frames), width=torch.arange(16), is_active=(True, True)
     )
 
     assert Distillation(model, config).losses(features, num_frames, student) == {}
@@ -76,7 +78,7 @@ def test_padding_is_not_distilled():
 
     def losses():
         output = model(features, num_frames)
-        student = Student(output=output, width=torch.arange(16), alive=(True, True))
+        student = Student(output=output, width=torch.arange(16), is_active=(True, True))
         return distillation.losses(features, num_frames, student)
 
     before = losses()
@@ -117,7 +119,7 @@ def test_a_student_of_fewer_blocks_is_taught_by_the_layers_that_it_has(matching,
     student = Student(
         output=small(features, num_frames),
         width=torch.arange(16),
-        alive=(True,) * len(left),
+        is_active=(True,) * len(left),
         blocks=left,
     )
 
@@ -132,7 +134,7 @@ def test_a_student_of_fewer_blocks_is_taught_by_the_layers_that_it_has(matching,
     [(12, 4, [2, 5, 8, 11]), (6, 4, [1, 2, 4, 5]), (2, 4, [0, 1]), (5, 1, [4])],
 )
 def test_taught_layers_are_equally_spaced_and_end_with_the_last(blocks, layers, expected):
-    assert taught_layers(blocks, layers) == expected
+    assert target_layers(blocks, layers) == expected
 
 
 def test_the_logit_term_is_the_divergence_by_definition():

@@ -27,8 +27,8 @@ from core.training.foster_stage import (
     Boosted,
     effective_weights,
     extend_head,
+    extend_vocabulary,
     make_foster_stage,
-    with_vocabulary,
 )
 from core.training.loop import DenseStage, Rates
 
@@ -42,7 +42,7 @@ def a_batch(seed=0) -> Batch:
     return noise_with_tokens([7, 8, 9], [8, 9], [5, 2], seed=seed)
 
 
-def a_stage(old, *, steps=8, judge=None, learning_rate=1e-3, **config):
+def a_stage(old, *, steps=8, evaluate=None, learning_rate=1e-3, **config):
     return make_foster_stage(
         old,
         vocabulary=ALL,
@@ -51,7 +51,7 @@ def a_stage(old, *, steps=8, judge=None, learning_rate=1e-3, **config):
         config=BoostingConfig(**config),
         runtime=RuntimeConfig(),
         counts=COUNTS,
-        judge=judge or (lambda _: Report(stage="tune", step=0, total_steps=0)),
+        evaluate=evaluate or (lambda _: Report(stage="tune", step=0, total_steps=0)),
     )
 
 
@@ -75,7 +75,7 @@ def test_before_it_is_boosted_a_model_says_of_old_tokens_what_it_said():
 
 def test_more_tokens_are_more_rows_and_nothing_else():
     old = small_model()
-    grown = with_vocabulary(old, ALL)
+    grown = extend_vocabulary(old, ALL)
 
     assert grown.shape == replace(old.shape, vocabulary=ALL)
     rows = dict.fromkeys(("head.weight", "head.bias"), OLD)
@@ -112,19 +112,19 @@ def test_what_is_left_has_the_old_shape_but_for_the_rows_of_new_tokens():
     assert stage.model.shape == replace(old.shape, vocabulary=ALL)
 
 
-def test_the_boosted_model_is_judged_until_it_is_compressed():
-    judged = []
+def test_the_boosted_model_is_evaluated_until_it_is_compressed():
+    evaluated = []
 
-    def judge(heard):
-        judged.append(type(heard).__name__)
+    def evaluate(model):
+        evaluated.append(type(model).__name__)
         return Report(stage="tune", step=0, total_steps=0)
 
-    stage = a_stage(small_model(), steps=4, share=0.5, judge=judge)
+    stage = a_stage(small_model(), steps=4, share=0.5, evaluate=evaluate)
     for step in range(4):
         stage.step(a_batch(), step)
         stage.evaluate()
 
-    assert judged == ["Boosted", "Boosted", "Conformer", "Conformer"]
+    assert evaluated == ["Boosted", "Boosted", "Conformer", "Conformer"]
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_a_pruned_model_learns_new_tokens_and_keeps_the_old_ones_and_its_shape()
         config=BoostingConfig(),
         runtime=RuntimeConfig(),
         counts=sum(token_counts(heard(step)) for step in range(200)),
-        judge=lambda _: Report(stage="tune", step=0, total_steps=0),
+        evaluate=lambda _: Report(stage="tune", step=0, total_steps=0),
     )
     for step in range(stage.steps):
         stage.step(heard(step), step)
@@ -175,7 +175,7 @@ def test_a_pruned_model_learns_new_tokens_and_keeps_the_old_ones_and_its_shape()
 
 def trained(model, steps, tokens):
     stage = DenseStage(
-        model, stage="teacher", steps=steps, rates=RATES, judge=None, runtime=RuntimeConfig()
+        model, stage="teacher", steps=steps, rates=RATES, evaluator=None, runtime=RuntimeConfig()
     )
     for step in range(steps):
         stage.step(make_patterned_speech(16, seed=1000 + step, tokens=tokens), step)

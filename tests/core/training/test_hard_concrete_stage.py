@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core.config.trial import method_names
-from core.pruning.scoring import ranked_within
+from core.pruning.scoring import rank_within_axis
 from core.training.gate_stage import GateMethod
 from core.training.hard_concrete_stage import centered_ranks, scores_at_once
 from core.training.method import load_method
@@ -12,7 +12,7 @@ from core.training.method import load_method
 def test_centred_ranks_lie_evenly_about_0(size):
     scores = torch.rand(size, generator=torch.Generator().manual_seed(0))
 
-    ranks = centered_ranks(ranked_within({"a": scores})["a"]).sort().values
+    ranks = centered_ranks(rank_within_axis({"a": scores})["a"]).sort().values
 
     torch.testing.assert_close(ranks, -ranks.flip(0))
     if size > 1:

@@ -9,7 +9,7 @@ from core.conformer.masking import fold, gated_forward, named_tensors
 from core.pruning.extraction import extract
 from core.testing import deeper, noise_with_tokens, ragged_speech, small_model
 from core.training.distillation import ctc_loss
-from core.training.intermediate_ctc import InterCTC, drawn_skips
+from core.training.intermediate_ctc import InterCTC, sample_skips
 from core.training.loop import DenseStage, Rates
 
 
@@ -19,7 +19,7 @@ def a_stage(model, interctc=None) -> DenseStage:
         stage="teacher",
         steps=4,
         rates=Rates(peak=1e-3, warmup_share=0.0, weight_decay=0.01, clip=5.0),
-        judge=None,
+        evaluator=None,
         runtime=TrialConfig().runtime,
         interctc=interctc,
     )
@@ -87,7 +87,7 @@ def test_later_blocks_are_passed_by_more_often_in_even_steps():
     model.set_stochastic_depth(0.4)
     torch.manual_seed(0)
 
-    draws = [drawn_skips(model) for _ in range(2000)]
+    draws = [sample_skips(model) for _ in range(2000)]
 
     probabilities = [block.skip_probability for block in model.typed_blocks()]
     assert probabilities == pytest.approx([0.1, 0.2, 0.3, 0.4])
@@ -130,7 +130,7 @@ def test_a_step_leaves_blocks_that_it_passes_by_as_they_were():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stage = a_stage(model, InterCTC.of(TeacherConfig(interctc_weight=0.5), 3))
     torch.manual_seed(1)
-    skipped = drawn_skips(model)
+    skipped = sample_skips(model)
     torch.manual_seed(1)
 
     losses = stage.step(noise_with_tokens(), 0)

@@ -13,7 +13,7 @@ from core.conformer.masking import fold, gated_forward, named_tensors
 from core.evaluation.evaluator import Evaluator
 from core.pruning.extraction import as_mask, clone
 from core.pruning.selection import Budget, choose
-from core.pruning.space import Space, of_resource
+from core.pruning.space import Space, resource_cost
 from core.testing import noise_with_tokens, ragged_speech, random_mask, small_model
 from core.training.distillation import Distillation
 from core.training.gate_stage import masked_losses
@@ -33,7 +33,7 @@ def drawn_scores(seed, scale=1.0):
     return {a.name: scale * torch.randn(a.size, generator=chance) for a in SPACE.prunable}
 
 
-def a_bench(**sections) -> MethodContext:
+def a_context(**sections) -> MethodContext:
     teacher = small_model()
     config = TrialConfig.parse({"pruning": {"drawn_sizes": 0}, **sections})
     student = clone(teacher).requires_grad_()
@@ -43,9 +43,9 @@ def a_bench(**sections) -> MethodContext:
         distillation=Distillation(clone(teacher), config.distillation),
         space=SPACE,
         speech=[ragged_speech(90, 60)],
-        labelled=[noise_with_tokens()],
+        labeled=[noise_with_tokens()],
         choose=filled,
-        judge=Evaluator(config, SPACE, None, CPU),
+        evaluator=Evaluator(config, SPACE, None, CPU),
         device=CPU,
     )
 
@@ -71,7 +71,7 @@ def test_every_size_holds_all_smaller_ones_and_leaves_no_room_for_another_unit(
     for larger, smaller in pairwise(choices):
         assert all((larger[name] | ~kept).all() for name, kept in smaller.items())
     for target, choice in zip(sorted(targets), choices, strict=True):
-        limit = (1 - target) * of_resource(SPACE.unpruned, "flops") + 1e-6
+        limit = (1 - target) * resource_cost(SPACE.unpruned, "flops") + 1e-6
         assert SPACE.choice_cost(choice).flops <= limit
         for axis in SPACE.units:
             if (axis.parent and not choice[axis.parent].any()) or choice[axis.name].all():
@@ -119,20 +119,20 @@ def test_a_gate_that_is_shut_leaves_its_unit_as_it_was():
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_step_leaves_the_gradient_of_the_mean_over_its_sizes(parts):
     """In parts of one utterance, where batch norm sees the same frames however it is called."""
-    bench = a_bench(training={"micro_batches": parts, "clip": 1e6})
+    ctx = a_context(training={"micro_batches": parts, "clip": 1e6})
     choices, batch = sizes(0.3, 0.6), noise_with_tokens()
-    nested = Nested(bench, choices, steps=10)
+    nested = Nested(ctx, choices, steps=10)
     nested.primal = torch.optim.SGD(nested.primal.param_groups[0]["params"], lr=0.0)
-    bench.student.train()
+    ctx.student.train()
     total = sum(
-        len(part.ids) / len(batch.ids) * masked_losses(bench, as_mask(choice), part)["total"] / 2
+        len(part.ids) / len(batch.ids) * masked_losses(ctx, as_mask(choice), part)["total"] / 2
         for part in batch.parts(parts)
         for choice in choices
     )
     wanted = dict(
         zip(
-            (name for name, _ in bench.student.named_parameters()),
-            torch.autograd.grad(total, list(bench.student.parameters()), materialize_grads=True),
+            (name for name, _ in ctx.student.named_parameters()),
+            torch.autograd.grad(total, list(ctx.student.parameters()), materialize_grads=True),
             strict=True,
         )
     )
@@ -140,16 +140,16 @@ def test_a_step_leaves_the_gradient_of_the_mean_over_its_sizes(parts):
     told = nested.step(batch, 0)
 
     torch.testing.assert_close(told["total"], total.detach())
-    for name, parameter in bench.student.named_parameters():
+    for name, parameter in ctx.student.named_parameters():
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(found, wanted[name], atol=1e-5, rtol=1e-4)
 
 
 def test_the_teacher_hears_a_batch_once_however_many_sizes_learn_from_it():
-    bench = a_bench()
-    nested = Nested(bench, sizes(0.2, 0.4, 0.6), steps=10)
+    ctx = a_context()
+    nested = Nested(ctx, sizes(0.2, 0.4, 0.6), steps=10)
     heard = []
-    bench.distillation.teacher.register_forward_hook(lambda *_: heard.append(1))
+    ctx.distillation.teacher.register_forward_hook(lambda *_: heard.append(1))
 
     nested.step(noise_with_tokens(), 0)
 
@@ -158,8 +158,8 @@ def test_the_teacher_hears_a_batch_once_however_many_sizes_learn_from_it():
 
 @pytest.mark.parametrize(("drawn", "count"), [(0, 2), (1, 3), (2, 4), (9, 5)])
 def test_a_step_trains_the_largest_the_smallest_and_some_between(drawn, count):
-    bench = a_bench(pruning={"drawn_sizes": drawn})
-    nested = Nested(bench, sizes(0.2, 0.3, 0.4, 0.5, 0.6), steps=10)
+    ctx = a_context(pruning={"drawn_sizes": drawn})
+    nested = Nested(ctx, sizes(0.2, 0.3, 0.4, 0.5, 0.6), steps=10)
 
     numbered = {id(mask): number for number, mask in enumerate(nested.masks)}
     draws = [[numbered[id(mask)] for mask in nested._drawn()] for _ in range(20)]
@@ -173,29 +173,29 @@ def test_a_step_trains_the_largest_the_smallest_and_some_between(drawn, count):
 
 
 def test_one_size_alone_is_trained_alone():
-    nested = Nested(a_bench(), sizes(0.5), steps=10)
+    nested = Nested(a_context(), sizes(0.5), steps=10)
 
     assert len(nested._drawn()) == 1
     assert torch.isfinite(nested.step(noise_with_tokens(), 0)["total"])
 
 
 def test_units_of_no_size_get_no_gradient():
-    bench = a_bench()
+    ctx = a_context()
     choices = sizes(0.4, 0.6)
-    nested = Nested(bench, choices, steps=10)
+    nested = Nested(ctx, choices, steps=10)
 
     nested.step(noise_with_tokens(), 0)
 
     gone = ~choices[0]["blocks.0.ff1.inner"]
     assert gone.any()
-    gradient = bench.student.blocks[0].ff1.down.weight.grad
+    gradient = ctx.student.blocks[0].ff1.down.weight.grad
     assert gradient is None or not gradient[:, gone].any()
 
 
 def test_without_teaching_terms_only_the_transcripts_are_learned_from():
-    bench = a_bench(distillation={"logit_weight": 0.0, "layer_weight": 0.0})
+    ctx = a_context(distillation={"logit_weight": 0.0, "layer_weight": 0.0})
 
-    told = Nested(bench, sizes(0.3, 0.6), steps=10).step(noise_with_tokens(), 0)
+    told = Nested(ctx, sizes(0.3, 0.6), steps=10).step(noise_with_tokens(), 0)
 
     assert set(told) == {"total", "task"}
 
@@ -207,12 +207,12 @@ def test_sizes_put_away_and_taken_up_again_take_the_same_steps():
     choices = sizes(0.2, 0.4, 0.6)
     config = {"pruning": {"drawn_sizes": 1}}
     torch.manual_seed(1)
-    whole = Nested(a_bench(**config), choices, steps=6)
+    whole = Nested(a_context(**config), choices, steps=6)
     wanted = stepped(whole, range(6))
     torch.manual_seed(1)
-    first = Nested(a_bench(**config), choices, steps=6)
+    first = Nested(a_context(**config), choices, steps=6)
     begun = stepped(first, range(3))
-    again = Nested(a_bench(**config), choices, steps=6)
+    again = Nested(a_context(**config), choices, steps=6)
     again.restore(first.state())
 
     assert begun + stepped(again, range(3, 6)) == wanted

@@ -12,11 +12,11 @@ import soundfile
 from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.evaluation.arpa import write_arpa
 from core.inference.recognizer import transcribe
-from core.pruning.extraction import of_blocks
+from core.pruning.extraction import select_blocks
 from core.testing import deeper, small_model
 from sweep.cli import app
+from tests.support.arpa import write_arpa
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def model(tmp_path):
 
 def test_speech_is_heard_at_a_depth_as_by_the_model_of_those_blocks(run, model):
     opened, file = bundle.load(model), model.parent / "x.wav"
-    small = replace(opened, model=of_blocks(opened.model, [0, 2]))
+    small = replace(opened, model=select_blocks(opened.model, [0, 2]))
     ((_, expected),) = transcribe(small, [file])
     ((_, whole),) = transcribe(opened, [file])
 

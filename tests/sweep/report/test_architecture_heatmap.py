@@ -69,7 +69,7 @@ def test_blocks_that_are_gone_stand_empty_in_their_places(tmp_path, gone):
     report = tmp_path / "small" / "report.json"
 
     assert read_structure(tmp_path / "small", tmp_path / "teacher") is None
-    report.write_text(json.dumps({"kept": kept}))
+    report.write_text(json.dumps({"kept_units": kept}))
     found = read_structure(tmp_path / "small", tmp_path / "teacher")
 
     assert len(found.blocks) == len(WHOLE.blocks)

@@ -85,11 +85,11 @@ def made(*utterances, **words):
 @pytest.mark.parametrize(
     ("heard", "kinds"),
     [
-        ("turn it on", ["same", "same", "same"]),
-        ("turn them on", ["same", "other", "same"]),
-        ("turn on", ["same", "missed", "same"]),
-        ("turn it it on", ["same", "made up", "same", "same"]),
-        ("", ["missed", "missed", "missed"]),
+        ("turn it on", ["equal", "equal", "equal"]),
+        ("turn them on", ["equal", "substitute", "equal"]),
+        ("turn on", ["equal", "delete", "equal"]),
+        ("turn it it on", ["equal", "insert", "equal", "equal"]),
+        ("", ["delete", "delete", "delete"]),
     ],
 )
 def test_words_are_marked_by_what_became_of_them(heard, kinds):
@@ -97,8 +97,8 @@ def test_words_are_marked_by_what_became_of_them(heard, kinds):
 
     assert sorted(word.kind for word in found) == sorted(kinds)
     assert " ".join(word.reference for word in found if word.reference) == "turn it on"
-    assert " ".join(word.heard for word in found if word.heard) == heard
-    assert sum(w.kind != "same" for w in found) == word_errors(["turn it on"], [heard]).errors[0]
+    assert " ".join(word.hypothesis for word in found if word.hypothesis) == heard
+    assert sum(w.kind != "equal" for w in found) == word_errors(["turn it on"], [heard]).errors[0]
 
 
 @pytest.mark.parametrize(("disputed", "agreed"), [(0, 3), (3, 40), (40, 40), (40, 2), (0, 40)])

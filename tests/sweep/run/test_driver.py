@@ -12,7 +12,6 @@ import pytest
 from mlflow import MlflowClient
 
 from core.config.base import ConfigError
-from sweep.cli.output.tables import trial_rows
 from sweep.config.sweep import create, load, open_config, rewrite
 from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError
@@ -21,6 +20,7 @@ from sweep.search.budget import extended_budget
 from sweep.search.confirm import confirmations, plan, summarize_confirmations
 from sweep.snapshot import load_snapshot
 from sweep.storage.lock import ask_to_stop, sweep_lock
+from sweep.summary import trial_rows
 from sweep.tracking.tracker import database_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

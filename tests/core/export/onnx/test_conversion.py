@@ -12,18 +12,18 @@ from core.inference.onnx_session import Graph
 from core.pruning.extraction import extract
 from core.testing import (
     deeper,
-    hearing,
     ragged_speech,
     random_mask,
     small_model,
     with_factors,
+    with_frontend,
 )
 
 LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
 OFTEN = [
     ("binary", deeper(2)),
     ("empty_blocks", deeper(2)),
-    ("binary", hearing(deeper(2), "dw_striding 8x")),
+    ("binary", with_frontend(deeper(2), "dw_striding 8x")),
 ]
 SELDOM = [
     ("open", deeper(2)),
@@ -31,8 +31,8 @@ SELDOM = [
     ("all_modules_empty", deeper(2)),
     ("binary", with_factors(deeper(2))),
     ("binary", deeper(2, linear_features=6)),
-    ("binary", hearing(deeper(2), "striding")),
-    ("binary", hearing(deeper(2), "linear")),
+    ("binary", with_frontend(deeper(2), "striding")),
+    ("binary", with_frontend(deeper(2), "linear")),
 ]
 
 

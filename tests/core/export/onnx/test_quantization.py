@@ -17,11 +17,11 @@ from core.inference.graph_interface import GraphError
 from core.inference.onnx_session import Graph
 from core.testing import (
     deeper,
-    hearing,
     make_patterned_speech,
     ragged_speech,
     small_model,
     train_toy,
+    with_frontend,
 )
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_it_is_smaller_and_alone_in_its_folder(toy, quantise, tmp_path):
     ],
 )
 def test_the_front_end_stays_in_floats_and_the_blocks_do_not(quantise, is_nemo, tmp_path):
-    model = small_model(shape=hearing(deeper(2), "dw_striding"))
+    model = small_model(shape=with_frontend(deeper(2), "dw_striding"))
     export_onnx(model, tmp_path / "model.onnx", is_nemo=is_nemo)
 
     quantise(tmp_path / "model.onnx", tmp_path / "small.onnx")
@@ -107,7 +107,7 @@ def test_a_file_that_is_no_graph_is_named(quantise, content, tmp_path):
 
 @pytest.mark.parametrize("front_end", ["conv4", "dw_striding 8x"])
 def test_dynamic_integers_are_those_of_the_runtimes_own_quantizer(front_end, tmp_path):
-    shape = deeper(2) if front_end == "conv4" else hearing(deeper(2), front_end)
+    shape = deeper(2) if front_end == "conv4" else with_frontend(deeper(2), front_end)
     export_onnx(small_model(shape=shape), tmp_path / "model.onnx")
     speech = ragged_speech(400, 300)
 

@@ -54,7 +54,7 @@ def test_what_is_shut_for_good_stays_so_and_all_else_starts_anew(kind):
     gates.clamp()
     assert gates.scores()["a"][~living].max() < -CLAMP
     gates.shrink({"a": torch.ones(6)})
-    assert torch.equal(gates.alive, kept)
+    assert torch.equal(gates.active, kept)
 
 
 def test_every_kind_that_a_config_may_name_is_there():

@@ -1,4 +1,4 @@
-"""Units found by dead gradients are the declared ones, and are right on models never seen."""
+"""The units coupled from gradients are the declared ones, and are right for other models, too."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchaudio.models import Conformer as OtherConformer
 
-from core.pruning.comb import combed, without
 from core.testing import deeper, ragged_speech, small_model
+from tests.support.coupled_units import find_coupled_units, remove_units
 
 
 def declared(model):
@@ -29,36 +29,36 @@ def declared(model):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_on_our_own_model_it_finds_what_is_declared():
+def test_on_our_own_model_the_declared_units_are_found():
     model = small_model(shape=deeper(1)).double()
     features, num_frames = ragged_speech(60, dtype=torch.float64)
 
-    found = combed(model, lambda m: m(features, num_frames).logits)
+    coupled = find_coupled_units(model, lambda m: m(features, num_frames).logits)
 
-    assert {frozenset(comb.units) for comb in found} == set(declared(model))
+    assert {frozenset(entry.units) for entry in coupled} == set(declared(model))
 
 
-def with_columns_of_no_weight(model, combs, chosen):
-    """The masked model: consumers do not see the units that are chosen, which are all there."""
+def with_columns_of_no_weight(model, coupled, chosen):
+    """The masked model: all units are there, but consumers ignore the chosen ones."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for comb in combs:
-        for unit in chosen[comb.consumer]:
-            state[f"{comb.consumer}.weight"][:, unit * comb.block : (unit + 1) * comb.block] = 0
+    for entry in coupled:
+        for unit in chosen[entry.consumer]:
+            state[f"{entry.consumer}.weight"][:, unit * entry.block : (unit + 1) * entry.block] = 0
     model.load_state_dict(state)
     return model
 
 
-def some_of(combs):
-    """Every third unit of each comb."""
-    return {comb.consumer: range(0, len(comb.units), 3) for comb in combs}
+def some_of(coupled):
+    """Every third unit of each consumer."""
+    return {entry.consumer: range(0, len(entry.units), 3) for entry in coupled}
 
 
-def units_of(combs, chosen):
-    return [comb.units[unit] for comb in combs for unit in chosen[comb.consumer]]
+def units_of(coupled, chosen):
+    return [entry.units[unit] for entry in coupled for unit in chosen[entry.consumer]]
 
 
 class Heads(nn.Module):
-    """What `nn.MultiheadAttention` computes, for as many heads as its weights have rows for.
+    """Computes what `nn.MultiheadAttention` does, for as many heads as its weights have rows for.
 
     It cannot have fewer heads than its width makes, so a model that lost some needs another.
     """
@@ -91,19 +91,19 @@ def test_torchaudios_conformer_is_cut_and_computes_what_it_did_masked():
     model = model.double().eval()
     speech, lengths = torch.randn(2, 9, 12).double(), torch.tensor([9, 6])
 
-    combs = combed(model, lambda m: m(speech, lengths)[0])
-    chosen = some_of(combs)
-    small = without(model, units_of(combs, chosen))
+    coupled = find_coupled_units(model, lambda m: m(speech, lengths)[0])
+    chosen = some_of(coupled)
+    small = remove_units(model, units_of(coupled, chosen))
     for layer in small.conformer_layers:
         layer.self_attn = Heads(layer.self_attn, head_width=4)
-    masked = with_columns_of_no_weight(model, combs, chosen)
+    masked = with_columns_of_no_weight(model, coupled, chosen)
 
     # Per layer: two feed-forwards, the convolution's channels, and heads of four.
-    assert sorted((len(comb.units), comb.block) for comb in combs) == sorted(
+    assert sorted((len(entry.units), entry.block) for entry in coupled) == sorted(
         2 * [(20, 1), (20, 1), (12, 1), (3, 4)]
     )
     assert small.conformer_layers[0].self_attn.out_proj.weight.shape == (12, 8)
-    before, after = (sum(p.numel() for p in each.parameters()) for each in (model, small))
+    before, after = (sum(p.numel() for p in network.parameters()) for network in (model, small))
     assert after < 0.75 * before
     with torch.no_grad():
         torch.testing.assert_close(small(speech, lengths)[0], masked(speech, lengths)[0])
@@ -137,14 +137,14 @@ def test_an_encoder_of_transformers_is_cut_and_computes_what_it_did_masked():
         if isinstance(module, nn.Linear | nn.Conv1d) and ".encoder.layers." in name
     ]
 
-    combs = combed(model, lambda m: m(speech).logits, consumers=consumers)
-    chosen = some_of(combs)
-    small = without(model, units_of(combs, chosen))
+    coupled = find_coupled_units(model, lambda m: m(speech).logits, consumers=consumers)
+    chosen = some_of(coupled)
+    small = remove_units(model, units_of(coupled, chosen))
     for layer in small.wav2vec2_conformer.encoder.layers:
         layer.self_attn.num_heads = 2
-    masked = with_columns_of_no_weight(model, combs, chosen)
+    masked = with_columns_of_no_weight(model, coupled, chosen)
 
-    assert sorted((len(comb.units), comb.block) for comb in combs) == sorted(
+    assert sorted((len(entry.units), entry.block) for entry in coupled) == sorted(
         2 * [(20, 1), (20, 1), (12, 1), (3, 4)]
     )
     with torch.no_grad():
@@ -153,25 +153,25 @@ def test_an_encoder_of_transformers_is_cut_and_computes_what_it_did_masked():
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_whatever_its_own_weights_are_a_shut_unit_changes_nothing():
+def test_a_closed_unit_changes_nothing_whatever_its_own_weights_are():
     model = small_model(shape=deeper(1)).double()
     features, num_frames = ragged_speech(60, dtype=torch.float64)
-    combs = combed(model, lambda m: m(features, num_frames).logits)
-    chosen = some_of(combs)
-    masked = with_columns_of_no_weight(model, combs, chosen)
+    coupled = find_coupled_units(model, lambda m: m(features, num_frames).logits)
+    chosen = some_of(coupled)
+    masked = with_columns_of_no_weight(model, coupled, chosen)
     with torch.no_grad():
         before = masked(features, num_frames)
         parameters = dict(masked.named_parameters())
-        columns = {f"{comb.consumer}.weight" for comb in combs}
-        for name, dim, place in frozenset().union(*units_of(combs, chosen)):
+        columns = {f"{entry.consumer}.weight" for entry in coupled}
+        for name, dim, index in frozenset().union(*units_of(coupled, chosen)):
             if dim == 0 and name not in columns:
-                parameters[name][place].normal_()
+                parameters[name][index].normal_()
         after = masked(features, num_frames)
 
     torch.testing.assert_close(after.logits[after.is_frame], before.logits[before.is_frame])
 
 
-def test_a_residual_stream_is_nobodys_unit():
+def test_the_residual_stream_is_no_unit():
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
@@ -184,21 +184,21 @@ def test_a_residual_stream_is_nobodys_unit():
     torch.manual_seed(0)
     model, example = Residual(), torch.randn(7, 5)
 
-    found = combed(model, lambda m: m(example.double()))
+    coupled = find_coupled_units(model, lambda m: m(example.double()))
 
-    assert [comb.consumer for comb in found] == ["down"]
-    (comb,) = found
-    assert comb.block == 1
-    assert comb.units[2] == {("up.weight", 0, 2), ("up.bias", 0, 2), ("down.weight", 1, 2)}
+    assert [entry.consumer for entry in coupled] == ["down"]
+    (entry,) = coupled
+    assert entry.block == 1
+    assert entry.units[2] == {("up.weight", 0, 2), ("up.bias", 0, 2), ("down.weight", 1, 2)}
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_not_changed():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).train()
     model[0].weight.requires_grad_(requires_grad=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     example = torch.randn(5, 4)
 
-    combed(model, lambda m: m(example.double()))
+    find_coupled_units(model, lambda m: m(example.double()))
 
     assert model.training
     assert not model[0].weight.requires_grad
