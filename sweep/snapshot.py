@@ -1,4 +1,9 @@
-"""A sweep's directory as it is now: its configuration, its trials and its front."""
+"""A sweep's directory as it is now: its configuration, its trials and its front.
+
+This is the single door of every command that only reads. Of a directory on this machine it loads
+neither torch nor the library of an object store, and it opens the ledger once. Of a working copy
+it asks the store once, and everything after that is read from the copy.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,21 +14,21 @@ from sweep.config.sweep import SweepConfig, open_config
 from sweep.ledger.fast_read import records_in
 from sweep.ledger.files import is_there
 from sweep.ledger.records import TrialRecord
+from sweep.local_lock import driver_here
 from sweep.pareto import front
 from sweep.pareto.front import Point
-from sweep.storage.lock import driver_pid
-from sweep.storage.working_copy import at, bring, display_name, refresh
+from sweep.storage.addresses import address_of, display_name, is_address
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSnapshot:
-    """A sweep's directory as it is now, from outside."""
+    """A sweep as it was at one moment, read without changing it."""
 
     folder: Path
     config: SweepConfig
     records: tuple[TrialRecord, ...]
     driver: int | None
-    """Process that runs it, if one does."""
+    """The process that runs the sweep, or None."""
 
     @cached_property
     def points(self) -> list[Point]:
@@ -34,7 +39,7 @@ class SweepSnapshot:
         return front.pareto_front(self.points, self.config.sweep.objectives)
 
     def record(self, number: int) -> TrialRecord:
-        """One trial.
+        """Returns one trial by its number.
 
         Raises:
             ConfigError: if the sweep has none of that number.
@@ -48,38 +53,77 @@ class SweepSnapshot:
 
 
 def load_snapshot(folder: Path) -> SweepSnapshot:
-    """Read a sweep's directory without touching it.
+    """Reads a sweep's directory without changing it.
 
     Raises:
-        ConfigError, LedgerError: if it holds no sweep, or a damaged one.
+        ConfigError, LedgerError: if the directory holds no sweep, or a damaged one.
+        StoreError: if the object store cannot be reached.
     """
     folder = folder.resolve()
-    refresh(folder)
+    is_copy = address_of(folder) is not None
+    if is_copy:
+        _refresh(folder)
     config = open_config(folder)
-    driver = driver_pid(folder)
+    driver = _driver_anywhere(folder) if is_copy else driver_here(folder)
     records: list[TrialRecord] = []
     if is_there(folder) or driver is None:
         records = records_in(folder)
-    if driver is None:  # whoever ran, runs no more
+    if driver is None:  # nothing runs, so a trial in this state waits for its next attempt
         records = [replace(r, state="waiting") if r.state == "running" else r for r in records]
     return SweepSnapshot(folder=folder, config=config, records=tuple(records), driver=driver)
 
 
+def _refresh(folder: Path) -> None:
+    from sweep.storage.working_copy import refresh  # noqa: PLC0415  # imports fsspec
+
+    refresh(folder)
+
+
+def _driver_anywhere(folder: Path) -> int | None:
+    from sweep.storage.lock import driver_pid  # noqa: PLC0415  # imports fsspec
+
+    return driver_pid(folder)
+
+
+def fetch_model(folder: Path, name: str) -> None:
+    """Fetches what a working copy lacks of a folder in it; any other directory has it all.
+
+    Raises:
+        StoreError: if the object store cannot be reached.
+    """
+    if address_of(folder) is None:
+        return
+    from sweep.storage.working_copy import bring  # noqa: PLC0415  # imports fsspec
+
+    bring(folder, name)
+
+
+def _locate(name: str) -> Path:
+    if not is_address(name):
+        return Path(name)
+    from sweep.storage.working_copy import locate  # noqa: PLC0415  # imports fsspec
+
+    return locate(name)
+
+
 def model_path(name: str) -> Path:
-    """The bundle that `FOLDER` or `DIR:TRIAL` means; an outcome beyond the first is `7.2`.
+    """Returns the folder of the bundle that `FOLDER` or `DIR:TRIAL` means.
+
+    `DIR:7.2` is the outcome of trial 7 that counts 2 from 0.
 
     Raises:
         ConfigError: if the trial has no such outcome.
     """
     folder, colon, trial = name.rpartition(":")
-    number, _, place = trial.partition(".")
-    if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
+    number, _, outcome = trial.partition(".")
+    is_trial = number.isdigit() and (outcome or "0").isdigit()
+    if not colon or Path(name).exists() or not is_trial:
         return Path(name).absolute()
-    return trial_model_path(load_snapshot(at(folder)), int(number), int(place or 0))
+    return trial_model_path(load_snapshot(_locate(folder)), int(number), int(outcome or 0))
 
 
 def trial_model_path(snapshot: SweepSnapshot, trial: int, outcome: int = 0) -> Path:
-    """The bundle of a finished trial; of a working copy it is fetched first.
+    """Returns the folder of a finished trial's bundle; a working copy fetches it first.
 
     Raises:
         ConfigError: if there is no such trial, or it has no such outcome.
@@ -93,5 +137,5 @@ def trial_model_path(snapshot: SweepSnapshot, trial: int, outcome: int = 0) -> P
             f" {trial} is {record.state} with {len(record.outcomes)} outcomes instead."
         )
     path = f"trials/{record.number:04}/{record.outcomes[outcome].model}"
-    bring(snapshot.folder, path)
+    fetch_model(snapshot.folder, path)
     return snapshot.folder / path

@@ -13,7 +13,7 @@ from sweep.ledger.records import State, TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import Point
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.working_copy import display_name
+from sweep.storage.addresses import display_name
 
 OMITTED_FIELDS = ("steps", "model")
 """Fields of an outcome that its row leaves out: the trial's own columns say the same."""

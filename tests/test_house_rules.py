@@ -6,6 +6,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import typer
+from rich.text import Text
+
+from sweep.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["core", "sweep", "search_spaces"]
@@ -82,3 +86,39 @@ def test_the_page_of_the_architecture_names_every_module():
     missing = [p.name for p in MODULES if p.name != "__init__.py" and p.name not in tree]
 
     assert missing == []
+
+
+FRAGMENTS = {
+    *("about", "above", "after", "as", "at", "before", "below", "beside", "by", "for", "from"),
+    *("in", "into", "of", "on", "to", "with", "within", "without"),
+    *("it", "its", "that", "these", "they", "this", "those", "what", "which", "who", "whose"),
+    *("how", "where", "whether", "so", "same", "the same", "also", "again", "another", "more"),
+}
+"""Opening words of a help string that needs the name of its option to be understood."""
+
+
+def help_strings():
+    """Yields the help of the program, of its commands, arguments and options, by name."""
+    program = typer.main.get_command(app)
+    yield "conformer-sweep", program.help
+    for name, command in [("", program), *program.commands.items()]:
+        if name:
+            yield name, command.help
+        for parameter in command.params:
+            yield f"{name} {parameter.opts[0]}", parameter.help
+
+
+HELP = dict(help_strings())
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_string_stands_alone(name):
+    text = HELP[name]
+    words = re.findall(r"[\w'-]+", text.lower())
+
+    assert len(words) >= 3
+    assert words[0] not in FRAGMENTS
+    assert " ".join(words[:2]) not in FRAGMENTS
+    assert text[0].isupper()
+    assert text.endswith(".")
+    assert Text.from_markup(text).plain == text  # rich takes `[trial]` for markup and drops it

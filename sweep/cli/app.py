@@ -1,11 +1,13 @@
-"""The command line: arguments in, one call each.
+"""The program `conformer-sweep`: its commands, its groups and its exit codes.
 
-What a command needs is imported inside it: Ray, torch and MLflow take seconds that `--help` and a
-misspelt option should not.
+A command imports what it needs inside its function: Ray, torch and MLflow take seconds, which
+`--help` and a misspelled option must not wait for.
 """
 
 import errno
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -25,8 +27,8 @@ from sweep.cli.options import BAD_INPUT, RESUMABLE, end
 from sweep.cli.output.streams import flushed_output, guard_output
 from sweep.run.library_caches import prepare_process
 
-COMMANDS = (
-    *(
+COMMANDS = {
+    "Sweeps": (
         sweep_commands.demo,
         sweep_commands.run,
         sweep_commands.resume,
@@ -35,8 +37,7 @@ COMMANDS = (
         sweep_commands.confirm,
         sweep_commands.warm_start,
     ),
-    *(setup_commands.init, setup_commands.check, setup_commands.prune, setup_commands.doctor),
-    *(
+    "Inspect": (
         inspect_commands.status,
         inspect_commands.trials,
         inspect_commands.show,
@@ -44,46 +45,75 @@ COMMANDS = (
         inspect_commands.listen,
         inspect_commands.ui,
     ),
-    *(
+    "Models": (
         import_command.import_,
+        setup_commands.prune,
+        model_commands.adapt,
         asr_commands.transcribe,
         asr_commands.evaluate,
         model_commands.bench,
-        model_commands.adapt,
+        export_command.export,
     ),
-    export_command.export,
-    submit_command.submit,
-    *(archive_commands.pack, archive_commands.unpack, archive_commands.promote),
-)
+    "Setup": (setup_commands.init, setup_commands.check, setup_commands.doctor),
+    "Clusters and archives": (
+        submit_command.submit,
+        archive_commands.pack,
+        archive_commands.unpack,
+        archive_commands.promote,
+    ),
+}
+"""The commands by the group under which `--help` lists them."""
 
 app = typer.Typer(
     name="conformer-sweep",
-    help="Sweep structured pruning of a Conformer recogniser: word error rate against FLOPs.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in COMMANDS:
-    # A name that Python keeps for itself has a stroke more there than on the command line.
-    app.command(command.__name__.strip("_").replace("_", "-"))(command)
+for group, commands in COMMANDS.items():
+    for command in commands:
+        # `import` is a keyword of Python, so its function ends in an underscore.
+        name = command.__name__.strip("_").replace("_", "-")
+        app.command(name, rich_help_panel=group)(command)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"conformer-sweep {version('conformer-sweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Sweep structured pruning of a Conformer recognizer: word error rate against FLOPs."""
 
 
 WRONG_PATH = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 )
-"""What the system says of a path that a person has to put right."""
+"""Error numbers of a path that the user has to correct."""
 
 
-def _said(error: OSError) -> str:
-    """What the system says, with the culprit first."""
+def _describe(error: OSError) -> str:
+    """Returns an error of the system with its path first."""
     if error.filename is None or error.strerror is None:
         return str(error)
     return f"`{error.filename}` cannot be used: {error.strerror}"
 
 
 def main() -> None:
-    """Run a command; what a person got wrong is one line and exit code 2."""
+    """Runs a command; an error of the user is one line on stderr and exit code 2."""
     prepare_process()
     guard_output()
     try:
@@ -93,11 +123,11 @@ def main() -> None:
         sys.exit(RESUMABLE)
     except (ValueError, ConnectionError) as error:
         end(str(error), BAD_INPUT)
-    except OSError as error:  # a full disk, most often: what is done is kept
-        end(_said(error), BAD_INPUT if error.errno in WRONG_PATH else RESUMABLE)
+    except OSError as error:  # a full disk, most often; finished work is safe
+        end(_describe(error), BAD_INPUT if error.errno in WRONG_PATH else RESUMABLE)
     except RuntimeError as error:
-        if str(error).startswith("Symlink loop"):  # so says `Path.resolve` before Python 3.13
+        if str(error).startswith("Symlink loop"):  # from `Path.resolve` before Python 3.13
             end(str(error), BAD_INPUT)
         if not type(error).__module__.startswith(("core.", "sweep.")):
-            raise  # a fault of the program, to be reported whole
+            raise  # a bug of the program, shown with its traceback
         end(str(error), getattr(error, "exit_code", BAD_INPUT))

@@ -1,4 +1,4 @@
-"""Commands in which a model listens: transcribe and evaluate."""
+"""Commands that run a model on speech: transcribe and evaluate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -6,52 +6,63 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sweep.cli.options import AnyModel, Json, out
-from sweep.cli.output.transcribe import Following, Telling
 
 if TYPE_CHECKING:  # torch takes seconds
     from core.evaluation.word_alignment import Decoder
 
 Depth = Annotated[
-    int | None, typer.Option(help="With so many blocks: the best, if it says which; or the first.")
+    int | None,
+    typer.Option(help="Number of blocks to run: the best ones if the model lists them."),
 ]
 Beam = Annotated[
     int | None,
-    typer.Option(help="Search among so many hypotheses; else each frame's best token.", min=1),
+    typer.Option(help="Width of the beam search (default: greedy decoding).", min=1),
 ]
 LanguageModel = Annotated[
-    Path | None, typer.Option("--lm", help="An n-gram model of words in ARPA format, for --beam.")
+    Path | None, typer.Option("--lm", help="Word n-gram model in ARPA format, for --beam.")
 ]
 LmWeight = Annotated[
-    float | None, typer.Option(help="Of its log-probabilities beside the recogniser's; 0.5.", min=0)
+    float | None,
+    typer.Option(help="Weight of the log-probabilities of --lm (default: 0.5).", min=0),
 ]
 WordScore = Annotated[
     float | None,
-    typer.Option(help="Added for each word, in nats; more makes more words; 1 with --lm."),
+    typer.Option(
+        help="Score added for each word, in nats; more gives more words (default: 1 with --lm)."
+    ),
 ]
 Runtime = Annotated[
     Literal["torch", "onnxruntime", "int8"] | None,
-    typer.Option(help="What runs the model; torch for bundles, onnxruntime for exports."),
+    typer.Option(help="Inference runtime (default: torch for bundles, onnxruntime for exports)."),
 ]
 
 
 def transcribe(
     model: AnyModel,
-    files: Annotated[list[Path], typer.Argument(help="Audio files, or folders of them.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Audio files, or folders that hold audio files."),
+    ],
     written_as: Annotated[
-        Literal["text", "json", "srt", "vtt"], typer.Option("--format", help="Of what is written.")
+        Literal["text", "json", "srt", "vtt"],
+        typer.Option("--format", help="Format of the transcripts."),
     ] = "text",
     timestamps: Annotated[
-        bool, typer.Option("--timestamps", help="In JSON: each word's seconds and confidence.")
+        bool,
+        typer.Option("--timestamps", help="Add the times and the confidence of each word to JSON."),
     ] = False,
     to: Annotated[
-        Path | None, typer.Option("--out", help="A folder that gets one transcript a file.")
+        Path | None, typer.Option("--out", help="Folder for one transcript per audio file.")
     ] = None,
     window: Annotated[
         float | None,
-        typer.Option(help="Most seconds heard at a time; else by what the model learned.", min=1),
+        typer.Option(
+            help="Longest window in seconds (default: the length that the model was trained on).",
+            min=1,
+        ),
     ] = None,
     overlap: Annotated[
-        float, typer.Option(help="Seconds that two neighbouring windows share.", min=0)
+        float, typer.Option(help="Seconds that neighboring windows share.", min=0)
     ] = 0.0,
     depth: Depth = None,
     runtime: Runtime = None,
@@ -61,46 +72,56 @@ def transcribe(
     word_score: WordScore = None,
     as_json: Json = False,
 ) -> None:
-    """What a model hears in audio files, however long; one that cannot be read stops no other."""
+    """Transcribe audio files of any length; a file that cannot be read stops no other."""
     from core.inference.windows import Windowing
-    from sweep.cli.output.subtitles import check_format, places
-    from sweep.cli.transcribe_files import files_in, results, seconds_in
+    from sweep.cli.output.subtitles import check_format, transcript_paths
+    from sweep.cli.output.transcribe import TranscriptionProgress, TranscriptWriter
+    from sweep.cli.transcribe_files import audio_seconds, find_audio_files, transcribe_files
 
     written_as = "json" if as_json else written_as
-    opened = _opened(model, depth, runtime)
-    fitting = Windowing.fitting(opened.report).seconds
-    windowing = Windowing(seconds=window or fitting, overlap=overlap)
-    decoder = _decoder(opened, beam, lm, lm_weight, word_score)
-    named = files_in(files)
-    found = [file for file, _ in named]
-    check_format(written_as, num_files=len(found), has_words=timestamps, has_folder=to is not None)
-    goes_to = places(named, to, written_as) if to else None
-    telling = Telling(written_as, has_words=timestamps, places=goes_to)
-    with Following(seconds_in(found)) as bar:
-        for result in results(
-            opened, found, windowing=windowing, decoder=decoder, advance=bar.advance
+    recognizer = _open_recognizer(model, depth, runtime)
+    trained_seconds = Windowing.fitting(recognizer.report).seconds
+    windowing = Windowing(seconds=window or trained_seconds, overlap=overlap)
+    decoder = _decoder(recognizer, beam, lm, lm_weight, word_score)
+    named_files = find_audio_files(files)
+    audio_files = [file for file, _ in named_files]
+    check_format(
+        written_as, num_files=len(audio_files), has_words=timestamps, has_folder=to is not None
+    )
+    output_files = transcript_paths(named_files, to, written_as) if to else None
+    writer = TranscriptWriter(written_as, has_words=timestamps, paths=output_files)
+    with TranscriptionProgress(audio_seconds(audio_files)) as bar:
+        for result in transcribe_files(
+            recognizer, audio_files, windowing=windowing, decoder=decoder, advance=bar.advance
         ):
-            bar.aside(telling.tell, result)
-    bar.summary(is_long=bar.heard > windowing.seconds)
-    telling.end(num_files=len(found))
+            bar.print_result(writer.write, result)
+    bar.summary(is_long=bar.seconds_done > windowing.seconds)
+    writer.finish(num_files=len(audio_files))
 
 
 def evaluate(
     model: AnyModel,
-    corpus: Annotated[str, typer.Argument(help="demo, librispeech, a folder or a manifest.")],
-    split: Annotated[Literal["dev", "test"], typer.Option(help="Which part.")] = "test",
-    root: Annotated[str, typer.Option(help="Folder of librispeech.")] = "",
+    corpus: Annotated[
+        str,
+        typer.Argument(metavar="CORPUS", help="Corpus: demo, librispeech, a folder or a manifest."),
+    ],
+    split: Annotated[
+        Literal["dev", "test"], typer.Option(help="Split of the corpus to evaluate.")
+    ] = "test",
+    root: Annotated[str, typer.Option(help="Folder that holds LibriSpeech.")] = "",
     case: Annotated[
-        Literal["as_written", "lower", "upper"], typer.Option(help="In which transcripts are read.")
+        Literal["as_written", "lower", "upper"],
+        typer.Option(help="Letter case of the transcripts."),
     ] = "as_written",
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL2", help="Another model, compared on the same.")
+        str | None,
+        typer.Option(metavar="MODEL2", help="Second model, compared on the same utterances."),
     ] = None,
     details: Annotated[
-        Path | None, typer.Option(help="A .json or .csv that gets a row an utterance.")
+        Path | None, typer.Option(help="File (.json or .csv) for one row per utterance.")
     ] = None,
     confusions: Annotated[
-        int, typer.Option(help="So many of the most frequent ones are told.", min=0)
+        int, typer.Option(help="Number of the most frequent confusions to list.", min=0)
     ] = 5,
     depth: Depth = None,
     runtime: Runtime = None,
@@ -110,7 +131,7 @@ def evaluate(
     word_score: WordScore = None,
     as_json: Json = False,
 ) -> None:
-    """Word error rate of a model on a corpus, with its interval; which errors; beside another."""
+    """Measure the word error rate of one model, or compare two, on a corpus."""
     from core.inference.recognizer import transcribe_split
     from sweep.cli.corpus_option import corpus_config, corpus_folder
     from sweep.cli.output.evaluate import (
@@ -123,22 +144,24 @@ def evaluate(
 
     if details is not None:
         check_details(details)
-    models = [_opened(name, depth, runtime) for name in (model, against) if name is not None]
-    decoders = [_decoder(opened, beam, lm, lm_weight, word_score) for opened in models]
+    models = [
+        _open_recognizer(name, depth, runtime) for name in (model, against) if name is not None
+    ]
+    decoders = [_decoder(recognizer, beam, lm, lm_weight, word_score) for recognizer in models]
     config = corpus_config(corpus, root, case)
     with corpus_folder() as speech:
-        found = [
-            transcribe_split(opened, config, split, Path(speech), decoder=decoder)
-            for opened, decoder in zip(models, decoders, strict=True)
+        transcripts = [
+            transcribe_split(recognizer, config, split, Path(speech), decoder=decoder)
+            for recognizer, decoder in zip(models, decoders, strict=True)
         ]
-    values = evaluation_values(found, confusions)
+    values = evaluation_values(transcripts, confusions)
     if details is not None:
-        write_details(found, details)
+        write_details(transcripts, details)
     out.print(to_json(values) if as_json else "\n".join(evaluation_lines(values)), markup=False)
 
 
-def _opened(model: str, depth: int | None, runtime: Any) -> Any:
-    """A bundle, whole or of fewer blocks, or an export, as the runtime runs it."""
+def _open_recognizer(model: str, depth: int | None, runtime: Any) -> Any:
+    """Returns a bundle, whole or with fewer blocks, or an export, as the runtime runs it."""
     import torch
 
     from core.export.benchmark import recognizer_in
@@ -147,19 +170,19 @@ def _opened(model: str, depth: int | None, runtime: Any) -> Any:
     from sweep.snapshot import model_path
 
     threads = torch.get_num_threads()
-    opened = open_recognizer(model_path(model), runtime, threads=threads)
-    whole = opened if depth is None else at_depth(opened, depth)
-    return recognizer_in(whole, runtime, threads=threads)
+    recognizer = open_recognizer(model_path(model), runtime, threads=threads)
+    cut = recognizer if depth is None else at_depth(recognizer, depth)
+    return recognizer_in(cut, runtime, threads=threads)
 
 
 def _decoder(
-    opened: Any,
+    recognizer: Any,
     beam: int | None,
     lm: Path | None,
     lm_weight: float | None,
     word_score: float | None,
 ) -> "Decoder | None":
-    """A beam search if one is asked for; None takes each frame's best token."""
+    """Returns the beam search that the options ask for; None means greedy decoding."""
     from core.config.base import ConfigError
 
     if beam is None and (lm, lm_weight, word_score) == (None, None, None):
@@ -173,7 +196,7 @@ def _decoder(
     if word_score is None:
         word_score = 0.0 if lm is None else WORD_SCORE
     return BeamSearch(
-        opened.tokenizer,
+        recognizer.tokenizer,
         width=BEAM if beam is None else beam,
         lm=lm,
         lm_weight=LM_WEIGHT if lm_weight is None else lm_weight,

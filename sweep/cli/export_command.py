@@ -1,4 +1,4 @@
-"""The command by which a model leaves: export."""
+"""The command `export`, which writes a model in a format of other programs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,24 +12,31 @@ from sweep.cli.output.stages import StageReporter
 
 def export(
     model: Model,
-    trial: Annotated[str, typer.Argument(help="Of a sweep, if MODEL is only its DIR.")] = "",
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRIAL", help="Number of the trial, if MODEL is the DIR of a sweep."
+        ),
+    ] = "",
     *,
     to: Annotated[
         Literal["bundle", "onnx", "sherpa", "transformers"],
-        typer.Option(help="What will load it."),
+        typer.Option(help="Format of the export."),
     ],
-    folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Also in 8-bit integers.")] = False,
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the export.")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Export the model in 8-bit integers, too.")
+    ] = False,
     verify_on: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Speech to verify the texts of sherpa-onnx or transformers on; again for more.",
+            help="Audio file on which sherpa-onnx or transformers is verified; repeat for several.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Leave with a model: a folder that other programs load, verified before it is there."""
+    """Export a model to a folder that other programs load, verified before it is written."""
     with StageReporter("starting") as stages:
         from core.export.export import export as exported
         from sweep.cli.output.json_text import as_json as to_json

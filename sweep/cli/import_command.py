@@ -1,4 +1,4 @@
-"""The command that brings a published recogniser in."""
+"""The command `import`, which turns a published recognizer into a bundle."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,24 +10,30 @@ from sweep.cli.output.stages import StageReporter
 
 
 def import_(
-    model: Annotated[str, typer.Argument(help="A .nemo file, a folder, or a name of the hub.")],
-    to: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle: a new folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Recognizer: a .nemo file, a folder, or a name on the Hugging Face Hub.",
+        ),
+    ],
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the bundle.")],
     for_sherpa: Annotated[
         bool,
-        typer.Option("--for-sherpa", help="Hear what sherpa-onnx will compute, if it is to run."),
+        typer.Option("--for-sherpa", help="Use the feature extraction of sherpa-onnx."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """A published recogniser becomes a bundle: a teacher, or a model to put to work."""
+    """Import a published recognizer as a bundle, to use as a teacher or as it is."""
     with StageReporter("starting") as stages:
         from core.importers.load import import_model
         from core.pruning.space import whole_cost
         from sweep.cli.output.json_text import as_json as to_json
 
-        found = import_model(model, to.absolute(), for_sherpa=for_sherpa, announce=stages.announce)
-    shape, cost = found.model.shape, whole_cost(found.model, 10.0)
-    told = {
-        **found.report["imported"],
+        bundle = import_model(model, to.absolute(), for_sherpa=for_sherpa, announce=stages.announce)
+    shape, cost = bundle.model.shape, whole_cost(bundle.model, 10.0)
+    info = {
+        **bundle.report["imported"],
         "blocks": len(shape.blocks),
         "width": shape.width,
         "tokens": shape.vocabulary,
@@ -36,12 +42,12 @@ def import_(
         "frontend": shape.frontend_spec.to_plain(),
     }
     if as_json:
-        out.print(to_json(told), markup=False)
+        out.print(to_json(info), markup=False)
         return
     out.print(
-        f"{to}: {told['family']}, {told['blocks']} blocks of width {told['width']},"
-        f" {told['params'] / 1e6:.2f} M parameters, {told['gflops']:.3g} GFLOP at 10 s,"
-        f" {told['tokens']} tokens.",
+        f"{to}: {info['family']}, {info['blocks']} blocks of width {info['width']},"
+        f" {info['params'] / 1e6:.2f} M parameters, {info['gflops']:.3g} GFLOP at 10 s,"
+        f" {info['tokens']} tokens.",
         markup=False,
     )
     out.print(f'As a teacher: `[trial.teacher] bundle = "{to}"`.', markup=False)

@@ -1,4 +1,4 @@
-"""Commands that look at a sweep: status, trials, show, pareto, ui."""
+"""Commands that read a sweep: status, trials, show, pareto, listen and ui."""
 
 import subprocess
 import sys
@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
-from sweep.cli.options import Json, Sweep, out, print_table, write
+from sweep.cli.options import Json, SweepToRead, out, print_table, write
 
 
 def status(
-    folder: Sweep,
+    folder: SweepToRead,
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option(help="Again every two seconds.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print the status again every two seconds.")
+    ] = False,
 ) -> None:
-    """How far a sweep has come."""
+    """Show how far a sweep has come."""
     from sweep.cli.output.json_text import as_json as to_json
     from sweep.cli.output.tables import status_lines
     from sweep.snapshot import load_snapshot
@@ -31,10 +33,10 @@ def status(
         time.sleep(2)
 
 
-def trials(folder: Sweep, as_json: Json = False) -> None:
-    """All trials of a sweep; those on the front stand out."""
+def trials(folder: SweepToRead, as_json: Json = False) -> None:
+    """List all trials of a sweep; those on the front are highlighted."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_ROWS, trial_lines_of, trials_table
+    from sweep.cli.output.tables import MANY_ROWS, trials_as_lines, trials_table
     from sweep.snapshot import load_snapshot
     from sweep.summary import trial_rows
 
@@ -42,49 +44,59 @@ def trials(folder: Sweep, as_json: Json = False) -> None:
     if as_json:
         write([to_json(rows)])
     elif len(rows) > MANY_ROWS:
-        write(trial_lines_of(rows))
+        write(trials_as_lines(rows))
     else:
         print_table(trials_table(rows))
 
 
 def show(
-    folder: Sweep,
-    trial: Annotated[int, typer.Argument(help="Its number, from 0.")],
+    folder: SweepToRead,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial, from 0.")],
     as_json: Json = False,
 ) -> None:
-    """One trial, whole; of a failed one, why."""
+    """Show everything about one trial; for a failed one, the reason."""
     from sweep.cli.output.json_text import as_json as to_json
     from sweep.cli.output.tables import trial_lines
     from sweep.snapshot import load_snapshot
     from sweep.summary import trial_rows
 
-    seen = load_snapshot(folder)
-    record = seen.record(trial)
+    snapshot = load_snapshot(folder)
+    record = snapshot.record(trial)
     if as_json:
-        out.print(to_json([row for row in trial_rows(seen) if row["trial"] == trial]), markup=False)
+        rows = [row for row in trial_rows(snapshot) if row["trial"] == trial]
+        out.print(to_json(rows), markup=False)
     else:
-        out.print("\n".join(trial_lines(seen, record)), markup=False)
+        out.print("\n".join(trial_lines(snapshot, record)), markup=False)
 
 
 def pareto(
-    folder: Sweep,
-    max_wer: Annotated[float | None, typer.Option(help="A fraction: 0.05 is 5 %.")] = None,
-    max_gflops: Annotated[float | None, typer.Option(help="An utterance.")] = None,
-    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="An utterance.")] = None,
-    knee: Annotated[bool, typer.Option(help="Only the point where the front bends.")] = False,
-    compare: Annotated[
-        Path | None, typer.Option(metavar="DIR2", help="Another sweep, beside this one.")
+    folder: SweepToRead,
+    max_wer: Annotated[
+        float | None, typer.Option(help="Largest word error rate, as a fraction: 0.05 is 5 %.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the page there.")] = None,
-    svg: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write all outcomes there.")] = None,
+    max_gflops: Annotated[
+        float | None, typer.Option(help="Largest cost of one utterance, in GFLOPs.")
+    ] = None,
+    max_params: Annotated[float | None, typer.Option(help="Largest number of parameters.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Largest latency of one utterance, in milliseconds.")
+    ] = None,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="Show only the knee, the point where the front bends.")
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR2", help="Second sweep, to compare the fronts of both."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="File for the interactive page.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="File for the chart, as SVG.")] = None,
+    png: Annotated[Path | None, typer.Option(help="File for the chart, as PNG.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for all outcomes, as CSV.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The front of a sweep: outcomes that no other beats."""
+    """Show the Pareto front of a sweep: the outcomes that no other outcome beats."""
     from sweep.cli.output.json_text import as_json as to_json
-    from sweep.cli.output.tables import MANY_ROWS, front_lines_of
+    from sweep.cli.output.tables import MANY_POINTS, front_as_lines
     from sweep.pareto import front
     from sweep.report.export_files import write_copies
     from sweep.report.front_files import front_table
@@ -98,22 +110,23 @@ def pareto(
         "max_latency_ms": max_latency_ms,
     }
     copies = {"html": html, "svg": svg, "png": png, "csv": csv}
-    wanted = {kind: path for kind, path in copies.items() if path is not None}
+    outputs = {kind: path for kind, path in copies.items() if path is not None}
     if compare is not None:
         if knee or csv is not None:
             raise ValueError(
-                "`--knee` and `--csv` are of one sweep; leave them or `--compare` out."
+                "`--compare` must be without `--knee` and `--csv`, but is not; omit them."
             )
-        _compare((folder, compare), limits, wanted, as_json=as_json)
+        _compare((folder, compare), limits, outputs, as_json=as_json)
         return
-    seen = load_snapshot(folder)
-    points = front.pareto_front(front.feasible(seen.points, **limits), seen.config.sweep.objectives)
+    snapshot = load_snapshot(folder)
+    allowed = front.feasible(snapshot.points, **limits)
+    points = front.pareto_front(allowed, snapshot.config.sweep.objectives)
     points = [front.knee(points)] if knee and points else points
-    write_copies(seen, wanted)
+    write_copies(snapshot, outputs)
     if as_json:
-        write([to_json(pareto_values(seen, points))])
-    elif len(points) > MANY_ROWS:
-        write(front_lines_of(points))
+        write([to_json(pareto_values(snapshot, points))])
+    elif len(points) > MANY_POINTS:
+        write(front_as_lines(points))
     elif points:
         print_table(front_table(points))
     else:
@@ -123,7 +136,7 @@ def pareto(
 def _compare(
     folders: tuple[Path, Path],
     limits: dict[str, float | None],
-    wanted: dict[str, Path],
+    outputs: dict[str, Path],
     *,
     as_json: bool,
 ) -> None:
@@ -136,42 +149,46 @@ def _compare(
     one, other = (load_snapshot(folder) for folder in folders)
     first, second = labels(one, other)
     compared = compare(side(first, one, limits), side(second, other, limits))
-    draw_copies(compared, wanted)
-    found = unlike(one.config, other.config)
+    draw_copies(compared, outputs)
+    differences = unlike(one.config, other.config)
     if as_json:
-        out.print(to_json({**values(compared), "unlike": found}), markup=False)
+        out.print(to_json({**values(compared), "unlike": differences}), markup=False)
         return
     for table in tables(compared):
         print_table(table)
-    for name, seen in ((first, one), (second, other)):
-        note = against_note(point.result for point in seen.points)
-        found += [f"the WER of {name}. {note}"] if note else []
-    for line in found:
+    for name, snapshot in ((first, one), (second, other)):
+        note = against_note(point.result for point in snapshot.points)
+        differences += [f"the WER of {name}. {note}"] if note else []
+    for line in differences:
         out.print(f"not alike: {line}", markup=False)
 
 
 def listen(
-    folder: Sweep,
-    trial: Annotated[int | None, typer.Option(help="Only this one; else the front.")] = None,
+    folder: SweepToRead,
+    trial: Annotated[
+        int | None, typer.Option(help="Number of one trial, instead of the front.")
+    ] = None,
     to: Annotated[
-        Path | None, typer.Option("--out", help="The page; DIR/front/listening.html.")
+        Path | None,
+        typer.Option("--out", help="File for the page; by default DIR/front/listening.html."),
     ] = None,
 ) -> None:
-    """A page on which to play utterances, and to read what teacher and pruned model heard."""
+    """Write a page that plays utterances next to the transcripts of teacher and pruned models."""
     from sweep.report.export_files import write_listening
     from sweep.snapshot import load_snapshot
 
-    seen = load_snapshot(folder)
-    file = to or seen.folder / "front" / "listening.html"
-    found = write_listening(seen, file, trial=trial)
-    told = f"nothing to hear: {found.silence}" if found.silence else str(file)
-    out.print(told, markup=False)
+    snapshot = load_snapshot(folder)
+    file = to or snapshot.folder / "front" / "listening.html"
+    audio = write_listening(snapshot, file, trial=trial)
+    reason = audio.unavailable_reason
+    out.print(f"nothing to play: {reason}" if reason else str(file), markup=False)
 
 
 def ui(
-    folder: Sweep, port: Annotated[int, typer.Option(help="Of the local server.")] = 5000
+    folder: SweepToRead,
+    port: Annotated[int, typer.Option(help="Port of the local MLflow server.")] = 5000,
 ) -> None:
-    """Serve the sweep's MLflow pages to this machine, and say where the front is."""
+    """Serve the MLflow pages of a sweep on this machine, and print the link to the front."""
     from sweep.config.sweep import open_config
     from sweep.storage.working_copy import refresh
     from sweep.tracking.mlflow_server import ui_command
@@ -185,6 +202,6 @@ def ui(
     tracker = Tracker(folder, config.sweep.name, uri)
     base = uri if is_served else f"http://127.0.0.1:{port}"
     out.print(tracker.link(base), markup=False)
-    out.print(f"the front, and what its models hear: {tracker.front_link(base)}", markup=False)
+    out.print(f"front and audio samples: {tracker.front_link(base)}", markup=False)
     if not is_served:
         sys.exit(subprocess.run(ui_command(folder, port), check=False).returncode)  # noqa: S603

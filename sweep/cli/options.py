@@ -1,4 +1,4 @@
-"""What commands share: where they print, how they end, and what their arguments are called."""
+"""Consoles, exit codes and arguments that all commands share."""
 
 import sys
 from collections.abc import Iterable
@@ -10,49 +10,79 @@ from rich.table import Table
 
 from core.safe_text import terminal_line, terminal_text
 from sweep.console import SafeConsole
+from sweep.storage.addresses import is_address
 
 out = SafeConsole(soft_wrap=True)
 err = SafeConsole(stderr=True, soft_wrap=True)
 
 BAD_INPUT, RESUMABLE = 2, 75
 MOST_LINES, LONGEST_LINE = 20, 800
-"""Of an error: a person reads no more."""
+"""Limits of an error message: nobody reads more."""
 WIDE = 160
-"""Columns of a table that goes into a file."""
+"""Columns of a table that is written to a file or a pipe."""
 
-Space = Annotated[str, typer.Argument(help="A TOML file, or the name of one in search_spaces.")]
+Space = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPACE", help="Search space: a TOML file, or the name of a built-in one."
+    ),
+]
 
 
-def place(text: str) -> Path:
-    """A sweep's directory; of an address, the working copy on this machine."""
-    from sweep.storage.working_copy import at
+def sweep_dir(text: str) -> Path:
+    """Returns a sweep's directory; for an address, the working copy on this machine."""
+    if not is_address(text):
+        return Path(text)
+    from sweep.storage.working_copy import at  # fsspec's import takes a while
 
     return at(text)
 
 
+def snapshot_dir(text: str) -> Path:
+    """Returns a sweep's directory for `load_snapshot`, which brings a working copy up to date."""
+    if not is_address(text):
+        return Path(text)
+    from sweep.storage.working_copy import locate
+
+    return locate(text)
+
+
+SweepToRead = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="Directory of the sweep, or s3://...", parser=snapshot_dir),
+]
 Sweep = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The sweep's directory, or s3://...", parser=place)
+    Path,
+    typer.Argument(metavar="DIR", help="Directory of the sweep, or s3://...", parser=sweep_dir),
 ]
-Model = Annotated[str, typer.Argument(help="A bundle's folder, or DIR:TRIAL of a sweep.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model: folder of a bundle, or DIR:TRIAL of a sweep.")
+]
 AnyModel = Annotated[
-    str, typer.Argument(help="The folder of a bundle or of an export, or DIR:TRIAL of a sweep.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Model: folder of a bundle or an export, or DIR:TRIAL of a sweep."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value for scripts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join; `auto` is the one of this machine.")
+    str | None, typer.Option(help="Ray cluster to join; `auto` finds the one on this machine.")
 ]
-Trials = Annotated[int | None, typer.Option(help="Instead of the file's number.")]
-Hours = Annotated[float | None, typer.Option(help="Of all trials together, at most.")]
+Trials = Annotated[int | None, typer.Option(help="Number of trials; replaces the one in the file.")]
+Hours = Annotated[
+    float | None,
+    typer.Option(help="Budget of all trials together, in hours; replaces the one in the file."),
+]
 
 
 def end(text: str, code: int) -> None:
-    """Say what went wrong, a line a culprit, and end."""
-    complain(text)
+    """Prints an error, one line for each cause, and exits with a code."""
+    print_error(text)
     sys.exit(code)
 
 
-def complain(text: str) -> None:
-    """Say what went wrong, a line a culprit, and go on."""
+def print_error(text: str) -> None:
+    """Prints an error, one line for each cause."""
     lines = text.splitlines()
     for line in lines[:MOST_LINES]:
         err.print(f"error: {_printable(line)}", markup=False)
@@ -61,16 +91,17 @@ def complain(text: str) -> None:
 
 
 def _printable(line: str) -> str:
-    """What a file says may be long, and must not command the terminal."""
+    """Returns a line without terminal codes, cut where it is very long: it may quote a file."""
     cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
     return terminal_line(cut)
 
 
 def write(lines: Iterable[str]) -> None:
-    """Print many or very long lines as they are: a console would measure each."""
+    """Prints many or very long lines unwrapped: rich would measure each."""
     out.file.writelines(f"{terminal_text(line)}\n" for line in lines)
 
 
 def print_table(table: Table) -> None:
+    """Prints a table, as wide as the terminal, or `WIDE` columns in a file."""
     console = out if out.is_terminal else SafeConsole(width=WIDE)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Commands from before a sweep: init, check, doctor."""
+"""Commands that prepare a sweep or need none: init, check, prune and doctor."""
 
 import sys
 from pathlib import Path
@@ -11,26 +11,30 @@ from sweep.cli.output.stages import StageReporter
 
 
 def init(
-    name: Annotated[str, typer.Argument(help="One of search_spaces, or a new name.")],
-    source: Annotated[str, typer.Option("--from", help="What a new name starts from.")] = "demo",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a built-in search space, or a new name.")
+    ],
+    source: Annotated[
+        str, typer.Option("--from", help="Built-in search space that a new name copies.")
+    ] = "demo",
 ) -> None:
-    """Copy a search space into this folder, to edit it."""
+    """Copy a search space into the current folder, ready to edit."""
     from sweep.config.sweep import find, names
 
     target = Path(f"{name}.toml")
     if target.exists():
-        raise ValueError(f"`{target}` must be new, but is there already.")
+        raise ValueError(f"`{target}` must be new, but exists already.")
     text = find(name if name in names() else source).read_text(encoding="utf-8")
     target.write_text(text, encoding="utf-8")
-    out.print(f"wrote {target}; conformer-sweep check {target} says what it would cost")
+    out.print(f"wrote {target}; conformer-sweep check {target} estimates its cost")
 
 
 def check(space: Space, as_json: Json = False) -> None:
-    """Validate a search space, say what it would cost, and take one tiny step."""
+    """Validate a search space, estimate its cost, and time one training step."""
     with StageReporter("starting") as stages:
         from core.config.trial import NO_SPEECH
         from core.cost_estimate import estimate_cost
-        from core.data_free import check as check_speechless
+        from core.data_free import check as check_without_speech
         from core.data_free import remaining
         from sweep.cli.output.estimate import estimate_lines, estimate_values
         from sweep.cli.output.json_text import as_json as to_json
@@ -38,44 +42,47 @@ def check(space: Space, as_json: Json = False) -> None:
         from sweep.wer_labels import methods_line, refuse_methods
 
         config = load(space)
-        base, able = config.space.base, remaining()
+        base, without_speech = config.space.base, remaining()
         if base.corpus.name == NO_SPEECH:
             searched = config.space.distributions.get("pruning.method")
-            refuse_methods(getattr(searched, "options", ()), without_speech=able)
-            check_speechless(base)
-        line = methods_line(base.corpus, without_speech=able)
-        found = estimate_cost(base, announce=stages.announce)
-        values = {**estimate_values(config, found), "methods": line}
+            refuse_methods(getattr(searched, "options", ()), without_speech=without_speech)
+            check_without_speech(base)
+        line = methods_line(base.corpus, without_speech=without_speech)
+        cost = estimate_cost(base, announce=stages.announce)
+        values = {**estimate_values(config, cost), "methods": line}
     lines = [to_json(values)] if as_json else [*estimate_lines(values), *([line] if line else [])]
     out.print("\n".join(lines), markup=False)
 
 
 def prune(
     model: Model,
-    to: Annotated[Path, typer.Option("--out", help="The smaller bundle: a new folder.")],
-    remove: Annotated[float, typer.Option(help="The share to remove: 0.5.", min=0, max=1)] = 0.5,
-    method: Annotated[str, typer.Option(help="One that needs no speech.")] = "magnitude",
+    to: Annotated[Path, typer.Option("--out", help="New folder for the smaller bundle.")],
+    remove: Annotated[
+        float, typer.Option(help="Share of --resource to remove.", min=0, max=1)
+    ] = 0.5,
+    method: Annotated[str, typer.Option(help="Pruning method that needs no speech.")] = "magnitude",
     resource: Annotated[
-        Literal["flops", "params", "latency"], typer.Option(help="What the share is of.")
+        Literal["flops", "params", "latency"],
+        typer.Option(help="Resource that --remove is a share of."),
     ] = "flops",
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random generator.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Prune a model by its weights alone, where there is no speech; no WER is measured."""
+    """Prune a model by its weights alone, without speech; no WER is measured."""
     with StageReporter("starting") as stages:
         from core.data_free import config_of, prune_bundle
         from sweep.cli.output.json_text import as_json as to_json
         from sweep.snapshot import model_path
         from sweep.wer_labels import pruning_line
 
-        wanted = {"method": method, "resource": resource, "target_sparsity": remove}
-        config = config_of(model_path(model), wanted, seed=seed)
-        found = prune_bundle(config, to.absolute(), announce=stages.announce)
-    out.print(to_json(found) if as_json else pruning_line(found), markup=False)
+        pruning = {"method": method, "resource": resource, "target_sparsity": remove}
+        config = config_of(model_path(model), pruning, seed=seed)
+        summary = prune_bundle(config, to.absolute(), announce=stages.announce)
+    out.print(to_json(summary) if as_json else pruning_line(summary), markup=False)
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed and what this machine has."""
+    """Check what is installed and what this machine has."""
     from sweep.cli.output.json_text import as_json as to_json
     from sweep.doctor import examine
 

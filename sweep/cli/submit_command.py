@@ -1,4 +1,4 @@
-"""The command that hands a sweep to other machines: submit."""
+"""The command `submit`, which renders a sweep as a job of a scheduler."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,30 +10,45 @@ from sweep.cli.options import Space, out
 
 def submit(
     space: Space,
-    to: Annotated[Literal["ray-job", "kuberay", "slurm"], typer.Option(help="Whose job.")],
-    folder: Annotated[
-        Path, typer.Option("--dir", help="The sweep's directory, which all machines see.")
+    to: Annotated[
+        Literal["ray-job", "kuberay", "slurm"], typer.Option(help="Scheduler that runs the job.")
     ],
-    nodes: Annotated[int, typer.Option(help="Machines that run trials.", min=1, max=10_000)] = 1,
+    folder: Annotated[
+        Path,
+        typer.Option("--dir", help="Directory of the sweep, on storage that all machines share."),
+    ],
+    nodes: Annotated[
+        int, typer.Option(help="Number of machines that run trials.", min=1, max=10_000)
+    ] = 1,
     cpus: Annotated[
-        int | None, typer.Option(help="Of each machine; by default what its trials need.", min=1)
+        int | None, typer.Option(help="CPUs per machine (default: what the trials need).", min=1)
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="The same.", min=0)] = None,
-    memory: Annotated[int, typer.Option(help="GiB of each machine.", min=1)] = 16,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs per machine (default: what the trials need).", min=0)
+    ] = None,
+    memory: Annotated[int, typer.Option(help="Memory per machine, in GiB.", min=1)] = 16,
     time: Annotated[
-        str | None, typer.Option(help="Longest run: [DAYS-]HOURS:MINUTES:SECONDS.")
+        str | None, typer.Option(help="Time limit of one run: [DAYS-]HOURS:MINUTES:SECONDS.")
     ] = None,
-    retries: Annotated[int, typer.Option(help="Times it goes on by itself.", min=0)] = 20,
-    working_dir: Annotated[Path | None, typer.Option(help="From where it is started.")] = None,
-    venv: Annotated[Path | None, typer.Option(help="Virtual environment, for Slurm.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Of Slurm.")] = None,
-    image: Annotated[str | None, typer.Option(help="Container, for KubeRay.")] = None,
+    retries: Annotated[int, typer.Option(help="Number of automatic restarts.", min=0)] = 20,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Folder in which the job starts.")
+    ] = None,
+    venv: Annotated[
+        Path | None, typer.Option(help="Virtual environment on the machines, for Slurm.")
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="Slurm partition that runs the job.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Container image, for KubeRay.")] = None,
     claim: Annotated[
-        str | None, typer.Option(help="PersistentVolumeClaim with DIR, for KubeRay.")
+        str | None, typer.Option(help="PersistentVolumeClaim that holds --dir, for KubeRay.")
     ] = None,
-    to_file: Annotated[Path | None, typer.Option("--out", help="Write it there.")] = None,
+    to_file: Annotated[
+        Path | None, typer.Option("--out", help="File for the job; by default standard output.")
+    ] = None,
 ) -> None:
-    """Render a job that runs the sweep, or goes on with it; nothing is submitted."""
+    """Render a job that starts or continues a sweep, without submitting it."""
     from sweep.config.sweep import read
     from sweep.submit.jobs import Job, node_size, plain_name, render
 

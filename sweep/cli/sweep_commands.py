@@ -1,4 +1,4 @@
-"""Commands that run a sweep: demo, run, resume, extend, confirm, warm-start, stop."""
+"""Commands that run a sweep: demo, run, resume, extend, stop, confirm and warm-start."""
 
 import sys
 import time
@@ -18,17 +18,19 @@ from sweep.cli.options import (
     Trials,
     end,
     out,
-    place,
     print_table,
+    sweep_dir,
 )
 
 DEMO_FOLDER = Path("demo-sweep")
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where to.")] = DEMO_FOLDER,
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Directory of the demo's sweep.")
+    ] = DEMO_FOLDER,
 ) -> None:
-    """The whole story on this machine: speech, teacher, sweep, front. Minutes; goes on if there."""
+    """Run speech, teacher, sweep and front on this machine in minutes, or continue if begun."""
     from sweep.config.sweep import CONFIG_FILE
     from sweep.run.start import create_sweep
 
@@ -40,13 +42,18 @@ def demo(
 def run(
     space: Space,
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="Where to; runs/NAME, or s3://...", parser=place)
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="Directory of the sweep, or s3://...; by default runs/NAME.",
+            parser=sweep_dir,
+        ),
     ] = None,
     trials: Trials = None,
     hours: Hours = None,
     address: Address = None,
 ) -> None:
-    """Start a sweep; if the directory holds it already, go on with it."""
+    """Start a sweep, or continue it if its directory holds it already."""
     from sweep.config.sweep import find
     from sweep.run.start import create_or_adopt_sweep
 
@@ -58,25 +65,35 @@ def run(
 def resume(
     folder: Sweep,
     address: Address = None,
-    retry_failed: Annotated[bool, typer.Option(help="Failed trials are tried again, too.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed trials again, too.")
+    ] = False,
 ) -> None:
-    """Go on with a sweep, whatever ended it."""
+    """Continue a sweep, whatever ended it."""
     _run(folder, address, should_retry=retry_failed)
 
 
 def extend(
     folder: Sweep,
-    trials: Annotated[int | None, typer.Option(help="So many more.", min=1)] = None,
-    hours: Annotated[float | None, typer.Option(help="So many more.", min=0)] = None,
-    trial: Annotated[int | None, typer.Option(help="One finished trial, by --steps.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Tune it on by so many.", min=1)] = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials to add.", min=1)] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours to add to the budget.", min=0)] = None,
+    trial: Annotated[
+        int | None, typer.Option(help="Number of a finished trial to tune further, with --steps.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Tuning steps to add to --trial.", min=1)
+    ] = None,
     address: Address = None,
 ) -> None:
-    """More of a sweep, finished or not: trials, hours, or steps of one trial."""
+    """Add trials or hours to a sweep, or tuning steps to one trial, and continue it."""
     if (trial is None) != (steps is None):
-        raise ValueError("`--trial` and `--steps` must be given together: which trial, how far on.")
+        raise ValueError(
+            "`--trial` and `--steps` must be given together: which trial, and how many steps."
+        )
     if trials is None and hours is None and trial is None:
-        raise ValueError("`extend` must be told by how much: --trials, --hours, --trial --steps.")
+        raise ValueError(
+            "`extend` must have `--trials`, `--hours`, or `--trial` with `--steps`, but has none."
+        )
     folder = folder.resolve()
     if trial is not None and steps is not None:
         _tune_on(folder, trial, steps)
@@ -90,7 +107,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
     from sweep.snapshot import load_snapshot
     from sweep.storage.lock import sweep_lock
 
-    load_snapshot(folder).record(trial)  # complains if there is none
+    load_snapshot(folder).record(trial)  # raises if there is none
     with sweep_lock(folder):
         ledger = Ledger.open(folder, is_writer=True)
         try:
@@ -105,93 +122,99 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.snapshot import load_snapshot
     from sweep.storage.lock import sweep_lock
 
-    seen = load_snapshot(folder)
-    values = extended_budget(seen.records, seen.config, trials=trials, hours=hours)
+    snapshot = load_snapshot(folder)
+    values = extended_budget(snapshot.records, snapshot.config, trials=trials, hours=hours)
     with sweep_lock(folder):
-        rewrite(folder, seen.config.with_budget(**values))
+        rewrite(folder, snapshot.config.with_budget(**values))
 
 
 def confirm(
     folder: Sweep,
-    seeds: Annotated[int, typer.Option(help="Fresh ones a point.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="New seeds for each point of the front.", min=1)] = 3,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """Train the front's points again with fresh seeds, and say what was luck."""
+    """Train the points of the front again with new seeds, and show how their WER varies."""
     from sweep.cli.output.json_text import as_json as to_json
     from sweep.cli.output.streams import outlive_readers
-    from sweep.cli.output.tables import confirmed_table
+    from sweep.cli.output.tables import confirmations_table
     from sweep.ledger.ledger import Ledger
     from sweep.run.driver import run as run_segment
     from sweep.search.confirm import confirmations, plan, summarize_confirmations
     from sweep.snapshot import load_snapshot
 
-    seen = load_snapshot(folder)
-    if not seen.front:
+    snapshot = load_snapshot(folder)
+    if not snapshot.front:
         raise ValueError(f"`{folder}` must have a finished trial to confirm, but has none.")
-    place = plan(seen, seeds=seeds)
+    inner = plan(snapshot, seeds=seeds)
     outlive_readers()
-    code = run_segment(place, address=address)
-    ledger = Ledger.open(place)
-    found = summarize_confirmations(seen.front, ledger.records(), confirmations(ledger))
-    rows = [asdict(each) for each in found]
+    code = run_segment(inner, address=address)
+    ledger = Ledger.open(inner)
+    confirmed = summarize_confirmations(snapshot.front, ledger.records(), confirmations(ledger))
+    rows = [asdict(point) for point in confirmed]
     ledger.close()
     if as_json:
         out.print(to_json(rows), markup=False)
     else:
-        print_table(confirmed_table(rows))
+        print_table(confirmations_table(rows))
     sys.exit(code)
 
 
 def warm_start(
     folder: Annotated[
-        Path, typer.Argument(metavar="NEW", help="The new sweep's directory.", parser=place)
+        Path, typer.Argument(metavar="NEW", help="Directory of the new sweep.", parser=sweep_dir)
     ],
     olds: Annotated[
-        list[Path], typer.Option("--from", help="An old one's; may be repeated.", parser=place)
+        list[Path],
+        typer.Option(
+            "--from", help="Directory of an earlier sweep; repeat for several.", parser=sweep_dir
+        ),
     ],
     space: Annotated[
-        str | None, typer.Option(help="Its search space; by default the first old one's.")
+        str | None,
+        typer.Option(help="Search space of the new sweep; by default that of the first --from."),
     ] = None,
     trials: Trials = None,
     hours: Hours = None,
     address: Address = None,
 ) -> None:
-    """Start a sweep whose sampler knows what others found, with their teacher."""
+    """Start a sweep whose sampler begins with the results of earlier sweeps and their teacher."""
     from sweep.config.consent import check_consent, give_consent
     from sweep.config.sweep import check_new, create, find, load, open_config
     from sweep.search.warm_start import begin, check
     from sweep.snapshot import load_snapshot
 
-    seen = [load_snapshot(old) for old in olds]
-    given = _given(trials=trials, hours=hours, name=folder.resolve().name)
+    snapshots = [load_snapshot(old) for old in olds]
+    budget = _without_none(trials=trials, hours=hours, name=folder.resolve().name)
     if not space:
         check_consent(olds[0], open_config(olds[0]))
-    config = (load(space) if space else open_config(olds[0])).with_budget(**given)
-    for old in seen:
-        check(config, old)
+    config = (load(space) if space else open_config(olds[0])).with_budget(**budget)
+    for snapshot in snapshots:
+        check(config, snapshot)
     original = find(space).read_text(encoding="utf-8") if space else config.toml()
     check_new(folder)
     give_consent(folder, config)
-    count = begin(folder.resolve(), config, seen)
+    count = begin(folder.resolve(), config, snapshots)
     create(folder.resolve(), config, original)
-    out.print(f"begins with {count} outcomes of {len(seen)} sweeps", markup=False)
+    out.print(f"starts with {count} outcomes of {len(snapshots)} sweeps", markup=False)
     _run(folder, address)
 
 
 def stop(
     folder: Sweep,
-    wait: Annotated[float, typer.Option(help="Seconds until its end at most.", min=0)] = 60.0,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for the sweep to end, at most.", min=0)
+    ] = 60.0,
 ) -> None:
-    """End a live sweep in order, from here or from another machine; `resume` goes on with it."""
+    """Stop a running sweep in order, from any machine; `resume` continues it."""
     from sweep.config.sweep import open_config
+    from sweep.storage.addresses import display_name
     from sweep.storage.lock import ask_to_stop, driver_pid
-    from sweep.storage.working_copy import display_name
 
     folder = folder.resolve()
     open_config(folder)
     if driver_pid(folder) is None:
-        out.print(f"{display_name(folder)} does not run", markup=False)
+        out.print(f"{display_name(folder)} is not running", markup=False)
         return
     ask_to_stop(folder)
     deadline = time.monotonic() + wait
@@ -202,10 +225,10 @@ def stop(
                 RESUMABLE,
             )
         time.sleep(0.2)
-    out.print(f"stopped; conformer-sweep resume {display_name(folder)} goes on", markup=False)
+    out.print(f"stopped; conformer-sweep resume {display_name(folder)} continues it", markup=False)
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -223,16 +246,16 @@ def _show_end(folder: Path, code: int) -> None:
     from sweep.cli.output.tables import status_lines
     from sweep.report.front_files import front_table
     from sweep.snapshot import load_snapshot
-    from sweep.storage.working_copy import display_name
+    from sweep.storage.addresses import display_name
     from sweep.summary import status_values
 
-    seen, place = load_snapshot(folder), display_name(folder)
-    if seen.front:
-        print_table(front_table(seen.front, title="Pareto front"))
-        out.print(f"page     {place}/front/front.html", markup=False)
-        out.print(f"picture  {place}/front/front.png", markup=False)
-        out.print(f"MLflow   conformer-sweep ui {place}", markup=False)
-    for line in status_lines(status_values(seen)):
+    snapshot, name = load_snapshot(folder), display_name(folder)
+    if snapshot.front:
+        print_table(front_table(snapshot.front, title="Pareto front"))
+        out.print(f"page     {name}/front/front.html", markup=False)
+        out.print(f"picture  {name}/front/front.png", markup=False)
+        out.print(f"MLflow   conformer-sweep ui {name}", markup=False)
+    for line in status_lines(status_values(snapshot)):
         out.print(line, markup=False)
     if code == RESUMABLE:
-        out.print(f"interrupted; conformer-sweep resume {place} goes on", markup=False)
+        out.print(f"interrupted; conformer-sweep resume {name} continues it", markup=False)

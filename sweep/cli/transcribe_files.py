@@ -1,4 +1,4 @@
-"""`transcribe` at work: which files, one after the other, whatever becomes of the others."""
+"""The work of `transcribe`: finds audio files and transcribes them one after the other."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,24 +23,26 @@ from core.inference.windows import Windowing
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What became of a file."""
+    """The result for one audio file: a transcript or an error."""
 
     file: Path
     transcript: Transcript | None
     error: str = ""
-    """Why there is no transcript."""
+    """The reason why there is no transcript; empty if there is one."""
 
 
-def files_in(named: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Files, and how each is called below what was named: folders are searched for audio, sorted.
+def find_audio_files(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Returns the audio files of all paths, each with its name relative to the path that holds it.
+
+    Folders are searched for audio and sorted.
 
     Raises:
-        ConfigError: naming a folder without audio.
+        ConfigError: if a folder holds no audio.
     """
-    found: dict[Path, Path] = {}
-    for path in named:
+    files: dict[Path, Path] = {}
+    for path in paths:
         if not path.is_dir():
-            found.setdefault(path, Path(path.name))
+            files.setdefault(path, Path(path.name))
             continue
         inside = audio_below(path, ENDINGS)
         if not inside:
@@ -48,23 +50,23 @@ def files_in(named: Iterable[Path]) -> list[tuple[Path, Path]]:
                 f"`{path}` must hold audio ({', '.join(sorted(ENDINGS))}), but holds none instead."
             )
         for file in inside:
-            found.setdefault(file, file.relative_to(path))
-    return list(found.items())
+            files.setdefault(file, file.relative_to(path))
+    return list(files.items())
 
 
-def seconds_in(files: Iterable[Path]) -> float:
-    """How much there is to hear, as far as headers tell."""
+def audio_seconds(files: Iterable[Path]) -> float:
+    """Returns the total duration of the files in seconds, as far as their headers say."""
     total = 0.0
     for file in files:
         try:
             header = read_header(file)
         except (CorpusError, OSError):
-            continue  # it will be named when its turn comes
+            continue  # its error is reported when it is transcribed
         total += header.num_samples / header.sample_rate_hz
     return total
 
 
-def results(
+def transcribe_files(
     bundle: Any,
     files: Sequence[Path],
     *,
@@ -72,9 +74,17 @@ def results(
     decoder: Decoder | None,
     advance: Callable[[float], None],
 ) -> Iterator[Result]:
-    """Each file's, in order; `advance` is told of every stretch that was heard, in seconds."""
+    """Yields the result of each file, in order.
 
-    def followed(parts: Iterable[AudioSegment]) -> Iterator[AudioSegment]:
+    Args:
+        bundle: the recognizer.
+        files: audio files.
+        windowing: how long files are split.
+        decoder: beam search; None means greedy decoding.
+        advance: called with the seconds of each transcribed segment.
+    """
+
+    def count_seconds(parts: Iterable[AudioSegment]) -> Iterator[AudioSegment]:
         for part in parts:
             advance(part.seconds)
             yield part
@@ -82,20 +92,20 @@ def results(
     for file in files:
         parts = transcribe_windows(bundle.model, file, windowing=windowing)
         try:
-            yield Result(file=file, transcript=transcript(bundle, followed(parts), decoder))
+            yield Result(file=file, transcript=transcript(bundle, count_seconds(parts), decoder))
         except (CorpusError, OSError) as error:
             yield Result(file=file, transcript=None, error=_reason(file, error))
 
 
-def write(text: str, place: Path) -> None:
-    """Beside, then renamed: a transcript is whole or not there."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = temporary_path(place)
+def write_text(text: str, path: Path) -> None:
+    """Writes a file atomically, so that a transcript is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp_path = temporary_path(path)
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(place)
+        tmp_path.write_text(text, encoding="utf-8")
+        tmp_path.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
 
 
 def _reason(file: Path, error: Exception) -> str:

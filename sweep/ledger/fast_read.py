@@ -6,12 +6,12 @@ Optuna's objects take a millisecond a trial. Who writes opens the `Ledger`.
 import gc
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sweep.ledger.files import FILE, STUDY, check_database, readable
+from sweep.ledger.files import FILE, STUDY, readable, sound_database
 from sweep.ledger.optuna_rows import of_the_study, row_to_record, rows, run_ids
 from sweep.ledger.records import TrialRecord, in_order
 
@@ -29,13 +29,8 @@ def records_in(folder: Path) -> list[TrialRecord]:
         ledger = Ledger.open(folder)
         ledger.close()
         return ledger.records()
-    check_database(path)
-    address = f"{path.as_uri()}?mode=ro"
-    with (
-        readable(path),
-        closing(sqlite3.connect(address, uri=True, timeout=60)) as database,
-        _uncollected(),
-    ):
+    with sound_database(path) as database, readable(path), _uncollected():
+        database.execute("PRAGMA query_only = ON")
         return _records(database)
 
 

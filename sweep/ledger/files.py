@@ -36,17 +36,40 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def check_database(path: Path) -> None:
-    """Refuse what Optuna would try to mend: it fills empty files and half databases."""
+    """Refuses what Optuna would try to repair: it fills empty files and half databases."""
+    with sound_database(path):
+        pass
+
+
+@contextmanager
+def sound_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Opens a ledger of SQLite for reading, once it is checked.
+
+    Raises:
+        LedgerError: if there is none, or it is damaged.
+    """
     if not path.is_file():
         raise LedgerError(f"`{path.parent}` must hold a sweep, but has no {FILE}.")
+    # Not read-only: SQLite has to roll back a transaction that a kill left half written.
+    with closing(_connect(path)) as database:
+        _check(path, database)
+        yield database
+
+
+def _connect(path: Path) -> sqlite3.Connection:
     try:
-        # Not read-only: what a kill left half written, SQLite rolls back here.
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
-            verdict = _foreign_schema(database)
-            verdict = verdict or database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            studies = database.execute("SELECT study_name FROM studies").fetchall()
-            if verdict == "ok":
-                verdict = _missing_version(database) or verdict
+        return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=60)
+    except sqlite3.Error as error:
+        raise LedgerError(damaged_error(path, error)) from error
+
+
+def _check(path: Path, database: sqlite3.Connection) -> None:
+    try:
+        verdict = _foreign_schema(database)
+        verdict = verdict or database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        studies = database.execute("SELECT study_name FROM studies").fetchall()
+        if verdict == "ok":
+            verdict = _missing_version(database) or verdict
     except (sqlite3.Error, UnicodeError) as error:  # names in the schema are bytes, too
         raise LedgerError(damaged_error(path, error)) from error
     if verdict != "ok" or (STUDY,) not in studies:

@@ -8,9 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import moocore
-import numpy as np
-
 from core.report import Outcome
 from sweep.ledger.records import TrialRecord
 
@@ -65,14 +62,22 @@ def pareto_front(
     """
     ordered = sorted(points, key=lambda p: (p.gflops, p.wer, p.trial, p.outcome))
     if len(objectives) > 2:
-        values = np.array([[getattr(p.result, name) for name in objectives] for p in ordered])
-        is_kept = moocore.is_nondominated(values.reshape(-1, len(objectives)), keep_weakly=False)
-        return [point for point, is_best in zip(ordered, is_kept, strict=True) if is_best]
+        return _nondominated(ordered, objectives)
     front: list[Point] = []
     for point in ordered:
         if not front or point.wer < front[-1].wer:
             front.append(point)
     return front
+
+
+def _nondominated(ordered: Sequence[Point], objectives: Sequence[str]) -> list[Point]:
+    # Imported here: most sweeps have two objectives, and these take longer than to read a ledger.
+    import moocore  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    values = np.array([[getattr(p.result, name) for name in objectives] for p in ordered])
+    is_best = moocore.is_nondominated(values.reshape(-1, len(objectives)), keep_weakly=False)
+    return [point for point, is_on_front in zip(ordered, is_best, strict=True) if is_on_front]
 
 
 def feasible(
@@ -97,12 +102,20 @@ def feasible(
 
 
 def hypervolume(front: Sequence[Point], *, worst_wer: float, worst_gflops: float) -> float:
-    """Area between the front and the worst corner, in WER times GFLOPs; larger is better.
+    """Returns the area between the front and the worst corner, in WER times GFLOPs.
 
-    Points beyond the worst corner add nothing. Beaten points may be given: they add nothing either.
+    Larger is better. Points beyond the worst corner add nothing, and beaten points add nothing.
+    The area is a sum of rectangles, one for each step of the front from the lowest WER on. With
+    the corner at (1.0, 10), the points (WER, GFLOPs) = (0.2, 6) and (0.5, 2) give
+    (1 - 0.2) * (10 - 6) + (1 - 0.5) * (6 - 2) = 5.2. The tests compare it with moocore, which is
+    not used here because its import takes longer than everything else that `status` does.
     """
-    values = np.array([(p.wer, p.gflops) for p in front], dtype=float).reshape(-1, 2)
-    return float(moocore.hypervolume(values, ref=[worst_wer, worst_gflops]))
+    area, level = 0.0, worst_gflops
+    for wer, gflops in sorted((p.wer, p.gflops) for p in front):
+        if wer < worst_wer and gflops < level:
+            area += (worst_wer - wer) * (level - gflops)
+            level = gflops
+    return area
 
 
 def unpruned_gflops(points: Iterable[Point]) -> float:

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import moocore
-import numpy as np
-
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import Point
@@ -151,6 +148,9 @@ def nearest(points: Sequence[Point], count: int) -> list[Point]:
     found = front.pareto_front(points)
     if len(points) <= count + len(found):
         return list(points)
+    import moocore  # noqa: PLC0415  # of large sweeps alone; a table needs neither
+    import numpy as np  # noqa: PLC0415
+
     values = np.array([(p.gflops, p.wer) for p in points])
     order = np.argsort(moocore.pareto_rank(values), kind="stable")
     kept = np.sort(order[: count + len(found)])

@@ -32,9 +32,9 @@ from sweep.search.budget import reached_limit
 from sweep.search.early_stopping import Stopping, first_step
 from sweep.search.sampler import Sampling
 from sweep.search.warm_start import warm_start_records
+from sweep.storage.addresses import address_of
 from sweep.storage.checkpoints import RemoteState, params_digest
 from sweep.storage.lock import clear_stop, sweep_lock
-from sweep.storage.working_copy import address_of
 from sweep.tracking.provenance import code_version
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 3, 75

@@ -9,14 +9,14 @@ from typing import Any
 
 from sweep.config.consent import give_consent
 from sweep.config.diff import changes, check
+from sweep.config.paths import check_corpus
 from sweep.config.sweep import (
     CONFIG_FILE,
     SweepConfig,
     create,
-    find,
-    load,
     load_table,
     open_config,
+    read,
     rewrite,
 )
 from sweep.storage.lock import sweep_lock
@@ -55,10 +55,10 @@ def create_sweep(
     Raises:
         ConfigError: if the search space is invalid, or the directory holds a sweep.
     """
-    config = _load(space, folder).with_budget(**_without_none(trials=trials, hours=hours))
+    config, text = _load(space, folder)
+    config = config.with_budget(**_without_none(trials=trials, hours=hours))
     refuse_sweep(config.space.base.corpus)
-    original = find(space).read_text(encoding="utf-8") if isinstance(space, str) else config.toml()
-    create(folder.resolve(), config, original)
+    create(folder.resolve(), config, text or config.toml())
     give_consent(folder, config)
 
 
@@ -73,7 +73,8 @@ def adopt_space(
     """
     before = open_config(folder)
     budget = _without_none(trials=trials, hours=hours, name=before.sweep.name)
-    config = _load(space, folder).with_budget(**budget)
+    config, _ = _load(space, folder)
+    config = config.with_budget(**budget)
     differences = changes(before, config)
     check(differences)
     if differences:
@@ -82,8 +83,13 @@ def adopt_space(
     give_consent(folder, config)
 
 
-def _load(space: Space, folder: Path) -> SweepConfig:
-    return load(space) if isinstance(space, str) else load_table(space, name=folder.name)
+def _load(space: Space, folder: Path) -> tuple[SweepConfig, str]:
+    """Returns a search space and the text of its file, which is read once; no text of a table."""
+    if not isinstance(space, str):
+        return load_table(space, name=folder.name), ""
+    config, _, text = read(space)
+    check_corpus(config.space.base.corpus)
+    return config, text
 
 
 def _without_none(**values: Any) -> dict[str, Any]:

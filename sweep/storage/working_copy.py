@@ -19,11 +19,10 @@ from pathlib import Path
 
 from core.files import atomic_write, temporary_path
 from sweep.local_lock import driver_here
+from sweep.storage.addresses import ADDRESS, NOTES, address_of, is_address
 from sweep.storage.object_store import Remote, local_path
 
-NOTES = ".store"
-"""Of the copy alone: what it is a copy of, and what was last sent or fetched."""
-ADDRESS, MEMORY, GATE = "address", "memory.json", "gate"
+MEMORY, GATE = "memory.json", "gate"
 GENERATION, STOP = "generation", "stop"
 SCRATCH = "CONFORMER_SWEEP_SCRATCH"
 """Names the folder of working copies, by default one in the user's cache."""
@@ -41,34 +40,33 @@ NOT_VIEWED = ("mlflow.db", "mlartifacts", "front", "events.jsonl")
 """What tables are not made of."""
 
 
-def at(place: str) -> Path:
-    """The directory that is meant: a path, or the working copy of an address, brought up to date.
+def at(name: str) -> Path:
+    """Returns a path, or the working copy of an address, brought up to date.
 
     Raises:
         StoreError: if the address cannot be used.
     """
-    if "://" not in place:
-        return Path(place)
-    folder = _home() / _name(place)
-    remote = Remote(place)
-    _note(folder, remote.address)
-    refresh(folder)
+    folder = locate(name)
+    if is_address(name):
+        refresh(folder)
+    return folder
+
+
+def locate(name: str) -> Path:
+    """Returns a path, or that of the working copy of an address, without asking the store.
+
+    Raises:
+        StoreError: if no library here knows such addresses.
+    """
+    if not is_address(name):
+        return Path(name)
+    folder = _home() / _name(name)
+    _note(folder, Remote(name).address)
     return folder
 
 
 def _note(folder: Path, address: str) -> None:
     atomic_write(folder / NOTES / ADDRESS, address)
-
-
-def address_of(folder: Path) -> str | None:
-    """Of what the directory is a copy, if it is one."""
-    note = folder / NOTES / ADDRESS
-    return note.read_text(encoding="utf-8") if note.is_file() else None
-
-
-def display_name(folder: Path) -> str:
-    """What a directory is called before people: of a copy, its address."""
-    return address_of(folder) or str(folder)
 
 
 def bring(folder: Path, *names: str) -> None:

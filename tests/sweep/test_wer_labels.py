@@ -13,7 +13,7 @@ from core.data.tokenizer import Tokenizer
 from core.data_free import remaining
 from core.testing import SHAPE, small_model
 from sweep.cli.app import app
-from sweep.cli.output.tables import confirmed_table
+from sweep.cli.output.tables import confirmations_table
 from sweep.ledger.records import TrialRecord
 from sweep.pareto.front import Point
 from sweep.search.confirm import summarize_confirmations
@@ -66,7 +66,9 @@ def test_what_confirm_prints_says_what_its_rates_are_against(against, said):
     console = Console(width=100, file=io.StringIO())
 
     console.print(
-        confirmed_table([asdict(row) for row in summarize_confirmations(front, [again], {0: 7})])
+        confirmations_table(
+            [asdict(row) for row in summarize_confirmations(front, [again], {0: 7})]
+        )
     )
 
     text = console.file.getvalue()

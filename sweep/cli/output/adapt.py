@@ -1,4 +1,4 @@
-"""What `adapt` is told on the command line and in a file, and what it says of its end."""
+"""Settings of `adapt` from its options and its file, and the text of its results."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from core.outside_files import read_text
 from core.report import Report
 from sweep.cli.corpus_option import corpus_config
 
-if TYPE_CHECKING:  # torch takes seconds that a misspelt option should not
+if TYPE_CHECKING:  # torch's import takes seconds
     from core.adaptation import AdaptationConfig
 
 STEPS = 600
-"""Unless told otherwise; both stages together."""
+"""Default number of optimizer steps, both stages together."""
 
 
 def adaptation_config(
@@ -26,10 +26,10 @@ def adaptation_config(
     memory_share: float | None = None,
     file: Path | None = None,
 ) -> "AdaptationConfig":
-    """What a file says, and over it what the command line does.
+    """Returns the settings of a file, overridden by those of the command line.
 
     Raises:
-        ConfigError: naming the file, the key or the corpus that cannot be.
+        ConfigError: if the file, a key or the corpus is invalid; the message names it.
     """
     from core.adaptation import AdaptationConfig  # torch
     from core.runtime import num_cores
@@ -39,10 +39,10 @@ def adaptation_config(
     tuning, new = _section(trial, "tuning", file), _section(trial, "corpus", file)
     tuning = {"steps": STEPS, **tuning, **({} if steps is None else {"steps": steps})}
     runtime = {"threads": num_cores(), **_section(trial, "runtime", file)}
-    corpora = {"corpus": {**new, **_named(corpus, root)}}
+    corpora = {"corpus": {**new, **_corpus_values(corpus, root)}}
     table["trial"] = {**trial, **corpora, "tuning": tuning, "runtime": runtime}
     if memory:
-        table["memory"] = {**_section(table, "memory", file), **_named(memory, root)}
+        table["memory"] = {**_section(table, "memory", file), **_corpus_values(memory, root)}
     if memory_share is not None:
         table["memory_share"] = memory_share
     try:
@@ -55,23 +55,23 @@ def adaptation_config(
 
 
 def report_line(report: Report) -> str:
-    """How far it has come."""
-    heard = [
+    """Returns one line with the stage, the step and the word error rates."""
+    rates = [
         f"{100 * wer:.2f} % on {kind} speech"
         for kind, wer in (("new", report.wer), ("old", report.old_wer))
         if wer is not None
     ]
-    rates = f": WER {', '.join(heard)}" if heard else ""
-    return f"{report.stage} {report.step}/{report.total_steps}{rates}"
+    text = f": WER {', '.join(rates)}" if rates else ""
+    return f"{report.stage} {report.step}/{report.total_steps}{text}"
 
 
-def adapted_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What came of it, to be read."""
+def adaptation_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the results as lines of text."""
     for kind in ("new", "old"):
-        if f"{kind}_before" in found:
-            before, after = found[f"{kind}_before"], found[f"{kind}_after"]
+        if f"{kind}_before" in summary:
+            before, after = summary[f"{kind}_before"], summary[f"{kind}_after"]
             yield f"{kind} speech: WER {_rate(before)} before, {_rate(after)} after"
-    yield f"{found['params']:,} parameters, {found['new_tokens']} tokens more than before"
+    yield f"{summary['params']:,} parameters, {summary['new_tokens']} tokens more than before"
 
 
 def _rate(values: Mapping[str, float]) -> str:
@@ -79,10 +79,10 @@ def _rate(values: Mapping[str, float]) -> str:
     return f"{wer:.2f} % ({low:.2f} to {high:.2f})"
 
 
-def _named(name: str, root: str) -> dict[str, Any]:
-    """A corpus of the command line, checked to be there, its paths whole."""
-    found = corpus_config(name, root)
-    return {"name": found.name, "root": found.root}
+def _corpus_values(name: str, root: str) -> dict[str, Any]:
+    """Returns a corpus of the command line, checked, with absolute paths."""
+    config = corpus_config(name, root)
+    return {"name": config.name, "root": config.root}
 
 
 def _table(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `bench` tells."""
+"""The output of `bench`: a title and a table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,25 +9,25 @@ from rich.table import Table
 HEADINGS = ("runtime", "latency (ms)", "real-time factor", "audio seconds a second")
 
 
-def bench_title(found: Mapping[str, Any]) -> str:
-    """The model's sizes, where they are known, and how it was measured."""
+def bench_title(measured: Mapping[str, Any]) -> str:
+    """Returns the sizes of the model, where known, and how it was measured."""
     setting = (
-        f"{found['seconds']:g} s of audio, threads: {found['threads']};"
-        f" throughput with {found['batch']} at a time"
+        f"{measured['seconds']:g} s of audio, threads: {measured['threads']};"
+        f" throughput with {measured['batch']} at a time"
     )
-    fewest = [min(row["passes"][i] for row in found["rows"]) for i in range(2)]
+    fewest = [min(row["passes"][i] for row in measured["rows"]) for i in range(2)]
     setting += f"; medians of {fewest[0]} passes, of {fewest[1]} for throughput"
-    if found["params"] is None:
+    if measured["params"] is None:
         return setting
-    return f"{found['params']:,} parameters, {found['gflops']:.4f} GFLOPs; {setting}"
+    return f"{measured['params']:,} parameters, {measured['gflops']:.4f} GFLOPs; {setting}"
 
 
-def bench_table(found: Mapping[str, Any]) -> Table:
-    """A row a runtime."""
+def bench_table(measured: Mapping[str, Any]) -> Table:
+    """Returns a table with one row per runtime."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "runtime" else "right")
-    for row in found["rows"]:
+    for row in measured["rows"]:
         table.add_row(
             row["runtime"],
             f"{row['latency_ms']:.2f}",

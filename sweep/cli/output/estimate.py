@@ -1,4 +1,4 @@
-"""What a sweep would cost, and what its trials would remove, before any of it runs."""
+"""The cost of a sweep and the shares that its trials remove, estimated before it runs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,23 +10,23 @@ if TYPE_CHECKING:  # torch takes seconds that a line of text should not
     from core.cost_estimate import CostEstimate
 
 
-def estimate_values(config: SweepConfig, price: "CostEstimate") -> dict[str, Any]:
-    """What a sweep will cost: sizes, and hours of work by one measured step.
+def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]:
+    """Estimates the cost of a sweep: sizes, and hours of work from one measured step.
 
     A masked step costs a little more than the dense one measured, an extracted model's less.
     """
     base = config.space.base
     steps = base.pruning.steps + base.tuning.steps
     teacher = 0 if base.teacher.bundle else base.teacher.steps
-    seconds = price.seconds_per_step * (teacher + steps * config.sweep.trials)
+    seconds = cost.seconds_per_step * (teacher + steps * config.sweep.trials)
     return {
         "name": config.sweep.name,
         "trials": config.sweep.trials,
         "searched": list(config.space.distributions),
         "removed": removed_range(config.space),
-        "params": price.params,
-        "gflops": price.gflops,
-        "seconds_per_step": price.seconds_per_step,
+        "params": cost.params,
+        "gflops": cost.gflops,
+        "seconds_per_step": cost.seconds_per_step,
         "teacher_steps": teacher,
         "trial_steps": steps,
         "worker_hours": seconds / 3600,
@@ -34,7 +34,7 @@ def estimate_values(config: SweepConfig, price: "CostEstimate") -> dict[str, Any
 
 
 def estimate_lines(values: Mapping[str, Any]) -> list[str]:
-    """The same, to be read."""
+    """Returns the values of `estimate_values` as lines of text."""
     searched = ", ".join(values["searched"])
     budgets = [f"{_percent(ends)} of {name}" for name, ends in values["removed"].items()]
     seconds = values["seconds_per_step"]
@@ -50,20 +50,22 @@ def estimate_lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def removed_range(space: SearchSpace) -> dict[str, tuple[float, float]]:
-    """Least and greatest share that trials are to remove, by resource; all at once in each trial.
+    """Returns the smallest and the largest share that trials remove, by resource.
 
-    Where the resource itself is searched, its name is all that it may be.
+    A trial with several resources must meet all of their shares at once.
+
+    Where the resource itself is sampled, the name lists all of its options.
     """
     pruning, searched = space.base.pruning, space.distributions
-    named = searched.get("pruning.resource")
-    first = " or ".join(map(str, named.probes())) if named else pruning.resource
-    asked: list[tuple[str, str, float]] = [(first, "target_sparsity", pruning.target_sparsity)]
-    asked += [(name, f"also.{name}", share) for name, share in pruning.also.items()]
-    return {name: _ends(searched.get(f"pruning.{leaf}"), share) for name, leaf, share in asked}
+    resources = searched.get("pruning.resource")
+    first = " or ".join(map(str, resources.probes())) if resources else pruning.resource
+    budgets: list[tuple[str, str, float]] = [(first, "target_sparsity", pruning.target_sparsity)]
+    budgets += [(name, f"also.{name}", share) for name, share in pruning.also.items()]
+    return {name: _ends(searched.get(f"pruning.{leaf}"), share) for name, leaf, share in budgets}
 
 
 def _ends(leaf: Distribution | None, share: float) -> tuple[float, float]:
-    shares = [float(each) for each in leaf.probes()] if leaf else [share]
+    shares = [float(probe) for probe in leaf.probes()] if leaf else [share]
     return min(shares), max(shares)
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate` tells: word error rates, which errors, and one model beside another."""
+"""The output of `evaluate`: word error rates, errors, and the comparison of two models."""
 
 import csv
 import io
@@ -13,29 +13,29 @@ from core.evaluation.wer import confusions, paired_difference, wer_report
 from core.inference.recognizer import SplitTranscripts
 from core.safe_text import csv_cell
 from sweep.cli.output.wer import wer_line, wer_values
-from sweep.cli.transcribe_files import write
+from sweep.cli.transcribe_files import write_text
 
 CONFIDENCE = 0.95
 KINDS = ("substitutions", "deletions", "insertions")
 
 
-def evaluation_values(found: Sequence[SplitTranscripts], num_confusions: int) -> dict[str, Any]:
-    """Of a model, and if there are two how it stands beside the second, for scripts.
+def evaluation_values(results: Sequence[SplitTranscripts], num_confusions: int) -> dict[str, Any]:
+    """Returns the error rates of one model, or of two with their difference, for scripts.
 
     Raises:
-        ValueError: if the two did not hear the same.
+        ValueError: if the two models were evaluated on different utterances.
     """
-    reports = [wer_report(heard.references, heard.hypotheses) for heard in found]
+    reports = [wer_report(result.references, result.hypotheses) for result in results]
     values, *others = [
         {
             **wer_values(report),
             **{kind: getattr(report, kind) for kind in KINDS},
             "confusions": [
-                asdict(each)
-                for each in confusions(heard.references, heard.hypotheses)[:num_confusions]
+                asdict(confusion)
+                for confusion in confusions(result.references, result.hypotheses)[:num_confusions]
             ],
         }
-        for heard, report in zip(found, reports, strict=True)
+        for result, report in zip(results, reports, strict=True)
     ]
     if not others:
         return values
@@ -46,63 +46,63 @@ def evaluation_values(found: Sequence[SplitTranscripts], num_confusions: int) ->
 
 
 def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
-    """The same, to be read."""
+    """Returns the values of `evaluation_values` as lines of text."""
     lines = [wer_line(values), *_error_lines(values)]
     if "against" not in values:
         return lines
-    found = values["difference"]
-    low, high = 100 * found["low"], 100 * found["high"]
+    difference = values["difference"]
+    interval = f"({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f})"
     verdict = (
-        f"p = {found['p_value']:.3g}"
-        if found["is_significant"]
-        else f"not significant at {100 * CONFIDENCE:.0f} % (p = {found['p_value']:.3g})"
+        f"p = {difference['p_value']:.3g}"
+        if difference["is_significant"]
+        else f"not significant at {100 * CONFIDENCE:.0f} % (p = {difference['p_value']:.3g})"
     )
     return [
         *lines,
         f"against: {wer_line(values['against'])}",
         *_error_lines(values["against"]),
-        f"difference {100 * found['difference']:+.2f} % ({low:+.2f} to {high:+.2f}), {verdict}",
+        f"difference {100 * difference['difference']:+.2f} % {interval}, {verdict}",
     ]
 
 
 def check_details(file: Path) -> None:
-    """Refuse a file that says nothing of its format, before anything is heard.
+    """Refuses a file whose suffix names no format, before any model runs.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: if the suffix is neither .json nor .csv.
     """
     if file.suffix not in {".json", ".csv"}:
         raise ConfigError(f"`--details` must end in .json or .csv, but is `{file}` instead")
 
 
-def detail_rows(found: Sequence[SplitTranscripts]) -> list[dict[str, Any]]:
-    """A row an utterance; of two models the second's columns begin with `against_`."""
-    columns: dict[str, Sequence[Any]] = {"id": found[0].ids, "reference": found[0].references}
-    for prefix, heard in zip(("", "against_"), found, strict=False):
-        report = wer_report(heard.references, heard.hypotheses, samples=1)
+def detail_rows(results: Sequence[SplitTranscripts]) -> list[dict[str, Any]]:
+    """Returns one row per utterance; columns of a second model begin with `against_`."""
+    columns: dict[str, Sequence[Any]] = {"id": results[0].ids, "reference": results[0].references}
+    for prefix, result in zip(("", "against_"), results, strict=False):
+        report = wer_report(result.references, result.hypotheses, samples=1)
         columns.setdefault("words", report.words)
-        columns |= {f"{prefix}hypothesis": heard.hypotheses, f"{prefix}errors": report.errors}
+        columns |= {f"{prefix}hypothesis": result.hypotheses, f"{prefix}errors": report.errors}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def write_details(found: Sequence[SplitTranscripts], file: Path) -> None:
-    """The rows as JSON or CSV, by the file's ending."""
-    rows = detail_rows(found)
+def write_details(results: Sequence[SplitTranscripts], file: Path) -> None:
+    """Writes one row per utterance as JSON or CSV, by the suffix of the file."""
+    rows = detail_rows(results)
     if file.suffix == ".json":
-        write(json.dumps(rows, indent=1) + "\n", file)
+        write_text(json.dumps(rows, indent=1) + "\n", file)
         return
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
-    write(text.getvalue(), file)
+    write_text(text.getvalue(), file)
 
 
 def _error_lines(values: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{values[kind]} {kind}" for kind in KINDS)
-    told = [
+    lines = [
         f"  {confusion['count']} x {confusion['reference'] or '(nothing)'}"
         f" recognized as {confusion['hypothesis'] or '(nothing)'}"
         for confusion in values["confusions"]
     ]
-    return [f"errors: {counts}", *told]
+    return [f"errors: {counts}", *lines]

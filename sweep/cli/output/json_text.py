@@ -3,14 +3,11 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # torch takes seconds that a table should not
-    pass
+from typing import Any
 
 
 def as_json(values: Any) -> str:
-    """One object on one line; not-a-number becomes null, which every reader understands."""
+    """Returns one JSON value on one line; NaN and infinity become null, as JSON has neither."""
     try:
         return json.dumps(values, allow_nan=False)
     except ValueError:

@@ -1,28 +1,29 @@
-"""Shows on stderr what a long command does: a line with a clock on a terminal, plain lines else."""
+"""Progress of a long command on stderr: a line with a clock on a terminal, else plain lines."""
 
 import threading
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Self
 
 from sweep.cli.options import err
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 QUIET_SECONDS = 10.0
-"""A command that ends sooner prints no stage where nobody watches."""
+"""Where stderr is no terminal, a command that ends sooner prints no stage."""
 EVERY_SECONDS = 10.0
-"""The longest silence after that."""
+"""Seconds between two lines after that, at most."""
 _LOOK_SECONDS = 0.2
 
 
 class StageReporter:
-    """The stages of one command; call `announce` as each begins.
+    """Shows the stages of one command; call `announce` when a stage begins.
 
     Args:
-        first: the stage that begins at once.
-        quiet_seconds: how long nothing is printed, where stderr is no terminal.
-        every_seconds: the longest silence after that.
+        first: name of the stage that begins at once.
+        quiet_seconds: seconds without output at the start, where stderr is no terminal.
+        every_seconds: seconds between two lines after that, at most.
     """
 
     def __init__(
@@ -37,15 +38,7 @@ class StageReporter:
         self._ended = threading.Event()
         self._bar: Progress | None = None
         if err.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=err,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+            self._bar = _make_bar()
             self._task = self._bar.add_task(first, total=None)
         self._thread = threading.Thread(target=self._print_lines, daemon=True)
 
@@ -69,13 +62,13 @@ class StageReporter:
             self._thread.join()
 
     def announce(self, stage: str) -> None:
-        """Show what begins now."""
+        """Shows the name of the stage that begins now."""
         self._stage = stage
         if self._bar is not None:
             self._bar.update(self._task, description=stage)
 
     def _print_lines(self) -> None:
-        """Print each stage that begins after the first seconds, and again what lasts long."""
+        """Prints each stage that begins after the quiet seconds, and repeats a long one."""
         printed, printed_at = "", 0.0
         while not self._ended.wait(_LOOK_SECONDS):
             now, stage = time.monotonic(), self._stage
@@ -83,3 +76,23 @@ class StageReporter:
             if is_due and now - self._began >= self._quiet_seconds:
                 printed, printed_at = stage, now
                 err.print(f"{stage} ({now - self._began:.0f} s)", markup=False)
+
+
+def _make_bar() -> "Progress":
+    """Returns a line with a spinner and a clock, which disappears at the end."""
+    from rich.progress import (  # the commands that only read need none of it
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

@@ -1,8 +1,8 @@
-"""Standard output and error that may vanish: a terminal that is closed, a pipe nobody reads.
+"""Standard output and error that survive a closed terminal or a pipe without a reader.
 
-A dropped connection takes the terminal with it, and every later write fails. What a sweep says to
-people is no reason for it to end, so from then on that goes nowhere. A command whose output is all
-that it is for ends quietly when its reader has had enough, as `trials DIR | head -1` has.
+A dropped connection closes the terminal, and every later write fails. A sweep must not end because
+its messages cannot be printed, so from then on they are dropped. A command whose only purpose is
+its output, such as `trials DIR | head -1`, exits quietly when its reader is gone.
 """
 
 import errno
@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 GONE = (errno.EIO, errno.ENXIO, errno.EPIPE)
-"""What the system says of a terminal or a pipe that is not there any more."""
+"""Error numbers of a terminal or a pipe that is closed."""
 STDOUT, STDERR = 1, 2
 
 
 class _Output(io.FileIO):
-    """A file descriptor that is pointed to nowhere once its other end is gone."""
+    """A file descriptor that is redirected to the null device once its other end is closed."""
 
     ends_quietly = True
-    """Whether the program ends when nobody reads its standard output any more."""
+    """Whether the program exits when the reader of its standard output is gone."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -30,21 +30,21 @@ class _Output(io.FileIO):
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            _point_nowhere(self.fileno())
+            _redirect_to_null(self.fileno())
             if error.errno == errno.EPIPE and self.fileno() == STDOUT and _Output.ends_quietly:
                 sys.exit(0)
             return memoryview(data).nbytes
 
 
 def guard_output() -> None:
-    """Let standard output and error survive the end of whoever reads them."""
-    sys.stdout = _guarded(sys.stdout)
-    sys.stderr = _guarded(sys.stderr)
+    """Makes standard output and error survive the end of their readers."""
+    sys.stdout = _guard(sys.stdout)
+    sys.stderr = _guard(sys.stderr)
 
 
 @contextmanager
 def flushed_output() -> Iterator[None]:
-    """Have all written at the end of the block: later, an error could only be printed."""
+    """Flushes both streams at the end of the block, while an error can still set the exit code."""
     try:
         yield
     finally:
@@ -53,12 +53,12 @@ def flushed_output() -> Iterator[None]:
 
 
 def outlive_readers() -> None:
-    """From now on what is said is not all there is to do: go on when nobody reads it any more."""
+    """Makes the program continue from now on when the reader of its output is gone."""
     _Output.ends_quietly = False
 
 
-def _guarded(stream: TextIO) -> TextIO:
-    """The same stream, written by `_Output`; one that is not the system's stays as it is."""
+def _guard(stream: TextIO) -> TextIO:
+    """Returns the stream on top of `_Output`; one that is not the system's is returned as it is."""
     try:
         descriptor = stream.fileno()
         stream.flush()
@@ -75,8 +75,8 @@ def _guarded(stream: TextIO) -> TextIO:
     )
 
 
-def _point_nowhere(descriptor: int) -> None:
-    """Whatever is written there from now on, by whichever library, is dropped."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def _redirect_to_null(descriptor: int) -> None:
+    """Redirects a descriptor to the null device, for every library that writes to it."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, descriptor)
+    os.close(null_device)

@@ -1,4 +1,4 @@
-"""What was heard, as people and players read it: text, JSON, SubRip and WebVTT. Pure."""
+"""Transcripts as text, JSON, SubRip and WebVTT. Pure."""
 
 import html
 import textwrap
@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from core.config.base import ConfigError
 from sweep.cli.output.json_text import as_json
 
-if TYPE_CHECKING:  # torch takes seconds
+if TYPE_CHECKING:  # torch's import takes seconds
     from core.inference.recognizer import SpokenWord, Transcript
 
 Format = Literal["text", "json", "srt", "vtt"]
 ENDINGS: dict[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 LINE, LINES = 42, 2
-"""Of a cue: what subtitlers hold to be read at a glance."""
+"""Letters per line and lines per cue, by the conventions of subtitling."""
 PAUSE_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS = 0.8, 6.0, 1.0
-"""A silence that ends a cue; how long one may last; and must, unless the next begins before."""
+"""The pause that ends a cue, and the longest and the shortest time that a cue is shown.
+
+A cue is shown for less than the shortest time if the next one begins before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cue:
-    """Words that are shown together."""
+    """Words that are shown together, from `start` to `end` in seconds."""
 
     start: float
     end: float
@@ -31,7 +33,7 @@ class Cue:
 
 
 def values_of(file: Path, transcript: "Transcript", *, has_words: bool) -> dict[str, Any]:
-    """For scripts."""
+    """Returns a transcript as plain values, for scripts."""
     words = {"words": [asdict(word) for word in transcript.words]} if has_words else {}
     return {"file": str(file), "text": transcript.text, **words}
 
@@ -39,7 +41,7 @@ def values_of(file: Path, transcript: "Transcript", *, has_words: bool) -> dict[
 def render_transcript(
     file: Path, transcript: "Transcript", written_as: Format, *, has_words: bool = False
 ) -> str:
-    """The content of a file that holds this transcript alone."""
+    """Returns the content of a file that holds this transcript alone."""
     if written_as == "json":
         return f"{as_json(values_of(file, transcript, has_words=has_words))}\n"
     if written_as == "text":
@@ -59,7 +61,7 @@ def render_transcript(
 
 
 def cues_of(words: Sequence["SpokenWord"]) -> list[Cue]:
-    """Words in groups that end at pauses and fit the screen; none overlaps the next."""
+    """Groups words into cues that end at pauses and fit the screen; no cue overlaps the next."""
     cues = [
         Cue(
             start=group[0].start,
@@ -73,37 +75,42 @@ def cues_of(words: Sequence["SpokenWord"]) -> list[Cue]:
     return [replace(cue, end=end) for cue, end in zip(cues, ends, strict=False)] + cues[-1:]
 
 
-def places(
+def transcript_paths(
     files: Sequence[tuple[Path, Path]], folder: Path, written_as: Format
 ) -> dict[Path, Path]:
-    """Where each file's transcript goes: files, and how they are called in the folder.
+    """Returns the output path of each audio file's transcript.
+
+    Args:
+        files: pairs of an audio file and its name relative to the output folder.
+        folder: the output folder.
+        written_as: the format, which gives the suffix.
 
     Raises:
-        ConfigError: naming two files whose transcripts would be one.
+        ConfigError: if two files would have the same transcript path.
     """
-    found: dict[Path, Path] = {}
+    sources: dict[Path, Path] = {}
     for file, name in files:
-        place = folder / name.with_suffix(ENDINGS[written_as])
-        if place in found:
+        output = folder / name.with_suffix(ENDINGS[written_as])
+        if output in sources:
             raise ConfigError(
-                f"`--out` must give each file its own transcript, but `{found[place]}` and"
-                f" `{file}` would both be `{place}`; transcribe them one after the other."
+                f"`--out` must give each file its own transcript, but `{sources[output]}` and"
+                f" `{file}` would both be `{output}`; transcribe them one after the other."
             )
-        found[place] = file
-    return {file: place for place, file in found.items()}
+        sources[output] = file
+    return {file: output for output, file in sources.items()}
 
 
 def check_format(written_as: Format, *, num_files: int, has_words: bool, has_folder: bool) -> None:
-    """Refuse what no reader would understand.
+    """Refuses a combination of options that has no valid output.
 
     Raises:
-        ConfigError: for subtitles of several files in one, and words' times in plain text.
+        ConfigError: for subtitles of several files in one, and for word times outside of JSON.
     """
     assert written_as in get_args(Format)
     if written_as in {"srt", "vtt"} and num_files > 1 and not has_folder:
         raise ConfigError(
-            f"`--format {written_as}` must be of one file, but there are {num_files} instead;"
-            " `--out DIR` writes one each."
+            f"`--format {written_as}` must have one audio file, but has {num_files} instead;"
+            " `--out DIR` writes one transcript per file."
         )
     if has_words and written_as != "json":
         raise ConfigError(
@@ -124,7 +131,7 @@ def _groups(words: Sequence["SpokenWord"]) -> Iterator[list["SpokenWord"]]:
 
 
 def _fits(group: Sequence["SpokenWord"], word: "SpokenWord") -> bool:
-    text = " ".join([*(each.text for each in group), word.text])
+    text = " ".join([*(other.text for other in group), word.text])
     return (
         word.start - group[-1].end < PAUSE_SECONDS
         and word.end - group[0].start <= LONGEST_SECONDS

@@ -1,4 +1,4 @@
-"""What the ledger shows to people and to scripts: rows, counts, tables. It prints nothing."""
+"""Rows, counts and tables of a sweep, for people and for scripts. Prints nothing."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,30 +14,32 @@ from sweep.pareto.front import BUSY, Point
 from sweep.snapshot import SweepSnapshot
 from sweep.wer_labels import AGAINST_TEACHER, note_of
 
+MANY_POINTS = 60
+"""Points above which the front is printed as plain lines; a screen shows fewer."""
 MANY_ROWS = 300
-"""Above so many a table is plain lines: measuring each cell takes a millisecond."""
+"""Rows above which a table is printed as plain lines: rich takes a millisecond per cell."""
 LAST_LINES = 12
-"""Of a failed trial's log."""
+"""Number of lines that are shown from the log of a failed trial."""
 
 
 def status_lines(values: Mapping[str, Any]) -> list[str]:
-    """The same, to be read."""
+    """Returns the values of `status_values` as lines of text."""
     states = ("finished", "running", "waiting", "stopped", "failed")
     counts = ", ".join(f"{values[state]} {state}" for state in states if values[state])
     return [
-        f"{values['name']} in {values['folder']} {_pace(values)}",
+        f"{values['name']} in {values['folder']} {_progress(values)}",
         f"{counts or 'nothing yet'}, of {values['trials']} trials",
         f"front: {values['front']} points, hypervolume {values['hypervolume']:.3f}",
     ]
 
 
-def _pace(values: Mapping[str, Any]) -> str:
-    """Whether a sweep goes on, could, or has come to its end."""
+def _progress(values: Mapping[str, Any]) -> str:
+    """Returns whether a sweep runs, is complete, or could continue."""
     if values["driver"]:
         return f"runs in process {values['driver']}"
     begun = values["waiting"] + values["running"]
     ended = values["finished"] + values["stopped"] + values["failed"]
-    return "is complete" if ended >= values["trials"] and not begun else "does not run"
+    return "is complete" if ended >= values["trials"] and not begun else "is not running"
 
 
 TRIAL_HEADINGS = (
@@ -47,45 +49,45 @@ TRIAL_HEADINGS = (
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """All trials for the terminal; those on the front stand out."""
+    """Returns a table of all trials for a terminal; those on the front are highlighted."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", collapse_padding=True)
     for name in TRIAL_HEADINGS:
         justify: Literal["left", "right"] = "left" if name in ("state", "method") else "right"
         table.add_column(name, justify=justify, vertical="bottom")
     for row in rows:
         table.add_row(*_cells(row), style="bold green" if row["on_front"] else "")
-    table.caption = _against(rows)
+    table.caption = _wer_note(rows)
     return table
 
 
-def _against(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is to be said of a column called WER; nothing of a plain one."""
+def _wer_note(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns a note on the WER column if it is measured against the teacher, else None."""
     is_own = any(row.get("wer_against") == "teacher" for row in rows)
     return f"WER (%) is the {AGAINST_TEACHER}" if is_own else None
 
 
-def trial_lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The same as plain lines, a thousand trials in the time of one of the table's hundreds."""
-    yield from _aligned(TRIAL_HEADINGS, map(_cells, rows), [row["on_front"] for row in rows])
-    yield from filter(None, [_against(rows)])
+def trials_as_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yields the table of all trials as plain lines, about ten times faster than rich."""
+    yield from _align(TRIAL_HEADINGS, map(_cells, rows), [row["on_front"] for row in rows])
+    yield from filter(None, [_wer_note(rows)])
 
 
-def front_lines_of(points: Sequence[Point]) -> Iterator[str]:
-    """The front's table likewise; the knee stands out."""
-    from sweep.report.front_files import COLUMNS, KNEE, rows  # as below
+def front_as_lines(points: Sequence[Point]) -> Iterator[str]:
+    """Yields the table of the front as plain lines; the knee is marked."""
+    from sweep.report.front_files import COLUMNS, KNEE, rows
 
     knee = front.knee(points)
     cells = [[row[column] for column in COLUMNS] for row in rows(points)]
-    yield from _aligned(list(COLUMNS.values()), cells, [point == knee for point in points])
+    yield from _align(list(COLUMNS.values()), cells, [point == knee for point in points])
     yield KNEE
 
 
-def _aligned(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[bool]
+def _align(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[bool]
 ) -> Iterator[str]:
-    told = [[heading.replace("\n", " ") for heading in headings], *rows]
-    widths = [max(map(len, column)) for column in zip(*told, strict=True)]
-    for cells, is_marked in zip(told, (False, *marked), strict=True):
+    table = [[heading.replace("\n", " ") for heading in headings], *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells, is_marked in zip(table, (False, *marks), strict=True):
         line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         yield f"{line} {'*' * is_marked}".rstrip()
 
@@ -106,8 +108,8 @@ def _number(value: float | None, scale: float, digits: int) -> str:
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
-def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Front points and how they did again, cheapest first."""
+def confirmations_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns a table of the front and its repeated trainings, cheapest point first."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", title="Front, confirmed")
     for name in ("trial", "method", "GFLOPs", "params", "WER (%)", "again", "+-", "test", "seeds"):
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -121,10 +123,10 @@ def confirmed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def trial_lines(seen: SweepSnapshot, record: TrialRecord) -> list[str]:
-    """One trial, whole: what was tried, what came of it, and why not if it failed."""
+def trial_lines(snapshot: SweepSnapshot, record: TrialRecord) -> list[str]:
+    """Returns everything about one trial as lines of text; for a failed one, the reason."""
     lines = [
-        f"trial {record.number} of {seen.config.sweep.name}: {record.state}",
+        f"trial {record.number} of {snapshot.config.sweep.name}: {record.state}",
         f"  step {record.steps} of {record.total_steps}",
         f"  {record.seconds:.0f} s in {record.attempts} attempts",
         *(f"  {name} = {value}" for name, value in record.params.items()),
@@ -136,12 +138,12 @@ def trial_lines(seen: SweepSnapshot, record: TrialRecord) -> list[str]:
         lines.append(f"MLflow run {record.mlflow_run_id}")
     if record.error:
         lines.append(f"{'stopped' if record.state == 'stopped' else 'failed'}: {record.error}")
-        lines += [f"  {line}" for line in last_lines(seen.folder, record.number)]
+        lines += [f"  {line}" for line in last_lines(snapshot.folder, record.number)]
     return lines
 
 
 def last_lines(folder: Path, number: int) -> list[str]:
-    """The end of a trial's log, if it has one."""
+    """Returns the last lines of a trial's log, if it has one."""
     path = folder / "logs" / f"trial-{number:04}.log"
     if not path.is_file():
         return []

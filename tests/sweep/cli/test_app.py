@@ -1,7 +1,11 @@
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 
@@ -113,7 +117,7 @@ def test_status_counts_what_there_is(run, sweep):
     assert values["driver"] is None
     _, out, _ = run("status", sweep)
     assert "3 finished, 1 waiting, 1 failed, of 4 trials" in out
-    assert "does not run" in out
+    assert "is not running" in out
 
 
 def test_status_says_when_all_is_done(run, sweep):
@@ -141,7 +145,7 @@ def test_a_search_space_is_copied_to_be_edited_once(run, tmp_path, monkeypatch):
     assert load("demo").space.base
     assert (tmp_path / "commands.toml").exists()
     code, _, err = run("init", "commands")
-    assert (code, err) == (2, "error: `commands.toml` must be new, but is there already.\n")
+    assert (code, err) == (2, "error: `commands.toml` must be new, but exists already.\n")
 
 
 def test_a_check_says_what_a_sweep_would_cost(run, tiny_space):
@@ -178,7 +182,7 @@ def test_a_check_names_every_budget_of_a_trial(run, tiny_space, tmp_path):
         (["resume", "{tmp}"], "must hold a sweep"),
         (["status", "{tmp}/nowhere"], "must hold a sweep"),
         (["show", "{sweep}", "99"], "`trial` must be one of the 5"),
-        (["extend", "{sweep}"], "must be told by how much"),
+        (["extend", "{sweep}"], "`extend` must have"),
         (["stop", "{tmp}"], "must hold a sweep"),
         (["transcribe", "{sweep}:3", "x.wav"], "must be a finished trial"),
         (["transcribe", "{tmp}", "x.wav"], "must be a bundle"),
@@ -214,11 +218,11 @@ def test_a_sweep_is_packed_and_unpacked(run, sweep, tmp_path):
     assert run("trials", tmp_path / "again", "--json") == run("trials", sweep, "--json")
 
 
-def test_stopping_what_does_not_run_is_no_fault(run, sweep):
+def test_stopping_a_sweep_that_is_not_running_is_no_error(run, sweep):
     code, out, _ = run("stop", sweep)
 
     assert code == 0
-    assert "does not run" in out
+    assert "is not running" in out
 
 
 def test_a_damaged_ledger_is_one_line(run, sweep):
@@ -244,7 +248,7 @@ def test_the_doctor_finds_this_machine_fit(run):
 def test_help_waits_for_none_of_the_heavy_libraries():
     code = """
 import sys
-import sweep.cli
+import sweep.cli.app
 heavy = {"torch", "ray", "mlflow", "optuna", "plotly", "matplotlib", "lhotse"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -311,7 +315,7 @@ def test_what_adapt_cannot_use_is_one_line_and_code_2(run, adapting, text, words
 def test_whoever_only_looks_waits_for_no_heavy_library(sweep, command):
     code = """
 import atexit, sys
-from sweep.cli import main
+from sweep.cli.app import main
 def heavy():
     found = {"torch", "ray", "mlflow", "optuna", "sqlalchemy", "plotly"} & set(sys.modules)
     print(*found, file=sys.stderr)
@@ -322,3 +326,79 @@ main()
     looked = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603
     assert looked.stderr.split() == []
     assert looked.stdout
+
+
+PROGRAM = [
+    *(sys.executable, "-P", "-c"),
+    "import sys; sys.argv[0] = 'conformer-sweep'; from sweep.cli.app import main; main()",
+]
+ESCAPE = "\x1b["
+COLOR = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[\d;]*)?m")
+
+
+def in_terminal(words, **variables):
+    """Returns what a command prints on a terminal of its own."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", **variables}
+    with subprocess.Popen(  # noqa: S603
+        [*PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        printed = b""
+        while chunk := read_terminal(ours):
+            printed += chunk
+    os.close(ours)
+    assert process.returncode == 0, printed
+    return printed.decode()
+
+
+def read_terminal(descriptor):
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux says so when the other end is closed
+        return b""
+
+
+def in_pipe(words, **variables):
+    environment = {**os.environ, "TERM": "xterm-256color", **variables}
+    done = subprocess.run(  # noqa: S603
+        [*PROGRAM, *words], capture_output=True, text=True, check=True, env=environment
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["--help", "trials"])
+def test_colors_appear_only_on_terminals_and_heed_no_color(sweep, command, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    words = [command] if command == "--help" else [command, str(sweep)]
+
+    assert COLOR.search(in_terminal(words))
+    assert not COLOR.search(in_terminal(words, NO_COLOR="1"))
+    assert ESCAPE not in in_pipe(words)
+
+
+def test_the_version_is_that_of_the_package(run):
+    assert run("--version") == (0, f"conformer-sweep {version('conformer-sweep')}\n", "")
+
+
+def test_every_command_has_both_help_options_and_a_group(run):
+    commands = app.app.registered_commands
+
+    assert len(commands) == sum(map(len, app.COMMANDS.values()))
+    for command in commands:
+        assert command.rich_help_panel in app.COMMANDS
+        assert run(command.name, "-h") == run(command.name, "--help")
+        assert run(command.name, "-h")[0] == 0
+    assert all(group in run("-h")[1] for group in app.COMMANDS)
+
+
+def test_a_shell_completes_commands_and_options():
+    def complete(line):
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        variables = {"_CONFORMER_SWEEP_COMPLETE": "complete_bash", **words}
+        return set(in_pipe([], **variables).split())
+
+    assert complete("conformer-sweep pa") == {"pack", "pareto"}
+    assert "--max-wer" in complete("conformer-sweep pareto --max")

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
-from sweep.cli.output.tables import front_lines_of
+from sweep.cli.output.tables import front_as_lines
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import Point
@@ -226,7 +226,7 @@ def test_methods_known_by_name_always_look_the_same():
 
 def test_a_long_front_is_told_in_plain_lines_with_the_same_words():
     found = front.pareto_front(front.points(make_records(400, seed=3)))
-    heading, *lines, caption = front_lines_of(found)
+    heading, *lines, caption = front_as_lines(found)
     table = front_table(found)
 
     assert heading.split() == [word for name in COLUMNS.values() for word in name.split()]

@@ -121,7 +121,7 @@ def test_a_reader_that_has_had_enough_ends_a_command_quietly(begun):
 
 WRITE = """
 import sys, threading
-from sweep import output
+from sweep.cli.output import streams as output
 output.guard_output()
 if "go on" in sys.argv:
     output.outlive_readers()

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from core.config.base import ConfigError
 from core.inference.recognizer import SpokenWord, Transcript
-from sweep.cli.output.subtitles import LINE, LINES, check_format, cues_of, places, render_transcript
+from sweep.cli.output.subtitles import (
+    LINE,
+    LINES,
+    check_format,
+    cues_of,
+    render_transcript,
+    transcript_paths,
+)
 
 
 def spoken(*words):
@@ -71,11 +78,11 @@ def test_two_files_may_not_have_one_transcript():
     files = [(Path("a/x.wav"), Path("x.wav")), (Path("b/x.flac"), Path("x.flac"))]
 
     with pytest.raises(ConfigError, match=r"`a/x.wav` and `b/x.flac` would both be `out/x.srt`"):
-        places(files, Path("out"), "srt")
+        transcript_paths(files, Path("out"), "srt")
 
 
 def test_what_no_reader_would_understand_is_refused():
-    with pytest.raises(ConfigError, match=r"`--format srt` must be of one file, .* 2 instead"):
+    with pytest.raises(ConfigError, match=r"`--format srt` must have one audio file, .* 2 instead"):
         check_format("srt", num_files=2, has_words=False, has_folder=False)
     with pytest.raises(ConfigError, match=r"`--timestamps` must go with `--format json`"):
         check_format("text", num_files=1, has_words=True, has_folder=False)
