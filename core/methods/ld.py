@@ -16,8 +16,10 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from core.config.settings import MethodSettings
 from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
@@ -27,7 +29,12 @@ from core.pruning.scoring import per_cost
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-KEYS = ("pruning.groups",)
+
+class Settings(MethodSettings):
+    """Settings of `ld`."""
+
+    groups: int = Field(8, ge=1, le=65_536)
+    """Number of groups into which the units of an axis are put, closed one group at a time."""
 
 
 class LatentShift(Method):
@@ -36,7 +43,9 @@ class LatentShift(Method):
     def search_result(self, bench: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         config, axes = bench.config.pruning, list(bench.space.units)
-        edits = groups(axes, magnitudes(bench.student, axes), count=config.groups)
+        edits = groups(
+            axes, magnitudes(bench.student, axes), count=config.settings(Settings).groups
+        )
         watch = FeatureMoments(bench.student, bench.speech)
         shifts = measure_edits(bench.student, edits, watch.shift)
         scores = spread(axes, [(edit, float(shift)) for edit, shift in shifts])

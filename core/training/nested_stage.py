@@ -33,16 +33,19 @@ from core.training.optimizers import primal
 class Nested:
     """The steps in which all sizes learn."""
 
-    def __init__(self, bench: MethodContext, choices: Sequence[Choice], *, steps: int) -> None:
+    def __init__(
+        self, bench: MethodContext, choices: Sequence[Choice], *, steps: int, drawn_sizes: int = 0
+    ) -> None:
         """Make them from their beginning.
 
         Args:
             bench: whose student holds the weights.
             choices: what each size keeps, the largest first.
             steps: in all; rates rise and fall over them as in tuning.
+            drawn_sizes: sizes that a step draws in addition to the largest and the smallest.
         """
         config = bench.config
-        self.bench, self.steps = bench, steps
+        self.bench, self.steps, self._num_drawn = bench, steps, 2 + drawn_sizes
         self.masks = [as_mask(_on(choice, bench.device)) for choice in choices]
         self.rates = tuning_rates(config)
         bench.student.set_dropout(config.tuning.dropout)
@@ -69,7 +72,7 @@ class Nested:
         """The sizes of a step, the largest first."""
         chances = broadcast_draw(torch.rand(len(self.masks)))
         chances[[0, -1]] = math.inf
-        count = min(len(self.masks), 2 + self.bench.config.pruning.drawn_sizes)
+        count = min(len(self.masks), self._num_drawn)
         return [self.masks[i] for i in chances.topk(count).indices.sort().values]
 
     def _losses(self, batch: Batch, masks: Sequence[Mask]) -> Iterator[Losses]:
