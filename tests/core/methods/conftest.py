@@ -27,13 +27,14 @@ SMALL = {"groups": 4, "rounds": 3}
 def small_search(method: str, **pruning: Any) -> dict[str, Any]:
     """Returns `[trial.pruning]` of a small search; a method's own settings go into its table."""
     tables = {name: settings_class(name).model_fields for name in method_names()}
+    owned = set().union(*tables.values())
     start = pruning.get("start_from", "")
     own = {
         name: {key: value for key, value in (SMALL | pruning).items() if key in tables[name]}
         for name in dict.fromkeys(filter(None, (method, start)))
         if tables[name]
     }
-    shared = {key: value for key, value in pruning.items() if key not in tables[method]}
+    shared = {key: value for key, value in pruning.items() if key not in owned}
     return {"method": method, "steps": 24, **shared, **own}
 
 
