@@ -10,7 +10,8 @@ from typing import Any
 
 from core import bundle
 from core.config.base import ConfigError
-from core.config.trial import NO_SPEECH, TrialConfig, method_names
+from core.config.methods import method_names
+from core.config.trial import NO_SPEECH, TrialConfig
 from core.conformer.model import Conformer
 from core.digests import bundle_digest
 from core.evaluation.evaluator import Evaluator

@@ -29,11 +29,11 @@ SOURCES = {
     "trial": "core.config.trial:TrialConfig",
     "pruning": "core.config.pruning:PruningConfig",
     "adaptation": "core.adaptation:AdaptationConfig",
-    "method names": "core.config.trial:method_names",
+    "method names": "core.config.methods:method_names",
     "method": "core.methods.{name}:METHOD",
     "method base": "core.training.method:Method",
-    "methods of a key": "core.config.method_keys:methods_that_read",
-    "keys of methods": "core.config.method_keys:method_keys",
+    "methods of a key": "core.config.methods:methods_that_read",
+    "settings of a method": "core.config.methods:settings_class",
 }
 """`module:attribute` of everything that this file reads."""
 
@@ -316,9 +316,10 @@ def config_page() -> str:
 
 
 def section_of(annotation: Any) -> Any:
-    """Returns the model of a table in the configuration, or None for a plain key."""
-    is_model = inspect.isclass(annotation) and hasattr(annotation, "model_fields")
-    return annotation if is_model else None
+    """Returns the model of a table in the configuration, optional or not; None for a plain key."""
+    is_union = typing.get_origin(annotation) in {typing.Union, types.UnionType}
+    kinds = typing.get_args(annotation) if is_union else (annotation,)
+    return next((k for k in kinds if inspect.isclass(k) and hasattr(k, "model_fields")), None)
 
 
 def _table(model: Any, name: str) -> Iterator[str]:
@@ -339,9 +340,11 @@ def _keys(model: Any, anchor: str) -> Iterator[str]:
 
 
 def _methods_of(anchor: str, key: str) -> str:
-    """Returns which methods read a key, if not all do."""
-    name = f"{anchor.removeprefix('trial-')}.{key}"
+    """Returns which methods read a key, if not all do; nothing in a table of one method."""
+    name = f"{anchor.removeprefix('trial-').replace('-', '.')}.{key}"
     methods, names = load("methods of a key")(name), load("method names")()
+    if any(anchor == f"trial-pruning-{method}" for method in names):
+        return ""
     others = [each for each in names if each not in methods]
     if not others:
         return ""
@@ -378,31 +381,44 @@ def method_page(name: str) -> str:
         f"| Source | `{file}` |",
         *("", escape_products(text)),
     ]
-    keys = _keys_of(name, method)
-    if keys:
-        lines += ["", "## Settings", "", "This method reads these keys of `[trial.pruning]`.", ""]
-    for key, field in keys.items():
-        link = f"[`{key}`](../reference/config.md#trial-pruning-{key})"
-        meaning = f":   {join_lines(field.description)}"
-        lines += [link, meaning, "", f"    {_values_and_default(field)}", ""]
+    lines += _settings_of(name, method)
     return "\n".join([*lines, "", "[All methods](index.md) · [Results](../results/methods.md)", ""])
 
 
-def _keys_of(name: str, method: Any) -> Mapping[str, Any]:
-    """Returns the keys of `[trial.pruning]` that a method reads and that make it what it is.
+def _settings_of(name: str, method: Any) -> Iterator[str]:
+    """Yields the section of a method's page on its own table and the other keys that it reads."""
+    own, shared = load("settings of a method")(name), _shared_keys_of(name, method)
+    groups = [(f"[trial.pruning.{name}]", "These keys belong to this method.", own.model_fields)]
+    groups += [("[trial.pruning]", "It also reads these keys, which methods share.", shared)]
+    for section in {key.split(".")[0] for key in own.reads}:
+        fields = load("trial").model_fields[section].annotation.model_fields
+        keys = {key: field for key, field in fields.items() if f"{section}.{key}" in own.reads}
+        groups += [(f"[trial.{section}]", "No other method reads these keys.", keys)]
+    groups = [group for group in groups if group[2]]
+    yield from ("", "## Settings", "") if groups else ()
+    for table, text, fields in groups:
+        anchor = table.strip("[]").replace(".", "-")
+        yield from (f"### {table} {{ #{anchor} }}", "", text, "")
+        for key, field in fields.items():
+            yield f"[`{key}`](../reference/config.md#{anchor}-{key})"
+            yield from (f":   {join_lines(field.description)}", "")
+            yield from (f"    {_values_and_default(field)}", "")
 
-    These are its own keys, and those of the shared ones that its file asks for or whose text names
-    the method.
+
+def _shared_keys_of(name: str, method: Any) -> Mapping[str, Any]:
+    """Returns the keys of `[trial.pruning]` that the method's file asks for or whose text names it.
+
+    Those that every method obeys, and those that it does not read, are left out.
     """
     tree = ast.parse(inspect.getsource(_module_of(method)))
     asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    own = load("keys of methods")()[name].keys
     return {
         key: field
         for key, field in load("pruning").model_fields.items()
-        if key not in SHARED_KEYS
+        if section_of(field.annotation) is None
+        and key not in SHARED_KEYS
         and name in load("methods of a key")(f"pruning.{key}")
-        and (f"pruning.{key}" in own or key in asked or f"`{name}`" in (field.description or ""))
+        and (key in asked or f"`{name}`" in (field.description or ""))
     }
 
 

@@ -38,9 +38,11 @@ steps = 2
 
 [trial.pruning]
 target_sparsity = { uniform = [0.2, 0.8] }
-lambda_lr = { log_uniform = [0.03, 0.3] }
 steps = 2
 calibration_batches = 2
+
+[trial.pruning.l0]
+lambda_lr = { log_uniform = [0.03, 0.3] }
 
 [trial.tuning]
 steps = 2

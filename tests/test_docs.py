@@ -160,17 +160,17 @@ def test_the_generated_pages_name_every_command_option_key_and_method(generate, 
 def _tables(generate):
     sweep, waiting = generate.load("sweep"), [(generate.load("trial"), "trial")]
     waiting += [
-        (field.annotation, name)
+        (section, name)
         for name, field in sweep.model_fields.items()
-        if generate.section_of(field.annotation) is not None
+        if (section := generate.section_of(field.annotation)) is not None
     ]
     while waiting:
         model, table = waiting.pop()
         yield model, table
         waiting += [
-            (field.annotation, f"{table}.{key}")
+            (section, f"{table}.{key}")
             for key, field in model.model_fields.items()
-            if generate.section_of(field.annotation) is not None
+            if (section := generate.section_of(field.annotation)) is not None
         ]
 
 

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from core import bundle
+from core.config.pruning import without_other_methods
 from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.data.prepare import Speech, open_speech
@@ -104,8 +105,16 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
 def cell_of(
     base: dict[str, Any], name: str, overrides: dict[str, Any], target: str, seed: int
 ) -> Cell:
-    """A cell whose config is a base with some values of some sections set otherwise."""
+    """A cell whose config is a base with some values of some sections set otherwise.
+
+    A table of a method's settings is laid over the base's; those of methods not in use are dropped.
+    """
     sections = {key: {**base[key], **values} for key, values in overrides.items()}
+    pruning = sections.get("pruning", base["pruning"])
+    own = pruning.get(pruning["method"])
+    if isinstance(own, dict):
+        pruning[pruning["method"]] = {**base["pruning"].get(pruning["method"], {}), **own}
+    sections["pruning"] = without_other_methods(pruning)
     config = TrialConfig.parse({**base, **sections, "seed": seed})
     return Cell(name=name, target=target, seed=seed, config=config)
 

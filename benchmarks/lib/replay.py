@@ -4,11 +4,15 @@ import gzip
 import heapq
 import json
 import random
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from core.config.methods import methods_with_setting
 from core.report import Outcome
+from sweep.config import toml_writer
 from sweep.config.sweep import SweepConfig, parse
 from sweep.ledger.records import CurvePoint, TrialRecord
 from sweep.pareto import front
@@ -17,6 +21,8 @@ from sweep.run.tune_scheduler import CONTROL
 from sweep.search.early_stopping import Standing
 
 FILE = Path(__file__).parents[1] / "data" / "trials.jsonl.gz"
+METHOD = "l0"
+"""Method of the recorded trials."""
 
 Judge = Callable[[int, Standing], bool]
 """Whether a trial that stands so at a step shall end there."""
@@ -48,7 +54,18 @@ def recorded(file: Path = FILE) -> list[TrialRecord]:
 def recorded_config(file: Path = FILE) -> SweepConfig:
     """The sweep that recorded them."""
     head, *_ = gzip.decompress(file.read_bytes()).decode().splitlines()
-    return parse(json.loads(head)["sweep"], source=str(file))
+    table = tomllib.loads(json.loads(head)["sweep"])
+    pruning = table["trial"]["pruning"]
+    own = [key for key in pruning if methods_with_setting(key)]
+    pruning[METHOD] = {key: pruning.pop(key) for key in own}
+    return parse("\n".join(toml_writer.lines(table)), source=str(file))
+
+
+def current_name(name: str) -> str:
+    """Returns the name of a parameter since methods have tables; the recorded names are older."""
+    section, _, key = name.partition(".")
+    is_own = section == "pruning" and methods_with_setting(key)
+    return f"pruning.{METHOD}.{key}" if is_own else name
 
 
 def replayed(
@@ -90,7 +107,8 @@ def standing(trial: TrialRecord, heard: CurvePoint) -> Standing:
     )
 
 
-def _record(values: dict[str, object]) -> TrialRecord:
-    curve = tuple(CurvePoint(**heard) for heard in values.pop("curve"))  # type: ignore[attr-defined]
-    outcomes = tuple(Outcome(**o) for o in values.pop("outcomes"))  # type: ignore[attr-defined]
-    return TrialRecord(curve=curve, outcomes=outcomes, **values)  # type: ignore[arg-type]
+def _record(values: dict[str, Any]) -> TrialRecord:
+    values["params"] = {current_name(name): value for name, value in values["params"].items()}
+    curve = tuple(CurvePoint(**heard) for heard in values.pop("curve"))
+    outcomes = tuple(Outcome(**o) for o in values.pop("outcomes"))
+    return TrialRecord(curve=curve, outcomes=outcomes, **values)

@@ -15,9 +15,11 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
+
+from benchmarks.lib.measurement import arguments, emit
 
 from benchmarks.lib.cells import (
     Cell,
@@ -34,26 +36,26 @@ from benchmarks.lib.cells import (
     training_arguments,
     wer_of,
 )
-from benchmarks.lib.measurement import arguments, emit
+from core.config.methods import method_names, settings_class
 from core.config.pruning import Resource
-from core.config.trial import TrialConfig, method_names
+from core.config.trial import TrialConfig
 from core.runtime import TrialDirs
 from core.training.loop import fit
 from core.training.method import load_method
 from core.trial import open_trial
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "l0 straight through": {"method": "l0", "gates": "straight_through"},
-    "l0 annealed": {"method": "l0", "gates": "annealed"},
-    "l0 from magnitude": {"method": "l0", "start_from": "magnitude"},
-    "l0 from numerical": {"method": "l0", "start_from": "numerical"},
-    "l0 from ld": {"method": "l0", "start_from": "ld"},
-    "l0 from mope": {"method": "l0", "start_from": "mope"},
-    "l0 gates faster": {"method": "l0", "gate_travel": 50.0},
-    "l0 longer warm-up": {"method": "l0", "warmup_share": 0.6},
-    "l0 in three rounds": {"method": "l0", "shrink_rounds": 3},
-    "l0 weights faster": {"method": "l0", "learning_rate": 2e-3},
-    "l0 from mope, faster": {"method": "l0", "start_from": "mope", "learning_rate": 2e-3},
+    "l0 straight through": {"method": "l0", "l0": {"gates": "straight_through"}},
+    "l0 annealed": {"method": "l0", "l0": {"gates": "annealed"}},
+    "l0 from magnitude": {"method": "l0", "l0": {"start_from": "magnitude"}},
+    "l0 from numerical": {"method": "l0", "l0": {"start_from": "numerical"}},
+    "l0 from ld": {"method": "l0", "l0": {"start_from": "ld"}},
+    "l0 from mope": {"method": "l0", "l0": {"start_from": "mope"}},
+    "l0 gates faster": {"method": "l0", "l0": {"gate_travel": 50.0}},
+    "l0 longer warm-up": {"method": "l0", "l0": {"warmup_share": 0.6}},
+    "l0 in three rounds": {"method": "l0", "l0": {"shrink_rounds": 3}},
+    "l0 weights faster": {"method": "l0", "l0": {"learning_rate": 2e-3}},
+    "l0 from mope, faster": {"method": "l0", "l0": {"start_from": "mope", "learning_rate": 2e-3}},
 }
 """Rows that are a method with some of its settings otherwise."""
 AGAINST = "l0"
@@ -97,20 +99,25 @@ def main() -> None:
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed, so that whatever is done can be compared."""
     base = base_of(args)
-    base["pruning"] |= {
-        "resource": args.resource,
-        # A curve must reach as far as it is cut.
-        "smallest": min(base["pruning"]["smallest"], 1 - max(args.removed)),
-    }
+    base["pruning"]["resource"] = args.resource
     names = dict.fromkeys([*args.methods, *(VARIANTS if args.variants else ())])
     counted = "" if args.resource == "flops" else f" {args.resource}"
     for seed in range(args.seeds):
         for name in names:
             own = VARIANTS.get(name, {"method": name})
+            if name == "acip":  # a curve must reach as far as it is cut
+                own = {**own, "acip": {"smallest": smallest(base, 1 - max(args.removed))}}
             for targets in searches(own["method"], args.removed):
                 shares = {"target_sparsity": targets[0], "further_targets": list(targets[1:])}
                 said = " ".join(map(percent, targets)) + counted
                 yield cell_of(base, name, {"pruning": {**own, **shares}}, said, seed)
+
+
+def smallest(base: Mapping[str, Any], most: float) -> float:
+    """The smallest size of `acip`: the base's, or less."""
+    table = base["pruning"].get("acip", {})
+    default = settings_class("acip").model_fields["smallest"].default
+    return min(table.get("smallest", default), most)
 
 
 def searches(method_name: str, removed: Sequence[float]) -> list[tuple[float, ...]]:

@@ -41,7 +41,7 @@ MODELS = ROOT.parent / "shared" / "data" / "models"
 
 IMPORT_PATHS = {
     "TrialConfig": ("core.config.trial:TrialConfig", "core.config.trial:TrialConfig"),
-    "method_names": ("core.config.trial:method_names", "core.config.trial:method_names"),
+    "method_names": ("core.config.trial:method_names", "core.config.methods:method_names"),
     "TrialDirs": ("core.runtime:Place", "core.runtime:TrialDirs"),
     "prepare": ("core.teacher:prepare",),
     "run": ("core.trial:run", "core.trial.run:run"),

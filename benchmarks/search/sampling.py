@@ -20,7 +20,8 @@ from scipy.stats import qmc, spearmanr
 from benchmarks.lib.measurement import arguments, emit
 from benchmarks.lib.replay import recorded, recorded_config
 from core.report import Outcome
-from sweep.config.space import Range, SearchSpace
+from sweep.config.distributions import Range
+from sweep.config.space import SearchSpace
 from sweep.config.sweep import Sampler, SearchConfig, SweepConfig
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front

@@ -50,8 +50,10 @@ steps = 20
 
 [trial.pruning]
 target_sparsity = {{ uniform = [0.2, 0.8] }}
-lambda_lr = {{ log_uniform = [0.03, 0.3] }}
 steps = {steps}
+
+[trial.pruning.l0]
+lambda_lr = {{ log_uniform = [0.03, 0.3] }}
 
 [trial.tuning]
 steps = {steps}

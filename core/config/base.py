@@ -1,4 +1,4 @@
-"""The base of all configuration: what it refuses, and in which words.
+"""The base of all configuration: a strict, frozen model whose errors name the key.
 
 Unknown keys, wrong types and impossible values are refused with the name of the culprit, the rule,
 the value and the nearest right name.
@@ -17,11 +17,11 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be; its message has one line a culprit."""
+    """A configuration that is not valid; its message has one line for each fault."""
 
 
 class Config(BaseModel):
-    """The base of all configuration: frozen, and nothing unknown passes."""
+    """The base of all configuration: frozen, and without unknown keys."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -50,12 +50,12 @@ def _lines(root: type[Config], error: ValidationError) -> list[str]:
     return [_line(root, detail["type"], detail["loc"], detail) for detail in error.errors()]
 
 
-def _line(root: type[Config], kind: str, place: tuple[int | str, ...], detail: Any) -> str:
-    name = ".".join(str(part) for part in place)
+def _line(root: type[Config], kind: str, location: tuple[int | str, ...], detail: Any) -> str:
+    name = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        known = _keys_at(root, place[:-1])
-        near = difflib.get_close_matches(str(place[-1]), known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
+        keys = _keys_at(root, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), keys, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(keys)}"
         return f"`{name}` is not a key; {hint}"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
@@ -63,16 +63,16 @@ def _line(root: type[Config], kind: str, place: tuple[int | str, ...], detail: A
     return f"`{name}` must be {rule}, but is {detail['input']!r} instead"
 
 
-def _keys_at(root: type[Config], place: tuple[int | str, ...]) -> list[str]:
+def _keys_at(root: type[Config], location: tuple[int | str, ...]) -> list[str]:
     node: type[BaseModel] = root
-    for part in place:
+    for part in location:
         field = node.model_fields.get(str(part))  # a key of a table is none
-        node = (field and _section(field)) or node
+        node = (field and section_of(field)) or node
     return list(node.model_fields)
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one, optional or not, or a table of them."""
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Returns the section that a field holds, optional or not, or of which it holds a table."""
     kinds = [field.annotation]
     if typing.get_origin(field.annotation) in (typing.Union, types.UnionType, dict):
         kinds = list(typing.get_args(field.annotation))

@@ -1,28 +1,48 @@
-"""What a person may say about pruning: what goes, how much of it, and how the choice is found.
+"""Configuration of pruning: what is removed, how much of it, and by which method.
 
-The part `pruning` of a trial's configuration; frozen, strict, and documented field by field.
+It is the section `pruning` of a trial's configuration: frozen, strict, and documented field by
+field. Each method with settings of its own has a table here under its name.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, model_serializer
+from pydantic import model_validator as validator
 
 from core.config.base import Config
+from core.config.methods import (
+    method_names,
+    methods_with_setting,
+    misplaced_key_line,
+    settings_tables,
+    unused_key_line,
+)
+from core.config.settings import MethodSettings
 
 Resource = Literal["flops", "params", "latency"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
 Repair = Literal["none", "mask", "ls"]
-GateKind = Literal["sampled", "straight_through", "annealed"]
+SettingsT = TypeVar("SettingsT", bound=MethodSettings)
+
+if TYPE_CHECKING:
+    _MethodTables = Config
+else:  # a field for each file of core/methods that has settings: no type checker can see them
+    _MethodTables = create_model(
+        "_MethodTables",
+        __base__=Config,
+        **{name: (table | None, None) for name, table in settings_tables().items()},
+    )
 
 
-class PruningConfig(Config):
-    """What to remove, how much of it, and how the choice is found."""
+class PruningConfig(_MethodTables):
+    """Resources to remove, how much of them, and the method that decides what to remove."""
 
     method: str = "l0"
     """Name of a pruning method: a file of core/methods."""
     resource: Resource = "flops"
-    """What `target_sparsity` counts; latency by a table measured beside the teacher."""
+    """Resource that `target_sparsity` counts; latency by a table measured with the teacher."""
     target_sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the whole model's resource to remove."""
     also: dict[Resource, Annotated[float, Field(ge=0, lt=1)]] = Field({})
@@ -30,93 +50,53 @@ class PruningConfig(Config):
     latency_table: str = ""
     """File with another machine's table of latencies; empty to measure this one's."""
     multiple_of: int = Field(1, ge=1, le=1024)
-    """Kept widths, inner units and channels are multiples of it where the budget permits: 8 or 16
+    """Divisor of the remaining widths, inner units and channels where the budget permits: 8 or 16
     where the device's matrix products are slower at odd sizes."""
     utterance_seconds: float = Field(10.0, gt=0.2, le=120)
     """Length of the utterance at which FLOPs and latency are stated, in seconds."""
     further_targets: list[float] = Field([], max_length=16)
     """More shares to remove, each an outcome of the same trial, by methods whose one search serves
-    every budget; methods that learn for one budget leave them out."""
+    every budget; methods that learn for one budget do not read them."""
     axes: list[AxisKind] = Field(
         ["frontend", "width", "head", "inner", "channel", "module", "rank"], min_length=1
     )
-    """Which kinds of units may go; only factored models have `rank`; `interctc` cuts blocks."""
-    depth_order: Literal["greedy", "truncate"] = "greedy"
-    """Which blocks `interctc` removes first: those least missed on some training speech, found one
-    after the other, or the last."""
+    """Kinds of units that may be removed; only factored models have `rank`; `interctc` removes
+    blocks."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
-    learning_rate: float = Field(3e-4, gt=0, le=1)
-    """Rate of the weights while gates are learned."""
-    gate_lr: float = Field(0.1, gt=0, le=10)
-    """Rate of Adam on the gates' log_alpha."""
-    gate_travel: float = Field(0.0, ge=0, le=1000)
-    """If not 0, how far a log_alpha can go in the whole search; it stands in for `gate_lr`."""
-    gates: GateKind = "sampled"
-    """Of `l0` and `constrained`: as drawn, rounded to 0 or 1, or drawn ever colder."""
-    shrink_rounds: int = Field(1, ge=1, le=100)
-    """Of `l0`: in how many rounds it removes, each the same share of what is left; after one, what
-    it would cut is shut for good and all other gates start anew."""
-    start_from: str = ""
-    """Method by whose scores these gates start in order, the best of an axis the most open; one
-    that needs no training. Without one they start alike."""
-    start_spread: float = Field(2.0, ge=0, le=8)
-    """How far `start_from` moves the log_alpha of the best up and of the last down."""
-    lambda_lr: float = Field(0.1, gt=0, le=100)
-    """Rate of Adam's ascent on the two multipliers."""
-    lambda_quadratic: float = Field(50.0, ge=0, le=1e6)
-    """The quadratic multiplier's start; at 0 short runs swing."""
-    warmup_share: float = Field(0.3, ge=0, le=1)
-    """Share of the search in which the target rises linearly to its value."""
-    smallest: float = Field(0.1, gt=0, lt=1)
-    """Of `acip`: the share of the resource at which its masks stand still; all larger sizes lie on
-    the way."""
-    order_share: float = Field(0.25, gt=0, lt=1)
-    """Of `family`: the share of the search in which gates find the order; then all sizes learn."""
-    drawn_sizes: int = Field(2, ge=0, le=16)
-    """Of `family`: how many sizes a step draws beside the largest and the smallest."""
-    constraint: Literal["model", "kind"] = "model"
-    """Of `constrained`: one for the whole model's resource, or one for the units of each kind."""
-    log_alpha: float = Field(3.0, ge=-8, le=8)
-    """Start of the gates of single units; 3 is open with probability 0.990."""
-    module_log_alpha: float = Field(4.6, ge=-8, le=8)
-    """Start of the gates of whole modules and of the residual width."""
-    groups: int = Field(8, ge=1, le=65_536)
-    """Of `ld` and `mope`: into how many groups the units of an axis are put, shut one at a time."""
-    rounds: int = Field(8, ge=1, le=1000)
-    """Of `cpd`: into how many removals its search is divided."""
-    coarse_share: float = Field(0.3, ge=0, le=1)
-    """Of `comp`: the share of what is removed that goes in whole blocks."""
     repair: Repair = "ls"
-    """How the consumers of removed units are adjusted: not, by scaling, or by least squares."""
+    """Adjustment of the consumers of removed units: none, by scaling, or by least squares."""
     calibration_batches: int = Field(8, ge=1, le=10_000)
     """Batches of training speech for repair and for batch-norm statistics."""
-    linear_blocks: int | list[int] | Literal["all"] = "all"
-    """Blocks in which `performer` has attention run in linear time: all, those of these numbers
-    from 0 on, or so many, where it shifts the model's output least."""
-    linear_features: int = Field(64, ge=2, le=4096, multiple_of=2)
-    """Random features by which it does, an even number: more are nearer to softmax and cost more.
-    64 cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128 from 7 to
-    9 s on (`benchmarks/speed/crossover.py`)."""
 
-    @field_validator("linear_blocks", mode="wrap")
+    @validator(mode="before")
     @classmethod
-    def _blocks_are_blocks(
-        cls, value: Any, read: Callable[[Any], Any]
-    ) -> int | list[int] | Literal["all"]:
-        """One line for all kinds of blocks, where each kind would have its own."""
-        numbers = value if isinstance(value, list) else [value]
-        are_whole = all(type(number) is int and number >= 0 for number in numbers)
-        is_list = isinstance(value, list) and 0 < len(value) == len(set(map(str, value)))
-        is_count = type(value) is int and value > 0
-        if not (value == "all" or (are_whole and (is_list or is_count))):
-            raise ValueError(
-                '`pruning.linear_blocks` must be "all", a number of blocks from 1, or a list of'
-                f" different blocks' numbers from 0, but is {value!r} instead"
-            )
-        return read(value)
+    def _settings_are_of_the_method(cls, values: Any) -> Any:
+        """Refuses settings of methods that are not chosen; the method in use has its defaults."""
+        if not isinstance(values, Mapping):
+            return values
+        methods = methods_in_use(values)
+        lines = [*misplaced_key_lines(values, methods), *_foreign_key_lines(values, methods)]
+        if lines:
+            raise ValueError("\n".join(lines))
+        defaults: dict[str, Any] = {name: {} for name in methods if name in settings_tables()}
+        return {**defaults, **values}
 
-    @model_validator(mode="after")
+    @validator(mode="after")
+    def _methods_are_files(self) -> "PruningConfig":
+        names = {"method": self.method}
+        names |= {f"{self.method}.start_from": start for start in methods_in_use(self)[1:]}
+        for key, name in names.items():
+            if name not in method_names():
+                near = difflib.get_close_matches(name, method_names(), n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise ValueError(
+                    f"`pruning.{key}` must be one of {', '.join(method_names())},"
+                    f" but is `{name}` instead{hint}"
+                )
+        return self
+
+    @validator(mode="after")
     def _targets_are_shares(self) -> "PruningConfig":
         for target in self.further_targets:
             if not 0 <= target < 1:
@@ -130,7 +110,63 @@ class PruningConfig(Config):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_absent_tables(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
     @property
     def targets(self) -> dict[Resource, float]:
-        """The share to remove of each resource that was asked for, the first one's first."""
+        """The share to remove of each resource that has a target, `resource` first."""
         return {self.resource: self.target_sparsity, **self.also}
+
+    def settings(self, kind: type[SettingsT]) -> SettingsT:
+        """Returns the method's settings of one kind.
+
+        Where the method has no such settings they have their defaults: early stopping asks for the
+        warm-up of any method.
+        """
+        table = getattr(self, self.method, None)
+        values = {} if table is None else table.model_dump(include=set(kind.model_fields))
+        return kind.model_validate(values)
+
+
+def methods_in_use(values: Any) -> tuple[str, ...]:
+    """Returns the pruning method and, if there is one, the method by which its gates start.
+
+    Args:
+        values: a `PruningConfig`, or a table of such values as TOML gives it, checked or not.
+    """
+    read = values.get if isinstance(values, Mapping) else lambda key: getattr(values, key, None)
+    method = read("method") or PruningConfig.model_fields["method"].default
+    table = read(method) if isinstance(method, str) else None
+    start = table.get("start_from") if isinstance(table, Mapping) else None
+    start = getattr(table, "start_from", start)
+    return tuple(name for name in (method, start) if isinstance(name, str) and name)
+
+
+def without_other_methods(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a table of `[trial.pruning]` without the tables of methods that it does not use."""
+    others = settings_tables().keys() - set(methods_in_use(values))
+    return {name: value for name, value in values.items() if name not in others}
+
+
+def misplaced_key_lines(values: Mapping[str, Any], methods: tuple[str, ...]) -> Iterator[str]:
+    """Yields an error line for each key of a table of `[trial.pruning]` that one method owns.
+
+    Args:
+        values: keys of `[trial.pruning]`.
+        methods: the pruning methods in use.
+    """
+    for key in values:
+        if key not in PruningConfig.model_fields and methods_with_setting(key):
+            yield misplaced_key_line(key, methods)
+
+
+def _foreign_key_lines(values: Mapping[str, Any], methods: tuple[str, ...]) -> Iterator[str]:
+    for name in settings_tables():
+        table = values.get(name)
+        if name in methods or table is None or not set(methods) <= set(method_names()):
+            continue
+        keys = table if isinstance(table, Mapping) else {}
+        for key, value in keys.items():
+            yield unused_key_line(f"pruning.{name}.{key}", value, methods)

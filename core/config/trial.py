@@ -4,8 +4,6 @@ A `TrialConfig` is right from birth; how what is wrong is refused, core/config/b
 removed has a file of its own, core/config/pruning.py.
 """
 
-import difflib
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,7 +11,6 @@ from pydantic import Field, model_validator
 from core.config.base import Config
 from core.config.pruning import PruningConfig
 
-METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 NO_SPEECH = "none"
 """The name of a corpus that is none."""
 
@@ -306,22 +303,6 @@ class TrialConfig(Config):
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
-    def _methods_are_files(self) -> "TrialConfig":
-        named = {
-            "method": self.pruning.method,
-            "start_from": self.pruning.start_from or self.pruning.method,
-        }
-        for key, name in named.items():
-            if name not in method_names():
-                near = difflib.get_close_matches(name, method_names(), n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else ""
-                raise ValueError(
-                    f"`pruning.{key}` must be one of {', '.join(method_names())},"
-                    f" but is `{name}` instead{hint}"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _who_labels_is_there(self) -> "TrialConfig":
         without = {
             'corpus.labels = "teacher"': self.corpus.labels == "teacher",
@@ -334,8 +315,3 @@ class TrialConfig(Config):
                     " but is empty instead"
                 )
         return self
-
-
-def method_names() -> list[str]:
-    """The folder core/methods is the registry: one method a file, itself never imported here."""
-    return sorted(p.stem for p in METHODS_FOLDER.glob("*.py") if not p.stem.startswith("_"))

@@ -18,8 +18,10 @@ addition, whose parameters would count here.
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from core.config.settings import GateSettings
 from core.config.trial import TrialConfig
 from core.conformer.axes import Axis, Mask
 from core.conformer.model import Conformer
@@ -30,12 +32,14 @@ from core.pruning.space import resource_cost
 from core.training.gate_stage import GateMethod, GateStage, gate_rate
 from core.training.method import MethodContext
 
-KEYS = (
-    "pruning.learning_rate",
-    "pruning.gate_lr",
-    "pruning.gate_travel",
-    "pruning.smallest",
-)
+
+class Settings(GateSettings):
+    """Settings of `acip`."""
+
+    smallest: float = Field(0.1, gt=0, lt=1)
+    """Share of the resource at which the masks stand still; all larger sizes are found on the
+    way."""
+
 
 # A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
 FALLS = 6.0
@@ -54,6 +58,7 @@ class GrowingL1:
     def __init__(self, ctx: MethodContext, gates: StraightThrough) -> None:
         config = ctx.config.pruning
         self._ctx, self._gates = ctx, gates
+        self._smallest = config.settings(Settings).smallest
         self._prices = prices(ctx)
         self._growth = 10 ** (DECADES / max(1, config.steps))
         self._strength, self._step = START, 0
@@ -68,8 +73,8 @@ class GrowingL1:
     def post_step(self) -> None:
         config, kept = self._ctx.config.pruning, self._kept()
         self._step += 1
-        course = 1 - (1 - config.smallest) * min(1.0, self._step / (DUE * config.steps))
-        if kept <= config.smallest:
+        course = 1 - (1 - self._smallest) * min(1.0, self._step / (DUE * config.steps))
+        if kept <= self._smallest:
             self._gates.freeze()
         elif kept > course:
             self._strength *= self._growth

@@ -13,8 +13,10 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
+from core.config.settings import MethodSettings
 from core.conformer.model import Conformer
 from core.pruning.reconstruction import Calibration
 from core.pruning.scoring import ConsumerInputs, consumer_inputs, divide_by_cost
@@ -22,7 +24,12 @@ from core.pruning.space import unit_share
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-KEYS = ("pruning.coarse_share",)
+
+class Settings(MethodSettings):
+    """Settings of `comp`."""
+
+    coarse_share: float = Field(0.3, ge=0, le=1)
+    """Share of what is removed that goes in whole blocks."""
 
 
 class COMP(Method):
@@ -69,7 +76,8 @@ def merge_orders(
     ctx: MethodContext, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
 ) -> dict[str, Tensor]:
     """One order of all: two queues, from which the one that is behind its share goes next."""
-    share, resource = ctx.config.pruning.coarse_share, ctx.config.pruning.resource
+    config = ctx.config.pruning
+    share, resource = config.settings(Settings).coarse_share, config.resource
     costs = {name: unit_share(ctx.space, name, resource) for name in fine}
     queue = sorted((float(v), name, i) for name, vs in fine.items() for i, v in enumerate(vs))
     blocks = influence.argsort().tolist()[:-1] if share > 0 else []  # one block must stay

@@ -10,11 +10,12 @@ c is the expected cost as a share of the whole model. There is one constraint fo
 for each kind of unit. If several resources have targets, each has one constraint for the model.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from core.config.settings import ConcreteSettings
 from core.conformer.axes import Mask
 from core.pruning.lagrangian import MinMax
 from core.pruning.selection import uniform_share
@@ -23,18 +24,15 @@ from core.training.gate_stage import GateMethod, GateStage, expected_sparsities
 from core.training.hard_concrete_stage import ConcreteStage
 from core.training.method import MethodContext
 
-KEYS = (
-    "pruning.learning_rate",
-    "pruning.gate_lr",
-    "pruning.gate_travel",
-    "pruning.gates",
-    "pruning.start_from",
-    "pruning.start_spread",
-    "pruning.constraint",
-    "pruning.log_alpha",
-    "pruning.module_log_alpha",
-)
-IGNORES = ("pruning.further_targets",)
+
+class Settings(ConcreteSettings):
+    """Settings of `constrained`."""
+
+    ignores = ("pruning.further_targets",)
+
+    constraint: Literal["model", "kind"] = "model"
+    """One constraint for the whole model's resource, or one for the units of each kind."""
+
 
 # A multiplier must be able to outweigh the loss within a part of the run, however long that is.
 ASCENT = 200.0
@@ -50,7 +48,7 @@ class Constraints:
     def __init__(self, ctx: MethodContext, *, is_restarted: bool = True) -> None:
         config = ctx.config.pruning
         self._ctx = ctx
-        self._is_whole = config.constraint == "model"
+        self._is_whole = config.settings(Settings).constraint == "model"
         self._kinds = [] if self._is_whole else kinds(ctx.space)
         shares = [uniform_share(ctx.space, t, name) for name, t in config.targets.items()]
         self._allowed = min(shares)

@@ -9,8 +9,10 @@ part of the target. Then the student is trained with the teacher until the next 
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from core.config.settings import SearchSettings
 from core.conformer.axes import Axis, Mask
 from core.data.batching import Batch
 from core.pruning.gate_gradients import fisher
@@ -20,11 +22,14 @@ from core.training.gate_stage import GateMethod, GateStage
 from core.training.loop import Trainable
 from core.training.method import MethodContext, SearchResult
 
-KEYS = (
-    "pruning.learning_rate",
-    "pruning.rounds",
-)
-IGNORES = ("pruning.further_targets",)
+
+class Settings(SearchSettings):
+    """Settings of `cpd`."""
+
+    ignores = ("pruning.further_targets",)
+
+    rounds: int = Field(8, ge=1, le=1000)
+    """Number of removals into which the search is divided."""
 
 
 class ClosedGates(nn.Module):
@@ -86,7 +91,8 @@ class Rounds(GateStage):
     def __init__(self, ctx: MethodContext) -> None:
         self.shut = ClosedGates(list(ctx.space.units)).to(ctx.device)
         super().__init__(ctx, self.shut, NoControl())
-        self._rounds = min(self.config.rounds, max(1, self.steps))
+        self.rounds = self.config.settings(Settings).rounds
+        self._rounds = min(self.rounds, max(1, self.steps))
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         for number in range(self._rounds):
@@ -113,7 +119,7 @@ class CombPruneDistill(GateMethod):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Without a step, all rounds follow upon each other."""
         stage = search if isinstance(search, Rounds) else self.stage(ctx)
-        for number in range(0 if search else stage.config.rounds):
+        for number in range(0 if search else stage.rounds):
             stage.cut(number)
         return SearchResult(scores=stage.shut.scores(), reference={})
 

@@ -3,11 +3,16 @@
 Without this row, more training would look like better pruning.
 """
 
+from core.config.settings import MethodSettings
 from core.config.trial import TrialConfig
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-IGNORES = ("pruning.further_targets",)
+
+class Settings(MethodSettings):
+    """Settings of `dense`: none of its own."""
+
+    ignores = ("pruning.further_targets",)
 
 
 class Dense(Method):

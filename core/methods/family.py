@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 from core.config.pruning import Repair
+from core.config.settings import ConcreteSettings, WarmedTargetSettings
 from core.config.trial import TrialConfig
 from core.data.batching import Batch
 from core.distributed import current
@@ -30,21 +32,14 @@ from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 from core.training.nested_stage import Nested, absorb, nested_scores
 
-KEYS = (
-    "pruning.learning_rate",
-    "pruning.gate_lr",
-    "pruning.gate_travel",
-    "pruning.gates",
-    "pruning.start_from",
-    "pruning.start_spread",
-    "pruning.lambda_lr",
-    "pruning.lambda_quadratic",
-    "pruning.warmup_share",
-    "pruning.order_share",
-    "pruning.drawn_sizes",
-    "pruning.log_alpha",
-    "pruning.module_log_alpha",
-)
+
+class Settings(WarmedTargetSettings, ConcreteSettings):
+    """Settings of `family`."""
+
+    order_share: float = Field(0.25, gt=0, lt=1)
+    """Share of the search in which gates find the order of the units; then all sizes learn."""
+    drawn_sizes: int = Field(2, ge=0, le=16)
+    """Sizes that a step draws in addition to the largest and the smallest."""
 
 
 class FamilyStage:
@@ -56,6 +51,7 @@ class FamilyStage:
         self.steps = ctx.config.pruning.steps
         self._ctx, self._targets = ctx, sorted(set(targets))
         self._order = ordering(ctx, target=max(targets))
+        self._drawn_sizes = ctx.config.pruning.settings(Settings).drawn_sizes
         self._nested: Nested | None = None
         self._scores: Scores = {}
 
@@ -77,7 +73,7 @@ class FamilyStage:
         self._scores = scores
         choices = [self._ctx.choose(scores, target) for target in self._targets]
         steps = self.steps - self._order.steps
-        self._nested = Nested(self._ctx, choices, steps=steps)
+        self._nested = Nested(self._ctx, choices, steps=steps, drawn_sizes=self._drawn_sizes)
 
     def search_result(self) -> SearchResult:
         if self._nested is None:
@@ -107,7 +103,7 @@ class FamilyStage:
 def ordering(ctx: MethodContext, *, target: float) -> GateStage:
     """Gates that learn what a size keeps, in the first share of the search."""
     pruning = ctx.config.pruning
-    steps = max(1, round(pruning.order_share * pruning.steps))
+    steps = max(1, round(pruning.settings(Settings).order_share * pruning.steps))
     also = {b.resource: 1 - b.keep for b in budgets_of(pruning, target)[1:]}
     update = {"target_sparsity": target, "also": also, "steps": steps}
     own = pruning.model_copy(update=update)

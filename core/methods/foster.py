@@ -9,6 +9,7 @@ transcripts; FOSTER has no CTC.
 import torch
 from torch import Tensor
 
+from core.config.settings import MethodSettings
 from core.conformer.model import Conformer
 from core.methods.magnitude import Magnitude
 from core.pruning.space import Choice
@@ -16,13 +17,17 @@ from core.report import Report
 from core.training.foster_stage import Boosted, FosterStage, make_foster_stage
 from core.training.method import MethodContext, tuning_rates
 
-KEYS = (
-    "boosting.share",
-    "boosting.old_weight",
-    "boosting.temperature",
-    "boosting.boost_beta",
-    "boosting.compress_beta",
-)
+
+class Settings(MethodSettings):
+    """Settings of `foster`: they stand in `[trial.boosting]`, which `adapt` reads, too."""
+
+    reads = (
+        "boosting.share",
+        "boosting.old_weight",
+        "boosting.temperature",
+        "boosting.boost_beta",
+        "boosting.compress_beta",
+    )
 
 
 class Foster(Magnitude):

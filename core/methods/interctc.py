@@ -9,10 +9,12 @@ choice looks only one block ahead, so neither order is always better.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 
 from core.config.pruning import AxisKind
+from core.config.settings import MethodSettings
 from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch
@@ -21,8 +23,15 @@ from core.training.distillation import ctc_loss
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-KEYS = ("pruning.depth_order",)
-IGNORES = ("pruning.axes",)
+
+class Settings(MethodSettings):
+    """Settings of `interctc`."""
+
+    ignores = ("pruning.axes",)
+
+    depth_order: Literal["greedy", "truncate"] = "greedy"
+    """Blocks that are removed first: those whose removal costs least on some training speech, one
+    after the other, or the last ones."""
 
 
 class InterCTC(Method):
@@ -36,7 +45,7 @@ class InterCTC(Method):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         names = [block.name for block in ctx.student.typed_blocks()]
-        is_truncated = ctx.config.pruning.depth_order == "truncate"
+        is_truncated = ctx.config.pruning.settings(Settings).depth_order == "truncate"
         best = names if is_truncated else least_missed_last(ctx.student, names, ctx.labeled)
         worth = range(len(best), 0, -1)
         scores = {name: torch.tensor([float(w)]) for name, w in zip(best, worth, strict=True)}

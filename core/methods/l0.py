@@ -15,29 +15,25 @@ and nothing should undo that.
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from core.config.settings import ConcreteSettings, WarmedTargetSettings
 from core.conformer.axes import Mask
 from core.pruning.lagrangian import Lagrangian, staged_target
 from core.training.gate_stage import GateMethod, GateStage, expected_sparsities
 from core.training.hard_concrete_stage import ConcreteStage
 from core.training.method import MethodContext
 
-KEYS = (
-    "pruning.learning_rate",
-    "pruning.gate_lr",
-    "pruning.gate_travel",
-    "pruning.gates",
-    "pruning.shrink_rounds",
-    "pruning.start_from",
-    "pruning.start_spread",
-    "pruning.lambda_lr",
-    "pruning.lambda_quadratic",
-    "pruning.warmup_share",
-    "pruning.log_alpha",
-    "pruning.module_log_alpha",
-)
-IGNORES = ("pruning.further_targets",)
+
+class Settings(WarmedTargetSettings, ConcreteSettings):
+    """Settings of `l0`."""
+
+    ignores = ("pruning.further_targets",)
+
+    shrink_rounds: int = Field(1, ge=1, le=100)
+    """Rounds of removal, each of the same share of what remains; after a round, the units that it
+    would remove are closed for good and all other gates start anew."""
 
 
 class WarmedTarget:
@@ -48,11 +44,13 @@ class WarmedTarget:
 
     def __init__(self, ctx: MethodContext, *, rounds: int = 1) -> None:
         config = ctx.config.pruning
+        settings = config.settings(WarmedTargetSettings)
         self._ctx, self._rounds = ctx, rounds
-        pairs = [Lagrangian(quadratic_start=config.lambda_quadratic) for _ in config.targets]
+        self._warmup_share = settings.warmup_share
+        pairs = [Lagrangian(quadratic_start=settings.lambda_quadratic) for _ in config.targets]
         self._lagrangian = nn.ModuleList(pairs).to(ctx.device)
         parameters = self._lagrangian.parameters()
-        self._dual = torch.optim.Adam(parameters, lr=config.lambda_lr, maximize=True)
+        self._dual = torch.optim.Adam(parameters, lr=settings.lambda_lr, maximize=True)
         self.optimizers = [self._dual]
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,7 +65,7 @@ class WarmedTarget:
                 step=step,
                 steps=config.steps,
                 rounds=self._rounds,
-                warmup_share=config.warmup_share,
+                warmup_share=self._warmup_share,
             )
             violation = (target - sparsity).clamp(min=0) if told else target - sparsity
             penalties.append(pair.penalty(violation))
@@ -95,7 +93,7 @@ class WarmedTarget:
 
 class L0(GateMethod):
     def stage(self, ctx: MethodContext) -> GateStage:
-        rounds = ctx.config.pruning.shrink_rounds
+        rounds = ctx.config.pruning.settings(Settings).shrink_rounds
         return ConcreteStage(ctx, WarmedTarget(ctx, rounds=rounds), shrink_rounds=rounds)
 
 

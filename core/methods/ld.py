@@ -16,8 +16,10 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from core.config.settings import MethodSettings
 from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
@@ -27,7 +29,12 @@ from core.pruning.scoring import divide_by_cost
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-KEYS = ("pruning.groups",)
+
+class Settings(MethodSettings):
+    """Settings of `ld`."""
+
+    groups: int = Field(8, ge=1, le=65_536)
+    """Number of groups into which the units of an axis are put, closed one group at a time."""
 
 
 class LatentShift(Method):
@@ -36,7 +43,7 @@ class LatentShift(Method):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         config, axes = ctx.config.pruning, list(ctx.space.units)
-        edits = groups(axes, magnitudes(ctx.student, axes), count=config.groups)
+        edits = groups(axes, magnitudes(ctx.student, axes), count=config.settings(Settings).groups)
         watch = FeatureMoments(ctx.student, ctx.speech)
         shifts = measure_edits(ctx.student, edits, watch.shift)
         scores = spread_over_units(axes, [(edit, float(shift)) for edit, shift in shifts])

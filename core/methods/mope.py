@@ -9,8 +9,10 @@ groups.
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from core.config.settings import MethodSettings
 from core.conformer.axes import Axis
 from core.conformer.masking import Folded, gated_forward
 from core.evaluation.token_error_rate import token_error_rate
@@ -21,7 +23,12 @@ from core.training.distillation import gated_loss
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-KEYS = ("pruning.groups",)
+
+class Settings(MethodSettings):
+    """Settings of `mope`."""
+
+    groups: int = Field(8, ge=1, le=65_536)
+    """Number of groups into which the units of an axis are put, closed one group at a time."""
 
 
 class MoPE(Method):
@@ -32,7 +39,7 @@ class MoPE(Method):
         config, axes = ctx.config.pruning, list(ctx.space.units)
         modules = [axis for axis in ctx.space.prunable if axis.kind == "module"]
         rewiring = rewiring_scores(ctx, [*axes, *modules])
-        width = error_growth(ctx, groups(axes, rewiring, count=config.groups))
+        width = error_growth(ctx, groups(axes, rewiring, count=config.settings(Settings).groups))
         depth = error_growth(ctx, groups(modules, rewiring, count=1))
         scores = {**spread_over_units(axes, width), **spread_over_units(modules, depth)}
         dear = divide_by_cost(ctx.space, scores, config.resource)

@@ -6,24 +6,51 @@ changes least. All weights stay. Then units are removed by magnitude. The budget
 model before the replacement. Fine-tuning repairs both changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from core.config.base import ConfigError
+from core.config.settings import MethodSettings
 from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.methods.magnitude import Magnitude
 from core.pruning.extraction import clone
 from core.pruning.reconstruction import Calibration
 
-KEYS = (
-    "pruning.linear_blocks",
-    "pruning.linear_features",
-)
+
+class Settings(MethodSettings):
+    """Settings of `performer`."""
+
+    linear_blocks: int | list[int] | Literal["all"] = "all"
+    """Blocks whose attention runs in linear time: all, those of these numbers from 0 on, or so
+    many, where it shifts the model's output least."""
+    linear_features: int = Field(64, ge=2, le=4096, multiple_of=2)
+    """Random features of the linear attention, an even number: more are nearer to softmax and cost
+    more. 64 cost less than softmax in utterances from 2 to 4 s on, by the model's size, and 128
+    from 7 to 9 s on (`benchmarks/crossover.py`)."""
+
+    @field_validator("linear_blocks", mode="wrap")
+    @classmethod
+    def _blocks_are_blocks(
+        cls, value: Any, read: Callable[[Any], Any]
+    ) -> int | list[int] | Literal["all"]:
+        """Returns the value, or raises one line where pydantic would write one for each type."""
+        numbers = value if isinstance(value, list) else [value]
+        are_whole = all(type(number) is int and number >= 0 for number in numbers)
+        is_list = isinstance(value, list) and 0 < len(value) == len(set(map(str, value)))
+        is_count = type(value) is int and value > 0
+        if not (value == "all" or (are_whole and (is_list or is_count))):
+            raise ValueError(
+                '`pruning.performer.linear_blocks` must be "all", a number of blocks from 1, or a'
+                f" list of different blocks' numbers from 0, but is {value!r} instead"
+            )
+        return read(value)
 
 
 class Performer(Magnitude):
@@ -37,13 +64,14 @@ class Performer(Magnitude):
         Raises:
             ConfigError: if it names blocks, or wants more of them, than have attention.
         """
-        features, wanted = config.pruning.linear_features, config.pruning.linear_blocks
+        settings = config.pruning.settings(Settings)
+        features, wanted = settings.linear_features, settings.linear_blocks
         able = [i for i, block in enumerate(model.typed_blocks()) if block.attention is not None]
         blocks = able if wanted == "all" else wanted
         number = blocks if isinstance(blocks, int) else len(blocks)
         if number > len(able) or (isinstance(blocks, list) and not set(blocks) <= set(able)):
             raise ConfigError(
-                f"`pruning.linear_blocks` must be within the {len(able)} blocks that have"
+                f"`pruning.performer.linear_blocks` must be within the {len(able)} blocks that have"
                 f" attention, {able}, but is {wanted} instead"
             )
         if isinstance(blocks, int):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.config.pruning import PruningConfig, Resource
+from core.config.settings import GateSettings, SearchSettings
 from core.conformer.axes import Mask
 from core.conformer.masking import Folded, fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Conformer, Output
@@ -104,7 +105,8 @@ class GateStage:
         learned = list(gates.parameters())  # gates without parameters have no rate
         self._rate = gate_rate(config, settling_steps=self._settling) if learned else 0.0
         self.weights = [*self.model.parameters(), *projection.parameters()]
-        self.primal = primal(self.weights, learning_rate=config.learning_rate, weight_decay=0.01)
+        rate = config.settings(SearchSettings).learning_rate
+        self.primal = primal(self.weights, learning_rate=rate, weight_decay=0.01)
         self.gate_primal = [
             torch.optim.Adam([part], lr=self._rate, betas=gate_betas) for part in learned
         ]
@@ -241,7 +243,8 @@ def gate_rate(config: PruningConfig, *, settling_steps: int = 0) -> float:
     with and without them. For example, a travel of 10 in 1,000 steps is a rate of 0.01.
     """
     reach = max(1.0, config.steps - settling_steps / 2)
-    return config.gate_travel / reach if config.gate_travel else config.gate_lr
+    settings = config.settings(GateSettings)
+    return settings.gate_travel / reach if settings.gate_travel else settings.gate_lr
 
 
 def expected_sparsity(ctx: MethodContext, expected: Mask) -> Tensor:

@@ -1,5 +1,6 @@
 """Hard-concrete gates on all prunable axes: their start, and the stage that anneals them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.config.base import ConfigError
-from core.config.trial import method_names
+from core.config.methods import method_names
+from core.config.settings import ConcreteSettings
 from core.data.batching import Batch
 from core.pruning.gates.hard_concrete import CLAMP, KINDS, HardConcrete
 from core.pruning.scoring import rank_within_axis
@@ -61,17 +63,19 @@ def make_hard_concrete_gates(ctx: MethodContext, *, is_shrinking: bool = False) 
     Raises:
         ConfigError: if `pruning.start_from` is a method that cannot score units at once.
     """
-    config, axes = ctx.config.pruning, ctx.space.prunable
+    settings = ctx.config.pruning.settings(ConcreteSettings)
+    axes = ctx.space.prunable
     is_large = {axis.name: axis.is_whole or axis.kind == "width" for axis in axes}
     middle = {
-        n: config.module_log_alpha if large else config.log_alpha for n, large in is_large.items()
+        n: settings.module_log_alpha if large else settings.log_alpha
+        for n, large in is_large.items()
     }
-    moved = {name: config.start_spread * order for name, order in start_order(ctx).items()}
+    moved = {name: settings.start_spread * order for name, order in start_order(ctx).items()}
     start = {
         name: (alike + moved.get(name, torch.zeros(()))).clamp(-CLAMP, CLAMP)
         for name, alike in middle.items()
     }
-    gates = KINDS[config.gates](axes, start=start, is_shrinking=is_shrinking)
+    gates = KINDS[settings.gates](axes, start=start, is_shrinking=is_shrinking)
     return gates.to(ctx.device)
 
 
@@ -80,17 +84,20 @@ def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:
 
     Ranks are within each axis, as the search decides how much each axis loses.
     """
-    name = ctx.config.pruning.start_from
+    name = ctx.config.pruning.settings(ConcreteSettings).start_from
     if not name:
         return {}
     method = load_method(name)
     if not scores_at_once(method):
         scoring_methods = [other for other in method_names() if scores_at_once(load_method(other))]
         raise ConfigError(
-            "`pruning.start_from` must be a method that scores the teacher's units at once, one"
+            "`start_from` must be a method that scores the teacher's units at once, one"
             f" of {', '.join(scoring_methods)}, but is `{name}` instead"
         )
-    scores = method.search_result(ctx.restricted_to(method.needs), None).scores
+    # The other method reads its own table.
+    pruning = ctx.config.pruning.model_copy(update={"method": name})
+    other = replace(ctx, config=ctx.config.model_copy(update={"pruning": pruning}))
+    scores = method.search_result(other.restricted_to(method.needs), None).scores
     return {axis: centered_ranks(shares) for axis, shares in rank_within_axis(scores).items()}
 
 

@@ -33,16 +33,19 @@ from core.training.optimizers import primal
 class Nested:
     """The training steps of a family."""
 
-    def __init__(self, ctx: MethodContext, choices: Sequence[Choice], *, steps: int) -> None:
-        """Make them at the first step.
+    def __init__(
+        self, ctx: MethodContext, choices: Sequence[Choice], *, steps: int, drawn_sizes: int = 0
+    ) -> None:
+        """Make them from their beginning.
 
         Args:
-            ctx: its student holds the weights.
-            choices: the units of each size, the largest first.
-            steps: in all; the schedule of the rate is that of tuning.
+            ctx: whose student holds the weights.
+            choices: what each size keeps, the largest first.
+            steps: in all; rates rise and fall over them as in tuning.
+            drawn_sizes: sizes that a step draws in addition to the largest and the smallest.
         """
         config = ctx.config
-        self.ctx, self.steps = ctx, steps
+        self.ctx, self.steps, self._num_drawn = ctx, steps, 2 + drawn_sizes
         self.masks = [as_mask(_on(choice, ctx.device)) for choice in choices]
         self.rates = tuning_rates(config)
         ctx.student.set_dropout(config.tuning.dropout)
@@ -65,12 +68,12 @@ class Nested:
             clip=self.rates.clip,
         )
 
-    def _sample_masks(self) -> list[Mask]:
-        """Sample the sizes of a step, the largest first."""
-        draws = broadcast_draw(torch.rand(len(self.masks)))
-        draws[[0, -1]] = math.inf
-        count = min(len(self.masks), 2 + self.ctx.config.pruning.drawn_sizes)
-        return [self.masks[i] for i in draws.topk(count).indices.sort().values]
+    def _drawn(self) -> list[Mask]:
+        """The sizes of a step, the largest first."""
+        chances = broadcast_draw(torch.rand(len(self.masks)))
+        chances[[0, -1]] = math.inf
+        count = min(len(self.masks), self._num_drawn)
+        return [self.masks[i] for i in chances.topk(count).indices.sort().values]
 
     def _losses(self, batch: Batch, masks: Sequence[Mask]) -> Iterator[Losses]:
         """Yield each size's part of the mean over sizes."""

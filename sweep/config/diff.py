@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.config.base import ConfigError
-from sweep.config.space import Choice, Distribution, Range
+from sweep.config.distributions import Choice, Distribution, Range
 from sweep.config.sweep import SweepConfig
 
 FREE = ("sweep.", "search.", "early_stopping.", "resources.", "tracking.", "trial.runtime.")
@@ -68,7 +68,7 @@ def leaves(config: SweepConfig) -> Iterator[tuple[str, Any]]:
     table = config.model_dump(exclude={"trial"})
     yield from _flat(table, "")
     searched = config.space.distributions
-    for name, value in _flat(config.space.base.model_dump(), ""):
+    for name, value in _flat(config.space.with_defaults(), ""):
         yield f"trial.{name}", searched.get(name, value)
 
 

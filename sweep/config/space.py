@@ -3,93 +3,47 @@
 `{ uniform | log_uniform | int_uniform = [low, high] }` or `{ choice = [...] }` may stand at any
 leaf of the trial table. Both ends, and every choice, are tried on the real configuration before
 anything runs.
+
+The space is conditional where the pruning method is a choice: the leaves of `[trial.pruning.l0]`
+belong to trials of `l0` alone (and to those whose gates start from its scores). Example: with
+`method = { choice = ["l0", "acip"] }`, `[trial.pruning.l0] lambda_lr` and `[trial.pruning.acip]
+smallest` searched, a trial of `l0` has the parameters `pruning.method` and `pruning.l0.lambda_lr`.
 """
 
 import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 from core.config.base import ConfigError
-from core.config.method_keys import stated_keys, unused_key_line, unused_keys
+from core.config.methods import (
+    method_names,
+    owner_of,
+    restricted_keys,
+    unused_key_line,
+    unused_keys,
+)
+from core.config.pruning import PruningConfig, misplaced_key_lines, without_other_methods
 from core.config.trial import TrialConfig
+from sweep.config.distributions import (
+    KINDS,
+    Choice,
+    Distribution,
+    Scalar,
+    is_distribution,
+    list_names,
+    read_distribution,
+)
 
+METHOD = "pruning.method"
 SHARED = ("corpus", "model", "teacher")
 """Sections that one teacher, and so all trials of a sweep, have in common."""
 
-RANGES = ("uniform", "log_uniform", "int_uniform")
-KINDS = (*RANGES, "choice")
 
-Scalar = str | int | float | bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
-    """Numbers from `low` to `high`, both included."""
-
-    low: float
-    high: float
-    is_log: bool = False
-    is_integer: bool = False
-
-    def __str__(self) -> str:
-        kind = "int_uniform" if self.is_integer else "log_uniform" if self.is_log else "uniform"
-        return f"{kind} [{self.low:g}, {self.high:g}]"
-
-    def at(self, share: float) -> Scalar:
-        """The value at a share of the way from low to high, on the range's own scale."""
-        if self.is_integer:
-            count = int(self.high) - int(self.low) + 1
-            return int(self.low) + min(int(share * count), count - 1)
-        low, high = (math.log(self.low), math.log(self.high)) if self.is_log else self.probes()
-        value = low * (1 - share) + high * share
-        value = math.exp(value) if self.is_log else value
-        return min(max(value, self.low), self.high)  # rounding must not leave the range
-
-    def holds(self, value: Any) -> bool:
-        return _is_number(value) and self.low <= value <= self.high
-
-    def levels(self, count: int) -> tuple[Scalar, ...]:
-        """So many values from end to end, or as many as there are."""
-        values = (self.at(i / (count - 1)) for i in range(count))
-        return tuple(dict.fromkeys(values))
-
-    def probes(self) -> tuple[float, float]:
-        """What must be valid for all between to be: both ends."""
-        return (int(self.low), int(self.high)) if self.is_integer else (self.low, self.high)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """One of a few, in the order written."""
-
-    options: tuple[Scalar, ...]
-
-    def __str__(self) -> str:
-        return f"choice [{', '.join(map(str, self.options))}]"
-
-    def at(self, share: float) -> Scalar:
-        """The option at a share of the way through the list."""
-        return self.options[min(int(share * len(self.options)), len(self.options) - 1)]
-
-    def holds(self, value: Any) -> bool:
-        return value in self.options
-
-    def levels(self, count: int) -> tuple[Scalar, ...]:
-        """All of them, whatever the count."""
-        del count
-        return self.options
-
-    def probes(self) -> tuple[Scalar, ...]:
-        return self.options
-
-
-Distribution = Range | Choice
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """What a sweep holds fixed and what it searches."""
 
@@ -109,8 +63,8 @@ class SearchSpace:
         fixed: dict[str, Any] = {}
         distributions: dict[str, Distribution] = {}
         for name, leaf in leaves:
-            if _is_distribution(leaf):
-                distributions[name] = _distribution(name, leaf)
+            if is_distribution(leaf):
+                distributions[name] = read_distribution(name, leaf)
             else:
                 _put(fixed, name, leaf)
         space = cls(fixed=fixed, distributions=dict(sorted(distributions.items())))
@@ -132,52 +86,151 @@ class SearchSpace:
     @property
     def methods(self) -> tuple[str, ...]:
         """The pruning methods that its trials may use, those by which gates start included."""
-        base = self.base.pruning
-        names = (
-            *self._options("pruning.method", base.method),
-            *self._options("pruning.start_from", base.start_from),
-        )
-        return tuple(dict.fromkeys(name for name in names if name))
+        methods = self._options(METHOD, PruningConfig.model_fields["method"].default)
+        starts = [start for name in methods for start in self._options(_start_key(name), "")]
+        return tuple(dict.fromkeys(name for name in (*methods, *starts) if name))
 
-    def _options(self, name: str, fixed: str) -> tuple[str, ...]:
-        leaf = self.distributions.get(name)
-        return tuple(map(str, leaf.options)) if isinstance(leaf, Choice) else (fixed,)
+    def _options(self, name: str, default: str) -> tuple[str, ...]:
+        leaf = self.distributions.get(name, _get(self.fixed, name, default))
+        return tuple(map(str, leaf.options)) if isinstance(leaf, Choice) else (str(leaf),)
+
+    def methods_of(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns the methods that a trial of these parameters uses.
+
+        They are its own and, if gates start from another's scores, that one.
+        """
+
+        def value(name: str, default: str) -> str:
+            leaf = self.distributions.get(name)
+            fixed = _get(self.fixed, name, default) if leaf is None else leaf.at(0.5)
+            return str(params.get(name, fixed))
+
+        method = value(METHOD, PruningConfig.model_fields["method"].default)
+        start = value(_start_key(method), "")
+        return (method, start) if start else (method,)
+
+    def active_leaves(self, params: Mapping[str, Any]) -> dict[str, Distribution]:
+        """Returns the distributions that a trial of these parameters has: not other methods'."""
+        used = (None, *self.methods_of(params))
+        return {name: leaf for name, leaf in self.distributions.items() if owner_of(name) in used}
+
+    @cached_property
+    def is_conditional(self) -> bool:
+        """Whether some leaves belong to some trials alone."""
+        return any(owner_of(name) for name in self.distributions) and len(self.methods) > len(
+            self.methods_of({})
+        )
+
+    def params_with(self, method: str) -> dict[str, Scalar]:
+        """Returns parameters under which a trial uses one of `methods`; empty if all trials do."""
+        if method in self.methods_of({}):
+            return {}
+        if method in self._options(METHOD, ""):
+            return {METHOD: method}
+        users = self._options(METHOD, self.methods_of({})[0])
+        user = next(name for name in users if method in self._options(_start_key(name), ""))
+        params = {METHOD: user, _start_key(user): method}
+        return {name: value for name, value in params.items() if name in self.distributions}
+
+    def with_defaults(self) -> dict[str, Any]:
+        """Returns the trial's table with every default of every method that trials may use.
+
+        Searched leaves have some value of theirs.
+        """
+        table = self.base.model_dump()
+        for config in self.config_of_each_method():
+            values = config.pruning.model_dump()
+            table["pruning"] |= {name: values[name] for name in self.methods if name in values}
+        return table
+
+    def config_of_each_method(self) -> list[TrialConfig]:
+        """Returns, for each of `methods`, the trial at the middle of everything that uses it."""
+        return [self.trial_config(self.params_with(method)) for method in self.methods]
 
     def unused_keys(self) -> list[str]:
         """Dotted names, given here or not, that no method of its trials reads."""
-        return unused_keys(stated_keys(), self.methods)
+        return unused_keys(restricted_keys(), self.methods)
 
-    def unused_key_lines(self, *, read_elsewhere: Collection[str] = ()) -> list[str]:
-        """An error line for each key of the table that no method of its trials reads.
-
-        Args:
-            read_elsewhere: keys that the sweep itself reads, whatever the methods.
-        """
-        given = {**dict(_leaves(self.fixed)), **self.distributions}
+    def unused_key_lines(self) -> list[str]:
+        """Returns an error line for each key of the table that no method of its trials reads."""
+        leaves = {**dict(_leaves(self.fixed)), **self.distributions}
         return [
-            unused_key_line(name, given[name], self.methods)
+            unused_key_line(name, leaves[name], self.methods)
             for name in self.unused_keys()
-            if name in given and name not in read_elsewhere
+            if name in leaves
         ]
 
-    def middle(self) -> dict[str, Scalar]:
-        return {name: leaf.at(0.5) for name, leaf in self.distributions.items()}
+    def middle(self, params: Mapping[str, Any] | None = None) -> dict[str, Scalar]:
+        """Returns the middle of each leaf of a trial of these parameters."""
+        return {name: leaf.at(0.5) for name, leaf in self.active_leaves(params or {}).items()}
 
     def grid(self, levels: int, *, without: tuple[str, ...] = ()) -> list[dict[str, Scalar]]:
-        """All combinations of the choices and of so many values of each range, ends included."""
-        leaves = {k: v for k, v in self.distributions.items() if k not in without}
-        values = [leaf.levels(levels) for leaf in leaves.values()]
-        return [dict(zip(leaves, point, strict=True)) for point in product(*values)]
+        """All combinations of the choices and of so many values of each range, ends included.
+
+        Of a conditional space, each trial has the leaves of its own method alone.
+        """
+        shared = self._unconditional_leaves(without)
+        points = list(_combinations(shared, levels))
+        # Twice, because the leaves of a method may choose one from whose scores its gates start.
+        for _ in range(2 * self.is_conditional):
+            points = [
+                {**point, **own}
+                for point in points
+                for own in _combinations(self._leaves_missing(point, without), levels)
+            ]
+        return points
 
     def grid_size(self, levels: int, *, without: tuple[str, ...] = ()) -> int:
-        leaves = (v for k, v in self.distributions.items() if k not in without)
-        return math.prod(len(leaf.levels(levels)) for leaf in leaves)
+        """Returns the length of `grid`, which may be too long to be made."""
+        shared = self._unconditional_leaves(without)
+        if not self.is_conditional:
+            return _num_combinations(shared, levels)
+        selectors = {name: leaf for name, leaf in shared.items() if _is_selector(name)}
+        others = {name: leaf for name, leaf in shared.items() if name not in selectors}
+        sizes = (self._grid_size_of(point, levels, without) for point in _combinations(selectors))
+        return _num_combinations(others, levels) * sum(sizes)
+
+    def _grid_size_of(
+        self, point: Mapping[str, Scalar], levels: int, without: tuple[str, ...]
+    ) -> int:
+        """Returns the number of combinations of the methods' own leaves in trials of a point."""
+        own = self._leaves_missing(point, (*without, *self._unconditional_leaves(without)))
+        selectors = {name: leaf for name, leaf in own.items() if _is_selector(name)}
+        others = {name: leaf for name, leaf in own.items() if name not in selectors}
+        if not selectors:
+            return _num_combinations(others, levels)
+        return sum(
+            self._grid_size_of({**point, **choice}, levels, without)
+            for choice in _combinations(selectors)
+        )
+
+    def _unconditional_leaves(self, without: Collection[str]) -> dict[str, Distribution]:
+        """Returns the leaves that all trials have."""
+        has_all = not self.is_conditional
+        return {
+            name: leaf
+            for name, leaf in self.distributions.items()
+            if name not in without and (has_all or owner_of(name) is None)
+        }
+
+    def _leaves_missing(
+        self, point: Mapping[str, Scalar], without: Collection[str]
+    ) -> dict[str, Distribution]:
+        """Returns the leaves that a trial of this point has, and the point has not."""
+        active = self.active_leaves(point)
+        return {n: leaf for n, leaf in active.items() if n not in point and n not in without}
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
-        """One trial: fixed leaves, given ones, and the middle of the ranges not given."""
+        """One trial: fixed leaves, given ones, and the middle of the ranges not given.
+
+        Tables of methods that the trial does not use are left out.
+        """
         values = _copy(self.fixed)
-        for name, value in {**self.middle(), **params}.items():
+        for name, value in {**self.middle(params), **params}.items():
             _put(values, name, value)
+        pruning = values.get("pruning")
+        if isinstance(pruning, dict):
+            values["pruning"] = without_other_methods(pruning)
         return TrialConfig.parse(values)
 
     def _check(self) -> None:
@@ -189,15 +242,40 @@ class SearchSpace:
         ]
         if shared:
             raise ConfigError("\n".join(shared))
+        self._check_places()
         culprits = [
             line
             for name, leaf in self.distributions.items()
             for value in leaf.probes()
-            for line in self._culprits({name: value})
+            for line in self._culprits({**self._activating(name), name: value})
         ] or self._culprits({})
         first = {line.split(" ")[0]: line for line in reversed(culprits)}  # one line a culprit
         if culprits:
             raise ConfigError("\n".join(first.values()))
+
+    def _check_places(self) -> None:
+        """Refuses settings outside of their method's table, and tables of methods not in use.
+
+        Raises:
+            ConfigError: one line a key.
+        """
+        leaves = {**dict(_leaves(self.fixed)), **self.distributions}
+        names = [name.removeprefix("pruning.") for name in leaves if name.startswith("pruning.")]
+        lines = [
+            *misplaced_key_lines(dict.fromkeys(names), self.methods),
+            *(
+                unused_key_line(name, leaves[name], self.methods)
+                for name in leaves
+                if owner_of(name) not in (None, *self.methods)
+            ),
+        ]
+        if lines and set(self.methods) <= set(method_names()):
+            raise ConfigError("\n".join(lines))
+
+    def _activating(self, name: str) -> dict[str, Scalar]:
+        """Returns parameters under which a trial has a leaf; empty if all trials do."""
+        owner = owner_of(name)
+        return self.params_with(owner) if owner in self.methods else {}
 
     def _culprits(self, params: Mapping[str, Any]) -> list[str]:
         try:
@@ -207,19 +285,46 @@ class SearchSpace:
         return []
 
 
-def _is_distribution(leaf: Any) -> bool:
-    return isinstance(leaf, Mapping) and any(key in KINDS for key in leaf)
+def _start_key(method: str) -> str:
+    return f"pruning.{method}.start_from"
+
+
+def _is_selector(name: str) -> bool:
+    """Whether a leaf decides which methods a trial uses."""
+    return name == METHOD or (owner_of(name) is not None and name.endswith(".start_from"))
+
+
+def _combinations(
+    leaves: Mapping[str, Distribution], levels: int = 2
+) -> Iterator[dict[str, Scalar]]:
+    """Yields all combinations of the leaves' levels; one empty combination of no leaves."""
+    values = [leaf.levels(levels) for leaf in leaves.values()]
+    return (dict(zip(leaves, point, strict=True)) for point in product(*values))
+
+
+def _num_combinations(leaves: Mapping[str, Distribution], levels: int) -> int:
+    return math.prod(len(leaf.levels(levels)) for leaf in leaves.values())
+
+
+def _get(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Returns the leaf of a dotted name in a nested table, or the default if there is none."""
+    value: Any = table
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
-        if isinstance(value, Mapping) and not _is_distribution(value):
+        if isinstance(value, Mapping) and not is_distribution(value):
             yield from _leaves(value, f"{prefix}{key}.")
             continue
         near = difflib.get_close_matches(key, KINDS, n=1, cutoff=0.8)
-        if near and not _is_distribution(value):
+        if near and not is_distribution(value):
             raise ConfigError(
-                f"`{prefix.removesuffix('.')}` must be a value or one of {_among(KINDS)},"
+                f"`{prefix.removesuffix('.')}` must be a value or one of {list_names(KINDS)},"
                 f" but is `{key}` instead; did you mean `{near[0]}`?"
             )
         yield f"{prefix}{key}", value
@@ -256,56 +361,3 @@ def overlaid(table: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, A
 
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
-
-
-def _distribution(name: str, leaf: Mapping[str, Any]) -> Distribution:
-    if len(leaf) > 1:
-        keys = ", ".join(f"`{key}`" for key in leaf)
-        raise ConfigError(f"`{name}` must be one of {_among(KINDS)}, but has {keys} instead")
-    kind, values = next(iter(leaf.items()))
-    return _choice(name, values) if kind == "choice" else _range(name, kind, values)
-
-
-def _choice(name: str, options: Any) -> Choice:
-    if not isinstance(options, list) or not options:
-        raise ConfigError(
-            f"`{name}` must be a choice of one or more values in brackets,"
-            f" but is {options!r} instead"
-        )
-    for option in options:
-        if not isinstance(option, (str, int, float, bool)):
-            raise ConfigError(
-                f"`{name}` must be a choice of numbers, texts or true and false,"
-                f" but one is {option!r} instead"
-            )
-    if len({(type(o), o) for o in options}) < len(options):
-        raise ConfigError(
-            f"`{name}` must be a choice of different values, but is {options!r} instead"
-        )
-    return Choice(options=tuple(options))
-
-
-def _range(name: str, kind: str, ends: Any) -> Range:
-    rule = f"`{name}` must be {kind} of two numbers, the lower first,"
-    if not (isinstance(ends, list) and len(ends) == 2 and all(_is_number(e) for e in ends)):
-        raise ConfigError(f"{rule} but is {ends!r} instead")
-    low, high = ends
-    if not low < high:
-        raise ConfigError(f"{rule} but is {ends!r} instead; for one value, write it alone")
-    if kind == "int_uniform" and not (isinstance(low, int) and isinstance(high, int)):
-        raise ConfigError(f"`{name}` must be int_uniform of whole numbers, but is {ends!r} instead")
-    if kind == "log_uniform" and low <= 0:
-        raise ConfigError(
-            f"`{name}` must be log_uniform of numbers above 0, but starts at {low} instead"
-        )
-    if kind == "int_uniform":
-        return Range(low=low, high=high, is_integer=True)
-    return Range(low=float(low), high=float(high), is_log=kind == "log_uniform")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _among(names: tuple[str, ...]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

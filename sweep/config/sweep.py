@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from core.config.base import Config, ConfigError
+from core.config.pruning import misplaced_key_lines
 from core.files import atomic_write
 from core.outside_files import read_text
 from sweep.config import toml_writer
@@ -215,7 +216,7 @@ class SweepConfig(Config):
         But for those that no method of its trials reads: as a search space they would be refused.
         """
         table = self.model_dump()
-        fixed = without_leaves(self.space.base.model_dump(), self.space.unused_keys())
+        fixed = without_leaves(self.space.with_defaults(), self.space.unused_keys())
         table["trial"] = _merged(fixed, self.trial)
         return "\n".join(toml_writer.lines(table)) + "\n"
 
@@ -268,10 +269,7 @@ def check_keys(config: SweepConfig, *, source: str) -> None:
     Raises:
         ConfigError: one line a key.
     """
-    # Early stopping compares no trials before the target has warmed up, whatever their method.
-    is_compared = config.early_stopping.kind != "none"
-    read_elsewhere = ("pruning.warmup_share",) if is_compared else ()
-    lines = config.space.unused_key_lines(read_elsewhere=read_elsewhere)
+    lines = config.space.unused_key_lines()
     if lines:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
 
@@ -334,7 +332,28 @@ def open_config(folder: Path) -> SweepConfig:
     """
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"`{folder}` must hold a sweep, but has no {CONFIG_FILE}.")
-    return parse(_read(folder / CONFIG_FILE), source=str(folder / CONFIG_FILE))
+    text = _read(folder / CONFIG_FILE)
+    _check_version(text, source=str(folder / CONFIG_FILE))
+    return parse(text, source=str(folder / CONFIG_FILE))
+
+
+def _check_version(text: str, *, source: str) -> None:
+    """Refuses a directory that was made when methods had no tables: its ledger has old names.
+
+    Raises:
+        ConfigError: in one line, where `parse` would have one for each setting.
+    """
+    try:
+        pruning = tomllib.loads(text)["trial"]["pruning"]
+        keys = [key for key in pruning if any(misplaced_key_lines({key: None}, ()))]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return  # `parse` says what it is
+    if keys:
+        raise ConfigError(
+            f"{source}: `trial.pruning.{keys[0]}` must stand in the table of its method, but"
+            " stands where version 0.1 wrote it instead; finish this sweep with version 0.1, or"
+            f" start a new one with the settings of {ORIGINAL_FILE} in [trial.pruning.METHOD]"
+        )
 
 
 def names() -> list[str]:

@@ -24,7 +24,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from core.report import Outcome, Report
-from sweep.config.space import Choice, Distribution
+from sweep.config.distributions import Choice, Distribution
 from sweep.ledger import backends
 from sweep.ledger.backends import Opened, rows_in
 from sweep.ledger.files import LedgerError, damaged_error, first_line

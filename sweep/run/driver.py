@@ -297,7 +297,7 @@ class Segment:
             return None
         stopping = Stopping(
             kind=rule.kind,
-            first=first_step(space.base),
+            first=max(first_step(config) for config in space.config_of_each_method()),
             keep=rule.keep,
             growth=rule.growth,
             strata=rule.strata,

@@ -13,6 +13,7 @@ from typing import Literal
 import moocore
 import numpy as np
 
+from core.config.settings import WarmedTargetSettings
 from core.config.trial import TrialConfig
 
 Kind = Literal["pareto", "stratified", "wer"]
@@ -33,8 +34,12 @@ class Standing:
 
 
 def first_step(config: TrialConfig) -> int:
-    """The earliest step at which trials may be compared: the target has warmed up by then."""
-    return max(1, round(config.pruning.warmup_share * config.pruning.steps))
+    """Returns the earliest step at which trials may be compared: the target has warmed up by then.
+
+    Methods without a warm-up are compared from the same step on as those with its default.
+    """
+    share = config.pruning.settings(WarmedTargetSettings).warmup_share
+    return max(1, round(share * config.pruning.steps))
 
 
 class Stopping:

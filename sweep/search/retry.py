@@ -7,6 +7,8 @@ and divergence have a remedy; all else would fail again.
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from core.config.methods import methods_with_setting
+from core.config.settings import SearchSettings
 from core.config.trial import TrialConfig
 from sweep.ledger.records import TrialRecord
 
@@ -19,7 +21,7 @@ HOPELESS_TRIALS = 3
 """If the first so many end with one and the same line, all will."""
 
 MICRO_BATCHES = "training.micro_batches"
-RATES = ("pruning.learning_rate", "tuning.learning_rate")
+TUNING_RATE = "tuning.learning_rate"
 
 
 def adjust_config(kind: Kind, config: TrialConfig, record: TrialRecord) -> dict[str, Any] | None:
@@ -31,10 +33,19 @@ def adjust_config(kind: Kind, config: TrialConfig, record: TrialRecord) -> dict[
     if kind == "memory":
         parts = 2 * config.training.micro_batches
         return {MICRO_BATCHES: parts} if parts <= MOST_MICRO_BATCHES else None
-    if kind == "divergence" and RATES[0] not in record.adjustments:
-        rates = (config.pruning.learning_rate, config.tuning.learning_rate)
-        return {name: CALMER * rate for name, rate in zip(RATES, rates, strict=True)}
+    if kind == "divergence" and TUNING_RATE not in record.adjustments:
+        return {name: CALMER * rate for name, rate in _rates(config).items()}
     return None
+
+
+def _rates(config: TrialConfig) -> dict[str, float]:
+    """Returns the learning rates of the weights, by name: the search's if the method has one."""
+    rates = {TUNING_RATE: config.tuning.learning_rate}
+    method = config.pruning.method
+    if method in methods_with_setting("learning_rate"):
+        rate = config.pruning.settings(SearchSettings).learning_rate
+        rates = {f"pruning.{method}.learning_rate": rate, **rates}
+    return rates
 
 
 def is_hopeless(records: Sequence[TrialRecord]) -> bool:

@@ -12,16 +12,23 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from core.config.methods import owner_of
 from core.report import Outcome
-from sweep.config.space import Choice, SearchSpace
+from sweep.config.distributions import Choice
+from sweep.config.space import METHOD, SearchSpace
 from sweep.config.sweep import BudgetConfig, Sampler, SearchConfig
 from sweep.ledger.ledger import as_optuna
 from sweep.ledger.records import TrialRecord
 
-METHOD = "pruning.method"
 TARGET = "pruning.target_sparsity"
 SEED = "seed"
 
@@ -61,6 +68,16 @@ def choose_kind(sampler: Sampler, space: SearchSpace, number: int) -> Kind:
     has_choices = any(isinstance(leaf, Choice) for leaf in space.distributions.values())
     is_large = number > GP_MOST_TRIALS or len(space.distributions) > GP_MOST_LEAVES
     return "tpe" if has_choices or is_large else "gp"
+
+
+def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
+    """Asks a trial for one more parameter."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high)
+    elif isinstance(distribution, FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
 class Sampling:
@@ -148,10 +165,12 @@ class Sampling:
 
             points = qmc.Sobol(max(len(leaves), 1), rng=self.budget.seed)
             shares = points.fast_forward(number).random(1)[0]
-        return {
+        params = {
             name: leaf.at(float(share))
             for (name, leaf), share in zip(leaves.items(), shares, strict=False)
         }
+        active = self.space.active_leaves(params)  # a method's own leaves are of its trials alone
+        return {name: value for name, value in params.items() if name in active}
 
     def _crossing(self, number: int) -> Params:
         """A point of the grid, in an order of the seed's: a part of the grid covers the whole."""
@@ -161,9 +180,23 @@ class Sampling:
 
     def _modelled(self, number: int) -> Params:
         self._study.sampler = self._model(number)
-        trial = self._study.ask(self._searched)
+        trial = self._ask(self._study)
         self._pending[number] = trial
         return self._with_seed(trial.params, number)
+
+    def _ask(self, study: optuna.Study) -> Trial:
+        """Returns a trial with the parameters that the study's sampler proposes.
+
+        In a conditional space the shared leaves are asked for first, because they choose the
+        method; then its own leaves, which may choose a method by whose scores its gates start.
+        """
+        is_split = self.space.is_conditional
+        shared = {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
+        trial = study.ask(shared)
+        while missing := self._active(trial.params).keys() - trial.params.keys():
+            for name in sorted(missing):
+                suggest(trial, name, self._searched[name])
+        return trial
 
     def _model(self, number: int) -> optuna.samplers.BaseSampler:
         """A fresh one each time, so that a resumed sweep proposes what an unbroken one would."""
@@ -172,7 +205,10 @@ class Sampling:
             return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=0, warn_independent_sampling=False
             )
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
+        # Groups let it model a method's own leaves from that method's trials.
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=0, multivariate=True, group=self.space.is_conditional
+        )
 
     def _evolved(self, number: int) -> Params:
         """A child of the finished trials, whose generations are counted by their numbers.
@@ -187,7 +223,7 @@ class Sampling:
         for place, (_, trial) in enumerate(sorted(self._finished.items())):
             trial.system_attrs = {**trial.system_attrs, generation: place // POPULATION}
             study.add_trial(trial)
-        return self._with_seed(study.ask(self._searched).params, number)
+        return self._with_seed(self._ask(study).params, number)
 
     def _empty_study(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         directions = [StudyDirection.MINIMIZE] * len(self.budget.objectives)
@@ -207,16 +243,23 @@ class Sampling:
         return int(np.random.SeedSequence([self.budget.seed, number]).generate_state(1)[0])
 
     def _is_inside(self, params: Mapping[str, Any]) -> bool:
-        return bool(self._searched) and all(name in params for name in self._searched)
+        return bool(self._searched) and all(name in params for name in self._active(params))
+
+    def _active(self, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+        """Returns the searched leaves that a trial of these parameters has."""
+        active = self.space.active_leaves(params)
+        return {name: leaf for name, leaf in self._searched.items() if name in active}
 
     def _place(self, params: Mapping[str, Any]) -> Trial:
         """Put a point that somebody else chose into the study, as pending."""
         self._study.sampler = optuna.samplers.RandomSampler(seed=0)
-        self._study.enqueue_trial({name: params[name] for name in self._searched})
-        return self._study.ask(self._searched)
+        searched = self._active(params)
+        self._study.enqueue_trial({name: params[name] for name in searched})
+        return self._study.ask(searched)
 
     def _holds(self, params: Mapping[str, Any]) -> bool:
-        return all(self.space.distributions[name].holds(params[name]) for name in self._searched)
+        leaves = self.space.distributions
+        return all(leaves[name].holds(params[name]) for name in self._active(params))
 
     def _add_further(self, record: TrialRecord) -> None:
         """The outcomes after the first, where the target that each was for is searched."""
@@ -227,10 +270,10 @@ class Sampling:
 
     def _add(self, record: TrialRecord, number: int, params: Mapping[str, Any]) -> None:
         """An outcome that was never pending here, at a fifth of the time that asking would take."""
-        outcome = record.outcomes[number]
+        outcome, searched = record.outcomes[number], self._active(params)
         trial = optuna.trial.create_trial(
-            params={name: params[name] for name in self._searched},
-            distributions=self._searched,
+            params={name: params[name] for name in searched},
+            distributions=searched,
             values=self._values(outcome),
             constraints=self._constraints(outcome),
         )

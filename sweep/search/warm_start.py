@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from core.config.base import ConfigError
+from core.config.trial import TrialConfig
 from core.files import atomic_folder, atomic_write
 from core.outside_files import read_json
 from sweep.config.diff import leaves
-from sweep.config.space import Distribution
+from sweep.config.distributions import Distribution
+from sweep.config.space import METHOD, SearchSpace
 from sweep.config.sweep import SHARED_FOLDERS, SweepConfig
 from sweep.ledger.records import TrialRecord, record_of
 from sweep.snapshot import SweepSnapshot
@@ -82,6 +84,7 @@ def check(config: SweepConfig, old: SweepSnapshot) -> None:
         for name, value in before.items()
         if name.startswith("trial.")
         and not name.startswith("trial.runtime.")
+        and name in now  # tables of methods that the new sweep does not use decide nothing
         and not isinstance(value, Distribution)
         and not isinstance(now[name], Distribution)
         and value != now[name]
@@ -97,10 +100,27 @@ def outcomes_in_space(config: SweepConfig, old: SweepSnapshot) -> Iterator[dict[
         if record.state != "finished":
             continue
         whole = old.config.space.trial_config(record.settings)
-        params = {name: _leaf(whole.model_dump(), name) for name in searched}
-        is_control = whole.pruning.method == "dense"
-        if not is_control and all(searched[name].holds(params[name]) for name in searched):
+        method = whole.pruning.method
+        if method == "dense" or not _can_use(config.space, method):
+            continue
+        params = _params_in(config.space, whole)
+        if all(searched[name].holds(value) for name, value in params.items()):
             yield {"params": params, "outcome": asdict(record.outcomes[0])}
+
+
+def _can_use(space: SearchSpace, method: str) -> bool:
+    leaf = space.distributions.get(METHOD)
+    return space.base.pruning.method == method if leaf is None else leaf.holds(method)
+
+
+def _params_in(space: SearchSpace, trial: TrialConfig) -> dict[str, Any]:
+    """Returns the values that a trial has of the leaves that it would have in another space."""
+    values = trial.model_dump()
+    selectors = {METHOD: trial.pruning.method}
+    start = f"pruning.{trial.pruning.method}.start_from"
+    if start in space.distributions:
+        selectors[start] = _leaf(values, start)
+    return {name: _leaf(values, name) for name in space.active_leaves(selectors)}
 
 
 def _leaf(values: Mapping[str, Any], name: str) -> Any:

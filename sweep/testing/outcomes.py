@@ -52,7 +52,7 @@ def _made_record(number: int, chance: random.Random) -> TrialRecord:
     params: dict[str, Any] = {
         "pruning.method": method,
         "pruning.target_sparsity": sparsity,
-        "pruning.lambda_lr": 10 ** chance.uniform(-2, 0),
+        "pruning.l0.lambda_lr": 10 ** chance.uniform(-2, 0),
         "distillation.logit_weight": chance.random(),
         "distillation.layer_weight": 10 ** chance.uniform(-2, 0),
         "pruning.repair": chance.choice(("none", "mask", "ls")),

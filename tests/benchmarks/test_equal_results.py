@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.config.trial import method_names
+from core.config.methods import method_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -138,7 +138,7 @@ def test_several_ranks_give_the_numbers_of_one(shared, others, size, micro_batch
 
 
 def test_ranks_train_the_same_sizes_of_a_family(shared, others):
-    family = {"method": "family", "target_sparsity": 0.3, "drawn_sizes": 1}
+    family = {"method": "family", "target_sparsity": 0.3, "family": {"drawn_sizes": 1}}
     config = trial_config(pruning=family | {"further_targets": [0.5, 0.6]}, tuning={"steps": 2})
 
     told, outcome = on_one(config, place_in(shared, "family-alone"))

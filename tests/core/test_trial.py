@@ -9,7 +9,8 @@ import torch
 
 from core import bundle
 from core.config.base import ConfigError
-from core.config.trial import TrialConfig, method_names
+from core.config.methods import method_names
+from core.config.trial import TrialConfig
 from core.cost_estimate import estimate_cost
 from core.data.audio_decoding import CorpusError
 from core.data.prepare import open_speech
@@ -119,9 +120,9 @@ def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(s
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["l0", "constrained"])
 def test_a_resumed_search_has_gates_as_cold_as_an_untouched_one(shared, method):
-    pruning = {"gates": "annealed", "start_from": "numerical", "gate_travel": 20.0}
-    pruning |= {"shrink_rounds": 3} if method == "l0" else {}
-    config = trial_config(pruning={"method": method, "steps": 8, **pruning})
+    own = {"gates": "annealed", "start_from": "numerical", "gate_travel": 20.0}
+    own |= {"shrink_rounds": 3} if method == "l0" else {}
+    config = trial_config(pruning={"method": method, "steps": 8, method: own})
     untouched = finished(config, place_in(shared, f"{method}-cold"))
 
     for kill_after in (1, 3, 4):  # the last is the search's end
@@ -310,7 +311,7 @@ def test_a_curve_is_tuned_on_point_by_point(shared):
 
 
 def test_a_resumed_trial_alters_the_blocks_that_its_speech_had_chosen(shared):
-    config = trial_config(pruning={"method": "performer", "linear_blocks": 1})
+    config = trial_config(pruning={"method": "performer", "performer": {"linear_blocks": 1}})
     place = place_in(shared, "chosen")
     untouched = finished(config, place)
 
@@ -465,7 +466,11 @@ def test_depth_alone_needs_no_step(shared):
 
 
 def test_fewer_blocks_are_tuned_on_and_their_order_stays(shared):
-    pruning = {"method": "interctc", "target_sparsity": 0.0, "depth_order": "truncate"}
+    pruning = {
+        "method": "interctc",
+        "target_sparsity": 0.0,
+        "interctc": {"depth_order": "truncate"},
+    }
     place = place_in(shared, "depth-on")
     finished(trial_config(pruning=pruning), place)
 

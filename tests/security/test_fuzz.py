@@ -36,7 +36,7 @@ from core.pruning.latency_table import LatencyTable
 from core.safe_text import terminal_line
 from core.testing import SHAPE, small_model
 from core.training import checkpoint
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.ledger.fast_read import records_in
 from sweep.ledger.files import FILE, JOURNAL
 from sweep.ledger.ledger import Ledger

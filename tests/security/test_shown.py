@@ -15,7 +15,7 @@ from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.export.model_card import Exported, card
 from core.testing import SHAPE, small_model
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.console import SafeConsole, make_logs_safe
 from sweep.ledger.ledger import Ledger
 from sweep.ledger.records import TrialRecord

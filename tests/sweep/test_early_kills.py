@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import CONFIG_FILE, create, parse
 from sweep.ledger.files import JOURNAL
 from sweep.ledger.ledger import OBJECTIVES, Ledger

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from core import bundle
 from core.config.base import ConfigError
-from core.config.trial import CorpusConfig, method_names
+from core.config.methods import method_names
+from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.data_free import remaining
 from core.testing import SHAPE, small_model

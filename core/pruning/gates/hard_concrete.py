@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.config.pruning import GateKind
+from core.config.settings import GateKind
 from core.conformer.axes import Axis
 from core.distributed import broadcast_draw
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.space import Distribution, SearchSpace
+from sweep.config.distributions import Distribution
+from sweep.config.space import SearchSpace
 from sweep.config.sweep import SweepConfig
 
 if TYPE_CHECKING:  # torch takes seconds that a line of text should not

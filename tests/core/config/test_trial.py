@@ -2,16 +2,28 @@
 
 import pytest
 
-from core.config.base import Config, ConfigError
-from core.config.trial import TrialConfig, method_names
+from core.config.base import Config, ConfigError, section_of
+from core.config.methods import method_names
+from core.config.trial import TrialConfig
+
+
+def performer(**settings) -> dict:
+    return {"pruning": {"method": "performer", "performer": settings}}
+
+
+def l0(**settings) -> dict:
+    return {"pruning": {"l0": settings}}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"pruning": {"lambda_lrr": 1.0}}, r"`pruning.lambda_lrr`.*did you mean `lambda_lr`"),
+        (
+            {"pruning": {"l0": {"lambda_lrr": 1.0}}},
+            r"`pruning.l0.lambda_lrr`.*did you mean `lambda_lr`",
+        ),
         ({"prunin": {}}, r"`prunin` is not a key; did you mean `pruning`"),
-        ({"pruning": {"zzz": 1}}, r"`pruning.zzz` is not a key; known are method, resource"),
+        ({"pruning": {"zzz": 1}}, r"`pruning.zzz` is not a key; known are .*method, resource"),
         ({"corpus": {"demo": {"sed": 1}}}, r"`corpus.demo.sed` is not a key; did you mean `seed`"),
         ({"pruning": {"target_sparsity": 1.0}}, r"`pruning.target_sparsity` must be less than 1"),
         ({"pruning": {"target_sparsity": "half"}}, r"must be number, but is 'half' instead"),
@@ -24,19 +36,34 @@ from core.config.trial import TrialConfig, method_names
         ({"pruning": {"steps": 1.5}}, r"`pruning.steps` must be integer"),
         ({"pruning": {"steps": True}}, r"`pruning.steps` must be integer"),
         ({"pruning": {"method": "magnitud"}}, r"`pruning.method`.*did you mean `magnitude`"),
-        ({"pruning": {"start_from": "magnitud"}}, r"`pruning.start_from`.*mean `magnitude`"),
-        ({"pruning": {"gates": "hard"}}, r"`pruning.gates` must be .*but is 'hard'"),
+        (
+            {"pruning": {"l0": {"start_from": "magnitud"}}},
+            r"`pruning.l0.start_from`.*mean `magnitude`",
+        ),
+        (l0(gates="hard"), r"`pruning.l0.gates` must be .*but is 'hard'"),
         ({"pruning": {"axes": ["heads"]}}, r"`pruning.axes.0` must be .*but is 'heads'"),
         ({"pruning": {"axes": []}}, r"`pruning.axes`"),
         ({"pruning": "l0"}, r"`pruning` must be"),
-        ({"pruning": {"linear_blocks": "some"}}, r"`pruning.linear_blocks` must .*'some' instead$"),
-        ({"pruning": {"linear_blocks": 0}}, r"`pruning.linear_blocks` must be .*but is 0 instead"),
-        ({"pruning": {"linear_blocks": True}}, r"`pruning.linear_blocks` must be .*is True"),
-        ({"pruning": {"linear_blocks": [1, 1]}}, r"`pruning.linear_blocks` .*is \[1, 1\] instead"),
-        ({"pruning": {"linear_blocks": []}}, r"`pruning.linear_blocks` must be .*is \[\] instead"),
-        ({"pruning": {"linear_blocks": [-1]}}, r"`pruning.linear_blocks` must be .*is \[-1\]"),
-        ({"pruning": {"linear_features": 0}}, r"`pruning.linear_features` must be greater"),
-        ({"pruning": {"linear_features": 5}}, r"must be a multiple of 2, but is 5 instead"),
+        (
+            performer(linear_blocks="some"),
+            r"performer.linear_blocks` must .*'some' instead$",
+        ),
+        (
+            performer(linear_blocks=0),
+            r"performer.linear_blocks` must be .*but is 0 instead",
+        ),
+        (performer(linear_blocks=True), r"`pruning.performer.linear_blocks` must be .*is True"),
+        (
+            performer(linear_blocks=[1, 1]),
+            r"performer.linear_blocks` .*is \[1, 1\] instead",
+        ),
+        (
+            performer(linear_blocks=[]),
+            r"performer.linear_blocks` must be .*is \[\] instead",
+        ),
+        (performer(linear_blocks=[-1]), r"`pruning.performer.linear_blocks` must be .*is \[-1\]"),
+        (performer(linear_features=0), r"`pruning.performer.linear_features` must be greater"),
+        (performer(linear_features=5), r"must be a multiple of 2, but is 5 instead"),
         ({"corpus": {"speeds": [3.0]}}, r"`speeds` must lie in \[0.5, 2\], but one is 3.0"),
         (
             {"corpus": {"demo": {"snr_low_db": 40.0}}},
@@ -53,15 +80,21 @@ def test_what_cannot_be_is_refused_by_name(values, message):
 
 @pytest.mark.parametrize("blocks", ["all", 3, [0, 2]])
 def test_blocks_may_be_all_or_so_many_or_named(blocks):
-    assert TrialConfig.parse({"pruning": {"linear_blocks": blocks}}).pruning.linear_blocks == blocks
+    pruning = TrialConfig.parse(performer(linear_blocks=blocks)).pruning
+
+    assert pruning.model_dump()["performer"]["linear_blocks"] == blocks
 
 
 def test_every_culprit_has_a_line():
     with pytest.raises(ConfigError) as caught:
-        TrialConfig.parse({"seed": -1, "pruning": {"stepps": 1, "gate_lr": 0.0}})
+        TrialConfig.parse({"seed": -1, "pruning": {"stepps": 1, "l0": {"gate_lr": 0.0}}})
 
     lines = str(caught.value).splitlines()
-    assert [line.split("`")[1] for line in lines] == ["seed", "pruning.gate_lr", "pruning.stepps"]
+    assert [line.split("`")[1] for line in lines] == [
+        "seed",
+        "pruning.l0.gate_lr",
+        "pruning.stepps",
+    ]
 
 
 def test_a_configuration_cannot_be_changed():
@@ -79,8 +112,8 @@ def test_every_field_says_what_it_means():
     def silent(section: type[Config], place: str) -> list[str]:
         found = []
         for name, field in section.model_fields.items():
-            kind = field.annotation
-            if isinstance(kind, type) and issubclass(kind, Config):
+            kind = section_of(field)
+            if kind is not None:
                 found += silent(kind, f"{place}{name}.")
             elif not field.description:
                 found.append(place + name)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from core.config.methods import method_names, settings_class
 from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.evaluation.evaluator import Evaluator
@@ -18,6 +19,23 @@ from core.training.distillation import Distillation
 from core.training.method import MethodContext, SearchResult, guard_audio, load_method
 
 MakeBench = Callable[..., MethodContext]
+
+
+SMALL = {"groups": 4, "rounds": 3}
+
+
+def small_search(method: str, **pruning: Any) -> dict[str, Any]:
+    """Returns `[trial.pruning]` of a small search; a method's own settings go into its table."""
+    tables = {name: settings_class(name).model_fields for name in method_names()}
+    owned = set().union(*tables.values())
+    start = pruning.get("start_from", "")
+    own = {
+        name: {key: value for key, value in (SMALL | pruning).items() if key in tables[name]}
+        for name in dict.fromkeys(filter(None, (method, start)))
+        if tables[name]
+    }
+    shared = {key: value for key, value in pruning.items() if key not in owned}
+    return {"method": method, "steps": 24, **shared, **own}
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +51,7 @@ def context_of(toy: Conformer) -> MakeBench:
         method: str, *, seed: int = 0, model: Conformer | None = None, **pruning: Any
     ) -> MethodContext:
         whole = model or toy
-        values = {"method": method, "steps": 24, "groups": 4, "rounds": 3, **pruning}
-        config = TrialConfig.parse({"seed": seed, "pruning": values})
+        config = TrialConfig.parse({"seed": seed, "pruning": small_search(method, **pruning)})
         torch.manual_seed(seed)
         plugin, batches = load_method(method), [make_patterned_speech(12, seed=i) for i in range(3)]
         speech = [(batch.features, batch.num_frames) for batch in batches]

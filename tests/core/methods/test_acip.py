@@ -21,8 +21,8 @@ from core.training.method import MethodContext
 CPU = torch.device("cpu")
 
 
-def a_context(model, **pruning) -> MethodContext:
-    config = TrialConfig.parse({"pruning": {"method": "acip", **pruning}})
+def a_context(model, own=None, **pruning) -> MethodContext:
+    config = TrialConfig.parse({"pruning": {"method": "acip", "acip": own or {}, **pruning}})
     student = METHOD.prepare_model(clone(model), config, [])
     space = Space.of(clone(student), get_args(AxisKind), 4.0, unpruned=model)
     return MethodContext(
@@ -51,7 +51,7 @@ def searched(ctx):
 
 @pytest.mark.slow
 def test_one_descent_orders_all_sizes_and_stops_at_the_smallest():
-    ctx = a_context(small_model(), steps=40, smallest=0.5)
+    ctx = a_context(small_model(), {"smallest": 0.5}, steps=40)
 
     search, losses = searched(ctx)
 
@@ -107,7 +107,8 @@ def test_large_directions_that_do_nothing_die_before_small_ones_that_do():
         part.up.weight[6:, :8] = 0
         part.down.weight[:, :6] = 0
         part.down.weight[:, 6:] *= 4
-    ctx = a_context(model, steps=60, axes=["rank"], smallest=0.5, learning_rate=1e-8)
+    own = {"smallest": 0.5, "learning_rate": 1e-8}
+    ctx = a_context(model, own, steps=60, axes=["rank"])
     heard = named_tensors(ctx.student)["blocks.0.ff1.up.expand.weight"][6:].square().sum(0)
 
     search, _ = searched(ctx)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.config.trial import method_names
+from core.config.methods import method_names
 from core.conformer.masking import fold, gated_forward, named_tensors
 from core.pruning.extraction import as_mask, extract
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics

@@ -7,6 +7,7 @@ import torch
 
 from core.config.base import ConfigError
 from core.methods.l0 import METHOD as L0
+from core.methods.l0 import Settings
 from core.pruning.gates.hard_concrete import COLDEST, KINDS
 from core.testing import make_patterned_speech
 from core.training.gate_stage import expected_sparsities, expected_sparsity
@@ -51,7 +52,9 @@ def test_gates_start_in_the_order_of_another_methods_scores(scorer, context_of):
             continue
         values = started[axis.name]
         assert torch.equal(values.argsort(), scores[axis.name].argsort(stable=True)), axis.name
-        middle = 2.0 if axis.kind != "width" else ctx.config.pruning.module_log_alpha
+        middle = (
+            2.0 if axis.kind != "width" else ctx.config.pruning.settings(Settings).module_log_alpha
+        )
         ends = (values.min().item(), values.max().item())
         assert ends == pytest.approx((middle - 1.5, middle + 1.5), abs=1e-5)
 

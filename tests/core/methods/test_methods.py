@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from core.config.methods import method_names
 from core.config.pruning import PruningConfig
-from core.config.trial import TrialConfig, method_names
+from core.config.trial import TrialConfig
 from core.conformer.masking import named_tensors
 from core.data.batching import Batch
 from core.evaluation.evaluator import Evaluator

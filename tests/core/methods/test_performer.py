@@ -18,8 +18,10 @@ from core.training.method import NeedError, guard_audio
 SPEECH = [ragged_speech(90, 60), ragged_speech(70, seed=1)]
 
 
-def a_config(seed=0, **pruning) -> TrialConfig:
-    return TrialConfig.parse({"seed": seed, "pruning": {"method": "performer", **pruning}})
+def a_config(seed=0, **settings) -> TrialConfig:
+    return TrialConfig.parse(
+        {"seed": seed, "pruning": {"method": "performer", "performer": settings}}
+    )
 
 
 def linear_blocks(model) -> list[int]:
@@ -89,7 +91,7 @@ def test_blocks_that_are_not_there_are_refused(wanted, message):
     config = a_config(linear_blocks=wanted)
 
     with pytest.raises(
-        ConfigError, match=f"`pruning.linear_blocks` must be within the 2.*{message}"
+        ConfigError, match=f"`pruning.performer.linear_blocks` must be within the 2.*{message}"
     ):
         METHOD.prepare_model(small_model(), config, SPEECH)
 

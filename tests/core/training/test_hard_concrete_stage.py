@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from core.config.trial import method_names
+from core.config.methods import method_names
 from core.pruning.scoring import rank_within_axis
 from core.training.gate_stage import GateMethod
 from core.training.hard_concrete_stage import centered_ranks, scores_at_once

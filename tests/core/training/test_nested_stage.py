@@ -35,7 +35,7 @@ def drawn_scores(seed, scale=1.0):
 
 def a_context(**sections) -> MethodContext:
     teacher = small_model()
-    config = TrialConfig.parse({"pruning": {"drawn_sizes": 0}, **sections})
+    config = TrialConfig.parse(sections)
     student = clone(teacher).requires_grad_()
     return MethodContext(
         config=config,
@@ -158,8 +158,8 @@ def test_the_teacher_hears_a_batch_once_however_many_sizes_learn_from_it():
 
 @pytest.mark.parametrize(("drawn", "count"), [(0, 2), (1, 3), (2, 4), (9, 5)])
 def test_a_step_trains_the_largest_the_smallest_and_some_between(drawn, count):
-    ctx = a_context(pruning={"drawn_sizes": drawn})
-    nested = Nested(ctx, sizes(0.2, 0.3, 0.4, 0.5, 0.6), steps=10)
+    ctx = a_context()
+    nested = Nested(ctx, sizes(0.2, 0.3, 0.4, 0.5, 0.6), steps=10, drawn_sizes=drawn)
 
     numbered = {id(mask): number for number, mask in enumerate(nested.masks)}
     draws = [[numbered[id(mask)] for mask in nested._sample_masks()] for _ in range(20)]
@@ -205,14 +205,13 @@ def test_sizes_put_away_and_taken_up_again_take_the_same_steps():
         return [float(nested.step(noise_with_tokens(seed=step), step)["total"]) for step in steps]
 
     choices = sizes(0.2, 0.4, 0.6)
-    config = {"pruning": {"drawn_sizes": 1}}
     torch.manual_seed(1)
-    whole = Nested(a_context(**config), choices, steps=6)
+    whole = Nested(a_context(), choices, steps=6, drawn_sizes=1)
     wanted = stepped(whole, range(6))
     torch.manual_seed(1)
-    first = Nested(a_context(**config), choices, steps=6)
+    first = Nested(a_context(), choices, steps=6, drawn_sizes=1)
     begun = stepped(first, range(3))
-    again = Nested(a_context(**config), choices, steps=6)
+    again = Nested(a_context(), choices, steps=6, drawn_sizes=1)
     again.restore(first.state())
 
     assert begun + stepped(again, range(3, 6)) == wanted

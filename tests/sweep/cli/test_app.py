@@ -15,7 +15,7 @@ from core.data.sources import demo
 from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
 from sweep.cli import app
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger

@@ -10,8 +10,9 @@ trials = 8
 [trial.pruning]
 steps = 100
 target_sparsity = { uniform = [0.2, 0.8] }
-lambda_lr = { log_uniform = [0.01, 1.0] }
 repair = { choice = ["none", "ls"] }
+[trial.pruning.l0]
+lambda_lr = { log_uniform = [0.01, 1.0] }
 """
 
 
@@ -58,7 +59,7 @@ def test_more_of_the_same_is_allowed_and_named(before, after, said):
         ("steps = 100", "steps = 200", "`trial.pruning.steps`.*100, but is 200"),
         ("[0.2, 0.8]", "[0.3, 0.8]", "`trial.pruning.target_sparsity`.*uniform .0.3, 0.8"),
         ("{ uniform = [0.2, 0.8] }", "0.5", "`trial.pruning.target_sparsity`.*but is 0.5"),
-        ("log_uniform", "uniform", "`trial.pruning.lambda_lr`"),
+        ("log_uniform", "uniform", "`trial.pruning.l0.lambda_lr`"),
         ('["none", "ls"]', '["none"]', "`trial.pruning.repair`"),
         ("[trial.pruning]", "[trial.model]\nwidth = 96\n[trial.pruning]", "`trial.model.width`"),
     ],

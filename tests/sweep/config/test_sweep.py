@@ -3,8 +3,6 @@ import tomllib
 import pytest
 
 from core.config.base import ConfigError
-from sweep.config import toml_writer
-from sweep.config.diff import changes
 from sweep.config.sweep import create, find, load, names, open_config, parse, read
 
 
@@ -53,7 +51,7 @@ def test_relative_paths_are_the_callers_and_made_whole(tmp_path, monkeypatch):
         ('[early_stopping]\nkind = "asha"', "`early_stopping.kind` must be"),
         ('[search]\nsampler = "nsga"', "`search.sampler` must be"),
         ("[resources]\ncpus = 0", "`resources.cpus` must be"),
-        ("[trial.pruning]\nlambda_lrr = 1.0", "f.toml: .*did you mean `lambda_lr`"),
+        ("[trial.pruning.l0]\nlambda_lrr = 1.0", "f.toml: .*did you mean `lambda_lr`"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(text, message):
@@ -140,16 +138,29 @@ def given(tmp_path, pruning: str, rest: str = "") -> str:
     return str(path)
 
 
+def table(method: str, settings: str) -> str:
+    return f"\n[trial.pruning.{method}]\n{settings}"
+
+
 @pytest.mark.parametrize(
     ("pruning", "key", "value", "owners"),
     [
-        ('method = "l0"\nsmallest = 0.2', "smallest", "0.2", "`acip`"),
-        ("rounds = 4", "rounds", "4", "`cpd`"),
-        ("coarse_share = { uniform = [0.1, 0.5] }", "coarse_share", "uniform [0.1, 0.5]", "`comp`"),
-        ("order_share = 0.25", "order_share", "0.25", "`family`"),  # though it is the default
-        ("groups = { choice = [4, 8] }", "groups", "choice [4, 8]", "`ld`, `mope`"),
-        ('method = "magnitude"\ngates = "annealed"', "gates", "annealed", "`constrained`"),
-        ('method = { choice = ["cpd", "comp"] }\nlambda_lr = 0.1', "lambda_lr", "0.1", "`l0`"),
+        ('method = "l0"' + table("acip", "smallest = 0.2"), "acip.smallest", "0.2", "`acip`"),
+        (table("cpd", "rounds = 4"), "cpd.rounds", "4", "`cpd`"),
+        (
+            table("comp", "coarse_share = { uniform = [0.1, 0.5] }"),
+            "comp.coarse_share",
+            "uniform [0.1, 0.5]",
+            "`comp`",
+        ),
+        (table("family", "order_share = 0.25"), "order_share", "0.25", "`family`"),  # the default
+        (table("ld", "groups = { choice = [4, 8] }"), "ld.groups", "choice [4, 8]", "`ld`"),
+        (
+            'method = { choice = ["cpd", "comp"] }' + table("l0", "lambda_lr = 0.1"),
+            "l0.lambda_lr",
+            "0.1",
+            "`l0`",
+        ),
         ("further_targets = [0.3]", "further_targets", "[0.3]", "`acip`"),
         ('method = "interctc"\naxes = ["head"]', "axes", "['head']", "`l0`"),
         ("[trial.boosting]\nshare = 0.4", "boosting.share", "0.4", "`foster`"),
@@ -166,33 +177,56 @@ def test_a_key_that_no_chosen_method_reads_is_refused(tmp_path, pruning, key, va
 
 
 @pytest.mark.parametrize(
+    ("pruning", "repair"),
+    [
+        ("lambda_lr = 0.1", "write it in [trial.pruning.l0]"),
+        ("lambda_lr = { uniform = [0.1, 0.2] }", "write it in [trial.pruning.l0]"),
+        ("smallest = 0.2", "write it in [trial.pruning.acip], and choose that method"),
+        (
+            'method = { choice = ["acip", "comp", "cpd"] }\nlearning_rate = 1e-3',
+            "write it in [trial.pruning.acip] and [trial.pruning.cpd]",
+        ),
+    ],
+)
+def test_a_setting_outside_of_its_method_s_table_is_refused_with_its_place(
+    tmp_path, pruning, repair
+):
+    with pytest.raises(ConfigError) as caught:
+        load(given(tmp_path, pruning))
+
+    (line,) = str(caught.value).splitlines()
+    assert " must stand in the table of its method, but stands in [trial.pruning] instead" in line
+    assert line.endswith(repair)
+
+
+@pytest.mark.parametrize(
     "pruning",
     [
-        'method = { choice = ["l0", "acip"] }\nsmallest = 0.2\nlambda_lr = 0.1',
-        'start_from = "mope"\ngroups = 4',  # which gates start by
-        'method = "constrained"\nstart_from = { choice = ["ld", "numerical"] }\ngroups = 4',
+        'method = { choice = ["l0", "acip"] }'
+        + table("acip", "smallest = 0.2")
+        + table("l0", "lambda_lr = 0.1"),
+        table("l0", 'start_from = "mope"') + table("mope", "groups = 4"),  # which gates start by
+        'method = "constrained"'
+        + table("constrained", 'start_from = { choice = ["ld", "numerical"] }')
+        + table("ld", "groups = 4"),
         'method = "numerical"\nfurther_targets = [0.3]\nsteps = 3',
-        'method = "numerical"\nwarmup_share = 0.2\n[early_stopping]\nkind = "pareto"',
     ],
 )
 def test_a_key_that_one_of_the_chosen_methods_or_the_sweep_reads_is_taken(tmp_path, pruning):
     load(given(tmp_path, pruning))
 
 
-def test_a_directory_of_before_whose_file_names_every_key_is_still_opened(tiny_space, tmp_path):
+def test_a_directory_from_before_methods_had_tables_is_refused_in_one_line(tiny_space, tmp_path):
     config = load(str(tiny_space))
     create(tmp_path / "sweep", config, "")
-    table = config.model_dump()
-    table["trial"] = config.space.base.model_dump() | {"pruning": {
-        **config.space.base.pruning.model_dump(), **config.trial["pruning"]
-    }}  # fmt: skip
-    (tmp_path / "sweep" / "sweep.toml").write_text("\n".join(toml_writer.lines(table)))
+    file = tmp_path / "sweep" / "sweep.toml"
+    flat = "[trial.pruning]\nlambda_lr = 0.1\ngate_lr = 0.1\n"
+    file.write_text(file.read_text().replace("[trial.pruning]\n", flat))
 
-    before = open_config(tmp_path / "sweep")
+    with pytest.raises(ConfigError, match=r"where version 0\.1 wrote it") as caught:
+        open_config(tmp_path / "sweep")
 
-    assert before.trial["pruning"]["smallest"] == 0.1
-    assert changes(before, config) == []
-    assert open_config(tmp_path / "sweep").with_budget(trials=9).toml().count("smallest") == 1
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", names())

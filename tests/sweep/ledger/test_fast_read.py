@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import event
 
 from core.report import Report
-from sweep.config.space import Choice, Range
+from sweep.config.distributions import Choice, Range
 from sweep.ledger.fast_read import records_in
 from sweep.ledger.files import FILE, LedgerError
 from sweep.ledger.ledger import Ledger
@@ -15,7 +15,7 @@ from sweep.testing.outcomes import make_outcome, make_records
 
 LEAVES = {
     "pruning.target_sparsity": Range(low=0.0, high=0.95),
-    "pruning.lambda_lr": Range(low=0.001, high=10.0, is_log=True),
+    "pruning.l0.lambda_lr": Range(low=0.001, high=10.0, is_log=True),
     "pruning.steps": Range(low=1, high=9, is_integer=True),
     "pruning.repair": Choice(options=("none", "mask", "ls")),
 }

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from core.report import Report
-from sweep.config.space import Choice, Range
+from sweep.config.distributions import Choice, Range
 from sweep.ledger.backends import copy_as_sqlite, find_backend
 from sweep.ledger.files import ADDRESS, FILE, JOURNAL, LedgerError
 from sweep.ledger.ledger import Ledger

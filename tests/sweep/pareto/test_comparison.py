@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.cli import app
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load, parse
 from sweep.ledger.ledger import Ledger
 from sweep.pareto import front

@@ -156,7 +156,7 @@ def test_the_table_file_holds_every_outcome_in_plain_numbers(tmp_path):
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == list(range(12))
     assert [float(row["wer"]) for row in rows] == [r.outcomes[0].wer for r in records]
-    assert float(rows[3]["pruning.lambda_lr"]) == records[3].params["pruning.lambda_lr"]
+    assert float(rows[3]["pruning.l0.lambda_lr"]) == records[3].params["pruning.l0.lambda_lr"]
     on_front = {point.trial for point in front.pareto_front(front.points(records))}
     assert {int(row["trial"]) for row in rows if row["on_front"] == "1"} == on_front
 

@@ -283,7 +283,7 @@ def test_another_config_than_the_sweep_was_begun_with_is_refused_by_name(make):
         text.replace("lambda_quadratic = 50.0", "lambda_quadratic = 5.0")
     )
 
-    with pytest.raises(ConfigError, match=r"`trial.pruning.lambda_quadratic`.*50.0, but is 5.0"):
+    with pytest.raises(ConfigError, match=r"`trial.pruning.l0.lambda_quadratic`.*50.0, but is 5.0"):
         driver.run(folder)
 
 

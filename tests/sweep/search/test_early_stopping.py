@@ -58,7 +58,7 @@ def test_equal_trials_are_told_apart_by_number():
 
 
 def test_the_first_rung_comes_when_the_target_has_warmed_up():
-    config = TrialConfig.parse({"pruning": {"steps": 200, "warmup_share": 0.3}})
+    config = TrialConfig.parse({"pruning": {"steps": 200, "l0": {"warmup_share": 0.3}}})
 
     assert first_step(config) == 60
 

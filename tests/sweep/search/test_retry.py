@@ -5,7 +5,9 @@ from sweep.config.space import SearchSpace
 from sweep.ledger.records import TrialRecord
 from sweep.search.retry import adjust_config, is_hopeless
 
-CONFIG = TrialConfig.parse({"pruning": {"learning_rate": 1e-3}, "tuning": {"learning_rate": 2e-3}})
+CONFIG = TrialConfig.parse(
+    {"pruning": {"l0": {"learning_rate": 1e-3}}, "tuning": {"learning_rate": 2e-3}}
+)
 RECORD = TrialRecord(number=0, state="running")
 
 
@@ -25,9 +27,15 @@ def test_somewhere_memory_is_given_up():
 def test_divergence_lowers_the_rates_once():
     found = adjust_config("divergence", CONFIG, RECORD)
 
-    assert found == pytest.approx({"pruning.learning_rate": 3e-4, "tuning.learning_rate": 6e-4})
+    assert found == pytest.approx({"pruning.l0.learning_rate": 3e-4, "tuning.learning_rate": 6e-4})
     again = TrialRecord(number=0, state="running", adjustments=found)
     assert adjust_config("divergence", CONFIG, again) is None
+
+
+def test_a_method_that_does_not_train_while_it_searches_has_one_rate_to_lower():
+    config = TrialConfig.parse({"pruning": {"method": "magnitude"}})
+
+    assert set(adjust_config("divergence", config, RECORD)) == {"tuning.learning_rate"}
 
 
 @pytest.mark.parametrize("kind", ["data", "other"])

@@ -12,6 +12,7 @@ SPACE = """
 seed = { int_uniform = [0, 100] }
 [trial.pruning]
 target_sparsity = { uniform = [0.1, 0.9] }
+[trial.pruning.l0]
 lambda_lr = { log_uniform = [0.01, 1.0] }
 """
 
@@ -46,11 +47,11 @@ def test_the_first_trials_are_the_control_and_three_targets():
 
     assert control == {"pruning.method": "dense"}
     assert [params["pruning.target_sparsity"] for params in others] == [0.1, 0.9, 0.5]
-    assert len({params["pruning.lambda_lr"] for params in others}) == 1
+    assert len({params["pruning.l0.lambda_lr"] for params in others}) == 1
 
 
 def test_without_a_target_to_search_there_are_two():
-    text = "[trial.pruning]\nlambda_lr = { log_uniform = [0.01, 1.0] }"
+    text = "[trial.pruning.l0]\nlambda_lr = { log_uniform = [0.01, 1.0] }"
 
     assert len(anchors(config(text=text).space)) == 2
 

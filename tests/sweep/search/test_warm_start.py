@@ -1,7 +1,7 @@
 import pytest
 
 from core.config.base import ConfigError
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, parse
 from sweep.ledger.ledger import Ledger
 from sweep.search.sampler import STARTUP_TRIALS, Sampling

@@ -8,7 +8,7 @@ import pytest
 
 from core.config.base import ConfigError
 from sweep.config.diff import changes, check
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load, open_config, parse
 from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError

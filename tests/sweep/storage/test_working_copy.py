@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError

@@ -16,7 +16,7 @@ from core.data.tokenizer import Tokenizer
 from core.digests import bundle_digest
 from core.testing import SHAPE, small_model
 from sweep.cli import app
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
 from sweep.testing.outcomes import make_outcome

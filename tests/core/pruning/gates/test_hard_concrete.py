@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from core.config.pruning import GateKind
+from core.config.settings import GateKind
 from core.conformer.axes import Axis
 from core.pruning.gates.hard_concrete import CLAMP, COLDEST, KINDS, HardConcrete
 
