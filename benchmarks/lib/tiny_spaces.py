@@ -125,9 +125,11 @@ steps = 2
 
 [trial.pruning]
 target_sparsity = {{ uniform = [0.1, 0.92] }}
-lambda_lr = {{ log_uniform = [0.01, 1.0] }}
 steps = 2
 calibration_batches = 2
+
+[trial.pruning.l0]
+lambda_lr = {{ log_uniform = [0.01, 1.0] }}
 
 [trial.distillation]
 logit_weight = {{ uniform = [0.0, 1.0] }}

@@ -19,8 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.lib.measurement import arguments, emit
-
 from benchmarks.lib.cells import (
     Cell,
     Errors,
@@ -36,6 +34,7 @@ from benchmarks.lib.cells import (
     training_arguments,
     wer_of,
 )
+from benchmarks.lib.measurement import arguments, emit
 from core.config.methods import method_names, settings_class
 from core.config.pruning import Resource
 from core.config.trial import TrialConfig

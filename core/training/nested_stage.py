@@ -68,7 +68,7 @@ class Nested:
             clip=self.rates.clip,
         )
 
-    def _drawn(self) -> list[Mask]:
+    def _sample_masks(self) -> list[Mask]:
         """The sizes of a step, the largest first."""
         chances = broadcast_draw(torch.rand(len(self.masks)))
         chances[[0, -1]] = math.inf

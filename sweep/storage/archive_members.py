@@ -19,7 +19,8 @@ from core.safe_text import terminal_line
 from sweep.config.sweep import SHARED_FOLDERS
 from sweep.ledger.files import ADDRESS, JOURNAL
 from sweep.local_lock import LOCK, STOP
-from sweep.storage.working_copy import DATABASES, NESTED, NOTES
+from sweep.storage.addresses import NOTES
+from sweep.storage.working_copy import DATABASES, NESTED
 
 OF_THE_DRIVER = (LOCK, STOP, NOTES, f"{JOURNAL}.lock")
 """Names in a sweep's directory that are of its driver's life, not of the sweep."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.report import Report
+from sweep.storage.addresses import NOTES
 from sweep.storage.object_store import (
     RefusedError,
     Remote,
@@ -26,7 +27,6 @@ from sweep.storage.object_store import (
     local_path,
     patiently,
 )
-from sweep.storage.working_copy import NOTES
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from sweep.local_lock import LOCK, STOP, LockedError, _holder, _seize, driver_here
-from sweep.storage import sync, working_copy
+from sweep.storage import addresses, sync, working_copy
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def sweep_lock(folder: Path) -> Iterator[None]:
         LockedError: if another live process holds it.
         LeaseError, StoreError, UnsentError: of a working copy.
     """
-    is_copy = working_copy.address_of(folder) is not None
+    is_copy = addresses.address_of(folder) is not None
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         with working_copy.fetch_lock(folder) if is_copy else nullcontext():
             if not _seize(file):

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sweep.local_lock import LockedError
+from sweep.storage.addresses import address_of
 from sweep.storage.lease import BEATS, SECONDS, Lease, LeaseError, holder
 from sweep.storage.object_store import Remote, StoreError, patiently
-from sweep.storage.working_copy import STOP, Sender, address_of, fetch
+from sweep.storage.working_copy import STOP, Sender, fetch
 
 SEND_SECONDS = 15.0
 """What the store has is older than the copy by so much at most, while it can be reached."""
