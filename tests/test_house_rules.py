@@ -52,6 +52,7 @@ HOMES = {  # one file, or one folder, per outside library
     "sentencepiece": {"core/data/tokenizer.py"},
     "pandas": {"sweep/api.py"},
     "yaml": {"core/importers/safe_read.py", "sweep/submit/jobs.py"},
+    "jinja2": {"sweep/templates.py"},
     "huggingface_hub": {"core/importers/load.py"},
 }
 

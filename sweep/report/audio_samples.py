@@ -48,14 +48,14 @@ def collect_audio_samples(
     """
     shown = [point for point in evenly(points, MOST_MODELS) if bundle.is_whole(_of(folder, point))]
     if not shown:
-        return AudioComparison(silence="no model of the front is on this machine.")
+        return AudioComparison(unavailable_reason="no model of the front is on this machine.")
     try:
         models = [folder / "teacher" / "model", *(_of(folder, point) for point in shown)]
         candidates = _candidates(folder, corpus, models)
     except (CorpusError, BundleError, OSError) as error:
-        return AudioComparison(silence=" ".join(str(error).split()))
+        return AudioComparison(unavailable_reason=" ".join(str(error).split()))
     return AudioComparison(
-        listeners=tuple(
+        models=tuple(
             ComparedModel(
                 name=point.name, wer=point.wer, flops_sparsity=point.result.flops_sparsity
             )

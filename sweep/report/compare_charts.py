@@ -175,15 +175,8 @@ def render(compared: Comparison) -> str:
         default_height="68vh",
         config={"displaylogo": False, "responsive": True, "scrollZoom": False},
     )
-    return html_chart.TEMPLATE.format(
-        policy=html_chart.POLICY,
-        title=html.escape(_title(compared)),
-        summary=html.escape(_summary(compared)),
-        chart=chart,
-        table=_html(side_rows(compared)) + _html(budget_rows(compared)),
-        notes=html.escape(NOTES),
-        listening="",
-    )
+    tables = [_page_table(rows) for rows in (side_rows(compared), budget_rows(compared))]
+    return html_chart.render_page(_title(compared), _summary(compared), chart, tables, notes=NOTES)
 
 
 NOTES = (
@@ -303,10 +296,8 @@ def _errors(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return low, [100 * max(0.0, p.result.wer_high - p.wer) for p in points]
 
 
-def _html(rows: Rows) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>"
-        for row in rows
+def _page_table(rows: Rows) -> html_chart.PageTable:
+    return html_chart.PageTable(
+        headings=tuple(rows[0]),
+        rows=tuple(html_chart.PageRow(cells=tuple(row.values())) for row in rows),
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

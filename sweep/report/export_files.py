@@ -19,14 +19,14 @@ def write_copies(seen: SweepSnapshot, wanted: Mapping[str, Path]) -> None:
     """Draw the front now, and put the kinds wanted where they are wanted."""
     if not wanted:
         return
-    listening = collect_audio(seen, seen.front) if "html" in wanted else None
+    audio = collect_audio(seen, seen.front) if "html" in wanted else None
     with TemporaryDirectory() as scratch:
         files = write_front(
             seen.records,
             Path(scratch),
             title=seen.config.sweep.name,
             teacher_wer=teacher_wer(seen.folder),
-            listening=listening,
+            audio=audio,
         )
         for kind, path in wanted.items():
             shutil.copyfile(getattr(files, kind), path)

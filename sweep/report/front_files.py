@@ -59,7 +59,7 @@ def write_front(
     *,
     title: str,
     teacher_wer: float | None = None,
-    listening: "AudioComparison | None" = None,
+    audio: "AudioComparison | None" = None,
 ) -> FrontFiles:
     """Draw and table the finished trials into the folder, over what is there.
 
@@ -68,13 +68,13 @@ def write_front(
         folder: is made if it is not there.
         title: the sweep's name.
         teacher_wer: of the unpruned model as it was trained, as a fraction; drawn if known.
-        listening: what can be heard of the front, for the page.
+        audio: samples of the front's models, for the page.
     """
     from sweep.report import html_chart, static_chart  # noqa: PLC0415  # seconds that no table should wait for
 
     folder = folder.absolute()
     shown = chart_data.compose(list(records), title=title, teacher_wer=teacher_wer)
-    told = html_chart.render(shown, rows=rows(shown.front), listening=listening)
+    told = html_chart.render(shown, rows=rows(shown.front), audio=audio)
     with replaced_files(folder) as beside:
         files = _named(beside)
         files.html.write_text(told, encoding="utf-8")

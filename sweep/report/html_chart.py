@@ -1,56 +1,43 @@
-"""The front as an interactive page: one file, drawn by plotly, that asks nothing of any network."""
+"""The front as an interactive page: one file, drawn by plotly, that needs no network."""
 
 import html
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from plotly import graph_objects as go
 
 from sweep.pareto.front import Point
-from sweep.report.audio_page import AudioComparison, block
+from sweep.report.audio_page import TEMPLATES, AudioComparison, audio_values
 from sweep.report.chart_data import BLACK, Scene
+from sweep.templates import render_html, safe_html
 from sweep.wer_labels import against_note
 
-# A browser that obeys this makes no request, whatever the script might try.
+# Under this policy a browser makes no request, whatever a script tries.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; worker-src blob:;"
     " style-src 'unsafe-inline'; img-src data: blob:; font-src data:; media-src data:"
 )
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: Pareto front</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 1.2rem auto; max-width: 78rem;
-  padding: 0 1.2rem; background: #fff; }}
-h1 {{ font-size: 1.35rem; margin: 0; }}
-p {{ margin: .2rem 0; color: #555; }}
-#chart {{ height: 68vh; min-height: 28rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }}
-th, td {{ padding: .28rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; }}
-td {{ white-space: nowrap; }}
-th {{ font-weight: 600; color: #555; }}
-th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
-tr.knee td {{ font-weight: 600; background: #f2f7fb; }}
-.wide {{ overflow-x: auto; }}
-small {{ color: #666; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{summary}</p>
-{chart}
-<div class="wide">{table}</div>
-<small>{notes}</small>
-{listening}
-</body>
-</html>
-"""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageRow:
+    """A row of a table on the page."""
+
+    cells: tuple[str, ...]
+    is_knee: bool = False
+    is_audible: bool = False
+    """Whether its first cell links to the audio samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageTable:
+    """A table on the page."""
+
+    headings: tuple[str, ...]
+    rows: tuple[PageRow, ...]
+
 
 # Columns of the numbers behind a point's hover text, in this order; sampled numbers follow.
 TOLD = 9
@@ -58,9 +45,9 @@ WER_HOVER = "<b>%{y:.2f} %</b>, interval %{customdata[2]:.2f} to %{customdata[3]
 
 
 def render(
-    scene: Scene, *, rows: Sequence[Mapping[str, str]], listening: AudioComparison | None = None
+    scene: Scene, *, rows: Sequence[Mapping[str, str]], audio: AudioComparison | None = None
 ) -> str:
-    """The page of a sweep; `rows` are its front as every table says it."""
+    """Returns the page of a sweep; `rows` are its front as in every other table."""
     chart = ""
     if scene.points:
         chart = figure(scene).to_html(
@@ -70,15 +57,33 @@ def render(
             default_height="68vh",
             config={"displaylogo": False, "responsive": True, "scrollZoom": False},
         )
-    return TEMPLATE.format(
-        policy=POLICY,
-        title=html.escape(scene.title),
-        summary=html.escape(scene.summary),
-        chart=chart,
-        table=_table(scene, rows, listening.names if listening else frozenset()),
-        notes=html.escape(_notes(scene)),
-        listening=block(listening) if listening else "",
-    )
+    tables = [_table(scene, rows, audio.names if audio else frozenset())] if rows else []
+    return render_page(scene.title, scene.summary, chart, tables, notes=_notes(scene), audio=audio)
+
+
+def render_page(
+    title: str,
+    summary: str,
+    chart: str,
+    tables: Sequence[PageTable],
+    *,
+    notes: str,
+    audio: AudioComparison | None = None,
+) -> str:
+    """Returns the page of one front, or of two, as HTML.
+
+    Args:
+        title: heading of the page.
+        summary: line below the heading.
+        chart: HTML that plotly made.
+        tables: tables below the chart.
+        notes: small print below the tables.
+        audio: samples to play, if there are any.
+    """
+    values = {"policy": POLICY, "title": title, "summary": summary, "chart": safe_html(chart)}
+    values |= {"tables": tables, "notes": notes}
+    samples = audio_values(audio) if audio else {"audio": None}
+    return render_html(TEMPLATES, "front.html.j2", values | samples)
 
 
 def figure(scene: Scene) -> go.Figure:
@@ -308,19 +313,20 @@ def _scales(*, is_logarithmic: bool) -> dict[str, Any]:
     }
 
 
-def _table(scene: Scene, rows: Sequence[Mapping[str, str]], audible: Collection[str] = ()) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = []
-    for point, row in zip(scene.front, rows, strict=True):
-        kind = ' class="knee"' if point == scene.knee and len(rows) > 2 else ""
-        first, *others = map(html.escape, row.values())
-        if point.name in audible:
-            first = f'<a href="#trial-{first}" data-listen="{first}">{first}, listen</a>'
-        cells = "".join(f"<td>{value}</td>" for value in (first, *others))
-        body.append(f"<tr{kind}>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+def _table(
+    scene: Scene, rows: Sequence[Mapping[str, str]], audible: Collection[str] = ()
+) -> PageTable:
+    return PageTable(
+        headings=tuple(rows[0]),
+        rows=tuple(
+            PageRow(
+                cells=tuple(row.values()),
+                is_knee=point == scene.knee and len(rows) > 2,
+                is_audible=point.name in audible,
+            )
+            for point, row in zip(scene.front, rows, strict=True)
+        ),
+    )
 
 
 def _notes(scene: Scene) -> str:

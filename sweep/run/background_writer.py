@@ -148,7 +148,7 @@ class BackgroundWriter:
             self.folder / "front",
             title=self.config.sweep.name,
             teacher_wer=teacher_wer(self.folder),
-            listening=listening,
+            audio=listening,
         )
         self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
         self._draw_seconds = time.monotonic() - began

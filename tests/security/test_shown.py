@@ -86,7 +86,7 @@ def records(text):
 
 def listening(text):
     return AudioComparison(
-        listeners=(ComparedModel(name="0", wer=0.1, flops_sparsity=0.5),),
+        models=(ComparedModel(name="0", wer=0.1, flops_sparsity=0.5),),
         utterances=(
             Utterance(
                 id=text, flac=b"x", seconds=1.0, said=f"a {text}", teacher=text, pruned=(text,)
@@ -99,7 +99,7 @@ def listening(text):
 
 def front_page(text):
     shown = chart_data.compose(records(text), title=text, teacher_wer=0.05)
-    return html_chart.render(shown, rows=front_files.rows(shown.front), listening=listening(text))
+    return html_chart.render(shown, rows=front_files.rows(shown.front), audio=listening(text))
 
 
 def compared(text):
@@ -116,7 +116,9 @@ def svg(text, folder):
 
 PAGES = {
     "the front": lambda text, _: front_page(text),
-    "nothing to hear": lambda text, _: listening_page(AudioComparison(silence=text), title=text),
+    "nothing to hear": lambda text, _: listening_page(
+        AudioComparison(unavailable_reason=text), title=text
+    ),
     "listening": lambda text, _: listening_page(listening(text), title=text),
     "two fronts": lambda text, _: compare_charts.render(compared(text)),
     "a picture": svg,

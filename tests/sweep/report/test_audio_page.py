@@ -72,14 +72,14 @@ def utterance(number, *, said="turn it on", teacher=None, pruned=("turn it on", 
     )
 
 
-LISTENERS = (
+MODELS = (
     ComparedModel(name="7", wer=0.08, flops_sparsity=0.8),
     ComparedModel(name="3.1", wer=0.21, flops_sparsity=0.95),
 )
 
 
 def made(*utterances, **words):
-    return AudioComparison(listeners=LISTENERS, utterances=utterances, teacher_wer=0.05, **words)
+    return AudioComparison(models=MODELS, utterances=utterances, teacher_wer=0.05, **words)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_names_and_words_cannot_command_the_page():
 
 
 def test_without_sound_the_page_says_why():
-    told = page(AudioComparison(silence="`<x>` is gone."), title="a & b")
+    told = page(AudioComparison(unavailable_reason="`<x>` is gone."), title="a & b")
 
     assert "There is nothing to hear: `&lt;x&gt;` is gone." in told
     assert "<audio" not in told
@@ -135,7 +135,7 @@ def test_without_sound_the_page_says_why():
 def test_against_the_teacher_it_is_not_called_a_transcript():
     told = block(made(utterance(0), wer_name="WER against the teacher"))
 
-    assert "<th>the teacher's text</th>" in told
+    assert "<th>the teacher&#39;s text</th>" in told
     assert "<th>said</th>" not in told
 
 
@@ -170,10 +170,10 @@ def test_the_fronts_page_leads_to_what_its_points_hear(told_of, tmp_path):
     assert "data-listen" not in files.html.read_text("utf-8")
 
     points = [record.number for record in records]
-    listeners = tuple(ComparedModel(name=str(n), wer=0.1, flops_sparsity=0.5) for n in points)
+    models = tuple(ComparedModel(name=str(n), wer=0.1, flops_sparsity=0.5) for n in points)
     heard = utterance(0, pruned=("turn it on",) * len(points))
-    listening = AudioComparison(listeners=listeners, utterances=(heard,))
-    text = write_front(records, tmp_path, title="demo", listening=listening).html.read_text("utf-8")
+    audio = AudioComparison(models=models, utterances=(heard,))
+    text = write_front(records, tmp_path, title="demo", audio=audio).html.read_text("utf-8")
 
     links = re.findall(r'<a href="#trial-(\d+)" data-listen="\1">\1, listen</a>', text)
     assert links

@@ -39,7 +39,7 @@ def test_what_is_heard_is_what_transcribe_says(swept):
     found = collect_audio_samples(folder, corpus, points, teacher_wer=0.5)
 
     files = {c.id: audio_files(c)[0] for c in open_split(corpus, folder / "features", "dev")}
-    assert found.silence == ""
+    assert found.unavailable_reason == ""
     assert {each.id for each in found.utterances} <= set(files)
     for model, texts in (
         ("teacher/model", [each.teacher for each in found.utterances]),
@@ -55,10 +55,10 @@ def test_speech_and_models_that_are_gone_are_said_to_be(swept, tmp_path):
 
     assert (
         "gone` is no folder instead"
-        in collect_audio_samples(folder, gone, points, teacher_wer=0.5).silence
+        in collect_audio_samples(folder, gone, points, teacher_wer=0.5).unavailable_reason
     )
     shutil.rmtree(folder / "trials")
     assert (
         "no model of the front"
-        in collect_audio_samples(folder, corpus, points, teacher_wer=0.5).silence
+        in collect_audio_samples(folder, corpus, points, teacher_wer=0.5).unavailable_reason
     )

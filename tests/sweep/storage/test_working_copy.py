@@ -9,11 +9,12 @@ from sweep.local_lock import LockedError
 from sweep.search.confirm import plan
 from sweep.snapshot import load_snapshot, model_path
 from sweep.storage import sync
+from sweep.storage.addresses import address_of, display_name
 from sweep.storage.archive import pack, unpack
 from sweep.storage.lock import ask_to_stop, driver_pid, is_stop_asked, sweep_lock
 from sweep.storage.object_store import Remote
 from sweep.storage.sync import UnsentError
-from sweep.storage.working_copy import GENERATION, address_of, at, display_name, refresh
+from sweep.storage.working_copy import GENERATION, at, refresh
 from sweep.testing.outcomes import make_outcome
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
