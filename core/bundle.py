@@ -46,23 +46,23 @@ def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[s
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """
-    beside = temporary_path(folder)
+    tmp_path = temporary_path(folder)
     remove_leftovers(folder.parent)
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(tmp_path, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
+        tmp_path.mkdir(parents=True)
         shape = {"format": FORMAT, **model.shape.to_plain()}
-        (beside / "shape.json").write_text(json.dumps(shape, indent=1))
+        (tmp_path / "shape.json").write_text(json.dumps(shape, indent=1))
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        save_file(weights, beside / "model.safetensors")
-        tokenizer.save(beside / FILE_NAME)
-        (beside / "report.json").write_text(json.dumps(report, indent=1))
-        checksums = {name: _digest(beside / name) for name in FILES}
-        (beside / "checksums.json").write_text(json.dumps(checksums, indent=1))
+        save_file(weights, tmp_path / "model.safetensors")
+        tokenizer.save(tmp_path / FILE_NAME)
+        (tmp_path / "report.json").write_text(json.dumps(report, indent=1))
+        checksums = {name: _digest(tmp_path / name) for name in FILES}
+        (tmp_path / "checksums.json").write_text(json.dumps(checksums, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        tmp_path.rename(folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         raise
 
 

@@ -45,21 +45,21 @@ def check(config: TrialConfig) -> None:
             f"`pruning.method` must be one of {', '.join(remaining())} without speech,"
             f" but is `{pruning.method}` instead"
         )
-    wanted = {
+    required = {
         "pruning.repair": (pruning.repair, "none"),
         "pruning.steps": (pruning.steps, 0),
         "tuning.steps": (tuning.steps, 0),
     }
     lines += [
         f"`{key}` must be {needed!r} without speech, but is {value!r} instead"
-        for key, (value, needed) in wanted.items()
+        for key, (value, needed) in required.items()
         if value != needed
     ]
     if lines:
         raise ConfigError("\n".join(lines))
 
 
-def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
+def config_of(source: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
     """What is asked of a bundle where there is no speech.
 
     Raises:
@@ -69,7 +69,7 @@ def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialCo
         {
             "seed": seed,
             "corpus": {"name": NO_SPEECH},
-            "teacher": {"bundle": str(given)},
+            "teacher": {"bundle": str(source)},
             "pruning": {"repair": "none", "steps": 0, **pruning},
             "tuning": {"steps": 0},
         }
@@ -94,10 +94,10 @@ def prune_bundle(
     check(config)
     if folder.exists():
         raise ConfigError(f"`out` must be a new folder, but `{folder}` is there already.")
-    given = Path(config.teacher.bundle)
+    source = Path(config.teacher.bundle)
     announce("reading the model")
-    brought = bundle.load(given)
-    small, choice, space = prune_model(config, brought.model, announce=announce)
+    dense = bundle.load(source)
+    small, choice, space = prune_model(config, dense.model, announce=announce)
     cost = space.dense_cost(small)
     measured = {
         "wer": None,
@@ -106,11 +106,11 @@ def prune_bundle(
         "flops_sparsity": float(space.sparsity(cost, "flops")),
         "params_sparsity": float(space.sparsity(cost, "params")),
     }
-    kept = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
-    lineage = {"config": config.model_dump(), KEPT_UNITS: kept, "from": bundle_digest(given)}
-    lineage |= {key: brought.report[key] for key in (LONGEST_TRAINED,) if key in brought.report}
+    kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
+    lineage = {"config": config.model_dump(), KEPT_UNITS: kept_units, "from": bundle_digest(source)}
+    lineage |= {key: dense.report[key] for key in (LONGEST_TRAINED,) if key in dense.report}
     announce("writing the smaller model")
-    bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
+    bundle.save(folder, small, dense.tokenizer, {"pruned": measured, **lineage})
     return {"model": str(folder), **measured}
 
 

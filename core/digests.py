@@ -69,7 +69,7 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
             corpus=prepared["corpus"]["name"],
             corpus_digest=prepared["digest"],
             tokenizer_digest=_sha256(features / "tokenizer.model"),
-            splits=tuple(found for found in splits if found.num_utterances),
+            splits=tuple(split for split in splits if split.num_utterances),
             pseudo_labeled=tuple(prepared.get("pseudo_labeled", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -121,11 +121,11 @@ def whole(part: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 @torch.no_grad()
-def broadcast_draw(chance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def broadcast_draw(generator: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """What the first rank drew: its chance is that of one process."""
     if current().size > 1:
-        dist.broadcast(chance, src=0)
-    return chance
+        dist.broadcast(generator, src=0)
+    return generator
 
 
 def moments(

@@ -28,24 +28,24 @@ _LONGEST_NAME = 50
 
 def atomic_write(file: Path, text: str) -> None:
     """Write a file beside, then put it in the place of what is there."""
-    beside = temporary_path(file)
+    tmp_path = temporary_path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
+    tmp_path.write_text(text, encoding="utf-8")
+    tmp_path.replace(file)
 
 
 @contextmanager
 def replaced_files(folder: Path) -> Iterator[Path]:
     """Give an empty folder inside `folder`; its files take the places of those of their names."""
-    beside = temporary_path(folder / "files")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    tmp_path = temporary_path(folder / "files")
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir(parents=True)
     try:
-        yield beside
-        for file in sorted(beside.iterdir()):
+        yield tmp_path
+        for file in sorted(tmp_path.iterdir()):
             file.replace(folder / file.name)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @contextmanager
@@ -54,21 +54,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     What lay at `folder` is moved away first, so that whoever has its files open keeps them.
     """
-    beside = temporary_path(folder)
-    old = beside.with_name(f"{beside.name}.old")
+    tmp_path = temporary_path(folder)
+    old = tmp_path.with_name(f"{tmp_path.name}.old")
     remove_leftovers(folder.parent)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir(parents=True)
     try:
-        yield beside
+        yield tmp_path
         if folder.exists():
             folder.rename(old)
-        beside.rename(folder)
+        tmp_path.rename(folder)
     except OSError as error:
         error.filename = error.filename or str(folder)  # a full disk does not say where
         raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -118,14 +118,14 @@ def remove_leftovers(
         What was removed.
     """
     removed: list[Path] = []
-    for place, folders, files in os.walk(folder):
-        left = [name for name in (*folders, *files) if _is_leftover(name, is_locked=is_locked)]
-        for name in left:
-            _remove(Path(place) / name)
-            removed.append(Path(place) / name)
+    for parent, folders, files in os.walk(folder):
+        leftovers = [name for name in (*folders, *files) if _is_leftover(name, is_locked=is_locked)]
+        for name in leftovers:
+            _remove(Path(parent) / name)
+            removed.append(Path(parent) / name)
         if not is_recursive:
             break
-        folders[:] = [name for name in folders if name not in left]
+        folders[:] = [name for name in folders if name not in leftovers]
     return removed
 
 
@@ -178,11 +178,11 @@ def remove_temporary_folders(system: Path) -> None:
 
 
 def _is_leftover(name: str, *, is_locked: bool = False) -> bool:
-    found = _TAGGED.fullmatch(name)
-    if found is None:
+    match = _TAGGED.fullmatch(name)
+    if match is None:
         return is_locked and _TAGGED_BEFORE.fullmatch(name) is not None
-    pid, start = int(found["pid"]), int(found["start"], 16)
-    if found["machine"] != _machine():
+    pid, start = int(match["pid"]), int(match["start"], 16)
+    if match["machine"] != _machine():
         return is_locked
     return _start_of(pid) != (start or None)
 
@@ -211,10 +211,10 @@ def _move_to_new(source: Path, target: Path) -> None:
 def _start_of(pid: int) -> int | None:
     """When a process of this machine started, in ticks since the system did; None without one."""
     try:
-        told = Path(f"/proc/{pid}/stat").read_bytes()
+        content = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = told.rpartition(b")")[2].split()  # from the third on: a name may hold anything
+    fields = content.rpartition(b")")[2].split()  # from the third on: a name may hold anything
     is_over = fields[0] in (b"Z", b"X")  # killed, but its parent has not asked for it yet
     return None if is_over else int(fields[19]) & 0xFFFFFF or 1  # of the last two days: short
 

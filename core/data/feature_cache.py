@@ -119,11 +119,11 @@ class FeatureStore:
             CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
         """
         writer = _Writer(tokenizer=tokenizer, is_training=is_training, frontend_spec=frontend_spec)
-        with atomic_folder(folder) as beside:
-            with (beside / "features.bin").open("wb") as file:
+        with atomic_folder(folder) as tmp_path:
+            with (tmp_path / "features.bin").open("wb") as file:
                 for group in _groups(cuts, tuple(speeds) if is_training else (1.0,)):
                     writer.write(group, file, torch.device(device))
-            writer.finish(beside)
+            writer.finish(tmp_path)
         return cls.open(folder)
 
     def __len__(self) -> int:
@@ -181,17 +181,17 @@ def open_or_build(
     frontend_spec: FrontendSpec = NATIVE,
 ) -> FeatureStore:
     """Open a split's features, computing them where they are absent, damaged or others."""
-    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
+    path = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
     try:
-        return FeatureStore.open(place)
+        return FeatureStore.open(path)
     except CorpusError as error:
-        if place.exists():
+        if path.exists():
             log.warning("%s They are computed again now.", error)
     cuts = getattr(corpus, split)
     return FeatureStore.build(
         cuts,
         tokenizer,
-        place,
+        path,
         is_training=split == "train",
         speeds=config.speeds,
         device=device,
@@ -226,8 +226,8 @@ def _utterances(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[_Utt
         waveform = read_cut(cut)
         for speed in speeds:
             name = cut.id if speed == 1.0 else f"{cut.id}@{speed:g}"
-            heard = resample_to_16khz(waveform, SAMPLE_RATE_HZ, speed=speed)
-            yield _Utterance(id=name, text=transcript(cut), waveform=heard)
+            samples = resample_to_16khz(waveform, SAMPLE_RATE_HZ, speed=speed)
+            yield _Utterance(id=name, text=transcript(cut), waveform=samples)
 
 
 def _groups(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[list[_Utterance]]:
@@ -270,8 +270,8 @@ class _Writer:
         stored = features.cpu().numpy().astype(self.dtype)
         for utterance, rows, length in zip(group, stored, num_frames.tolist(), strict=True):
             tokens = self.tokenizer.encode(utterance.text)
-            left = self.frontend_spec.output_frames(length)
-            reason = _why_not(left, tokens) if self.is_training else ""
+            num_outputs = self.frontend_spec.output_frames(length)
+            reason = _why_not(num_outputs, tokens) if self.is_training else ""
             if reason:
                 self.left_out[reason] += 1
                 continue

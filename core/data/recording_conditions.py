@@ -85,7 +85,7 @@ class Condition:
     """Most attenuation."""
 
     @property
-    def added(self) -> int:
+    def added_frames(self) -> int:
         """Frames by which the utterance becomes longer."""
         return self.before + self.between + self.after
 
@@ -140,7 +140,7 @@ def apply_condition(
         features = features - _attenuation(condition)
     if condition.gain != 0 or condition.band_depth > 0:
         features = with_gain(features, condition.gain, spec)
-    if not condition.added:
+    if not condition.added_frames:
         return features
     pause = quietest_frame(features) if condition.between else 0
     lengths = (condition.before, condition.between, condition.after)

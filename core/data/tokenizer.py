@@ -162,7 +162,7 @@ class Tokenizer:
 
     @classmethod
     def _of(cls, proto: ModelProto, pieces: list[ModelProto.SentencePiece]) -> "Tokenizer":
-        taken = {each.piece for each in pieces}
+        taken = {piece.piece for piece in pieces}
         name = next(name for name in ("<blk>", "<ctc_blank>", "<|blank|>") if name not in taken)
         del proto.pieces[:]
         proto.pieces.add(piece=name, type=ModelProto.SentencePiece.CONTROL)
@@ -189,7 +189,7 @@ class Tokenizer:
             setattr(spec, field, before - 1 if before > BLANK else -1)
         return proto.SerializeToString(deterministic=True)
 
-    def told(self) -> Pieces:
+    def describe_pieces(self) -> Pieces:
         """How it spells and joins."""
         proto, kinds = ModelProto.FromString(self.model), ModelProto.SentencePiece
         types = [piece.type for piece in proto.pieces]
@@ -213,9 +213,9 @@ class Tokenizer:
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = temporary_path(file)
-        beside.write_bytes(self.model)
-        beside.replace(file)
+        tmp_path = temporary_path(file)
+        tmp_path.write_bytes(self.model)
+        tmp_path.replace(file)
 
     @property
     def size(self) -> int:

@@ -60,8 +60,8 @@ def _part(cut: Cut) -> bytes:
         if recording.num_channels > 1:
             values.append(["channel", cut.channel if not tracks else recording.channel_ids])
         for change in recording.transforms or ():
-            known = {k: v for k, v in vars(change).items() if isinstance(v, str | int | float)}
-            values.append([type(change).__name__, known])
+            plain = {k: v for k, v in vars(change).items() if isinstance(v, str | int | float)}
+            values.append([type(change).__name__, plain])
     return json.dumps(values, sort_keys=True).encode() if values else b""
 
 

@@ -21,23 +21,23 @@ def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
     Raises:
         ExportError: if the tokenizer spells in bytes.
     """
-    told = tokenizer.told()
-    if told.has_bytes:
+    pieces = tokenizer.describe_pieces()
+    if pieces.has_bytes:
         raise ExportError(
             "Tokens for transformers must be spelled in characters, but these have bytes for what"
             " is unknown; `--to onnx` takes them."
         )
-    special = [*sorted(told.special - {BLANK}), BLANK]
+    special = [*sorted(pieces.special - {BLANK}), BLANK]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_special(told, i, blank) for i in special],
-        "normalizer": _normalizer(told),
-        "pre_tokenizer": _spaces(told, is_split=told.kind == "word"),
+        "added_tokens": [_special(pieces, i, blank) for i in special],
+        "normalizer": _normalizer(pieces),
+        "pre_tokenizer": _spaces(pieces, is_split=pieces.kind == "word"),
         "post_processor": None,
-        "decoder": _decoder(told),
-        "model": _model(told, blank),
+        "decoder": _decoder(pieces),
+        "model": _model(pieces, blank),
     }
 
 
@@ -54,10 +54,10 @@ def _their_id(ours: int, size: int) -> int:
     return (ours - 1) % size
 
 
-def _special(told: Pieces, number: int, blank: str) -> dict[str, Any]:
+def _special(pieces: Pieces, number: int, blank: str) -> dict[str, Any]:
     return {
-        "id": _their_id(number, len(told.symbols)),
-        "content": blank if number == BLANK else told.symbols[number],
+        "id": _their_id(number, len(pieces.symbols)),
+        "content": blank if number == BLANK else pieces.symbols[number],
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
@@ -66,15 +66,15 @@ def _special(told: Pieces, number: int, blank: str) -> dict[str, Any]:
     }
 
 
-def _model(told: Pieces, blank: str) -> dict[str, Any]:
-    symbols = [*told.symbols[1:], blank]
-    unknown = _their_id(told.unknown, len(symbols))
+def _model(pieces: Pieces, blank: str) -> dict[str, Any]:
+    symbols = [*pieces.symbols[1:], blank]
+    unknown = _their_id(pieces.unknown, len(symbols))
     vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
-    if told.kind == "unigram":
-        scores = [*told.scores[1:], 0.0]
+    if pieces.kind == "unigram":
+        scores = [*pieces.scores[1:], 0.0]
         listed = [list(pair) for pair in zip(symbols, scores, strict=True)]
         return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": False}
-    if told.kind == "word":
+    if pieces.kind == "word":
         return {"type": "WordLevel", "vocab": vocabulary, "unk_token": symbols[unknown]}
     return {
         "type": "BPE",
@@ -86,35 +86,35 @@ def _model(told: Pieces, blank: str) -> dict[str, Any]:
         "byte_fallback": False,
         "ignore_merges": False,
         "vocab": vocabulary,
-        "merges": [list(pair) for pair in _merges(told)],
+        "merges": [list(pair) for pair in _merges(pieces)],
     }
 
 
-def _merges(told: Pieces) -> Iterator[tuple[str, str]]:
+def _merges(pieces: Pieces) -> Iterator[tuple[str, str]]:
     """Every way to make a piece of two, the piece of the highest score first."""
-    aside = told.special | {told.unknown}
-    ranks = {symbol: i for i, symbol in enumerate(told.symbols) if i not in aside}
-    if told.kind == "char":
+    aside = pieces.special | {pieces.unknown}
+    ranks = {symbol: i for i, symbol in enumerate(pieces.symbols) if i not in aside}
+    if pieces.kind == "char":
         return
-    for symbol in sorted(ranks, key=lambda symbol: -told.scores[ranks[symbol]]):
+    for symbol in sorted(ranks, key=lambda symbol: -pieces.scores[ranks[symbol]]):
         pairs = [(symbol[:cut], symbol[cut:]) for cut in range(1, len(symbol))]
         known = [(left, right) for left, right in pairs if left in ranks and right in ranks]
         yield from sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
 
 
-def _normalizer(told: Pieces) -> dict[str, Any] | None:
+def _normalizer(pieces: Pieces) -> dict[str, Any] | None:
     steps: list[dict[str, Any]] = []
-    if told.charsmap:
-        text = base64.b64encode(told.charsmap).decode()
+    if pieces.charsmap:
+        text = base64.b64encode(pieces.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
-    if told.is_squeezed:
+    if pieces.is_squeezed:
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     return {"type": "Sequence", "normalizers": steps} if steps else None
 
 
-def _spaces(told: Pieces, *, is_split: bool) -> dict[str, Any]:
-    scheme = "always" if told.is_prefixed else "never"
+def _spaces(pieces: Pieces, *, is_split: bool) -> dict[str, Any]:
+    scheme = "always" if pieces.is_prefixed else "never"
     return {
         "type": "Metaspace",
         "replacement": _SPACE,
@@ -123,7 +123,7 @@ def _spaces(told: Pieces, *, is_split: bool) -> dict[str, Any]:
     }
 
 
-def _decoder(told: Pieces) -> dict[str, Any]:
-    unknown = {"String": told.symbols[told.unknown]}
+def _decoder(pieces: Pieces) -> dict[str, Any]:
+    unknown = {"String": pieces.symbols[pieces.unknown]}
     named = {"type": "Replace", "pattern": unknown, "content": _UNKNOWN}
-    return {"type": "Sequence", "decoders": [named, _spaces(told, is_split=True)]}
+    return {"type": "Sequence", "decoders": [named, _spaces(pieces, is_split=True)]}

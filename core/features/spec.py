@@ -42,9 +42,9 @@ class FrontendSpec:
         Raises:
             ValueError: naming what is missing, unknown or no value of its kind.
         """
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
-            raise ValueError(f"`frontend.*` must be exactly {', '.join(sorted(known))}.")
+        keys = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != keys:
+            raise ValueError(f"`frontend.*` must be exactly {', '.join(sorted(keys))}.")
         for name, kinds in _CHOICES.items():
             if values[name] not in kinds:
                 raise ValueError(
@@ -56,11 +56,11 @@ class FrontendSpec:
             raise ValueError(f"`frontend.preemphasis` must be in [0, 1), but is {slope!r} instead")
         if values["features"] == "kaldi" and values["normalization"] != "none":
             raise ValueError("`frontend.normalization` must be none of kaldi features, but is not")
-        wanted = _STAGES[values["subsampling_kind"]]
-        if type(stages) is not int or stages not in wanted:
+        allowed_stages = _STAGES[values["subsampling_kind"]]
+        if type(stages) is not int or stages not in allowed_stages:
             raise ValueError(
                 f"`frontend.stages` of {values['subsampling_kind']} must be"
-                f" {' or '.join(map(str, wanted))}, but is {stages!r} instead"
+                f" {' or '.join(map(str, allowed_stages))}, but is {stages!r} instead"
             )
         return cls(**values)
 
@@ -96,11 +96,11 @@ class FrontendSpec:
 
     def stage_frames(self, num_frames: Any) -> tuple[Any, ...]:
         """What is left of so many frames of features after each convolution."""
-        left: list[Any] = []
+        counts: list[Any] = []
         for _ in range(self.stages):
             num_frames = (num_frames - 1) // 2 + self.is_padded
-            left.append(num_frames * (num_frames > 0))
-        return tuple(left)
+            counts.append(num_frames * (num_frames > 0))
+        return tuple(counts)
 
     def output_frames(self, num_frames: Any) -> Any:
         """What is left after all of them."""

@@ -78,7 +78,7 @@ def ended(config, place, *, kill_after: int | None = None, known: int | None = N
         reports = [timeless(next(doomed)) for _ in range(kill_after)]
         doomed.close()
         torch.manual_seed(999)  # another process would not know this one's chance
-    going = run(config, place, known=known)
+    going = run(config, place, last_known_step=known)
     while True:
         try:
             reports.append(timeless(next(going)))

@@ -69,7 +69,7 @@ def one_utterance_a_cut(cuts: Iterable[Cut], notes: Notes) -> Iterator[Cut]:
 
 
 def _of_data(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) -> MonoCut:
-    begin, end = _clipped(cut, spoken, notes)
+    begin, end = _clip_to_audio(cut, spoken, notes)
     channel = _channel(cut, spoken, notes)
     is_whole = begin <= ROUNDING_SECONDS and end >= cut.duration - ROUNDING_SECONDS
     if len(cut.supervisions) == 1 and is_whole:
@@ -100,16 +100,16 @@ def _of_mix(cut: MixedCut, notes: Notes) -> Iterator[Cut]:
         yield cut
         return
     for spoken in cut.supervisions:
-        begin, end = _clipped(cut, spoken, notes)
+        begin, end = _clip_to_audio(cut, spoken, notes)
         piece = cut.truncate(offset=begin, duration=end - begin)
         piece = piece.drop_supervisions().with_id(spoken.id)
-        said = fastcopy(spoken, start=0.0, duration=piece.duration)
-        heard = piece.first_non_padding_cut if isinstance(piece, MixedCut) else piece
-        heard.supervisions = [said]
+        supervision = fastcopy(spoken, start=0.0, duration=piece.duration)
+        audible = piece.first_non_padding_cut if isinstance(piece, MixedCut) else piece
+        audible.supervisions = [supervision]
         yield piece
 
 
-def _clipped(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[float, float]:
+def _clip_to_audio(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[float, float]:
     """Begin and end in seconds within the cut."""
     begin, end = max(0.0, spoken.start), min(cut.duration, spoken.start + spoken.duration)
     if (end - begin) * cut.sampling_rate < 1:
@@ -135,8 +135,8 @@ def _channel(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) 
             f" {', '.join(map(str, named))} instead; give each channel a supervision of its own,"
             " or mix the recording down."
         )
-    known = [channel for channel in there if channel in (cut.recording.channel_ids or there)]
-    if named[0] not in known:
+    available = [channel for channel in there if channel in (cut.recording.channel_ids or there)]
+    if named[0] not in available:
         raise CorpusError(
             f"`{spoken.id}` of `{notes.file}` must name a channel of its recording"
             f" ({', '.join(map(str, cut.recording.channel_ids))}), but names {named[0]} instead."

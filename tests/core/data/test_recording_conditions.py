@@ -106,7 +106,7 @@ def test_speech_between_zeros_has_its_features_between_those_of_zeros(spec, befo
     found = apply_condition(heard(waveform, spec), condition, spec)
 
     right = heard(F.pad(waveform, (160 * before, 160 * after)), spec)
-    assert len(found) == len(right) == 100 + condition.added
+    assert len(found) == len(right) == 100 + condition.added_frames
     near_a_seam = {before + i for i in range(-3, 3)} | {before + 100 + i for i in range(-3, 3)}
     rows = [i for i in range(len(right)) if i not in near_a_seam]
     torch.testing.assert_close(found[rows], right[rows], atol=1e-3, rtol=0)
@@ -185,7 +185,7 @@ def test_very_short_utterances_come_through_every_condition(count):
     for condition in draw_conditions(50, ALWAYS, NATIVE, seed=0, epoch=0):
         found = apply_condition(features, condition, NATIVE)
 
-        assert len(found) == count + condition.added
+        assert len(found) == count + condition.added_frames
         assert found.isfinite().all()
 
 
@@ -205,7 +205,7 @@ def test_each_condition_has_its_share():
     drawn = draw_conditions(count, config, NATIVE, seed=0, epoch=0)
 
     shares = {
-        config.silence_share * (1 - config.empty_share): sum(c.added > 0 for c in drawn),
+        config.silence_share * (1 - config.empty_share): sum(c.added_frames > 0 for c in drawn),
         config.empty_share: sum(c.is_empty for c in drawn),
         config.level_share: sum(c.gain != 0 for c in drawn),
         config.noise_share: sum(c.noise is not None for c in drawn),
