@@ -1,7 +1,7 @@
-"""The story of one adaptation: a recogniser learns new words, keeps the old ones, and its shape.
+"""One adaptation: a recognizer learns new words, and keeps the old ones and its shape.
 
-`adapt` is a generator of reports: it finds out by itself how far it had come, and whoever wants to
-hear iterates. Its folder holds features and checkpoints until the adapted bundle is whole.
+`adapt` is a generator of reports: it resumes by itself from where it stopped, and advances as its
+caller iterates. Its folder holds features and checkpoints until the adapted bundle is whole.
 """
 
 import hashlib
@@ -41,21 +41,21 @@ from core.training.method import tuning_rates
 from core.training.setup import calibration_batches, make_train_run, without_words
 
 NUM_PARTS = 3
-"""Of the speech that is made ready: new to train on, new to judge on, old."""
+"""Parts of the speech to prepare: new to train on, new to evaluate on, old."""
 _ORDER = "adaptation.json"
 
 
 class AdaptationConfig(Config):
-    """What is to be learned, and what of the old speech may be compare again."""
+    """Settings of an adaptation: the new speech, and how much of the old is trained on again."""
 
     trial: TrialConfig = TrialConfig()
     """The new speech (`corpus`), steps and rates (`tuning`), `boosting`, `training`, `runtime`."""
     memory: CorpusConfig | None = None
-    """The old speech, some of which is compare again; without it, old words are not measured."""
+    """The old speech, some of which is trained on again; without it, old words are not measured."""
     memory_share: float = Field(0.05, gt=0, le=1)
-    """Share of the old training utterances that are compare among the new ones."""
+    """Share of the old training utterances that are mixed with the new ones."""
     memory_balance: float = Field(1.0, ge=0, le=100)
-    """Old utterances compare for each new one, at least: memory is repeated until there are."""
+    """Fewest old utterances for each new one: memory is repeated until there are as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +68,13 @@ class WerChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapted:
-    """What came of it, on test speech, or on dev where there is none."""
+    """Word errors before and after an adaptation, on test, or on dev where there is no test."""
 
     new: WerChange
     old: WerChange | None
     """None where no old speech was given."""
     new_tokens: int
-    """Rows that the head has more."""
+    """Rows that the head has in addition."""
     params: int
     """Of the adapted model."""
 
@@ -114,7 +114,7 @@ class _Speeches:
     new: Speech
     """Its training speech holds the memory, too."""
     old: FeatureStore | None
-    """To judge on while training."""
+    """Old speech to evaluate on during training."""
     old_test: FeatureStore | None
 
     @property
@@ -123,7 +123,7 @@ class _Speeches:
 
 
 def _request(config: AdaptationConfig, source_bundle: Bundle) -> dict[str, Any]:
-    """What was asked for, of which model."""
+    """Returns the adaptation that was asked for, and of which model, as plain values."""
     digest = hashlib.sha256(source_bundle.tokenizer.model)
     for name, tensor in sorted(source_bundle.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -133,7 +133,7 @@ def _request(config: AdaptationConfig, source_bundle: Bundle) -> dict[str, Any]:
 
 
 def _read_summary(out: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run came to, if it was this one."""
+    """Reads the results of an earlier run of the same adaptation."""
     report = bundle.load(out).report if bundle.is_whole(out) else {}
     if report.get("order") != request:
         raise ConfigError(f"`out` must be a new folder, but `{out}` holds something else.")
@@ -142,7 +142,7 @@ def _read_summary(out: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_or_write_request(work: Path, request: dict[str, Any]) -> None:
-    """Note what is done here, or see that it is the same as before."""
+    """Writes down what is done here, or checks that it is the same as before."""
     file = work / _ORDER
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ class _ForwardReader:
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, or fewer at the end.
+        """Reads at most `size` bytes; fewer at the end.
 
         Raises:
             tarfile.ReadError: if they are more than may be in memory.

@@ -23,12 +23,12 @@ from core.outside_files import read_json
 from core.report import upgrade_format_1
 
 DEPTH_ORDER = "depth_order"
-"""Of a report: the model's blocks by number, the one that is missed most first."""
+"""Key of `report.json`: the model's blocks by number, the most important one first."""
 FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 
 class BundleError(ValueError):
-    """A folder that is no whole bundle."""
+    """Raised for a folder that is no whole bundle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +37,11 @@ class Bundle:
     """In evaluation mode, on the CPU."""
     tokenizer: Tokenizer
     report: Mapping[str, Any]
-    """What was measured of it, as plain values."""
+    """Measurements and settings, as plain values; the keys are in core/report.py."""
 
 
 def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[str, Any]) -> None:
-    """Write a bundle beside, then rename: the folder is whole or not there.
+    """Writes a bundle under a temporary name, then renames it: the folder is whole or absent.
 
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.

@@ -31,11 +31,11 @@ class CostEstimate:
 
 
 def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> CostEstimate:
-    """The price, by two dense steps on noise, of the model that is trained or was given.
+    """Estimates the cost of a trial by two dense steps on noise.
 
     Args:
         config: of a trial.
-        announce: told what begins.
+        announce: called as each stage begins.
 
     Raises:
         BundleError: if a given teacher is no whole bundle.

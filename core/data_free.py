@@ -60,7 +60,7 @@ def check(config: TrialConfig) -> None:
 
 
 def config_of(source: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
-    """What is asked of a bundle where there is no speech.
+    """Makes the config that prunes a bundle without speech.
 
     Raises:
         ConfigError: naming the value that cannot be.
@@ -79,12 +79,12 @@ def config_of(source: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialC
 def prune_bundle(
     config: TrialConfig, folder: Path, *, announce: Announce = be_silent
 ) -> dict[str, Any]:
-    """Leave in a folder what a config without speech asks for; say what it is.
+    """Prunes a bundle without speech and writes the result to a new folder.
 
     Args:
         config: what is asked for.
         folder: a new folder.
-        announce: told what begins.
+        announce: called as each stage begins.
 
     Raises:
         BundleError: if the teacher is no whole bundle.
@@ -117,13 +117,13 @@ def prune_bundle(
 def prune_model(
     config: TrialConfig, teacher: Conformer, *, announce: Announce = be_silent
 ) -> tuple[Conformer, Choice, Space]:
-    """The smaller model, what of the teacher it kept, and out of which space.
+    """Prunes a model without speech: returns the smaller one, the units it kept, and the space.
 
     Args:
         config: what is asked for.
         teacher: the method's to change: a large one is not copied. Costs, and a teacher that
             nobody will ask, are of its shape alone.
-        announce: told what begins.
+        announce: called as each stage begins.
     """
     seed_everything(config, config.runtime.threads)
     method = load_method(config.pruning.method)

@@ -27,7 +27,7 @@ _LONGEST_NAME = 50
 
 
 def atomic_write(file: Path, text: str) -> None:
-    """Write a file beside, then put it in the place of what is there."""
+    """Writes a file under a temporary name, then puts it in the place of what is there."""
     tmp_path = temporary_path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     tmp_path.write_text(text, encoding="utf-8")
@@ -50,9 +50,9 @@ def replaced_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder`; when all went well, it takes its place.
+    """Gives an empty folder next to `folder`; when all went well, it takes its place.
 
-    What lay at `folder` is moved away first, so that whoever has its files open keeps them.
+    What lay at `folder` is moved away first, so that processes that have its files open keep them.
     """
     tmp_path = temporary_path(folder)
     old = tmp_path.with_name(f"{tmp_path.name}.old")
@@ -74,7 +74,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Give a path of the same name in an empty folder beside; what is written there becomes `file`.
+    """Gives a path of the same name in an empty folder; what is written there becomes `file`.
 
     Whatever a library puts next to it (journals, locks) stays behind, and goes with that folder.
 
@@ -93,7 +93,7 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 def temporary_path(final: Path) -> Path:
-    """Where to write what shall become `final`: beside it, hidden, named after this process."""
+    """Returns a hidden path next to `final` to write it at first, named after this process."""
     return final.with_name(f".{final.name[:_LONGEST_NAME]}.{process_tag()}")
 
 

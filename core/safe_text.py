@@ -1,6 +1,6 @@
 """Text from outside, made harmless for the place where it is shown. Pure.
 
-Transcripts, names of files, ids and error texts come from whoever wrote a corpus, a model or a
+Transcripts, names of files, ids and error texts come from the author of a corpus, a model or a
 sweep. Shown as they are, they could command a terminal, fetch a picture from a server when a page
 is opened, or become a formula in a spreadsheet. HTML has `html.escape` of the standard library.
 """

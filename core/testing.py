@@ -99,7 +99,7 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
                 module.running_var.uniform_(0.5, 2.0)
         model.frontend.mean.normal_()
         model.frontend.deviation.uniform_(0.5, 2.0)
-        # A channel that is never above 0 is never heard.
+        # A channel that is never above 0 has no effect.
         for stage in model.frontend.stages[1:] if shape.frontend_spec.is_padded else ():
             bias = (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias
             assert bias is not None
@@ -201,7 +201,7 @@ def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
 
 
 def run_method(bench: MethodContext) -> SearchResult:
-    """What the method of a bench finds on it, after its search if it has one; as a trial asks."""
+    """Runs a method as a trial does: its search, if it has one, then its result."""
     method = load_method(bench.config.pruning.method)
     limited = bench.restricted_to(method.needs)
     stage = method.search(limited)

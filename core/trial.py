@@ -1,6 +1,6 @@
-"""The story of one trial, top to bottom: search, extraction, tuning, measuring.
+"""One trial, from top to bottom: search, extraction, tuning, evaluation.
 
-`run` is a generator of reports: it resumes by itself from wherever it stopped, and advances as the
+`run` is a generator of reports: it resumes by itself from where it stopped, and advances as its
 caller iterates. What all trials share was made before, by core/teacher.py.
 """
 
@@ -83,7 +83,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """All that a trial's stages hand on."""
+    """The parts of a trial that its stages share."""
 
     method: Method
     bench: MethodContext
@@ -100,7 +100,7 @@ class Trial:
         return self.method.targets(self.config)
 
     def journey(self, config: TrialConfig, steps: int) -> TrainRun:
-        """From the beginning of the data, as a config orders it, for so many steps in all."""
+        """Makes a run of `steps` steps from the beginning of the data, in the order of a config."""
         journey = make_train_run(
             config,
             self.dirs.trial,
@@ -158,11 +158,11 @@ def _search_and_tune(trial: Trial) -> Generator[Report, None, list[Outcome]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractedModel:
-    """A small model on its way to an outcome."""
+    """A small model between extraction and its outcome."""
 
     model: Conformer
     choice: Choice
-    """What of the student it kept."""
+    """The units of the student that remain."""
     depth_order: tuple[int, ...]
     """Its blocks, best first, where the search ranked blocks."""
 
@@ -170,7 +170,7 @@ class ExtractedModel:
 def _extract_for_target(
     trial: Trial, start: "SearchState", journey: TrainRun, target: float
 ) -> ExtractedModel:
-    """Extract for one share to remove, with chance, data and projection as the search left them."""
+    """Extracts a model for one target, from the random state that the search left."""
     bench, result = trial.bench, start.search_result
     journey.go_to(start.position)
     bench.distillation.projection.load_state_dict(start.projection)
@@ -188,9 +188,9 @@ class SearchState:
 
     search_result: SearchResult
     projection: dict[str, torch.Tensor]
-    """Through which hidden states are compared."""
+    """Weights of the layer through which hidden states are compared."""
     position: dict[str, Any]
-    """Of data and chance."""
+    """Position in the data, and the states of random generators."""
 
 
 def _search_state(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchState:
@@ -227,7 +227,7 @@ def _search_state(trial: Trial, search: Trainable | None, journey: TrainRun) -> 
 
 
 def _tune_further(trial: Trial, earlier: list[Outcome]) -> Generator[Report, None, list[Outcome]]:
-    """The finished models, tuned on; they stand until the later ones are whole."""
+    """Tunes the finished models further; they stay until the later ones are whole."""
     config, bench, ranks = trial.config, trial.bench, trial.ranks
     before = earlier[0].steps
     more = _num_steps(config) + config.tuning.more_steps - before
@@ -270,7 +270,7 @@ def _missed_reports(dirs: TrialDirs, last_known_step: int) -> Iterator[Report]:
     try:
         newest = checkpoint.load_newest(dirs.trial / CHECKPOINTS)
     except checkpoint.CheckpointError:
-        return  # whoever must go on from them says so; what is finished needs none
+        return  # resuming from them raises it; a finished trial needs none
     yield from (report for report in _reports(newest) if report.step > last_known_step)
 
 
@@ -281,7 +281,7 @@ def _reports(state: dict[str, Any] | None) -> list[Report]:
 def _evaluate(
     trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
 ) -> list[Outcome]:
-    """Measure a tuned model and keep it: the first rank does, and tells the others."""
+    """Measures and saves a tuned model on the first rank, which sends the outcome to the others."""
     ranks = trial.ranks
     return ranks.first(
         [_evaluate_and_save(trial, cut, target=target, steps=steps, name=name)]
@@ -310,7 +310,7 @@ def _evaluate_and_save(
 
 
 def _write_outcomes(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
-    """Only once every model is kept is it said that the trial is done."""
+    """Writes the outcomes, which marks the trial as done: every model is saved by then."""
     if trial.ranks.is_first:
         text = json.dumps([asdict(outcome) for outcome in outcomes])
         atomic_write(trial.dirs.trial / OUTCOMES, text)
@@ -343,7 +343,7 @@ def _num_steps(config: TrialConfig) -> int:
 
 
 def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Trial:
-    """All that a trial works with, from what `prepare` made, before its first step."""
+    """Opens what `prepare` made, and builds all that a trial needs before its first step."""
     seed_everything(config, config.runtime.threads, ranks)
     device, pruning = select_device(config), config.pruning
     speech, method = open_speech(dirs.features), load_method(pruning.method)

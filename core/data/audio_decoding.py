@@ -191,7 +191,7 @@ def _blocks(opened: ForwardFile, count: int | None) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _WavData:
-    """What a WAV file says of the size of its samples, in bytes."""
+    """Size of a WAV file's samples in bytes, as its header promises and as the file holds."""
 
     promised: int
     held: int

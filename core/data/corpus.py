@@ -59,7 +59,7 @@ class _Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """What one of the three globs chose."""
+    """The splits that one of the three globs chose, read and checked."""
 
     cuts: CutSet
     num_cuts: int
@@ -127,7 +127,7 @@ def with_memory(
 
     Whether an utterance is among them depends on its name and the seed alone, so that a larger
     share holds a smaller one's. What is among them is there as often as makes at least `balance`
-    old utterances a new one: little memory, seldom heard, is forgotten all the same.
+    old utterances a new one: little memory, seldom trained on, is forgotten all the same.
 
     Raises:
         CorpusError: if the share leaves no utterance.
@@ -319,7 +319,7 @@ def _open(
 
 @dataclass(kw_only=True, slots=True)
 class _Count:
-    """What is learnt of the utterances that one glob chose, one after the other."""
+    """Counts and fingerprints the utterances that one glob chose."""
 
     config: CorpusConfig
     shared: SharedSpeech

@@ -77,7 +77,7 @@ class FeatureStore:
         self.left_out: dict[str, int] = index["left_out"]
         plain = index.get("frontend")
         self.frontend_spec = None if plain is None else FrontendSpec.from_plain(plain)
-        """Of which kind the features are; None in stores from before that was written."""
+        """The kind of the features; None in stores that were written before it was recorded."""
         self.num_frames = np.diff(self._begins)
         self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
 
@@ -109,7 +109,7 @@ class FeatureStore:
         device: torch.device | str = "cpu",
         frontend_spec: FrontendSpec = NATIVE,
     ) -> "FeatureStore":
-        """Compute a store, replacing what was at `folder`, of the features that a model hears.
+        """Computes a store of the features that a model reads, replacing what was at `folder`.
 
         Training speech is kept at every speed, in half precision, without utterances that CTC
         cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
@@ -142,11 +142,11 @@ class FeatureStore:
 
     @property
     def longest_seconds(self) -> float:
-        """Of an utterance."""
+        """Seconds of the longest utterance."""
         return float(self.seconds.max(initial=0.0))
 
     def token_counts(self, vocabulary: int) -> Int[Tensor, " vocabulary"]:
-        """How often each token is said."""
+        """Counts each token over all utterances."""
         return torch.from_numpy(np.bincount(self._tokens, minlength=vocabulary))
 
     def statistics(self) -> tuple[Float[Tensor, " mels"], Float[Tensor, " mels"]]:

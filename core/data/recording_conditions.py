@@ -63,7 +63,7 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Condition:
-    """What training changes of one utterance."""
+    """The changes that training makes to one utterance."""
 
     before: int = 0
     """Frames of silence, as `between` and `after`."""
@@ -151,7 +151,7 @@ def apply_condition(
 def silence_frames(
     count: int, silence: Noise | None, spec: FrontendSpec
 ) -> Float[Tensor, "frames mels"]:
-    """So many frames of digital silence, or of faint noise."""
+    """Returns `count` frames of digital silence, or of faint noise."""
     floor = torch.full((count, NUM_MELS), silence_value(spec))
     if silence is None:
         return floor
@@ -160,7 +160,7 @@ def silence_frames(
 
 
 def noise_frames(count: int, noise: Noise, spec: FrontendSpec) -> Float[Tensor, "frames mels"]:
-    """So many frames of noise; it begins anew where what was computed once ends."""
+    """Returns `count` frames of noise, which repeats after the stretch that is computed once."""
     index = (torch.arange(count) + noise.begin) % _NOISE_FRAMES
     return _white_noise(spec)[index] + noise.level + noise.slope * torch.arange(NUM_MELS)
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """All that another program needs to spell and to join as a tokenizer does."""
+    """The pieces of a tokenizer and its rules, as another program needs them to tokenize alike."""
 
     kind: PieceKind
     symbols: tuple[str, ...]
@@ -56,7 +56,7 @@ class Pieces:
 
 
 def transcript(cut: Cut) -> str:
-    """What is said in an utterance, one space between two words."""
+    """Returns the transcript of an utterance, one space between two words."""
     return " ".join(word for spoken in cut.supervisions for word in (spoken.text or "").split())
 
 
@@ -136,7 +136,7 @@ class Tokenizer:
         special: AbstractSet[str] = frozenset(),
         charsmap: bytes = b"",
     ) -> "Tokenizer":
-        """Of pieces in the order of their ids, which the blank goes before.
+        """Makes a tokenizer of pieces in the order of their ids; the blank is put first.
 
         Args:
             pieces: symbols, U+2581 for a space.
@@ -190,7 +190,7 @@ class Tokenizer:
         return proto.SerializeToString(deterministic=True)
 
     def describe_pieces(self) -> Pieces:
-        """How it spells and joins."""
+        """Returns all that another program needs to tokenize alike."""
         proto, kinds = ModelProto.FromString(self.model), ModelProto.SentencePiece
         types = [piece.type for piece in proto.pieces]
         names: dict[int, PieceKind] = {

@@ -15,7 +15,7 @@ _LOOKED_AT = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """What tells an utterance from others."""
+    """Digests that differ between any two utterances."""
 
     whole: bytes
     """Name, length, words, and of its audio what it is a part of."""

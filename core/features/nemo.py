@@ -1,4 +1,4 @@
-"""The features that a recogniser wants: Kaldi's (features.py), or NeMo's, which are made here.
+"""The features that a recognizer reads: Kaldi's (kaldi.py), or NeMo's, which are computed here.
 
 NeMo's are log powers on Slaney's mel scale, 0 to 8000 Hz: pre-emphasis over the whole utterance,
 frames of 25 ms centred on every 10 ms in a transform of 512, no dither. Normalised, each mel bin
@@ -67,7 +67,7 @@ def _powers(
     waveforms: Float[Tensor, "batch samples"],
     num_samples: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch frames mels"]:
-    """NeMo's."""
+    """Computes mel powers as NeMo does."""
     before = torch.cat((waveforms.new_zeros(len(waveforms), 1), waveforms[:, :-1]), dim=1)
     position = torch.arange(waveforms.shape[1], device=waveforms.device)
     emphasized = (waveforms - spec.preemphasis * before) * (position < num_samples[:, None])
@@ -87,7 +87,7 @@ def _powers(
 def _late_powers(
     waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
 ) -> Float[Tensor, "batch frames mels"]:
-    """sherpa-onnx's."""
+    """Computes mel powers as sherpa-onnx does, in frames 5 ms later than NeMo's."""
     frames = preemphasize(frame_windows(waveforms, num_samples, longest))
     window = _window("hann", waveforms.device, is_periodic=True)
     power = torch.fft.rfft(frames * window, n=_FFT).abs().square()  # (B, T, bins)
@@ -108,9 +108,9 @@ def _normalize(
     *,
     spare: int,
 ) -> Float[Tensor, "batch frames mels"]:
-    """By the statistics of real frames: the variance leaves `spare` of their number out.
+    """Normalizes by the statistics of real frames; their variance is divided by count - `spare`.
 
-    Of a single one, the deviation is taken for 0.
+    The deviation of a single frame is taken for 0.
     """
     real, count = is_real[:, :, None], is_real.sum(1)[:, None, None]
     mean = (mels * real).sum(1, keepdim=True) / count.clamp_min(1)

@@ -1,4 +1,4 @@
-"""One door for all published recognisers: a file, a folder or a hub's name in, a bundle out."""
+"""Import of published recognizers: a file, a folder or a hub's name in, a bundle out."""
 
 import importlib.util
 import re
@@ -27,14 +27,14 @@ _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 def import_model(
     model: str, out: Path, *, for_sherpa: bool = False, announce: Announce = be_silent
 ) -> Bundle:
-    """Write a published recogniser as a bundle, beside and then renamed.
+    """Writes a published recognizer as a bundle, under a temporary name that is then changed.
 
     Args:
         model: a file, a folder or a name of the hub.
         out: the bundle, a new folder.
-        for_sherpa: whether it is to hear what sherpa-onnx will compute for it, instead of what it
-            was trained on.
-        announce: told what begins.
+        for_sherpa: whether it is to read the features that sherpa-onnx computes for it, instead of
+            those that it was trained on.
+        announce: called as each stage begins.
 
     Raises:
         ExportError: if sherpa-onnx has no loader for it, and that is what it is for.
@@ -72,14 +72,14 @@ def read_model(path: Path) -> Bundle:
             return from_torchaudio(path, settings)
         case "wav2vec2-conformer":
             raise ImportingError(
-                f"`{path}` must hear mel features, but is a Wav2Vec2Conformer, which hears raw"
+                f"`{path}` must read mel features, but is a Wav2Vec2Conformer, which reads raw"
                 " samples through seven convolutions over time; nothing here computes those."
             )
     raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
 
 
 def spec_for_sherpa(model: Conformer) -> Conformer:
-    """A model of the same weights that hears what sherpa-onnx computes for it.
+    """Returns a model of the same weights that reads the features sherpa-onnx computes for it.
 
     Raises:
         ExportError: if sherpa-onnx has no loader for it.

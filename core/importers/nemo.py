@@ -45,7 +45,7 @@ BLOCK = {
 OF_ATTENTION = ("attention.query", "attention.key", "attention.value", "attention.output")
 OF_FEEDFORWARD = ("ff1.up", "ff1.down", "ff2.up", "ff2.down")
 OF_CONVOLUTION = ("convolution.up", "convolution.depthwise", "convolution.down")
-"""Our layers that have a bias unless they are told not to."""
+"""Our layers that have a bias unless `use_bias` is false."""
 
 
 def from_nemo(path: Path) -> Bundle:
@@ -175,7 +175,7 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "log_zero_guard_value": (2.0**-24,),
     "exact_pad": (False,),
 }
-"""What their features may be told to be; dither plays no part at inference."""
+"""Allowed values of their features' settings; dither plays no part at inference."""
 
 
 def _tokenizer(settings: Settings, files: dict[str, bytes]) -> Tokenizer:

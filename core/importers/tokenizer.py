@@ -1,4 +1,4 @@
-"""Tokens that come beside a model: SentencePiece's own file, or a `tokenizer.json` made from one.
+"""Tokens that come with a model: SentencePiece's own file, or a `tokenizer.json` made from one.
 
 The latter holds the same pieces, merged pair by pair in a stated order, or chosen by probability;
 both are what SentencePiece knows as BPE and unigram, so that they become its model again.
@@ -99,7 +99,7 @@ def _unknown(model: dict[str, Any], by_id: dict[int, str]) -> str:
 
 
 def _charsmap(normalizer: Any) -> bytes:
-    """How characters are made alike; other steps than SentencePiece's own are refused."""
+    """Returns a normalizer's compiled character map; refuses steps unknown to SentencePiece."""
     if normalizer is None:
         return b""
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]

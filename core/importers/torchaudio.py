@@ -10,7 +10,7 @@ config.json  model.safetensors or model.pt  tokenizer.model (or tokenizer.json)
 
 It has no front end: `input` names a linear layer from 80 mel bins to its width; without one its
 width is 80. Its attention knows no positions, so that ours get a matrix of zeros. In padded
-batches its convolutions hear the padding, which ours never do: it is the same on utterances alone.
+batches its convolutions read the padding, which ours never do: both agree on single utterances.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """From another program's tensors to our Conformer, by a table of names.
 
-What their programs do beside is folded in: the input's scale into the front end's linear layer,
-missing biases as zeros, CTC's blank as row 0.
+What their programs compute in addition is folded in: the input's scale into the front end's linear
+layer, missing biases as zeros, CTC's blank as row 0.
 """
 
 import math
@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How tensors become a model."""
+    """The shape of a model, and the names of the tensors it is made of."""
 
     shape: Shape
     names: Mapping[str, str]

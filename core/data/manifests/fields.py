@@ -90,7 +90,7 @@ _RULES = {
 
 
 def broken_rule(detail: Mapping[str, Any]) -> str:
-    """What one of pydantic's error details says, in the words of all errors here."""
+    """Turns one of pydantic's error details into the wording of all errors here."""
     name, kind = _name(detail), detail["type"]
     if kind == "value_error":
         return f"`{name}` {detail['ctx']['error']}" if name else str(detail["ctx"]["error"])
@@ -106,7 +106,7 @@ def broken_rule(detail: Mapping[str, Any]) -> str:
 
 
 def _rule_of_kind(name: str, context: Mapping[str, str]) -> str:
-    """What is said of a change that is none of those known."""
+    """Returns the message for a transform of an unknown kind."""
     key = f"{name}.{context['discriminator']}".replace("'", "")
     if "tag" not in context:
         return f"`{key}` must be given, but is missing instead"

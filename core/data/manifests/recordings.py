@@ -123,7 +123,7 @@ _Rir = Annotated[
 
 
 class _Settings(Record, extra="forbid"):
-    """Of one transform; an unknown one would change what is heard."""
+    """Settings of one transform; unknown ones are refused, as they would change the audio."""
 
 
 class _Factor(_Settings):

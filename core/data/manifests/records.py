@@ -43,7 +43,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 class SupervisionRecord(Record):
-    """What is said in one part of a recording, or of a cut."""
+    """The transcript of one part of a recording or of a cut."""
 
     id: Name
     recording_id: Name
@@ -146,7 +146,7 @@ class TrackRecord(Record):
 
 
 class MixedRecord(Record):
-    """Several cuts heard at once or in turn."""
+    """Several cuts, mixed or one after the other."""
 
     type: Literal["MixedCut"]
     id: Name

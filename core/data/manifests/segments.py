@@ -1,8 +1,8 @@
-"""Cuts become utterances: each is what one supervision says, from its begin to its end.
+"""Makes utterances of cuts: one for each supervision, from its begin to its end.
 
-What lies outside of every supervision was transcribed by nobody, so it is not heard, be it in a
-recording, a cut or an archive of Shar. A mix is the exception: its one supervision speaks for all
-of it, as whoever made it has put silence or noise around.
+Audio outside of every supervision has no transcript and is left out, be it in a recording, a cut or
+an archive of Shar. A mix is the exception: its one supervision counts for all of it, since silence
+or noise was put around the speech on purpose.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, slots=True)
 class Notes:
-    """What is said once of a whole manifest, however many lines it is true of."""
+    """Collects warnings about a manifest, to log each once however many lines it concerns."""
 
     file: Path
     clipped: int = 0
@@ -124,7 +124,7 @@ def _clip_to_audio(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[
 
 
 def _channel(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) -> int:
-    """The one that is heard: a mono cut's own, or the one that the supervision names."""
+    """Returns the channel to read: a mono cut's own, or the one that the supervision names."""
     named = spoken.channel if isinstance(spoken.channel, list) else [spoken.channel]
     there = [cut.channel] if isinstance(cut, MonoCut) else list(cut.channel)
     if isinstance(cut, MonoCut):

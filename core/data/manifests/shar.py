@@ -1,4 +1,4 @@
-"""Shar folders: shards of cuts beside archives of their audio, read one utterance at a time.
+"""Shar folders: shards of cuts with archives of their audio, read one utterance at a time.
 
 SPLIT/cuts.000000.jsonl.gz has a line a cut, SPLIT/recording.000000.tar in the same order its audio
 and, after that, one JSON object that describes it. Other fields that lhotse can keep so (features,
@@ -34,7 +34,7 @@ class SharCuts:
 
     folder: Path
     has_audio: bool
-    """Whether archives are opened; else each cut is description alone."""
+    """Whether archives are opened; else each cut is described alone."""
     allowed: Allowed = NOTHING
     is_quiet: bool = True
     """Whether what is clipped goes unsaid."""
@@ -58,7 +58,7 @@ class SharCuts:
 
 
 def find_shards(folder: Path) -> list[tuple[Path, Path | None]]:
-    """Each shard of cuts and the archive beside it; none at all where cuts name files.
+    """Pairs each shard of cuts with its archive; without one where cuts name files.
 
     Raises:
         CorpusError: naming a shard that is there without the other.

@@ -13,7 +13,7 @@ from core.config.trial import DemoConfig
 from core.data.sources.tts import Line, assign_voices, synthesize_split
 from core.files import atomic_folder
 
-VERSION = 1  # raise it when anything that is heard changes: the corpus is then spoken again
+VERSION = 1  # raise it when any sample changes: the corpus is then spoken again
 
 # A rule is a choice of sentences; a name in capitals is replaced by one of its own choices. No two
 # words sound alike.

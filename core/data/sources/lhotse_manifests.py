@@ -1,8 +1,8 @@
 """Corpora of manifests: lhotse's Shar folders, CutSets, recordings and supervisions; NeMo's.
 
 SPLIT stands for the split's name; each may lie in any of these forms, with or without .gz:
-SPLIT/cuts.000000.jsonl.gz with its archives beside it (Shar); SPLIT.jsonl or
-PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl beside PREFIX_supervisions_SPLIT.jsonl;
+SPLIT/cuts.000000.jsonl.gz with its archives (Shar); SPLIT.jsonl or
+PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl with PREFIX_supervisions_SPLIT.jsonl;
 NeMo's SPLIT.json or SPLIT_manifest.json. One manifest alone is a corpus of one split.
 """
 
@@ -58,7 +58,7 @@ def load_split(
         root: the corpus's folder, or its one manifest.
         split: one of its splits.
         words: if they are not needed, recordings may go without supervisions.
-        allowed: what beside files the user's own settings let a manifest name.
+        allowed: what the user's own settings let a manifest name besides files.
 
     Raises:
         CorpusError: naming what of a manifest cannot be used.
@@ -102,7 +102,7 @@ def _places(root: Path) -> dict[str, Path]:
 
 
 def _split_of(file: Path) -> str | None:
-    """Which split a file is by its name."""
+    """Returns the split that a file's name says it is, if any."""
     for pattern in (_RECORDINGS, _CUTS, _NEMO):
         match = pattern.fullmatch(file.name)
         if match and not _NO_SPLIT.fullmatch(file.name):
@@ -138,7 +138,7 @@ def _read_manifest(path: Path, words: Words, allowed: Allowed) -> Iterator[Cut]:
 
 
 def _kind(line: Line) -> Literal["nemo", "cut", "recording"]:
-    """What the records of a manifest are.
+    """Tells the kind of a manifest's records by its first line.
 
     Raises:
         CorpusError: if they are none that can be read.
@@ -159,7 +159,10 @@ def _kind(line: Line) -> Literal["nemo", "cut", "recording"]:
 
 
 def _join(path: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator[Cut]:
-    """Recordings with what is said in them; who says nothing is heard only without words."""
+    """Joins recordings with their supervisions.
+
+    A recording without any is left out, unless transcripts are not needed.
+    """
     spoken = _supervisions(path, words)
     recordings: set[str] = set()
     silent: list[str] = []
@@ -191,7 +194,7 @@ def _join(path: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator[
 
 
 def _supervisions(path: Path, words: Words) -> dict[str, list[SupervisionRecord]]:
-    """What is said, by recording.
+    """Reads supervisions by recording.
 
     Raises:
         CorpusError: if the manifest of it is missing and needed.

@@ -83,7 +83,7 @@ def _parts(glob: str) -> list[str]:
 
 
 def _is_half(root: Path, part: str) -> bool:
-    """An archive without lhotse's mark beside it was not unpacked to its end."""
+    """Whether an archive lacks lhotse's mark next to it: it was not unpacked to its end."""
     is_marked = (root / "LibriSpeech" / part / ".completed").is_file()
     return (root / f"{part}.tar.gz").exists() and not is_marked
 

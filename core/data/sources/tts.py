@@ -38,8 +38,8 @@ VOICES = {
     "test": "Denis Michael Reed aunty boris david grandpa john paul sandro victor",
 }
 ACCENTS = "en en-us en-gb-scotland en-gb-x-rp"
-# Words a minute, and pitch on eSpeak's scale around each voice's own. Training hears a wider range:
-# it has to make up for the voices it will never hear.
+# Words a minute, and pitch on eSpeak's scale around each voice's own. Training has a wider range:
+# it has to make up for the voices that it lacks.
 PACES = {"train": (135, 216), "dev": (145, 196), "test": (145, 196)}
 PITCHES = {"train": (10, 91), "dev": (30, 71), "test": (30, 71)}
 
