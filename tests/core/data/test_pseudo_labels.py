@@ -36,9 +36,9 @@ def test_labels_are_what_transcribe_prints(wordless, teacher, tmp_path):
     corpus = pseudo_label(wordless, make_labeler(teacher, "it"), tmp_path)
 
     files = [audio_files(cut)[0] for cut in wordless.train]
-    heard = [text for _, text in transcribe(teacher, files)]
-    assert [transcript(cut) for cut in corpus.train] == heard
-    assert len(set(heard)) > 10  # it recognizes something
+    transcripts = [text for _, text in transcribe(teacher, files)]
+    assert [transcript(cut) for cut in corpus.train] == transcripts
+    assert len(set(transcripts)) > 10  # it recognizes something
 
 
 def test_a_split_with_words_keeps_them(wordless, demo_corpus, teacher, tmp_path):
