@@ -3,9 +3,7 @@
 shape.json  model.safetensors  tokenizer.model  report.json  checksums.json
 """
 
-import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from core.conformer.model import Conformer
 from core.conformer.shape import FORMAT, read_shape
 from core.data.tokenizer import FILE_NAME, Tokenizer
-from core.files import remove_leftovers, temporary_path
+from core.files import atomic_folder, sha256_file
 from core.outside_files import read_json
 from core.report import upgrade_format_1
 
@@ -46,24 +44,15 @@ def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[s
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """
-    tmp_path = temporary_path(folder)
-    remove_leftovers(folder.parent)
-    shutil.rmtree(tmp_path, ignore_errors=True)
-    try:
-        tmp_path.mkdir(parents=True)
+    with atomic_folder(folder) as tmp_path:
         shape = {"format": FORMAT, **model.shape.to_plain()}
         (tmp_path / "shape.json").write_text(json.dumps(shape, indent=1))
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(weights, tmp_path / "model.safetensors")
         tokenizer.save(tmp_path / FILE_NAME)
         (tmp_path / "report.json").write_text(json.dumps(report, indent=1))
-        checksums = {name: _digest(tmp_path / name) for name in FILES}
+        checksums = {name: sha256_file(tmp_path / name) for name in FILES}
         (tmp_path / "checksums.json").write_text(json.dumps(checksums, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        tmp_path.rename(folder)
-    except BaseException:
-        shutil.rmtree(tmp_path, ignore_errors=True)
-        raise
 
 
 def load(folder: Path) -> Bundle:
@@ -126,7 +115,7 @@ def check(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"`{folder}` must be a whole bundle, but {name} is missing.")
-        if not isinstance(checksums, dict) or checksums.get(name) != _digest(path):
+        if not isinstance(checksums, dict) or checksums.get(name) != sha256_file(path):
             raise BundleError(f"`{path}` must match its checksum, but is damaged.")
 
 
@@ -151,8 +140,3 @@ def read_table(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise BundleError(f"`{path}` must be a table, but is {str(table)[:80]} instead.")
     return table
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,12 +3,12 @@
 Reads only the small files that preparation left, and needs no torch.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.files import sha256_file
 from core.outside_files import read_arrays, read_json
 
 PREPARED_FORMAT = 2
@@ -68,7 +68,7 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
         return SpeechLineage(
             corpus=prepared["corpus"]["name"],
             corpus_digest=prepared["digest"],
-            tokenizer_digest=_sha256(features / "tokenizer.model"),
+            tokenizer_digest=sha256_file(features / "tokenizer.model"),
             splits=tuple(split for split in splits if split.num_utterances),
             pseudo_labeled=tuple(prepared.get("pseudo_labeled", ())),
         )
@@ -79,7 +79,7 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
 def bundle_digest(bundle: Path) -> str | None:
     """Returns the digest of a bundle's checksums; None where there is no bundle."""
     try:
-        return _sha256(bundle / "checksums.json")
+        return sha256_file(bundle / "checksums.json")
     except OSError:
         return None
 
@@ -92,8 +92,3 @@ def _split(features: Path, split: str, store: str) -> SplitLineage:
         num_utterances=len(seconds),
         seconds=float(seconds.sum()),
     )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

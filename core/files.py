@@ -1,10 +1,11 @@
-"""Files and folders that appear whole or not at all, and temporary ones that name their maker.
+"""Atomic writes, digests and locks of files, and temporary files that name their maker.
 
 A process that is killed leaves what it was writing. Every temporary name made here says which
 process of which machine made it, so that the next one removes what nobody will finish, and nothing
 else: what belongs to a live process, another machine or another program stays.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -26,12 +27,42 @@ _LONGEST_NAME = 50
 """Characters of a final name that its temporary one repeats: names have 255 bytes."""
 
 
-def atomic_write(file: Path, text: str) -> None:
-    """Writes a file under a temporary name, then puts it in the place of what is there."""
+def atomic_write(file: Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name, then puts it in the place of what is there.
+
+    Text is encoded as UTF-8.
+    """
     tmp_path = temporary_path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    tmp_path.write_text(text, encoding="utf-8")
-    tmp_path.replace(file)
+    try:
+        tmp_path.write_bytes(content.encode() if isinstance(content, str) else content)
+        tmp_path.replace(file)
+    finally:
+        tmp_path.unlink(missing_ok=True)
+
+
+def sha256_file(file: Path) -> str:
+    """Returns the SHA-256 digest of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def locked_file(file: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is made if it is missing; waits while another holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until the disk holds a file or the entries of a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -65,6 +96,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         tmp_path.rename(folder)
     except OSError as error:
+        if old.exists() and not folder.exists():  # moved away, but not replaced
+            old.rename(folder)
         error.filename = error.filename or str(folder)  # a full disk does not say where
         raise
     finally:

@@ -21,7 +21,7 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 
 from core.config.trial import CorpusConfig
 from core.data.audio_decoding import CorpusError
-from core.files import temporary_path
+from core.files import atomic_write
 from core.outside_files import LARGEST_MODEL_OF_TOKENS, read_bytes
 
 BLANK = 0
@@ -212,10 +212,7 @@ class Tokenizer:
         )
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tmp_path = temporary_path(file)
-        tmp_path.write_bytes(self.model)
-        tmp_path.replace(file)
+        atomic_write(file, self.model)
 
     @property
     def size(self) -> int:

@@ -1,22 +1,22 @@
 """Checkpoints that a kill at any moment leaves whole.
 
-They are written beside, checksummed, then renamed; the newest valid one wins.
+Each is written under a temporary name with its checksum, then renamed; the newest valid one wins.
 """
 
-import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.files import remove_leftovers, temporary_path
+from core.files import atomic_folder, flush_to_disk, sha256_file
 from core.outside_files import check_stored, read_text
 
 FORMAT = 2
 """The version of what is written. One of another version is refused: the keys of its stages'
 states are not those of today."""
+STATE, CHECKSUM = "state.pt", "sha256"
+"""Files of a checkpoint."""
 KEPT = 2
 """Older ones are deleted: one to go on from, one in case its disk block went bad."""
 
@@ -32,24 +32,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         OSError: if the disk is not writable; earlier checkpoints are still there.
         RuntimeError: torch's, with an OSError behind it, if the disk is full; they are, too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
     final = folder / f"{step:09d}"
-    beside = temporary_path(final)
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        with (beside / "state.pt").open("wb") as file:  # a full disk is then the system's error
+    with atomic_folder(final) as tmp_path:
+        with (tmp_path / STATE).open("wb") as file:  # a full disk is then the system's error
             torch.save({"format": FORMAT, **state}, file)
-        (beside / "sha256").write_text(_digest(beside / "state.pt"))
-        _flush(beside / "state.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        _flush(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    for old in _found(folder)[KEPT:]:
+        (tmp_path / CHECKSUM).write_text(sha256_file(tmp_path / STATE))
+        flush_to_disk(tmp_path / STATE)
+    flush_to_disk(folder)
+    for old in _checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -62,20 +52,20 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         CheckpointError: if there are checkpoints and all are damaged, or the newest that is whole
             was written by another version of conformer-sweep.
     """
-    found = _found(folder)
-    for path in found:
+    paths = _checkpoints(folder)
+    for path in paths:
         try:
-            check_stored(path / "state.pt")
-            if read_text(path / "sha256") != _digest(path / "state.pt"):
+            check_stored(path / STATE)
+            if read_text(path / CHECKSUM) != sha256_file(path / STATE):
                 continue
-            state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+            state = torch.load(path / STATE, weights_only=True, map_location="cpu")
         except Exception:  # noqa: BLE001, S112  # torch raises whatever its reader trips over
             continue
         if isinstance(state, dict):
             return _without_format(state, path)
-    if found:
+    if paths:
         raise CheckpointError(
-            f"`{folder}` must hold a checkpoint that matches its checksum, but all {len(found)}"
+            f"`{folder}` must hold a checkpoint that matches its checksum, but all {len(paths)}"
             " are damaged; delete the folder to start this trial again"
         )
     return None
@@ -93,22 +83,8 @@ def _without_format(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return state
 
 
-def _found(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     """Newest first; what a kill left half written starts with a dot."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold it before the name points to it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from core import bundle
 from core.bundle import BundleError
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
+from core.files import sha256_file
 from core.pruning.extraction import extract
 from core.testing import SHAPE, deeper, ragged_speech, random_mask, small_model, with_factors
 
@@ -92,7 +93,7 @@ def test_a_bundle_of_another_format_is_refused(bundle_and_model):
 def rewrite(folder, name, text):
     (folder / name).write_text(text)
     checksums = json.loads((folder / "checksums.json").read_text())
-    checksums[name] = bundle._digest(folder / name)
+    checksums[name] = sha256_file(folder / name)
     (folder / "checksums.json").write_text(json.dumps(checksums))
 
 

@@ -89,7 +89,7 @@ def test_a_killed_teacher_is_asked_only_for_the_rest(wordless, tmp_path, monkeyp
 def test_half_a_file_of_labels_is_asked_for_anew(wordless, tmp_path):
     labeler = PseudoLabeler(digest="a", transcribe=lambda waveform: f"HEARD {len(waveform)}")
     first = pseudo_label(wordless, labeler, tmp_path)
-    (file,) = tmp_path.glob("heard-train-*.json")
+    (file,) = tmp_path.glob("pseudo-labels-train-*.json")
     file.write_text(file.read_text()[:40])
 
     again = pseudo_label(wordless, labeler, tmp_path)
