@@ -1,7 +1,7 @@
-"""The story of one adaptation: a recogniser learns new words, keeps the old ones, and its shape.
+"""One adaptation: a recognizer learns new words, and keeps the old ones and its shape.
 
-`adapt` is a generator of reports: it finds out by itself how far it had come, and whoever wants to
-hear iterates. Its folder holds features and checkpoints until the adapted bundle is whole.
+`adapt` is a generator of reports: it resumes by itself from where it stopped, and advances as its
+caller iterates. Its folder holds features and checkpoints until the adapted bundle is whole.
 """
 
 import hashlib
@@ -41,21 +41,21 @@ from core.training.method import tuning_rates
 from core.training.setup import calibration_batches, make_train_run, without_words
 
 NUM_PARTS = 3
-"""Of the speech that is made ready: new to train on, new to judge on, old."""
+"""Parts of the speech to prepare: new to train on, new to evaluate on, old."""
 _ORDER = "adaptation.json"
 
 
 class AdaptationConfig(Config):
-    """What is to be learned, and what of the old speech may be heard again."""
+    """Settings of an adaptation: the new speech, and how much of the old is trained on again."""
 
     trial: TrialConfig = TrialConfig()
     """The new speech (`corpus`), steps and rates (`tuning`), `boosting`, `training`, `runtime`."""
     memory: CorpusConfig | None = None
-    """The old speech, some of which is heard again; without it, old words are not measured."""
+    """The old speech, some of which is trained on again; without it, old words are not measured."""
     memory_share: float = Field(0.05, gt=0, le=1)
-    """Share of the old training utterances that are heard among the new ones."""
+    """Share of the old training utterances that are mixed with the new ones."""
     memory_balance: float = Field(1.0, ge=0, le=100)
-    """Old utterances heard for each new one, at least: memory is repeated until there are."""
+    """Fewest old utterances for each new one: memory is repeated until there are as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +68,13 @@ class WerChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapted:
-    """What came of it, on test speech, or on dev where there is none."""
+    """Word errors before and after an adaptation, on test, or on dev where there is no test."""
 
     new: WerChange
     old: WerChange | None
     """None where no old speech was given."""
     new_tokens: int
-    """Rows that the head has more."""
+    """Rows that the head has in addition."""
     params: int
     """Of the adapted model."""
 
@@ -89,24 +89,24 @@ def adapt(
         ConfigError: if `out` is taken, or another adaptation to it was begun.
         CorpusError: naming what of a corpus cannot be used.
     """
-    found = bundle.load(source)
-    order = _order(config, found)
+    source_bundle = bundle.load(source)
+    request = _request(config, source_bundle)
     if out.exists():
-        return _told(out, order)
+        return _read_summary(out, request)
     work = out.with_name(f"{out.name}.work")
-    _begin(work, order)
+    _check_or_write_request(work, request)
     try:
-        speech = yield from _prepared(config, found, work)
+        speech = yield from _prepare(config, source_bundle, work)
     except CorpusError:  # what was not begun may be begun otherwise
         if not (work / "checkpoints").exists():
             shutil.rmtree(work)
         raise
-    model, adapted = yield from _trained(config, found, speech, work)
-    told, heard = _plain(adapted), speech.new.train.longest_seconds
-    report = {"adaptation": told, "order": order, LONGEST_TRAINED: heard}
+    model, adapted = yield from _train(config, source_bundle, speech, work)
+    summary, longest_seconds = _plain(adapted), speech.new.train.longest_seconds
+    report = {"adaptation": summary, "order": request, LONGEST_TRAINED: longest_seconds}
     bundle.save(out, model, speech.new.tokenizer, report)
     shutil.rmtree(work)
-    return told
+    return summary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ class _Speeches:
     new: Speech
     """Its training speech holds the memory, too."""
     old: FeatureStore | None
-    """To judge on while training."""
+    """Old speech to evaluate on during training."""
     old_test: FeatureStore | None
 
     @property
@@ -122,44 +122,44 @@ class _Speeches:
         return self.new.test if len(self.new.test) else self.new.dev
 
 
-def _order(config: AdaptationConfig, found: Bundle) -> dict[str, Any]:
-    """What was asked for, of which model."""
-    digest = hashlib.sha256(found.tokenizer.model)
-    for name, tensor in sorted(found.model.state_dict().items()):
+def _request(config: AdaptationConfig, source_bundle: Bundle) -> dict[str, Any]:
+    """Returns the adaptation that was asked for, and of which model, as plain values."""
+    digest = hashlib.sha256(source_bundle.tokenizer.model)
+    for name, tensor in sorted(source_bundle.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     values = config.model_dump()
     del values["trial"]["runtime"]  # it may go on elsewhere
     return {"config": values, "source": digest.hexdigest()}
 
 
-def _told(out: Path, order: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run came to, if it was this one."""
+def _read_summary(out: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Reads the results of an earlier run of the same adaptation."""
     report = bundle.load(out).report if bundle.is_whole(out) else {}
-    if report.get("order") != order:
+    if report.get("order") != request:
         raise ConfigError(f"`out` must be a new folder, but `{out}` holds something else.")
-    told: dict[str, Any] = report["adaptation"]
-    return told
+    summary: dict[str, Any] = report["adaptation"]
+    return summary
 
 
-def _begin(work: Path, order: dict[str, Any]) -> None:
-    """Note what is done here, or see that it is the same as before."""
+def _check_or_write_request(work: Path, request: dict[str, Any]) -> None:
+    """Writes down what is done here, or checks that it is the same as before."""
     file = work / _ORDER
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, json.dumps(order))
-    elif read_json(file) != order:
+        atomic_write(file, json.dumps(request))
+    elif read_json(file) != request:
         raise ConfigError(
             f"`out` must be a new folder, but `{work}` holds another adaptation that was begun;"
             " delete it, or go on with what it was begun with."
         )
 
 
-def _prepared(
-    config: AdaptationConfig, found: Bundle, work: Path
+def _prepare(
+    config: AdaptationConfig, source_bundle: Bundle, work: Path
 ) -> Generator[Report, None, _Speeches]:
     new = open_corpus(config.trial.corpus, work / "new")
     old = open_corpus(config.memory, work / "old") if config.memory else None
-    tokens = found.tokenizer.with_words(map(transcript, new.train))
+    tokens = source_bundle.tokenizer.with_words(map(transcript, new.train))
     both = new
     if old is not None:
         both = with_memory(
@@ -171,51 +171,54 @@ def _prepared(
         )
     corpus = config.trial.corpus
     keep = partial(
-        open_or_build, tokenizer=tokens, folder=work, frontend_spec=found.model.shape.frontend_spec
+        open_or_build,
+        tokenizer=tokens,
+        folder=work,
+        frontend_spec=source_bundle.model.shape.frontend_spec,
     )
     train = keep(both, "train", config=corpus)
-    yield _ready(1)
+    yield _prepared_report(1)
     dev, test = (keep(both, split, config=corpus) for split in ("dev", "test"))
-    yield _ready(2)
-    judged: tuple[FeatureStore | None, FeatureStore | None] = (None, None)
+    yield _prepared_report(2)
+    old_stores: tuple[FeatureStore | None, FeatureStore | None] = (None, None)
     if old is not None and config.memory is not None:
-        heard, test_heard = (keep(old, split, config=config.memory) for split in ("dev", "test"))
-        judged = heard, test_heard if len(test_heard) else heard
-    yield _ready(NUM_PARTS)
+        dev_old, test_old = (keep(old, split, config=config.memory) for split in ("dev", "test"))
+        old_stores = dev_old, test_old if len(test_old) else dev_old
+    yield _prepared_report(NUM_PARTS)
     speech = Speech(tokenizer=tokens, train=train, dev=dev, test=test)
-    return _Speeches(new=speech, old=judged[0], old_test=judged[1])
+    return _Speeches(new=speech, old=old_stores[0], old_test=old_stores[1])
 
 
-def _ready(part: int) -> Report:
+def _prepared_report(part: int) -> Report:
     return Report(stage="speech", step=part, total_steps=NUM_PARTS)
 
 
-def _trained(
-    config: AdaptationConfig, found: Bundle, speech: _Speeches, work: Path
+def _train(
+    config: AdaptationConfig, source_bundle: Bundle, speech: _Speeches, work: Path
 ) -> Generator[Report, None, tuple[Conformer, Adapted]]:
     trial = config.trial
     seed_everything(trial, trial.runtime.threads)
     device = select_device(trial)
-    old = found.model.to(device).requires_grad_()
+    old = source_bundle.model.to(device).requires_grad_()
     old.set_dropout(trial.tuning.dropout)
     space = Space.of(old, trial.pruning.axes, trial.pruning.utterance_seconds)
     judge = Evaluator(trial, space, speech.new, device)
-    stage = _stage(config, found, speech, judge)
+    stage = _make_stage(config, source_bundle, speech, judge)
     journey = make_train_run(trial, work, speech.new, device, stage.steps)
     yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
     batches = calibration_batches(trial, speech.new, device)
     reestimate_statistics(stage.model, without_words(batches))
-    return stage.model, _measured(found, stage, speech, judge)
+    return stage.model, _measure(source_bundle, stage, speech, judge)
 
 
-def _stage(
-    config: AdaptationConfig, found: Bundle, speech: _Speeches, judge: Evaluator
+def _make_stage(
+    config: AdaptationConfig, source_bundle: Bundle, speech: _Speeches, judge: Evaluator
 ) -> FosterStage:
     trial, size = config.trial, speech.new.tokenizer.size
 
-    def judged(heard: nn.Module) -> Report:
-        new = judge.wer(heard, speech.new.dev)
-        old = judge.wer(heard, speech.old) if speech.old is not None else None
+    def evaluate(model: nn.Module) -> Report:
+        new = judge.wer(model, speech.new.dev)
+        old = judge.wer(model, speech.old) if speech.old is not None else None
         return Report(
             stage="tune",
             step=0,
@@ -225,30 +228,32 @@ def _stage(
         )
 
     return make_foster_stage(
-        found.model,
+        source_bundle.model,
         vocabulary=size,
         steps=trial.tuning.steps,
         rates=tuning_rates(trial),
         config=trial.boosting,
         runtime=trial.runtime,
         counts=speech.new.train.token_counts(size),
-        evaluate=judged,
+        evaluate=evaluate,
         micro_batches=trial.training.micro_batches,
     )
 
 
-def _measured(found: Bundle, stage: FosterStage, speech: _Speeches, judge: Evaluator) -> Adapted:
-    def heard(store: FeatureStore) -> WerChange:
+def _measure(
+    source_bundle: Bundle, stage: FosterStage, speech: _Speeches, judge: Evaluator
+) -> Adapted:
+    def compare(store: FeatureStore) -> WerChange:
         # The old model's ids mean the same in the grown tokenizer.
-        before, after = (judge.wer(model, store) for model in (found.model, stage.model))
+        before, after = (judge.wer(model, store) for model in (source_bundle.model, stage.model))
         assert before is not None
         assert after is not None
         return WerChange(before=before, after=after)
 
     return Adapted(
-        new=heard(speech.new_test),
-        old=heard(speech.old_test) if speech.old_test is not None else None,
-        new_tokens=speech.new.tokenizer.size - found.tokenizer.size,
+        new=compare(speech.new_test),
+        old=compare(speech.old_test) if speech.old_test is not None else None,
+        new_tokens=speech.new.tokenizer.size - source_bundle.tokenizer.size,
         params=sum(parameter.numel() for parameter in stage.model.parameters()),
     )
 
@@ -264,8 +269,8 @@ def _plain(adapted: Adapted) -> dict[str, Any]:
             "utterances": report.num_utterances,
             "words": sum(report.words),
         }
-        for kind, heard in kinds.items()
-        if heard is not None
-        for when, report in (("before", heard.before), ("after", heard.after))
+        for kind, change in kinds.items()
+        if change is not None
+        for when, report in (("before", change.before), ("after", change.after))
     }
     return {**rates, "new_tokens": adapted.new_tokens, "params": adapted.params}

@@ -76,7 +76,7 @@ class _ForwardReader:
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, or fewer at the end.
+        """Reads at most `size` bytes; fewer at the end.
 
         Raises:
             tarfile.ReadError: if they are more than may be in memory.
@@ -84,14 +84,14 @@ class _ForwardReader:
         if not 0 <= size <= self._largest:
             raise tarfile.ReadError(f"a header asks for more than {self._largest} bytes of memory")
         back = self._end - self._position
-        found = self._recent[len(self._recent) - back :][:size] if back else b""
-        if len(found) < size:
-            found += self._advance(size - len(found))
-        self._position += len(found)
-        return found
+        content = self._recent[len(self._recent) - back :][:size] if back else b""
+        if len(content) < size:
+            content += self._advance(size - len(content))
+        self._position += len(content)
+        return content
 
     def _advance(self, size: int) -> bytes:
-        found = self._file.read(size)
-        self._end += len(found)
-        self._recent = (self._recent + found[-_STEP_BACK:])[-_STEP_BACK:]
-        return found
+        content = self._file.read(size)
+        self._end += len(content)
+        self._recent = (self._recent + content[-_STEP_BACK:])[-_STEP_BACK:]
+        return content

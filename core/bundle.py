@@ -3,9 +3,7 @@
 shape.json  model.safetensors  tokenizer.model  report.json  checksums.json
 """
 
-import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from core.conformer.model import Conformer
 from core.conformer.shape import FORMAT, read_shape
 from core.data.tokenizer import FILE_NAME, Tokenizer
-from core.files import remove_leftovers, temporary_path
+from core.files import atomic_folder, sha256_file
 from core.outside_files import read_json
 from core.report import upgrade_format_1
 
 DEPTH_ORDER = "depth_order"
-"""Of a report: the model's blocks by number, the one that is missed most first."""
+"""Key of `report.json`: the model's blocks by number, the most important one first."""
 FILES = ("shape.json", "model.safetensors", FILE_NAME, "report.json")
 
 
 class BundleError(ValueError):
-    """A folder that is no whole bundle."""
+    """Raised for a folder that is no whole bundle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,33 +35,24 @@ class Bundle:
     """In evaluation mode, on the CPU."""
     tokenizer: Tokenizer
     report: Mapping[str, Any]
-    """What was measured of it, as plain values."""
+    """Measurements and settings, as plain values; the keys are in core/report.py."""
 
 
 def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[str, Any]) -> None:
-    """Write a bundle beside, then rename: the folder is whole or not there.
+    """Writes a bundle under a temporary name, then renames it: the folder is whole or absent.
 
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """
-    beside = temporary_path(folder)
-    remove_leftovers(folder.parent)
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
+    with atomic_folder(folder) as tmp_path:
         shape = {"format": FORMAT, **model.shape.to_plain()}
-        (beside / "shape.json").write_text(json.dumps(shape, indent=1))
+        (tmp_path / "shape.json").write_text(json.dumps(shape, indent=1))
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        save_file(weights, beside / "model.safetensors")
-        tokenizer.save(beside / FILE_NAME)
-        (beside / "report.json").write_text(json.dumps(report, indent=1))
-        checksums = {name: _digest(beside / name) for name in FILES}
-        (beside / "checksums.json").write_text(json.dumps(checksums, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        save_file(weights, tmp_path / "model.safetensors")
+        tokenizer.save(tmp_path / FILE_NAME)
+        (tmp_path / "report.json").write_text(json.dumps(report, indent=1))
+        checksums = {name: sha256_file(tmp_path / name) for name in FILES}
+        (tmp_path / "checksums.json").write_text(json.dumps(checksums, indent=1))
 
 
 def load(folder: Path) -> Bundle:
@@ -126,7 +115,7 @@ def check(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise BundleError(f"`{folder}` must be a whole bundle, but {name} is missing.")
-        if not isinstance(checksums, dict) or checksums.get(name) != _digest(path):
+        if not isinstance(checksums, dict) or checksums.get(name) != sha256_file(path):
             raise BundleError(f"`{path}` must match its checksum, but is damaged.")
 
 
@@ -151,8 +140,3 @@ def read_table(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise BundleError(f"`{path}` must be a table, but is {str(table)[:80]} instead.")
     return table
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

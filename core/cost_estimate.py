@@ -31,11 +31,11 @@ class CostEstimate:
 
 
 def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> CostEstimate:
-    """The price, by two dense steps on noise, of the model that is trained or was given.
+    """Estimates the cost of a trial by two dense steps on noise.
 
     Args:
         config: of a trial.
-        announce: told what begins.
+        announce: called as each stage begins.
 
     Raises:
         BundleError: if a given teacher is no whole bundle.
@@ -43,7 +43,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     seed_everything(config, config.runtime.threads)
     device = select_device(config)
     announce("reading the model")
-    model = _unpruned(config).to(device)
+    model = _open_unpruned(config).to(device)
     space = Space.of(model, config.pruning.axes, config.pruning.utterance_seconds)
     cost = space.unpruned
     params, gflops = int(cost.params), float(cost.flops) / 1e9
@@ -70,7 +70,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
 
 
-def _unpruned(config: TrialConfig) -> Conformer:
+def _open_unpruned(config: TrialConfig) -> Conformer:
     if config.teacher.bundle:
         return bundle.load(Path(config.teacher.bundle)).model
     return Conformer(Shape.of(config.model, config.corpus.vocabulary))

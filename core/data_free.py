@@ -46,22 +46,22 @@ def check(config: TrialConfig) -> None:
             f"`pruning.method` must be one of {', '.join(remaining())} without speech,"
             f" but is `{pruning.method}` instead"
         )
-    wanted = {
+    required = {
         "pruning.repair": (pruning.repair, "none"),
         "pruning.steps": (pruning.steps, 0),
         "tuning.steps": (tuning.steps, 0),
     }
     lines += [
         f"`{key}` must be {needed!r} without speech, but is {value!r} instead"
-        for key, (value, needed) in wanted.items()
+        for key, (value, needed) in required.items()
         if value != needed
     ]
     if lines:
         raise ConfigError("\n".join(lines))
 
 
-def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
-    """What is asked of a bundle where there is no speech.
+def config_of(source: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialConfig:
+    """Makes the config that prunes a bundle without speech.
 
     Raises:
         ConfigError: naming the value that cannot be.
@@ -70,7 +70,7 @@ def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialCo
         {
             "seed": seed,
             "corpus": {"name": NO_SPEECH},
-            "teacher": {"bundle": str(given)},
+            "teacher": {"bundle": str(source)},
             "pruning": {"repair": "none", "steps": 0, **pruning},
             "tuning": {"steps": 0},
         }
@@ -80,12 +80,12 @@ def config_of(given: Path, pruning: dict[str, Any], *, seed: int = 0) -> TrialCo
 def prune_bundle(
     config: TrialConfig, folder: Path, *, announce: Announce = be_silent
 ) -> dict[str, Any]:
-    """Leave in a folder what a config without speech asks for; say what it is.
+    """Prunes a bundle without speech and writes the result to a new folder.
 
     Args:
         config: what is asked for.
         folder: a new folder.
-        announce: told what begins.
+        announce: called as each stage begins.
 
     Raises:
         BundleError: if the teacher is no whole bundle.
@@ -95,10 +95,10 @@ def prune_bundle(
     check(config)
     if folder.exists():
         raise ConfigError(f"`out` must be a new folder, but `{folder}` is there already.")
-    given = Path(config.teacher.bundle)
+    source = Path(config.teacher.bundle)
     announce("reading the model")
-    brought = bundle.load(given)
-    small, choice, space = prune_model(config, brought.model, announce=announce)
+    dense = bundle.load(source)
+    small, choice, space = prune_model(config, dense.model, announce=announce)
     cost = space.dense_cost(small)
     measured = {
         "wer": None,
@@ -107,24 +107,24 @@ def prune_bundle(
         "flops_sparsity": float(space.sparsity(cost, "flops")),
         "params_sparsity": float(space.sparsity(cost, "params")),
     }
-    kept = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
-    lineage = {"config": config.model_dump(), KEPT_UNITS: kept, "from": bundle_digest(given)}
-    lineage |= {key: brought.report[key] for key in (LONGEST_TRAINED,) if key in brought.report}
+    kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
+    lineage = {"config": config.model_dump(), KEPT_UNITS: kept_units, "from": bundle_digest(source)}
+    lineage |= {key: dense.report[key] for key in (LONGEST_TRAINED,) if key in dense.report}
     announce("writing the smaller model")
-    bundle.save(folder, small, brought.tokenizer, {"pruned": measured, **lineage})
+    bundle.save(folder, small, dense.tokenizer, {"pruned": measured, **lineage})
     return {"model": str(folder), **measured}
 
 
 def prune_model(
     config: TrialConfig, teacher: Conformer, *, announce: Announce = be_silent
 ) -> tuple[Conformer, Choice, Space]:
-    """The smaller model, what of the teacher it kept, and out of which space.
+    """Prunes a model without speech: returns the smaller one, the units it kept, and the space.
 
     Args:
         config: what is asked for.
         teacher: the method's to change: a large one is not copied. Costs, and a teacher that
             nobody will ask, are of its shape alone.
-        announce: told what begins.
+        announce: called as each stage begins.
     """
     seed_everything(config, config.runtime.threads)
     method = load_method(config.pruning.method)

@@ -1,14 +1,14 @@
-"""By what a sweep's inputs are known: digests of its speech, its tokens and its models.
+"""Digests that identify a sweep's inputs: its speech, its tokens and its models.
 
-Reads only what preparing left beside them, so that who asks need not wait for torch.
+Reads only the small files that preparation left, and needs no torch.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.files import sha256_file
 from core.outside_files import read_arrays, read_json
 
 PREPARED_FORMAT = 2
@@ -17,7 +17,7 @@ PREPARED_FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitLineage:
-    """One split's features."""
+    """Digest and size of one split's features."""
 
     split: str
     """`train`, `dev` or `test`."""
@@ -30,7 +30,7 @@ class SplitLineage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechLineage:
-    """What a sweep's models are trained and judged on."""
+    """The speech that a sweep's models are trained and evaluated on."""
 
     corpus: str
     """The corpus's name or folder."""
@@ -61,15 +61,15 @@ def upgrade_format_1(prepared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def speech_lineage(features: Path) -> SpeechLineage | None:
-    """Of the folder where speech was prepared; None as long as it is not."""
+    """Identifies the speech of a folder where it was prepared; None as long as it is not."""
     try:
         prepared = read_prepared(features)
         splits = [_split(features, *store) for store in prepared["stores"].items()]
         return SpeechLineage(
             corpus=prepared["corpus"]["name"],
             corpus_digest=prepared["digest"],
-            tokenizer_digest=_sha256(features / "tokenizer.model"),
-            splits=tuple(found for found in splits if found.num_utterances),
+            tokenizer_digest=sha256_file(features / "tokenizer.model"),
+            splits=tuple(split for split in splits if split.num_utterances),
             pseudo_labeled=tuple(prepared.get("pseudo_labeled", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -77,9 +77,9 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
 
 
 def bundle_digest(bundle: Path) -> str | None:
-    """Of a whole recogniser, through its files' checksums; None where there is no bundle."""
+    """Returns the digest of a bundle's checksums; None where there is no bundle."""
     try:
-        return _sha256(bundle / "checksums.json")
+        return sha256_file(bundle / "checksums.json")
     except OSError:
         return None
 
@@ -92,8 +92,3 @@ def _split(features: Path, split: str, store: str) -> SplitLineage:
         num_utterances=len(seconds),
         seconds=float(seconds.sum()),
     )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -29,7 +29,7 @@ ValueT = TypeVar("ValueT")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """Which of how many processes this is."""
+    """The number of this process among those that train together."""
 
     rank: int = 0
     size: int = 1
@@ -42,7 +42,7 @@ class Ranks:
         return self.rank == 0
 
     def first(self, value: ValueT) -> ValueT:
-        """What the first rank has, whatever the others have."""
+        """Returns the first rank's value on every rank."""
         if self.size == 1:
             return value
         box: list[Any] = [value if self.is_first else None]
@@ -50,7 +50,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: ValueT) -> list[ValueT]:
-        """What each has, in the order of ranks."""
+        """Returns the values of all ranks, in their order."""
         if self.size == 1:
             return [value]
         boxes: list[Any] = [None] * self.size
@@ -81,7 +81,7 @@ _CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
 def current() -> Ranks:
-    """Who works on the batch at hand."""
+    """Returns the ranks that work on the current batch."""
     return _CURRENT.get()
 
 
@@ -121,11 +121,11 @@ def whole(part: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 @torch.no_grad()
-def broadcast_draw(chance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """What the first rank drew: its chance is that of one process."""
+def broadcast_draw(draw: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Returns the first rank's draw on every rank: its generator is that of a single process."""
     if current().size > 1:
-        dist.broadcast(chance, src=0)
-    return chance
+        dist.broadcast(draw, src=0)
+    return draw
 
 
 def moments(

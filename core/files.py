@@ -1,10 +1,11 @@
-"""Files and folders that appear whole or not at all, and temporary ones that name their maker.
+"""Atomic writes, digests and locks of files, and temporary files that name their maker.
 
 A process that is killed leaves what it was writing. Every temporary name made here says which
 process of which machine made it, so that the next one removes what nobody will finish, and nothing
 else: what belongs to a live process, another machine or another program stays.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -26,55 +27,87 @@ _LONGEST_NAME = 50
 """Characters of a final name that its temporary one repeats: names have 255 bytes."""
 
 
-def atomic_write(file: Path, text: str) -> None:
-    """Write a file beside, then put it in the place of what is there."""
-    beside = temporary_path(file)
+def atomic_write(file: Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name, then puts it in the place of what is there.
+
+    Text is encoded as UTF-8.
+    """
+    tmp_path = temporary_path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
+    try:
+        tmp_path.write_bytes(content.encode() if isinstance(content, str) else content)
+        tmp_path.replace(file)
+    finally:
+        tmp_path.unlink(missing_ok=True)
+
+
+def sha256_file(file: Path) -> str:
+    """Returns the SHA-256 digest of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def locked_file(file: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is made if it is missing; waits while another holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until the disk holds a file or the entries of a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def replaced_files(folder: Path) -> Iterator[Path]:
     """Give an empty folder inside `folder`; its files take the places of those of their names."""
-    beside = temporary_path(folder / "files")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    tmp_path = temporary_path(folder / "files")
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir(parents=True)
     try:
-        yield beside
-        for file in sorted(beside.iterdir()):
+        yield tmp_path
+        for file in sorted(tmp_path.iterdir()):
             file.replace(folder / file.name)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder`; when all went well, it takes its place.
+    """Gives an empty folder next to `folder`; when all went well, it takes its place.
 
-    What lay at `folder` is moved away first, so that whoever has its files open keeps them.
+    What lay at `folder` is moved away first, so that processes that have its files open keep them.
     """
-    beside = temporary_path(folder)
-    old = beside.with_name(f"{beside.name}.old")
+    tmp_path = temporary_path(folder)
+    old = tmp_path.with_name(f"{tmp_path.name}.old")
     remove_leftovers(folder.parent)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir(parents=True)
     try:
-        yield beside
+        yield tmp_path
         if folder.exists():
             folder.rename(old)
-        beside.rename(folder)
+        tmp_path.rename(folder)
     except OSError as error:
+        if old.exists() and not folder.exists():  # moved away, but not replaced
+            old.rename(folder)
         error.filename = error.filename or str(folder)  # a full disk does not say where
         raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Give a path of the same name in an empty folder beside; what is written there becomes `file`.
+    """Gives a path of the same name in an empty folder; what is written there becomes `file`.
 
     Whatever a library puts next to it (journals, locks) stays behind, and goes with that folder.
 
@@ -93,7 +126,7 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 def temporary_path(final: Path) -> Path:
-    """Where to write what shall become `final`: beside it, hidden, named after this process."""
+    """Returns a hidden path next to `final` to write it at first, named after this process."""
     return final.with_name(f".{final.name[:_LONGEST_NAME]}.{process_tag()}")
 
 
@@ -118,14 +151,14 @@ def remove_leftovers(
         What was removed.
     """
     removed: list[Path] = []
-    for place, folders, files in os.walk(folder):
-        left = [name for name in (*folders, *files) if _is_leftover(name, is_locked=is_locked)]
-        for name in left:
-            _remove(Path(place) / name)
-            removed.append(Path(place) / name)
+    for parent, folders, files in os.walk(folder):
+        leftovers = [name for name in (*folders, *files) if _is_leftover(name, is_locked=is_locked)]
+        for name in leftovers:
+            _remove(Path(parent) / name)
+            removed.append(Path(parent) / name)
         if not is_recursive:
             break
-        folders[:] = [name for name in folders if name not in left]
+        folders[:] = [name for name in folders if name not in leftovers]
     return removed
 
 
@@ -178,11 +211,11 @@ def remove_temporary_folders(system: Path) -> None:
 
 
 def _is_leftover(name: str, *, is_locked: bool = False) -> bool:
-    found = _TAGGED.fullmatch(name)
-    if found is None:
+    match = _TAGGED.fullmatch(name)
+    if match is None:
         return is_locked and _TAGGED_BEFORE.fullmatch(name) is not None
-    pid, start = int(found["pid"]), int(found["start"], 16)
-    if found["machine"] != _machine():
+    pid, start = int(match["pid"]), int(match["start"], 16)
+    if match["machine"] != _machine():
         return is_locked
     return _start_of(pid) != (start or None)
 
@@ -211,10 +244,10 @@ def _move_to_new(source: Path, target: Path) -> None:
 def _start_of(pid: int) -> int | None:
     """When a process of this machine started, in ticks since the system did; None without one."""
     try:
-        told = Path(f"/proc/{pid}/stat").read_bytes()
+        content = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = told.rpartition(b")")[2].split()  # from the third on: a name may hold anything
+    fields = content.rpartition(b")")[2].split()  # from the third on: a name may hold anything
     is_over = fields[0] in (b"Z", b"X")  # killed, but its parent has not asked for it yet
     return None if is_over else int(fields[19]) & 0xFFFFFF or 1  # of the last two days: short
 

@@ -110,9 +110,9 @@ def check_stored(path: Path) -> None:
         raise OutsideFileError(f"`{path.name}` must be a plain file, but is another kind")
     try:
         with zipfile.ZipFile(path) as records:
-            told = records.infolist()
+            status = records.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
         raise OutsideFileError(f"`{path.name}` must be a zip archive, but: {error}") from None
-    is_packed = any(record.compress_type != zipfile.ZIP_STORED for record in told)
-    if is_packed or sum(record.file_size for record in told) > path.stat().st_size:
+    is_packed = any(record.compress_type != zipfile.ZIP_STORED for record in status)
+    if is_packed or sum(record.file_size for record in status) > path.stat().st_size:
         raise OutsideFileError(f"`{path.name}` must be unpacked inside, but is packed")

@@ -1,4 +1,4 @@
-"""What a trial says while it runs, and what it is judged by when it is done."""
+"""Reports of a running trial, outcomes of a finished one, and keys of a bundle's `report.json`."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _FOLDER = re.compile(r"\w[\w.-]{0,99}")
 
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]
 Reference = Literal["transcripts", "teacher"]
-"""What a word error rate counts errors against: what people wrote, or what the teacher heard."""
+"""The reference of a word error rate: human transcripts, or the teacher's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a finished trial is judged by; smaller is better in wer, gflops, params, latency_ms."""
+    """Result of a finished trial; smaller is better in wer, gflops, params and latency_ms."""
 
     method: str
     resource: str
@@ -98,7 +98,7 @@ class Outcome:
 def upgrade_format_1(report: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of a bundle's `report.json` with today's keys, from one of format 1.
 
-    The file has no version of its own: it is that of the `shape.json` or `features.json` beside
+    The file has no version of its own: it is that of the `shape.json` or `features.json` next to
     it. A report with today's keys is returned as it is.
     """
     renamed = {"kept": KEPT_UNITS, "longest_heard": LONGEST_TRAINED}

@@ -1,4 +1,4 @@
-"""What a trial works with, whoever works: folders, device, chance, and data in order."""
+"""The surroundings of a trial: its folders, its device and the seed of its random numbers."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from core.distributed import ALONE, Ranks
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialDirs:
-    """Where a trial works; all absolute, as a worker's current folder is nobody's business."""
+    """Folders of a trial, all absolute: a worker's current folder may be any."""
 
     teacher: Path
     """Shared by all trials of a sweep: the teacher's bundle and checkpoints."""
@@ -36,14 +36,14 @@ def select_device(config: TrialConfig) -> torch.device:
 
 
 def seed_everything(config: TrialConfig, threads: int, ranks: Ranks = ALONE) -> None:
-    """The one door through which chance comes in; the order of the data has its own generator.
+    """Seeds torch, in this one place; the order of the data has a generator of its own.
 
-    What all ranks must draw alike is the first one's to draw; dropout should differ between them.
+    Numbers that all ranks must share are drawn by the first; dropout should differ between ranks.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed + 2**31 * ranks.rank)
 
 
 def num_cores() -> int:
-    """Of this machine, those that this process may use."""
+    """Counts the cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """Text from outside, made harmless for the place where it is shown. Pure.
 
-Transcripts, names of files, ids and error texts come from whoever wrote a corpus, a model or a
+Transcripts, names of files, ids and error texts come from the author of a corpus, a model or a
 sweep. Shown as they are, they could command a terminal, fetch a picture from a server when a page
 is opened, or become a formula in a spreadsheet. HTML has `html.escape` of the standard library.
 """
@@ -23,7 +23,7 @@ def terminal_line(text: str) -> str:
     """One line of printable letters: all others are written as Python's escapes."""
     if text.isprintable():  # nearly always, and much faster
         return text
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
 
 
 def terminal_text(text: str) -> str:
@@ -34,7 +34,7 @@ def terminal_text(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(letter if _is_harmless(letter) else _escaped(letter) for letter in text)
+    return "".join(letter if _is_harmless(letter) else _escape(letter) for letter in text)
 
 
 def markdown_text(text: str) -> str:
@@ -43,7 +43,7 @@ def markdown_text(text: str) -> str:
     `![x](http://host/x.png)` becomes `!\[x\](http://host/x.png)`.
     """
     line = terminal_line(" ".join(text.split()))[:LONGEST_CELL]
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)
+    return _MARKDOWN.sub(lambda match: f"\\{match[0]}", line)
 
 
 def csv_cell(value: Any) -> Any:
@@ -62,5 +62,5 @@ def _is_harmless(letter: str) -> bool:
     return letter.isprintable() or is_space or letter in JOINERS
 
 
-def _escaped(letter: str) -> str:
+def _escape(letter: str) -> str:
     return repr(letter)[1:-1]

@@ -32,59 +32,63 @@ from core.training.setup import (
 )
 
 
-def prepare(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
+def prepare(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
     """Make what all trials share, while reporting. Resumable; done once.
 
     Raises:
         CorpusError: naming what of the corpus cannot be used.
         BundleError: if a given teacher is no whole bundle.
     """
-    is_there = is_prepared(config.corpus, place.features) and cache.is_ready(config, place.teacher)
-    if is_there and bundle.is_whole(place.teacher / "model"):
+    is_there = is_prepared(config.corpus, dirs.features) and cache.is_ready(config, dirs.teacher)
+    if is_there and bundle.is_whole(dirs.teacher / "model"):
         return
-    given = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
-    hearer = _hearer(config, given) if given else None
-    if hearer is not None or not is_prepared(config.corpus, place.features):
+    source = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
+    labeler = _make_labeler(config, source) if source else None
+    if labeler is not None or not is_prepared(config.corpus, dirs.features):
         torch.set_num_threads(num_cores())
-        tokens = given.tokenizer if given else None
-        heard = given.model.shape.frontend_spec if given else NATIVE
+        tokens = source.tokenizer if source else None
+        frontend_spec = source.model.shape.frontend_spec if source else NATIVE
         speech = prepare_speech(
-            config.corpus, place.features, tokenizer=tokens, frontend_spec=heard, hearer=hearer
+            config.corpus,
+            dirs.features,
+            tokenizer=tokens,
+            frontend_spec=frontend_spec,
+            labeler=labeler,
         )
         for part in speech:
             yield Report(stage="speech", step=part, total_steps=NUM_PARTS)
-    if bundle.is_whole(place.teacher / "model"):
-        cache.measure(config, place.teacher, bundle.load(place.teacher / "model").model.shape)
-    elif given is not None:
-        cache.measure(config, place.teacher, given.model.shape)
-        bundle.save(place.teacher / "model", given.model, given.tokenizer, given.report)
+    if bundle.is_whole(dirs.teacher / "model"):
+        cache.measure(config, dirs.teacher, bundle.load(dirs.teacher / "model").model.shape)
+    elif source is not None:
+        cache.measure(config, dirs.teacher, source.model.shape)
+        bundle.save(dirs.teacher / "model", source.model, source.tokenizer, source.report)
     else:
-        yield from _trained(config, place)
+        yield from _train(config, dirs)
 
 
-def _hearer(config: TrialConfig, given: bundle.Bundle) -> PseudoLabeler | None:
+def _make_labeler(config: TrialConfig, source: bundle.Bundle) -> PseudoLabeler | None:
     if config.corpus.labels != "teacher":
         return None
     digest = bundle_digest(Path(config.teacher.bundle))
     assert digest is not None, "what was loaded has its checksums"
-    return make_labeler(given, digest)
+    return make_labeler(source, digest)
 
 
-def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
+def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
     seed_everything(config, max(config.runtime.threads, num_cores()))
-    speech, device = open_speech(place.features), select_device(config)
+    speech, device = open_speech(dirs.features), select_device(config)
     model = Conformer(Shape.of(config.model, speech.tokenizer.size))
     mean, deviation = speech.train.statistics()
     model.frontend.mean.copy_(mean)
     model.frontend.deviation.copy_(deviation)
     model.to(device).set_dropout(config.model.dropout)
     model.set_stochastic_depth(config.teacher.stochastic_depth)
-    cache.measure(config, place.teacher, model.shape)
+    cache.measure(config, dirs.teacher, model.shape)
     space = Space.of(
         model,
         config.pruning.axes,
         config.pruning.utterance_seconds,
-        latency=cache.open_table(config, place.teacher),
+        latency=cache.open_table(config, dirs.teacher),
     )
     evaluator = Evaluator(config, space, speech, device)
     rates = Rates(
@@ -106,7 +110,7 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
     )
     journey = make_train_run(
         config,
-        place.teacher,
+        dirs.teacher,
         speech,
         device,
         steps,
@@ -120,4 +124,4 @@ def _trained(config: TrialConfig, place: TrialDirs) -> Iterator[Report]:
         "config": config.model_dump(),
         LONGEST_TRAINED: speech.train.longest_seconds,
     }
-    bundle.save(place.teacher / "model", model, speech.tokenizer, report)
+    bundle.save(dirs.teacher / "model", model, speech.tokenizer, report)

@@ -68,9 +68,9 @@ FRONTEND_SPECS = {
 
 def with_frontend(shape: Shape, kind: str) -> Shape:
     """The shape with another front end."""
-    heard = FRONTEND_SPECS[kind]
-    sub1, sub2, sub3 = (size if i < heard.stages else 0 for i, size in enumerate((6, 5, 7)))
-    return replace(shape, frontend_spec=heard, sub1=sub1, sub2=sub2, sub3=sub3)
+    frontend_spec = FRONTEND_SPECS[kind]
+    sub1, sub2, sub3 = (size if i < frontend_spec.stages else 0 for i, size in enumerate((6, 5, 7)))
+    return replace(shape, frontend_spec=frontend_spec, sub1=sub1, sub2=sub2, sub3=sub3)
 
 
 TOY = Shape(
@@ -99,7 +99,7 @@ def small_model(seed: int = 0, *, shape: Shape = SHAPE) -> Conformer:
                 module.running_var.uniform_(0.5, 2.0)
         model.frontend.mean.normal_()
         model.frontend.deviation.uniform_(0.5, 2.0)
-        # A channel that is never above 0 is never heard.
+        # A channel that is never above 0 has no effect.
         for stage in model.frontend.stages[1:] if shape.frontend_spec.is_padded else ():
             bias = (stage if isinstance(stage, nn.Conv2d) else stage.pointwise).bias
             assert bias is not None
@@ -127,20 +127,20 @@ def ragged_speech(
     *lengths: int, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
     """Noise of these mel frames, as loud beyond an utterance's end as before."""
-    chance = torch.Generator().manual_seed(seed)
-    features = torch.randn(len(lengths), max(lengths), 80, generator=chance, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(lengths), max(lengths), 80, generator=generator, dtype=dtype)
     return features, torch.tensor(lengths)
 
 
-def noise_with_tokens(*said: Sequence[int], seed: int = 0) -> Batch:
+def noise_with_tokens(*transcripts: Sequence[int], seed: int = 0) -> Batch:
     """Three utterances of noise that are said to be these tokens."""
-    said = said or ([1, 2, 3], [2, 4], [5])
+    transcripts = transcripts or ([1, 2, 3], [2, 4], [5])
     features, num_frames = ragged_speech(90, 80, 60, seed=seed)
     return Batch(
         features=features,
         num_frames=num_frames,
-        tokens=pad_sequence([torch.tensor(tokens) for tokens in said], batch_first=True),
-        num_tokens=torch.tensor([len(tokens) for tokens in said]),
+        tokens=pad_sequence([torch.tensor(tokens) for tokens in transcripts], batch_first=True),
+        num_tokens=torch.tensor([len(tokens) for tokens in transcripts]),
         seconds=2.3,
         ids=("a", "b", "c"),
         texts=("", "", ""),
@@ -154,26 +154,26 @@ def make_patterned_speech(count: int, *, seed: int, tokens: range | None = None)
     Of all of the toy's tokens, or of some.
     """
     spoken = tokens or range(1, TOY.vocabulary)
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(TOY.vocabulary, 80, generator=torch.Generator().manual_seed(0))
     patterns[0] = 0.0  # silence
-    said, features = [], []
+    transcripts, features = [], []
     for _ in range(count):
-        length = int(torch.randint(3, 7, (1,), generator=chance))
-        words = torch.randint(spoken.start, spoken.stop, (length,), generator=chance)
-        lasts = torch.randint(12, 24, (2 * length + 1,), generator=chance)
+        length = int(torch.randint(3, 7, (1,), generator=generator))
+        words = torch.randint(spoken.start, spoken.stop, (length,), generator=generator)
+        lasts = torch.randint(12, 24, (2 * length + 1,), generator=generator)
         lasts[::2] //= 2
-        heard = torch.zeros(2 * length + 1, dtype=torch.long)
-        heard[1::2] = words
-        clean = patterns[heard.repeat_interleave(lasts)]
-        features.append(clean + 0.8 * torch.randn(clean.shape, generator=chance))
-        said.append(words)
+        sequence = torch.zeros(2 * length + 1, dtype=torch.long)
+        sequence[1::2] = words
+        clean = patterns[sequence.repeat_interleave(lasts)]
+        features.append(clean + 0.8 * torch.randn(clean.shape, generator=generator))
+        transcripts.append(words)
     return Batch(
         features=pad_sequence(features, batch_first=True),
-        num_frames=torch.tensor([len(each) for each in features]),
-        tokens=pad_sequence(said, batch_first=True),
-        num_tokens=torch.tensor([len(each) for each in said]),
-        seconds=sum(len(each) for each in features) / 100,
+        num_frames=torch.tensor([len(item) for item in features]),
+        tokens=pad_sequence(transcripts, batch_first=True),
+        num_tokens=torch.tensor([len(item) for item in transcripts]),
+        seconds=sum(len(item) for item in features) / 100,
         ids=tuple(map(str, range(count))),
         texts=("",) * count,
         indices=tuple(range(count)),
@@ -201,7 +201,7 @@ def train_toy(steps: int = 150, interctc: InterCTC | None = None) -> Conformer:
 
 
 def run_method(ctx: MethodContext) -> SearchResult:
-    """Return the result of a context's method, after its search if it has one, as a trial does."""
+    """Runs a method as a trial does: its search, if it has one, then its result."""
     method = load_method(ctx.config.pruning.method)
     limited = ctx.restricted_to(method.needs)
     stage = method.search(limited)
@@ -211,17 +211,17 @@ def run_method(ctx: MethodContext) -> SearchResult:
     return method.search_result(limited, stage)
 
 
-def run_as_rank(config: TrialConfig, place: TrialDirs, rank: int, size: int, store: str) -> int:
+def run_as_rank(config: TrialConfig, dirs: TrialDirs, rank: int, size: int, store: str) -> int:
     """A further rank of a trial, in a process of its own; returns how often it reported."""
     torch.set_num_threads(1)
     with join_ranks(rank=rank, size=size, store=store, device=torch.device("cpu")) as ranks:
-        return sum(1 for _ in run(config, place, ranks))
+        return sum(1 for _ in run(config, dirs, ranks))
 
 
 def random_mask(axes: Sequence[Axis], kind: MaskKind, seed: int = 0) -> dict[str, Tensor]:
     """Gates of one kind for all axes; floors are kept."""
-    chance = torch.Generator().manual_seed(seed)
-    mask = {axis.name: _gates(axis, kind, chance) for axis in axes}
+    generator = torch.Generator().manual_seed(seed)
+    mask = {axis.name: _gates(axis, kind, generator) for axis in axes}
     modules = [axis.name for axis in axes if axis.kind == "module"]
     blocks = [axis.name for axis in axes if axis.kind == "block"]
     closed = {
@@ -238,19 +238,19 @@ def random_mask(axes: Sequence[Axis], kind: MaskKind, seed: int = 0) -> dict[str
     return mask
 
 
-def _gates(axis: Axis, kind: MaskKind, chance: torch.Generator) -> Tensor:
+def _gates(axis: Axis, kind: MaskKind, generator: torch.Generator) -> Tensor:
     if kind == "open" or (axis.is_whole and kind != "soft"):
         return torch.ones(axis.size)
-    is_open = torch.rand(axis.size, generator=chance) < 0.6
+    is_open = torch.rand(axis.size, generator=generator) < 0.6
     is_open[: max(axis.floor, 1)] = True
     if kind != "soft":
         return is_open.float()
-    return is_open * torch.rand(axis.size, generator=chance).clamp(min=0.05)
+    return is_open * torch.rand(axis.size, generator=generator).clamp(min=0.05)
 
 
 def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> LatencyTable:
     """Times up to a shape that rise as measured ones do: an overhead, a bend, and noise."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     largest: dict[Component, tuple[int, int]] = {
         "frontend": (shape.sub2, shape.sub1),
         "projection": (shape.sub2, shape.width),
@@ -267,7 +267,7 @@ def make_latency_table(shape: Shape, seconds: float, *, seed: int = 0) -> Latenc
             for size in largest[part]
         )
         share = np.outer(rows, columns) / (rows[-1] * columns[-1])
-        times = 0.1 + share**0.9 + 0.05 * chance.random(share.shape)
+        times = 0.1 + share**0.9 + 0.05 * rng.random(share.shape)
         return Grid(units=rows, width=columns, ms=monotone(times))
 
     parts = {part: grid(part) for part in largest}

@@ -1,7 +1,7 @@
-"""The story of one trial, top to bottom: search, extraction, tuning, measuring.
+"""One trial, from top to bottom: search, extraction, tuning, evaluation.
 
-`run` is a generator of reports: it finds out by itself how far it had come, and whoever wants to
-hear iterates. What all trials share, core/teacher.py made before.
+`run` is a generator of reports: it resumes by itself from where it stopped, and advances as its
+caller iterates. What all trials share was made before, by core/teacher.py.
 """
 
 import json
@@ -42,49 +42,53 @@ from core.training.setup import (
 )
 
 OUTCOMES = "outcomes.json"
-"""Of a trial's folder: that it is done, and what it found."""
-FOUND = "found"
-"""Of a trial's folder: what a search left that several outcomes begin with."""
+"""File of a trial's folder with its outcomes; the trial is done once it is there."""
+SEARCH_STATE = "search_state"
+"""Folder of a trial's folder with the state after its search, where it has several outcomes."""
 
 
 def run(
-    config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE, *, known: int | None = None
+    config: TrialConfig,
+    dirs: TrialDirs,
+    ranks: Ranks = ALONE,
+    *,
+    last_known_step: int | None = None,
 ) -> Generator[Report, None, list[Outcome]]:
-    """One trial to its end, from wherever it had come to.
+    """Runs one trial to its end, from wherever it stopped.
 
-    Of several ranks all run it, on their parts of the same batches, and the first alone reports,
-    writes and has outcomes. But for rounding, and for dropout, it is the trial that one would run.
+    All ranks run it, each on its part of the same batches; the first alone reports, writes and
+    returns outcomes. Apart from rounding and dropout, the numbers are those of a single rank.
 
     Args:
         config: the trial's.
-        place: where it works.
+        dirs: where it works.
         ranks: who works on it.
-        known: reports of an earlier run are said again if they are of later steps than this;
-            None says that all are known.
+        last_known_step: reports of an earlier run that are of later steps than this are yielded
+            again; None if all of them are known.
 
     Raises:
         BundleError, CorpusError: if what `prepare` makes is missing or damaged.
         CheckpointError: if all checkpoints of this trial are damaged.
         ValueError: if a target cannot be met by this model and these axes.
     """
-    if known is not None and ranks.is_first:
-        yield from _unheard(place, known)
-    outcomes = ranks.first(_told(place))
+    if last_known_step is not None and ranks.is_first:
+        yield from _missed_reports(dirs, last_known_step)
+    outcomes = ranks.first(_read_outcomes(dirs))
     if not outcomes:
-        outcomes = yield from _first_outcomes(open_trial(config, place, ranks))
-    if outcomes[0].steps < _steps(config) + config.tuning.more_steps:
-        outcomes = yield from _later_outcomes(open_trial(config, place, ranks), outcomes)
+        outcomes = yield from _search_and_tune(open_trial(config, dirs, ranks))
+    if outcomes[0].steps < _num_steps(config) + config.tuning.more_steps:
+        outcomes = yield from _tune_further(open_trial(config, dirs, ranks), outcomes)
     return outcomes if ranks.is_first else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """All that a trial's stages hand on."""
+    """The parts of a trial that its stages share."""
 
     method: Method
     ctx: MethodContext
     speech: Speech
-    place: TrialDirs
+    dirs: TrialDirs
     ranks: Ranks
 
     @property
@@ -96,10 +100,10 @@ class Trial:
         return self.method.targets(self.config)
 
     def journey(self, config: TrialConfig, steps: int) -> TrainRun:
-        """From the beginning of the data, as a config orders it, for so many steps in all."""
+        """Makes a run of `steps` steps from the beginning of the data, in the order of a config."""
         journey = make_train_run(
             config,
-            self.place.trial,
+            self.dirs.trial,
             self.speech,
             self.ctx.device,
             steps,
@@ -111,7 +115,7 @@ class Trial:
         return journey
 
 
-def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
+def _search_and_tune(trial: Trial) -> Generator[Report, None, list[Outcome]]:
     """One search; then extraction and tuning for each share to remove.
 
     Each outcome is tuned on the same batches in the same order, as if it were the only one.
@@ -119,14 +123,14 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
     config, ctx, targets = trial.config, trial.ctx, trial.targets
     search = trial.method.search(ctx.restricted_to(trial.method.needs))
     search_steps = search.steps if search else 0
-    tune_steps = _steps(config) - search_steps
+    tune_steps = _num_steps(config) - search_steps
     journey = trial.journey(config, search_steps + len(targets) * tune_steps)
-    resume = _newest(journey)
+    resume = _load_newest(journey)
     is_tuning = resume is not None and resume["stage"] == "tune"
     if search is not None and not is_tuning:
         yield from fit(search, journey, resume=resume)
-    names = [_name(number) for number in range(len(targets))]
-    outcomes = trial.ranks.first(_kept(place=trial.place, names=names))
+    names = [_bundle_name(number) for number in range(len(targets))]
+    outcomes = trial.ranks.first(_saved_outcomes(dirs=trial.dirs, names=names))
     start = None
     for number, target in enumerate(targets):
         journey.steps_before = search_steps + number * tune_steps
@@ -140,111 +144,118 @@ def _first_outcomes(trial: Trial) -> Generator[Report, None, list[Outcome]]:
                 **again["extra_state"],
             )
         else:
-            start = start or _start(trial, search, journey)
-            cut = _cut(trial, start, journey, target)
-        stage = _tuning(trial, cut, steps=tune_steps)
+            start = start or _search_state(trial, search, journey)
+            cut = _extract_for_target(trial, start, journey, target)
+        stage = _make_tuning(trial, cut, steps=tune_steps)
         journey.extra_state = {"choice": cut.choice, "depth_order": cut.depth_order}
         yield from fit(stage, journey, resume=again)
         cut = replace(cut, model=stage.model)
-        outcomes += _judged(trial, cut, target=target, steps=_steps(config), name=names[number])
-    return _ended(trial, outcomes)
+        outcomes += _evaluate(
+            trial, cut, target=target, steps=_num_steps(config), name=names[number]
+        )
+    return _write_outcomes(trial, outcomes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractedModel:
-    """A small model on its way to an outcome."""
+    """A small model between extraction and its outcome."""
 
     model: Conformer
     choice: Choice
-    """What of the student it kept."""
+    """The units of the student that remain."""
     depth_order: tuple[int, ...]
     """Its blocks, best first, where the search ranked blocks."""
 
 
-def _cut(trial: Trial, start: "SearchState", journey: TrainRun, target: float) -> ExtractedModel:
-    """Extract for one share to remove, with chance, data and projection as the search left them."""
-    ctx, found = trial.ctx, start.search_result
-    journey.seek(start.place)
+def _extract_for_target(
+    trial: Trial, start: "SearchState", journey: TrainRun, target: float
+) -> ExtractedModel:
+    """Extracts a model for one target, from the random state that the search left."""
+    ctx, result = trial.ctx, start.search_result
+    journey.seek(start.position)
     ctx.distillation.projection.load_state_dict(start.projection)
-    choice = ctx.choose(found.scores, target)
+    choice = ctx.choose(result.scores, target)
     how = trial.method.repair(ctx.config)
-    small = trial.method.prepare_tuning(_extracted(ctx, found, choice, how), ctx)
+    small = trial.method.prepare_tuning(_extract_small(ctx, result, choice, how), ctx)
     return ExtractedModel(
-        model=small, choice=choice, depth_order=depth_order(ctx.space, found.scores, choice)
+        model=small, choice=choice, depth_order=depth_order(ctx.space, result.scores, choice)
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchState:
-    """What every outcome of a trial begins with; the student's weights go with it."""
+    """The start of every outcome of a trial; the student's weights belong to it, too."""
 
     search_result: SearchResult
     projection: dict[str, torch.Tensor]
-    """Through which hidden states are compared."""
-    place: dict[str, Any]
-    """Of data and chance."""
+    """Weights of the layer through which hidden states are compared."""
+    position: dict[str, Any]
+    """Position in the data, and the states of random generators."""
 
 
-def _start(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchState:
-    """What the search left; kept where several outcomes need it, which a kill may come between."""
-    ranks, student, folder = trial.ranks, trial.ctx.student, trial.place.trial / FOUND
+def _search_state(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchState:
+    """The state after the search.
+
+    Where several outcomes begin with it, it is saved: a kill may come between two of them.
+    """
+    ranks, student, folder = trial.ranks, trial.ctx.student, trial.dirs.trial / SEARCH_STATE
     is_kept = len(trial.targets) > 1
-    kept = ranks.first(checkpoint.load_newest(folder) if is_kept and ranks.is_first else None)
-    if kept is not None:
-        student.load_state_dict(kept["student"])
-        found = SearchResult(scores=kept["scores"], reference=kept["reference"])
+    saved = ranks.first(checkpoint.load_newest(folder) if is_kept and ranks.is_first else None)
+    if saved is not None:
+        student.load_state_dict(saved["student"])
+        result = SearchResult(scores=saved["scores"], reference=saved["reference"])
         return SearchState(
-            search_result=found, projection=kept["projection"], place=kept["position"]
+            search_result=result, projection=saved["projection"], position=saved["position"]
         )
-    found = ranks.first(
+    result = ranks.first(
         trial.method.search_result(trial.ctx.restricted_to(trial.method.needs), search)
     )
     projection = trial.ctx.distillation.projection.state_dict()
     start = SearchState(
-        search_result=found, projection=deepcopy(projection), place=journey.position()
+        search_result=result, projection=deepcopy(projection), position=journey.position()
     )
     if is_kept and ranks.is_first:
         state = {
             "student": student.state_dict(),
-            "scores": dict(found.scores),
-            "reference": dict(found.reference),
+            "scores": dict(result.scores),
+            "reference": dict(result.reference),
             "projection": start.projection,
-            "position": start.place,
+            "position": start.position,
         }
         checkpoint.save(folder, 0, state)
     return start
 
 
-def _later_outcomes(trial: Trial, earlier: list[Outcome]) -> Generator[Report, None, list[Outcome]]:
-    """The finished models, tuned on; they stand until the later ones are whole."""
+def _tune_further(trial: Trial, earlier: list[Outcome]) -> Generator[Report, None, list[Outcome]]:
+    """Tunes the finished models further; they stay until the later ones are whole."""
     config, ctx, ranks = trial.config, trial.ctx, trial.ranks
     before = earlier[0].steps
-    more = _steps(config) + config.tuning.more_steps - before
+    more = _num_steps(config) + config.tuning.more_steps - before
     again = config.model_copy(update={"seed": config.seed + before})  # other batches first
-    names = [f"{_name(number)}-{before + more}" for number in range(len(earlier))]
-    outcomes = ranks.first(_kept(place=trial.place, names=names))
+    names = [f"{_bundle_name(number)}-{before + more}" for number in range(len(earlier))]
+    outcomes = ranks.first(_saved_outcomes(dirs=trial.dirs, names=names))
     for number, outcome in enumerate(earlier):
         if number < len(outcomes):
             continue
         seed_everything(again, config.runtime.threads, ranks)
-        found = bundle.load(trial.place.trial / outcome.model) if ranks.is_first else None
-        choice = ctx.space.choice_of(ranks.first(found.report[KEPT_UNITS] if found else {}))
+        tuned = bundle.load(trial.dirs.trial / outcome.model) if ranks.is_first else None
+        choice = ctx.space.choice_of(ranks.first(tuned.report[KEPT_UNITS] if tuned else {}))
         small = extract(ctx.student, as_mask(choice))
-        small.load_state_dict(ranks.first(found.model.state_dict() if found else {}))
-        best = ranks.first(tuple(found.report.get(bundle.DEPTH_ORDER, ())) if found else ())
+        small.load_state_dict(ranks.first(tuned.model.state_dict() if tuned else {}))
+        best = ranks.first(tuple(tuned.report.get(bundle.DEPTH_ORDER, ())) if tuned else ())
         cut = ExtractedModel(model=small, choice=choice, depth_order=best)
-        stage = _tuning(trial, cut, steps=more)
+        stage = _make_tuning(trial, cut, steps=more)
         journey = trial.journey(again, len(earlier) * (before + more))
         journey.steps_before = len(earlier) * before + number * more
-        resume = _newest(journey)
+        resume = _load_newest(journey)
         is_on_its_way = resume is not None and resume["steps_before"] == journey.steps_before
         yield from fit(stage, journey, resume=resume if is_on_its_way else None)
         cut, target = replace(cut, model=stage.model), outcome.target_sparsity
-        outcomes += _judged(trial, cut, target=target, steps=before + more, name=names[number])
-    return _ended(trial, outcomes)
+        outcomes += _evaluate(trial, cut, target=target, steps=before + more, name=names[number])
+    return _write_outcomes(trial, outcomes)
 
 
-def _newest(journey: TrainRun) -> dict[str, Any] | None:
+def _load_newest(journey: TrainRun) -> dict[str, Any] | None:
     """The first rank's newest checkpoint: shared folders show the others older ones for a while."""
     ranks = journey.ranks
     newest: dict[str, Any] | None = ranks.first(
@@ -254,84 +265,89 @@ def _newest(journey: TrainRun) -> dict[str, Any] | None:
     return newest
 
 
-def _unheard(place: TrialDirs, known: int) -> Iterator[Report]:
-    """What a killed driver, or a lost copy of its ledger, does not know of this trial."""
+def _missed_reports(dirs: TrialDirs, last_known_step: int) -> Iterator[Report]:
+    """Yields the reports that a killed driver, or a lost copy of its ledger, does not know."""
     try:
-        newest = checkpoint.load_newest(place.trial / CHECKPOINTS)
+        newest = checkpoint.load_newest(dirs.trial / CHECKPOINTS)
     except checkpoint.CheckpointError:
-        return  # whoever must go on from them says so; what is finished needs none
-    yield from (report for report in _reports(newest) if report.step > known)
+        return  # resuming from them raises it; a finished trial needs none
+    yield from (report for report in _reports(newest) if report.step > last_known_step)
 
 
 def _reports(state: dict[str, Any] | None) -> list[Report]:
     return [Report(**values) for values in state["reports"]] if state else []
 
 
-def _judged(
+def _evaluate(
     trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
 ) -> list[Outcome]:
-    """Measure a tuned model and keep it: the first rank does, and tells the others."""
+    """Measures and saves a tuned model on the first rank, which sends the outcome to the others."""
     ranks = trial.ranks
     return ranks.first(
-        [_measured(trial, cut, target=target, steps=steps, name=name)] if ranks.is_first else []
+        [_evaluate_and_save(trial, cut, target=target, steps=steps, name=name)]
+        if ranks.is_first
+        else []
     )
 
 
-def _measured(
+def _evaluate_and_save(
     trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
 ) -> Outcome:
     ctx = trial.ctx
     reestimate_statistics(cut.model, ctx.speech)
     outcome = ctx.evaluator.outcome(cut.model, target=target, steps=steps, folder=name)
-    kept = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
+    kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
     best = {bundle.DEPTH_ORDER: cut.depth_order} if cut.depth_order else {}
     report = {
         "outcome": asdict(outcome),
         "config": trial.config.model_dump(),
-        KEPT_UNITS: kept,
+        KEPT_UNITS: kept_units,
         LONGEST_TRAINED: trial.speech.train.longest_seconds,
         **best,
     }
-    bundle.save(trial.place.trial / name, cut.model, trial.speech.tokenizer, report)
+    bundle.save(trial.dirs.trial / name, cut.model, trial.speech.tokenizer, report)
     return outcome
 
 
-def _ended(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
-    """Only once every model is kept is it said that the trial is done."""
+def _write_outcomes(trial: Trial, outcomes: list[Outcome]) -> list[Outcome]:
+    """Writes the outcomes, which marks the trial as done: every model is saved by then."""
     if trial.ranks.is_first:
         text = json.dumps([asdict(outcome) for outcome in outcomes])
-        atomic_write(trial.place.trial / OUTCOMES, text)
+        atomic_write(trial.dirs.trial / OUTCOMES, text)
     return outcomes
 
 
-def _told(place: TrialDirs) -> list[Outcome]:
-    """What this trial came to in an earlier run."""
-    done = place.trial / OUTCOMES
+def _read_outcomes(dirs: TrialDirs) -> list[Outcome]:
+    """Reads the outcomes of an earlier run; an empty list where the trial is not done."""
+    done = dirs.trial / OUTCOMES
     return [Outcome(**values) for values in read_json(done)] if done.is_file() else []
 
 
-def _kept(*, place: TrialDirs, names: Sequence[str]) -> list[Outcome]:
+def _saved_outcomes(*, dirs: TrialDirs, names: Sequence[str]) -> list[Outcome]:
     """The outcomes that a trial had come to when it was cut short, by their bundles."""
-    folders = takewhile(bundle.is_whole, (place.trial / name for name in names))
+    folders = takewhile(bundle.is_whole, (dirs.trial / name for name in names))
     return [Outcome(**bundle.load(folder).report["outcome"]) for folder in folders]
 
 
-def _name(number: int) -> str:
+def _bundle_name(number: int) -> str:
     """The bundle of an outcome."""
     return f"model.{number}" if number else "model"
 
 
-def _steps(config: TrialConfig) -> int:
-    """Of the search and of one outcome's tuning; without a search, all are for tuning."""
+def _num_steps(config: TrialConfig) -> int:
+    """Counts the optimizer steps of the search and of one outcome's tuning.
+
+    Without a search, all of them are for tuning.
+    """
     return config.pruning.steps + config.tuning.steps
 
 
-def open_trial(config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE) -> Trial:
-    """All that a trial works with, from what `prepare` made, before its first step."""
+def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Trial:
+    """Opens what `prepare` made, and builds all that a trial needs before its first step."""
     seed_everything(config, config.runtime.threads, ranks)
     device, pruning = select_device(config), config.pruning
-    speech, method = open_speech(place.features), load_method(pruning.method)
-    teacher = bundle.load(place.teacher / "model").model.to(device)
+    speech, method = open_speech(dirs.features), load_method(pruning.method)
+    teacher = bundle.load(dirs.teacher / "model").model.to(device)
     batches = calibration_batches(config, speech, device)
     audible = guard_audio(without_words(batches), method.needs)
     student = method.prepare_model(clone(teacher), config, audible).requires_grad_()
@@ -341,7 +357,7 @@ def open_trial(config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE) -> T
         axes,
         pruning.utterance_seconds,
         unpruned=teacher,
-        latency=cache.open_table(config, place.teacher),
+        latency=cache.open_table(config, dirs.teacher),
     )
 
     def choose(scores: Scores, target: float) -> dict[str, torch.Tensor]:
@@ -358,17 +374,19 @@ def open_trial(config: TrialConfig, place: TrialDirs, ranks: Ranks = ALONE) -> T
         evaluator=Evaluator(config, space, speech, device),
         device=device,
     )
-    return Trial(method=method, ctx=ctx, speech=speech, place=place, ranks=ranks)
+    return Trial(method=method, ctx=ctx, speech=speech, dirs=dirs, ranks=ranks)
 
 
-def _extracted(ctx: MethodContext, found: SearchResult, choice: Choice, how: Repair) -> Conformer:
+def _extract_small(
+    ctx: MethodContext, result: SearchResult, choice: Choice, how: Repair
+) -> Conformer:
     small = extract_and_reconstruct(
-        ctx.student, found.reference, choice, how=how, speech=ctx.speech
+        ctx.student, result.reference, choice, how=how, speech=ctx.speech
     )
     reestimate_statistics(small, ctx.speech)
     return small
 
 
-def _tuning(trial: Trial, cut: ExtractedModel, *, steps: int) -> Tuning:
+def _make_tuning(trial: Trial, cut: ExtractedModel, *, steps: int) -> Tuning:
     cut.model.set_dropout(trial.config.tuning.dropout)
     return trial.method.tuning(cut.model, cut.choice, trial.ctx, steps=steps)

@@ -47,7 +47,7 @@ def safe_html(text: str) -> str:
 def _environment(folder: Path, *, is_html: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(folder),
-        autoescape=is_html,
+        autoescape=is_html,  # noqa: S701  # shell scripts and YAML are no HTML
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )

@@ -33,7 +33,7 @@ AUDIO_SUFFIXES = (".flac", ".ogg", ".opus", ".wav")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What is known of a file before its samples are used."""
+    """Rate and length of a file, from its header."""
 
     sample_rate_hz: int
     num_samples: int
@@ -138,7 +138,7 @@ def _whole_file(cut: Cut) -> Path | None:
 
 
 def _origin(error: BaseException) -> Exception:
-    """What went wrong first; lhotse wraps it in words of its own, some of which cannot be shown."""
+    """Returns the first error: lhotse wraps it in texts of its own, some not printable."""
     while True:
         before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if before is None:
@@ -171,7 +171,7 @@ def audio_below(folder: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> lis
 
 
 def make_cut(file: Path, name: str) -> MonoCut:
-    """A file as one utterance, of which nobody says yet what is heard in it.
+    """Makes an utterance of a whole file, without a transcript.
 
     Raises:
         CorpusError: if the file is missing, empty, not audio or not mono.

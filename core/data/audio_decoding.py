@@ -80,7 +80,7 @@ def count_samples(file: Path, opened: ForwardFile) -> int:
     Raises:
         CorpusError: if a WAV file ends before the length that its header promises.
     """
-    promised = _promised(file, opened)
+    promised = _promised_samples(file, opened)
     if promised is None:
         return sum(map(len, _blocks(opened, None)))
     wav = _find_wav_data(file)
@@ -97,7 +97,7 @@ def decode(file: Path) -> tuple[Float[np.ndarray, "samples channels"], int]:
         CorpusError: if it cannot be decoded, ends too early, or holds too much that is no number.
     """
     with open_forward(file) as opened:
-        rate_hz, promised = int(opened.samplerate), _promised(file, opened)
+        rate_hz, promised = int(opened.samplerate), _promised_samples(file, opened)
         samples = np.concatenate(list(_blocks(opened, promised)))
     if promised is not None and len(samples) < promised:
         raise truncated_error(file, promised / rate_hz, len(samples) / rate_hz)
@@ -169,7 +169,7 @@ def truncated_error(file: Path, promised: float, held: float) -> CorpusError:
     )
 
 
-def _promised(file: Path, opened: ForwardFile) -> int | None:
+def _promised_samples(file: Path, opened: ForwardFile) -> int | None:
     """Samples per channel by the header; None where it says none, or what cannot be."""
     promised = int(opened.frames)
     # MP3 has no length of its own: what libsndfile says comes from a tag that may be wrong.
@@ -191,7 +191,7 @@ def _blocks(opened: ForwardFile, count: int | None) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _WavData:
-    """What a WAV file says of the size of its samples, in bytes."""
+    """Size of a WAV file's samples in bytes, as its header promises and as the file holds."""
 
     promised: int
     held: int

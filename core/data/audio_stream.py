@@ -91,12 +91,12 @@ class AudioStream:
         assert begin >= self._held_from, "pieces are read forwards"
         missing = end - self._held_from - len(self._held)
         if missing > 0:
-            self._held = torch.cat([self._held, self._decoded(missing)])
+            self._held = torch.cat([self._held, self._decode(missing)])
         self._held = self._held[begin - self._held_from :]
         self._held_from = begin
         return self._held[: end - begin]
 
-    def _decoded(self, count: int) -> Float[Tensor, " samples"]:
+    def _decode(self, count: int) -> Float[Tensor, " samples"]:
         try:
             samples = self._faults.mend(self._opened.read(count, dtype="float32"))
         except soundfile.LibsndfileError as error:

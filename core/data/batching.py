@@ -185,8 +185,10 @@ class TrainBatches:
                 seed=self._seed,
                 epoch=self._epoch,
             )
-            added = np.array([each.added for each in self._conditions])
-        return plan_epoch(num_frames, self._batch_seconds, self._seed, self._epoch, added=added)
+            added = np.array([condition.added_frames for condition in self._conditions])
+        return plan_epoch(
+            num_frames, self._batch_seconds, self._seed, self._epoch, added_frames=added
+        )
 
 
 def plan_epoch(
@@ -195,7 +197,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     *,
-    added: np.ndarray | None = None,
+    added_frames: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Say who meets whom, and when.
 
@@ -204,24 +206,26 @@ def plan_epoch(
         batch_seconds: most of a batch, with padding and what is added.
         seed: of the order.
         epoch: one of the training's.
-        added: frames of silence that each utterance gets. They count, but do not sort: a batch of
+        added_frames: silence that each utterance gets. It counts, but does not sort: a batch of
             utterances that are mostly silence would have other batch-norm statistics than speech.
     """
-    chance = np.random.default_rng([seed, epoch])
-    noisy = num_frames * chance.uniform(1 - _JITTER, 1 + _JITTER, len(num_frames))
-    lengths = num_frames if added is None else num_frames + added
-    batches = _cut(np.argsort(noisy, kind="stable"), lengths, batch_seconds)
-    return [batches[i] for i in chance.permutation(len(batches))]
+    rng = np.random.default_rng([seed, epoch])
+    noisy = num_frames * rng.uniform(1 - _JITTER, 1 + _JITTER, len(num_frames))
+    lengths = num_frames if added_frames is None else num_frames + added_frames
+    batches = _split_into_batches(np.argsort(noisy, kind="stable"), lengths, batch_seconds)
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def dev_batches(store: FeatureStore, batch_seconds: float) -> Iterator[Batch]:
     """Every utterance once, shortest first; `indices` gives back the store's order."""
     order = np.argsort(store.num_frames, kind="stable")
-    for indices in _cut(order, store.num_frames, batch_seconds):
+    for indices in _split_into_batches(order, store.num_frames, batch_seconds):
         yield read_batch(store, indices)
 
 
-def _cut(order: np.ndarray, num_frames: np.ndarray, batch_seconds: float) -> list[list[int]]:
+def _split_into_batches(
+    order: np.ndarray, num_frames: np.ndarray, batch_seconds: float
+) -> list[list[int]]:
     """Cut an order into batches of one utterance, or at most `batch_seconds` with padding."""
     batches: list[list[int]] = []
     longest = 0

@@ -59,7 +59,7 @@ class _Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """What one of the three globs chose."""
+    """The splits that one of the three globs chose, read and checked."""
 
     cuts: CutSet
     num_cuts: int
@@ -76,7 +76,7 @@ def open_corpus(config: CorpusConfig, folder: Path) -> Corpus:
     Raises:
         CorpusError: in one line naming the file or split that cannot be used.
     """
-    layout = _layout(config, folder)
+    layout = _find_layout(config, folder)
     chosen = _choose(layout, config)
     shared = SharedSpeech()
     parts = [
@@ -127,21 +127,21 @@ def with_memory(
 
     Whether an utterance is among them depends on its name and the seed alone, so that a larger
     share holds a smaller one's. What is among them is there as often as makes at least `balance`
-    old utterances a new one: little memory, seldom heard, is forgotten all the same.
+    old utterances a new one: little memory, seldom trained on, is forgotten all the same.
 
     Raises:
         CorpusError: if the share leaves no utterance.
     """
-    kept = list(_filter(old.train, functools.partial(_is_remembered, share, seed)))
-    if not kept:
+    remembered = list(_filter(old.train, functools.partial(_is_remembered, share, seed)))
+    if not remembered:
         raise CorpusError(
             f"`memory_share` must leave training utterances of `{old.name}`, but {share:g} of"
             " them are none."
         )
     count = sum(1 for _ in new.train)
-    times = max(1, math.ceil(balance * count / len(kept)))
+    times = max(1, math.ceil(balance * count / len(remembered)))
     memory = CutSet.from_cuts(
-        cut.with_id(f"memory-{time}-{cut.id}") for time in range(times) for cut in kept
+        cut.with_id(f"memory-{time}-{cut.id}") for time in range(times) for cut in remembered
     )
     parts = (new.digest, old.digest, f"{share}", f"{seed}", f"{times}")
     return Corpus(
@@ -159,13 +159,13 @@ def open_split(config: CorpusConfig, folder: Path, split: SplitName) -> CutSet:
     Raises:
         CorpusError: in one line naming the file or split that cannot be used.
     """
-    layout = _layout(config, folder)
+    layout = _find_layout(config, folder)
     words = _words_of(config)[SPLITS.index(split)]
     names = _match(layout, config, split)
     return _open(layout, names, config, words, SharedSpeech(), is_training=False).cuts
 
 
-def _layout(config: CorpusConfig, folder: Path) -> _Layout:
+def _find_layout(config: CorpusConfig, folder: Path) -> _Layout:
     """Find out where the corpus lies and who can read it."""
     if config.name == NO_SPEECH:
         raise CorpusError(
@@ -180,9 +180,9 @@ def _layout(config: CorpusConfig, folder: Path) -> _Layout:
         root = _librispeech(config)
     else:
         root = Path(config.name).expanduser().resolve()
-    found = _folders(root, config) or _listed(root, config)
-    if found is not None:
-        return found
+    layout = _folder_layout(root, config) or _manifest_layout(root, config)
+    if layout is not None:
+        return layout
     what = "is no folder instead"
     if root.is_dir():
         is_bare = bool(audio_folder.split_names(root)) and config.labels != "teacher"
@@ -195,7 +195,7 @@ def _layout(config: CorpusConfig, folder: Path) -> _Layout:
     )
 
 
-def _folders(root: Path, config: CorpusConfig) -> _Layout | None:
+def _folder_layout(root: Path, config: CorpusConfig) -> _Layout | None:
     """Audio in folders, each with its transcripts or, where a teacher labels, without."""
     spoken = librispeech.split_names(root)
     if config.labels != "teacher":
@@ -215,7 +215,7 @@ def _folders(root: Path, config: CorpusConfig) -> _Layout | None:
     return _Layout(root=root, splits=splits, load_split=load, load_wordless=audio_folder.load_split)
 
 
-def _listed(root: Path, config: CorpusConfig) -> _Layout | None:
+def _manifest_layout(root: Path, config: CorpusConfig) -> _Layout | None:
     words: Words = "optional" if config.labels == "teacher" else "needed"
     splits = lhotse_manifests.split_names(root)
     if not splits:
@@ -319,7 +319,7 @@ def _open(
 
 @dataclass(kw_only=True, slots=True)
 class _Count:
-    """What is learnt of the utterances that one glob chose, one after the other."""
+    """Counts and fingerprints the utterances that one glob chose."""
 
     config: CorpusConfig
     shared: SharedSpeech
@@ -338,12 +338,12 @@ class _Count:
         """
         self.names.add(cut.id, split)
         _check(cut, self.config, self.files, is_silent=text == "")
-        found = fingerprint(cut, text or "")
-        self.digest.update(found.whole)
+        print_of_cut = fingerprint(cut, text or "")
+        self.digest.update(print_of_cut.whole)
         if self.is_training:
-            self.shared.trained.add(found.audio)
+            self.shared.trained.add(print_of_cut.audio)
         else:
-            self.shared.compare(cut.id, found.audio)
+            self.shared.compare(cut.id, print_of_cut.audio)
         self.cuts += 1
         self.long += not _is_short(self.config.max_seconds, cut)
 

@@ -77,7 +77,7 @@ class FeatureStore:
         self.left_out: dict[str, int] = index["left_out"]
         plain = index.get("frontend")
         self.frontend_spec = None if plain is None else FrontendSpec.from_plain(plain)
-        """Of which kind the features are; None in stores from before that was written."""
+        """The kind of the features; None in stores that were written before it was recorded."""
         self.num_frames = np.diff(self._begins)
         self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
 
@@ -109,7 +109,7 @@ class FeatureStore:
         device: torch.device | str = "cpu",
         frontend_spec: FrontendSpec = NATIVE,
     ) -> "FeatureStore":
-        """Compute a store, replacing what was at `folder`, of the features that a model hears.
+        """Computes a store of the features that a model reads, replacing what was at `folder`.
 
         Training speech is kept at every speed, in half precision, without utterances that CTC
         cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
@@ -119,11 +119,11 @@ class FeatureStore:
             CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
         """
         writer = _Writer(tokenizer=tokenizer, is_training=is_training, frontend_spec=frontend_spec)
-        with atomic_folder(folder) as beside:
-            with (beside / "features.bin").open("wb") as file:
+        with atomic_folder(folder) as tmp_path:
+            with (tmp_path / "features.bin").open("wb") as file:
                 for group in _groups(cuts, tuple(speeds) if is_training else (1.0,)):
                     writer.write(group, file, torch.device(device))
-            writer.finish(beside)
+            writer.finish(tmp_path)
         return cls.open(folder)
 
     def __len__(self) -> int:
@@ -142,11 +142,11 @@ class FeatureStore:
 
     @property
     def longest_seconds(self) -> float:
-        """Of an utterance."""
+        """Seconds of the longest utterance."""
         return float(self.seconds.max(initial=0.0))
 
     def token_counts(self, vocabulary: int) -> Int[Tensor, " vocabulary"]:
-        """How often each token is said."""
+        """Counts each token over all utterances."""
         return torch.from_numpy(np.bincount(self._tokens, minlength=vocabulary))
 
     def statistics(self) -> tuple[Float[Tensor, " mels"], Float[Tensor, " mels"]]:
@@ -181,17 +181,17 @@ def open_or_build(
     frontend_spec: FrontendSpec = NATIVE,
 ) -> FeatureStore:
     """Open a split's features, computing them where they are absent, damaged or others."""
-    place = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
+    path = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
     try:
-        return FeatureStore.open(place)
+        return FeatureStore.open(path)
     except CorpusError as error:
-        if place.exists():
+        if path.exists():
             log.warning("%s They are computed again now.", error)
     cuts = getattr(corpus, split)
     return FeatureStore.build(
         cuts,
         tokenizer,
-        place,
+        path,
         is_training=split == "train",
         speeds=config.speeds,
         device=device,
@@ -226,8 +226,8 @@ def _utterances(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[_Utt
         waveform = read_cut(cut)
         for speed in speeds:
             name = cut.id if speed == 1.0 else f"{cut.id}@{speed:g}"
-            heard = resample_to_16khz(waveform, SAMPLE_RATE_HZ, speed=speed)
-            yield _Utterance(id=name, text=transcript(cut), waveform=heard)
+            samples = resample_to_16khz(waveform, SAMPLE_RATE_HZ, speed=speed)
+            yield _Utterance(id=name, text=transcript(cut), waveform=samples)
 
 
 def _groups(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[list[_Utterance]]:
@@ -270,8 +270,8 @@ class _Writer:
         stored = features.cpu().numpy().astype(self.dtype)
         for utterance, rows, length in zip(group, stored, num_frames.tolist(), strict=True):
             tokens = self.tokenizer.encode(utterance.text)
-            left = self.frontend_spec.output_frames(length)
-            reason = _why_not(left, tokens) if self.is_training else ""
+            num_outputs = self.frontend_spec.output_frames(length)
+            reason = _why_not(num_outputs, tokens) if self.is_training else ""
             if reason:
                 self.left_out[reason] += 1
                 continue

@@ -81,7 +81,7 @@ def prepare_speech(
     *,
     tokenizer: Tokenizer | None = None,
     frontend_spec: FrontendSpec = NATIVE,
-    hearer: PseudoLabeler | None = None,
+    labeler: PseudoLabeler | None = None,
 ) -> Iterator[int]:
     """Check the corpus, learn its tokens unless a teacher brings them, and cache its features.
 
@@ -89,8 +89,8 @@ def prepare_speech(
         config: the corpus.
         folder: where all of it goes.
         tokenizer: the teacher's.
-        frontend_spec: what the teacher hears, and so what all that is cut from it will hear.
-        hearer: says the words of speech that has none.
+        frontend_spec: the teacher's features, and so those of all models extracted from it.
+        labeler: transcribes speech that has no transcripts.
 
     Yields:
         How many of the `NUM_PARTS` are ready: the corpus, then each split's features.
@@ -99,8 +99,8 @@ def prepare_speech(
         CorpusError: naming what of the corpus cannot be used.
     """
     corpus = open_corpus(config, folder)
-    if hearer is not None:
-        corpus = pseudo_label(corpus, hearer, folder)
+    if labeler is not None:
+        corpus = pseudo_label(corpus, labeler, folder)
     yield 1
     if tokenizer is None:
         tokenizer = Tokenizer.train(map(transcript, corpus.train), config, folder)

@@ -1,6 +1,7 @@
-"""What a teacher hears in speech that nobody has transcribed, written beside the features.
+"""Pseudo-labels: a teacher's transcripts of untranscribed speech, written next to the features.
 
-The texts are those that `transcribe` prints: each utterance alone, greedily, as it was recorded.
+The texts are those that the command `transcribe` prints: each utterance alone, greedily, as it was
+recorded.
 """
 
 import hashlib
@@ -23,46 +24,51 @@ from core.files import atomic_write
 from core.outside_files import read_json
 
 SAVED_EVERY = 500
-"""At most so many utterances are asked about again after a kill."""
+"""Most utterances that are transcribed again after a kill."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PseudoLabeler:
-    """A recogniser that labels."""
+    """A recognizer that transcribes training speech."""
 
     digest: str
-    """Of the whole recogniser: another one's labels are not taken for its own."""
-    hears: Callable[[Float[Tensor, " samples"]], str]
-    """The words in samples at 16 kHz."""
+    """Digest of the whole recognizer: another one's labels are not taken for its own."""
+    transcribe: Callable[[Float[Tensor, " samples"]], str]
+    """Returns the words in samples at 16 kHz."""
 
 
-def pseudo_label(corpus: Corpus, hearer: PseudoLabeler, folder: Path) -> Corpus:
-    """The corpus with the hearer's words wherever it has none of its own.
+def pseudo_label(corpus: Corpus, labeler: PseudoLabeler, folder: Path) -> Corpus:
+    """Returns the corpus with the labeler's transcripts wherever it has none of its own.
 
-    Where the hearer hears nothing, training learns that nothing is said; speech to be judged on is
-    left out there, as a word error rate needs words.
+    Where the labeler recognizes nothing, training learns silence; such utterances of the dev and
+    test splits are left out, as a word error rate needs words.
 
     Raises:
-        CorpusError: naming what cannot be decoded or told apart, or a split in which nothing is
-            heard at all.
+        CorpusError: naming what cannot be decoded, a name that two utterances have, or a split in
+            which nothing is recognized at all.
     """
-    heard: dict[SplitName, CutSet] = {}
+    labeled: dict[SplitName, CutSet] = {}
     for split in SPLITS:
         if split in corpus.wordless:
-            texts = _texts(corpus, split, hearer, folder)
-            heard[split] = _said(getattr(corpus, split), split, texts)
-    parts = (corpus.digest, hearer.digest, *heard)
+            texts = _transcribe_split(corpus, split, labeler, folder)
+            labeled[split] = _label_split(getattr(corpus, split), split, texts)
+    parts = (corpus.digest, labeler.digest, *labeled)
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
-    return replace(corpus, **heard, digest=digest) if heard else corpus
+    return replace(corpus, **labeled, digest=digest) if labeled else corpus
 
 
-def _texts(corpus: Corpus, split: SplitName, hearer: PseudoLabeler, folder: Path) -> dict[str, str]:
-    """By utterance; each is asked once, and kept under the names of speech and hearer."""
-    named = hashlib.sha256(f"{corpus.digest} {split} {hearer.digest}".encode()).hexdigest()
-    file = folder / f"heard-{split}-{named[:16]}.json"
-    kept = _kept(file)
+def _transcribe_split(
+    corpus: Corpus, split: SplitName, labeler: PseudoLabeler, folder: Path
+) -> dict[str, str]:
+    """Transcribes a split: texts by utterance.
+
+    Each utterance is transcribed once: texts are saved under the digests of speech and labeler.
+    """
+    named = hashlib.sha256(f"{corpus.digest} {split} {labeler.digest}".encode()).hexdigest()
+    file = folder / f"pseudo-labels-{split}-{named[:16]}.json"
+    known_texts = _read_known(file)
     texts: dict[str, str] = {}
     num_asked = 0
     for cut in getattr(corpus, split):
@@ -71,47 +77,47 @@ def _texts(corpus: Corpus, split: SplitName, hearer: PseudoLabeler, folder: Path
                 f"`{cut.id}` of the {split} split must be the name of one utterance to be labelled,"
                 " but is that of two instead."
             )
-        is_known = cut.id in kept
-        texts[cut.id] = kept[cut.id] if is_known else hearer.hears(read_cut(cut))
+        is_known = cut.id in known_texts
+        texts[cut.id] = known_texts[cut.id] if is_known else labeler.transcribe(read_cut(cut))
         num_asked += not is_known
         if not is_known and num_asked % SAVED_EVERY == 0:
-            atomic_write(file, json.dumps(kept | texts))
+            atomic_write(file, json.dumps(known_texts | texts))
     if num_asked:
-        atomic_write(file, json.dumps(kept | texts))
+        atomic_write(file, json.dumps(known_texts | texts))
     return texts
 
 
-def _kept(file: Path) -> dict[str, str]:
+def _read_known(file: Path) -> dict[str, str]:
     try:
         return dict(read_json(file))
     except (OSError, ValueError, TypeError):
         return {}  # not asked yet, or damaged
 
 
-def _said(cuts: CutSet, split: SplitName, texts: Mapping[str, str]) -> CutSet:
+def _label_split(cuts: CutSet, split: SplitName, texts: Mapping[str, str]) -> CutSet:
     silent = sum(not text for text in texts.values())
     if silent and split != "train":
         if silent == len(texts):
             raise CorpusError(
-                f"The {split} split must have transcripts or speech in which the teacher hears"
-                f" words, but it hears none in all {len(texts)} utterances instead."
+                f"The {split} split must have transcripts or speech in which the teacher recognizes"
+                f" words, but it recognizes none in all {len(texts)} utterances instead."
             )
         log.warning(
-            "%d of %d %s utterances, in which the teacher hears nothing, are left out.",
+            "%d of %d %s utterances, in which the teacher recognizes nothing, are left out.",
             *(silent, len(texts), split),
         )
-        cuts = cuts.filter(partial(_is_heard, texts))
-    return cuts.map(partial(_saying, texts))
+        cuts = cuts.filter(partial(_has_text, texts))
+    return cuts.map(partial(_with_text, texts))
 
 
-def _is_heard(texts: Mapping[str, str], cut: Cut) -> bool:
+def _has_text(texts: Mapping[str, str], cut: Cut) -> bool:
     return bool(texts[cut.id])
 
 
-def _saying(texts: Mapping[str, str], cut: Cut) -> Cut:
+def _with_text(texts: Mapping[str, str], cut: Cut) -> Cut:
     spoken = SupervisionSegment(
         id=cut.id, recording_id=cut.id, start=0.0, duration=cut.duration, text=texts[cut.id]
     )
-    said = cut.drop_supervisions()
-    said.supervisions = [spoken]
-    return said
+    labeled = cut.drop_supervisions()
+    labeled.supervisions = [spoken]
+    return labeled

@@ -63,7 +63,7 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Condition:
-    """What training changes of one utterance."""
+    """The changes that training makes to one utterance."""
 
     before: int = 0
     """Frames of silence, as `between` and `after`."""
@@ -85,7 +85,7 @@ class Condition:
     """Most attenuation."""
 
     @property
-    def added(self) -> int:
+    def added_frames(self) -> int:
         """Frames by which the utterance becomes longer."""
         return self.before + self.between + self.after
 
@@ -140,7 +140,7 @@ def apply_condition(
         features = features - _attenuation(condition)
     if condition.gain != 0 or condition.band_depth > 0:
         features = with_gain(features, condition.gain, spec)
-    if not condition.added:
+    if not condition.added_frames:
         return features
     pause = quietest_frame(features) if condition.between else 0
     lengths = (condition.before, condition.between, condition.after)
@@ -151,7 +151,7 @@ def apply_condition(
 def silence_frames(
     count: int, silence: Noise | None, spec: FrontendSpec
 ) -> Float[Tensor, "frames mels"]:
-    """So many frames of digital silence, or of faint noise."""
+    """Returns `count` frames of digital silence, or of faint noise."""
     floor = torch.full((count, NUM_MELS), silence_value(spec))
     if silence is None:
         return floor
@@ -160,7 +160,7 @@ def silence_frames(
 
 
 def noise_frames(count: int, noise: Noise, spec: FrontendSpec) -> Float[Tensor, "frames mels"]:
-    """So many frames of noise; it begins anew where what was computed once ends."""
+    """Returns `count` frames of noise, which repeats after the stretch that is computed once."""
     index = (torch.arange(count) + noise.begin) % _NOISE_FRAMES
     return _white_noise(spec)[index] + noise.level + noise.slope * torch.arange(NUM_MELS)
 

@@ -21,14 +21,14 @@ MAX_SAMPLED = 1000
 
 
 def change_case(cuts: CutSet, case: Case) -> CutSet:
-    return cuts if case == "as_written" else cuts.map(partial(_recased, case))
+    return cuts if case == "as_written" else cuts.map(partial(_change_case_of_cut, case))
 
 
-def _recased(case: Case, cut: Cut) -> Cut:
-    return cut.map_supervisions(partial(_rewritten, case))
+def _change_case_of_cut(case: Case, cut: Cut) -> Cut:
+    return cut.map_supervisions(partial(_change_case_of_supervision, case))
 
 
-def _rewritten(case: Case, spoken: SupervisionSegment) -> SupervisionSegment:
+def _change_case_of_supervision(case: Case, spoken: SupervisionSegment) -> SupervisionSegment:
     return spoken if spoken.text is None else spoken.transform_text(CASE_FUNCTIONS[case])
 
 

@@ -21,7 +21,7 @@ from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined
 
 from core.config.trial import CorpusConfig
 from core.data.audio_decoding import CorpusError
-from core.files import temporary_path
+from core.files import atomic_write
 from core.outside_files import LARGEST_MODEL_OF_TOKENS, read_bytes
 
 BLANK = 0
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """All that another program needs to spell and to join as a tokenizer does."""
+    """The pieces of a tokenizer and its rules, as another program needs them to tokenize alike."""
 
     kind: PieceKind
     symbols: tuple[str, ...]
@@ -56,7 +56,7 @@ class Pieces:
 
 
 def transcript(cut: Cut) -> str:
-    """What is said in an utterance, one space between two words."""
+    """Returns the transcript of an utterance, one space between two words."""
     return " ".join(word for spoken in cut.supervisions for word in (spoken.text or "").split())
 
 
@@ -136,7 +136,7 @@ class Tokenizer:
         special: AbstractSet[str] = frozenset(),
         charsmap: bytes = b"",
     ) -> "Tokenizer":
-        """Of pieces in the order of their ids, which the blank goes before.
+        """Makes a tokenizer of pieces in the order of their ids; the blank is put first.
 
         Args:
             pieces: symbols, U+2581 for a space.
@@ -162,7 +162,7 @@ class Tokenizer:
 
     @classmethod
     def _of(cls, proto: ModelProto, pieces: list[ModelProto.SentencePiece]) -> "Tokenizer":
-        taken = {each.piece for each in pieces}
+        taken = {piece.piece for piece in pieces}
         name = next(name for name in ("<blk>", "<ctc_blank>", "<|blank|>") if name not in taken)
         del proto.pieces[:]
         proto.pieces.add(piece=name, type=ModelProto.SentencePiece.CONTROL)
@@ -189,8 +189,8 @@ class Tokenizer:
             setattr(spec, field, before - 1 if before > BLANK else -1)
         return proto.SerializeToString(deterministic=True)
 
-    def told(self) -> Pieces:
-        """How it spells and joins."""
+    def describe_pieces(self) -> Pieces:
+        """Returns all that another program needs to tokenize alike."""
         proto, kinds = ModelProto.FromString(self.model), ModelProto.SentencePiece
         types = [piece.type for piece in proto.pieces]
         names: dict[int, PieceKind] = {
@@ -212,10 +212,7 @@ class Tokenizer:
         )
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = temporary_path(file)
-        beside.write_bytes(self.model)
-        beside.replace(file)
+        atomic_write(file, self.model)
 
     @property
     def size(self) -> int:

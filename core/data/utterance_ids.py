@@ -15,7 +15,7 @@ _LOOKED_AT = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """What tells an utterance from others."""
+    """Digests that differ between any two utterances."""
 
     whole: bytes
     """Name, length, words, and of its audio what it is a part of."""
@@ -60,8 +60,8 @@ def _part(cut: Cut) -> bytes:
         if recording.num_channels > 1:
             values.append(["channel", cut.channel if not tracks else recording.channel_ids])
         for change in recording.transforms or ():
-            known = {k: v for k, v in vars(change).items() if isinstance(v, str | int | float)}
-            values.append([type(change).__name__, known])
+            plain = {k: v for k, v in vars(change).items() if isinstance(v, str | int | float)}
+            values.append([type(change).__name__, plain])
     return json.dumps(values, sort_keys=True).encode() if values else b""
 
 

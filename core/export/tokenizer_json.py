@@ -21,7 +21,7 @@ def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
     Raises:
         ExportError: if the tokenizer falls back to bytes.
     """
-    pieces = tokenizer.told()
+    pieces = tokenizer.describe_pieces()
     if pieces.has_bytes:
         raise ExportError(
             "Tokens for transformers must consist of characters, but these have bytes for unknown"

@@ -40,7 +40,7 @@ def log_mel(
         return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
-        frames = cut(waveforms.float(), num_samples, longest)  # (B, T, 400)
+        frames = frame_windows(waveforms.float(), num_samples, longest)  # (B, T, 400)
         frames = frames - frames.mean(dim=2, keepdim=True)
         frames = preemphasize(frames) * _povey_window(waveforms.device)
         power = torch.fft.rfft(frames, n=_FFT).abs().square()
@@ -58,7 +58,7 @@ def is_frame(num_frames: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "b
     return torch.arange(longest, device=num_frames.device) < num_frames[:, None]
 
 
-def cut(
+def frame_windows(
     waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
 ) -> Float[Tensor, "batch frames window"]:
     """Cut overlapping windows; beyond an end the signal runs back, its last sample twice."""
@@ -137,8 +137,8 @@ def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
     mel_of_bin = _mel(torch.arange(_FFT // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / _FFT)
     low, high = _mel(torch.tensor([_LOW_HZ, _HIGH_HZ], dtype=torch.float64)).tolist()
     step = (high - low) / (NUM_MELS + 1)
-    left = low + step * torch.arange(NUM_MELS, dtype=torch.float64)
-    rising = (mel_of_bin[:, None] - left) / step
+    lower = low + step * torch.arange(NUM_MELS, dtype=torch.float64)
+    rising = (mel_of_bin[:, None] - lower) / step
     bank = torch.minimum(rising, 2 - rising).clamp_min(0)
     return bank.float().to(device)
 

@@ -1,4 +1,4 @@
-"""The features that a recogniser wants: Kaldi's (features.py), or NeMo's, which are made here.
+"""The features that a recognizer reads: Kaldi's (kaldi.py), or NeMo's, which are computed here.
 
 NeMo's are log powers on Slaney's mel scale, 0 to 8000 Hz: pre-emphasis over the whole utterance,
 frames of 25 ms centred on every 10 ms in a transform of 512, no dither. Normalised, each mel bin
@@ -21,8 +21,8 @@ from torch import Tensor
 from core.features.kaldi import (
     NUM_MELS,
     SAMPLE_RATE_HZ,
-    cut,
     floored_log,
+    frame_windows,
     is_frame,
     log_mel,
     preemphasize,
@@ -58,7 +58,7 @@ def compute_features(
         mels = _logarithm(spec, powers)
         is_real = is_frame(num_frames, longest)
         if spec.normalization == "per_feature":
-            mels = _normalised(mels, is_real, spare=int(spec.features == "nemo"))
+            mels = _normalize(mels, is_real, spare=int(spec.features == "nemo"))
     return mels * is_real[:, :, None], num_frames
 
 
@@ -67,12 +67,12 @@ def _powers(
     waveforms: Float[Tensor, "batch samples"],
     num_samples: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch frames mels"]:
-    """NeMo's."""
+    """Computes mel powers as NeMo does."""
     before = torch.cat((waveforms.new_zeros(len(waveforms), 1), waveforms[:, :-1]), dim=1)
     position = torch.arange(waveforms.shape[1], device=waveforms.device)
-    heard = (waveforms - spec.preemphasis * before) * (position < num_samples[:, None])
+    emphasized = (waveforms - spec.preemphasis * before) * (position < num_samples[:, None])
     spectrum = torch.stft(
-        heard,
+        emphasized,
         _FFT,
         hop_length=_HOP,
         win_length=_WINDOW,
@@ -87,8 +87,8 @@ def _powers(
 def _late_powers(
     waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
 ) -> Float[Tensor, "batch frames mels"]:
-    """sherpa-onnx's."""
-    frames = preemphasize(cut(waveforms, num_samples, longest))
+    """Computes mel powers as sherpa-onnx does, in frames 5 ms later than NeMo's."""
+    frames = preemphasize(frame_windows(waveforms, num_samples, longest))
     window = _window("hann", waveforms.device, is_periodic=True)
     power = torch.fft.rfft(frames * window, n=_FFT).abs().square()  # (B, T, bins)
     return power @ _mel_bank(waveforms.device)
@@ -102,15 +102,15 @@ def _logarithm(
     return (powers + _FLOOR).log()
 
 
-def _normalised(
+def _normalize(
     mels: Float[Tensor, "batch frames mels"],
     is_real: Bool[Tensor, "batch frames"],
     *,
     spare: int,
 ) -> Float[Tensor, "batch frames mels"]:
-    """By the statistics of real frames: the variance leaves `spare` of their number out.
+    """Normalizes by the statistics of real frames; their variance is divided by count - `spare`.
 
-    Of a single one, the deviation is taken for 0.
+    The deviation of a single frame is taken for 0.
     """
     real, count = is_real[:, :, None], is_real.sum(1)[:, None, None]
     mean = (mels * real).sum(1, keepdim=True) / count.clamp_min(1)
@@ -133,9 +133,9 @@ def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
     hz = torch.arange(_FFT // 2 + 1, dtype=torch.float64)[:, None] * SAMPLE_RATE_HZ / _FFT
     top = 15 + math.log(SAMPLE_RATE_HZ / 2 / 1000) / _STEP
     edges = _hz(torch.linspace(0, top, NUM_MELS + 2, dtype=torch.float64))
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (hz - left) / (centre - left), (right - hz) / (right - centre)
-    bank = torch.minimum(rising, falling).clamp_min(0) * 2 / (right - left)
+    lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (hz - lower) / (center - lower), (upper - hz) / (upper - center)
+    bank = torch.minimum(rising, falling).clamp_min(0) * 2 / (upper - lower)
     return bank.float().to(device)
 
 

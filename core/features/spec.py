@@ -1,6 +1,6 @@
-"""How a recogniser hears: from which features, and what its front end makes of their frames.
+"""Specification of a recognizer's input: its features, and how its front end subsamples them.
 
-Needs no torch: counts are whole numbers, or tensors of them.
+Needs no torch: counts are integers, or tensors of integers.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ _HOP = 160
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontendSpec:
-    """What lies between samples and the first frame of the residual stream."""
+    """The features and the subsampling between samples and the first encoder block."""
 
     features: FeatureKind = "kaldi"
-    """`kaldi`: of the models that are trained here; `nemo`: Slaney's mel scale, centred frames;
-    `sherpa`: what sherpa-onnx computes for a model of `nemo`, with frames that Kaldi would cut."""
+    """`kaldi`: those of models trained here; `nemo`: Slaney's mel scale, centered frames;
+    `sherpa`: as sherpa-onnx computes them for a model of `nemo`, with the frames of Kaldi."""
     normalization: Normalization = "none"
-    """Whether each mel bin has mean 0 and deviation 1 over an utterance; of `kaldi`, never."""
+    """Whether each mel bin has mean 0 and deviation 1 over an utterance; never for `kaldi`."""
     preemphasis: float = 0.97
     window: Window = "hann"
-    """Both of `nemo` features; the others are what they are."""
+    """Preemphasis and window of `nemo` features; those of the other kinds are fixed."""
     subsampling_kind: SubsamplingKind = "conv4"
     stages: int = 2
     """Convolutions of stride 2, one after the other."""
@@ -42,9 +42,9 @@ class FrontendSpec:
         Raises:
             ValueError: naming what is missing, unknown or no value of its kind.
         """
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
-            raise ValueError(f"`frontend.*` must be exactly {', '.join(sorted(known))}.")
+        keys = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != keys:
+            raise ValueError(f"`frontend.*` must be exactly {', '.join(sorted(keys))}.")
         for name, kinds in _CHOICES.items():
             if values[name] not in kinds:
                 raise ValueError(
@@ -55,12 +55,15 @@ class FrontendSpec:
         if type(slope) not in (int, float) or not 0 <= slope < 1:
             raise ValueError(f"`frontend.preemphasis` must be in [0, 1), but is {slope!r} instead")
         if values["features"] == "kaldi" and values["normalization"] != "none":
-            raise ValueError("`frontend.normalization` must be none of kaldi features, but is not")
-        wanted = _STAGES[values["subsampling_kind"]]
-        if type(stages) is not int or stages not in wanted:
+            raise ValueError(
+                "`frontend.normalization` must be `none` for kaldi features,"
+                f" but is `{values['normalization']}` instead"
+            )
+        allowed_stages = _STAGES[values["subsampling_kind"]]
+        if type(stages) is not int or stages not in allowed_stages:
             raise ValueError(
                 f"`frontend.stages` of {values['subsampling_kind']} must be"
-                f" {' or '.join(map(str, wanted))}, but is {stages!r} instead"
+                f" {' or '.join(map(str, allowed_stages))}, but is {stages!r} instead"
             )
         return cls(**values)
 
@@ -74,36 +77,36 @@ class FrontendSpec:
 
     @property
     def subsampling(self) -> int:
-        """Frames of features to a frame of its own."""
+        """Frames of features for each frame of output."""
         return int(2**self.stages)
 
     @property
     def shortest(self) -> int:
-        """Frames of features that the front end needs for one of its own."""
+        """Fewest frames of features that give a frame of output."""
         return 7 if self.subsampling_kind == "conv4" else 1
 
     @property
     def for_sherpa(self) -> "FrontendSpec":
-        """What is heard where sherpa-onnx computes the features of a model that hears these."""
+        """The specification of the features that sherpa-onnx computes for a model of this one."""
         if self.features != "nemo":
             return self
         return replace(self, features="sherpa", preemphasis=0.97, window="hann")
 
     def count_frames(self, num_samples: Any) -> Any:
-        """Frames of features, at 16 kHz."""
+        """Counts the frames of features, from samples at 16 kHz."""
         half = 0 if self.features == "nemo" else _HOP // 2
         return (num_samples + half) // _HOP
 
     def stage_frames(self, num_frames: Any) -> tuple[Any, ...]:
-        """What is left of so many frames of features after each convolution."""
-        left: list[Any] = []
+        """Counts the frames after each convolution, from frames of features."""
+        counts: list[Any] = []
         for _ in range(self.stages):
             num_frames = (num_frames - 1) // 2 + self.is_padded
-            left.append(num_frames * (num_frames > 0))
-        return tuple(left)
+            counts.append(num_frames * (num_frames > 0))
+        return tuple(counts)
 
     def output_frames(self, num_frames: Any) -> Any:
-        """What is left after all of them."""
+        """Counts the frames after all convolutions, from frames of features."""
         return (num_frames, *self.stage_frames(num_frames))[-1]
 
 
@@ -131,4 +134,4 @@ _STAGES: dict[str, tuple[int, ...]] = {
     "linear": (0,),
 }
 NATIVE = FrontendSpec()
-"""Of the models that are trained here."""
+"""The specification of models trained here."""

@@ -1,4 +1,4 @@
-"""One door for all published recognisers: a file, a folder or a hub's name in, a bundle out."""
+"""Import of published recognizers: a file, a folder or a hub's name in, a bundle out."""
 
 import importlib.util
 import re
@@ -27,14 +27,14 @@ _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 def import_model(
     model: str, out: Path, *, for_sherpa: bool = False, announce: Announce = be_silent
 ) -> Bundle:
-    """Write a published recogniser as a bundle, beside and then renamed.
+    """Writes a published recognizer as a bundle, under a temporary name that is then changed.
 
     Args:
         model: a file, a folder or a name of the hub.
         out: the bundle, a new folder.
-        for_sherpa: whether it is to hear what sherpa-onnx will compute for it, instead of what it
-            was trained on.
-        announce: told what begins.
+        for_sherpa: whether it is to read the features that sherpa-onnx computes for it, instead of
+            those that it was trained on.
+        announce: called as each stage begins.
 
     Raises:
         ExportError: if sherpa-onnx has no loader for it, and that is what it is for.
@@ -44,42 +44,42 @@ def import_model(
     if out.exists():
         raise ImportingError(f"`OUT` must be a new folder, but `{out}` is there.")
     announce("looking for the model")
-    place = resolve_source(model)
+    path = resolve_source(model)
     announce("reading the model")
-    found = read_model(place)
+    imported = read_model(path)
     if for_sherpa:
-        found = replace(found, model=spec_for_sherpa(found.model))
+        imported = replace(imported, model=spec_for_sherpa(imported.model))
     announce("writing the bundle")
-    bundle.save(out, found.model, found.tokenizer, found.report)
-    return found
+    bundle.save(out, imported.model, imported.tokenizer, imported.report)
+    return imported
 
 
-def read_model(place: Path) -> Bundle:
+def read_model(path: Path) -> Bundle:
     """A recogniser, read by what it is.
 
     Raises:
         ImportingError: in one line, if it is damaged or none that we know.
     """
-    if place.suffix == ".nemo" and place.is_file():
-        return from_nemo(place)
-    if not (place / CONFIG).is_file():
-        raise ImportingError(f"`{place}` must be {KINDS}, but is none.")
-    settings = Settings(file=CONFIG, values=read_json(place / CONFIG))
+    if path.suffix == ".nemo" and path.is_file():
+        return from_nemo(path)
+    if not (path / CONFIG).is_file():
+        raise ImportingError(f"`{path}` must be {KINDS}, but is none.")
+    settings = Settings(file=CONFIG, values=read_json(path / CONFIG))
     match settings.get("model_type"):
         case "parakeet_ctc":
-            return from_parakeet(place, settings)
+            return from_parakeet(path, settings)
         case "torchaudio_conformer":
-            return from_torchaudio(place, settings)
+            return from_torchaudio(path, settings)
         case "wav2vec2-conformer":
             raise ImportingError(
-                f"`{place}` must hear mel features, but is a Wav2Vec2Conformer, which hears raw"
+                f"`{path}` must read mel features, but is a Wav2Vec2Conformer, which reads raw"
                 " samples through seven convolutions over time; nothing here computes those."
             )
     raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
 
 
 def spec_for_sherpa(model: Conformer) -> Conformer:
-    """A model of the same weights that hears what sherpa-onnx computes for it.
+    """Returns a model of the same weights that reads the features sherpa-onnx computes for it.
 
     Raises:
         ExportError: if sherpa-onnx has no loader for it.
@@ -98,11 +98,11 @@ def resolve_source(model: str) -> Path:
     Raises:
         ImportingError: if there is no such path, and no such model can be had.
     """
-    place = Path(model)
-    if place.exists() or not _HUB_NAME.fullmatch(model):
-        if not place.exists():
+    path = Path(model)
+    if path.exists() or not _HUB_NAME.fullmatch(model):
+        if not path.exists():
             raise ImportingError(f"`{model}` must be a file or a folder, but there is none.")
-        return place.absolute()
+        return path.absolute()
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ImportingError(
             f"`{model}` must be a file or a folder, but there is none; for models of a hub,"

@@ -45,7 +45,7 @@ BLOCK = {
 OF_ATTENTION = ("attention.query", "attention.key", "attention.value", "attention.output")
 OF_FEEDFORWARD = ("ff1.up", "ff1.down", "ff2.up", "ff2.down")
 OF_CONVOLUTION = ("convolution.up", "convolution.depthwise", "convolution.down")
-"""Our layers that have a bias unless they are told not to."""
+"""Our layers that have a bias unless `use_bias` is false."""
 
 
 def from_nemo(path: Path) -> Bundle:
@@ -61,12 +61,14 @@ def from_nemo(path: Path) -> Bundle:
     settings = Settings(file=CONFIG, values=read_yaml(files[CONFIG], CONFIG))
     tokenizer = _tokenizer(settings, files)
     if settings.whole("decoder.num_classes") != tokenizer.size - 1:
-        found = settings.get("decoder.num_classes")
-        raise settings.wrong("decoder.num_classes", f"{tokenizer.size - 1} as tokens are", found)
+        num_classes = settings.get("decoder.num_classes")
+        raise settings.wrong(
+            "decoder.num_classes", f"{tokenizer.size - 1} as tokens are", num_classes
+        )
     plan = _plan(settings, tokenizer.size)
     model = assemble_model(plan, read_checkpoint(files[WEIGHTS], WEIGHTS), WEIGHTS)
-    told = {"family": "nemo", "source": path.name, "nemo": str(settings.get("nemo_version"))[:40]}
-    return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+    origin = {"family": "nemo", "source": path.name, "nemo": str(settings.get("nemo_version"))[:40]}
+    return Bundle(model=model, tokenizer=tokenizer, report={"imported": origin})
 
 
 def _plan(settings: Settings, vocabulary: int) -> Plan:
@@ -143,8 +145,8 @@ def _frontend_spec(settings: Settings) -> FrontendSpec:
     kinds: tuple[SubsamplingKind, ...] = ("striding", "dw_striding")
     kind = settings.one_of("encoder.subsampling", kinds)
     stages = {4: 2, 8: 3}[settings.one_of("encoder.subsampling_factor", (4, 8))]
-    for name, known in _FEATURES.items():
-        settings.one_of(f"preprocessor.{name}", known)
+    for name, allowed in _FEATURES.items():
+        settings.one_of(f"preprocessor.{name}", allowed)
     settings.one_of("encoder.feat_in", (80,))
     normalization = settings.one_of("preprocessor.normalize", ("per_feature", "NA", None))
     return FrontendSpec(
@@ -173,7 +175,7 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "log_zero_guard_value": (2.0**-24,),
     "exact_pad": (False,),
 }
-"""What their features may be told to be; dither plays no part at inference."""
+"""Allowed values of their features' settings; dither plays no part at inference."""
 
 
 def _tokenizer(settings: Settings, files: dict[str, bytes]) -> Tokenizer:

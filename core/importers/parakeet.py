@@ -44,8 +44,8 @@ def from_parakeet(folder: Path, settings: Settings) -> Bundle:
     plan = _plan(settings, _frontend_spec(folder, settings), vocabulary, blank)
     tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)
     model = assemble_model(plan, read_safetensors(folder / WEIGHTS), WEIGHTS)
-    told = {"family": "parakeet_ctc", "source": folder.name}
-    return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+    origin = {"family": "parakeet_ctc", "source": folder.name}
+    return Bundle(model=model, tokenizer=tokenizer, report={"imported": origin})
 
 
 def _plan(settings: Settings, frontend_spec: FrontendSpec, vocabulary: int, blank: int) -> Plan:
@@ -85,11 +85,11 @@ def _plan(settings: Settings, frontend_spec: FrontendSpec, vocabulary: int, blan
             if settings.one_of("encoder_config.scale_input", (True, False))
             else 1.0
         ),
-        unbiased=_unbiased(settings),
+        unbiased=_unbiased_modules(settings),
     )
 
 
-def _unbiased(settings: Settings) -> frozenset[str]:
+def _unbiased_modules(settings: Settings) -> frozenset[str]:
     """Our layers that have no bias there; `attention_bias` speaks for the feed-forwards, too."""
     in_attention = settings.one_of("encoder_config.attention_bias", (True, False))
     in_convolution = settings.one_of("encoder_config.convolution_bias", (True, False))
@@ -116,8 +116,8 @@ def _frontend_spec(folder: Path, settings: Settings) -> FrontendSpec:
     settings.one_of("encoder_config.subsampling_conv_stride", (2,))
     stages = {8: 3, 4: 2}[settings.one_of("encoder_config.subsampling_factor", (8, 4))]
     extractor = _extractor(folder)
-    for name, known in _EXTRACTOR.items():
-        extractor.one_of(name, known)
+    for name, allowed in _EXTRACTOR.items():
+        extractor.one_of(name, allowed)
     return FrontendSpec(
         features="nemo",
         normalization="per_feature",
@@ -131,7 +131,7 @@ def _extractor(folder: Path) -> Settings:
     """Its own file, a part of the processor's, or what its class does when nothing is said."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name)
-            inside = found.get("feature_extractor", found)
-            return Settings(file=name, values=inside if isinstance(inside, dict) else found)
+            values = read_json(folder / name)
+            inside = values.get("feature_extractor", values)
+            return Settings(file=name, values=inside if isinstance(inside, dict) else values)
     return Settings(file="preprocessor_config.json", values={})

@@ -67,13 +67,13 @@ def read_archive(path: Path) -> dict[str, bytes]:
     """
     files: dict[str, bytes] = {}
     with errors_as_import(path.name, "a tar archive"), ExitStack() as stack:
-        left = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
-        archive = stack.enter_context(open_tar(path, largest_read=left))
+        remaining_bytes = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
+        archive = stack.enter_context(open_tar(path, largest_read=remaining_bytes))
         for count, member in enumerate(archive):
             name = posixpath.normpath(member.name)
             _check_member(path.name, member, name, is_new=name not in files)
-            left -= member.size
-            if count >= MOST_MEMBERS or left < 0:
+            remaining_bytes -= member.size
+            if count >= MOST_MEMBERS or remaining_bytes < 0:
                 raise ImportingError(
                     f"`{path.name}` must hold at most {MOST_MEMBERS} files of {MOST_PACKED} times"
                     f" its own size, but {short_repr(name)} is beyond that."
@@ -142,8 +142,8 @@ def read_checkpoint(content: bytes, name: str) -> dict[str, Tensor]:
         with zipfile.ZipFile(io.BytesIO(content)) as records:
             # Records are stored as they are: what would grow was made to fill the memory.
             _check_size(sum(r.file_size for r in records.infolist()), name, len(content))
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return _tensors(found, name, rule)
+        content_read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return _tensors(content_read, name, rule)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -158,23 +158,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return _tensors(load_file(path), path.name, rule)
 
 
-def _tensors(found: Any, name: str, rule: str) -> dict[str, Tensor]:
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    is_named = isinstance(found, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+def _tensors(tensors: Any, name: str, rule: str) -> dict[str, Tensor]:
+    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
+        tensors = tensors["state_dict"]
+    is_named = isinstance(tensors, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     )
     if not is_named:
         raise ImportingError(
-            f"`{name}` must be {rule}, but holds {short_repr(type(found))} of others."
+            f"`{name}` must be {rule}, but holds {short_repr(type(tensors))} of others."
         )
-    return dict(found)
+    return dict(tensors)
 
 
-def _table(found: Any, name: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise ImportingError(f"`{name}` must be a table, but is {short_repr(found)} instead.")
-    return found
+def _table(table: Any, name: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise ImportingError(f"`{name}` must be a table, but is {short_repr(table)} instead.")
+    return table
 
 
 def _check_size(size: int, name: str, largest: int) -> None:

@@ -18,10 +18,10 @@ class Settings:
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or a default where it or a table above it is missing."""
-        found: Any = self.values
+        value: Any = self.values
         for part in name.split("."):
-            found = found.get(part, _MISSING) if isinstance(found, Mapping) else _MISSING
-        return default if found is _MISSING else found
+            value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+        return default if value is _MISSING else value
 
     def whole(self, name: str, *, low: int = 1, high: int = 65_536, default: Any = None) -> int:
         """A whole number in a range.
@@ -29,10 +29,10 @@ class Settings:
         Raises:
             ImportingError: if it is none.
         """
-        found = self.get(name, default)
-        if type(found) is not int or not low <= found <= high:
-            raise self.wrong(name, f"a whole number from {low} to {high}", found)
-        return found
+        value = self.get(name, default)
+        if type(value) is not int or not low <= value <= high:
+            raise self.wrong(name, f"a whole number from {low} to {high}", value)
+        return value
 
     def number(self, name: str, *, default: float) -> float:
         """A number in [0, 1).
@@ -40,23 +40,23 @@ class Settings:
         Raises:
             ImportingError: if it is none.
         """
-        found = self.get(name, default)
-        if type(found) not in (int, float) or not 0 <= found < 1:
-            raise self.wrong(name, "a number in [0, 1)", found)
-        return float(found)
+        value = self.get(name, default)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise self.wrong(name, "a number in [0, 1)", value)
+        return float(value)
 
-    def one_of(self, name: str, known: Sequence[Any], default: Any = _MISSING) -> Any:
+    def one_of(self, name: str, allowed: Sequence[Any], default: Any = _MISSING) -> Any:
         """A value that we can do, the first of them where none is given.
 
         Raises:
             ImportingError: if it is another.
         """
-        found = self.get(name, known[0] if default is _MISSING else default)
-        if not any(type(found) is type(each) and found == each for each in known):
-            raise self.wrong(name, " or ".join(map(short_repr, known)), found)
-        return found
+        value = self.get(name, allowed[0] if default is _MISSING else default)
+        if not any(type(value) is type(choice) and value == choice for choice in allowed):
+            raise self.wrong(name, " or ".join(map(short_repr, allowed)), value)
+        return value
 
-    def wrong(self, name: str, rule: str, found: Any) -> ImportingError:
+    def wrong(self, name: str, rule: str, value: Any) -> ImportingError:
         return ImportingError(
-            f"`{name}` of `{self.file}` must be {rule}, but is {short_repr(found)} instead."
+            f"`{name}` of `{self.file}` must be {rule}, but is {short_repr(value)} instead."
         )

@@ -1,4 +1,4 @@
-"""Tokens that come beside a model: SentencePiece's own file, or a `tokenizer.json` made from one.
+"""Tokens that come with a model: SentencePiece's own file, or a `tokenizer.json` made from one.
 
 The latter holds the same pieces, merged pair by pair in a stated order, or chosen by probability;
 both are what SentencePiece knows as BPE and unigram, so that they become its model again.
@@ -34,7 +34,7 @@ def read_tokens(folder: Path, *, vocabulary: int, blank: int) -> Tokenizer:
             tokenizer = Tokenizer.with_blank(read_bytes(own, largest=LARGEST_TOKENIZER))
         else:
             with errors_as_import(FAST, "a fast tokenizer of pieces"):
-                tokenizer = _fast(read_json(folder / FAST), blank)
+                tokenizer = _tokenizer_of_table(read_json(folder / FAST), blank)
     except CorpusError as error:
         raise ImportingError(f"`{folder.name}`: {error}") from None
     if tokenizer.size != vocabulary:
@@ -45,20 +45,20 @@ def read_tokens(folder: Path, *, vocabulary: int, blank: int) -> Tokenizer:
     return tokenizer
 
 
-def _fast(found: dict[str, Any], blank: int) -> Tokenizer:
-    kind = found["model"]["type"]
-    if kind not in ("BPE", "Unigram") or found["model"].get("continuing_subword_prefix"):
+def _tokenizer_of_table(table: dict[str, Any], blank: int) -> Tokenizer:
+    kind = table["model"]["type"]
+    if kind not in ("BPE", "Unigram") or table["model"].get("continuing_subword_prefix"):
         raise ImportingError(
             f"`{FAST}` must be of BPE or Unigram pieces, but is {short_repr(kind)} instead."
         )
-    by_id, scores = (_merged if kind == "BPE" else _chosen)(found["model"])
-    added = {each["id"]: each["content"] for each in found.get("added_tokens", [])}
+    by_id, scores = (_bpe_pieces if kind == "BPE" else _unigram_pieces)(table["model"])
+    added = {entry["id"]: entry["content"] for entry in table.get("added_tokens", [])}
     by_id |= added
     by_id.pop(blank, None)
     ids = sorted(by_id)
     if ids != [number for number in range(len(ids) + 1) if number != blank][: len(ids)]:
         raise ImportingError(f"`{FAST}` must give each id but the blank's {blank} a token.")
-    unknown = _unknown(found["model"], by_id)
+    unknown = _unknown(table["model"], by_id)
     special = {added[number] for number in added if number != blank} - {unknown}
     least = min(scores.values(), default=0.0)
     return Tokenizer.of_pieces(
@@ -67,23 +67,23 @@ def _fast(found: dict[str, Any], blank: int) -> Tokenizer:
         unknown=unknown,
         is_bpe=kind == "BPE",
         special=special,
-        charsmap=_charsmap(found.get("normalizer")),
+        charsmap=_charsmap(table.get("normalizer")),
     )
 
 
-def _merged(model: dict[str, Any]) -> tuple[dict[int, str], dict[str, float]]:
+def _bpe_pieces(model: dict[str, Any]) -> tuple[dict[int, str], dict[str, float]]:
     """A piece that an earlier merge makes, SentencePiece must score higher."""
     by_id = {number: piece for piece, number in model["vocab"].items()}
     scores: dict[str, float] = {}
     for rank, pair in enumerate(model["merges"]):
-        left, right = pair.split(" ") if isinstance(pair, str) else pair
-        scores.setdefault(left + right, -float(rank))
+        first, second = pair.split(" ") if isinstance(pair, str) else pair
+        scores.setdefault(first + second, -float(rank))
     for piece in by_id.values():
         scores.setdefault(piece, -float(len(model["merges"])))
     return by_id, scores
 
 
-def _chosen(model: dict[str, Any]) -> tuple[dict[int, str], dict[str, float]]:
+def _unigram_pieces(model: dict[str, Any]) -> tuple[dict[int, str], dict[str, float]]:
     pieces = [(str(piece), float(score)) for piece, score in model["vocab"]]
     return {number: piece for number, (piece, _) in enumerate(pieces)}, dict(pieces)
 
@@ -99,17 +99,17 @@ def _unknown(model: dict[str, Any], by_id: dict[int, str]) -> str:
 
 
 def _charsmap(normalizer: Any) -> bytes:
-    """How characters are made alike; other steps than SentencePiece's own are refused."""
+    """Returns a normalizer's compiled character map; refuses steps unknown to SentencePiece."""
     if normalizer is None:
         return b""
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    found = b""
+    charsmap = b""
     for step in steps:
         if step["type"] == "Precompiled":
-            found = base64.b64decode(step["precompiled_charsmap"] or "")
+            charsmap = base64.b64decode(step["precompiled_charsmap"] or "")
         elif step["type"] not in ("Replace", "Strip", "Prepend"):  # of spaces, as it does itself
             raise ImportingError(
                 f"`{FAST}` must normalize as SentencePiece does, but has"
                 f" {short_repr(step['type'])}."
             )
-    return found
+    return charsmap

@@ -10,7 +10,7 @@ config.json  model.safetensors or model.pt  tokenizer.model (or tokenizer.json)
 
 It has no front end: `input` names a linear layer from 80 mel bins to its width; without one its
 width is 80. Its attention knows no positions, so that ours get a matrix of zeros. In padded
-batches its convolutions hear the padding, which ours never do: it is the same on utterances alone.
+batches its convolutions read the padding, which ours never do: both agree on single utterances.
 """
 
 from collections.abc import Mapping
@@ -71,8 +71,8 @@ def from_torchaudio(folder: Path, settings: Settings) -> Bundle:
     plan = _plan(settings, vocabulary, blank)
     tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)
     model = assemble_model(plan, split_state(tensors), file.name)
-    told = {"family": "torchaudio_conformer", "source": folder.name}
-    return Bundle(model=model, tokenizer=tokenizer, report={"imported": told})
+    origin = {"family": "torchaudio_conformer", "source": folder.name}
+    return Bundle(model=model, tokenizer=tokenizer, report={"imported": origin})
 
 
 def upgrade_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,10 +131,10 @@ def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
 def _frontend_spec(settings: Settings) -> FrontendSpec:
     """Whatever features it was trained on; Kaldi's are never normalised."""
     features = settings.one_of("frontend.features", ("kaldi", "nemo"))
-    known = ("none",) if features == "kaldi" else ("none", "per_feature")
+    allowed = ("none",) if features == "kaldi" else ("none", "per_feature")
     return FrontendSpec(
         features=features,
-        normalization=settings.one_of("frontend.normalization", known),
+        normalization=settings.one_of("frontend.normalization", allowed),
         subsampling_kind="linear",
         stages=0,
     )

@@ -1,7 +1,7 @@
 """From another program's tensors to our Conformer, by a table of names.
 
-What their programs do beside is folded in: the input's scale into the front end's linear layer,
-missing biases as zeros, CTC's blank as row 0.
+What their programs compute in addition is folded in: the input's scale into the front end's linear
+layer, missing biases as zeros, CTC's blank as row 0.
 """
 
 import math
@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How tensors become a model."""
+    """The shape of a model, and the names of the tensors it is made of."""
 
     shape: Shape
     names: Mapping[str, str]
@@ -48,8 +48,8 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
     """
     with torch.device("meta"):
         model = Conformer(plan.shape)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    theirs = {name: _their_name(name, plan) for name in wanted}
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    theirs = {name: _their_name(name, plan) for name in expected}
     used = {name for name in theirs.values() if name is not None}
     unknown = [n for n in tensors if n not in used and not n.endswith(tuple(plan.ignored))]
     missing = [n for n in sorted(used) if n not in tensors]
@@ -60,10 +60,10 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
             f" ({len(missing)} missing, {len(unknown)} unknown)."
         )
     ours = {
-        name: _made(name, shape, plan)
+        name: _make_tensor(name, shape, plan)
         if theirs[name] is None
-        else _checked(tensors[str(theirs[name])], shape, str(theirs[name]), file)
-        for name, shape in wanted.items()
+        else _check_tensor(tensors[str(theirs[name])], shape, str(theirs[name]), file)
+        for name, shape in expected.items()
     }
     for part in ("weight", "bias"):
         ours[f"frontend.linear.{part}"] = plan.input_scale * ours[f"frontend.linear.{part}"]
@@ -94,18 +94,18 @@ def source_tensor_name(name: str, names: Mapping[str, str]) -> str:
 
 def _pattern(name: str) -> tuple[str, str]:
     """A name with `{}` for the number of its block, and that number."""
-    found = _BLOCK.match(name)
-    return (name, "") if found is None else (_BLOCK.sub("blocks.{}.", name), found[1])
+    match = _BLOCK.match(name)
+    return (name, "") if match is None else (_BLOCK.sub("blocks.{}.", name), match[1])
 
 
-def _made(name: str, shape: torch.Size, plan: Plan) -> Tensor:
+def _make_tensor(name: str, shape: torch.Size, plan: Plan) -> Tensor:
     made = plan.made.get(_pattern(name)[0])
     if made is not None:
         return made.expand(shape).clone()
     return torch.ones(shape) if name == "frontend.deviation" else torch.zeros(shape)
 
 
-def _checked(tensor: Tensor, shape: torch.Size, name: str, file: str) -> Tensor:
+def _check_tensor(tensor: Tensor, shape: torch.Size, name: str, file: str) -> Tensor:
     """In single precision, without the ones that a pointwise convolution's shape ends with.
 
     Raises:

@@ -94,7 +94,7 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
 
 def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:
     """Return a labeler that uses the recognizer with this digest."""
-    return PseudoLabeler(digest=digest, hears=partial(transcribe_waveform, bundle))
+    return PseudoLabeler(digest=digest, transcribe=partial(transcribe_waveform, bundle))
 
 
 def transcribe_waveform(bundle: Recognizer, waveform: Float[Tensor, " samples"]) -> str:

@@ -1,24 +1,24 @@
 """Checkpoints that stay whole when the process is killed at any moment.
 
-They are written under a temporary name, checksummed, then renamed; the newest valid one is loaded.
+Each is written under a temporary name with its checksum, then renamed; the newest valid one wins.
 """
 
-import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.files import remove_leftovers, temporary_path
+from core.files import atomic_folder, flush_to_disk, sha256_file
 from core.outside_files import check_stored, read_text
 
 FORMAT = 2
 """The version of what is written. One of another version is refused: the keys of its stages'
 states are not those of today."""
-NUM_KEPT = 2
-"""Older ones are deleted: one to resume from, one in case the newest is damaged on disk."""
+STATE, CHECKSUM = "state.pt", "sha256"
+"""Files of a checkpoint."""
+KEPT = 2
+"""Older ones are deleted: one to go on from, one in case its disk block went bad."""
 
 
 class CheckpointError(ValueError):
@@ -32,24 +32,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         OSError: if the disk is not writable; earlier checkpoints remain.
         RuntimeError: from torch, with an OSError as its cause, if the disk is full; they remain.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
     final = folder / f"{step:09d}"
-    tmp_path = temporary_path(final)
-    try:
-        shutil.rmtree(tmp_path, ignore_errors=True)
-        tmp_path.mkdir()
-        with (tmp_path / "state.pt").open("wb") as file:  # so that a full disk raises OSError
+    with atomic_folder(final) as tmp_path:
+        with (tmp_path / STATE).open("wb") as file:  # a full disk is then the system's error
             torch.save({"format": FORMAT, **state}, file)
-        (tmp_path / "sha256").write_text(_digest(tmp_path / "state.pt"))
-        _flush(tmp_path / "state.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        tmp_path.rename(final)
-        _flush(folder)
-    except BaseException:
-        shutil.rmtree(tmp_path, ignore_errors=True)
-        raise
-    for old in _checkpoint_folders(folder)[NUM_KEPT:]:
+        (tmp_path / CHECKSUM).write_text(sha256_file(tmp_path / STATE))
+        flush_to_disk(tmp_path / STATE)
+    flush_to_disk(folder)
+    for old in _checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -62,21 +52,21 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         CheckpointError: if there are checkpoints and all are damaged, or the newest that is whole
             was written by another version of conformer-sweep.
     """
-    checkpoints = _checkpoint_folders(folder)
-    for path in checkpoints:
+    paths = _checkpoints(folder)
+    for path in paths:
         try:
-            check_stored(path / "state.pt")
-            if read_text(path / "sha256") != _digest(path / "state.pt"):
+            check_stored(path / STATE)
+            if read_text(path / CHECKSUM) != sha256_file(path / STATE):
                 continue
-            state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        except Exception:  # noqa: BLE001, S112  # torch raises errors of many classes
+            state = torch.load(path / STATE, weights_only=True, map_location="cpu")
+        except Exception:  # noqa: BLE001, S112  # torch raises whatever its reader trips over
             continue
         if isinstance(state, dict):
             return _without_format(state, path)
-    if checkpoints:
+    if paths:
         raise CheckpointError(
-            f"`{folder}` must hold a checkpoint that matches its checksum, but all"
-            f" {len(checkpoints)} are damaged; delete the folder to start this trial again"
+            f"`{folder}` must hold a checkpoint that matches its checksum, but all {len(paths)}"
+            " are damaged; delete the folder to start this trial again"
         )
     return None
 
@@ -93,22 +83,8 @@ def _without_format(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return state
 
 
-def _checkpoint_folders(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints, newest first; incomplete ones start with a dot."""
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first; what a kill left half written starts with a dot."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Write a file to disk before it gets its final name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

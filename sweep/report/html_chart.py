@@ -80,7 +80,12 @@ def render_page(
         notes: small print below the tables.
         audio: samples to play, if there are any.
     """
-    values = {"policy": POLICY, "title": title, "summary": summary, "chart": safe_html(chart)}
+    values: dict[str, Any] = {
+        "policy": POLICY,
+        "title": title,
+        "summary": summary,
+        "chart": safe_html(chart),
+    }
     values |= {"tables": tables, "notes": notes}
     samples = audio_values(audio) if audio else {"audio": None}
     return render_html(TEMPLATES, "front.html.j2", values | samples)

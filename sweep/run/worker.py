@@ -97,7 +97,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
             gather_ranks(job, values["ranks"], run_rank, select_device(config)) as ranks,
         ):
             sweep = place.teacher.parent
-            trial = run(config, place, ranks, known=values["known"])
+            trial = run(config, place, ranks, last_known_step=values["known"])
             for message in _messages(
                 run_with_remote_state(trial, luggage, folder=place.trial, sweep=sweep)
             ):

@@ -174,7 +174,7 @@ def _kuberay(job: Job) -> str:
     documents = [*_config_map(job), _ray_job_manifest(job)]
     head = (
         f"# The sweep `{job.name}` on KubeRay 1.5.1 or newer: kubectl apply -f this file.\n"
-        "# Preempted, it continues in a new cluster; deleted and applied again, it continues, too.\n"
+        "# Preempted, or deleted and applied again, it continues in a new cluster.\n"
     )
     return head + yaml.safe_dump_all(documents, sort_keys=False, width=1000)
 

@@ -30,7 +30,7 @@ def spoken(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def configured(spoken):
+def make_config(spoken):
     """An adaptation of a few seconds, some of it told otherwise."""
 
     def config(**sections) -> AdaptationConfig:
@@ -62,13 +62,13 @@ def source(spoken):
 
 
 @pytest.fixture(scope="module")
-def untouched(configured, source, tmp_path_factory):
+def uninterrupted(make_config, source, tmp_path_factory):
     """Reports, result and folder of an adaptation that nothing interrupts."""
     out = tmp_path_factory.mktemp("untouched") / "out"
-    return *ended(adapt(configured(), source, out)), out
+    return *run_to_end(adapt(make_config(), source, out)), out
 
 
-def ended(story):
+def run_to_end(story):
     reports = []
     while True:
         try:
@@ -77,8 +77,8 @@ def ended(story):
             return reports, stop.value
 
 
-def test_it_ends_with_a_bundle_of_the_old_shape_that_knows_more_tokens(source, untouched):
-    reports, found, out = untouched
+def test_it_ends_with_a_bundle_of_the_old_shape_that_knows_more_tokens(source, uninterrupted):
+    reports, summary, out = uninterrupted
     old, new = bundle.load(source), bundle.load(out)
 
     assert [(r.stage, r.step) for r in reports] == [
@@ -86,52 +86,54 @@ def test_it_ends_with_a_bundle_of_the_old_shape_that_knows_more_tokens(source, u
         *(("tune", step) for step in (2, 4, 6, 8)),
     ]
     assert all(r.wer is not None and r.old_wer is not None for r in reports[3:])
-    assert found["new_tokens"] == new.tokenizer.size - old.tokenizer.size > 0
+    assert summary["new_tokens"] == new.tokenizer.size - old.tokenizer.size > 0
     assert new.model.shape == replace(old.model.shape, vocabulary=new.tokenizer.size)
     assert new.tokenizer.pieces[: old.tokenizer.size] == old.tokenizer.pieces
-    assert found["params"] == sum(p.numel() for p in new.model.parameters())
-    assert set(found) == {
+    assert summary["params"] == sum(p.numel() for p in new.model.parameters())
+    assert set(summary) == {
         *(f"{kind}_{when}" for kind in ("new", "old") for when in ("before", "after")),
         *("new_tokens", "params"),
     }
-    assert new.report["adaptation"] == found
+    assert new.report["adaptation"] == summary
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kill_after", [1, 4, 6])
 def test_killed_and_run_again_it_ends_with_the_same_model(
-    configured, source, untouched, tmp_path, kill_after
+    make_config, source, uninterrupted, tmp_path, kill_after
 ):
-    doomed = adapt(configured(), source, tmp_path / "out")
+    doomed = adapt(make_config(), source, tmp_path / "out")
     for _ in range(kill_after):
         next(doomed)
     doomed.close()
     torch.manual_seed(999)
 
-    _, found = ended(adapt(configured(), source, tmp_path / "out"))
+    _, summary = run_to_end(adapt(make_config(), source, tmp_path / "out"))
 
-    assert found == untouched[1]
-    whole = bundle.load(untouched[2]).model.state_dict()
+    assert summary == uninterrupted[1]
+    whole = bundle.load(uninterrupted[2]).model.state_dict()
     for name, tensor in bundle.load(tmp_path / "out").model.state_dict().items():
         assert torch.equal(tensor, whole[name]), name
 
 
-def test_done_it_says_its_result_again_without_a_step(configured, source, untouched):
-    assert ended(adapt(configured(), source, untouched[2])) == ([], untouched[1])
+def test_done_it_says_its_result_again_without_a_step(make_config, source, uninterrupted):
+    assert run_to_end(adapt(make_config(), source, uninterrupted[2])) == ([], uninterrupted[1])
 
 
-def test_another_adaptation_to_the_same_place_is_refused(configured, source, untouched, tmp_path):
+def test_another_adaptation_to_the_same_place_is_refused(
+    make_config, source, uninterrupted, tmp_path
+):
     with pytest.raises(ConfigError, match=r"`out` must be a new folder, but .* something else"):
-        next(adapt(configured(memory_share=0.5), source, untouched[2]))
-    doomed = adapt(configured(), source, tmp_path / "out")
+        next(adapt(make_config(memory_share=0.5), source, uninterrupted[2]))
+    doomed = adapt(make_config(), source, tmp_path / "out")
     next(doomed)
     doomed.close()
     with pytest.raises(ConfigError, match=r"out.work` holds another adaptation that was begun"):
-        next(adapt(configured(memory_share=0.5), source, tmp_path / "out"))
+        next(adapt(make_config(memory_share=0.5), source, tmp_path / "out"))
 
 
-def test_without_old_speech_old_words_are_not_measured(configured, source, tmp_path):
-    reports, found = ended(adapt(configured(memory=None), source, tmp_path / "out"))
+def test_without_old_speech_old_words_are_not_measured(make_config, source, tmp_path):
+    reports, summary = run_to_end(adapt(make_config(memory=None), source, tmp_path / "out"))
 
     assert reports[-1].old_wer is None
-    assert set(found) == {"new_before", "new_after", "new_tokens", "params"}
+    assert set(summary) == {"new_before", "new_after", "new_tokens", "params"}

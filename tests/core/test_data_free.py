@@ -13,7 +13,7 @@ from core.training.method import load_method
 
 
 @pytest.fixture
-def given(demo_config, tmp_path):
+def dense_bundle(demo_config, tmp_path):
     few = demo_config.model_copy(update={"vocabulary": SHAPE.vocabulary})
     tokens = Tokenizer.train(["GO STOP UP DOWN LEFT"], few, tmp_path)
     bundle.save(tmp_path / "given", small_model(2), tokens, {})
@@ -31,33 +31,35 @@ def test_what_remains_needs_nothing_and_lives_without_tuning():
 
 @pytest.mark.parametrize("method", remaining())
 @pytest.mark.parametrize("resource", ["flops", "params"])
-def test_every_method_that_remains_meets_its_budget(given, tmp_path, method, resource):
-    wanted = {"method": method, "resource": resource, "target_sparsity": 0.5}
+def test_every_method_that_remains_meets_its_budget(dense_bundle, tmp_path, method, resource):
+    expected = {"method": method, "resource": resource, "target_sparsity": 0.5}
 
-    found = prune_bundle(config_of(given, wanted), tmp_path / "small")
+    result = prune_bundle(config_of(dense_bundle, expected), tmp_path / "small")
 
     small = bundle.load(tmp_path / "small")
-    assert found[f"{resource}_sparsity"] >= 0.5
-    assert found["params"] == sum(p.numel() for p in small.model.parameters())
-    assert found["wer"] is None
+    assert result[f"{resource}_sparsity"] >= 0.5
+    assert result["params"] == sum(p.numel() for p in small.model.parameters())
+    assert result["wer"] is None
     assert "outcome" not in small.report
     features, num_frames = ragged_speech(90, 60)
     assert torch.isfinite(small.model(features, num_frames).logits).all()
 
 
-def test_with_nothing_to_remove_the_model_is_the_one_that_was_brought(given, tmp_path):
-    prune_bundle(config_of(given, {"method": "uniform", "target_sparsity": 0.0}), tmp_path / "b")
+def test_with_nothing_to_remove_the_model_is_the_one_that_was_brought(dense_bundle, tmp_path):
+    prune_bundle(
+        config_of(dense_bundle, {"method": "uniform", "target_sparsity": 0.0}), tmp_path / "b"
+    )
 
     features, num_frames = ragged_speech(90, 60)
     before, after = (
-        bundle.load(folder).model(features, num_frames) for folder in (given, tmp_path / "b")
+        bundle.load(folder).model(features, num_frames) for folder in (dense_bundle, tmp_path / "b")
     )
     torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=0)
 
 
-def test_the_smaller_model_shares_no_memory_with_the_one_that_was_brought(given):
-    teacher = bundle.load(given).model
-    config = config_of(given, {"method": "magnitude", "target_sparsity": 0.1})
+def test_the_smaller_model_shares_no_memory_with_the_one_that_was_brought(dense_bundle):
+    teacher = bundle.load(dense_bundle).model
+    config = config_of(dense_bundle, {"method": "magnitude", "target_sparsity": 0.1})
     held = {tensor.untyped_storage().data_ptr() for tensor in teacher.state_dict().values()}
 
     small, _, space = prune_model(config, teacher)
@@ -82,6 +84,6 @@ def test_what_needs_speech_is_refused_by_what_can_be_done():
     ]
 
 
-def test_a_folder_that_is_there_is_left_alone(given):
+def test_a_folder_that_is_there_is_left_alone(dense_bundle):
     with pytest.raises(ConfigError, match=r"`out` must be a new folder, but `.*given` is there"):
-        prune_bundle(config_of(given, {"method": "uniform"}), given)
+        prune_bundle(config_of(dense_bundle, {"method": "uniform"}), dense_bundle)

@@ -68,16 +68,16 @@ def others():
         yield pool
 
 
-def on_ranks(others, size, config, place, *, kill_after=None):
+def on_ranks(others, size, config, dirs, *, kill_after=None):
     """Run a trial on so many ranks, of which this process is the first."""
     store = open_store("localhost")
     address = f"localhost:{store.port}"
     futures = [
-        others.submit(run_as_rank, config, place, rank, size, address) for rank in range(1, size)
+        others.submit(run_as_rank, config, dirs, rank, size, address) for rank in range(1, size)
     ]
     reports = []
     with join_ranks(rank=0, size=size, store=store, device=CPU) as ranks:
-        going = run(config, place, ranks)
+        going = run(config, dirs, ranks)
         while kill_after is None or len(reports) < kill_after:
             try:
                 reports.append(next(going))
@@ -92,9 +92,9 @@ def on_ranks(others, size, config, place, *, kill_after=None):
     return reports
 
 
-def on_one(config, place):
+def on_one(config, dirs):
     reports = []
-    going = run(config, place)
+    going = run(config, dirs)
     while True:
         try:
             reports.append(next(going))
@@ -104,17 +104,17 @@ def on_one(config, place):
 
 
 def timeless(reports, outcome):
-    told = [replace(report, audio_seconds_per_second=None) for report in reports]
-    return told, replace(outcome, latency_ms=0.0, latency_busy=None, real_time_factor=0.0)
+    reports_alone = [replace(report, audio_seconds_per_second=None) for report in reports]
+    return reports_alone, replace(outcome, latency_ms=0.0, latency_busy=None, real_time_factor=0.0)
 
 
 def test_a_killed_trial_goes_on_with_its_ranks_to_the_same_numbers(shared, others):
     config = trial_config(tuning={"dropout": 0.1})  # each rank's own chance is kept, too
-    place = place_in(shared, "killed")
+    dirs = place_in(shared, "killed")
 
     untouched = on_ranks(others, 2, config, place_in(shared, "untouched"))
-    before = on_ranks(others, 2, config, place, kill_after=3)
-    reports, outcome = on_ranks(others, 2, config, place)
+    before = on_ranks(others, 2, config, dirs, kill_after=3)
+    reports, outcome = on_ranks(others, 2, config, dirs)
 
     assert (timeless(before, outcome)[0] + reports, outcome) == untouched
 
@@ -124,13 +124,13 @@ def test_several_ranks_give_the_numbers_of_one(shared, others, size, micro_batch
     config = trial_config(training={"micro_batches": micro_batches})
     name = f"{size}-{micro_batches}"
 
-    told, outcome = on_one(config, place_in(shared, f"{name}-alone"))
+    reports_alone, outcome = on_one(config, place_in(shared, f"{name}-alone"))
     told_too, outcome_too = on_ranks(others, size, config, place_in(shared, f"{name}-together"))
 
     # Not the WER on the way: biases before a batch norm have a gradient of rounding errors alone,
     # and running means are late to follow them. The outcome's statistics are taken anew.
     assert asdict(outcome_too) == asdict(outcome)
-    for report, report_too in zip(told, told_too, strict=True):
+    for report, report_too in zip(reports_alone, told_too, strict=True):
         assert report_too.losses == pytest.approx(report.losses, rel=1e-5, abs=1e-7)
         if report.stage == "search":
             assert report_too.expected_sparsity == pytest.approx(report.expected_sparsity, rel=1e-5)
@@ -141,22 +141,22 @@ def test_ranks_train_the_same_sizes_of_a_family(shared, others):
     family = {"method": "family", "target_sparsity": 0.3, "family": {"drawn_sizes": 1}}
     config = trial_config(pruning=family | {"further_targets": [0.5, 0.6]}, tuning={"steps": 2})
 
-    told, outcome = on_one(config, place_in(shared, "family-alone"))
+    reports_alone, outcome = on_one(config, place_in(shared, "family-alone"))
     told_too, outcome_too = on_ranks(others, 2, config, place_in(shared, "family-together"))
 
     assert asdict(outcome_too) == asdict(outcome)
-    for report, report_too in zip(told, told_too, strict=True):
+    for report, report_too in zip(reports_alone, told_too, strict=True):
         assert report_too.losses == pytest.approx(report.losses, rel=1e-4, abs=1e-6)
 
 
 def test_a_trial_begun_on_one_rank_ends_on_two(shared, others):
-    config, place = trial_config(), place_in(shared, "grown")
-    doomed = run(config, place)
+    config, dirs = trial_config(), place_in(shared, "grown")
+    doomed = run(config, dirs)
     first = next(doomed)
     doomed.close()
 
-    reports, outcome = on_ranks(others, 2, config, place)
+    reports, outcome = on_ranks(others, 2, config, dirs)
 
-    told, outcome_alone = on_one(config, place_in(shared, "not grown"))
-    assert [first.step, *(report.step for report in reports)] == [r.step for r in told]
+    reports_alone, outcome_alone = on_one(config, place_in(shared, "not grown"))
+    assert [first.step, *(report.step for report in reports)] == [r.step for r in reports_alone]
     assert asdict(outcome) == asdict(outcome_alone)

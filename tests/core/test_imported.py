@@ -54,28 +54,28 @@ def trial_config(teacher, **pruning):
     )
 
 
-def run_through(config, place):
+def run_through(config, dirs):
     """A trial's outcome, by its bundle."""
-    list(prepare(config, place))
-    story = run(config, place)
+    list(prepare(config, dirs))
+    story = run(config, dirs)
     while True:
         try:
             next(story)
         except StopIteration as stop:
             (outcome,) = stop.value
-            return outcome, bundle.load(place.trial / outcome.model)
+            return outcome, bundle.load(dirs.trial / outcome.model)
 
 
 @pytest.mark.long
 def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
     brought = import_model(str(ARCHIVE), tmp_path / "brought")
-    place = TrialDirs(
+    dirs = TrialDirs(
         teacher=tmp_path / "teacher", features=tmp_path / "features", trial=tmp_path / "0"
     )
-    dense, trained = run_through(trial_config(tmp_path / "brought", method="dense"), place)
-    again = replace(place, teacher=tmp_path / "teacher2", trial=tmp_path / "1")
+    dense, trained = run_through(trial_config(tmp_path / "brought", method="dense"), dirs)
+    again = replace(dirs, teacher=tmp_path / "teacher2", trial=tmp_path / "1")
     config = trial_config(
-        place.trial / dense.model, method="l0", steps=6, target_sparsity=0.5, repair="ls"
+        dirs.trial / dense.model, method="l0", steps=6, target_sparsity=0.5, repair="ls"
     )
 
     outcome, small = run_through(config, again)
@@ -85,21 +85,21 @@ def test_an_imported_fastconformer_is_trained_pruned_and_exported(tmp_path):
     assert small.model.shape.frontend_spec == frontend_spec
     assert small.tokenizer.digest == brought.tokenizer.digest
     assert outcome.flops_sparsity >= 0.5
-    heard = open_speech(place.features).dev.item(0)
-    assert len(heard.features) == frontend_spec.count_frames(round(heard.seconds * 16_000))
-    assert abs(float(heard.features.mean())) < 1e-3  # normalised, as it was taught to hear
+    item = open_speech(dirs.features).dev.item(0)
+    assert len(item.features) == frontend_spec.count_frames(round(item.seconds * 16_000))
+    assert abs(float(item.features.mean())) < 1e-3  # normalised, as it was taught to hear
     export_onnx(small.model, tmp_path / "small.onnx")
     graph = Graph(tmp_path / "small.onnx")
     for lengths in [(203, 90, 31), (17,)]:
         features, num_frames = ragged_speech(*lengths)
         with torch.no_grad():
             expected = small.model(features, num_frames)
-        found = graph(features, num_frames)
-        gap = (found.logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
+        actual = graph(features, num_frames)
+        gap = (actual.logits - expected.logits.log_softmax(-1))[expected.is_frame].abs()
         assert gap.max() < 1e-4
 
 
-def taught(model, tokenizer, texts):
+def overfit(model, tokenizer, texts):
     """Until it says what is said in these files, and surely so."""
     sounds = [read_file(file) for file in texts]
     features, num_frames = compute_features(
@@ -108,13 +108,13 @@ def taught(model, tokenizer, texts):
         torch.tensor([len(sound) for sound in sounds]),
     )
     tokens = [torch.tensor(tokenizer.encode(text)) for text in texts.values()]
-    lengths = torch.tensor([len(each) for each in tokens])
+    lengths = torch.tensor([len(ids) for ids in tokens])
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
     for _ in range(90):
-        said = model(features, num_frames)
-        logs = said.logits.log_softmax(-1).transpose(0, 1)
+        output = model(features, num_frames)
+        logs = output.logits.log_softmax(-1).transpose(0, 1)
         optimizer.zero_grad()
-        F.ctc_loss(logs, torch.cat(tokens), said.num_frames, lengths).backward()
+        F.ctc_loss(logs, torch.cat(tokens), output.num_frames, lengths).backward()
         optimizer.step()
     model.eval()
 
@@ -129,14 +129,14 @@ def test_a_fastconformer_says_real_words_in_sherpa_onnx_as_here(tmp_path):
         pytest.skip("../shared/data/commands is not there")
     torch.manual_seed(0)
     brought = import_model(str(ARCHIVE), tmp_path / "brought", for_sherpa=True)
-    taught(brought.model, brought.tokenizer, files)
+    overfit(brought.model, brought.tokenizer, files)
     bundle.save(tmp_path / "taught", brought.model, brought.tokenizer, {})
     opened = bundle.load(tmp_path / "taught")
 
     done = export(tmp_path / "taught", tmp_path / "out", "sherpa", verify_on=list(files))
 
-    found = compare_texts(opened, tmp_path / "out", list(files))
+    comparison = compare_texts(opened, tmp_path / "out", list(files))
     assert [text for _, text in transcribe(opened, list(files))] == list(files.values())
-    assert list(found.alone) == list(found.together) == list(files.values())
+    assert list(comparison.alone) == list(comparison.together) == list(files.values())
     assert json.loads((tmp_path / "out" / "sherpa.json").read_text())["loader"] == "from_nemo_ctc"
     assert any("for 2 of 2 sounds" in line for line in done.verified)

@@ -8,10 +8,12 @@ import core
 NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
-@pytest.mark.parametrize("said", ["", "64"])
-def test_more_kernels_are_kept_than_onednn_would_unless_someone_says_how_many(monkeypatch, said):
+@pytest.mark.parametrize("capacity", ["", "64"])
+def test_more_kernels_are_kept_than_onednn_would_unless_someone_says_how_many(
+    monkeypatch, capacity
+):
     monkeypatch.delenv(NAME)
-    if said:
-        monkeypatch.setenv(NAME, said)
+    if capacity:
+        monkeypatch.setenv(NAME, capacity)
     importlib.reload(core)
-    assert int(os.environ[NAME]) == (int(said) if said else 16_384)
+    assert int(os.environ[NAME]) == (int(capacity) if capacity else 16_384)

@@ -48,9 +48,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
     if write is replaced_files:
         remove_leftovers(tmp_path)
 
-    with write(final) as beside:
+    with write(final) as tmp:
         if write is whole_file:
-            beside.write_text("all")
+            tmp.write_text("all")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -68,11 +68,11 @@ def test_what_belongs_to_others_stays(tmp_path):
     ]
     for name in others:
         (tmp_path / name).write_text("other")
-    gone = tmp_path / f".model.{live.pid}-{start + 1:x}-{machine}"  # the id, but another process
-    gone.write_text("ours")
+    dead = tmp_path / f".model.{live.pid}-{start + 1:x}-{machine}"  # the id, but another process
+    dead.write_text("ours")
 
     try:
-        assert remove_leftovers(tmp_path) == [gone]
+        assert remove_leftovers(tmp_path) == [dead]
     finally:
         live.communicate(b"\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
@@ -81,8 +81,8 @@ def test_what_belongs_to_others_stays(tmp_path):
 def test_whoever_holds_the_lock_clears_what_other_machines_left_too(tmp_path):
     inner = tmp_path / "checkpoints"
     inner.mkdir()
-    left = [".000000050.31791", ".000000050.1-ab-c0ffee", ".model.31791.old"]
-    for name in left:
+    leftovers = [".000000050.31791", ".000000050.1-ab-c0ffee", ".model.31791.old"]
+    for name in leftovers:
         (inner / name).mkdir()
     mine = temporary_path(inner / "000000060")
     mine.mkdir()
@@ -90,7 +90,7 @@ def test_whoever_holds_the_lock_clears_what_other_machines_left_too(tmp_path):
 
     removed = remove_leftovers(tmp_path, is_recursive=True, is_locked=True)
 
-    assert sorted(path.name for path in removed) == sorted(left)
+    assert sorted(path.name for path in removed) == sorted(leftovers)
     assert sorted(inner.iterdir()) == sorted([mine, inner / "000000050"])
 
 
@@ -112,8 +112,8 @@ def test_a_new_file_never_takes_the_place_of_one_that_is_there(tmp_path):
     file = tmp_path / "ledger.db"
 
     def write_second():
-        with whole_file(file) as beside:
-            beside.write_text("second")
+        with whole_file(file) as tmp:
+            tmp.write_text("second")
             file.write_text("first")
 
     with pytest.raises(FileExistsError):
@@ -123,9 +123,9 @@ def test_a_new_file_never_takes_the_place_of_one_that_is_there(tmp_path):
 
 
 def test_what_lies_next_to_a_new_file_goes(tmp_path):
-    with whole_file(tmp_path / "ledger.db") as beside:
-        beside.write_text("all")
-        beside.with_name("ledger.db-journal").write_text("a library's")
+    with whole_file(tmp_path / "ledger.db") as tmp:
+        tmp.write_text("all")
+        tmp.with_name("ledger.db-journal").write_text("a library's")
 
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]
 
@@ -133,8 +133,8 @@ def test_what_lies_next_to_a_new_file_goes(tmp_path):
 def test_a_name_as_long_as_names_can_be_has_a_temporary_one(tmp_path):
     name = "é" * 126
 
-    with atomic_folder(tmp_path / name) as beside:
-        (beside / "file").touch()
+    with atomic_folder(tmp_path / name) as tmp:
+        (tmp / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -150,9 +150,9 @@ print(own)
 def test_all_temporary_files_of_a_killed_process_are_cleared_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    left = Path(of_a_dead_process(IN_A_TEMPORARY_FOLDER))
-    assert list(tmp_path.iterdir()) == [left]
-    assert len(list(left.iterdir())) == 2
+    leftovers = Path(of_a_dead_process(IN_A_TEMPORARY_FOLDER))
+    assert list(tmp_path.iterdir()) == [leftovers]
+    assert len(list(leftovers.iterdir())) == 2
     others = tmp_path / "conformer-sweep-notes"
     others.mkdir()
 

@@ -66,29 +66,29 @@ def teacher(speech, tmp_path_factory) -> Path:
 
 
 def wordless(teacher: Path, corpus: Path, **sections) -> TrialConfig:
-    heard = {"name": str(corpus), "labels": "teacher"}
-    return config_of(corpus=heard, teacher={"bundle": str(teacher)}, **sections)
+    corpus_section = {"name": str(corpus), "labels": "teacher"}
+    return config_of(corpus=corpus_section, teacher={"bundle": str(teacher)}, **sections)
 
 
-def finished(config, place, *, kill_after: int | None = None):
+def run_single(config, dirs, *, kill_after: int | None = None):
     """Reports, outcome and weights of a trial, perhaps killed once; timings are left out."""
-    list(prepare(config, place))
+    list(prepare(config, dirs))
     reports = []
     if kill_after is not None:
-        doomed = run(config, place)
+        doomed = run(config, dirs)
         reports = [next(doomed) for _ in range(kill_after)]
         doomed.close()
         torch.manual_seed(999)  # another process would not know this one's chance
-    going = run(config, place)
+    going = run(config, dirs)
     while True:
         try:
             reports.append(next(going))
         except StopIteration as stop:
             (outcome,) = stop.value
             break
-    told = [replace(report, audio_seconds_per_second=None) for report in reports]
+    timeless_reports = [replace(report, audio_seconds_per_second=None) for report in reports]
     outcome = replace(outcome, latency_ms=0.0, latency_busy=None, real_time_factor=0.0)
-    return told, outcome, bundle.load(place.trial / "model").model.state_dict()
+    return timeless_reports, outcome, bundle.load(dirs.trial / "model").model.state_dict()
 
 
 def check_equal(one, other):
@@ -105,43 +105,43 @@ def test_garbage_for_transcripts_gives_the_trial_of_no_transcripts(teacher, spee
     for file in (p for p in garbled.glob("train*/*/*/*.trans.txt")):
         file.write_bytes(b"\xff\xfe this is no transcript")
 
-    place = place_in(tmp_path / "one")
-    one = finished(wordless(teacher, without), place)
-    other = finished(wordless(teacher, garbled), place_in(tmp_path / "other"))
+    dirs = place_in(tmp_path / "one")
+    one = run_single(wordless(teacher, without), dirs)
+    other = run_single(wordless(teacher, garbled), place_in(tmp_path / "other"))
 
     check_equal(one, other)
     assert one[1].wer_against == "transcripts"
-    assert open_speech(place.features).pseudo_labeled == {"train"}
+    assert open_speech(dirs.features).pseudo_labeled == {"train"}
 
 
 def test_training_is_told_what_the_teacher_hears(teacher, speech, tmp_path):
-    place = place_in(tmp_path)
-    list(prepare(wordless(teacher, speech), place))
+    dirs = place_in(tmp_path)
+    list(prepare(wordless(teacher, speech), dirs))
 
-    store = open_speech(place.features).train
+    store = open_speech(dirs.features).train
 
     (split,) = speech.glob("train*")
     files = [split / name for name in store.ids]
-    heard = [text for _, text in transcribe(bundle.load(teacher), files)]
-    assert store.texts == heard
-    assert len(set(heard)) > 2
+    transcripts = [text for _, text in transcribe(bundle.load(teacher), files)]
+    assert store.texts == transcripts
+    assert len(set(transcripts)) > 2
 
 
 def test_a_killed_and_resumed_trial_gives_the_same_numbers_as_an_untouched_one(
     teacher, speech, tmp_path
 ):
     config = wordless(teacher, speech)
-    untouched = finished(config, place_in(tmp_path, "untouched"))
+    untouched = run_single(config, place_in(tmp_path, "untouched"))
 
-    check_equal(finished(config, place_in(tmp_path, "killed"), kill_after=4), untouched)
+    check_equal(run_single(config, place_in(tmp_path, "killed"), kill_after=4), untouched)
 
 
 def test_distillation_alone_needs_no_words_whosever_they_are(teacher, speech, tmp_path):
     only = {"distillation": {"task_weight": 0.0}}
-    heard = finished(wordless(teacher, speech, **only), place_in(tmp_path / "heard"))
-    said = config_of(corpus={"name": str(speech)}, teacher={"bundle": str(teacher)}, **only)
+    by_teacher = run_single(wordless(teacher, speech, **only), place_in(tmp_path / "heard"))
+    by_people = config_of(corpus={"name": str(speech)}, teacher={"bundle": str(teacher)}, **only)
 
-    check_losses_agree(heard, finished(said, place_in(tmp_path / "said")))
+    check_losses_agree(by_teacher, run_single(by_people, place_in(tmp_path / "said")))
 
 
 def check_losses_agree(one, other):
@@ -156,12 +156,15 @@ def test_against_its_own_text_a_teacher_is_faultless(teacher, speech, tmp_path):
     for file in bare.glob("*/*/*/*.trans.txt"):
         file.unlink()
     config = wordless(teacher, bare, pruning={"method": "random", "steps": 0}, tuning={"steps": 0})
-    place = place_in(tmp_path)
+    dirs = place_in(tmp_path)
 
-    _, outcome, _ = finished(config, place)
+    _, outcome, _ = run_single(config, dirs)
 
     assert (outcome.wer_against, outcome.test_wer_against) == ("teacher", "teacher")
-    speech_of = open_speech(place.features)
-    given = bundle.load(teacher)
+    speech_of = open_speech(dirs.features)
+    teacher_bundle = bundle.load(teacher)
     for store in (speech_of.dev, speech_of.test):
-        assert decode_store(given.model, store, given.tokenizer, torch.device("cpu")) == store.texts
+        assert (
+            decode_store(teacher_bundle.model, store, teacher_bundle.tokenizer, torch.device("cpu"))
+            == store.texts
+        )

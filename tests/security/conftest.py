@@ -44,11 +44,11 @@ class Guard:
 
     folder: Path
     """The only place where it may write."""
-    found: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
     def see(self, event, args):
         if event in (*RUNS, *CONNECTS, *UNPICKLES):
-            self.found.append(f"{event} {args!r}"[:300])
+            self.violations.append(f"{event} {args!r}"[:300])
         elif event == "open" and self._writes(*args):
             self._check(event, args[0])
         elif event in CHANGES:
@@ -67,12 +67,12 @@ class Guard:
             return  # a descriptor: of a file that was opened before
         if event == "open" and Path(os.fsdecode(path)).is_dir():
             return  # a file without a name (O_TMPFILE) leaves nothing: so the home is tried
-        place = Path(os.path.realpath(os.path.dirname(os.fsdecode(path) or "."))) / "x"  # noqa: PTH120
-        is_inside = place.is_relative_to(self.folder.resolve())
+        parent = Path(os.path.realpath(os.path.dirname(os.fsdecode(path) or "."))) / "x"  # noqa: PTH120
+        is_inside = parent.is_relative_to(self.folder.resolve())
         is_inside = is_inside or Path(os.path.realpath(os.fsdecode(path))) == self.folder.resolve()
-        is_python_s = "__pycache__" in place.parts or os.fsdecode(path) == os.devnull
+        is_python_s = "__pycache__" in parent.parts or os.fsdecode(path) == os.devnull
         if not is_inside and not is_python_s:
-            self.found.append(f"{event} {os.fsdecode(path)!r}")
+            self.violations.append(f"{event} {os.fsdecode(path)!r}")
 
 
 def _whole(path, args):
@@ -95,17 +95,17 @@ def _hook(event, args):
 
 
 @pytest.fixture(scope="session")
-def audited():
+def audit_hook():
     """Hooks of this kind stay as long as the process lives."""
     sys.addaudithook(_hook)
 
 
 @pytest.fixture(scope="module")
-def guarded(audited, tmp_path_factory):  # noqa: ARG001
+def guard_effects(audit_hook, tmp_path_factory):  # noqa: ARG001
     """Gives a block in which nothing may be run, fetched, unpickled or written outside a folder."""
 
     @contextmanager
-    def guarded(folder=None):
+    def guard_effects(folder=None):
         root = folder or tmp_path_factory.getbasetemp()
         before, tempfile.tempdir = tempfile.tempdir, str(root)
         guard = Guard(folder=root)
@@ -115,9 +115,9 @@ def guarded(audited, tmp_path_factory):  # noqa: ARG001
         finally:
             _active.remove(guard)
             tempfile.tempdir = before
-        assert guard.found == []
+        assert guard.violations == []
 
-    return guarded
+    return guard_effects
 
 
 class Listener:
@@ -157,9 +157,9 @@ class Listener:
 
 @pytest.fixture
 def listener():
-    found = Listener()
-    yield found
-    found.close()
+    server = Listener()
+    yield server
+    server.close()
 
 
 class Touch:

@@ -18,9 +18,9 @@ from sweep.storage.archive_members import ALWAYS_ALLOWED
 
 
 def member(name, kind=tarfile.REGTYPE, *, link="", mode=0o644):
-    found = tarfile.TarInfo(name)
-    found.type, found.linkname, found.mode = kind, link, mode
-    return found
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, link, mode
+    return info
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +32,20 @@ def whole(made_sweep, tmp_path_factory):
 
 
 @pytest.fixture
-def packed(whole, tmp_path):
+def pack_with(whole, tmp_path):
     """Makes a packed sweep with further members in it."""
 
-    def packed(*others):
+    def pack_with(*others):
         file = tmp_path / "sent.tar.gz"
         with tarfile.open(whole) as source, tarfile.open(file, "w:gz") as target:
-            for each in source:
-                target.addfile(each, source.extractfile(each) if each.isfile() else None)
-            for each, data in others:
-                each.size = len(data)
-                target.addfile(each, io.BytesIO(data))
+            for entry in source:
+                target.addfile(entry, source.extractfile(entry) if entry.isfile() else None)
+            for entry, data in others:
+                entry.size = len(data)
+                target.addfile(entry, io.BytesIO(data))
         return file
 
-    return packed
+    return pack_with
 
 
 OUT = "../outside"
@@ -86,12 +86,12 @@ MEMBERS = {
 
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_what_no_packed_sweep_holds_is_refused_and_leaves_nothing(
-    packed, tmp_path, guarded, run_command, kind
+    pack_with, tmp_path, guard_effects, run_command, kind
 ):
-    file = packed(*MEMBERS[kind])
+    file = pack_with(*MEMBERS[kind])
     before = sorted(tmp_path.iterdir())
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         code, out, err = run_command("unpack", file, tmp_path / "new")
 
     assert code == 2
@@ -102,10 +102,10 @@ def test_what_no_packed_sweep_holds_is_refused_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_may_be_inside_is_there_without_its_rights(packed, tmp_path):
+def test_what_may_be_inside_is_there_without_its_rights(pack_with, tmp_path):
     shared = member("confirm/teacher", tarfile.SYMTYPE, link="../teacher")
     strange = "trials/0001/ümläut \\ name"
-    file = packed(
+    file = pack_with(
         (member("teacher", tarfile.DIRTYPE), b""),
         (member("confirm", tarfile.DIRTYPE), b""),
         (shared, b""),
@@ -130,10 +130,10 @@ def bomb(path, size):
             file.write(bytes(2**20))
 
 
-def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, guarded):
+def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, guard_effects):
     bomb(tmp_path / "bomb.tar.gz", 3 * ALWAYS_ALLOWED)
 
-    with guarded(tmp_path), pytest.raises(ConfigError, match="times its size"):
+    with guard_effects(tmp_path), pytest.raises(ConfigError, match="times its size"):
         unpack(tmp_path / "bomb.tar.gz", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -174,10 +174,10 @@ def test_a_size_in_a_header_is_not_believed(tmp_path, kind, is_packed, size):
 def test_a_record_of_sizes_packed_a_thousand_times_stays_out_of_memory(tmp_path):
     size = 2**28
     file = tmp_path / "bomb.nemo"
-    with gzip.open(file, "wb", compresslevel=6) as packed:
-        packed.write(claiming(tarfile.XHDTYPE, size))
+    with gzip.open(file, "wb", compresslevel=6) as pack_with:
+        pack_with.write(claiming(tarfile.XHDTYPE, size))
         for _ in range(size // 2**20):
-            packed.write(bytes(2**20))
+            pack_with.write(bytes(2**20))
 
     with pytest.raises(ImportingError, match="bytes of memory"):
         read_archive(file)
@@ -189,13 +189,13 @@ def test_files_of_any_size_are_read_whole(tmp_path, how, size):
     contents = {f"f{i}": os.urandom(size) for i in range(3)}
     with tarfile.open(tmp_path / "x.tar", how) as archive:
         for name, data in contents.items():
-            each = member(name)
-            each.size = len(data)
-            archive.addfile(each, io.BytesIO(data))
+            entry = member(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
 
     with open_tar(tmp_path / "x.tar", largest_read=2**22) as archive:
-        found = {each.name: archive.extractfile(each).read() for each in archive}
-    assert found == contents
+        content = {entry.name: archive.extractfile(entry).read() for entry in archive}
+    assert content == contents
 
 
 def test_a_header_that_points_backwards_ends(tmp_path):
@@ -212,15 +212,15 @@ def test_a_header_that_points_backwards_ends(tmp_path):
 @pytest.mark.parametrize(
     "kind", [k for k in MEMBERS if k.split()[0] in {"climbs", "absolute", "link", "hard", "device"}]
 )
-def test_a_model_s_archive_is_never_unpacked(tmp_path, guarded, run_command, kind):
+def test_a_model_s_archive_is_never_unpacked(tmp_path, guard_effects, run_command, kind):
     file = tmp_path / "model.nemo"
     with tarfile.open(file, "w") as archive:
-        for each, data in MEMBERS[kind]:
-            each.size = len(data)
-            archive.addfile(each, io.BytesIO(data))
+        for entry, data in MEMBERS[kind]:
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
     before = sorted(tmp_path.iterdir())
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         code, out, err = run_command("import", file, tmp_path / "out")
 
     assert (code, out) == (2, "")

@@ -25,29 +25,29 @@ def with_tracking(folder, uri):
     rewrite(folder, config.model_copy(update={"tracking": tracking}))
 
 
-def sent(folder, tmp_path):
+def pack_sweep(folder, tmp_path):
     """The sweep as a file that came by mail."""
     pack(folder, tmp_path / "sent.tar.gz")
     return tmp_path / "sent.tar.gz"
 
 
 def test_a_packed_sweep_s_server_is_not_called_nor_sent_a_password(
-    sweep, tmp_path, listener, monkeypatch, guarded, run_command
+    sweep, tmp_path, listener, monkeypatch, guard_effects, run_command
 ):
     monkeypatch.setenv(USER, "me")
     monkeypatch.setenv(PASSWORD, "secret-word")
     monkeypatch.setenv("PGPASSWORD", "secret-word")
     with_tracking(sweep, listener.url)
-    file, new = sent(sweep, tmp_path), tmp_path / "new"
+    file, new = pack_sweep(sweep, tmp_path), tmp_path / "new"
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         code, _, err = run_command("unpack", file, new)
         for words in (("status", new), ("trials", new), ("pareto", new), ("show", new, "0")):
             assert run_command(*words)[0] == 0
     assert code == 0
     assert f"`tracking.uri` was {listener.url} and is empty now" in err
     config = open_config(new)
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         tracker = Tracker(new, config.sweep.name, config.tracking.uri)
         tracker.open_sweep(config.toml(), {})
         tracker.close()
@@ -61,10 +61,10 @@ def test_the_listener_would_have_heard_it(sweep, tmp_path, listener, monkeypatch
     monkeypatch.setenv(PASSWORD, "secret-word")
     with_tracking(sweep, listener.url)
 
-    told = unpack(sent(sweep, tmp_path), tmp_path / "new", is_trusted=True)
+    warnings = unpack(pack_sweep(sweep, tmp_path), tmp_path / "new", is_trusted=True)
 
     config = open_config(tmp_path / "new")
-    assert (told, config.tracking.uri) == ([], listener.url)
+    assert (warnings, config.tracking.uri) == ([], listener.url)
     with pytest.raises(RuntimeError, match="cannot be opened"):
         Tracker(tmp_path / "new", config.sweep.name, config.tracking.uri)
     assert any(b"Authorization: Basic" in call for call in listener.calls)
@@ -77,16 +77,16 @@ def test_a_sweep_inside_has_its_server_taken_out_too(sweep, tmp_path, listener):
     Ledger.create(inner).close()
     with_tracking(inner, listener.url)
 
-    told = unpack(sent(sweep, tmp_path), tmp_path / "new")
+    warnings = unpack(pack_sweep(sweep, tmp_path), tmp_path / "new")
 
-    assert any(listener.url in line for line in told)
+    assert any(listener.url in line for line in warnings)
     assert open_config(tmp_path / "new" / "confirm").tracking.uri == ""
 
 
 def test_a_ledger_on_a_server_is_none_in_a_packed_sweep(sweep, tmp_path):
     rewrite(sweep, open_config(sweep).with_budget(ledger="postgresql://me@127.0.0.1:1/x"))
 
-    unpack(sent(sweep, tmp_path), tmp_path / "new")
+    unpack(pack_sweep(sweep, tmp_path), tmp_path / "new")
 
     assert open_config(tmp_path / "new").sweep.ledger == "sqlite"
 
@@ -97,7 +97,7 @@ def test_what_belongs_to_a_store_s_copy_is_not_packed(sweep, tmp_path):
         (folder / ".store" / "address").write_text("s3://bucket/sweep")
     (sweep / ".store" / "address").unlink()
 
-    unpack(sent(sweep, tmp_path), tmp_path / "new")
+    unpack(pack_sweep(sweep, tmp_path), tmp_path / "new")
 
     assert list((tmp_path / "new").rglob("*.store")) == []
     assert address_of(tmp_path / "new" / "confirm") is None
@@ -108,9 +108,9 @@ def test_files_outside_are_named(sweep, tmp_path):
     values = config.trial | {"corpus": {"name": str(tmp_path)}}
     rewrite(sweep, config.model_copy(update={"trial": values}))
 
-    told = unpack(sent(sweep, tmp_path), tmp_path / "new")
+    warnings = unpack(pack_sweep(sweep, tmp_path), tmp_path / "new")
 
-    assert any("`trial.corpus.name`" in line and str(tmp_path) in line for line in told)
+    assert any("`trial.corpus.name`" in line and str(tmp_path) in line for line in warnings)
 
 
 def test_a_packed_sweep_lets_no_manifest_name_programs(sweep, tmp_path):
@@ -145,14 +145,14 @@ def made_tracked(made_sweep, tmp_path_factory):
 
 
 @pytest.fixture
-def tracked(made_tracked, tmp_path):
+def track(made_tracked, tmp_path):
     return Path(shutil.copytree(made_tracked, tmp_path / "sweep"))
 
 
-def test_a_sweep_s_own_database_is_unpacked_as_it_is(tracked, tmp_path):
-    assert unpack(sent(tracked, tmp_path), tmp_path / "new") == []
+def test_a_sweep_s_own_database_is_unpacked_as_it_is(track, tmp_path):
+    assert unpack(pack_sweep(track, tmp_path), tmp_path / "new") == []
 
-    assert (tmp_path / "new/mlflow.db").read_bytes() == (tracked / "mlflow.db").read_bytes()
+    assert (tmp_path / "new/mlflow.db").read_bytes() == (track / "mlflow.db").read_bytes()
 
 
 FOREIGN = {
@@ -174,11 +174,11 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_database_that_leads_elsewhere_is_refused(tracked, tmp_path, guarded, kind):
+def test_a_database_that_leads_elsewhere_is_refused(track, tmp_path, guard_effects, kind):
     if FOREIGN[kind] is None:
-        (tracked / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+        (track / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
     else:
-        with closing(sqlite3.connect(tracked / "mlflow.db")) as database, database:
+        with closing(sqlite3.connect(track / "mlflow.db")) as database, database:
             columns = {name for _, name, *_ in database.execute("PRAGMA table_info(webhooks)")}
             query = FOREIGN[kind]
             if kind == "a webhook" and "workspace" in columns:
@@ -187,10 +187,10 @@ def test_a_database_that_leads_elsewhere_is_refused(tracked, tmp_path, guarded, 
             database.executescript(query)
     file = tmp_path / "sent.tar.gz"
     with tarfile.open(file, "w:gz") as archive:  # as a stranger would pack it
-        for path in sorted(tracked.iterdir()):
+        for path in sorted(track.iterdir()):
             archive.add(path, arcname=path.name)
 
-    with guarded(tmp_path), pytest.raises(ConfigError, match=r"its mlflow.db: .*--trust"):
+    with guard_effects(tmp_path), pytest.raises(ConfigError, match=r"its mlflow.db: .*--trust"):
         unpack(file, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -83,40 +83,40 @@ def mutate(content, rng):
 def mutate_value(value, rng):
     """A value of JSON with one place of it gone, doubled, renamed, or of another kind."""
     value = json.loads(json.dumps(value))
-    place, key = _a_place(value, rng)
-    if place is None:
+    container, key = _a_place(value, rng)
+    if container is None:
         return rng.choice(ABSURD)
     match rng.randrange(5):
         case 0:
-            del place[key]
-        case 1 if isinstance(place, dict):
-            place[f"{key}_"] = place.pop(key)
-        case 2 if isinstance(place, list):
-            place.insert(0, place[key])
+            del container[key]
+        case 1 if isinstance(container, dict):
+            container[f"{key}_"] = container.pop(key)
+        case 2 if isinstance(container, list):
+            container.insert(0, container[key])
         case 3:
             other, name = _a_place(value, rng)
-            place[key] = json.loads(json.dumps(other[name]))
+            container[key] = json.loads(json.dumps(other[name]))
         case _:
-            place[key] = rng.choice(ABSURD)
+            container[key] = rng.choice(ABSURD)
     return value
 
 
 def _a_place(value, rng):
-    found = []
+    choices = []
 
     def walk(inner):
         keys = inner if isinstance(inner, dict) else range(len(inner))
         for key in list(keys)[:200]:
-            found.append((inner, key))
+            choices.append((inner, key))
             if isinstance(inner[key], dict | list):
                 walk(inner[key])
 
     if isinstance(value, dict | list):
         walk(value)
-    return rng.choice(found) if found else (None, None)
+    return rng.choice(choices) if choices else (None, None)
 
 
-def raised(read, made):
+def error_of(read, made):
     try:
         read(made)
     except Exception as error:  # noqa: BLE001  # which one is what is asked
@@ -132,14 +132,14 @@ def is_clear(error):
 
 
 @pytest.fixture
-def law(guarded, tmp_path):
+def law(guard_effects, tmp_path):
     """Judges a reader on so many mutations: what `make` writes for a seed, `read` reads."""
 
     def law(number, make, read):
         faults = []
-        with guarded(tmp_path):
+        with guard_effects(tmp_path):
             for seed in range(number * TIMES):
-                error = raised(read, make(random.Random(seed)))
+                error = error_of(read, make(random.Random(seed)))
                 if error is not None:
                     assert is_clear(error), f"seed {seed}: {error!r}"
                     faults.append(error)
@@ -151,7 +151,7 @@ def law(guarded, tmp_path):
 # ---- models of others ----
 
 
-def archived(files, how="w"):
+def make_archive(files, how="w"):
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode=how) as archive:
         for name, data in files.items():
@@ -161,7 +161,7 @@ def archived(files, how="w"):
     return content.getvalue()
 
 
-def saved(value):
+def save(value):
     content = io.BytesIO()
     torch.save(value, content)
     return content.getvalue()
@@ -171,14 +171,14 @@ TENSORS = {"encoder.w": torch.arange(12.0).reshape(3, 4), "encoder.b": torch.one
 SETTINGS = b"encoder: {d_model: 16, n_heads: 2}\ntokenizer: {type: bpe, dir: x}\nlist: [1, 2]\n"
 ARCHIVE = {
     "./model_config.yaml": SETTINGS,
-    "./model_weights.ckpt": saved(TENSORS),
+    "./model_weights.ckpt": save(TENSORS),
     "./abc_tokenizer.model": b"x" * 100,
 }
 
 
 @pytest.mark.parametrize("how", ["w", "w:gz"])
 def test_a_damaged_archive_of_a_model(law, tmp_path, how):
-    content = archived(ARCHIVE, how)
+    content = make_archive(ARCHIVE, how)
 
     def make(rng):
         data = mutate(content, rng)
@@ -196,7 +196,7 @@ def test_a_damaged_archive_opened_as_a_model(law, tmp_path, how):
         files = dict(ARCHIVE)
         name = rng.choice(list(files))
         files[name] = mutate(files[name], rng)
-        (tmp_path / "x.nemo").write_bytes(archived(files, how))
+        (tmp_path / "x.nemo").write_bytes(make_archive(files, how))
         return tmp_path / "x.nemo"
 
     law(40, make, read_model)
@@ -213,7 +213,7 @@ def test_damaged_settings(law):
 
 
 def test_damaged_weights_of_torch(law):
-    content = saved(TENSORS)
+    content = save(TENSORS)
 
     law(120, lambda rng: mutate(content, rng), lambda data: read_checkpoint(data, "x.ckpt"))
 
@@ -267,9 +267,9 @@ def test_a_damaged_tokenizer(law, tokenizer, tmp_path):
         return tmp_path
 
     def read(folder):
-        found = Tokenizer.load(folder)
-        assert found.size >= 0
-        Tokenizer.with_blank(found.model)
+        tokenizer_read = Tokenizer.load(folder)
+        assert tokenizer_read.size >= 0
+        Tokenizer.with_blank(tokenizer_read.model)
 
     law(150, make, read)
 
@@ -302,20 +302,20 @@ def test_a_damaged_language_model(law, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def packed(made_sweep, tmp_path_factory):
+def packed_sweep(made_sweep, tmp_path_factory):
     file = tmp_path_factory.mktemp("packed") / "x.tar.gz"
     pack(made_sweep, file)
     return file.read_bytes()
 
 
-def test_a_damaged_packed_sweep(law, packed, tmp_path):
-    plain = gzip.decompress(packed)
+def test_a_damaged_packed_sweep(law, packed_sweep, tmp_path):
+    plain = gzip.decompress(packed_sweep)
 
     def make(rng):
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         is_inside = rng.random() < 0.7
         data = gzip.compress(mutate(plain[:20_000], rng) + plain[20_000:], 1)
-        (tmp_path / "x.tar.gz").write_bytes(data if is_inside else mutate(packed, rng))
+        (tmp_path / "x.tar.gz").write_bytes(data if is_inside else mutate(packed_sweep, rng))
         return tmp_path / "x.tar.gz"
 
     law(120, make, lambda file: unpack(file, tmp_path / "new"))
@@ -355,7 +355,7 @@ def test_a_damaged_journal(law, tmp_path):
 
 
 def test_a_damaged_checkpoint_of_a_trial(law, tmp_path):
-    content = saved({"model": TENSORS, "step": 3, "names": ["a"], "rng": torch.arange(5)})
+    content = save({"model": TENSORS, "step": 3, "names": ["a"], "rng": torch.arange(5)})
     folder = tmp_path / "checkpoints" / "000000003"
     folder.mkdir(parents=True)
 
@@ -432,8 +432,8 @@ def test_damaged_features(law, tokenizer, tmp_path):
             changed[name] = json.dumps(mutate_value(json.loads(files[name]), rng)).encode()
         else:
             changed[name] = mutate(files[name], rng)
-        for each, data in changed.items():
-            (tmp_path / each).write_bytes(data)
+        for name_of_file, data in changed.items():
+            (tmp_path / name_of_file).write_bytes(data)
         return tmp_path
 
     def read(folder):

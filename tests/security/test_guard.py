@@ -34,17 +34,17 @@ DEEDS = {
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_what_must_not_happen_is_seen(guarded, tmp_path, deed):
+def test_what_must_not_happen_is_seen(guard_effects, tmp_path, deed):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
 
-    with pytest.raises(AssertionError), guarded(inside):
+    with pytest.raises(AssertionError), guard_effects(inside):
         DEEDS[deed](outside)
 
 
-def test_reading_and_writing_inside_is_allowed(guarded, tmp_path):
-    with guarded(tmp_path):
+def test_reading_and_writing_inside_is_allowed(guard_effects, tmp_path):
+    with guard_effects(tmp_path):
         (tmp_path / "x").write_text(Path("/etc/hostname").read_text())
         with tempfile.TemporaryDirectory() as scratch:
             Path(scratch, "y").touch()

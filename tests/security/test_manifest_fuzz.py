@@ -75,7 +75,7 @@ def slip(text, rng):
     return text[:at] + new + text[at + size :]
 
 
-def raised(config, folder):
+def error_of(config, folder):
     try:
         for cut in open_split(config, folder, "test"):
             read_cut(cut)
@@ -85,7 +85,7 @@ def raised(config, folder):
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_damaged_manifest(guarded, tmp_path, monkeypatch, kind):
+def test_a_damaged_manifest(guard_effects, tmp_path, monkeypatch, kind):
     name, lines = MANIFESTS[kind]
     monkeypatch.chdir(tmp_path)  # where a payload would leave its mark
     corpus = tmp_path / "corpus"
@@ -97,7 +97,7 @@ def test_a_damaged_manifest(guarded, tmp_path, monkeypatch, kind):
     config = CorpusConfig(name=str(corpus))
     num_refused = 0
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         for seed in range(100 * TIMES):
             rng = random.Random(seed)
             changed = [put_payload(lines[0], rng), *lines[1:]]
@@ -105,7 +105,7 @@ def test_a_damaged_manifest(guarded, tmp_path, monkeypatch, kind):
             text = slip(text, rng) if rng.random() < 0.3 else text
             packed = gzip.compress(text) if name.endswith(".gz") else text
             (corpus / name).write_bytes(packed)
-            error = raised(config, tmp_path)
+            error = error_of(config, tmp_path)
             assert error is None or isinstance(error, CorpusError), f"seed {seed}: {error!r}"
             assert len(str(error).splitlines()) == 1, f"seed {seed}: {error}"
             num_refused += error is not None

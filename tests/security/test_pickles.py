@@ -36,7 +36,7 @@ from sweep.ledger.files import FILE, JOURNAL, LedgerError
 from sweep.ledger.ledger import Ledger
 
 
-def saved(value, **how):
+def save(value, **how):
     file = io.BytesIO()
     torch.save(value, file, **how)
     return file.getvalue()
@@ -46,14 +46,14 @@ HOW_SAVED = [{}, {"_use_new_zipfile_serialization": False}]
 
 
 @pytest.mark.parametrize("how", HOW_SAVED, ids=["zip", "legacy"])
-def test_a_trial_s_checkpoint_runs_nothing(tmp_path, payload, mark, guarded, how):
+def test_a_trial_s_checkpoint_runs_nothing(tmp_path, payload, mark, guard_effects, how):
     folder = tmp_path / "checkpoints" / "000000001"
     folder.mkdir(parents=True)
-    content = saved({"step": payload}, **how)
+    content = save({"step": payload}, **how)
     (folder / "state.pt").write_bytes(content)
     (folder / "sha256").write_text(hashlib.sha256(content).hexdigest())
 
-    with guarded(tmp_path), pytest.raises(checkpoint.CheckpointError):
+    with guard_effects(tmp_path), pytest.raises(checkpoint.CheckpointError):
         checkpoint.load_newest(tmp_path / "checkpoints")
     assert not mark.exists()
 
@@ -61,38 +61,40 @@ def test_a_trial_s_checkpoint_runs_nothing(tmp_path, payload, mark, guarded, how
 @pytest.mark.parametrize(
     "link", ["/dev/zero", "../../../other/state.pt", "pipe"], ids=["device", "elsewhere", "pipe"]
 )
-def test_a_checkpoint_that_is_a_link_to_no_file_is_passed_over(tmp_path, guarded, link):
+def test_a_checkpoint_that_is_a_link_to_no_file_is_passed_over(tmp_path, guard_effects, link):
     folder = tmp_path / "checkpoints" / "000000001"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "pipe")
     (folder / "state.pt").symlink_to(link)
     (folder / "sha256").write_text("0" * 64)
 
-    with guarded(tmp_path), pytest.raises(checkpoint.CheckpointError):
+    with guard_effects(tmp_path), pytest.raises(checkpoint.CheckpointError):
         checkpoint.load_newest(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("how", HOW_SAVED, ids=["zip", "legacy"])
-@pytest.mark.parametrize("place", ["value", "table", "name"])
-def test_the_weights_of_a_published_model_run_nothing(tmp_path, payload, mark, guarded, how, place):
-    value = {"value": {"w": payload}, "table": {"state_dict": payload}, "name": [payload]}[place]
+@pytest.mark.parametrize("position", ["value", "table", "name"])
+def test_the_weights_of_a_published_model_run_nothing(
+    tmp_path, payload, mark, guard_effects, how, position
+):
+    value = {"value": {"w": payload}, "table": {"state_dict": payload}, "name": [payload]}[position]
 
-    with guarded(tmp_path), pytest.raises(ImportingError, match=r"`w.ckpt` must be tensors"):
-        read_checkpoint(saved(value, **how), "w.ckpt")
+    with guard_effects(tmp_path), pytest.raises(ImportingError, match=r"`w.ckpt` must be tensors"):
+        read_checkpoint(save(value, **how), "w.ckpt")
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model_weights.ckpt"])
 @pytest.mark.parametrize("kind", ["parakeet_ctc", "torchaudio_conformer"])
 def test_a_folder_with_a_pickle_in_it_runs_nothing(
-    tmp_path, payload, mark, guarded, run_command, name, kind
+    tmp_path, payload, mark, guard_effects, run_command, name, kind
 ):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     (folder / name).write_bytes(pickle.dumps(payload))
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         code, out, err = run_command("import", folder, tmp_path / "out")
 
     assert (code, out) == (2, "")
@@ -113,10 +115,10 @@ TAGS = [
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_a_tag_in_the_settings_of_a_model_makes_no_object(
-    tmp_path, mark, guarded, run_command, tag
+    tmp_path, mark, guard_effects, run_command, tag
 ):
     content = f"encoder: {tag.format(mark)}\n".encode()
-    with guarded(tmp_path), pytest.raises(ImportingError, match="must be a table of YAML"):
+    with guard_effects(tmp_path), pytest.raises(ImportingError, match="must be a table of YAML"):
         read_yaml(content, "model_config.yaml")
 
     with tarfile.open(tmp_path / "x.nemo", "w") as archive:
@@ -124,7 +126,7 @@ def test_a_tag_in_the_settings_of_a_model_makes_no_object(
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         code, _, _ = run_command("import", tmp_path / "x.nemo", tmp_path / "out")
     assert code == 2
     assert not mark.exists()
@@ -133,8 +135,8 @@ def test_a_tag_in_the_settings_of_a_model_makes_no_object(
 def test_aliases_of_aliases_do_not_fill_the_memory():
     lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
 
-    found = read_yaml("\n".join(lines).encode(), "x.yaml")
-    assert found["a59"][0] is found["a58"]
+    table = read_yaml("\n".join(lines).encode(), "x.yaml")
+    assert table["a59"][0] is table["a58"]
 
 
 # ---- features ----
@@ -159,11 +161,11 @@ def store(tmp_path):
     return folder, arrays
 
 
-def test_arrays_of_objects_are_not_unpickled(store, payload, mark, guarded, tmp_path):
+def test_arrays_of_objects_are_not_unpickled(store, payload, mark, guard_effects, tmp_path):
     folder, arrays = store
     np.savez(folder / "arrays.npz", **arrays | {"seconds": np.array([payload, payload])})
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         with pytest.raises(CorpusError, match="must be a feature store"):
             FeatureStore.open(folder)
         (tmp_path / "prepared.json").write_text(
@@ -173,10 +175,10 @@ def test_arrays_of_objects_are_not_unpickled(store, payload, mark, guarded, tmp_
     assert not mark.exists()
 
 
-def test_a_plain_pickle_is_no_array(store, payload, mark, guarded, tmp_path):
+def test_a_plain_pickle_is_no_array(store, payload, mark, guard_effects, tmp_path):
     (store[0] / "arrays.npz").write_bytes(pickle.dumps(payload))
 
-    with guarded(tmp_path), pytest.raises(CorpusError, match="must be a feature store"):
+    with guard_effects(tmp_path), pytest.raises(CorpusError, match="must be a feature store"):
         FeatureStore.open(store[0])
     assert not mark.exists()
 
@@ -234,7 +236,7 @@ def saved_bundle(tmp_path_factory):
 @pytest.mark.parametrize("name", ["checksums.json", *bundle.FILES])
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 def test_a_part_of_a_bundle_that_never_ends_is_refused_at_once(
-    saved_bundle, tmp_path, guarded, name, kind
+    saved_bundle, tmp_path, guard_effects, name, kind
 ):
     folder = shutil.copytree(saved_bundle, tmp_path / "m")
     (folder / name).unlink()
@@ -245,7 +247,7 @@ def test_a_part_of_a_bundle_that_never_ends_is_refused_at_once(
     else:
         (folder / name).mkdir()
 
-    with guarded(tmp_path), pytest.raises(BundleError, match=r"checksums.json is|is missing"):
+    with guard_effects(tmp_path), pytest.raises(BundleError, match=r"checksums.json is|is missing"):
         bundle.load(folder)
 
 
@@ -268,10 +270,10 @@ def test_a_huge_table_of_a_bundle_is_not_read(saved_bundle, tmp_path):
         b"\x12\x04\x20\xff\xff\xff\x7f" * 10,
     ],
 )
-def test_a_tokenizer_of_absurd_sizes_is_refused(tmp_path, guarded, content):
+def test_a_tokenizer_of_absurd_sizes_is_refused(tmp_path, guard_effects, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
 
-    with guarded(tmp_path):
+    with guard_effects(tmp_path):
         with pytest.raises(CorpusError, match="must be a SentencePiece model"):
             Tokenizer.load(tmp_path)
         with pytest.raises(CorpusError, match="must be a SentencePiece model"):
@@ -298,24 +300,24 @@ def test_kenlm_is_never_given_its_own_binary_format(tmp_path):
 # ---- ledgers ----
 
 
-def test_a_pickle_in_a_ledger_is_damage(sweep, payload, mark, guarded, tmp_path):
+def test_a_pickle_in_a_ledger_is_damage(sweep, payload, mark, guard_effects, tmp_path):
     with closing(sqlite3.connect(sweep / FILE)) as database, database:
         text = base64.b64encode(pickle.dumps(payload)).decode()
         database.execute("UPDATE trial_user_attributes SET value_json = ?", (text,))
 
-    with guarded(tmp_path), pytest.raises(LedgerError, match="must be an intact ledger"):
+    with guard_effects(tmp_path), pytest.raises(LedgerError, match="must be an intact ledger"):
         records_in(sweep)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("is_last", [True, False])
-def test_a_pickle_in_a_journal_is_damage(tmp_path, payload, mark, guarded, is_last):
+def test_a_pickle_in_a_journal_is_damage(tmp_path, payload, mark, guard_effects, is_last):
     Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind="journal").close()
     content = (tmp_path / JOURNAL).read_bytes()
     pickled = pickle.dumps(payload).replace(b"\n", b"") + b"\n"
     (tmp_path / JOURNAL).write_bytes(content + pickled if is_last else pickled + content)
 
-    with guarded(tmp_path), pytest.raises(LedgerError, match="must be an intact ledger"):
+    with guard_effects(tmp_path), pytest.raises(LedgerError, match="must be an intact ledger"):
         records_in(tmp_path)
     assert not mark.exists()
 

@@ -53,17 +53,17 @@ def evil(url, *, leaves=True):
     )
 
 
-def opened(file):
+def open_in_browser(file):
     """The page as a browser makes it, after all its scripts have run."""
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
-    found = subprocess.run(  # noqa: S603  (the system's browser, a file that we wrote)
+    process = subprocess.run(  # noqa: S603  (the system's browser, a file that we wrote)
         [CHROMIUM, *flags, "--virtual-time-budget=3000", "--dump-dom", file.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    return found.stdout
+    return process.stdout
 
 
 def is_owned(document):
@@ -102,7 +102,7 @@ def front_page(text):
     return html_chart.render(shown, rows=front_files.rows(shown.front), audio=listening(text))
 
 
-def compared(text):
+def compare(text):
     points = chart_data.compose(records(text), title=text).points
     sides = [compare_charts.Side(name=f"{text}{i}", points=points) for i in range(2)]
     return comparison.compare(*sides)
@@ -120,7 +120,7 @@ PAGES = {
         AudioComparison(unavailable_reason=text), title=text
     ),
     "listening": lambda text, _: listening_page(listening(text), title=text),
-    "two fronts": lambda text, _: compare_charts.render(compared(text)),
+    "two fronts": lambda text, _: compare_charts.render(compare(text)),
     "a picture": svg,
 }
 
@@ -135,7 +135,7 @@ def test_a_page_runs_and_fetches_nothing_that_others_wrote(tmp_path, listener, k
     file = tmp_path / ("page.svg" if is_picture else "page.html")
     file.write_text(content)
 
-    document = opened(file)
+    document = open_in_browser(file)
 
     assert len(document) > 500
     assert not is_owned(document)
@@ -150,7 +150,7 @@ def test_the_browser_would_show_it(tmp_path, listener):
         f"<title>x</title><p title='{evil(listener.url, leaves=False)}"
     )
 
-    assert is_owned(opened(tmp_path / "page.html"))
+    assert is_owned(open_in_browser(tmp_path / "page.html"))
     assert listener.calls
 
 
@@ -203,10 +203,10 @@ def test_a_model_s_card_fetches_nothing(listener):
         notes=[],
     )
 
-    found = markup(card(about, report))
+    html = markup(card(about, report))
 
-    assert not any(tag in found for tag in ("<img", "<a ", "<script"))
-    assert found.count("![x]") >= 4
+    assert not any(tag in html for tag in ("<img", "<a ", "<script"))
+    assert html.count("![x]") >= 4
 
 
 # ---- terminals ----
@@ -270,9 +270,9 @@ def test_a_warning_commands_no_terminal(capsys, monkeypatch):
         here.setattr(logging.getLogger("sweep"), "propagate", False)  # pytest's own handlers
         logging.getLogger("sweep.x").warning("away: %s", COMMAND)
 
-    said = capsys.readouterr().err
-    assert "owned" in said
-    assert is_quiet(said)
+    err = capsys.readouterr().err
+    assert "owned" in err
+    assert is_quiet(err)
 
 
 def test_a_transcript_commands_no_terminal(tmp_path, run_command):
@@ -292,8 +292,8 @@ def test_a_transcript_commands_no_terminal(tmp_path, run_command):
     assert plain.size > 2
     model = small_model(shape=replace(SHAPE, vocabulary=tokenizer.size))
     bundle.save(tmp_path / "model", model, tokenizer, {})
-    chance = np.random.default_rng(0)
-    soundfile.write(tmp_path / "x.wav", 0.1 * chance.standard_normal(32_000), 16_000)
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "x.wav", 0.1 * rng.standard_normal(32_000), 16_000)
 
     for form in ("text", "srt", "vtt", "json"):
         code, out, err = run_command(

@@ -37,7 +37,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """One channel may stand without a list."""
     return value if isinstance(value, list) else [value]
 
@@ -58,7 +58,7 @@ Decibels = Annotated[float, Field(ge=-1000, le=1000)]
 Rate = Annotated[int, BeforeValidator(_whole), Field(ge=100, le=768_000)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10**13)]
 Channel = Annotated[int, Field(ge=0, le=1023)]
-Channels = Annotated[list[Channel], BeforeValidator(_listed), Field(min_length=1, max_length=1024)]
+Channels = Annotated[list[Channel], BeforeValidator(_as_list), Field(min_length=1, max_length=1024)]
 
 _TAGS = frozenset(
     (
@@ -90,7 +90,7 @@ _RULES = {
 
 
 def broken_rule(detail: Mapping[str, Any]) -> str:
-    """What one of pydantic's error details says, in the words of all errors here."""
+    """Turns one of pydantic's error details into the wording of all errors here."""
     name, kind = _name(detail), detail["type"]
     if kind == "value_error":
         return f"`{name}` {detail['ctx']['error']}" if name else str(detail["ctx"]["error"])
@@ -105,13 +105,13 @@ def broken_rule(detail: Mapping[str, Any]) -> str:
     return f"`{name}` must {rule}, but is {short_repr(detail['input'])} instead{_repair(detail)}"
 
 
-def _rule_of_kind(name: str, found: Mapping[str, str]) -> str:
-    """What is said of a change that is none of those known."""
-    key = f"{name}.{found['discriminator']}".replace("'", "")
-    if "tag" not in found:
+def _rule_of_kind(name: str, context: Mapping[str, str]) -> str:
+    """Returns the message for a transform of an unknown kind."""
+    key = f"{name}.{context['discriminator']}".replace("'", "")
+    if "tag" not in context:
         return f"`{key}` must be given, but is missing instead"
-    known = found["expected_tags"].replace("'", "`")
-    return f"`{key}` must be one of {known}, but is {short_repr(found['tag'])} instead"
+    expected_tags = context["expected_tags"].replace("'", "`")
+    return f"`{key}` must be one of {expected_tags}, but is {short_repr(context['tag'])} instead"
 
 
 def short_repr(value: object) -> str:

@@ -31,7 +31,7 @@ class Line:
     values: dict[str, Any]
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File and line, for messages."""
         return f"`{self.file}`, line {self.number}"
 
@@ -85,8 +85,8 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 
 class _LineError(ValueError):
-    def __init__(self, rule: str, found: str) -> None:
-        super().__init__(f"{rule}, but is {found}")
+    def __init__(self, rule: str, actual: str) -> None:
+        super().__init__(f"{rule}, but is {actual}")
 
 
 _KINDS = {

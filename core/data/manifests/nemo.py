@@ -68,8 +68,9 @@ def read_utterances(file: Path, notes: Notes) -> Iterator[MonoCut]:
             audio = _audio(file, record)
             if "shard_id" in line.values and not audio.is_file():
                 raise CorpusError(
-                    f"{line.place}: `audio_filepath` must name an audio file, but is in a tar file"
-                    " of NeMo's instead, which is not read; name the manifest that it was made of."
+                    f"{line.location}: `audio_filepath` must name an audio file, but is in a tar"
+                    " file of NeMo's instead, which is not read; name the manifest that it was made"
+                    " of."
                 )
             header = read_header(audio)
         yield _utterance(line, record, audio, header, notes)
@@ -93,7 +94,7 @@ def _utterance(
     length = min(asked, whole - first)
     if length < 1:
         raise CorpusError(
-            f"{line.place}: `offset` must lie before the end of `{audio}` at {whole / rate:g} s,"
+            f"{line.location}: `offset` must lie before the end of `{audio}` at {whole / rate:g} s,"
             f" but is {record.offset or 0.0:g} s instead."
         )
     name = _name(line.file, audio, record)

@@ -40,12 +40,12 @@ class SourceRecord(Record):
 
     @model_validator(mode="after")
     def _may_be_read(self, info: Any) -> "SourceRecord":
-        given = info.context or {}
+        context = info.context or {}
         why = refusal_reason(
             self.type,
             self.source,
-            allowed=given.get("allowed", NOTHING),
-            is_shar=given.get("is_shar", False),
+            allowed=context.get("allowed", NOTHING),
+            is_shar=context.get("is_shar", False),
         )
         if why:
             raise ValueError(why)
@@ -123,7 +123,7 @@ _Rir = Annotated[
 
 
 class _Settings(Record, extra="forbid"):
-    """Of one transform; an unknown one would change what is heard."""
+    """Settings of one transform; unknown ones are refused, as they would change the audio."""
 
 
 class _Factor(_Settings):

@@ -43,7 +43,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 class SupervisionRecord(Record):
-    """What is said in one part of a recording, or of a cut."""
+    """The transcript of one part of a recording or of a cut."""
 
     id: Name
     recording_id: Name
@@ -146,7 +146,7 @@ class TrackRecord(Record):
 
 
 class MixedRecord(Record):
-    """Several cuts heard at once or in turn."""
+    """Several cuts, mixed or one after the other."""
 
     type: Literal["MixedCut"]
     id: Name
@@ -180,7 +180,7 @@ def check(
     except ValidationError as error:
         name = line.values.get("id")
         who = f", `{name}`" if isinstance(name, str) and name.isprintable() else ""
-        raise CorpusError(f"{line.place}{who:.200}: {broken_rule(error.errors()[0])}.") from None
+        raise CorpusError(f"{line.location}{who:.200}: {broken_rule(error.errors()[0])}.") from None
 
 
 def read_cut(line: Line, *, allowed: Allowed = NOTHING, is_shar: bool = False) -> Cut:
@@ -242,11 +242,11 @@ def find_audio(cut: Cut, folder: Path) -> Cut:
 
 def find_file(name: str, folder: Path) -> Path:
     """The file that a manifest in a folder names: from there on, or from here if only here."""
-    beside, here = folder / name, Path(name)
+    relative, here = folder / name, Path(name)
     try:
-        return here if here.is_file() and not beside.is_file() else beside
+        return here if here.is_file() and not relative.is_file() else relative
     except OSError:  # a folder that may not be entered, a name of too many bytes
-        return beside
+        return relative
 
 
 def _plain(record: CutRecord | MixedRecord) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Cuts become utterances: each is what one supervision says, from its begin to its end.
+"""Makes utterances of cuts: one for each supervision, from its begin to its end.
 
-What lies outside of every supervision was transcribed by nobody, so it is not heard, be it in a
-recording, a cut or an archive of Shar. A mix is the exception: its one supervision speaks for all
-of it, as whoever made it has put silence or noise around.
+Audio outside of every supervision has no transcript and is left out, be it in a recording, a cut or
+an archive of Shar. A mix is the exception: its one supervision counts for all of it, since silence
+or noise was put around the speech on purpose.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, slots=True)
 class Notes:
-    """What is said once of a whole manifest, however many lines it is true of."""
+    """Collects warnings about a manifest, to log each once however many lines it concerns."""
 
     file: Path
     clipped: int = 0
@@ -69,7 +69,7 @@ def one_utterance_a_cut(cuts: Iterable[Cut], notes: Notes) -> Iterator[Cut]:
 
 
 def _of_data(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) -> MonoCut:
-    begin, end = _clipped(cut, spoken, notes)
+    begin, end = _clip_to_audio(cut, spoken, notes)
     channel = _channel(cut, spoken, notes)
     is_whole = begin <= ROUNDING_SECONDS and end >= cut.duration - ROUNDING_SECONDS
     if len(cut.supervisions) == 1 and is_whole:
@@ -100,16 +100,16 @@ def _of_mix(cut: MixedCut, notes: Notes) -> Iterator[Cut]:
         yield cut
         return
     for spoken in cut.supervisions:
-        begin, end = _clipped(cut, spoken, notes)
+        begin, end = _clip_to_audio(cut, spoken, notes)
         piece = cut.truncate(offset=begin, duration=end - begin)
         piece = piece.drop_supervisions().with_id(spoken.id)
-        said = fastcopy(spoken, start=0.0, duration=piece.duration)
-        heard = piece.first_non_padding_cut if isinstance(piece, MixedCut) else piece
-        heard.supervisions = [said]
+        supervision = fastcopy(spoken, start=0.0, duration=piece.duration)
+        audible = piece.first_non_padding_cut if isinstance(piece, MixedCut) else piece
+        audible.supervisions = [supervision]
         yield piece
 
 
-def _clipped(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[float, float]:
+def _clip_to_audio(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[float, float]:
     """Begin and end in seconds within the cut."""
     begin, end = max(0.0, spoken.start), min(cut.duration, spoken.start + spoken.duration)
     if (end - begin) * cut.sampling_rate < 1:
@@ -124,7 +124,7 @@ def _clipped(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[float,
 
 
 def _channel(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) -> int:
-    """The one that is heard: a mono cut's own, or the one that the supervision names."""
+    """Returns the channel to read: a mono cut's own, or the one that the supervision names."""
     named = spoken.channel if isinstance(spoken.channel, list) else [spoken.channel]
     there = [cut.channel] if isinstance(cut, MonoCut) else list(cut.channel)
     if isinstance(cut, MonoCut):
@@ -135,8 +135,8 @@ def _channel(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) 
             f" {', '.join(map(str, named))} instead; give each channel a supervision of its own,"
             " or mix the recording down."
         )
-    known = [channel for channel in there if channel in (cut.recording.channel_ids or there)]
-    if named[0] not in known:
+    available = [channel for channel in there if channel in (cut.recording.channel_ids or there)]
+    if named[0] not in available:
         raise CorpusError(
             f"`{spoken.id}` of `{notes.file}` must name a channel of its recording"
             f" ({', '.join(map(str, cut.recording.channel_ids))}), but names {named[0]} instead."

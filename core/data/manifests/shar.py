@@ -1,4 +1,4 @@
-"""Shar folders: shards of cuts beside archives of their audio, read one utterance at a time.
+"""Shar folders: shards of cuts with archives of their audio, read one utterance at a time.
 
 SPLIT/cuts.000000.jsonl.gz has a line a cut, SPLIT/recording.000000.tar in the same order its audio
 and, after that, one JSON object that describes it. Other fields that lhotse can keep so (features,
@@ -53,12 +53,12 @@ class SharCuts:
 
     def _cuts(self) -> Iterator[Cut]:
         for shard, archive in find_shards(self.folder):
-            cuts = _described(shard, self.allowed, is_shar=archive is not None)
+            cuts = _read_shard(shard, self.allowed, is_shar=archive is not None)
             yield from _with_audio(cuts, archive) if archive and self.has_audio else cuts
 
 
 def find_shards(folder: Path) -> list[tuple[Path, Path | None]]:
-    """Each shard of cuts and the archive beside it; none at all where cuts name files.
+    """Pairs each shard of cuts with its archive; without one where cuts name files.
 
     Raises:
         CorpusError: naming a shard that is there without the other.
@@ -84,7 +84,7 @@ def _number(file: Path) -> str:
     return file.name.split(".")[1]
 
 
-def _described(shard: Path, allowed: Allowed, *, is_shar: bool) -> Iterator[Cut]:
+def _read_shard(shard: Path, allowed: Allowed, *, is_shar: bool) -> Iterator[Cut]:
     """A shard's cuts; audio in an archive has a placeholder."""
     for line in read_lines(shard):
         if is_shar:
@@ -105,7 +105,7 @@ def _with_audio(cuts: Iterable[Cut], archive: Path) -> Iterator[Cut]:
             )
         if recording is None:
             raise CorpusError(f"`{cut.id}` of `{archive}` must have audio, but has none instead.")
-        yield fastcopy(cut, recording=_heard(recording, cut, archive))
+        yield fastcopy(cut, recording=_check_audio(recording, cut, archive))
     if (more := next(recordings, None)) is not None:
         raise CorpusError(
             f"`{archive}` must hold the audio of its cuts, but holds that of `{more[0]}`, too; the"
@@ -121,10 +121,10 @@ def _recordings(archive: Path) -> Iterator[tuple[str, Recording | None]]:
         with tarfile.open(archive, "r|*") as opened:
             members = _members(opened, archive)
             for path, audio in members:
-                described = next(members, None)
-                if described is None:
+                description = next(members, None)
+                if description is None:
                     raise CorpusError(f"`{archive}` must describe `{path}`, but ends with it.")
-                yield path.with_suffix("").as_posix(), _recording(archive, audio, *described)
+                yield path.with_suffix("").as_posix(), _recording(archive, audio, *description)
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CorpusError(
@@ -152,12 +152,12 @@ def _members(
 
 
 def _recording(
-    archive: Path, audio: bytes | None, path: PurePosixPath, described: bytes | None
+    archive: Path, audio: bytes | None, path: PurePosixPath, description: bytes | None
 ) -> Recording | None:
-    if audio is None or described is None:
+    if audio is None or description is None:
         return None
     try:
-        values = parse_object(described)
+        values = parse_object(description)
     except ValueError as error:
         raise CorpusError(f"`{archive}`, `{path}`, must be {error}.") from None
     line = Line(file=archive / path, number=1, values=values)
@@ -168,7 +168,7 @@ def _recording(
     return recording
 
 
-def _heard(recording: Recording, cut: Cut, archive: Path) -> Recording:
+def _check_audio(recording: Recording, cut: Cut, archive: Path) -> Recording:
     """Its audio as it is, whatever the archive says of channels and rate."""
     assert not isinstance(cut, MixedCut)
     try:

@@ -1,4 +1,4 @@
-"""Folders of audio without a word beside it: SPLIT/ANYTHING/NAME.flac, or ogg, opus, wav.
+"""Folders of audio without transcripts: SPLIT/ANYTHING/NAME.flac, or ogg, opus, wav.
 
 Also how the LibriSpeech layout is read where none of its transcripts may be.
 """

@@ -13,7 +13,7 @@ from core.config.trial import DemoConfig
 from core.data.sources.tts import Line, assign_voices, synthesize_split
 from core.files import atomic_folder
 
-VERSION = 1  # raise it when anything that is heard changes: the corpus is then spoken again
+VERSION = 1  # raise it when any sample changes: the corpus is then spoken again
 
 # A rule is a choice of sentences; a name in capitals is replaced by one of its own choices. No two
 # words sound alike.
@@ -55,39 +55,39 @@ def speak(config: DemoConfig, folder: Path) -> Path:
     mark_file = folder / "demo.json"
     if mark_file.is_file() and mark_file.read_text(encoding="utf-8") == mark:
         return folder
-    with atomic_folder(folder) as beside:
+    with atomic_folder(folder) as tmp_path:
         for split, lines in write_script(config).items():
             snr_db = (config.snr_low_db, config.snr_high_db)
-            synthesize_split(beside, split, lines, seed=config.seed, snr_db=snr_db)
-        (beside / "demo.json").write_text(mark, encoding="utf-8")
+            synthesize_split(tmp_path, split, lines, seed=config.seed, snr_db=snr_db)
+        (tmp_path / "demo.json").write_text(mark, encoding="utf-8")
     return folder
 
 
 def write_script(config: DemoConfig) -> dict[str, list[Line]]:
     """Choose who says what, split by split; training says every word that dev and test say."""
-    chance = np.random.default_rng(config.seed)
-    train = [_command(chance, config) for _ in range(config.train_utterances)]
+    rng = np.random.default_rng(config.seed)
+    train = [_command(rng, config) for _ in range(config.train_utterances)]
     words = {word for text in train for word in text.split()}
 
     def draw_known() -> str:
-        draws = (_command(chance, config) for _ in range(100))
-        known = (text for text in draws if words.issuperset(text.split()))
-        return next(known, train[0])
+        draws = (_command(rng, config) for _ in range(100))
+        covered = (text for text in draws if words.issuperset(text.split()))
+        return next(covered, train[0])
 
     dev = [draw_known() for _ in range(config.dev_utterances)]
     test = [draw_known() for _ in range(config.test_utterances)]
     texts = {"train": train, "dev": dev, "test": test}
-    return {split: assign_voices(split, texts[split], chance) for split in texts}
+    return {split: assign_voices(split, texts[split], rng) for split in texts}
 
 
-def _command(chance: Generator, config: DemoConfig) -> str:
+def _command(rng: Generator, config: DemoConfig) -> str:
     """A sentence, drawn again until it is one of those that may be spoken."""
     while True:
-        text = _sentence(chance)
+        text = _sentence(rng)
         if not config.commands or text.partition(" ")[0] in config.commands:
             return text
 
 
-def _sentence(chance: Generator, rule: str = "SENTENCE") -> str:
-    choice = GRAMMAR[rule][chance.integers(len(GRAMMAR[rule]))]
-    return " ".join(_sentence(chance, w) if w.isupper() else w for w in choice.split())
+def _sentence(rng: Generator, rule: str = "SENTENCE") -> str:
+    choice = GRAMMAR[rule][rng.integers(len(GRAMMAR[rule]))]
+    return " ".join(_sentence(rng, w) if w.isupper() else w for w in choice.split())

@@ -1,8 +1,8 @@
 """Corpora of manifests: lhotse's Shar folders, CutSets, recordings and supervisions; NeMo's.
 
 SPLIT stands for the split's name; each may lie in any of these forms, with or without .gz:
-SPLIT/cuts.000000.jsonl.gz with its archives beside it (Shar); SPLIT.jsonl or
-PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl beside PREFIX_supervisions_SPLIT.jsonl;
+SPLIT/cuts.000000.jsonl.gz with its archives (Shar); SPLIT.jsonl or
+PREFIX_cuts_SPLIT.jsonl; PREFIX_recordings_SPLIT.jsonl with PREFIX_supervisions_SPLIT.jsonl;
 NeMo's SPLIT.json or SPLIT_manifest.json. One manifest alone is a corpus of one split.
 """
 
@@ -58,16 +58,16 @@ def load_split(
         root: the corpus's folder, or its one manifest.
         split: one of its splits.
         words: if they are not needed, recordings may go without supervisions.
-        allowed: what beside files the user's own settings let a manifest name.
+        allowed: what the user's own settings let a manifest name besides files.
 
     Raises:
         CorpusError: naming what of a manifest cannot be used.
     """
-    place = _places(root)[split]
-    if place.is_dir():
-        cuts = CutSet(SharCuts(folder=place, has_audio=True, allowed=allowed))
+    path = _places(root)[split]
+    if path.is_dir():
+        cuts = CutSet(SharCuts(folder=path, has_audio=True, allowed=allowed))
     else:
-        cuts = CutSet.from_cuts(_read(place, words, allowed))
+        cuts = CutSet.from_cuts(_read_manifest(path, words, allowed))
     return cuts.map(_wordless) if words == "unread" else cuts
 
 
@@ -77,10 +77,10 @@ def describe_split(root: Path, split: str, *, allowed: Allowed = NOTHING) -> Cut
     Raises:
         CorpusError: naming what of a manifest cannot be used.
     """
-    place = _places(root)[split]
-    if not place.is_dir():
+    path = _places(root)[split]
+    if not path.is_dir():
         return load_split(root, split, allowed=allowed)
-    return CutSet(SharCuts(folder=place, has_audio=False, allowed=allowed, is_quiet=False))
+    return CutSet(SharCuts(folder=path, has_audio=False, allowed=allowed, is_quiet=False))
 
 
 def _wordless(cut: Cut) -> Cut:
@@ -102,7 +102,7 @@ def _places(root: Path) -> dict[str, Path]:
 
 
 def _split_of(file: Path) -> str | None:
-    """Which split a file is by its name."""
+    """Returns the split that a file's name says it is, if any."""
     for pattern in (_RECORDINGS, _CUTS, _NEMO):
         match = pattern.fullmatch(file.name)
         if match and not _NO_SPLIT.fullmatch(file.name):
@@ -120,25 +120,25 @@ def _is_nemo(file: Path) -> bool:
     return any(f'"{key}"'.encode() in begin for key in nemo.AUDIO_KEYS)
 
 
-def _read(place: Path, words: Words, allowed: Allowed) -> Iterator[Cut]:
+def _read_manifest(path: Path, words: Words, allowed: Allowed) -> Iterator[Cut]:
     """A manifest's utterances; its first line tells what it is."""
-    notes = Notes(file=place)
-    first = first_line(place)
+    notes = Notes(file=path)
+    first = first_line(path)
     if first is None:
         return
     kind = _kind(first)
     if kind == "nemo":
-        yield from nemo.read_utterances(place, notes)
+        yield from nemo.read_utterances(path, notes)
     elif kind == "cut":
-        cuts = (read_cut(line, allowed=allowed) for line in read_lines(place))
-        yield from one_utterance_a_cut((find_audio(cut, place.parent) for cut in cuts), notes)
+        cuts = (read_cut(line, allowed=allowed) for line in read_lines(path))
+        yield from one_utterance_a_cut((find_audio(cut, path.parent) for cut in cuts), notes)
     else:
-        yield from one_utterance_a_cut(_join(place, words, allowed, notes), notes)
+        yield from one_utterance_a_cut(_join(path, words, allowed, notes), notes)
     notes.write()
 
 
 def _kind(line: Line) -> Literal["nemo", "cut", "recording"]:
-    """What the records of a manifest are.
+    """Tells the kind of a manifest's records by its first line.
 
     Raises:
         CorpusError: if they are none that can be read.
@@ -152,24 +152,29 @@ def _kind(line: Line) -> Literal["nemo", "cut", "recording"]:
         return "recording"
     keys = ", ".join(f"`{key}`" for key in values if key.isprintable())
     raise CorpusError(
-        f"{line.place}, must be a cut (`type`, `recording`, `supervisions`) or a recording"
+        f"{line.location}, must be a cut (`type`, `recording`, `supervisions`) or a recording"
         " (`sources`) of lhotse or an utterance of NeMo (`audio_filepath`, `text`), but has"
         f" {keys[:200] or 'nothing'} instead."
     )
 
 
-def _join(place: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator[Cut]:
-    """Recordings with what is said in them; who says nothing is heard only without words."""
-    spoken = _supervisions(place, words)
+def _join(path: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator[Cut]:
+    """Joins recordings with their supervisions.
+
+    A recording without any is left out, unless transcripts are not needed.
+    """
+    spoken = _supervisions(path, words)
     recordings: set[str] = set()
     silent: list[str] = []
-    for number, line in enumerate(read_lines(place)):
+    for number, line in enumerate(read_lines(path)):
         recording = to_recording(check(RecordingRecord, line, allowed=allowed))
         if recording.id in recordings:
-            raise CorpusError(f"{line.place}, must name `{recording.id}` once, but does so again.")
+            raise CorpusError(
+                f"{line.location}, must name `{recording.id}` once, but does so again."
+            )
         recordings.add(recording.id)
-        said = spoken.get(recording.id, [])
-        if not said and words == "needed":
+        supervisions = spoken.get(recording.id, [])
+        if not supervisions and words == "needed":
             silent.append(recording.id)
             continue
         channels = recording.channel_ids
@@ -181,27 +186,27 @@ def _join(place: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator
             start=0.0,
             duration=recording.duration,
             recording=recording,
-            supervisions=[to_supervision(record) for record in said],
+            supervisions=[to_supervision(record) for record in supervisions],
         )
-        _check_channels(cut, place)
-        yield find_audio(cut, place.parent)
+        _check_channels(cut, path)
+        yield find_audio(cut, path.parent)
     _note_left_out(recordings, silent, spoken, notes)
 
 
-def _supervisions(place: Path, words: Words) -> dict[str, list[SupervisionRecord]]:
-    """What is said, by recording.
+def _supervisions(path: Path, words: Words) -> dict[str, list[SupervisionRecord]]:
+    """Reads supervisions by recording.
 
     Raises:
         CorpusError: if the manifest of it is missing and needed.
     """
-    texts = place.with_name(place.name.replace("recordings_", "supervisions_"))
-    if texts == place or not texts.exists():
+    texts = path.with_name(path.name.replace("recordings_", "supervisions_"))
+    if texts == path or not texts.exists():
         if words != "needed":
             return {}
-        hint = "" if texts != place else "; name it recordings_SPLIT.jsonl"
-        name = texts.name if texts != place else "supervisions_SPLIT.jsonl"
+        hint = "" if texts != path else "; name it recordings_SPLIT.jsonl"
+        name = texts.name if texts != path else "supervisions_SPLIT.jsonl"
         raise CorpusError(
-            f"`{place}` holds recordings and must have `{texts.with_name(name)}` beside it,"
+            f"`{path}` holds recordings and must have `{texts.with_name(name)}` beside it,"
             f" but has not{hint}."
         )
     spoken: dict[str, list[SupervisionRecord]] = {}
@@ -211,7 +216,7 @@ def _supervisions(place: Path, words: Words) -> dict[str, list[SupervisionRecord
     return spoken
 
 
-def _check_channels(cut: MonoCut | MultiCut, place: Path) -> None:
+def _check_channels(cut: MonoCut | MultiCut, path: Path) -> None:
     """A mono recording's supervisions name its channel, too."""
     there = cut.recording.channel_ids
     for spoken in cut.supervisions:
@@ -219,7 +224,7 @@ def _check_channels(cut: MonoCut | MultiCut, place: Path) -> None:
         strange = [channel for channel in named if channel not in there]
         if strange:
             raise CorpusError(
-                f"`{spoken.id}` of `{place}` must name a channel of its recording"
+                f"`{spoken.id}` of `{path}` must name a channel of its recording"
                 f" ({', '.join(map(str, there))}), but names {strange[0]} instead."
             )
 

@@ -43,15 +43,15 @@ def load_split(root: Path, split: str) -> CutSet:
         CorpusError: naming the first file that is missing, unreadable or without its other half.
     """
     cuts: dict[str, MonoCut] = {}
-    heard = set()
+    transcribed = set()
     for transcript in _transcripts(root / split):
         audio = {file.stem: file for file in transcript.parent.iterdir() if is_audio(file)}
         for name, text in _lines(transcript):
             if name in cuts:
                 raise CorpusError(f"`{transcript}` must name `{name}` once, but does so again.")
-            cuts[name] = _cut(transcript, name, text, audio)
-            heard.add(audio[name])
-    _check_all_heard(root / split, heard)
+            cuts[name] = _make_utterance(transcript, name, text, audio)
+            transcribed.add(audio[name])
+    _check_all_transcribed(root / split, transcribed)
     return CutSet.from_cuts(cuts.values())
 
 
@@ -63,8 +63,8 @@ def fetch(root: Path, globs: list[str]) -> Path:
     """
     home = root if split_names(root) else root / "LibriSpeech"
     here = set(split_names(home))
-    wanted = [part for glob in globs for part in _parts(glob)]
-    absent = [part for part in dict.fromkeys(wanted) if part not in here or _is_half(root, part)]
+    needed = [part for glob in globs for part in _parts(glob)]
+    absent = [part for part in dict.fromkeys(needed) if part not in here or _is_half(root, part)]
     if not absent:
         return home
     try:
@@ -83,7 +83,7 @@ def _parts(glob: str) -> list[str]:
 
 
 def _is_half(root: Path, part: str) -> bool:
-    """An archive without lhotse's mark beside it was not unpacked to its end."""
+    """Whether an archive lacks lhotse's mark next to it: it was not unpacked to its end."""
     is_marked = (root / "LibriSpeech" / part / ".completed").is_file()
     return (root / f"{part}.tar.gz").exists() and not is_marked
 
@@ -109,7 +109,7 @@ def _lines(transcript: Path) -> Iterator[tuple[str, str]]:
             yield name, " ".join(words)
 
 
-def _cut(transcript: Path, name: str, text: str, audio: dict[str, Path]) -> MonoCut:
+def _make_utterance(transcript: Path, name: str, text: str, audio: dict[str, Path]) -> MonoCut:
     if not text:
         raise CorpusError(f"`{name}` must have words in `{transcript}`, but has none instead.")
     if name not in audio:
@@ -130,8 +130,8 @@ def _cut(transcript: Path, name: str, text: str, audio: dict[str, Path]) -> Mono
     return cut
 
 
-def _check_all_heard(folder: Path, heard: set[Path]) -> None:
-    silent = [file for file in audio_below(folder) if file not in heard]
+def _check_all_transcribed(folder: Path, transcribed: set[Path]) -> None:
+    silent = [file for file in audio_below(folder) if file not in transcribed]
     if silent:
         more = f" ({len(silent) - 1} more like it)" if len(silent) > 1 else ""
         raise CorpusError(

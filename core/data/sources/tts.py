@@ -38,8 +38,8 @@ VOICES = {
     "test": "Denis Michael Reed aunty boris david grandpa john paul sandro victor",
 }
 ACCENTS = "en en-us en-gb-scotland en-gb-x-rp"
-# Words a minute, and pitch on eSpeak's scale around each voice's own. Training hears a wider range:
-# it has to make up for the voices it will never hear.
+# Words a minute, and pitch on eSpeak's scale around each voice's own. Training has a wider range:
+# it has to make up for the voices that it lacks.
 PACES = {"train": (135, 216), "dev": (145, 196), "test": (145, 196)}
 PITCHES = {"train": (10, 91), "dev": (30, 71), "test": (30, 71)}
 
@@ -62,17 +62,17 @@ class Line:
     """0 to 99, eSpeak's own scale around the voice's."""
 
 
-def assign_voices(split: str, texts: Sequence[str], chance: Generator) -> list[Line]:
+def assign_voices(split: str, texts: Sequence[str], rng: Generator) -> list[Line]:
     """Give each sentence to a voice of the split; all voices speak about equally often."""
     voices, accents = VOICES[split].split(), ACCENTS.split()
     speakers = sorted(i % len(voices) for i in range(len(texts)))
     return [
         Line(
             speaker=_SPEAKERS_FROM[split] + speaker,
-            voice=f"{accents[chance.integers(len(accents))]}+{voices[speaker]}",
+            voice=f"{accents[rng.integers(len(accents))]}+{voices[speaker]}",
             text=text,
-            words_per_minute=int(chance.integers(*PACES[split])),
-            pitch=int(chance.integers(*PITCHES[split])),
+            words_per_minute=int(rng.integers(*PACES[split])),
+            pitch=int(rng.integers(*PITCHES[split])),
         )
         for speaker, text in zip(speakers, texts, strict=True)
     ]
@@ -98,21 +98,21 @@ def synthesize_split(
         part = lines[begin : begin + _AT_ONCE]
         speech = _spoken(part, int(np.random.default_rng([*seeds, begin]).integers(2**31)))
         for number, (line, samples) in enumerate(zip(part, speech, strict=True), start=begin):
-            chance = np.random.default_rng([*seeds, number])
-            noisy = mix_with_noise(samples, chance.uniform(*snr_db), chance)
+            rng = np.random.default_rng([*seeds, number])
+            noisy = mix_with_noise(samples, rng.uniform(*snr_db), rng)
             _write(folder / split, line, number, noisy)
 
 
-def mix_with_noise(speech: np.ndarray, snr_db: float, chance: Generator) -> np.ndarray:
+def mix_with_noise(speech: np.ndarray, snr_db: float, rng: Generator) -> np.ndarray:
     """Put speech between two pauses at some loudness, and noise of some colour under all of it."""
-    loudness = 10 ** (chance.uniform(-30, -20) / 20)
+    loudness = 10 ** (rng.uniform(-30, -20) / 20)
     speech = speech * (loudness / max(_rms(speech), 1e-9))
-    pauses = chance.uniform(0.1, 0.3, 2) * SAMPLE_RATE_HZ
+    pauses = rng.uniform(0.1, 0.3, 2) * SAMPLE_RATE_HZ
     padded = np.pad(speech, (int(pauses[0]), int(pauses[1])))
     num_samples = next_fast_len(len(padded), real=True)
-    spectrum = np.fft.rfft(chance.standard_normal(num_samples))
+    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     # Power falls as 1 / f**slope: 0 is white noise, 1 pink.
-    slope = chance.uniform(0, 1)
+    slope = rng.uniform(0, 1)
     spectrum /= np.arange(1, len(spectrum) + 1) ** (slope / 2)
     noise = np.fft.irfft(spectrum, num_samples)[: len(padded)]
     return padded + noise * (loudness * 10 ** (-snr_db / 20) / _rms(noise))

@@ -28,7 +28,7 @@ SPEECH = (0.1 * np.random.default_rng(0).standard_normal(3 * RATE_HZ)).astype(np
 """Three seconds of noise, for speech."""
 
 
-def encoded(kind, subtype="PCM_16", samples=SPEECH):
+def encode(kind, subtype="PCM_16", samples=SPEECH):
     file = io.BytesIO()
     soundfile.write(file, samples, RATE_HZ, subtype, format=kind)
     return bytearray(file.getvalue())
@@ -36,14 +36,14 @@ def encoded(kind, subtype="PCM_16", samples=SPEECH):
 
 def with_flac_length(num_samples):
     """A FLAC whose header promises so many samples; 0 stands for an unknown number."""
-    content = encoded("FLAC")
+    content = encode("FLAC")
     field = int.from_bytes(content[18:26], "big")
     content[18:26] = (field >> 36 << 36 | num_samples).to_bytes(8, "big")
     return content
 
 
 def with_wav_size(size, *, subtype="PCM_16", riff_size=None):
-    content = encoded("WAV", subtype)
+    content = encode("WAV", subtype)
     at = content.index(b"data") + 4
     content[at : at + 4] = struct.pack("<I", size)
     content[4:8] = struct.pack("<I", min(size + 36, 2**32 - 1) if riff_size is None else riff_size)
@@ -52,14 +52,14 @@ def with_wav_size(size, *, subtype="PCM_16", riff_size=None):
 
 def with_rf64_sizes(byte):
     """An RF64 file whose three sizes are all of one byte."""
-    content = encoded("RF64")
+    content = encode("RF64")
     at = content.index(b"ds64") + 8
     content[at : at + 24] = 24 * bytes([byte])
     return content
 
 
 def zeros_without_size():
-    content = encoded("WAV", samples=np.zeros_like(SPEECH))
+    content = encode("WAV", samples=np.zeros_like(SPEECH))
     at = content.index(b"data") + 4
     content[at : at + 4] = bytes(4)
     return content
@@ -108,24 +108,24 @@ def test_zeros_are_samples_though_the_header_says_nothing_of_them(tmp_path):
 @pytest.mark.parametrize("after", [b"", b"LIST\x04\x00\x00\x00INFO"])
 def test_a_wav_with_no_samples_has_none(after, tmp_path):
     file = tmp_path / "none.wav"
-    file.write_bytes(encoded("WAV", samples=SPEECH[:0]) + after)
+    file.write_bytes(encode("WAV", samples=SPEECH[:0]) + after)
 
     with pytest.raises(CorpusError, match=r"none\.wav` must hold speech, but has no samples"):
         read_header(file)
 
 
-def halved(content):
+def halve(content):
     return content[: len(content) // 2]
 
 
 CUT_OFF = {
-    "cut.flac": halved(encoded("FLAC")),
+    "cut.flac": halve(encode("FLAC")),
     "more.flac": with_flac_length(10**8),
-    "unknown-cut.flac": halved(with_flac_length(0)),
-    "cut.wav": halved(encoded("WAV")),
+    "unknown-cut.flac": halve(with_flac_length(0)),
+    "cut.wav": halve(encode("WAV")),
     "more.wav": with_wav_size(10 * 2 * len(SPEECH)),
-    "cut.rf64.wav": halved(encoded("RF64")),
-    "cut.caf": halved(encoded("CAF")),
+    "cut.rf64.wav": halve(encode("RF64")),
+    "cut.caf": halve(encode("CAF")),
 }
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_ends_before_its_time_is_named_by_every_reader(name, tmp_pat
 )
 def test_every_format_gives_the_samples_that_went_in(kind, subtype, bits, tmp_path):
     file = tmp_path / "x.wav"
-    file.write_bytes(encoded(kind, subtype))
+    file.write_bytes(encode(kind, subtype))
 
     gap = (read_file(file) - torch.from_numpy(SPEECH)).abs().max()
 
@@ -173,12 +173,14 @@ def test_every_format_gives_the_samples_that_went_in(kind, subtype, bits, tmp_pa
 
 
 def checksum_of_ogg(page):
-    found = 0
+    checksum = 0
     for byte in page:
-        found ^= byte << 24
+        checksum ^= byte << 24
         for _ in range(8):
-            found = (found << 1 ^ 0x04C11DB7 if found >> 31 else found << 1) & 0xFFFF_FFFF
-    return found
+            checksum = (
+                checksum << 1 ^ 0x04C11DB7 if checksum >> 31 else checksum << 1
+            ) & 0xFFFF_FFFF
+    return checksum
 
 
 def without_end(content):
@@ -191,10 +193,10 @@ def without_end(content):
 
 
 LOSSY = {
-    "x.mp3": encoded("MP3", "MPEG_LAYER_III"),
-    "x.ogg": encoded("OGG", "VORBIS"),
-    "x.opus": encoded("OGG", "OPUS"),
-    "live.ogg": without_end(encoded("OGG", "VORBIS")),
+    "x.mp3": encode("MP3", "MPEG_LAYER_III"),
+    "x.ogg": encode("OGG", "VORBIS"),
+    "x.opus": encode("OGG", "OPUS"),
+    "live.ogg": without_end(encode("OGG", "VORBIS")),
 }
 
 
@@ -212,10 +214,10 @@ def test_more_than_a_block_is_read_without_a_seam(tmp_path):
     file = tmp_path / "long.flac"
     soundfile.write(file, samples, RATE_HZ)
 
-    found, rate_hz = decode(file)
+    decoded, rate_hz = decode(file)
 
     assert rate_hz == RATE_HZ
-    assert np.array_equal(found[:, 0], samples.astype(np.float32) / 32768)
+    assert np.array_equal(decoded[:, 0], samples.astype(np.float32) / 32768)
 
 
 def test_no_more_is_held_than_a_file_holds_whatever_its_header_promises(tmp_path):
@@ -250,8 +252,8 @@ def test_a_sample_that_is_no_number_is_silence_and_is_named(value, subtype, tmp_
         torch.testing.assert_close(read_file(file), right, atol=1e-7, rtol=0)
         torch.testing.assert_close(read_cut(make_cut(file, "x")), right, atol=1e-7, rtol=0)
 
-    said = f"`{file}` has a sample that is not a finite number, at 0.500 s; it is set to 0."
-    assert caplog.messages == [said, said]
+    message = f"`{file}` has a sample that is not a finite number, at 0.500 s; it is set to 0."
+    assert caplog.messages == [message, message]
 
 
 def test_a_recording_in_pieces_counts_what_is_no_number(tmp_path, caplog):
@@ -262,8 +264,8 @@ def test_a_recording_in_pieces_counts_what_is_no_number(tmp_path, caplog):
         recording.report_faults()
 
     torch.testing.assert_close(torch.cat(pieces), right, atol=0, rtol=0)
-    said = "has 3 samples that are not finite numbers, the first at 0.500 s; they are set to 0."
-    assert caplog.messages == [f"`{file}` {said}"]
+    message = "has 3 samples that are not finite numbers, the first at 0.500 s; they are set to 0."
+    assert caplog.messages == [f"`{file}` {message}"]
 
 
 @pytest.mark.parametrize("num_faulty", [481, len(SPEECH)])
@@ -299,6 +301,6 @@ def test_channels_are_read_side_by_side_over_blocks(channels, tmp_path):
     file = tmp_path / "many.wav"
     soundfile.write(file, samples, RATE_HZ)
 
-    found, _ = decode(file)
+    decoded, _ = decode(file)
 
-    assert np.array_equal(found, samples.astype(np.float32))
+    assert np.array_equal(decoded, samples.astype(np.float32))

@@ -10,15 +10,15 @@ from core.data.audio_decoding import CorpusError
 from core.data.audio_stream import AudioStream
 
 
-def written(file, rate_hz, *, seconds=4.0):
-    chance = np.random.default_rng(0)
-    soundfile.write(file, 0.1 * chance.standard_normal(round(seconds * rate_hz)), rate_hz)
+def write_noise(file, rate_hz, *, seconds=4.0):
+    rng = np.random.default_rng(0)
+    soundfile.write(file, 0.1 * rng.standard_normal(round(seconds * rate_hz)), rate_hz)
     return file
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_pieces_of_a_file_are_those_of_the_whole(tmp_path, rate_hz):
-    file = written(tmp_path / "x.flac", rate_hz)
+    file = write_noise(tmp_path / "x.flac", rate_hz)
     whole = read_file(file)
 
     with AudioStream(file) as recording:
@@ -32,7 +32,7 @@ def test_pieces_of_a_file_are_those_of_the_whole(tmp_path, rate_hz):
 
 
 def test_a_file_that_ends_before_it_says_is_named(tmp_path):
-    file = written(tmp_path / "cut.flac", 16_000)
+    file = write_noise(tmp_path / "cut.flac", 16_000)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
 
@@ -44,7 +44,7 @@ def test_a_file_that_ends_before_it_says_is_named(tmp_path):
 
 
 def test_another_rate_may_be_refused(tmp_path):
-    file = written(tmp_path / "fast.wav", 22_050)
+    file = write_noise(tmp_path / "fast.wav", 22_050)
 
     with pytest.raises(CorpusError, match=r"fast.wav` must have 16000 samples a second.*22050"):
         AudioStream(file, resample=False)

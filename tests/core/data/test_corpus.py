@@ -31,14 +31,14 @@ def root(tmp_path):
     return tmp_path / "speech"
 
 
-def opened(root, **fields):
+def open_root(root, **fields):
     return open_corpus(CorpusConfig(name=str(root), **fields), root.parent)
 
 
 def test_globs_choose_the_splits(root):
     write_split(root, "train-b", [1, 1])
 
-    both, one = opened(root), opened(root, train="train-b")
+    both, one = open_root(root), open_root(root, train="train-b")
 
     assert (len(both.train), len(both.dev), len(both.test)) == (5, 3, 3)
     assert [cut.id for cut in one.train] == ["1-2-train-b-0", "1-2-train-b-1"]
@@ -46,12 +46,12 @@ def test_globs_choose_the_splits(root):
 
 def test_a_corpus_may_lack_a_test_split_but_no_other(root):
     shutil.rmtree(root / "test-a")
-    assert len(opened(root).test) == 0
+    assert len(open_root(root).test) == 0
 
     with pytest.raises(CorpusError, match=r"`corpus.dev` must match a split of .*\(dev-a, train-a"):
-        opened(root, dev="nix*")
+        open_root(root, dev="nix*")
     with pytest.raises(CorpusError, match=r"`corpus.train` must match.* but is `nix` instead"):
-        opened(root, train="nix")
+        open_root(root, train="nix")
 
 
 def test_one_split_opens_without_the_others(root):
@@ -66,19 +66,19 @@ def test_training_speech_may_not_judge(root):
     with pytest.raises(
         CorpusError, match=r"`corpus.train` and `corpus.dev` .* both choose `dev-a`"
     ):
-        opened(root, train="*")
+        open_root(root, train="*")
 
 
 def test_a_name_in_two_splits_that_are_read_together_is_refused(root):
     shutil.copytree(root / "dev-a", root / "dev-b")
 
-    assert len(opened(root, dev="dev-a").dev) == 3
+    assert len(open_root(root, dev="dev-a").dev) == 3
     with pytest.raises(
         CorpusError, match=r"`1-2-dev-a-0` of `.*dev-b` must be the name of one utt"
     ):
-        opened(root)
+        open_root(root)
     with pytest.raises(CorpusError, match=r"`1/2/1-2-dev-a-0.wav` of `.*dev-b` must be the name"):
-        opened(root, labels="teacher", train="dev-*", dev="test-a", test="none")
+        open_root(root, labels="teacher", train="dev-*", dev="test-a", test="none")
 
 
 def test_one_training_utterance_is_too_few(root):
@@ -88,7 +88,7 @@ def test_one_training_utterance_is_too_few(root):
     with pytest.raises(
         CorpusError, match="at least 2 utterances of at most 30 s to train on, but ha"
     ):
-        opened(root)
+        open_root(root)
 
 
 def test_long_utterances_are_left_out_of_training_only(root, caplog):
@@ -96,20 +96,20 @@ def test_long_utterances_are_left_out_of_training_only(root, caplog):
         write_split(root, split, [3, 1])
 
     with caplog.at_level(logging.WARNING):
-        corpus = opened(root, max_seconds=2.0)
+        corpus = open_root(root, max_seconds=2.0)
 
     assert (len(corpus.train), len(corpus.dev)) == (4, 5)
     assert "1 of 5 training utterances are longer than `corpus.max_seconds` = 2" in caplog.text
     with pytest.raises(CorpusError, match=r"at most 0.5 s to train on, but have 0 instead"):
-        opened(root, max_seconds=0.5)
+        open_root(root, max_seconds=0.5)
 
 
 def test_another_sample_rate_is_changed_or_refused_by_name(root):
     write_split(root, "dev-b", [1], rate_hz=8000)
 
-    assert len(opened(root).dev) == 4
+    assert len(open_root(root).dev) == 4
     with pytest.raises(CorpusError, match=r"dev-b-0.wav` must have 16000 .* but has 8000 instead"):
-        opened(root, resample=False)
+        open_root(root, resample=False)
 
 
 def test_a_file_is_read_at_16_khz_or_refused_by_name(tmp_path):
@@ -125,9 +125,9 @@ def test_a_file_is_read_at_16_khz_or_refused_by_name(tmp_path):
 
 def test_what_is_no_corpus_is_refused_by_name(tmp_path):
     with pytest.raises(CorpusError, match=r"but `.*` holds neither instead"):
-        opened(tmp_path)
+        open_root(tmp_path)
     with pytest.raises(CorpusError, match=r"but `.*nowhere` is no folder instead"):
-        opened(tmp_path / "nowhere")
+        open_root(tmp_path / "nowhere")
 
 
 def test_librispeech_must_have_a_root(tmp_path):
@@ -144,17 +144,17 @@ def test_librispeech_opens_by_name_where_it_lies(root):
 
 
 def test_the_digest_moves_with_the_corpus_and_changes_with_it(root, tmp_path):
-    before = opened(root).digest
+    before = open_root(root).digest
     moved = Path(shutil.copytree(root, tmp_path / "moved"))
-    assert opened(moved).digest == before
+    assert open_root(moved).digest == before
 
     transcript = root / "dev-a" / "1" / "2" / "1-2.trans.txt"
     transcript.write_text(transcript.read_text().replace("dev-a-1 GO", "dev-a-1 NO"))
     samples = np.random.default_rng(9).standard_normal(16000)
     soundfile.write(next(moved.rglob("1-2-train-a-0.wav")), 0.1 * samples, 16000)
 
-    assert opened(root).digest != before
-    assert opened(moved).digest != before
+    assert open_root(root).digest != before
+    assert open_root(moved).digest != before
 
 
 def test_real_commands_open(commands_root):
@@ -172,7 +172,7 @@ def test_real_commands_open(commands_root):
 def test_little_memory_is_heard_as_often_as_balances_it(root, tmp_path):
     write_split(tmp_path / "old", "train-a", [0.3, 0.3], words="STOP")
     write_split(tmp_path / "old", "dev-a", [0.3], words="STOP")
-    new, old = opened(root), opened(tmp_path / "old")
+    new, old = open_root(root), open_root(tmp_path / "old")
 
     for balance, times in [(0.0, 1), (1.0, 2), (1.5, 3)]:  # two old ones beside three new
         ids = [cut.id for cut in with_memory(new, old, share=1.0, seed=0, balance=balance).train]
@@ -183,19 +183,19 @@ def test_a_share_of_old_speech_is_heard_among_the_new(root, tmp_path):
     old_root = tmp_path / "old"
     write_split(old_root, "train-a", [0.3] * 40, words="STOP")
     write_split(old_root, "dev-a", [0.3], words="STOP")
-    new, old = opened(root), opened(old_root)
+    new, old = open_root(root), open_root(old_root)
 
     some, more = (with_memory(new, old, share=share, seed=0) for share in (0.2, 0.6))
 
-    heard = [[cut.id for cut in corpus.train] for corpus in (some, more)]
-    assert heard[0][:3] == [cut.id for cut in new.train]
-    assert set(heard[0]) < set(heard[1])
-    assert 0 < len(heard[0]) - 3 < len(heard[1]) - 3 < 40
+    memories = [[cut.id for cut in corpus.train] for corpus in (some, more)]
+    assert memories[0][:3] == [cut.id for cut in new.train]
+    assert set(memories[0]) < set(memories[1])
+    assert 0 < len(memories[0]) - 3 < len(memories[1]) - 3 < 40
     assert len({some.digest, more.digest, new.digest, old.digest}) == 4
     assert some.dev is new.dev
     assert with_memory(new, old, share=0.2, seed=0).digest == some.digest
     other = with_memory(new, old, share=0.2, seed=1)
-    assert [cut.id for cut in other.train] != heard[0]
+    assert [cut.id for cut in other.train] != memories[0]
     assert len(with_memory(new, new, share=1.0, seed=0).train) == 6
     with pytest.raises(CorpusError, match=r"`memory_share` must leave training utterances"):
         with_memory(new, old, share=1e-9, seed=0)

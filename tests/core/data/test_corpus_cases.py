@@ -41,20 +41,22 @@ def audio(tmp_path_factory):
     """Two seconds each: mono, stereo, 8 kHz, one file a channel; and what is no audio."""
     folder = tmp_path_factory.mktemp("audio")
     rng = np.random.default_rng(0)
-    left, right = (np.round(3000 * rng.standard_normal((2, 32_000))) / 32_768).clip(-0.9, 0.9)
-    soundfile.write(folder / "mono.wav", left, 16_000)
+    left_channel, right = (np.round(3000 * rng.standard_normal((2, 32_000))) / 32_768).clip(
+        -0.9, 0.9
+    )
+    soundfile.write(folder / "mono.wav", left_channel, 16_000)
     soundfile.write(folder / "right.wav", right, 16_000)
-    soundfile.write(folder / "mono.flac", left, 16_000)
-    soundfile.write(folder / "stereo.wav", np.stack([left, right], axis=1), 16_000)
-    soundfile.write(folder / "8k.wav", left[:16_000], 8_000)
-    soundfile.write(folder / "a b ü 語.wav", left, 16_000)
+    soundfile.write(folder / "mono.flac", left_channel, 16_000)
+    soundfile.write(folder / "stereo.wav", np.stack([left_channel, right], axis=1), 16_000)
+    soundfile.write(folder / "8k.wav", left_channel[:16_000], 8_000)
+    soundfile.write(folder / "a b ü 語.wav", left_channel, 16_000)
     (folder / "text.wav").write_text("no audio at all")
     (folder / "empty.wav").write_bytes(b"")
     (folder / "folder.wav").mkdir()
     return folder
 
 
-def changed(values, changes):
+def with_changes(values, changes):
     """A record with some keys changed; a path such as sources.0.type reaches into it."""
     values = copy.deepcopy(values)
     for path, value in changes.items():
@@ -73,39 +75,41 @@ def rec(file="mono.wav", *, channels=1, rate=16_000, **changes):
     """A recording as lhotse writes it."""
     ids = list(range(channels))
     sources = [{"type": "file", "channels": ids, "source": f"AUDIO/{file}"}]
-    known = {"id": "r", "sources": sources, "sampling_rate": rate, "num_samples": 2 * rate}
-    return changed({**known, "duration": 2.0, "channel_ids": ids}, changes)
+    record = {"id": "r", "sources": sources, "sampling_rate": rate, "num_samples": 2 * rate}
+    return with_changes({**record, "duration": 2.0, "channel_ids": ids}, changes)
 
 
 def sup(name="u", start=0.0, duration=2.0, text="GO ON", channel=0, **changes):
-    known = {"id": name, "recording_id": "r", "start": start, "duration": duration}
-    return changed({**known, "channel": channel, "text": text}, changes)
+    record = {"id": name, "recording_id": "r", "start": start, "duration": duration}
+    return with_changes({**record, "channel": channel, "text": text}, changes)
 
 
-def cut(recording=None, *spoken, start=0.0, duration=2.0, **changes):
-    known = {"id": "c", "start": start, "duration": duration, "channel": 0, "type": "MonoCut"}
+def make_cut(recording=None, *spoken, start=0.0, duration=2.0, **changes):
+    record = {"id": "c", "start": start, "duration": duration, "channel": 0, "type": "MonoCut"}
     spoken = list(spoken or (sup(duration=duration),))
-    return changed({**known, "supervisions": spoken, "recording": recording or rec()}, changes)
+    return with_changes(
+        {**record, "supervisions": spoken, "recording": recording or rec()}, changes
+    )
 
 
 def multi(*spoken, channel=(0, 1), **changes):
-    whole = cut(rec("stereo.wav", channels=2), *spoken, **changes)
+    whole = make_cut(rec("stereo.wav", channels=2), *spoken, **changes)
     return {**whole, "type": "MultiCut", "channel": list(channel)}
 
 
-def padded(*spoken, seconds=1.0):
+def pad(*spoken, seconds=1.0):
     zeros = {"id": "p", "duration": seconds, "sampling_rate": 16_000, "feat_value": -23.0}
     zeros["num_samples"] = round(16_000 * seconds)
     tracks = [
-        {"cut": cut(None, *spoken), "type": "MonoCut", "offset": 0.0},
+        {"cut": make_cut(None, *spoken), "type": "MonoCut", "offset": 0.0},
         {"cut": zeros, "type": "PaddingCut", "offset": 2.0},
     ]
     return {"id": "m", "type": "MixedCut", "tracks": tracks}
 
 
 def nemo(**changes):
-    known = {"audio_filepath": "AUDIO/mono.wav", "duration": 2.0, "text": "GO ON"}
-    return changed(known, changes)
+    record = {"audio_filepath": "AUDIO/mono.wav", "duration": 2.0, "text": "GO ON"}
+    return with_changes(record, changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,7 @@ def pair(recordings, supervisions):
 
 
 def transform(name, **settings):
-    return cuts(cut(rec(transforms=[{"name": name, "kwargs": settings}])))
+    return cuts(make_cut(rec(transforms=[{"name": name, "kwargs": settings}])))
 
 
 def line(record):
@@ -244,27 +248,31 @@ RIGHT = {
         ALL,
     ),
     # ---- cuts
-    "a cut": (cuts(cut()), ALL),
-    "a cut as lhotse called it before 0.8": (cuts(cut(type="Cut")), ALL),
-    "a FLAC file": (cuts(cut(rec("mono.flac"))), [Part(file="mono.flac")]),
-    "a file with a space and other letters": (cuts(cut(rec("a b ü 語.wav"))), ALL),
+    "a cut": (cuts(make_cut()), ALL),
+    "a cut as lhotse called it before 0.8": (cuts(make_cut(type="Cut")), ALL),
+    "a FLAC file": (cuts(make_cut(rec("mono.flac"))), [Part(file="mono.flac")]),
+    "a file with a space and other letters": (cuts(make_cut(rec("a b ü 語.wav"))), ALL),
     "a part of a recording": (
-        cuts(cut(start=0.5, duration=1.0)),
+        cuts(make_cut(start=0.5, duration=1.0)),
         [Part(begin=8_000, end=24_000, name="c")],
     ),
     "a cut of which one part is transcribed": (
-        cuts(cut(None, sup("a", 0.5, 0.5, "ONE"))),
+        cuts(make_cut(None, sup("a", 0.5, 0.5, "ONE"))),
         [Part(words="ONE", begin=8_000, end=16_000, name="a")],
     ),
     "parts of a part": (
-        cuts(cut(None, sup("a", 0, 0.5, "ONE"), sup("b", 0.5, 0.5, "TWO"), start=0.5, duration=1)),
+        cuts(
+            make_cut(
+                None, sup("a", 0, 0.5, "ONE"), sup("b", 0.5, 0.5, "TWO"), start=0.5, duration=1
+            )
+        ),
         [Part(words="ONE", begin=8_000, end=16_000), Part(words="TWO", begin=16_000, end=24_000)],
     ),
     "a mono cut of the right channel": (
-        cuts(cut(rec("stereo.wav", channels=2), channel=1)),
+        cuts(make_cut(rec("stereo.wav", channels=2), channel=1)),
         [Part(file="stereo.wav", channel=1)],
     ),
-    "a mono cut whose channel stands in a list": (cuts(cut(channel=[0])), ALL),
+    "a mono cut whose channel stands in a list": (cuts(make_cut(channel=[0])), ALL),
     "a multi cut": (
         cuts(multi(sup("a", text="ONE", channel=0), sup("b", text="TWO", channel=1))),
         [Part(words="ONE", file="stereo.wav"), Part(words="TWO", file="stereo.wav", channel=1)],
@@ -278,14 +286,16 @@ RIGHT = {
         [Part(file="stereo.wav", channel=1)],
     ),
     "features beside a recording": (
-        cuts(cut() | {"features": {"storage_type": "lilcom_files", "storage_path": "pipe:x"}}),
+        cuts(make_cut() | {"features": {"storage_type": "lilcom_files", "storage_path": "pipe:x"}}),
         ALL,
     ),
     "what else a cut may carry": (
-        cuts(cut() | {"custom": {"a": {"shape": [1], "storage_type": "x", "storage_path": "y"}}}),
+        cuts(
+            make_cut() | {"custom": {"a": {"shape": [1], "storage_type": "x", "storage_path": "y"}}}
+        ),
         ALL,
     ),
-    "the same words twice": (cuts(cut(), cut(id="d")), [Part(name="c"), Part(name="d")]),
+    "the same words twice": (cuts(make_cut(), make_cut(id="d")), [Part(name="c"), Part(name="d")]),
     # ---- changes that lhotse makes
     "a gain of one": (transform("Volume", factor=1.0), ALL),
     "a speed of one": (transform("Speed", factor=1.0), ALL),
@@ -294,35 +304,35 @@ RIGHT = {
         ALL,
     ),
     # ---- how files are written
-    "a byte-order mark": ({"test.jsonl": "\ufeff" + line(cut())}, ALL),
-    "no newline at the end": ({"test.jsonl": line(cut()).rstrip()}, ALL),
-    "carriage returns": ({"test.jsonl": line(cut()).replace("\n", "\r\n")}, ALL),
-    "blank lines": ({"test.jsonl": "\n" + line(cut()) + "\n  \n"}, ALL),
-    "spaces around": ({"test.jsonl": "  " + line(cut()).rstrip() + " \t\n"}, ALL),
+    "a byte-order mark": ({"test.jsonl": "\ufeff" + line(make_cut())}, ALL),
+    "no newline at the end": ({"test.jsonl": line(make_cut()).rstrip()}, ALL),
+    "carriage returns": ({"test.jsonl": line(make_cut()).replace("\n", "\r\n")}, ALL),
+    "blank lines": ({"test.jsonl": "\n" + line(make_cut()) + "\n  \n"}, ALL),
+    "spaces around": ({"test.jsonl": "  " + line(make_cut()).rstrip() + " \t\n"}, ALL),
     "a line separator in the text": (
-        {"test.jsonl": line(cut(None, sup(text="GO\u2028ON")))},
+        {"test.jsonl": line(make_cut(None, sup(text="GO\u2028ON")))},
         ALL,
     ),
-    "a next line in the text": ({"test.jsonl": line(cut(None, sup(text="GO\u0085ON")))}, ALL),
-    "a newline in the text": (cuts(cut(None, sup(text="GO\nON"))), ALL),
-    "spaces in the text": (cuts(cut(None, sup(text="  GO \t ON "))), ALL),
-    "letters of all kinds": (cuts(cut(None, sup(text="ÜBER 語"))), [Part(words="ÜBER 語")]),
-    "gzip": ({"test.jsonl.gz": gzip.compress(line(cut()).encode())}, ALL),
-    "gzip by another name": ({"test.jsonl": gzip.compress(line(cut()).encode())}, ALL),
-    "plain by the name of gzip": ({"test.jsonl.gz": line(cut())}, ALL),
+    "a next line in the text": ({"test.jsonl": line(make_cut(None, sup(text="GO\u0085ON")))}, ALL),
+    "a newline in the text": (cuts(make_cut(None, sup(text="GO\nON"))), ALL),
+    "spaces in the text": (cuts(make_cut(None, sup(text="  GO \t ON "))), ALL),
+    "letters of all kinds": (cuts(make_cut(None, sup(text="ÜBER 語"))), [Part(words="ÜBER 語")]),
+    "gzip": ({"test.jsonl.gz": gzip.compress(line(make_cut()).encode())}, ALL),
+    "gzip by another name": ({"test.jsonl": gzip.compress(line(make_cut()).encode())}, ALL),
+    "plain by the name of gzip": ({"test.jsonl.gz": line(make_cut())}, ALL),
     "two gzips in one": (
         {
-            "test.jsonl.gz": gzip.compress(line(cut()).encode())
-            + gzip.compress(line(cut(id="d")).encode())
+            "test.jsonl.gz": gzip.compress(line(make_cut()).encode())
+            + gzip.compress(line(make_cut(id="d")).encode())
         },
         [Part(), Part()],
     ),
-    "a prefix": ({"house_cuts_test.jsonl": [cut()]}, ALL),
+    "a prefix": ({"house_cuts_test.jsonl": [make_cut()]}, ALL),
     "a manifest of macOS's beside it": (
-        cuts(cut()) | {"._test.jsonl": b"\x00\x05\x16\x07 Mac OS X"},
+        cuts(make_cut()) | {"._test.jsonl": b"\x00\x05\x16\x07 Mac OS X"},
         ALL,
     ),
-    "another JSON file beside it": (cuts(cut()) | {"info.json": '{"licence": "CC0"}'}, ALL),
+    "another JSON file beside it": (cuts(make_cut()) | {"info.json": '{"licence": "CC0"}'}, ALL),
     # ---- NeMo
     "NeMo": ({"test.json": [nemo()]}, [Part(name="AUDIO/mono.wav")]),
     "NeMo's name for it": ({"test_manifest.json": [nemo()]}, ALL),
@@ -388,7 +398,11 @@ SAID = {
         r"such as `a`; they are clipped",
     ),
     "parts beyond their cut": (
-        cuts(cut(None, sup("a", -0.5, 1.0, "ONE"), sup("b", 0.5, 1.0, "TWO"), start=1, duration=1)),
+        cuts(
+            make_cut(
+                None, sup("a", -0.5, 1.0, "ONE"), sup("b", 0.5, 1.0, "TWO"), start=1, duration=1
+            )
+        ),
         [Part(words="ONE", begin=16_000, end=24_000), Part(words="TWO", begin=24_000)],
         r"2 utterances .* such as `a`",
     ),
@@ -481,7 +495,7 @@ WRONG = {
     ),
     **wrong(
         "a cut",
-        lambda change: cuts(changed(cut(), change)),
+        lambda change: cuts(with_changes(make_cut(), change)),
         [
             ("id", [GONE, None, 5, ""], "`id` must "),
             ("start", [GONE, None, -0.5, "0", NAN, 2.0, 1e300], "`start` must "),
@@ -522,7 +536,7 @@ WRONG = {
         [
             ("content", ["[1, 2]\n", '"x"\n', "5\n", "null\n"], "line 1, must be one JSON object"),
             ("content", ["{not json\n", "GO ON\n"], r"line 1, must be one JSON object, but is not"),
-            ("content", [line(cut()) + "{\n"], "line 2, must be one JSON object"),
+            ("content", [line(make_cut()) + "{\n"], "line 2, must be one JSON object"),
             ("content", ["[" * 5_000 + "\n", '{"a":' * 5_000], "must be one JSON object"),
             ("content", ['{"id": ' + "9" * 5_000 + "}"], "too long a number"),
             ("content", ["", "\n\n", "\ufeff"], "must have utterances, but has none"),
@@ -530,33 +544,36 @@ WRONG = {
             ("content", ["{}\n"], "but has nothing instead"),
             ("content", [line(sup())], "must be a cut"),
             ("content", [line(rec())], "holds recordings and must have .*supervisions_SPLIT"),
-            ("content", [line(cut()) + line(rec())], "line 2, `r`: `start` must be given"),
-            ("content", [line(cut()) + line(nemo())], "line 2: must have a `recording`"),
+            ("content", [line(make_cut()) + line(rec())], "line 2, `r`: `start` must be given"),
+            ("content", [line(make_cut()) + line(nemo())], "line 2: must have a `recording`"),
         ],
     ),
     "a file that is not UTF-8": (
-        {"test.jsonl": line(cut(None, sup(text="ÜBER"))).encode("latin-1")},
+        {"test.jsonl": line(make_cut(None, sup(text="ÜBER"))).encode("latin-1")},
         "line 1, must be UTF-8, but is not from byte",
     ),
-    "a file of UTF-16": ({"test.jsonl": line(cut()).encode("utf-16")}, "line 1, must be UTF-8"),
+    "a file of UTF-16": (
+        {"test.jsonl": line(make_cut()).encode("utf-16")},
+        "line 1, must be UTF-8",
+    ),
     "half a pair of characters": (
-        {"test.jsonl": line(cut()).replace("GO ON", "\\ud800")},
+        {"test.jsonl": line(make_cut()).replace("GO ON", "\\ud800")},
         r"`supervisions.0.text` must be a string of whole characters",
     ),
     "half a pair of characters in a name": (
-        {"test.jsonl": line(cut(id="GO")).replace('GO"', '\\ud800"', 1)},
+        {"test.jsonl": line(make_cut(id="GO")).replace('GO"', '\\ud800"', 1)},
         r"`id` must be a string of whole characters",
     ),
     "a gzip cut short": (
-        {"test.jsonl.gz": gzip.compress(line(cut()).encode())[:-20]},
+        {"test.jsonl.gz": gzip.compress(line(make_cut()).encode())[:-20]},
         "test.jsonl.gz` must be a readable file",
     ),
     "a damaged gzip": (
-        {"test.jsonl.gz": gzip.compress(line(cut()).encode())[:30] + b"x" * 99},
+        {"test.jsonl.gz": gzip.compress(line(make_cut()).encode())[:30] + b"x" * 99},
         "test.jsonl.gz` must be a readable file",
     ),
     "features alone": (
-        cuts(changed(cut(), {"recording": GONE}) | {"features": {"type": "fbank"}}),
+        cuts(with_changes(make_cut(), {"recording": GONE}) | {"features": {"type": "fbank"}}),
         "must have a `recording`, but has features alone",
     ),
     "recordings without supervisions": (
@@ -579,7 +596,7 @@ WRONG = {
         cuts(multi() | {"supervisions": []}),
         "must have words, but has none",
     ),
-    "a cut twice": (cuts(cut(), cut()), "`c` of .* must be the name of one utterance"),
+    "a cut twice": (cuts(make_cut(), make_cut()), "`c` of .* must be the name of one utterance"),
     "a recording twice": (pair([rec(), rec()], [sup()]), "line 2, must name `r` once"),
     "a supervision twice": (
         pair([rec()], [sup("a", 0.0, 0.5), sup("a", 0.5, 0.5)]),
@@ -590,7 +607,7 @@ WRONG = {
         "mono.wav` of .* must be the name of one utterance",
     ),
     "a name in two splits": (
-        {"test_a.jsonl": [cut()], "test_b.jsonl": [cut()]},
+        {"test_a.jsonl": [make_cut()], "test_b.jsonl": [make_cut()]},
         "`c` of `.*test_b` must be the name of one utterance",
     ),
     "a NeMo dataset in tar files": (
@@ -608,7 +625,7 @@ WRONG = {
     ),
     "a dereverberation": (transform("DereverbWPE"), "`DereverbWPE` needs `nara_wpe`"),
     "a change of no name": (
-        cuts(cut(rec(transforms=[{"kwargs": {}}]))),
+        cuts(make_cut(rec(transforms=[{"kwargs": {}}]))),
         "`recording.transforms.0.name` must be given",
     ),
     "a change that nobody knows": (
@@ -638,11 +655,11 @@ WRONG = {
         "must have `rir` or `rir_generator`",
     ),
     "zeros of a year": (
-        cuts(changed(padded(), {"tracks.1.cut.duration": 3e7, "tracks.1.cut.num_samples": 48})),
+        cuts(with_changes(pad(), {"tracks.1.cut.duration": 3e7, "tracks.1.cut.num_samples": 48})),
         "`tracks.1.cut.duration` must be less than",
     ),
     "a mix of zeros alone": (
-        cuts(changed(padded(), {"tracks.0": padded()["tracks"][1]})),
+        cuts(with_changes(pad(), {"tracks.0": pad()["tracks"][1]})),
         "`tracks` must hold a recording",
     ),
     "a mix of nothing": (cuts({"id": "m", "type": "MixedCut", "tracks": []}), "`tracks` must"),
@@ -666,14 +683,14 @@ def write(root, files, folder):
         (root / name).write_bytes(content.replace(b"AUDIO", str(folder).encode()))
 
 
-def heard_in(root):
+def open_test_split(root):
     return list(open_split(CorpusConfig(name=str(root)), root.parent, "test"))
 
 
-def assert_heard(found, parts, folder):
+def assert_utterances(utterances, parts, folder):
     """Words, names and samples; of nothing more and nothing less."""
-    assert [transcript(cut) for cut in found] == [part.words for part in parts]
-    for one, part in zip(found, parts, strict=True):
+    assert [transcript(cut) for cut in utterances] == [part.words for part in parts]
+    for one, part in zip(utterances, parts, strict=True):
         samples = read_cut(one)
         torch.testing.assert_close(samples, part.samples(folder), atol=0, rtol=0)
         if part.name:
@@ -686,23 +703,23 @@ def test_what_people_have_is_heard_as_they_mean_it(case, audio, tmp_path, caplog
     write(tmp_path / "corpus", files, audio)
 
     with caplog.at_level(logging.WARNING):
-        found = heard_in(tmp_path / "corpus")
+        utterances = open_test_split(tmp_path / "corpus")
 
-    assert_heard(found, parts, audio)
+    assert_utterances(utterances, parts, audio)
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("case", SAID)
 def test_what_is_heard_in_another_way_is_said_once(case, audio, tmp_path, caplog):
-    files, parts, said = SAID[case]
+    files, parts, message = SAID[case]
     write(tmp_path / "corpus", files, audio)
 
     with caplog.at_level(logging.WARNING):
-        found = heard_in(tmp_path / "corpus")
+        utterances = open_test_split(tmp_path / "corpus")
 
-    assert_heard(found, parts, audio)
+    assert_utterances(utterances, parts, audio)
     [record] = caplog.records
-    assert re.search(said, record.getMessage().replace(str(audio), "AUDIO"))
+    assert re.search(message, record.getMessage().replace(str(audio), "AUDIO"))
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -711,7 +728,7 @@ def test_what_cannot_be_is_refused_in_one_line_of_our_own(case, audio, tmp_path)
     write(tmp_path / "corpus", files, audio)
 
     with pytest.raises(CorpusError, match=rule) as caught:
-        heard_in(tmp_path / "corpus")
+        open_test_split(tmp_path / "corpus")
 
     message = str(caught.value)
     assert message.isprintable()

@@ -125,17 +125,17 @@ def test_statistics_are_mean_and_deviation_of_all_frames(demo_corpus, tokenizer,
     torch.testing.assert_close(std, frames.std(0, unbiased=False), atol=1e-4, rtol=0)
 
 
-def written(folder):
+def write_store(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.bin")}
 
 
 def test_features_are_computed_once(demo_corpus, demo_config, tokenizer, tmp_path):
     open_or_build(demo_corpus, "dev", tokenizer, demo_config, tmp_path)
-    first = written(tmp_path)
+    first = write_store(tmp_path)
     again = open_or_build(demo_corpus, "dev", tokenizer, demo_config, tmp_path)
 
     assert len(first) == 1
-    assert written(tmp_path) == first
+    assert write_store(tmp_path) == first
     assert again.ids == [cut.id for cut in demo_corpus.dev]
 
 
@@ -147,12 +147,15 @@ def test_features_of_other_speech_or_tokens_or_speeds_are_others(
     spelling = Tokenizer.train(map(transcript, demo_corpus.train), letters, tmp_path / "letters")
     faster = demo_config.model_copy(update={"speeds": [1.0, 1.1]})
 
-    def place(split, corpus=demo_corpus, tokens=tokenizer, config=demo_config):
+    def store_folder(split, corpus=demo_corpus, tokens=tokenizer, config=demo_config):
         return open_or_build(corpus, split, tokens, config, tmp_path).folder
 
-    assert len({place("dev"), place("dev", other), place("dev", tokens=spelling)}) == 3
-    assert place("train") != place("train", config=faster)
-    assert place("dev") == place("dev", config=faster)
+    assert (
+        len({store_folder("dev"), store_folder("dev", other), store_folder("dev", tokens=spelling)})
+        == 3
+    )
+    assert store_folder("train") != store_folder("train", config=faster)
+    assert store_folder("dev") == store_folder("dev", config=faster)
 
 
 @pytest.mark.parametrize("file", ["features.bin", "arrays.npz", "index.json"])
@@ -214,5 +217,5 @@ def test_tokens_are_counted_over_all_utterances(demo_corpus, tokenizer, tmp_path
 
     counts = store.token_counts(tokenizer.size + 2)
 
-    said = [token for i in range(len(store)) for token in store.item(i).tokens.tolist()]
-    assert counts.tolist() == [said.count(token) for token in range(tokenizer.size + 2)]
+    tokens = [token for i in range(len(store)) for token in store.item(i).tokens.tolist()]
+    assert counts.tolist() == [tokens.count(token) for token in range(tokenizer.size + 2)]

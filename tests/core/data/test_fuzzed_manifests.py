@@ -106,7 +106,7 @@ def ways(value, way=()):
             yield (*way, key)
 
 
-def replaced(record, way, value, *, is_gone):
+def replace_at(record, way, value, *, is_gone):
     record = copy.deepcopy(record)
     inner = record
     for key in way[:-1]:
@@ -138,7 +138,7 @@ def root(tmp_path_factory):
 def test_any_value_anywhere_gives_utterances_or_one_clear_line(kind, root, data, value, is_gone):
     name, record = KINDS[kind]
     way = data.draw(st.sampled_from(list(ways(record))))
-    changed = replaced(record, way, value, is_gone=is_gone)
+    changed = replace_at(record, way, value, is_gone=is_gone)
     for file in root.glob("*.json*"):
         file.unlink()
     for other, whole in (KINDS["recording"], KINDS["supervision"]):
@@ -146,18 +146,18 @@ def test_any_value_anywhere_gives_utterances_or_one_clear_line(kind, root, data,
             (root / other).write_text(json.dumps(whole) + "\n")
     (root / name).write_text(json.dumps(changed) + "\n")
 
-    found = None
+    message = None
     try:
         for cut in open_split(CorpusConfig(name=str(root)), root, "test"):
             assert transcript(cut)
             assert read_cut(cut).ndim == 1
     except CorpusError as error:
-        found = str(error)
+        message = str(error)
 
-    if found is not None:
-        assert found.isprintable()
-        assert "`" in found
-        assert len(found) < 1_000
+    if message is not None:
+        assert message.isprintable()
+        assert "`" in message
+        assert len(message) < 1_000
     assert {file.name for file in root.iterdir()} <= {
         "a.wav",
         name,

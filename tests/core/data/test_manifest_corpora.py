@@ -21,12 +21,12 @@ from core.data.tokenizer import transcript
 def recordings(tmp_path):
     """Half a second of noise each, of which no two are equal."""
     rng = np.random.default_rng(1)
-    found = []
+    made = []
     for name in ("a", "b", "c", "d"):
         samples = np.round(3000 * rng.standard_normal(8_000)) / 32_768
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
-        found.append(Recording.from_file(tmp_path / f"{name}.wav"))
-    return found
+        made.append(Recording.from_file(tmp_path / f"{name}.wav"))
+    return made
 
 
 def spoken(recording, text="GO ON", channel=0):
@@ -44,11 +44,11 @@ def spoken(recording, text="GO ON", channel=0):
     return cut
 
 
-def read(root, **fields):
+def open_test(root, **fields):
     return list(open_split(CorpusConfig(name=str(root), **fields), root.parent, "test"))
 
 
-def saved(cuts, folder, split="test"):
+def save_cuts(cuts, folder, split="test"):
     folder.mkdir(exist_ok=True)
     CutSet.from_cuts(cuts).to_file(folder / f"{split}.jsonl")
     return folder
@@ -74,14 +74,14 @@ def test_what_lhotse_changes_is_heard_as_lhotse_has_it(change, recordings, tmp_p
     cut = CHANGES[change](spoken(recordings[0]), spoken(recordings[1]))
     expected = torch.from_numpy(cut.load_audio()[0])
 
-    [one] = read(saved([cut], tmp_path / "corpus"))
+    [one] = open_test(save_cuts([cut], tmp_path / "corpus"))
 
     assert (one.id, transcript(one)) == (cut.id, "GO ON")
-    heard = read_cut(one)
+    samples = read_cut(one)
     if cut.sampling_rate == 16_000:
-        torch.testing.assert_close(heard, expected)
+        torch.testing.assert_close(samples, expected)
     else:
-        assert len(heard) == 2 * len(expected)
+        assert len(samples) == 2 * len(expected)
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")  # lhotse draws rooms as NumPy 1 would
@@ -92,7 +92,7 @@ def test_a_room_that_lhotse_draws_is_heard(recordings, tmp_path):
     alone = dry.reverb_rir(**seeds)
     mixed = dry.mix(spoken(recordings[1]).drop_supervisions()).reverb_rir(**seeds)
 
-    for samples in map(read_cut, read(saved([alone, mixed], tmp_path / "corpus"))):
+    for samples in map(read_cut, open_test(save_cuts([alone, mixed], tmp_path / "corpus"))):
         assert len(samples) == 8_000
         assert samples.isfinite().all()
         assert not torch.allclose(samples, torch.from_numpy(dry.load_audio()[0]))
@@ -107,28 +107,31 @@ def test_a_loudness_or_tempo_that_cannot_be_made_is_refused_before_anything_is_r
         spoken(recordings[0]).dereverb_wpe(),
     ):
         with pytest.raises(CorpusError, match=r"write the changed audio out, and make a manifest"):
-            read(saved([cut], tmp_path / "corpus"))
+            open_test(save_cuts([cut], tmp_path / "corpus"))
 
 
 def test_cuts_in_a_row_are_the_utterances_that_they_were(recordings, tmp_path):
     one, two = spoken(recordings[0], "ONE"), spoken(recordings[1], "TWO")
 
-    found = read(saved([one.append(two)], tmp_path / "corpus"))
+    utterances = open_test(save_cuts([one.append(two)], tmp_path / "corpus"))
 
-    assert [(cut.id, transcript(cut)) for cut in found] == [("a-said", "ONE"), ("b-said", "TWO")]
-    for cut, original in zip(found, (one, two), strict=True):
+    assert [(cut.id, transcript(cut)) for cut in utterances] == [
+        ("a-said", "ONE"),
+        ("b-said", "TWO"),
+    ]
+    for cut, original in zip(utterances, (one, two), strict=True):
         samples = torch.from_numpy(original.load_audio()[0])
         torch.testing.assert_close(read_cut(cut), samples, atol=0, rtol=0)
 
 
 def test_a_corpus_may_be_one_manifest(recordings, tmp_path):
-    root = saved([spoken(recordings[0])], tmp_path / "corpus")
+    root = save_cuts([spoken(recordings[0])], tmp_path / "corpus")
     (tmp_path / "nemo.json").write_text(
         json.dumps({"audio_filepath": "b.wav", "duration": 0.5, "text": "STOP"}) + "\n"
     )
 
-    assert [transcript(cut) for cut in read(root / "test.jsonl")] == ["GO ON"]
-    assert [(cut.id, transcript(cut)) for cut in read(tmp_path / "nemo.json")] == [
+    assert [transcript(cut) for cut in open_test(root / "test.jsonl")] == ["GO ON"]
+    assert [(cut.id, transcript(cut)) for cut in open_test(tmp_path / "nemo.json")] == [
         ("b.wav", "STOP")
     ]
     with pytest.raises(CorpusError, match=r"must be a folder with splits .* is one manifest inst"):
@@ -140,9 +143,9 @@ def test_one_file_that_is_no_manifest_is_refused_by_name(tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n")
 
     with pytest.raises(CorpusError, match=r"notes.jsonl`, line 1, must be one JSON object"):
-        read(tmp_path / "notes.jsonl")
+        open_test(tmp_path / "notes.jsonl")
     with pytest.raises(CorpusError, match=r"table.csv`, line 1, must be one JSON object"):
-        read(tmp_path / "table.csv")
+        open_test(tmp_path / "table.csv")
 
 
 def test_a_relative_path_is_from_the_manifest_wherever_the_program_starts(
@@ -158,9 +161,9 @@ def test_a_relative_path_is_from_the_manifest_wherever_the_program_starts(
     (root / "test.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.chdir(tmp_path)
 
-    beside, here = map(read_cut, read(root))
+    relative, here = map(read_cut, open_test(root))
 
-    for samples, original in ((beside, recordings[0]), (here, recordings[1])):
+    for samples, original in ((relative, recordings[0]), (here, recordings[1])):
         expected = torch.from_numpy(original.load_audio()[0])
         torch.testing.assert_close(samples, expected, atol=0, rtol=0)
 
@@ -168,7 +171,7 @@ def test_a_relative_path_is_from_the_manifest_wherever_the_program_starts(
 def splits(recordings, folder, **chosen):
     for split, names in chosen.items():
         cuts = [spoken(recordings["abcd".index(name)]) for name in names]
-        saved([cut.with_id(f"{split}{n}") for n, cut in enumerate(cuts)], folder, split)
+        save_cuts([cut.with_id(f"{split}{n}") for n, cut in enumerate(cuts)], folder, split)
     return folder
 
 
@@ -186,8 +189,8 @@ def test_speech_that_is_trained_on_and_judged_on_is_said_once(recordings, tmp_pa
 
 def test_equal_names_of_other_speech_in_two_splits_are_no_fault(recordings, tmp_path, caplog):
     root = tmp_path / "corpus"
-    saved([spoken(recordings[n]).with_id(f"u{n}") for n in (0, 1)], root, "train")
-    saved([spoken(recordings[2]).with_id("u0")], root, "dev")
+    save_cuts([spoken(recordings[n]).with_id(f"u{n}") for n in (0, 1)], root, "train")
+    save_cuts([spoken(recordings[2]).with_id("u0")], root, "dev")
 
     with caplog.at_level(logging.WARNING):
         open_corpus(CorpusConfig(name=str(root)), tmp_path)
@@ -210,10 +213,10 @@ def test_both_sides_of_a_call_are_two_utterances_of_which_neither_is_the_other(
         MonoCut(id=f"u{n}", channel=n, supervisions=spoken(recordings[0]).supervisions, **known)
         for n in (0, 1)
     ]
-    root = saved([sides[0], spoken(recordings[2])], tmp_path / "corpus", "train")
+    root = save_cuts([sides[0], spoken(recordings[2])], tmp_path / "corpus", "train")
     digests = []
     for side in sides:
-        saved([side.with_id("u")], root, "dev")
+        save_cuts([side.with_id("u")], root, "dev")
         with caplog.at_level(logging.WARNING):
             digests.append(open_corpus(CorpusConfig(name=str(root)), tmp_path).digest)
 
@@ -229,7 +232,7 @@ def test_the_digest_changes_with_the_part_that_is_heard(recordings, tmp_path):
         cut.supervisions = [
             SupervisionSegment(id="u", recording_id="c", start=0.0, duration=0.25, text="GO")
         ]
-        saved([cut], root, "dev")
+        save_cuts([cut], root, "dev")
         digests.add(open_corpus(CorpusConfig(name=str(root)), tmp_path).digest)
 
     assert len(digests) == 3
@@ -240,10 +243,10 @@ def test_a_multi_cut_of_whom_nobody_says_which_channel_is_heard_is_refused(recor
     cut = MultiCut(
         id="u", start=0.0, duration=call.duration, channel=[0, 1], recording=call, supervisions=[]
     )
-    root = saved([cut], tmp_path / "corpus")
+    root = save_cuts([cut], tmp_path / "corpus")
 
     with pytest.raises(CorpusError, match=r"must have one channel, but has 2 instead; name a chan"):
-        read(root, labels="teacher")
+        open_test(root, labels="teacher")
 
 
 def test_without_words_recordings_are_heard_whole_or_as_they_are_cut(recordings, tmp_path):
@@ -253,7 +256,7 @@ def test_without_words_recordings_are_heard_whole_or_as_they_are_cut(recordings,
     (root / "recordings_train.jsonl").write_text("".join(lines))
     part = {"id": "x", "recording_id": "a", "start": 0.1, "duration": 0.2}
     (root / "supervisions_train.jsonl").write_text(json.dumps(part) + "\n")
-    saved([spoken(recordings[2])], root, "dev")
+    save_cuts([spoken(recordings[2])], root, "dev")
 
     corpus = open_corpus(CorpusConfig(name=str(root), labels="teacher"), tmp_path)
 

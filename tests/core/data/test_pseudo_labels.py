@@ -1,4 +1,4 @@
-"""What a teacher hears stands in for transcripts, as `transcribe` would say it."""
+"""A teacher's transcripts stand in for missing ones, word for word as `transcribe` prints them."""
 
 from dataclasses import replace
 
@@ -32,13 +32,13 @@ def teacher(demo_corpus, demo_config, tmp_path_factory):
     return Bundle(model=model, tokenizer=tokens, report={})
 
 
-def test_labels_are_what_transcribe_hears(wordless, teacher, tmp_path):
+def test_labels_are_what_transcribe_prints(wordless, teacher, tmp_path):
     corpus = pseudo_label(wordless, make_labeler(teacher, "it"), tmp_path)
 
     files = [audio_files(cut)[0] for cut in wordless.train]
-    heard = [text for _, text in transcribe(teacher, files)]
-    assert [transcript(cut) for cut in corpus.train] == heard
-    assert len(set(heard)) > 10  # it hears something
+    transcripts = [text for _, text in transcribe(teacher, files)]
+    assert [transcript(cut) for cut in corpus.train] == transcripts
+    assert len(set(transcripts)) > 10  # it recognizes something
 
 
 def test_a_split_with_words_keeps_them(wordless, demo_corpus, teacher, tmp_path):
@@ -52,14 +52,14 @@ def test_a_split_with_words_keeps_them(wordless, demo_corpus, teacher, tmp_path)
 def test_a_teacher_is_asked_once_and_another_one_anew(wordless, tmp_path):
     asked = []
 
-    def hears(waveform):
+    def transcribe(waveform):
         asked.append(len(waveform))
         return "WORD"
 
-    first = pseudo_label(wordless, PseudoLabeler(digest="a", hears=hears), tmp_path)
-    again = pseudo_label(wordless, PseudoLabeler(digest="a", hears=hears), tmp_path)
+    first = pseudo_label(wordless, PseudoLabeler(digest="a", transcribe=transcribe), tmp_path)
+    again = pseudo_label(wordless, PseudoLabeler(digest="a", transcribe=transcribe), tmp_path)
     assert len(asked) == len(wordless.train)
-    other = pseudo_label(wordless, PseudoLabeler(digest="b", hears=hears), tmp_path)
+    other = pseudo_label(wordless, PseudoLabeler(digest="b", transcribe=transcribe), tmp_path)
 
     assert len(asked) == 2 * len(wordless.train)
     assert first.digest == again.digest != other.digest
@@ -69,30 +69,30 @@ def test_a_killed_teacher_is_asked_only_for_the_rest(wordless, tmp_path, monkeyp
     monkeypatch.setattr(pseudo_labels, "SAVED_EVERY", 7)
     asked = []
 
-    def hears(waveform):
+    def transcribe(waveform):
         asked.append(len(waveform))
         if len(asked) == 20:
             raise KeyboardInterrupt
         return f"HEARD {len(waveform)}"
 
     with pytest.raises(KeyboardInterrupt):
-        pseudo_label(wordless, PseudoLabeler(digest="a", hears=hears), tmp_path)
-    interrupted = pseudo_label(wordless, PseudoLabeler(digest="a", hears=hears), tmp_path)
+        pseudo_label(wordless, PseudoLabeler(digest="a", transcribe=transcribe), tmp_path)
+    interrupted = pseudo_label(wordless, PseudoLabeler(digest="a", transcribe=transcribe), tmp_path)
 
     assert len(asked) == 20 + len(wordless.train) - 14
     untouched = pseudo_label(
-        wordless, PseudoLabeler(digest="a", hears=hears), tmp_path / "untouched"
+        wordless, PseudoLabeler(digest="a", transcribe=transcribe), tmp_path / "untouched"
     )
     assert list(map(transcript, interrupted.train)) == list(map(transcript, untouched.train))
 
 
 def test_half_a_file_of_labels_is_asked_for_anew(wordless, tmp_path):
-    hearer = PseudoLabeler(digest="a", hears=lambda waveform: f"HEARD {len(waveform)}")
-    first = pseudo_label(wordless, hearer, tmp_path)
-    (file,) = tmp_path.glob("heard-train-*.json")
+    labeler = PseudoLabeler(digest="a", transcribe=lambda waveform: f"HEARD {len(waveform)}")
+    first = pseudo_label(wordless, labeler, tmp_path)
+    (file,) = tmp_path.glob("pseudo-labels-train-*.json")
     file.write_text(file.read_text()[:40])
 
-    again = pseudo_label(wordless, hearer, tmp_path)
+    again = pseudo_label(wordless, labeler, tmp_path)
 
     assert list(map(transcript, again.train)) == list(map(transcript, first.train))
 
@@ -105,11 +105,13 @@ def test_what_is_judged_against_a_teacher_has_words(wordless, tmp_path):
 
     some = pseudo_label(
         corpus,
-        PseudoLabeler(digest="some", hears=lambda waveform: "WORD" * (len(waveform) >= middle)),
+        PseudoLabeler(
+            digest="some", transcribe=lambda waveform: "WORD" * (len(waveform) >= middle)
+        ),
         tmp_path,
     )
 
     assert len(list(some.train)) == len(wordless.train)
     assert {transcript(cut) for cut in some.dev} == {"WORD"}
     with pytest.raises(CorpusError, match="The dev split must have transcripts or speech in which"):
-        pseudo_label(corpus, PseudoLabeler(digest="deaf", hears=lambda _: ""), tmp_path)
+        pseudo_label(corpus, PseudoLabeler(digest="deaf", transcribe=lambda _: ""), tmp_path)

@@ -52,7 +52,7 @@ NEVER = AugmentConfig(
 )
 
 
-def heard(waveform, spec):
+def features_of(waveform, spec):
     features, _ = compute_features(spec, waveform[None], torch.tensor([len(waveform)]))
     return features[0]
 
@@ -66,7 +66,7 @@ def noise_like_speech(seconds=1.0, *, level=0.05, seed=0):
 
 @each_spec
 def test_silence_has_the_features_of_zeros(spec):
-    zeros = heard(torch.zeros(16_000), spec)
+    zeros = features_of(torch.zeros(16_000), spec)
 
     torch.testing.assert_close(silence_frames(len(zeros), None, spec), zeros, atol=0, rtol=0)
 
@@ -75,15 +75,15 @@ def test_silence_has_the_features_of_zeros(spec):
 @pytest.mark.parametrize("decibels", [-45.0, -20.0, 10.0])
 def test_a_gain_gives_the_features_of_the_waveform_at_that_level(spec, decibels):
     waveform, floor = noise_like_speech(), silence_value(spec)
-    features = heard(waveform, spec)
+    features = features_of(waveform, spec)
 
-    found = with_gain(features, decibels * math.log(10) / 10, spec)
+    actual = with_gain(features, decibels * math.log(10) / 10, spec)
 
-    right = heard(waveform * 10 ** (decibels / 20), spec)
+    right = features_of(waveform * 10 ** (decibels / 20), spec)
     is_known = features > floor + 0.1  # below, a power may be anything
-    torch.testing.assert_close(found[is_known], right[is_known], atol=0.02, rtol=0)
+    torch.testing.assert_close(actual[is_known], right[is_known], atol=0.02, rtol=0)
     is_loud = is_known & (right > floor + 3.0)
-    torch.testing.assert_close(found[is_loud], right[is_loud], atol=2e-3, rtol=0)
+    torch.testing.assert_close(actual[is_loud], right[is_loud], atol=2e-3, rtol=0)
 
 
 @each_spec
@@ -93,8 +93,8 @@ def test_zeros_are_zeros_at_any_level_also_in_half_precision(spec, gain):
 
     torch.testing.assert_close(with_gain(zeros, gain, spec), zeros, atol=1e-4, rtol=0)
     stored = zeros.half().float()
-    found = with_gain(stored, gain, spec)
-    assert (found - zeros).abs().max() < (0.02 if spec.features != "nemo" or gain < 0 else 1.0)
+    actual = with_gain(stored, gain, spec)
+    assert (actual - zeros).abs().max() < (0.02 if spec.features != "nemo" or gain < 0 else 1.0)
 
 
 @each_spec
@@ -103,13 +103,13 @@ def test_speech_between_zeros_has_its_features_between_those_of_zeros(spec, befo
     waveform = noise_like_speech()
     condition = Condition(before=before, after=after)
 
-    found = apply_condition(heard(waveform, spec), condition, spec)
+    actual = apply_condition(features_of(waveform, spec), condition, spec)
 
-    right = heard(F.pad(waveform, (160 * before, 160 * after)), spec)
-    assert len(found) == len(right) == 100 + condition.added
+    right = features_of(F.pad(waveform, (160 * before, 160 * after)), spec)
+    assert len(actual) == len(right) == 100 + condition.added_frames
     near_a_seam = {before + i for i in range(-3, 3)} | {before + 100 + i for i in range(-3, 3)}
     rows = [i for i in range(len(right)) if i not in near_a_seam]
-    torch.testing.assert_close(found[rows], right[rows], atol=1e-3, rtol=0)
+    torch.testing.assert_close(actual[rows], right[rows], atol=1e-3, rtol=0)
 
 
 @each_spec
@@ -119,10 +119,10 @@ def test_noise_is_as_loud_in_the_features_as_in_the_waveform(spec, decibels):
     noise = 10 ** (decibels / 20) * torch.randn(4 * 16_000, generator=generator)
     level = decibels * math.log(10) / 10
 
-    found = silence_frames(400, Noise(begin=3, level=level, slope=0.0), spec)
+    actual = silence_frames(400, Noise(begin=3, level=level, slope=0.0), spec)
 
-    right = heard(noise, spec)
-    gap = (found - right).mean(0)
+    right = features_of(noise, spec)
+    gap = (actual - right).mean(0)
     assert gap.abs().max() < 0.6
     assert gap.mean().abs() < 0.1
 
@@ -134,34 +134,34 @@ def test_noise_under_speech_adds_its_power(spec):
     drowned = waveform + 0.5 * torch.randn(len(waveform), generator=generator)
     condition = Condition(noise=Noise(begin=0, level=2 * math.log(0.5), slope=0.0))
 
-    found = apply_condition(heard(waveform, spec), condition, spec)
+    actual = apply_condition(features_of(waveform, spec), condition, spec)
 
-    gap = (found - heard(drowned, spec)).mean(0)
+    gap = (actual - features_of(drowned, spec)).mean(0)
     assert gap.abs().max() < 0.9
     assert gap.mean().abs() < 0.15
 
 
 def test_a_band_ends_where_it_should_and_loses_no_more_than_it_should():
-    features = heard(noise_like_speech(), NATIVE)
+    features = features_of(noise_like_speech(), NATIVE)
     condition = Condition(band_end=57, band_slope=0.6, band_depth=4.0)
 
-    found = apply_condition(features, condition, NATIVE)
+    actual = apply_condition(features, condition, NATIVE)
 
-    assert torch.equal(found[:, :58], features[:, :58])
-    lost = features - found
+    assert torch.equal(actual[:, :58], features[:, :58])
+    lost = features - actual
     assert (lost[:, 58:] > 0).all()
     assert lost.max() <= 4.0 + 1e-5
-    assert (found >= silence_value(NATIVE)).all()
+    assert (actual >= silence_value(NATIVE)).all()
 
 
 def test_speech_of_8000_samples_a_second_is_nearer_to_a_band_than_to_the_whole():
     waveform = noise_like_speech(2.0)
-    narrow = heard(resample(resample(waveform, 16_000, 8_000), 8_000, 16_000), NATIVE)
+    narrow = features_of(resample(resample(waveform, 16_000, 8_000), 8_000, 16_000), NATIVE)
     condition = Condition(band_end=57, band_slope=0.6, band_depth=12.0)
 
-    found = apply_condition(heard(waveform, NATIVE), condition, NATIVE)
+    actual = apply_condition(features_of(waveform, NATIVE), condition, NATIVE)
 
-    gap, before = ((x - narrow).abs().mean() for x in (found, heard(waveform, NATIVE)))
+    gap, before = ((x - narrow).abs().mean() for x in (actual, features_of(waveform, NATIVE)))
     assert gap < before / 3
 
 
@@ -169,13 +169,13 @@ def test_silence_between_words_lies_where_it_is_quiet():
     features = torch.zeros(200, NUM_MELS)
     features[90:96] -= 3.0
 
-    found = apply_condition(features, Condition(between=50), NATIVE)
+    actual = apply_condition(features, Condition(between=50), NATIVE)
 
     assert 90 <= quietest_frame(features) <= 96
-    is_silent = (found == silence_value(NATIVE)).all(1).nonzero()[:, 0]
+    is_silent = (actual == silence_value(NATIVE)).all(1).nonzero()[:, 0]
     assert len(is_silent) == 50
     assert 90 <= int(is_silent[0]) <= 96
-    assert torch.equal(torch.cat([found[: is_silent[0]], found[is_silent[-1] + 1 :]]), features)
+    assert torch.equal(torch.cat([actual[: is_silent[0]], actual[is_silent[-1] + 1 :]]), features)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
@@ -183,20 +183,20 @@ def test_very_short_utterances_come_through_every_condition(count):
     features = torch.zeros(count, NUM_MELS)
 
     for condition in draw_conditions(50, ALWAYS, NATIVE, seed=0, epoch=0):
-        found = apply_condition(features, condition, NATIVE)
+        actual = apply_condition(features, condition, NATIVE)
 
-        assert len(found) == count + condition.added
-        assert found.isfinite().all()
+        assert len(actual) == count + condition.added_frames
+        assert actual.isfinite().all()
 
 
 def test_conditions_depend_on_seed_epoch_and_number_alone():
-    def drawn(count, seed, epoch):
+    def draw(count, seed, epoch):
         return draw_conditions(count, ALWAYS, NATIVE, seed=seed, epoch=epoch)
 
-    assert drawn(40, 0, 0) == drawn(40, 0, 0)
-    assert drawn(40, 0, 0)[:10] == drawn(10, 0, 0)
-    assert drawn(40, 0, 0) != drawn(40, 1, 0)
-    assert drawn(40, 0, 0) != drawn(40, 0, 1)
+    assert draw(40, 0, 0) == draw(40, 0, 0)
+    assert draw(40, 0, 0)[:10] == draw(10, 0, 0)
+    assert draw(40, 0, 0) != draw(40, 1, 0)
+    assert draw(40, 0, 0) != draw(40, 0, 1)
 
 
 def test_each_condition_has_its_share():
@@ -205,14 +205,14 @@ def test_each_condition_has_its_share():
     drawn = draw_conditions(count, config, NATIVE, seed=0, epoch=0)
 
     shares = {
-        config.silence_share * (1 - config.empty_share): sum(c.added > 0 for c in drawn),
+        config.silence_share * (1 - config.empty_share): sum(c.added_frames > 0 for c in drawn),
         config.empty_share: sum(c.is_empty for c in drawn),
         config.level_share: sum(c.gain != 0 for c in drawn),
         config.noise_share: sum(c.noise is not None for c in drawn),
         config.band_share: sum(c.band_depth > 0 for c in drawn),
     }
-    for share, found in shares.items():
-        assert abs(found - count * share) < 5 * math.sqrt(count * share * (1 - share))
+    for share, actual in shares.items():
+        assert abs(actual - count * share) < 5 * math.sqrt(count * share * (1 - share))
     longest = 100 * config.silence_seconds
     assert 0 < max(max(c.before, c.between, c.after) for c in drawn) <= longest
     gains = [c.gain * 10 / math.log(10) for c in drawn if c.gain]

@@ -28,13 +28,13 @@ def stereo(tmp_path_factory):
     return Recording.from_file(folder / "stereo.wav")
 
 
-def said(name, start, duration, text, channel=0):
+def supervision(name, start, duration, text, channel=0):
     return SupervisionSegment(
         id=name, recording_id="stereo", start=start, duration=duration, text=text, channel=channel
     )
 
 
-def written(cuts, root, size=2):
+def write_shar(cuts, root, size=2):
     """A split that lhotse itself writes."""
     (root / "test").mkdir(parents=True)
     CutSet.from_cuts(cuts).to_shar(root / "test", fields={"recording": "flac"}, shard_size=size)
@@ -48,11 +48,11 @@ def mono(recording, name, channel, *spoken, duration=1.0):
         duration=duration,
         channel=channel,
         recording=recording,
-        supervisions=list(spoken) or [said(name, 0, duration, "GO", channel)],
+        supervisions=list(spoken) or [supervision(name, 0, duration, "GO", channel)],
     )
 
 
-def read(root):
+def open_test(root):
     return list(open_split(CorpusConfig(name=str(root)), root.parent, "test"))
 
 
@@ -63,24 +63,24 @@ def samples_of(recording, channel, begin=0, end=16_000):
 
 @pytest.fixture
 def root(stereo, tmp_path):
-    return written([mono(stereo, f"u{n}", n % 2) for n in range(4)], tmp_path / "corpus")
+    return write_shar([mono(stereo, f"u{n}", n % 2) for n in range(4)], tmp_path / "corpus")
 
 
 def test_each_channel_is_heard(root, stereo):
-    found = read(root)
+    utterances = open_test(root)
 
-    assert [cut.id for cut in found] == ["u0", "u1", "u2", "u3"]
-    for number, cut in enumerate(found):
+    assert [cut.id for cut in utterances] == ["u0", "u1", "u2", "u3"]
+    for number, cut in enumerate(utterances):
         torch.testing.assert_close(read_cut(cut), samples_of(stereo, number % 2), atol=0, rtol=0)
 
 
 def test_a_multi_cut_gives_both_sides(stereo, tmp_path):
-    both = [said("a", 0, 0.5, "ONE", 0), said("b", 0.25, 0.75, "TWO", 1)]
+    both = [supervision("a", 0, 0.5, "ONE", 0), supervision("b", 0.25, 0.75, "TWO", 1)]
     call = MultiCut(
         id="call", start=0, duration=1.0, channel=[0, 1], recording=stereo, supervisions=both
     )
 
-    one, two = read(written([call], tmp_path / "corpus"))
+    one, two = open_test(write_shar([call], tmp_path / "corpus"))
 
     assert [transcript(one), transcript(two)] == ["ONE", "TWO"]
     torch.testing.assert_close(read_cut(one), samples_of(stereo, 0, 0, 8_000), atol=0, rtol=0)
@@ -89,19 +89,19 @@ def test_a_multi_cut_gives_both_sides(stereo, tmp_path):
 
 def test_what_nobody_transcribed_is_not_heard(stereo, tmp_path, caplog):
     cuts = [
-        mono(stereo, "a", 0, said("u", 0.5, 0.25, "ONE")),
-        mono(stereo, "b", 0, said("v", -0.5, 1.0, "TWO")),
+        mono(stereo, "a", 0, supervision("u", 0.5, 0.25, "ONE")),
+        mono(stereo, "b", 0, supervision("v", -0.5, 1.0, "TWO")),
     ]
 
     with caplog.at_level(logging.WARNING):
-        one, two = read(written(cuts, tmp_path / "corpus"))
+        one, two = open_test(write_shar(cuts, tmp_path / "corpus"))
 
     torch.testing.assert_close(read_cut(one), samples_of(stereo, 0, 8_000, 12_000), atol=0, rtol=0)
     torch.testing.assert_close(read_cut(two), samples_of(stereo, 0, 0, 8_000), atol=0, rtol=0)
     assert caplog.text.count("they are clipped to it") == 1
 
 
-def repacked(archive, change):
+def repack_archive(archive, change):
     """Writes an archive anew, each member changed."""
     with tarfile.open(archive) as opened:
         members = [(one, opened.extractfile(one).read()) for one in opened]
@@ -112,7 +112,7 @@ def repacked(archive, change):
                 opened.addfile(header, io.BytesIO(data))
 
 
-def described(values):
+def describe_as(values):
     """Changes what is said of the first utterance's audio."""
 
     def change(number, member, content):
@@ -123,7 +123,7 @@ def described(values):
     return change
 
 
-def linked(number, member, content):
+def link(number, member, content):
     if number == 0:
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
         content = b""
@@ -140,7 +140,7 @@ def uneven(number, member, content):
         yield member, content
 
 
-def renamed(_number, member, content):
+def rename(_number, member, content):
     member.name = member.name.replace("u0", "../u0")
     yield member, content
 
@@ -155,32 +155,32 @@ REVERB = [{"name": "ReverbWithImpulseResponse", "kwargs": {"rir": None}}]
 COMMAND = {"type": "command", "channels": [0], "source": "touch mark"}
 RIR = {"id": "r", "sources": [COMMAND], "sampling_rate": 16_000, "num_samples": 9, "duration": 0.1}
 BAD = {
-    "a source that is run": (described({"sources": [COMMAND]}), "is a `command` instead"),
+    "a source that is run": (describe_as({"sources": [COMMAND]}), "is a `command` instead"),
     "a response that is run": (
-        described({"transforms": [{**REVERB[0], "kwargs": {"rir": RIR}}]}),
+        describe_as({"transforms": [{**REVERB[0], "kwargs": {"rir": RIR}}]}),
         r"`transforms.0.kwargs.rir.sources.0` must name an audio file, but is a `command`",
     ),
     "a file for a source": (
-        described({"sources": [{"type": "file", "channels": [0], "source": "/etc/passwd"}]}),
+        describe_as({"sources": [{"type": "file", "channels": [0], "source": "/etc/passwd"}]}),
         "must have one source of type `shar`",
     ),
     "two sources": (
-        described({"sources": [{"type": "shar", "channels": [n]} for n in (0, 1)]}),
+        describe_as({"sources": [{"type": "shar", "channels": [n]} for n in (0, 1)]}),
         "must have one source of type `shar`",
     ),
-    "no rate": (described({"sampling_rate": None}), "`sampling_rate` must be a whole number"),
+    "no rate": (describe_as({"sampling_rate": None}), "`sampling_rate` must be a whole number"),
     "another rate": (
-        described({"sampling_rate": 8_000, "num_samples": 8_000}),
+        describe_as({"sampling_rate": 8_000, "num_samples": 8_000}),
         "must have 1 channels of 8000 samples a second, but has 1 of 16000",
     ),
     "more channels": (
-        described({"sources": [{"type": "shar", "channels": [0, 1]}], "channel_ids": [0, 1]}),
+        describe_as({"sources": [{"type": "shar", "channels": [0, 1]}], "channel_ids": [0, 1]}),
         "must have 2 channels of 16000 samples a second, but has 1 of 16000",
     ),
-    "a link": (linked, "must hold files of at most"),
+    "a link": (link, "must hold files of at most"),
     "too few": (without_last, "must hold the audio of `u1`, but holds no more"),
     "no description": (uneven, "must describe `u1.flac`, but ends with it"),
-    "another name": (renamed, r"must hold the audio of `u0`, but holds that of `\.\./u0`"),
+    "another name": (rename, r"must hold the audio of `u0`, but holds that of `\.\./u0`"),
     "a placeholder": (silent, "`u0` of .* must have audio, but has none"),
     "no JSON": (
         lambda number, member, content: [(member, b"{" if number == 1 else content)],
@@ -197,10 +197,10 @@ BAD = {
 def test_a_bad_archive_is_refused_by_name_and_nothing_of_it_is_run(case, root, monkeypatch):
     change, rule = BAD[case]
     monkeypatch.chdir(root)
-    repacked(root / "test" / "recording.000000.tar", change)
+    repack_archive(root / "test" / "recording.000000.tar", change)
 
     with pytest.raises(CorpusError, match=rule) as caught:
-        read(root)
+        open_test(root)
 
     assert str(caught.value).isprintable()
     assert "recording.000000.tar" in str(caught.value)
@@ -208,19 +208,19 @@ def test_a_bad_archive_is_refused_by_name_and_nothing_of_it_is_run(case, root, m
 
 
 @pytest.mark.parametrize(
-    ("gone", "rule"),
+    ("removed", "rule"),
     [
         (["recording.000001.tar"], r"cuts.000001.* must have `recording.000001.tar` beside it"),
         (["cuts.000000.jsonl.gz"], r"recording.000000.tar` must have `cuts.000000.jsonl.gz`"),
         (["recording.000000.tar", "recording.000001.tar"], "but is in an archive that is not here"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused_by_name(root, gone, rule):
-    for name in gone:
+def test_a_folder_that_is_not_whole_is_refused_by_name(root, removed, rule):
+    for name in removed:
         (root / "test" / name).unlink()
 
     with pytest.raises(CorpusError, match=rule):
-        read(root)
+        open_test(root)
 
 
 def test_an_archive_cut_short_is_refused_by_name(root):
@@ -228,7 +228,7 @@ def test_an_archive_cut_short_is_refused_by_name(root):
     archive.write_bytes(archive.read_bytes()[:3_000])
 
     with pytest.raises(CorpusError, match=r"recording.000001.tar` must be a readable tar file"):
-        read(root)
+        open_test(root)
 
 
 def test_cuts_without_archives_are_read_from_their_files(stereo, tmp_path):
@@ -236,6 +236,6 @@ def test_cuts_without_archives_are_read_from_their_files(stereo, tmp_path):
     folder.mkdir(parents=True)
     CutSet.from_cuts([mono(stereo, "a", 1)]).to_file(folder / "cuts.000000.jsonl.gz")
 
-    [one] = read(tmp_path / "corpus")
+    [one] = open_test(tmp_path / "corpus")
 
     torch.testing.assert_close(read_cut(one), samples_of(stereo, 1), atol=0, rtol=0)

@@ -25,11 +25,11 @@ def tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "expected"),
     [("as_written", "Turn It ON"), ("lower", "turn it on"), ("upper", "TURN IT ON")],
 )
-def test_transcripts_are_read_in_the_case_that_is_asked_for(case, said):
-    assert [transcript(cut) for cut in change_case(cuts("Turn It ON"), case)] == [said]
+def test_transcripts_are_read_in_the_case_that_is_asked_for(case, expected):
+    assert [transcript(cut) for cut in change_case(cuts("Turn It ON"), case)] == [expected]
 
 
 def test_transcripts_that_another_case_would_make_known_are_refused(tokenizer):

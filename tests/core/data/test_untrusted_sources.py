@@ -20,31 +20,33 @@ from core.data.corpus import open_split
 
 def recording(source, kind="file", **others):
     sources = [{"type": kind, "channels": [0], "source": str(source)}]
-    known = {"id": "a", "sampling_rate": 16000, "num_samples": 8000, "duration": 0.5}
-    return {**known, "sources": sources, **others}
+    record = {"id": "a", "sampling_rate": 16000, "num_samples": 8000, "duration": 0.5}
+    return {**record, "sources": sources, **others}
 
 
-def cut(audio, **others):
+def make_cut(audio, **others):
     spoken = {"id": "a", "recording_id": "a", "start": 0.0, "duration": 0.5, "text": "GO"}
-    known = {"id": "a", "start": 0.0, "duration": 0.5, "channel": 0, "type": "MonoCut"}
-    return {**known, "recording": audio, "supervisions": [spoken], **others}
+    record = {"id": "a", "start": 0.0, "duration": 0.5, "channel": 0, "type": "MonoCut"}
+    return {**record, "recording": audio, "supervisions": [spoken], **others}
 
 
 def reverb(rir):
     return [{"name": "ReverbWithImpulseResponse", "kwargs": {"rir": rir}}]
 
 
-def mixed(audio):
-    tracks = [{"cut": cut(audio), "type": "MonoCut", "offset": 0.0}]
+def mix(audio):
+    tracks = [{"cut": make_cut(audio), "type": "MonoCut", "offset": 0.0}]
     return {"id": "m", "type": "MixedCut", "tracks": tracks}
 
 
 FORMS = {
-    "its recording": cut,
-    "an impulse response": lambda bad: cut(recording("a.wav", transforms=reverb(bad))),
-    "an impulse response's cut": lambda bad: cut(recording("a.wav", transforms=reverb(cut(bad)))),
-    "a mixed track": mixed,
-    "a mix's transform": lambda bad: mixed(recording("a.wav")) | {"transforms": reverb(bad)},
+    "its recording": make_cut,
+    "an impulse response": lambda bad: make_cut(recording("a.wav", transforms=reverb(bad))),
+    "an impulse response's cut": lambda bad: make_cut(
+        recording("a.wav", transforms=reverb(make_cut(bad)))
+    ),
+    "a mixed track": mix,
+    "a mix's transform": lambda bad: mix(recording("a.wav")) | {"transforms": reverb(bad)},
 }
 KINDS = {
     "command": ("command", "touch mark; cat a.wav"),
@@ -93,7 +95,7 @@ def test_a_files_name_is_no_command(tmp_path, monkeypatch):
     name = "a.wav;touch mark;.sph"  # lhotse hands NIST files to a program, in a shell
     soundfile.write(tmp_path / "a.wav", np.full(8000, 0.1), 16000)
     (tmp_path / "a.wav").rename(tmp_path / name)
-    (tmp_path / "test.jsonl").write_text(json.dumps(cut(recording(name))) + "\n")
+    (tmp_path / "test.jsonl").write_text(json.dumps(make_cut(recording(name))) + "\n")
 
     [samples] = read_all(tmp_path)
 
@@ -108,7 +110,7 @@ def test_a_nested_type_that_is_no_cut_is_never_made(tmp_path, monkeypatch):
     bad = recording("touch mark", "command")
     custom = {"target": bad, "image": {"width": 1}, "array": {"shape": [1], "array": bad}}
     features = {"storage_type": "kaldiio", "storage_path": "touch mark |", "num_features": 1}
-    line = cut(recording("a.wav"), custom=custom, features=features)
+    line = make_cut(recording("a.wav"), custom=custom, features=features)
     (tmp_path / "test.jsonl").write_text(json.dumps(line) + "\n")
 
     [samples] = read_all(tmp_path)
@@ -131,7 +133,7 @@ def test_nemos_manifests_name_files_alone(name, tmp_path, monkeypatch):
 def test_a_pipe_or_a_device_in_the_place_of_audio_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo.wav")
     for source in (tmp_path / "fifo.wav", "/dev/zero", "/dev/stdin", tmp_path):
-        (tmp_path / "test.jsonl").write_text(json.dumps(cut(recording(source))) + "\n")
+        (tmp_path / "test.jsonl").write_text(json.dumps(make_cut(recording(source))) + "\n")
         with pytest.raises(CorpusError, match=r"must be an audio file"):
             read_all(tmp_path)
 
@@ -143,7 +145,7 @@ def test_a_playlist_in_the_place_of_audio_is_not_played(tmp_path):
         address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
         for name in ("a.wav", "a.m3u8", "a.m4a"):
             (tmp_path / name).write_text(f"#EXTM3U\n#EXTINF:10.0,\n{address}\n")
-            line = json.dumps(cut(recording(tmp_path / name)))
+            line = json.dumps(make_cut(recording(tmp_path / name)))
             (tmp_path / "test.jsonl").write_text(line + "\n")
             with pytest.raises(CorpusError, match=r"must be readable audio"):
                 read_all(tmp_path)
@@ -154,7 +156,7 @@ def test_a_playlist_in_the_place_of_audio_is_not_played(tmp_path):
 def test_programs_are_run_where_the_user_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soundfile.write(tmp_path / "a.wav", np.full(8000, 0.25), 16000)
-    line = json.dumps(cut(recording("touch mark; cat a.wav", "command")))
+    line = json.dumps(make_cut(recording("touch mark; cat a.wav", "command")))
     (tmp_path / "test.jsonl").write_text(line + "\n")
 
     [samples] = read_all(tmp_path, "commands")
@@ -166,7 +168,7 @@ def test_programs_are_run_where_the_user_says_so(tmp_path, monkeypatch):
 
 
 def test_a_program_that_fails_is_said(tmp_path):
-    line = json.dumps(cut(recording("exit 3", "command")))
+    line = json.dumps(make_cut(recording("exit 3", "command")))
     (tmp_path / "test.jsonl").write_text(line + "\n")
 
     with pytest.raises(CorpusError, match=r"the program 'exit 3' ended with code 3"):
@@ -194,7 +196,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def test_addresses_are_opened_where_the_user_says_so(web, tmp_path):
     soundfile.write(tmp_path / "web" / "a.wav", np.full(8000, 0.25), 16000)
     for name, rule in [("a.wav", None), ("gone.wav", r"cannot be read: HTTP Error 404")]:
-        line = json.dumps(cut(recording(f"{web}/{name}", "url")))
+        line = json.dumps(make_cut(recording(f"{web}/{name}", "url")))
         (tmp_path / "test.jsonl").write_text(line + "\n")
         if rule is None:
             assert read_all(tmp_path, "urls")[0].tolist() == [0.25] * 8000
@@ -206,7 +208,7 @@ def test_addresses_are_opened_where_the_user_says_so(web, tmp_path):
 @pytest.mark.parametrize("address", ["pipe:touch mark", "file:///etc/passwd", "s3://b/a", "a.wav"])
 def test_only_web_addresses_are_opened(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "test.jsonl").write_text(json.dumps(cut(recording(address, "url"))) + "\n")
+    (tmp_path / "test.jsonl").write_text(json.dumps(make_cut(recording(address, "url"))) + "\n")
 
     with pytest.raises(CorpusError, match=r"must begin with http:// or https://, but is"):
         read_all(tmp_path, "urls", "commands")

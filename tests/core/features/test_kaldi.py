@@ -22,7 +22,7 @@ def kaldi(waveform):
     )
 
 
-def ragged(lengths, seed=0):
+def ragged_waveforms(lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     waveforms = [0.1 * torch.randn(n, generator=generator) for n in lengths]
     return waveforms, pad_sequence(waveforms, batch_first=True), torch.tensor(lengths)
@@ -31,7 +31,7 @@ def ragged(lengths, seed=0):
 # 400 samples are the fewest that torchaudio accepts.
 @pytest.mark.parametrize("num_samples", [400, 479, 480, 560, 641, 16000, 30123])
 def test_features_are_kaldis_filter_banks(num_samples):
-    [waveform], batch, lengths = ragged([num_samples])
+    [waveform], batch, lengths = ragged_waveforms([num_samples])
 
     features, num_frames = log_mel(batch, lengths)
 
@@ -52,7 +52,7 @@ def test_features_of_speech_are_kaldis_filter_banks(demo_corpus):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=5))
 def test_an_utterance_in_a_batch_has_the_features_it_has_alone(lengths):
-    waveforms, batch, num_samples = ragged(lengths)
+    waveforms, batch, num_samples = ragged_waveforms(lengths)
 
     features, num_frames = log_mel(batch, num_samples)
 
@@ -71,7 +71,7 @@ def test_speech_shorter_than_half_a_shift_has_no_frames():
 
 
 def test_autocast_does_not_cost_the_features_their_digits():
-    _, batch, lengths = ragged([4000])
+    _, batch, lengths = ragged_waveforms([4000])
     exact, _ = log_mel(batch, lengths)
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -80,7 +80,7 @@ def test_autocast_does_not_cost_the_features_their_digits():
     torch.testing.assert_close(inside, exact, atol=0, rtol=0)
 
 
-def masked(config, *, seed=0, num_frames=(300, 120, 7)):
+def mask_noise(config, *, seed=0, num_frames=(300, 120, 7)):
     features = torch.randn(len(num_frames), max(num_frames), NUM_MELS).add(5)
     lengths = torch.tensor(num_frames)
     generator = torch.Generator().manual_seed(seed)
@@ -92,9 +92,9 @@ def test_masks_hide_at_most_what_the_config_says():
         frequency_masks=2, frequency_width=10, time_masks_per_second=1.0, time_width_seconds=0.2
     )
 
-    features, heard, lengths = masked(config)
+    features, augmented, lengths = mask_noise(config)
 
-    for before, after, length in zip(features, heard, lengths.tolist(), strict=True):
+    for before, after, length in zip(features, augmented, lengths.tolist(), strict=True):
         hidden = before != after
         assert hidden[length:].sum() == 0
         num_bins = hidden[:length].all(dim=0).sum()
@@ -104,9 +104,9 @@ def test_masks_hide_at_most_what_the_config_says():
 
 
 def test_what_is_hidden_becomes_the_utterances_mean_of_its_bin():
-    features, heard, lengths = masked(AugmentConfig())
+    features, augmented, lengths = mask_noise(AugmentConfig())
 
-    for before, after, length in zip(features, heard, lengths.tolist(), strict=True):
+    for before, after, length in zip(features, augmented, lengths.tolist(), strict=True):
         mean = before[:length].mean(0).expand_as(before)
         hidden = before != after
         torch.testing.assert_close(after[hidden], mean[hidden])
@@ -128,6 +128,6 @@ def test_masks_differ_between_utterances_and_repeat_with_the_seed():
 
 
 def test_no_masks_leave_the_features_as_they_are():
-    features, heard, _ = masked(AugmentConfig(frequency_masks=0, time_masks_per_second=0.0))
+    features, augmented, _ = mask_noise(AugmentConfig(frequency_masks=0, time_masks_per_second=0.0))
 
-    torch.testing.assert_close(heard, features, atol=0, rtol=0)
+    torch.testing.assert_close(augmented, features, atol=0, rtol=0)

@@ -14,8 +14,8 @@ LENGTHS = torch.tensor([16_000, 7_999, 500, 160, 159])
 
 
 def speech():
-    chance = torch.Generator().manual_seed(0)
-    return torch.randn(len(LENGTHS), int(LENGTHS.max()), generator=chance)
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(len(LENGTHS), int(LENGTHS.max()), generator=rng)
 
 
 @pytest.mark.parametrize("normalization", ["none", "per_feature"])

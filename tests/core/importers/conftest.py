@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def repacked():
-    def repack(file, files):
+def repack():
+    def make_archive(file, files):
         with tarfile.open(file, "w") as archive:
             for name, content in files.items():
                 member = tarfile.TarInfo(f"./{name}")
@@ -16,4 +16,4 @@ def repacked():
                 archive.addfile(member, io.BytesIO(content))
         return file
 
-    return repack
+    return make_archive

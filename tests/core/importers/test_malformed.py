@@ -28,19 +28,19 @@ def files():
     return read_archive(ARCHIVE)
 
 
-def saved(tensors):
+def save_tensors(tensors):
     file = io.BytesIO()
     torch.save(tensors, file)
     return file.getvalue()
 
 
-def with_changed_tensor(files, chance):
+def with_changed_tensor(files, rng):
     """One tensor gone, renamed, of another shape, of whole numbers, or not finite."""
     tensors = torch.load(io.BytesIO(files[WEIGHTS]), weights_only=True)
     needed = [n for n in tensors if not n.endswith(("num_batches_tracked", "window", "fb"))]
-    name = chance.choice(needed)
+    name = rng.choice(needed)
     tensor = tensors.pop(name)
-    changed = chance.choice(
+    changed = rng.choice(
         [
             {},
             {f"{name}_": tensor},
@@ -52,40 +52,40 @@ def with_changed_tensor(files, chance):
             {name: "not a tensor"},
         ]
     )
-    return files | {WEIGHTS: saved(tensors | changed)}
+    return files | {WEIGHTS: save_tensors(tensors | changed)}
 
 
-def with_changed_setting(files, chance):
+def with_changed_setting(files, rng):
     """One size of the model absurd or of another kind."""
     sizes = ["d_model:", "n_heads:", "n_layers:", "conv_kernel_size:", "ff_expansion_factor:"]
     sizes += ["subsampling_conv_channels:", "subsampling_factor:", "num_classes:"]
-    before = chance.choice(sizes)
+    before = rng.choice(sizes)
     lines = files[CONFIG].decode().splitlines()
-    place = next(i for i, line in enumerate(lines) if line.strip().startswith(before))
-    indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
-    value = chance.choice([v for v in ABSURD if not lines[place].endswith(f" {v}")])
-    lines[place] = f"{indent}{before} {value}"
+    index = next(i for i, line in enumerate(lines) if line.strip().startswith(before))
+    indent = lines[index][: len(lines[index]) - len(lines[index].lstrip())]
+    value = rng.choice([v for v in ABSURD if not lines[index].endswith(f" {v}")])
+    lines[index] = f"{indent}{before} {value}"
     return files | {CONFIG: "\n".join(lines).encode()}
 
 
-def with_cut_file(files, chance):
+def with_cut_file(files, rng):
     """A file inside that ends early."""
-    name = chance.choice([CONFIG, WEIGHTS, next(n for n in files if n.endswith(".model"))])
+    name = rng.choice([CONFIG, WEIGHTS, next(n for n in files if n.endswith(".model"))])
     content = files[name]
     # Settings cut in the part that other programs read are still whole for us.
     longest = len(content) // 4 if name == CONFIG else len(content) - 64
-    return files | {name: content[: chance.randrange(longest)]}
+    return files | {name: content[: rng.randrange(longest)]}
 
 
-def without_a_file(files, chance):
-    name = chance.choice([CONFIG, WEIGHTS, next(n for n in files if n.endswith(".model"))])
+def without_a_file(files, rng):
+    name = rng.choice([CONFIG, WEIGHTS, next(n for n in files if n.endswith(".model"))])
     return {n: content for n, content in files.items() if n != name}
 
 
-def with_noise(files, chance):
+def with_noise(files, rng):
     """A file inside whose first bytes are noise."""
-    name = chance.choice([CONFIG, WEIGHTS])
-    return files | {name: chance.randbytes(200) + files[name][200:]}
+    name = rng.choice([CONFIG, WEIGHTS])
+    return files | {name: rng.randbytes(200) + files[name][200:]}
 
 
 KINDS = [with_changed_tensor, with_changed_setting, with_cut_file, without_a_file, with_noise]
@@ -107,20 +107,20 @@ def check_refused(file, folder):
 
 @needs_models
 @pytest.mark.slow
-def test_every_mutated_archive_is_refused_in_one_line(files, tmp_path, repacked):
-    chance = random.Random(0)
+def test_every_mutated_archive_is_refused_in_one_line(files, tmp_path, repack):
+    rng = random.Random(0)
     file = tmp_path / "model.nemo"
     for number in range(MUTATIONS):
-        file = repacked(file, KINDS[number % len(KINDS)](files, chance))
+        file = repack(file, KINDS[number % len(KINDS)](files, rng))
         check_refused(file, tmp_path)
 
 
 @needs_models
 @pytest.mark.slow
 def test_every_archive_that_ends_early_is_refused(tmp_path):
-    chance, whole = random.Random(1), ARCHIVE.read_bytes()
+    rng, whole = random.Random(1), ARCHIVE.read_bytes()
     for _ in range(60):
-        (tmp_path / "model.nemo").write_bytes(whole[: chance.randrange(len(whole) * 3 // 4)])
+        (tmp_path / "model.nemo").write_bytes(whole[: rng.randrange(len(whole) * 3 // 4)])
         check_refused(tmp_path / "model.nemo", tmp_path)
 
 

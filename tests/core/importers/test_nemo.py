@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason="../shared/data/mode
 def computed_by_nemo(name):
     """Blank first, as ours is."""
     with np.load(MODELS / f"{name}.npz") as arrays:
-        found = {key: torch.from_numpy(arrays[key]) for key in arrays}
-    found["log_probabilities"] = found["log_probabilities"].roll(1, dims=-1)
-    return found
+        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays}
+    tensors["log_probabilities"] = tensors["log_probabilities"].roll(1, dims=-1)
+    return tensors
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,8 +53,8 @@ def test_from_the_waveform_on_it_hears_as_nemo_does(name):
 
     assert torch.equal(num_frames, theirs["feature_length"])
     for i, real in enumerate(num_frames):
-        wanted = theirs["features"][i, :, :real].T
-        torch.testing.assert_close(features[i, :real], wanted, rtol=0, atol=1e-4)
+        expected = theirs["features"][i, :, :real].T
+        torch.testing.assert_close(features[i, :real], expected, rtol=0, atol=1e-4)
     for i, real in enumerate(theirs["output_length"]):
         torch.testing.assert_close(
             ours.logits[i, :real].log_softmax(-1),
@@ -98,13 +98,13 @@ def test_a_brought_model_is_a_bundle_with_its_tokens_shifted_by_the_blank(tmp_pa
     ],
 )
 def test_another_kind_of_model_is_refused_by_the_setting_that_makes_it_one(
-    before, after, message, tmp_path, repacked
+    before, after, message, tmp_path, repack
 ):
     files = read_archive(MODELS / "conformer-4x.nemo")
     changed = files[CONFIG].decode().replace(before, after)
     assert changed != files[CONFIG].decode()
 
-    file = repacked(tmp_path / "other.nemo", files | {CONFIG: changed.encode()})
+    file = repack(tmp_path / "other.nemo", files | {CONFIG: changed.encode()})
 
     with pytest.raises(ImportingError, match=message):
         read_model(file)

@@ -29,7 +29,7 @@ def fast_tokenizer(size=60):
 
 
 @pytest.fixture
-def saved(save_parakeet):
+def save_model(save_parakeet):
     """Saves a model of chance with its tokenizer."""
 
     def save(folder, **changes):
@@ -50,30 +50,30 @@ def saved(save_parakeet):
         {"subsampling_factor": 4, "conv_kernel_size": 5},
     ],
 )
-def test_log_probabilities_are_transformers_on_ragged_batches(changes, saved, tmp_path):
-    theirs = saved(tmp_path, **changes)
+def test_log_probabilities_are_transformers_on_ragged_batches(changes, save_model, tmp_path):
+    theirs = save_model(tmp_path, **changes)
     ours = read_model(tmp_path)
-    chance = torch.Generator().manual_seed(1)
-    waveforms = [torch.randn(n, generator=chance) * 0.1 for n in LENGTHS]
+    rng = torch.Generator().manual_seed(1)
+    waveforms = [torch.randn(n, generator=rng) * 0.1 for n in LENGTHS]
 
     extractor = transformers.ParakeetFeatureExtractor()
-    heard = extractor([w.numpy() for w in waveforms], sampling_rate=16_000, return_tensors="pt")
+    inputs = extractor([w.numpy() for w in waveforms], sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
-        logits = theirs(heard["input_features"], attention_mask=heard["attention_mask"]).logits
+        logits = theirs(inputs["input_features"], attention_mask=inputs["attention_mask"]).logits
     features, num_frames = compute_features(
         ours.model.shape.frontend_spec,
         torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
         torch.tensor(LENGTHS),
     )
-    found = ours.model(features, num_frames)
+    outputs = ours.model(features, num_frames)
 
-    assert torch.equal(num_frames, heard["attention_mask"].sum(1))
+    assert torch.equal(num_frames, inputs["attention_mask"].sum(1))
     for i, real in enumerate(num_frames):
-        wanted = heard["input_features"][i, :real]
-        torch.testing.assert_close(features[i, :real], wanted, rtol=0, atol=1e-4)
-    for i, real in enumerate(found.num_frames):
+        expected = inputs["input_features"][i, :real]
+        torch.testing.assert_close(features[i, :real], expected, rtol=0, atol=1e-4)
+    for i, real in enumerate(outputs.num_frames):
         torch.testing.assert_close(
-            found.logits[i, :real].log_softmax(-1),
+            outputs.logits[i, :real].log_softmax(-1),
             logits[i, :real].log_softmax(-1).roll(1, dims=-1),
             rtol=0,
             atol=1e-5,
@@ -82,9 +82,9 @@ def test_log_probabilities_are_transformers_on_ragged_batches(changes, saved, tm
 
 @pytest.mark.slow
 def test_its_fast_tokenizer_becomes_sentencepiece_with_the_same_ids_but_for_the_blank(
-    saved, tmp_path
+    save_model, tmp_path
 ):
-    saved(tmp_path)
+    save_model(tmp_path)
     theirs, ours = fast_tokenizer(), read_model(tmp_path).tokenizer
 
     assert ours.size == theirs.get_vocab_size()

@@ -27,7 +27,7 @@ class Recogniser(nn.Module):
         return self.head(self.encoder(self.input(features), lengths)[0])
 
 
-def saved(folder, width):
+def save_model(folder, width):
     torch.manual_seed(0)
     model = Recogniser(width).eval()
     for module in model.modules():
@@ -51,16 +51,16 @@ def saved(folder, width):
 
 @pytest.mark.parametrize("width", [80, 48])
 def test_log_probabilities_are_torchaudios_on_single_utterances(width, tmp_path):
-    theirs = saved(tmp_path, width)
+    theirs = save_model(tmp_path, width)
     ours = read_model(tmp_path)
 
     for num_frames in (37, 60, 1):
         features, lengths = torch.randn(1, num_frames, 80), torch.tensor([num_frames])
-        wanted = theirs(features, lengths).log_softmax(-1).roll(1, dims=-1)
-        found = ours.model(features, lengths)
+        expected = theirs(features, lengths).log_softmax(-1).roll(1, dims=-1)
+        outputs = ours.model(features, lengths)
 
-        assert int(found.num_frames[0]) == num_frames
-        torch.testing.assert_close(found.logits.log_softmax(-1), wanted, rtol=0, atol=1e-5)
+        assert int(outputs.num_frames[0]) == num_frames
+        torch.testing.assert_close(outputs.logits.log_softmax(-1), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_log_probabilities_are_torchaudios_on_single_utterances(width, tmp_path)
     ],
 )
 def test_a_folder_that_does_not_say_what_it_holds_is_refused(damage, message, tmp_path):
-    saved(tmp_path, 80)
+    save_model(tmp_path, 80)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | damage))
 
@@ -92,7 +92,7 @@ def test_a_folder_that_does_not_say_what_it_holds_is_refused(damage, message, tm
     ids=["as of version 0.1", "as of today"],
 )
 def test_its_features_are_named_in_a_table(table, tmp_path):
-    saved(tmp_path, 80)
+    save_model(tmp_path, 80)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | table))
 
@@ -102,7 +102,7 @@ def test_its_features_are_named_in_a_table(table, tmp_path):
 
 
 def test_features_named_twice_are_those_of_today(tmp_path):
-    saved(tmp_path, 80)
+    save_model(tmp_path, 80)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"hearing": {"features": "nemo"}, "frontend": {"features": "kaldi"}}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -32,12 +32,12 @@ def root(tmp_path):
     return tmp_path / "speech"
 
 
-def opened(root, **fields):
+def open_root(root, **fields):
     return open_corpus(CorpusConfig(name=str(root), labels="teacher", **fields), root.parent)
 
 
 def test_a_plain_folder_is_a_corpus_where_a_teacher_labels(root):
-    corpus = opened(root)
+    corpus = open_root(root)
 
     assert [cut.id for cut in corpus.train] == [f"deep/down/{i}.wav" for i in range(3)]
     assert [cut.id for cut in corpus.dev] == ["0.flac", "1.flac"]
@@ -50,7 +50,7 @@ def test_hidden_files_and_folders_are_no_speech(root):
         hidden.mkdir()
         (hidden / "x.wav").write_bytes(b"no audio")
 
-    corpus = opened(root)
+    corpus = open_root(root)
 
     assert [cut.id for cut in corpus.train] == [f"deep/down/{i}.wav" for i in range(3)]
     assert split_names(root) == ["dev", "test", "train"]
@@ -69,7 +69,7 @@ def test_transcripts_of_dev_and_test_are_what_is_judged_against(root):
         file.rename(root / "dev" / "1" / "2" / file.name)
     (root / "dev" / "1" / "2" / "1-2.trans.txt").write_text("0 GO\n1 STOP\n")
 
-    corpus = opened(root)
+    corpus = open_root(root)
 
     assert corpus.wordless == {"train", "test"}
     assert [transcript(cut) for cut in corpus.dev] == ["GO", "STOP"]
@@ -77,10 +77,10 @@ def test_transcripts_of_dev_and_test_are_what_is_judged_against(root):
 
 @pytest.mark.parametrize("garbage", [b"0 NONSENSE\n", b"\xff\xfe no text", b"", b"9 OF NOTHING\n"])
 def test_no_transcript_of_the_training_speech_is_read(root, garbage):
-    without = opened(root)
+    without = open_root(root)
     (root / "train" / "deep" / "down" / "deep-down.trans.txt").write_bytes(garbage)
 
-    corpus = opened(root)
+    corpus = open_root(root)
 
     assert corpus.digest == without.digest
     assert not any(map(transcript, corpus.train))
@@ -95,7 +95,7 @@ def test_manifests_lose_their_words_or_have_none(root):
         )
         recordings.to_file(folder / f"x_recordings_{split}.jsonl.gz")
 
-    corpus = opened(folder)
+    corpus = open_root(folder)
 
     assert corpus.wordless == {"train", "dev", "test"}
     assert (len(corpus.train), len(corpus.dev)) == (3, 2)
@@ -107,18 +107,18 @@ def test_the_words_of_a_manifests_training_speech_count_for_nothing(root, demo_c
     for split in ("train", "dev", "test"):
         cuts = CutSet.from_cuts(getattr(demo_corpus, split))
         cuts.to_file(folder / f"{split}.jsonl.gz")
-    before = opened(folder)
-    garbled = demo_corpus.train.map_supervisions(_garbled)
+    before = open_root(folder)
+    garbled = demo_corpus.train.map_supervisions(_garble)
     CutSet.from_cuts(garbled).to_file(folder / "train.jsonl.gz")
 
-    after = opened(folder)
+    after = open_root(folder)
 
     assert after.digest == before.digest
     assert after.wordless == {"train"}
     assert not any(map(transcript, after.train))
 
 
-def _garbled(spoken):
+def _garble(spoken):
     return replace(spoken, text="NOT WHAT WAS SAID")
 
 
@@ -133,11 +133,11 @@ def test_an_empty_file_is_named(root):
     (root / "train" / "deep" / "nothing.wav").touch()
 
     with pytest.raises(CorpusError, match=r"`.*nothing.wav` must hold speech, but is an empty"):
-        opened(root)
+        open_root(root)
 
 
 def test_a_split_without_audio_is_none(root):
     shutil.rmtree(root / "test")
     (root / "test").mkdir()
 
-    assert len(opened(root).test) == 0
+    assert len(open_root(root).test) == 0

@@ -111,8 +111,8 @@ def test_only_the_commands_that_are_asked_for_are_spoken():
 
 
 def test_every_command_of_the_config_begins_a_sentence_and_no_other_word_does():
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-    firsts = {demo._sentence(chance).split()[0] for _ in range(1000)}
+    firsts = {demo._sentence(rng).split()[0] for _ in range(1000)}
 
     assert firsts == set(get_args(DemoCommand))

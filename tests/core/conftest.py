@@ -1,4 +1,4 @@
-"""Recognisers of transformers' own class."""
+"""Recognizers of transformers' own class, for importers and exporters."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIZES = {
 
 @pytest.fixture(scope="session")
 def save_parakeet():
-    """Saves a `ParakeetForCTC` of chance, every tensor away from its start; blank comes last."""
+    """Saves a randomly initialized `ParakeetForCTC`, no tensor at its default; blank comes last."""
     transformers = pytest.importorskip("transformers")
 
     def save(folder, vocabulary, **sizes):
