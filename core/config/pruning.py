@@ -136,7 +136,10 @@ def methods_in_use(values: Any) -> tuple[str, ...]:
     Args:
         values: a `PruningConfig`, or a table of such values as TOML gives it, checked or not.
     """
-    read = values.get if isinstance(values, Mapping) else lambda key: getattr(values, key, None)
+
+    def read(key: str) -> Any:
+        return values.get(key) if isinstance(values, Mapping) else getattr(values, key, None)
+
     method = read("method") or PruningConfig.model_fields["method"].default
     table = read(method) if isinstance(method, str) else None
     start = table.get("start_from") if isinstance(table, Mapping) else None
