@@ -33,7 +33,11 @@ HOMES = {  # one file, or one folder, per outside library
         "sweep/tracking/mlflow_client.py",  # MLflow lets its errors through
     },
     "fsspec": {"sweep/storage/object_store.py"},
-    "mlflow": {"sweep/tracking/mlflow_client.py", "sweep/tracking/mlflow_database.py"},
+    "mlflow": {
+        "sweep/tracking/mlflow_client.py",
+        "sweep/tracking/mlflow_database.py",
+        "sweep/tracking/mlflow_registry.py",
+    },
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {
         "core/inference/onnx_session.py",

@@ -103,7 +103,7 @@ class BackgroundWriter:
     def run_id(self, number: int, *, should_wait: bool) -> str | None:
         """MLflow's run of a trial; None if it is not known (yet), or MLflow is away."""
         opening = self._runs.get(number)
-        if should_wait and opening is not None and not self.tracker.is_away:
+        if should_wait and opening is not None and not self.tracker.is_unreachable:
             wait([opening], timeout=RUN_SECONDS)
         return self.tracker.run_id(number)
 

@@ -97,7 +97,7 @@ def unpack(file: Path, folder: Path, *, is_trusted: bool = False) -> list[str]:
         return [] if is_trusted else make_independent(beside, file)
 
 
-def follow(folder: Path) -> None:
+def update_artifact_addresses(folder: Path) -> None:
     """Bring MLflow's addresses after a directory that has moved; else nothing is changed."""
     database, now = folder / "mlflow.db", (folder / ARTIFACTS).as_uri()
     if not database.is_file():

@@ -175,7 +175,7 @@ def test_what_mlflow_is_told_fetches_nothing(listener):
     text = f"![x]({listener.url}/x.png) <img src={listener.url}> [a](javascript:b) | c"
     shown = chart_data.compose(records(text), title=text)
 
-    note = markup(mlflow_view.note(front_files.markdown(shown)))
+    note = markup(mlflow_view.description(front_files.markdown(shown)))
 
     assert not any(tag in note for tag in ("<img", "<a ", "<script"))
     assert "![x]" in note

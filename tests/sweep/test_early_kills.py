@@ -30,7 +30,7 @@ import os, signal, sys
 from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sweep.ledger import Ledger
+from sweep.ledger.ledger import Ledger
 
 done, last = 0, int(sys.argv[3])
 

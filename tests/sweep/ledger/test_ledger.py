@@ -308,7 +308,7 @@ def test_a_server_s_lock_dies_with_its_process(postgres, tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from sweep.ledger import Ledger
+from sweep.ledger.ledger import Ledger
 ledger = Ledger.open_or_create(Path({str(tmp_path)!r}), ["wer", "gflops"], kind={postgres!r})
 ledger.add({{"pruning.method": "dense"}}, {{}})
 os.kill(os.getpid(), signal.SIGKILL)

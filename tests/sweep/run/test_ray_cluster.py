@@ -75,7 +75,7 @@ import json, sys
 from pathlib import Path
 import ray
 from sweep import cluster, machines
-from sweep.config import ResourcesConfig
+from sweep.config.sweep import ResourcesConfig
 with cluster.joined(sys.argv[1]):
     {}
     print(json.dumps(answer))

@@ -125,8 +125,8 @@ def test_what_is_no_packed_sweep_is_refused_and_leaves_nothing(sweep, tmp_path, 
 FIRST = """
 import sys
 from pathlib import Path
-from sweep.records import TrialRecord
-from sweep.tracking import Tracker
+from sweep.ledger.records import TrialRecord
+from sweep.tracking.tracker import Tracker
 
 tracker = Tracker(Path(sys.argv[1]), "demo")
 print(tracker.open_sweep("[sweep]", {}))

@@ -16,7 +16,7 @@ from sweep.tracking.tracker import Tracker
 OPEN = """
 import sys
 from pathlib import Path
-from sweep.tracking import Tracker
+from sweep.tracking.tracker import Tracker
 Tracker(Path(sys.argv[1]), "demo").open_sweep("", {})
 """
 

@@ -90,9 +90,9 @@ def test_every_page_is_there_in_a_browser_that_asks_nobody_but_this_machine(
 def test_a_note_too_long_for_mlflow_ends_with_a_whole_line():
     table = "\n".join(f"| {number} | l0 | 0.123 |" for number in range(2000))
 
-    *rows, empty, last = mlflow_view.note(table).splitlines()
+    *rows, empty, last = mlflow_view.description(table).splitlines()
 
-    assert len(mlflow_view.note(table)) <= mlflow_view.MAX_NOTE
+    assert len(mlflow_view.description(table)) <= mlflow_view.MAX_NOTE
     assert all(row.endswith("|") for row in rows)
     assert not empty
     assert "front/front.csv" in last

@@ -31,7 +31,7 @@ def line(monkeypatch):
 
 @pytest.fixture
 def box(line):
-    box = RetryQueue(lambda error: not isinstance(error, AwayError), most_reports=10)
+    box = RetryQueue(lambda error: not isinstance(error, AwayError), max_reports=10)
 
     def put(word, about=None, topic=""):
         box.put(lambda: line.say(word), about=about, topic=topic)
@@ -60,12 +60,12 @@ def test_what_could_not_be_told_is_told_in_order_once_the_line_is_back(line, box
     line.is_cut = True
     for word in "abc":
         box.said(word)
-    assert (line.heard, box.is_away) == ([], True)
+    assert (line.heard, box.is_unreachable) == ([], True)
 
     line.is_cut = False
     box.said("d")
 
-    assert (line.heard, box.is_away) == ([*"abcd"], False)
+    assert (line.heard, box.is_unreachable) == ([*"abcd"], False)
 
 
 def test_the_newest_of_a_topic_replaces_the_older(line, box):

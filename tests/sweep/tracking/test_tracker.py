@@ -48,7 +48,7 @@ def test_a_trial_has_one_run_however_often_the_sweep_is_opened(opened):
 def test_the_run_that_the_ledger_remembers_is_taken_up(opened):
     run_id = opened().open_trial(WAITING)
     tracker = opened()
-    tracker._trials.clear()
+    tracker._trials.states.clear()
 
     assert tracker.open_trial(replace(WAITING, mlflow_run_id=run_id)) == run_id
 
