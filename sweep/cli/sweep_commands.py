@@ -186,7 +186,7 @@ def stop(
 ) -> None:
     """End a live sweep in order, from here or from another machine; `resume` goes on with it."""
     from sweep.config.sweep import open_config
-    from sweep.storage.lock import ask_to_stop, driver_pid
+    from sweep.storage.lock import request_stop, driver_pid
     from sweep.storage.working_copy import display_name
 
     folder = folder.resolve()
@@ -194,7 +194,7 @@ def stop(
     if driver_pid(folder) is None:
         out.print(f"{display_name(folder)} does not run", markup=False)
         return
-    ask_to_stop(folder)
+    request_stop(folder)
     deadline = time.monotonic() + wait
     while driver_pid(folder) is not None:
         if time.monotonic() > deadline:

@@ -56,7 +56,7 @@ class Ledger:
         self._opened = opened
         self._storage = storage = opened.storage
         self._study = storage.get_study_id_from_name(opened.study)
-        self._objectives = json.loads(self.noted("objectives") or json.dumps(OBJECTIVES))
+        self._objectives = json.loads(self.attribute("objectives") or json.dumps(OBJECTIVES))
         self._ids: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
         self._started: dict[int, float] = {}
@@ -216,15 +216,15 @@ class Ledger:
             if isinstance(distribution, CategoricalDistribution):
                 self._choices.setdefault(name, distribution)
 
-    def note(self, key: str, value: str) -> None:
-        """Remember something of the sweep itself."""
+    def set_attribute(self, key: str, value: str) -> None:
+        """Store a value of the sweep itself."""
         with self._written():
             self._storage.set_study_user_attr(self._study, key, value)
 
-    def noted(self, key: str) -> str | None:
-        """What `note` was told."""
-        found: dict[str, str] = self._storage.get_study_user_attrs(self._study)
-        return found.get(key)
+    def attribute(self, key: str) -> str | None:
+        """The value that `set_attribute` stored; None if there is none."""
+        values: dict[str, str] = self._storage.get_study_user_attrs(self._study)
+        return values.get(key)
 
     def start(self, number: int) -> TrialRecord:
         """One more attempt begins."""
@@ -240,7 +240,7 @@ class Ledger:
         if record == self._records[number]:
             return
         if record.is_over:
-            self.note(f"{RUN}{number}", run_id)
+            self.set_attribute(f"{RUN}{number}", run_id)
             self._records[number] = record
         else:
             self._write(record)

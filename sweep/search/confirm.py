@@ -80,7 +80,7 @@ def plan(seen: SweepSnapshot, *, seeds: int) -> Path:
 
 def confirmations(ledger: Ledger) -> dict[int, int]:
     """Whose confirmation each trial of such a ledger is."""
-    noted = json.loads(ledger.noted(OF) or "{}")
+    noted = json.loads(ledger.attribute(OF) or "{}")
     return {int(number): trial for number, trial in noted.items()}
 
 
@@ -156,5 +156,5 @@ def _add_missing(ledger: Ledger, seen: SweepSnapshot, seeds: int) -> None:
                 continue
             # Noted before it is there: a note without a trial says nothing.
             of[len(ledger)] = trial
-            ledger.note(OF, json.dumps(of))
+            ledger.set_attribute(OF, json.dumps(of))
             ledger.add({**settings, SEED: seed}, seen.config.space.distributions)

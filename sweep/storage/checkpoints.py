@@ -48,15 +48,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteState:
-    """Where a trial's state is kept, and which trial it is of that number."""
+    """The address of a trial's state in an object store, and which trial has its number."""
 
     address: str
-    sign: str = ""
-    """Differs between trials that would have the same number: after a loss another may be drawn."""
+    digest: str = ""
+    """Of the parameters: if the ledger was lost, another trial may have got the same number."""
 
 
 def params_digest(params: Mapping[str, Any]) -> str:
-    """By what a trial is told from another of its number."""
+    """A digest that tells trials of the same number apart by their parameters."""
     return sha256(json.dumps(dict(params), sort_keys=True).encode()).hexdigest()
 
 
@@ -84,7 +84,7 @@ def run_with_remote_state(
     fetch_shared_state(luggage, sweep=sweep)
     remote = Remote(luggage.address)
     state = State(remote, folder, folder.relative_to(sweep).as_posix())
-    patiently(lambda: state.fetch(luggage.sign), seconds=PATIENCE_SECONDS)
+    patiently(lambda: state.fetch(luggage.digest), seconds=PATIENCE_SECONDS)
     result = yield from _sent(trial, state)
     patiently(state.finish, seconds=PATIENCE_SECONDS)
     return result

@@ -44,17 +44,18 @@ def driver_pid(folder: Path) -> int | None:
     return here if here is not None else sync.remote_holder(folder)
 
 
-def ask_to_stop(folder: Path) -> None:
-    """Ask whoever runs the sweep for an orderly end."""
+def request_stop(folder: Path) -> None:
+    """Ask the driver for an orderly end."""
     (folder / STOP).touch()
     sync.request_stop(folder)
 
 
-def is_stop_asked(folder: Path) -> bool:
+def is_stop_requested(folder: Path) -> bool:
+    """Whether the driver is asked for an orderly end."""
     return (folder / STOP).exists()
 
 
 def clear_stop(folder: Path) -> None:
-    """Forget what an earlier driver was asked."""
+    """Remove a request that was meant for an earlier driver."""
     (folder / STOP).unlink(missing_ok=True)
     sync.clear_stop(folder)

@@ -254,8 +254,8 @@ def test_a_sweep_under_way_commands_no_terminal():
     for is_live in (False, True):
         console = SafeConsole(file=text, force_terminal=is_live, color_system=None, width=400)
         progress = Progress(COMMAND, 3, console=console)
-        progress.event(COMMAND)
-        progress.trial(TrialRecord(number=0, state="failed", error=COMMAND))
+        progress.show_event(COMMAND)
+        progress.show_trial(TrialRecord(number=0, state="failed", error=COMMAND))
         console.print(progress)
 
     assert "owned" in text.getvalue()

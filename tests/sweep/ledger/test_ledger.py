@@ -269,14 +269,14 @@ def test_a_ledger_is_copied_as_sqlite_wherever_it_lies(ledger, tmp_path):
     ledger.finish(0, [make_outcome(0.2, 1.0)])
     ledger.fail(1, "why")
     ledger.retry(1)
-    ledger.note("code", "1")
+    ledger.set_attribute("code", "1")
     (tmp_path / "copy").mkdir()
     copy_as_sqlite(tmp_path, tmp_path / "copy")
 
     assert (tmp_path / "copy" / FILE).is_file()
     copy = Ledger.open(tmp_path / "copy")
     assert copy.records() == ledger.records()
-    assert copy.noted("code") == "1"
+    assert copy.attribute("code") == "1"
     copy.close()
 
 
@@ -481,10 +481,10 @@ def test_what_lies_outside_a_choice_is_kept_beside_it(ledger, tmp_path):
 
 
 def test_the_ledger_remembers_what_it_is_told_of_the_sweep(ledger, tmp_path):
-    assert ledger.noted("code") is None
-    ledger.note("code", "1")
-    ledger.note("code", "2")
+    assert ledger.attribute("code") is None
+    ledger.set_attribute("code", "1")
+    ledger.set_attribute("code", "2")
 
     ledger = Ledger.open(tmp_path)
-    assert ledger.noted("code") == "2"
+    assert ledger.attribute("code") == "2"
     ledger.close()

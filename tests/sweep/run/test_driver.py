@@ -20,7 +20,7 @@ from sweep.run import driver
 from sweep.search.budget import extended_budget
 from sweep.search.confirm import confirmations, plan, summarize_confirmations
 from sweep.snapshot import load_snapshot
-from sweep.storage.lock import ask_to_stop, sweep_lock
+from sweep.storage.lock import request_stop, sweep_lock
 from sweep.tracking.tracker import database_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -276,7 +276,7 @@ def test_another_config_than_the_sweep_was_begun_with_is_refused_by_name(make):
     folder = make()
     config = open_config(folder)
     ledger = Ledger.create(folder)
-    ledger.note("config", config.toml())
+    ledger.set_attribute("config", config.toml())
     ledger.close()
     text = (folder / "sweep.toml").read_text()
     (folder / "sweep.toml").write_text(
@@ -337,7 +337,7 @@ def test_a_word_in_the_directory_ends_a_sweep_in_order(make):
     folder = longer(make)
     process = start(folder)
     wait_for_reports(folder, 3)
-    ask_to_stop(folder)
+    request_stop(folder)
 
     assert process.wait(timeout=60) == driver.INTERRUPTED
     assert {record.state for record in records_of(folder)} <= {"finished", "waiting"}

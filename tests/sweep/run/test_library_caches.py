@@ -12,12 +12,12 @@ import pytest
 
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
-from sweep.run.library_caches import PLACES, TOKENS, provide_home, provide_token
+from sweep.run.library_caches import FOLDERS, TOKENS, provide_home, provide_token
 from sweep.testing.outcomes import make_outcome
 
 HOMES = ["/dev/null/x", "/proc"]
 """One that is not there and cannot be made, and one that nobody can write to, root included."""
-NAMES = ("HOME", *PLACES, *TOKENS)
+NAMES = ("HOME", *FOLDERS, *TOKENS)
 
 
 @pytest.fixture

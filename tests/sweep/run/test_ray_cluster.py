@@ -171,7 +171,7 @@ def test_trials_go_to_the_machines_with_their_labels(cluster):
 
 EXAMINED = """
     try:
-        machines.examine(Path.cwd())
+        machines.check_machines(Path.cwd())
         answer = None
     except cluster.ClusterError as error:
         answer = str(error)

@@ -57,7 +57,7 @@ def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, t
     config = load(str(tiny_space)).with_budget(ledger=place)
     create(folder, config, tiny_space.read_text())
     ledger = Ledger.open_or_create(folder, ["wer", "gflops"], kind=place)
-    ledger.note("config", config.toml())
+    ledger.set_attribute("config", config.toml())
     ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
     ledger.close()
     pack(folder, tmp_path / "sweep.tar.gz")
@@ -67,7 +67,7 @@ def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, t
     assert open_config(again) == open_config(folder).with_budget(ledger=kind_there)
     there = Ledger.open_or_create(again, ["wer", "gflops"], kind=kind_there)
     assert there.records() == ledger.records()
-    check(changes(parse(there.noted("config"), source="the ledger"), open_config(again)))
+    check(changes(parse(there.attribute("config"), source="the ledger"), open_config(again)))
     there.close()
     assert not (again / "ledger.address").exists()
 

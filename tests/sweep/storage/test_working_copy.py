@@ -10,7 +10,7 @@ from sweep.search.confirm import plan
 from sweep.snapshot import load_snapshot, model_path
 from sweep.storage import sync
 from sweep.storage.archive import pack, unpack
-from sweep.storage.lock import ask_to_stop, driver_pid, is_stop_asked, sweep_lock
+from sweep.storage.lock import request_stop, driver_pid, is_stop_requested, sweep_lock
 from sweep.storage.object_store import Remote
 from sweep.storage.sync import UnsentError
 from sweep.storage.working_copy import GENERATION, address_of, at, display_name, refresh
@@ -147,12 +147,12 @@ def test_a_word_reaches_a_driver_on_another_machine(sweep, machine, monkeypatch)
     monkeypatch.setattr(sync, "STOP_SECONDS", 0.1)
     second = machine("second")
     with sweep_lock(sweep):
-        ask_to_stop(second)
+        request_stop(second)
         for _ in range(100):
-            if is_stop_asked(sweep):
+            if is_stop_requested(sweep):
                 break
             sync.threading.Event().wait(0.1)
-        assert is_stop_asked(sweep)
+        assert is_stop_requested(sweep)
 
 
 def test_a_store_that_is_away_at_the_end_loses_nothing(sweep, machine, monkeypatch):

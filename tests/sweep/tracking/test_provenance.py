@@ -13,7 +13,7 @@ from core.digests import speech_lineage
 from sweep.config.sweep import create, load
 from sweep.run import nodes
 from sweep.run.ray_cluster import OtherProgramError
-from sweep.run.worker import kind_of
+from sweep.run.worker import error_kind
 from sweep.testing.outcomes import make_records
 from sweep.tracking import provenance
 
@@ -141,7 +141,7 @@ def test_sources_that_changed_since_are_named(tmp_path):
 
 def test_a_changed_program_is_told_with_its_files_and_what_to_do():
     few, many = (
-        nodes.changed_program_line([f"core/{i}.py" for i in range(count)]) for count in (2, 9)
+        nodes.program_changed_error([f"core/{i}.py" for i in range(count)]) for count in (2, 9)
     )
 
     assert "The program was changed while this sweep ran: core/0.py, core/1.py." in few
@@ -153,11 +153,11 @@ def test_a_changed_program_is_told_with_its_files_and_what_to_do():
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_worker_with_another_program_than_the_drivers_is_told_apart():
-    nodes.check_here(None, provenance.code_version())
+    nodes.check_this_machine(None, provenance.code_version())
 
     with pytest.raises(OtherProgramError, match=r"the driver's, 0\.1\.0 other, but"):
-        nodes.check_here(None, "0.1.0 other")
-    assert kind_of(OtherProgramError("")) == "program"
+        nodes.check_this_machine(None, "0.1.0 other")
+    assert error_kind(OtherProgramError("")) == "program"
 
 
 @pytest.mark.ray
