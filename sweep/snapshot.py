@@ -13,7 +13,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import Point
 from sweep.storage.lock import driver_pid
-from sweep.storage.working_copy import at, bring, refresh
+from sweep.storage.working_copy import fetch_missing, refresh, resolve_folder
 
 if TYPE_CHECKING:  # torch takes seconds that a table should not
     pass
@@ -79,7 +79,7 @@ def model_path(name: str) -> Path:
     number, _, place = trial.partition(".")
     if not colon or Path(name).exists() or not number.isdigit() or not (place or "0").isdigit():
         return Path(name).absolute()
-    seen = load_snapshot(at(folder))
+    seen = load_snapshot(resolve_folder(folder))
     record = seen.record(int(number))
     if int(place or 0) >= len(record.outcomes):
         raise ConfigError(
@@ -88,5 +88,5 @@ def model_path(name: str) -> Path:
         )
     model = record.outcomes[int(place or 0)].model
     place = f"trials/{record.number:04}/{model}"
-    bring(seen.folder, place)
+    fetch_missing(seen.folder, place)
     return seen.folder / place

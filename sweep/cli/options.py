@@ -25,9 +25,9 @@ Space = Annotated[str, typer.Argument(help="A TOML file, or the name of one in s
 
 def place(text: str) -> Path:
     """A sweep's directory; of an address, the working copy on this machine."""
-    from sweep.storage.working_copy import at
+    from sweep.storage.working_copy import resolve_folder
 
-    return at(text)
+    return resolve_folder(text)
 
 
 Sweep = Annotated[

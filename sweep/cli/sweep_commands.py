@@ -186,7 +186,7 @@ def stop(
 ) -> None:
     """End a live sweep in order, from here or from another machine; `resume` goes on with it."""
     from sweep.config.sweep import open_config
-    from sweep.storage.lock import request_stop, driver_pid
+    from sweep.storage.lock import driver_pid, request_stop
     from sweep.storage.working_copy import display_name
 
     folder = folder.resolve()

@@ -10,7 +10,7 @@ from core.config.base import ConfigError
 from sweep.pareto.front import Point
 from sweep.report.front_files import teacher_wer, write_front
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.working_copy import bring
+from sweep.storage.working_copy import fetch_missing
 
 if TYPE_CHECKING:  # jiwer and torch take seconds that a picture should not
     from sweep.report.audio_page import AudioComparison
@@ -59,6 +59,6 @@ def collect_audio(seen: SweepSnapshot, points: list[Point]) -> "AudioComparison"
     from sweep.report.audio_samples import collect_audio_samples as heard  # noqa: PLC0415
 
     for point in points:
-        bring(seen.folder, f"trials/{point.trial:04}/{point.result.model}")
+        fetch_missing(seen.folder, f"trials/{point.trial:04}/{point.result.model}")
     corpus = seen.config.space.base.corpus
     return heard(seen.folder, corpus, points, teacher_wer=teacher_wer(seen.folder))

@@ -161,7 +161,7 @@ class TuneCallback(tune.Callback):
         self._end(self._ledger.fail(number, failure["line"]))
         if failure["kind"] == "data" and retry.is_hopeless(self._ledger.records()):
             self._progress.show_event("the first trials all failed by the same fault of the corpus")
-            self._signals.ask()
+            self._signals.request_stop()
 
     def _track(self, number: int, *, should_wait: bool = True) -> None:
         run_id = self._writer.run_id(number, should_wait=should_wait)

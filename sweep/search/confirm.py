@@ -26,7 +26,7 @@ from sweep.pareto.front import Point, points
 from sweep.search.sampler import SEED
 from sweep.snapshot import SweepSnapshot
 from sweep.storage.lock import sweep_lock
-from sweep.storage.working_copy import nest
+from sweep.storage.working_copy import copy_nested
 
 FOLDER = "confirm"
 OF = "confirms"
@@ -61,7 +61,7 @@ def plan(seen: SweepSnapshot, *, seeds: int) -> Path:
         LockedError: if it runs.
     """
     folder, config = seen.folder / FOLDER, _config(seen.config)
-    nest(seen.folder, folder)
+    copy_nested(seen.folder, folder)
     folder.mkdir(exist_ok=True)
     for name in SHARED_FOLDERS:
         if not (folder / name).exists():

@@ -19,7 +19,7 @@ from sweep.config.space import Distribution
 from sweep.config.sweep import SHARED_FOLDERS, SweepConfig
 from sweep.ledger.records import TrialRecord, record_of
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.working_copy import bring
+from sweep.storage.working_copy import fetch_missing
 
 FILE = "before.json"
 
@@ -110,7 +110,7 @@ def _leaf(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _take_along(folder: Path, old: SweepSnapshot) -> None:
-    bring(old.folder, *SHARED_FOLDERS)
+    fetch_missing(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
             with atomic_folder(folder / name) as beside:

@@ -106,6 +106,6 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_store_alone(
     for row in rows:
         name = f"trials/{row['trial']:04}"
         assert {f"{name}/outcomes.json", f"{name}/model/model.safetensors"} <= set(kept)
-    files, folders = store.beside_root()
+    files, folders = store.list_root()
     assert {"sweep.toml", "ledger.db", "mlflow.db", "events.jsonl", "shared.json"} <= set(files)
     assert {"front", "features", "teacher", "trials"} <= set(folders)

@@ -10,10 +10,17 @@ from sweep.search.confirm import plan
 from sweep.snapshot import load_snapshot, model_path
 from sweep.storage import sync
 from sweep.storage.archive import pack, unpack
-from sweep.storage.lock import request_stop, driver_pid, is_stop_requested, sweep_lock
+from sweep.storage.lock import driver_pid, is_stop_requested, request_stop, sweep_lock
 from sweep.storage.object_store import Remote
 from sweep.storage.sync import UnsentError
-from sweep.storage.working_copy import GENERATION, address_of, at, display_name, refresh
+from sweep.storage.working_copy import (
+    GENERATION,
+    SyncState,
+    address_of,
+    display_name,
+    refresh,
+    resolve_folder,
+)
 from sweep.testing.outcomes import make_outcome
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
@@ -30,7 +37,7 @@ def machine(tmp_path, monkeypatch, address):
 
     def copy(name):
         monkeypatch.setenv("CONFORMER_SWEEP_SCRATCH", str(tmp_path / name))
-        return at(address)
+        return resolve_folder(address)
 
     return copy
 
@@ -58,14 +65,14 @@ def num_trials(folder):
 
 
 def test_a_path_is_itself(tmp_path):
-    assert at(str(tmp_path)) == tmp_path
+    assert resolve_folder(str(tmp_path)) == tmp_path
     assert address_of(tmp_path) is None
     assert display_name(tmp_path) == str(tmp_path)
 
 
 def test_each_address_has_one_copy(machine, address):
-    assert machine("first") == at(f"{address}/")
-    assert at(f"{address}2") != machine("first")
+    assert machine("first") == resolve_folder(f"{address}/")
+    assert resolve_folder(f"{address}2") != machine("first")
     assert display_name(machine("first")) == address
 
 
@@ -208,3 +215,17 @@ def test_a_model_is_fetched_by_its_trial(sweep, store, address):
 
     folder = model_path(f"{address}:0")
     assert (folder / "model.safetensors").read_bytes() == b"model"
+
+
+def test_the_transfer_state_of_an_older_program_is_read_and_replaced(tmp_path):
+    notes = tmp_path / ".store"
+    notes.mkdir()
+    old = {"generations": ["a1"], "viewed": "b2", "versions": {"k": "1"}, "stamps": {"k": "2"}}
+    (notes / "memory.json").write_text(json.dumps(old))
+
+    state = SyncState.load(tmp_path)
+    state.save(tmp_path)
+
+    assert (state.generations, state.viewed) == (["a1"], "b2")
+    assert SyncState.load(tmp_path) == state
+    assert [path.name for path in notes.iterdir()] == ["sync.json"]

@@ -115,7 +115,7 @@ def test_the_teacher_reports_to_the_sweep_s_own_run(opened):
     assert steps(tracker, tracker.parent) == [100]
 
 
-def test_a_teacher_of_few_steps_is_heard_after_its_speech(opened):
+def test_a_teacher_of_few_steps_is_logged_after_its_speech(opened):
     tracker = opened()
     tracker.log_reports(
         None, [Report(stage="speech", step=step, total_steps=4) for step in (1, 2, 3, 4)]
