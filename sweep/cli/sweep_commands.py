@@ -95,7 +95,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
     with sweep_lock(folder):
         ledger = Ledger.open(folder, is_writer=True)
         try:
-            ledger.tune_on(trial, steps)
+            ledger.tune_further(trial, steps)
         finally:
             ledger.close()
 

@@ -142,7 +142,7 @@ def test_a_kill_between_outcomes_and_state_loses_nothing(ledger, tmp_path, monke
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "_turn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ledger, "_set_state", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ledger.finish(0, [make_outcome(0.2, 1.5)])
 
@@ -437,7 +437,7 @@ def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(le
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     ledger.finish(0, [make_outcome(wer=0.2)])
-    ledger.tune_on(0, 100)
+    ledger.tune_further(0, 100)
     ledger.start(0)
 
     (waiting,) = ledger.reconcile()
@@ -448,7 +448,7 @@ def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(le
     fallen_back = again.fail(0, "why")
     assert fallen_back.outcomes == (make_outcome(wer=0.2),)
     assert (fallen_back.state, fallen_back.error) == ("finished", "why")
-    again.tune_on(0, 50)
+    again.tune_further(0, 50)
     assert again.record(0).settings["tuning.more_steps"] == 150
     again.start(0)
     assert again.finish(0, [make_outcome(wer=0.1)]).outcomes[0].wer == 0.1
@@ -460,7 +460,7 @@ def test_what_is_not_finished_is_not_tuned_on(ledger):
     ledger.add(PARAMS, LEAVES)
 
     with pytest.raises(LedgerError, match="must be finished, but is waiting"):
-        ledger.tune_on(0, 10)
+        ledger.tune_further(0, 10)
 
 
 def test_a_choice_may_grow(ledger, tmp_path):

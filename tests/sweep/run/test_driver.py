@@ -258,7 +258,7 @@ def test_one_finished_trial_is_tuned_on_in_its_own_run(make):
     assert driver.run(folder) == driver.DONE
     before = records_of(folder)
     ledger = Ledger.open(folder)
-    ledger.tune_on(1, 4)
+    ledger.tune_further(1, 4)
     ledger.close()
 
     assert driver.run(folder) == driver.DONE
