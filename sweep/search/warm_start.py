@@ -17,7 +17,7 @@ from core.outside_files import read_json
 from sweep.config.diff import leaves
 from sweep.config.space import Distribution
 from sweep.config.sweep import SHARED_FOLDERS, SweepConfig
-from sweep.ledger.records import TrialRecord, record_of
+from sweep.ledger.records import TrialRecord, parse_record
 from sweep.snapshot import SweepSnapshot
 from sweep.storage.working_copy import fetch_missing
 
@@ -59,7 +59,7 @@ def warm_start_records(folder: Path) -> list[TrialRecord]:
 
 
 def _recalled(place: int, values: Mapping[str, Any]) -> TrialRecord:
-    return record_of(
+    return parse_record(
         {
             "number": -1 - place,
             "state": "finished",

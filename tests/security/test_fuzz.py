@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_outcomes import make_outcome
 from safetensors.torch import save as save_tensors
 
 from core import bundle
@@ -44,7 +45,6 @@ from sweep.ledger.ledger import Ledger
 from sweep.search.warm_start import warm_start_records
 from sweep.storage.archive import pack, unpack
 from sweep.storage.foreign_sweep import check_tracking_database
-from sweep.testing.outcomes import make_outcome
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}

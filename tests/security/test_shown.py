@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome
 from markdown_it import MarkdownIt
 
 from core import bundle
@@ -32,7 +33,6 @@ from sweep.report import (
 from sweep.report.audio_page import AudioComparison, ComparedModel, Utterance
 from sweep.report.audio_page import page as listening_page
 from sweep.run.progress import Progress
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking import (
     mlflow_view,
 )

@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome
 
 from core import bundle
 from core.config.trial import CorpusConfig, DemoConfig
@@ -15,7 +16,6 @@ from sweep.config.space import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 

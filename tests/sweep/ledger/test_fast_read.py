@@ -4,6 +4,7 @@ import sqlite3
 from unittest import mock
 
 import pytest
+from made_outcomes import make_outcome, make_records
 from sqlalchemy import event
 
 from core.report import Report
@@ -11,7 +12,6 @@ from sweep.config.space import Choice, Range
 from sweep.ledger.fast_read import records_in
 from sweep.ledger.files import FILE, LedgerError
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome, make_records
 
 LEAVES = {
     "pruning.target_sparsity": Range(low=0.0, high=0.95),

@@ -9,6 +9,7 @@ import sys
 import optuna
 import psycopg
 import pytest
+from made_outcomes import make_outcome
 
 from core.report import Report
 from sweep.config.space import Choice, Range
@@ -17,7 +18,6 @@ from sweep.ledger.files import ADDRESS, FILE, JOURNAL, LedgerError
 from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError
 from sweep.storage.lock import driver_pid, sweep_lock
-from sweep.testing.outcomes import make_outcome
 
 LEAVES = {
     "pruning.target_sparsity": Range(low=0.1, high=0.9),

@@ -1,12 +1,12 @@
 """What a sweep's machines did, and what of it was for nothing."""
 
 import pytest
+from made_outcomes import make_outcome
 
 from core.report import Report
 from sweep.ledger.ledger import Ledger
 from sweep.ledger.records import TrialRecord
 from sweep.pareto.compute_hours import hours
-from sweep.testing.outcomes import make_outcome
 
 
 def record(number, state, seconds, wasted=0.0):

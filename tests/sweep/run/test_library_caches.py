@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
 from sweep.run.library_caches import FOLDERS, TOKENS, provide_home, provide_token
-from sweep.testing.outcomes import make_outcome
 
 HOMES = ["/dev/null/x", "/proc"]
 """One that is not there and cannot be made, and one that nobody can write to, root included."""

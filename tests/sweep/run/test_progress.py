@@ -6,13 +6,13 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
+from made_outcomes import make_outcome, make_records
 from rich.console import Console
 
 from core.report import Report
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.run.progress import Progress
-from sweep.testing.outcomes import make_outcome, make_records
 
 RUNNING = TrialRecord(number=3, state="running", params={"pruning.target_sparsity": 0.5})
 DONE = replace(RUNNING, state="finished", outcomes=(make_outcome(0.05, 1.6),))

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from lossy_cluster import local_cluster
 from mlflow import MlflowClient
 
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
-from sweep.testing.local_cluster import local_cluster
 from sweep.tracking.provenance import code_version
 from sweep.tracking.tracker import database_uri
 

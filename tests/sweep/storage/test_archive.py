@@ -5,6 +5,7 @@ import sys
 import tarfile
 
 import pytest
+from made_outcomes import make_outcome
 
 from core.config.base import ConfigError
 from sweep.config.diff import changes, check
@@ -14,7 +15,6 @@ from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError
 from sweep.storage.archive import pack, unpack
 from sweep.storage.lock import sweep_lock
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking.tracker import Tracker
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}

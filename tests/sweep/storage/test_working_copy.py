@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.space import Range
 from sweep.config.sweep import create, load
@@ -22,7 +23,6 @@ from sweep.storage.working_copy import (
     refresh,
     resolve_folder,
 )
-from sweep.testing.outcomes import make_outcome
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 

@@ -4,9 +4,9 @@ import os
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_records
 
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_records
 from sweep.tracking.mlflow_server import TrackingError, tracking_error
 
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_records
 
 from core.config.trial import ModelConfig
 from core.conformer.shape import Shape
@@ -13,7 +14,6 @@ from sweep.pareto.compute_hours import hours
 from sweep.report.architecture import structure
 from sweep.report.architecture_heatmap import Panel, draw_front, heatmap_svg
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_records
 from sweep.tracking import mlflow_view
 from sweep.tracking.provenance import Dataset
 

@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 import soundfile
+from made_outcomes import make_outcome
 
 from core import bundle
 from core.config.trial import CorpusConfig
@@ -19,7 +20,6 @@ from sweep.cli import app
 from sweep.config.space import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking.mlflow_client import open_client
 from sweep.tracking.mlflow_server import database_uri
 from sweep.tracking.tracker import Tracker

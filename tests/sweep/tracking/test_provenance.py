@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from made_outcomes import make_records
 
 from core.data.prepare import prepare_speech
 from core.data.tokenizer import Tokenizer
@@ -14,7 +15,6 @@ from sweep.config.sweep import create, load
 from sweep.run import nodes
 from sweep.run.ray_cluster import OtherProgramError
 from sweep.run.worker import error_kind
-from sweep.testing.outcomes import make_records
 from sweep.tracking import provenance
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_outcome, make_records
 
 from core.report import Report
 from sweep.ledger.records import TrialRecord
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_outcome, make_records
 from sweep.tracking import mlflow_view
 from sweep.tracking.mlflow_server import TrackingError
 from sweep.tracking.tracker import Tracker
