@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from core import environment
 from core.files import own_temporary_folder
 from sweep.cli import (
     archive_commands,
@@ -26,6 +27,7 @@ from sweep.cli.options import BAD_INPUT, RESUMABLE, end
 from sweep.cli.output.streams import flushed_output, guard_output
 from sweep.console import make_logs_safe
 from sweep.run.library_caches import provide_home
+from sweep.tracking import mlflow_server
 
 COMMANDS = (
     *(
@@ -87,6 +89,8 @@ def _said(error: OSError) -> str:
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
     provide_home(os.environ)
+    environment.set_defaults(os.environ)
+    mlflow_server.set_defaults(os.environ)  # MLflow reads it when imported
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
     guard_output()

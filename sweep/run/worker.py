@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from core import environment
 from core.config.trial import TrialConfig
 from core.files import remove_leftovers
 from core.report import Outcome, Report
@@ -80,6 +81,7 @@ def make_job(
 
 def run_trial(job: Mapping[str, Any]) -> None:
     """Run a trial; Tune's function trainable. Its last message has the outcomes or the failure."""
+    environment.set_defaults(os.environ)
     try:
         from sweep.run.rank_actors import gather_ranks, start_ranks  # noqa: PLC0415  # torch, the worker's alone
 
@@ -120,6 +122,7 @@ def run_rank(
     job: Mapping[str, Any], join: Callable[[Any], AbstractContextManager["Ranks"]]
 ) -> None:
     """Run a further rank of a trial, which reports nothing."""
+    environment.set_defaults(os.environ)
     from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
     from core.trial import run  # noqa: PLC0415  # seconds of imports
 
@@ -135,6 +138,7 @@ def run_rank(
 
 def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
     """Prepare corpus, features and teacher, once a sweep; a streaming task of Ray."""
+    environment.set_defaults(os.environ)
     from core.teacher import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
 
     config, dirs = _read_job(job)

@@ -72,7 +72,7 @@ def open_client(uri: str) -> MlflowClient:
     A database that is missing or incomplete is created.
     """
     set_defaults(os.environ)
-    set_telemetry_client()  # follows the environment, which MLflow may have read too early
+    set_telemetry_client()  # type: ignore[no-untyped-call]  # follows the environment, which MLflow may have read too early
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
