@@ -1,5 +1,6 @@
 """A recogniser's graph at work in ONNX Runtime, which comes with the extra `export`."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from core.conformer.model import Output
 from core.conformer.shape import MELS
 from core.inference.graph_check import check_graph_file
 from core.inference.graph_interface import INPUTS, OUTPUTS, GraphError, needs_extra
+from core.telemetry import disable_telemetry
 
 
 class Graph(nn.Module):
@@ -25,6 +27,7 @@ class Graph(nn.Module):
             ValueError: if there is no thread.
         """
         needs_extra()
+        disable_telemetry(os.environ)
         import onnxruntime  # noqa: PLC0415  # an extra
 
         super().__init__()

@@ -12,6 +12,7 @@ import typer
 
 from core import environment
 from core.files import own_temporary_folder
+from core.telemetry import disable_telemetry
 from sweep.cli import (
     archive_commands,
     asr_commands,
@@ -88,6 +89,7 @@ def _said(error: OSError) -> str:
 
 def main() -> None:
     """Run a command; what a person got wrong is one line and exit code 2."""
+    disable_telemetry(os.environ)
     provide_home(os.environ)
     environment.set_defaults(os.environ)
     mlflow_server.set_defaults(os.environ)  # MLflow reads it when imported

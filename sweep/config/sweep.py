@@ -26,7 +26,7 @@ SHARED_FOLDERS = ("teacher", "features")
 
 MOST_TRIALS = 1_000_000
 
-SPACES_FOLDER = Path(__file__).parent.parent / "search_spaces"
+SPACES_FOLDER = Path(__file__).parents[2] / "search_spaces"
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 LABEL_RULE = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, *{_LABEL})*\))")

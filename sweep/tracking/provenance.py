@@ -13,7 +13,7 @@ from pathlib import Path
 from core.digests import SpeechLineage
 
 PACKAGES = ("core", "sweep", "search_spaces")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COPIED = (".py", ".toml")
 """Suffixes of the program's files: code, and search spaces."""
 DIGITS = 12
