@@ -28,7 +28,6 @@ from sweep.cli.options import BAD_INPUT, RESUMABLE, end
 from sweep.cli.output.streams import flushed_output, guard_output
 from sweep.console import make_logs_safe
 from sweep.run.library_caches import provide_home
-from sweep.tracking import mlflow_server
 
 COMMANDS = (
     *(
@@ -92,7 +91,6 @@ def main() -> None:
     disable_telemetry(os.environ)
     provide_home(os.environ)
     environment.set_defaults(os.environ)
-    mlflow_server.set_defaults(os.environ)  # MLflow reads it when imported
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
     guard_output()

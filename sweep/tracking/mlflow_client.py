@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.telemetry import set_telemetry_client
 from sqlalchemy.exc import SQLAlchemyError
 
+from core.telemetry import disable_telemetry
 from sweep.ledger.records import TrialRecord
 from sweep.tracking.metrics import (
     AFTER_ALL,
@@ -72,6 +73,7 @@ def open_client(uri: str) -> MlflowClient:
     A database that is missing or incomplete is created.
     """
     set_defaults(os.environ)
+    disable_telemetry(os.environ)
     set_telemetry_client()  # type: ignore[no-untyped-call]  # follows the environment, which MLflow may have read too early
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

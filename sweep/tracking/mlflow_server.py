@@ -11,7 +11,6 @@ from sweep.tracking.retry_queue import first_line
 UNKNOWN_USER = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # MLflow would repeat a request whose answer was lost, and so create a second run.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -26,8 +25,6 @@ class TrackingError(RuntimeError):
 
 def set_defaults(environment: MutableMapping[str, str]) -> None:
     """Set MLflow's environment variables that the user has not set.
-
-    MLflow reads the first one when it is imported, so the command line calls this at its start.
 
     Args:
         environment: of this process, which is changed.

@@ -149,7 +149,7 @@ def test_another_trial_of_the_same_number_starts_afresh(store, machine):
 
 
 def test_checkpoints_between_reports_are_sent_too(store, machine, monkeypatch):
-    monkeypatch.setattr("sweep.store.workers.WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("sweep.storage.checkpoints.WATCH_SECONDS", 0.05)
 
     def slow(folder):
         checkpoint.save(folder / "checkpoints", 1, {"step": 1})
@@ -219,7 +219,7 @@ def test_teacher_and_features_are_made_once_and_fetched_once_a_machine(store, ma
 
 
 def test_features_that_do_not_match_their_checksum_are_refused(store, machine, monkeypatch):
-    monkeypatch.setattr("sweep.store.workers.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("sweep.storage.checkpoints.PATIENCE_SECONDS", 0)
     remote_state = RemoteState(address=store.address)
     list(
         prepare_with_remote_state(

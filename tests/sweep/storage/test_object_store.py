@@ -74,7 +74,7 @@ def test_what_is_deleted_is_gone_and_what_was_never_there_is_no_fault(store):
         ("file:///tmp/x", "must be an object store's"),
         ("memory://x", "must be an object store's"),
         ("s3://", "must be an object store's"),
-        ("nothing://x/y", "must be of a known store"),
+        ("nothing://x/y", "must be that of a supported store"),
     ],
 )
 def test_an_address_that_no_store_has_is_refused(address, message):
@@ -91,8 +91,8 @@ def test_a_store_that_is_away_is_named_in_one_line(address):
 
 def test_who_has_no_right_is_told_at_once(store_server, tmp_path):
     code = """
-from sweep.store.remote import RefusedError, Remote, StoreError, local_path, retry_while_away
-from sweep.store.workers import SHARED, fetch_shared
+from sweep.storage.object_store import RefusedError, Remote, StoreError, local_path, retry_while_away
+from sweep.storage.checkpoints import SHARED, fetch_shared
 try:
     retry_while_away(lambda: Remote("s3://bucket/x").read("a"), seconds=600)
 except StoreError as error:

@@ -175,7 +175,7 @@ def test_a_store_that_is_away_at_the_end_loses_nothing(sweep, machine, monkeypat
             monkeypatch.setattr(sync.Remote, "upload", away)
             add_trial(sweep)
 
-    with pytest.raises(UnsentError, match=f"away; what it lacks lies in `{sweep}`"):
+    with pytest.raises(UnsentError, match=f"away; newer files are in `{sweep}`"):
         work()
     monkeypatch.setattr(sync.Remote, "upload", endpoint)
     assert num_trials(machine("second")) == 1
