@@ -31,7 +31,7 @@ class First:
             if fate == "first fails":
                 raise KeyError("mine")
             dist.all_reduce(total)
-            return float(total), ranks.gathered(os.getpid())
+            return float(total), ranks.gather(os.getpid())
 
 
 def further(job, join):
@@ -43,7 +43,7 @@ def further(job, join):
         if job["fate"] == "other dies":
             os._exit(1)
         dist.all_reduce(total)
-        ranks.gathered(os.getpid())
+        ranks.gather(os.getpid())
 
 
 @pytest.fixture(scope="module")

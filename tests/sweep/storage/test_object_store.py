@@ -91,7 +91,8 @@ def test_a_store_that_is_away_is_named_in_one_line(address):
 
 def test_who_has_no_right_is_told_at_once(store_server, tmp_path):
     code = """
-from sweep.storage.object_store import RefusedError, Remote, StoreError, local_path, retry_while_away
+from sweep.storage.object_store import RefusedError, Remote, StoreError
+from sweep.storage.object_store import local_path, retry_while_away
 from sweep.storage.checkpoints import SHARED, fetch_shared
 try:
     retry_while_away(lambda: Remote("s3://bucket/x").read("a"), seconds=600)
