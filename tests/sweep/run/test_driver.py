@@ -159,7 +159,7 @@ def start(folder):
     code = f"""
 import sys
 from pathlib import Path
-from sweep import driver
+from sweep.run import driver
 sys.exit(driver.run(Path({str(folder)!r})))
 """
     return subprocess.Popen([sys.executable, "-P", "-c", code])  # noqa: S603

@@ -20,7 +20,7 @@ from sweep.tracking.tracker import database_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LONGER = ("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 60")
 
 
@@ -74,9 +74,9 @@ JOINED = """
 import json, sys
 from pathlib import Path
 import ray
-from sweep import cluster, machines
+from sweep.run import nodes, ray_cluster
 from sweep.config.sweep import ResourcesConfig
-with cluster.joined(sys.argv[1]):
+with ray_cluster.connect(sys.argv[1]):
     {}
     print(json.dumps(answer))
 """
@@ -145,13 +145,13 @@ def test_a_sweep_of_two_ranks_a_trial_outlives_a_lost_machine(cluster, make, sta
 
 
 LABELS = """
-    wanted = ResourcesConfig(labels={"kind": "big"})
-    group = machines.request(wanted).to_placement_group()
+    needs = ResourcesConfig(labels={"kind": "big"})
+    group = nodes.placement_request(needs).to_placement_group()
     is_placed = group.wait(60)
-    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"].values()
-    kinds = [m.labels.get("kind") for m in machines.machines() if m.id in nodes]
+    ids = ray.util.placement_group_table(group)["bundles_to_node_id"].values()
+    kinds = [m.labels.get("kind") for m in nodes.machines() if m.id in ids]
     others = [{"labels": {"kind": "huge"}}, {"ranks": 9}, {"gpus": 1}]
-    answer = [kinds, *(machines.lack(ResourcesConfig.parse(r)) for r in ({}, *others))]
+    answer = [kinds, *(nodes.resource_shortage(ResourcesConfig.parse(r)) for r in ({}, *others))]
 """
 
 
@@ -171,9 +171,9 @@ def test_trials_go_to_the_machines_with_their_labels(cluster):
 
 EXAMINED = """
     try:
-        machines.check_machines(Path.cwd())
+        nodes.check_machines(Path.cwd())
         answer = None
-    except cluster.ClusterError as error:
+    except ray_cluster.ClusterError as error:
         answer = str(error)
 """
 
