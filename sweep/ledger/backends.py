@@ -128,7 +128,7 @@ def agree_backend(folder: Path, kind: str) -> tuple[LedgerBackend, bool]:
         return configured, False
     if existing.kind != configured.kind:
         raise LedgerError(
-            f"`sweep.ledger.ledger` must stay what this sweep was begun with, {existing.kind}"
+            f"`sweep.ledger` must stay what this sweep was begun with, {existing.kind}"
             f" ({existing.name}), but is {configured.kind} instead;"
             " `pack` and `unpack` make it sqlite."
         )

@@ -85,7 +85,7 @@ class Ledger:
         Args:
             folder: the sweep's directory.
             objectives: the fields of an outcome that are minimized.
-            kind: its storage, a value of `sweep.ledger.ledger`.
+            kind: its storage, a value of `sweep.ledger`.
         """
         backend = backends.backend_for(folder, kind)
         backend.create(objectives)
@@ -115,7 +115,7 @@ class Ledger:
         Args:
             folder: the sweep's directory, whose lock the caller holds.
             objectives: the fields of an outcome that are minimized.
-            kind: its storage, a value of `sweep.ledger.ledger`.
+            kind: its storage, a value of `sweep.ledger`.
 
         Raises:
             LedgerError: if the existing one is damaged, or of another kind.

@@ -82,7 +82,7 @@ def _remove_servers(sweep: Path) -> list[str]:
             " folder; if you know that server, write it into sweep.toml, or unpack with --trust"
         )
     if config.sweep.ledger not in ("sqlite", "journal"):
-        notes.append(f"`sweep.ledger.ledger` was {config.sweep.ledger} and is sqlite now")
+        notes.append(f"`sweep.ledger` was {config.sweep.ledger} and is sqlite now")
         config = config.with_budget(ledger="sqlite")
     if notes:
         tracking = config.tracking.model_copy(update={"uri": ""})

@@ -256,9 +256,7 @@ def test_a_write_that_fails_half_way_is_taken_back(ledger, tmp_path, monkeypatch
 def test_a_ledger_stays_where_it_was_begun(tmp_path, kind):
     other = "journal" if kind == "sqlite" else "sqlite"
 
-    with pytest.raises(
-        LedgerError, match=f"`sweep.ledger.ledger` must stay .* but is {other} instead"
-    ):
+    with pytest.raises(LedgerError, match=f"`sweep.ledger` must stay .* but is {other} instead"):
         Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind=other)
 
 

@@ -54,7 +54,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr("sweep.ledger.time", clock)
+    monkeypatch.setattr("sweep.ledger.ledger.time", clock)
     return clock
 
 
