@@ -49,8 +49,8 @@ def study(tmp_path):
         return optuna.load_study(study_name=opened[-1].study, storage=opened[-1].storage)
 
     yield study_now
-    for each in opened:
-        each.close()
+    for item in opened:
+        item.close()
 
 
 def report(step, wer=None, gflops=None):
@@ -398,7 +398,7 @@ def test_a_curve_is_kept_and_what_a_resumed_trial_repeats_takes_its_old_place(le
         ledger.advance(0, report(step, wer=1 / step, gflops=2.0))
 
     (record,) = reopened(tmp_path).records()
-    assert [heard.step for heard in record.curve] == [2, 4, 6, 8]
+    assert [point.step for point in record.curve] == [2, 4, 6, 8]
     assert record.curve[-1].wer == 1 / 8
 
 

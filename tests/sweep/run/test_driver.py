@@ -33,7 +33,7 @@ def make(tiny_space, tmp_path, tiny_shared, empty_database):
     Speech, teacher and MLflow's tables are there already, unless it shall make them itself.
     """
 
-    def made(*, is_bare=False, **replaced):
+    def make_sweep(*, is_bare=False, **replaced):
         text = tiny_space.read_text()
         for before, after in replaced.values():
             assert before in text
@@ -46,7 +46,7 @@ def make(tiny_space, tmp_path, tiny_shared, empty_database):
             shutil.copy(empty_database, folder / "mlflow.db")
         return folder
 
-    return made
+    return make_sweep
 
 
 def records_of(folder):
@@ -210,13 +210,13 @@ def test_a_killed_driver_costs_nothing_but_time(make):
 def test_what_trials_said_while_no_driver_heard_is_in_the_ledger_at_last(make):
     folder = make(one=("trials = 4", "trials = 2"))
     assert driver.run(folder) == driver.DONE
-    heard = [(r.steps, r.total_steps, r.curve) for r in records_of(folder)]
-    assert [steps for steps, *_ in heard] == [4, 4]
+    reported = [(r.steps, r.total_steps, r.curve) for r in records_of(folder)]
+    assert [steps for steps, *_ in reported] == [4, 4]
 
     for path in folder.glob("ledger.db*"):  # as if the driver had died before it heard a word
         path.unlink()
     assert driver.run(folder) == driver.DONE
-    assert [(r.steps, r.total_steps, r.curve) for r in records_of(folder)] == heard
+    assert [(r.steps, r.total_steps, r.curve) for r in records_of(folder)] == reported
 
 
 @pytest.mark.long
@@ -349,14 +349,14 @@ def test_front_points_are_confirmed_with_fresh_seeds(make):
     folder = make(trials=("trials = 4", "trials = 2"))
     assert driver.run(folder) == driver.DONE
     front = load_snapshot(folder).front
-    place = plan(load_snapshot(folder), seeds=2)
+    confirm_folder = plan(load_snapshot(folder), seeds=2)
 
-    assert driver.run(place) == driver.DONE
-    ledger = Ledger.open(place)
-    found = summarize_confirmations(front, ledger.records(), confirmations(ledger))
+    assert driver.run(confirm_folder) == driver.DONE
+    ledger = Ledger.open(confirm_folder)
+    records = summarize_confirmations(front, ledger.records(), confirmations(ledger))
     ledger.close()
-    assert [each.trial for each in found] == [point.trial for point in front]
-    assert {each.seeds for each in found} == {2}
-    assert [r.params["seed"] for r in records_of(place)] == [1, 2] * len(front)
+    assert [record.trial for record in records] == [point.trial for point in front]
+    assert {record.seeds for record in records} == {2}
+    assert [r.params["seed"] for r in records_of(confirm_folder)] == [1, 2] * len(front)
     plan(load_snapshot(folder), seeds=2)
-    assert len(records_of(place)) == 2 * len(front), "what is there is not planned again"
+    assert len(records_of(confirm_folder)) == 2 * len(front), "what is there is not planned again"

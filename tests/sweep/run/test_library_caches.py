@@ -29,10 +29,10 @@ def ran():
 
 
 def _run(temporary, home, *words):
-    place = {name: value for name, value in os.environ.items() if name not in NAMES}
-    place |= {"TMPDIR": temporary, **({"HOME": home} if home else {})}
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    environment |= {"TMPDIR": temporary, **({"HOME": home} if home else {})}
     command = [sys.executable, "-P", "-m", "sweep", *map(str, words)]
-    return subprocess.run(command, env=place, capture_output=True, text=True, check=False)  # noqa: S603
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
 
 
 @pytest.fixture(autouse=True)

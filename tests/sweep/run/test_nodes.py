@@ -12,10 +12,10 @@ from sweep.tracking.provenance import code_version
 
 
 def test_a_directory_that_is_not_shared_is_named(tmp_path):
-    found = machine_fault(str(tmp_path / "elsewhere" / ".seen"), "word", code_version())
+    fault = machine_fault(str(tmp_path / "elsewhere" / ".seen"), "word", code_version())
 
-    assert found is not None
-    assert found.startswith(
+    assert fault is not None
+    assert fault.startswith(
         f"`{tmp_path / 'elsewhere'}` must be a directory that all machines share"
     )
 

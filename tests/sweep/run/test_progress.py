@@ -28,7 +28,7 @@ def plain():
 
 
 def lines(console):
-    """What was written, without the clock."""
+    """The lines written, without the clock."""
     text = console.file.getvalue()
     assert re.fullmatch(r"(\d\d:\d\d [^\x00-\x1f]*\n)*", text)  # whole lines, no control codes
     return [line.partition(" ")[2] for line in text.splitlines()]
@@ -195,11 +195,11 @@ def test_the_view_shows_the_budget_and_the_front(plain):
 
     text = shown(progress)
     assert "30.00 of 60 hours of trials spent" in text
-    found = front.pareto_front(front.points(records))
-    assert f"{front.knee(found).name} *" in text
-    for point in (found[0], found[-1]):
+    points = front.pareto_front(front.points(records))
+    assert f"{front.knee(points).name} *" in text
+    for point in (points[0], points[-1]):
         assert re.search(rf"{point.name}\s+{point.result.method}\s+{100 * point.wer:.2f}", text)
-    assert len(found) > len(text.splitlines()) - 12, "a long front is thinned out"
+    assert len(points) > len(text.splitlines()) - 12, "a long front is thinned out"
 
 
 def test_the_terminal_hears_of_a_front_of_any_size_in_time_that_does_not_grow(plain):

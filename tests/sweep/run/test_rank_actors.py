@@ -22,7 +22,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know 
 
 @ray.remote
 class First:
-    """What Tune's process is to a trial: the first rank, which outlives it."""
+    """The first rank, in a process that outlives a trial, as Tune's does."""
 
     def run(self, fate):
         with gather_ranks({"fate": fate}, 2, further, CPU) as ranks:

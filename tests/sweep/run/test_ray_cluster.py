@@ -121,9 +121,9 @@ def test_a_sweep_of_two_ranks_a_trial_outlives_a_lost_machine(cluster, make, sta
     cluster.kill_node(machine)
     cluster.add_node()
 
-    said, _ = driver.communicate(timeout=600)
-    assert driver.returncode == 0, said
-    assert "(raylet)" not in said
+    output, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, output
+    assert "(raylet)" not in output
     records = records_of(folder)
     assert [record.state for record in records] == ["finished"] * 2
     assert sum(record.attempts for record in records) == 3
@@ -184,9 +184,9 @@ def test_a_machine_with_another_program_is_refused_by_name(cluster, tmp_path):
     (tmp_path / "other" / "core" / "more.py").write_text('"""More."""\n')
     number = cluster.add_node(environment={"PYTHONPATH": str(tmp_path / "other")})
     try:
-        said = asked(cluster, EXAMINED)
+        answer = asked(cluster, EXAMINED)
     finally:
         cluster.kill_node(number)
 
-    assert said.startswith("On the machine 127.0.0.")
-    assert f" the program must be the driver's, {code_version()}, but is 0.1.0 " in said
+    assert answer.startswith("On the machine 127.0.0.")
+    assert f" the program must be the driver's, {code_version()}, but is 0.1.0 " in answer

@@ -18,25 +18,25 @@ from sweep.run.worker import error_kind, raise_full_disk
 @pytest.fixture
 def full_disk(tmp_path):
     """A disk that holds hardly anything."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     if subprocess.run(command, check=False, capture_output=True).returncode:  # noqa: S603
         pytest.skip("needs the right to mount a small disk")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)  # noqa: S603, S607
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)  # noqa: S603, S607
 
 
-def by_torch(place, tensors):
-    checkpoint.save(place / "checkpoints", 1, tensors)
+def by_torch(disk, tensors):
+    checkpoint.save(disk / "checkpoints", 1, tensors)
 
 
-def by_safetensors(place, tensors):
-    save_file(tensors, place / "model.safetensors")
+def by_safetensors(disk, tensors):
+    save_file(tensors, disk / "model.safetensors")
 
 
-def by_hand(place, tensors):
-    (place / "file").write_bytes(bytes(tensors["weight"].numel()))
+def by_hand(disk, tensors):
+    (disk / "file").write_bytes(bytes(tensors["weight"].numel()))
 
 
 @pytest.mark.parametrize("write", [by_torch, by_safetensors, by_hand])

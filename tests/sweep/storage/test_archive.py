@@ -52,11 +52,11 @@ def test_what_is_unpacked_is_what_was_packed(sweep, tmp_path):
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
 def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, tmp_path, kind):
-    place = request.getfixturevalue("postgres") if kind == "postgresql" else kind
+    other = request.getfixturevalue("postgres") if kind == "postgresql" else kind
     folder, again = tmp_path / "sweep", tmp_path / "elsewhere"
-    config = load(str(tiny_space)).with_budget(ledger=place)
+    config = load(str(tiny_space)).with_budget(ledger=other)
     create(folder, config, tiny_space.read_text())
-    ledger = Ledger.open_or_create(folder, ["wer", "gflops"], kind=place)
+    ledger = Ledger.open_or_create(folder, ["wer", "gflops"], kind=other)
     ledger.set_attribute("config", config.toml())
     ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
     ledger.close()

@@ -32,8 +32,8 @@ def steps(folder, last, *, every=1, save=True):
     """A trial of so many steps: it counts from its newest checkpoint on, and leaves a model."""
     if (folder / "outcomes.json").is_file():
         return json.loads((folder / "outcomes.json").read_text())[0]["how"]
-    found = checkpoint.load_newest(folder / "checkpoints")
-    first = found["step"] if found else 0
+    keys = checkpoint.load_newest(folder / "checkpoints")
+    first = keys["step"] if keys else 0
     for step in range(first + 1, last + 1):
         if save:
             checkpoint.save(folder / "checkpoints", step, {"step": step, "x": torch.ones(3)})
@@ -182,11 +182,11 @@ def test_without_a_store_a_trial_is_as_it_was(machine):
 
 
 def speech_and_teacher(sweep, last=2):
-    """What all trials share, unless it is there."""
+    """The files that all trials share, unless they exist."""
     if (sweep / "teacher" / "model" / "model.safetensors").is_file():
         return
-    found = checkpoint.load_newest(sweep / "teacher" / "checkpoints")
-    for step in range(found["step"] + 1 if found else 1, last + 1):
+    note = checkpoint.load_newest(sweep / "teacher" / "checkpoints")
+    for step in range(note["step"] + 1 if note else 1, last + 1):
         checkpoint.save(sweep / "teacher" / "checkpoints", step, {"step": step})
         yield Report(stage="teacher", step=step, total_steps=last)
     for name in ("teacher/model/model.safetensors", "features/train-1/features.bin"):

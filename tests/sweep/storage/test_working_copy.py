@@ -200,13 +200,13 @@ def test_a_sweep_of_a_store_is_packed_whole(sweep, machine, store, tmp_path):
 
 def test_the_confirmations_of_a_copy_are_a_copy_too(sweep, machine, store, address):
     store.write("teacher/model/model.safetensors", b"model")
-    place = plan(load_snapshot(machine("second")), seeds=2)
+    inner = plan(load_snapshot(machine("second")), seeds=2)
 
-    assert display_name(place) == f"{address}/confirm"
-    assert (place / "teacher" / "model" / "model.safetensors").read_bytes() == b"model"
+    assert display_name(inner) == f"{address}/confirm"
+    assert (inner / "teacher" / "model" / "model.safetensors").read_bytes() == b"model"
     again = plan(load_snapshot(machine("third")), seeds=2)
-    assert again != place
-    assert load_snapshot(again).records == load_snapshot(place).records
+    assert again != inner
+    assert load_snapshot(again).records == load_snapshot(inner).records
     assert num_trials(sweep) == 1
 
 

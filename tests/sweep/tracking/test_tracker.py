@@ -233,9 +233,9 @@ def test_the_front_lies_on_the_sweep_s_run(opened, folder):
     tracker.log_front(files, records)
     tracker.log_front(files, records)
 
-    found = tracker.client.list_artifacts(tracker.parent, "front")
+    artifacts = tracker.client.list_artifacts(tracker.parent, "front")
     names = ["front.csv", "front.html", "front.md", "front.png", "front.svg"]
-    assert [Path(file.path).name for file in found] == names
+    assert [Path(file.path).name for file in artifacts] == names
     run = tracker.client.get_run(tracker.parent)
     assert "| trial | method |" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["front/finished"] == 200
