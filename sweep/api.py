@@ -21,7 +21,7 @@ from core.config.base import ConfigError
 from sweep.ledger.records import CurvePoint
 from sweep.pareto.front import feasible, pareto_front
 from sweep.snapshot import SweepSnapshot, load_snapshot, trial_model_path
-from sweep.storage.working_copy import at
+from sweep.storage.working_copy import resolve_folder
 from sweep.summary import point_rows, status_values, trial_columns, trial_rows
 
 if TYPE_CHECKING:  # imported where they are used: torch takes seconds, pandas half a second
@@ -107,7 +107,7 @@ class Sweep:
             >>> Sweep.open("demo-sweep").status()["finished"]
             8
         """
-        return cls(load_snapshot(at(str(path))).folder)
+        return cls(load_snapshot(resolve_folder(str(path))).folder)
 
     @classmethod
     def run(
@@ -148,7 +148,7 @@ class Sweep:
         from sweep.run.start import create_or_adopt_sweep
 
         prepare_process()
-        folder = at(str(path)).absolute()
+        folder = resolve_folder(str(path)).absolute()
         named = space if isinstance(space, Mapping) else str(space)
         create_or_adopt_sweep(named, folder, trials=trials, hours=hours)
         return cls(folder.resolve()).resume(address=address)

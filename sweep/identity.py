@@ -14,16 +14,17 @@ LONGEST_ID = 100
 
 
 def identity(folder: Path) -> str:
-    """By what its runs are known: drawn once, kept in the folder, wherever that moves.
+    """The identifier of a sweep: created once, stored in its folder, and moved with it.
 
     Raises:
-        ConfigError: if what lies there was not drawn by us; it becomes part of questions to MLflow.
+        ConfigError: if the file holds anything else; the identifier is part of MLflow's queries.
     """
     file = folder / "sweep.id"
     if not file.exists():
-        with suppress(FileExistsError), whole_file(file) as beside:  # of two, the first counts
-            beside.write_text(uuid.uuid4().hex, encoding="utf-8")
-    found = read_text(file, largest=LONGEST_ID).strip()
-    if not re.fullmatch(r"[0-9a-f]{32}", found):
+        # If two processes create it, the first one counts.
+        with suppress(FileExistsError), whole_file(file) as tmp_path:
+            tmp_path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    text = read_text(file, largest=LONGEST_ID).strip()
+    if not re.fullmatch(r"[0-9a-f]{32}", text):
         raise ConfigError(f"`{file}` must hold 32 digits and letters a to f, but does not.")
-    return found
+    return text

@@ -9,15 +9,15 @@ LOCK = "lock"
 
 
 STOP = "stop"
-"""The word for an orderly end, which reaches a driver on another machine, too."""
+"""File that asks for an orderly end; it also reaches a driver on another machine."""
 
 
 class LockedError(RuntimeError):
-    """Another driver lives in the sweep's directory."""
+    """Another driver holds the sweep's directory."""
 
 
 def driver_here(folder: Path) -> int | None:
-    """The process that works in this very directory, or None."""
+    """The process on this machine that holds the directory, or None."""
     if (folder / LOCK).is_fifo():  # to open it would wait for ever
         raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
     try:
@@ -26,11 +26,12 @@ def driver_here(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        return _holder(folder)
+        return lock_holder(folder)
     return None
 
 
-def _seize(file: TextIO) -> bool:
+def try_lock(file: TextIO) -> bool:
+    """Lock an open file; returns False if another process holds it."""
     for _ in range(5):  # `driver_pid` holds it too, for an instant
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,6 +42,7 @@ def _seize(file: TextIO) -> bool:
     return False
 
 
-def _holder(folder: Path) -> int:
+def lock_holder(folder: Path) -> int:
+    """The process id in a lock file, or 0 if there is none."""
     text = (folder / LOCK).read_text(encoding="utf-8").strip()
     return int(text) if text.isdigit() else 0

@@ -93,9 +93,9 @@ def fetch_model(folder: Path, name: str) -> None:
     """
     if address_of(folder) is None:
         return
-    from sweep.storage.working_copy import bring  # noqa: PLC0415  # imports fsspec
+    from sweep.storage.working_copy import fetch_missing  # noqa: PLC0415  # imports fsspec
 
-    bring(folder, name)
+    fetch_missing(folder, name)
 
 
 def _locate(name: str) -> Path:

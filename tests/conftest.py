@@ -90,7 +90,7 @@ def ray_cluster():
     """One cluster for all tests that need one, started as the program starts its own."""
     from sweep.run import ray_cluster as cluster  # noqa: PLC0415  # seconds, of these tests alone
 
-    with cluster.connected(cpus=2):
+    with cluster.connect(cpus=2):
         yield
 
 

@@ -37,7 +37,11 @@ HOMES = {  # one file, or one folder, per outside library
         "sweep/tracking/mlflow_client.py",  # MLflow lets its errors through
     },
     "fsspec": {"sweep/storage/object_store.py"},
-    "mlflow": {"sweep/tracking/mlflow_client.py", "sweep/tracking/mlflow_database.py"},
+    "mlflow": {
+        "sweep/tracking/mlflow_client.py",
+        "sweep/tracking/mlflow_database.py",
+        "sweep/tracking/mlflow_registry.py",
+    },
     "torchaudio": {"core/data/audio.py", "core/export/usage_snippets.py"},
     "jiwer": {"core/evaluation/wer.py"},
     "onnxruntime": {

@@ -3,10 +3,10 @@
 import importlib
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.ledger.records import CurvePoint, TrialRecord
 from sweep.search.early_stopping import Stopping
-from sweep.testing.outcomes import make_outcome
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,11 @@ from sweep.report.front_files import write_front
 from sweep.run.progress import Progress
 from sweep.search.budget import reached_limit
 from sweep.search.sampler import Sampling
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking.tracker import Tracker
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from made_outcomes import make_outcome
 
 PROGRAM = (sys.executable, "-P", "-m", "sweep")
 FEW = 100
@@ -205,16 +208,16 @@ def _one_trial(
     record = timed("ledger", lambda: ledger.start(number))
     run_id = timed("MLflow", lambda: tracker.open_trial(record))
     timed("ledger", lambda: ledger.track(number, run_id))
-    timed("terminal", lambda: progress.trial(record))
+    timed("terminal", lambda: progress.show_trial(record))
     for place in range(REPORTS):
         report = Report(stage="search", step=place + 1, total_steps=REPORTS, wer=0.5, gflops=0.01)
         timed("ledger", lambda: ledger.advance(number, report))  # noqa: B023
         timed("MLflow", lambda: tracker.log_reports(run_id, [report]))  # noqa: B023
-        timed("terminal", lambda: progress.report(number, report))  # noqa: B023
+        timed("terminal", lambda: progress.show_report(number, report))  # noqa: B023
     done = timed("ledger", lambda: ledger.finish(number, [make_outcome(0.2, 0.005)]))
     timed("sampling", lambda: sampling.observe(done))
     timed("MLflow", lambda: tracker.finish_trial(done))
-    timed("terminal", lambda: progress.trial(done))
+    timed("terminal", lambda: progress.show_trial(done))
     return clock
 
 

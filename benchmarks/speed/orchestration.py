@@ -121,7 +121,7 @@ def sweep_times(folder: Path, concurrent: int) -> dict[str, float]:
     """Seconds until the first trial started, and from there to the end of everything."""
     began = time.time()
     # So many trials side by side as asked for, on whatever cores there are, as in the loop.
-    with ray_cluster.connected(cpus=concurrent):
+    with ray_cluster.connect(cpus=concurrent):
         code = driver.run(folder)
         ended = time.time()
     if code != driver.DONE:

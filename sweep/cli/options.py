@@ -33,9 +33,9 @@ def sweep_dir(text: str) -> Path:
     """Returns a sweep's directory; for an address, the working copy on this machine."""
     if not is_address(text):
         return Path(text)
-    from sweep.storage.working_copy import at  # fsspec's import takes a while
+    from sweep.storage.working_copy import resolve_folder  # fsspec's import takes a while
 
-    return at(text)
+    return resolve_folder(text)
 
 
 def snapshot_dir(text: str) -> Path:

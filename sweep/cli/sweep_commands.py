@@ -111,7 +111,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
     with sweep_lock(folder):
         ledger = Ledger.open(folder, is_writer=True)
         try:
-            ledger.tune_on(trial, steps)
+            ledger.tune_further(trial, steps)
         finally:
             ledger.close()
 
@@ -209,14 +209,14 @@ def stop(
     """Stop a running sweep in order, from any machine; `resume` continues it."""
     from sweep.config.sweep import open_config
     from sweep.storage.addresses import display_name
-    from sweep.storage.lock import ask_to_stop, driver_pid
+    from sweep.storage.lock import driver_pid, request_stop
 
     folder = folder.resolve()
     open_config(folder)
     if driver_pid(folder) is None:
         out.print(f"{display_name(folder)} is not running", markup=False)
         return
-    ask_to_stop(folder)
+    request_stop(folder)
     deadline = time.monotonic() + wait
     while driver_pid(folder) is not None:
         if time.monotonic() > deadline:

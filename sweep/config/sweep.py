@@ -97,12 +97,12 @@ def check_address(address: str) -> None:
     parts = urlsplit(address)
     if parts.password is not None or "password" in parse_qs(parts.query):
         raise ValueError(
-            "`sweep.ledger.ledger` must be an address without a password, but has one instead;"
+            "`sweep.ledger` must be an address without a password, but has one instead;"
             " put it into PGPASSWORD or ~/.pgpass"
         )
     if parts.scheme != "postgresql" or not parts.path.strip("/"):
         raise ValueError(
-            "`sweep.ledger.ledger` must be `sqlite`, `journal` or `postgresql://user@host/database`,"
+            "`sweep.ledger` must be `sqlite`, `journal` or `postgresql://user@host/database`,"
             f" but is `{address}` instead"
         )
 

@@ -1,4 +1,9 @@
-"""Nested plain values as TOML, which the standard library reads but does not write. Pure."""
+"""Nested plain values as TOML, which the standard library reads but does not write. Pure.
+
+tomli-w is not used because its files are harder to read and edit: it writes a distribution as a
+table of its own instead of `target_sparsity = { uniform = [0.2, 0.8] }`, and each item of a list on
+a line of its own. (Comments are not concerned: `init` copies the text of a search space.)
+"""
 
 import json
 from collections.abc import Iterator, Mapping

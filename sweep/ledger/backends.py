@@ -1,6 +1,9 @@
-"""Where a ledger lies: an SQLite file, a journal file or a PostgreSQL server; opened and checked.
+"""The storages of a ledger: an SQLite file, a journal file or a PostgreSQL server.
 
-What lies in a sweep's directory says which it is, so that whoever reads needs no config.
+The files in a sweep's directory show which one it has, so that a reader needs no configuration.
+
+Private parts of Optuna, checked with version 5.0.0 (docs/reference/compat.md): a trial's
+`_trial_id`, and the journal's format of one JSON record a line.
 """
 
 import json
@@ -22,36 +25,36 @@ from sweep.ledger.files import ADDRESS, FILE, JOURNAL, STUDY, LedgerError, check
 from sweep.ledger.optuna_rows import Row, rows
 
 OBJECTIVES = "objectives"
-"""Written last into a new ledger: one without it was never finished."""
+"""Attribute that is written last into a new ledger: one without it is incomplete."""
 
 
-def _nothing() -> None:
-    """What a reader does where a writer has something to do."""
+def _do_nothing() -> None:
+    """Used by a reader in place of a writer's checks and repairs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """A ledger's storage, and what goes with it."""
+class OpenLedger:
+    """An open ledger: its storage, and the functions that go with it."""
 
     storage: BaseStorage
     study: str
-    """By which name Optuna knows the sweep there."""
+    """Optuna's name of the sweep."""
     name: str
-    """What errors call it: a path or an address."""
+    """Its path or address, for errors."""
     close: Callable[[], None]
-    check: Callable[[], None] = _nothing
-    """Before each write: raises OSError if the ledger is not this process's any more."""
-    mend: Callable[[], None] = _nothing
-    """After a write that failed: takes back what was half written."""
+    check: Callable[[], None] = _do_nothing
+    """Called before each write; raises OSError if the process has lost the ledger's lock."""
+    roll_back: Callable[[], None] = _do_nothing
+    """Called after a write that failed; removes what was written incompletely."""
 
 
-def rows_in(opened: Opened) -> list[Row]:
-    """All trials at once; of a database without Optuna's objects, which take a millisecond each."""
+def rows_in(opened: OpenLedger) -> list[Row]:
+    """All trials; read from a database without Optuna's objects, which take a millisecond each."""
     storage = opened.storage
     if isinstance(storage, RDBStorage):
         named = {"study": opened.study}
         with storage.engine.connect() as connection:
-            return list(rows(lambda question: connection.execute(text(question), named)))
+            return list(rows(lambda query: connection.execute(text(query), named)))
     return [
         Row(
             id=trial._trial_id,  # noqa: SLF001  # the storage's own handle
@@ -68,15 +71,15 @@ def rows_in(opened: Opened) -> list[Row]:
 
 
 class LedgerBackend(Protocol):
-    """One kind of place."""
+    """A storage of one kind."""
 
     kind: str
     name: str
 
     def create(self, objectives: Sequence[str]) -> None:
-        """Start an empty ledger; it appears whole or not at all."""
+        """Create an empty ledger, completely or not at all."""
 
-    def open(self, *, is_writer: bool) -> Opened:
+    def open(self, *, is_writer: bool) -> OpenLedger:
         """Open the ledger that is there.
 
         Raises:
@@ -86,7 +89,7 @@ class LedgerBackend(Protocol):
 
 
 def backend_for(folder: Path, kind: str = "sqlite") -> LedgerBackend:
-    """The ledger's place in a new directory.
+    """The ledger's storage in a new directory.
 
     Args:
         folder: the sweep's directory.
@@ -102,7 +105,7 @@ def backend_for(folder: Path, kind: str = "sqlite") -> LedgerBackend:
 
 
 def find_backend(folder: Path) -> LedgerBackend | None:
-    """The ledger that a directory holds or points to, if any."""
+    """The storage of the ledger that a directory has, or None."""
     if (folder / FILE).exists():
         return SqliteFile(folder)
     if (folder / JOURNAL).exists():
@@ -110,25 +113,26 @@ def find_backend(folder: Path) -> LedgerBackend | None:
     if (folder / ADDRESS).exists():
         from sweep.ledger.postgres import Server  # noqa: PLC0415  # its driver is an extra
 
-        return Server.noted(folder)
+        return Server.from_folder(folder)
     return None
 
 
 def agree_backend(folder: Path, kind: str) -> tuple[LedgerBackend, bool]:
-    """The place of a directory's ledger, and whether it is there already.
+    """The storage of a directory's ledger, and whether the ledger exists.
 
     Raises:
-        LedgerError: if it lies elsewhere than is wanted now.
+        LedgerError: if it exists in a storage of another kind than is configured.
     """
-    there, wanted = find_backend(folder), backend_for(folder, kind)
-    if there is None:
-        return wanted, False
-    if there.kind != wanted.kind:
+    existing, configured = find_backend(folder), backend_for(folder, kind)
+    if existing is None:
+        return configured, False
+    if existing.kind != configured.kind:
         raise LedgerError(
-            f"`sweep.ledger.ledger` must stay what this sweep was begun with, {there.kind}"
-            f" ({there.name}), but is {wanted.kind} instead; `pack` and `unpack` make it sqlite."
+            f"`sweep.ledger` must stay what this sweep was begun with, {existing.kind}"
+            f" ({existing.name}), but is {configured.kind} instead;"
+            " `pack` and `unpack` make it sqlite."
         )
-    return wanted, True
+    return configured, True
 
 
 class SqliteFile:
@@ -142,22 +146,24 @@ class SqliteFile:
 
     def create(self, objectives: Sequence[str]) -> None:
         _quiet()
-        with whole_file(self.path) as beside:
-            storage = RDBStorage(f"sqlite:///{beside}")
+        with whole_file(self.path) as tmp_path:
+            storage = RDBStorage(f"sqlite:///{tmp_path}")
             begin(storage, STUDY, objectives)
             storage.engine.dispose()
 
-    def open(self, *, is_writer: bool) -> Opened:
+    def open(self, *, is_writer: bool) -> OpenLedger:
         del is_writer  # the directory's lock sees to that
         check_database(self.path)
-        # Whoever reads while the driver writes, or the other way round, waits for its turn.
+        # A reader waits while the driver writes, and the driver while somebody reads.
         with readable(self.path):
             storage = RDBStorage(
                 f"sqlite:///{self.path}",
                 engine_kwargs={"connect_args": {"timeout": 60}},
                 skip_table_creation=True,
             )
-        return Opened(storage=storage, study=STUDY, name=self.name, close=storage.engine.dispose)
+        return OpenLedger(
+            storage=storage, study=STUDY, name=self.name, close=storage.engine.dispose
+        )
 
 
 class JournalFile:
@@ -171,50 +177,56 @@ class JournalFile:
 
     def create(self, objectives: Sequence[str]) -> None:
         _quiet()
-        with whole_file(self.path) as beside:
-            begin(JournalStorage(JournalFileBackend(str(beside))), STUDY, objectives)
+        with whole_file(self.path) as tmp_path:
+            begin(JournalStorage(JournalFileBackend(str(tmp_path))), STUDY, objectives)
 
-    def open(self, *, is_writer: bool) -> Opened:
+    def open(self, *, is_writer: bool) -> OpenLedger:
         if not self.path.is_file():
             raise LedgerError(f"`{self.path.parent}` must hold a sweep, but has no {JOURNAL}.")
-        whole = _whole_bytes(self.path)
-        if is_writer:  # else what is written next would be glued to what a kill tore off
-            os.truncate(self.path, whole)
-            # Of a writer that was killed; the directory's lock says that there is no other.
+        size = _complete_bytes(self.path)
+        if is_writer:  # else the next record would be joined to the incomplete one of a kill
+            os.truncate(self.path, size)
+            # Locks of a writer that was killed; the directory's lock excludes any other.
             for lock in self.path.parent.glob(f"{JOURNAL}.lock*"):
                 lock.unlink(missing_ok=True)
         with readable(self.path):
             storage = JournalStorage(JournalFileBackend(str(self.path)))
-        return Opened(storage=storage, study=STUDY, name=self.name, close=_nothing, mend=self._mend)
+        return OpenLedger(
+            storage=storage,
+            study=STUDY,
+            name=self.name,
+            close=_do_nothing,
+            roll_back=self._roll_back,
+        )
 
-    def _mend(self) -> None:
-        os.truncate(self.path, _whole_bytes(self.path))
+    def _roll_back(self) -> None:
+        os.truncate(self.path, _complete_bytes(self.path))
 
 
 def begin(storage: BaseStorage, study: str, objectives: Sequence[str]) -> None:
-    """Make the study, or finish making it."""
-    made = optuna.create_study(
+    """Create the study, or complete one whose creation was interrupted."""
+    created = optuna.create_study(
         study_name=study,
         storage=storage,
         directions=["minimize"] * len(objectives),
         load_if_exists=True,
     )
-    if OBJECTIVES not in made.user_attrs:
-        made.set_user_attr(OBJECTIVES, json.dumps(list(objectives)))
+    if OBJECTIVES not in created.user_attrs:
+        created.set_user_attr(OBJECTIVES, json.dumps(list(objectives)))
 
 
 def copy_as_sqlite(folder: Path, into: Path) -> None:
-    """Write the ledger of a directory, wherever it lies, as SQLite into another.
+    """Copy the ledger of a directory, in whatever storage, as SQLite into another directory.
 
     Raises:
         LedgerError: if it cannot be read.
     """
     source = find_backend(folder)
-    assert source is not None, "whoever packs has opened it"
+    assert source is not None, "`pack` has opened it"
     opened = source.open(is_writer=False)
     try:
-        with whole_file(into / FILE) as beside:
-            storage = RDBStorage(f"sqlite:///{beside}")
+        with whole_file(into / FILE) as tmp_path:
+            storage = RDBStorage(f"sqlite:///{tmp_path}")
             optuna.copy_study(
                 from_study_name=opened.study,
                 from_storage=opened.storage,
@@ -230,11 +242,11 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _whole_bytes(path: Path) -> int:
-    """How much of a journal is whole lines: the last one may be torn by a kill, no other.
+def _complete_bytes(path: Path) -> int:
+    """The size of a journal's complete lines: a kill can leave the last one incomplete.
 
     Raises:
-        LedgerError: if nothing is whole, or the last whole line is no record.
+        LedgerError: if no line is complete, or the last complete one is no record.
     """
     with (
         readable(path),

@@ -1,6 +1,6 @@
-"""A ledger read by whoever only looks: with plain SQL, where it is a file of SQLite's.
+"""Reads a ledger for commands that do not write: by plain SQL if it is an SQLite file.
 
-Optuna's objects take a millisecond a trial. Who writes opens the `Ledger`.
+Optuna's objects take a millisecond a trial. A process that writes opens the `Ledger`.
 """
 
 import gc
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sweep.ledger.files import FILE, STUDY, readable, sound_database
-from sweep.ledger.optuna_rows import of_the_study, row_to_record, rows, run_ids
-from sweep.ledger.records import TrialRecord, in_order
+from sweep.ledger.optuna_rows import late_run_ids, row_to_record, rows, study_attributes
+from sweep.ledger.records import TrialRecord, sort_by_number
 
 
 def records_in(folder: Path) -> list[TrialRecord]:
@@ -29,14 +29,14 @@ def records_in(folder: Path) -> list[TrialRecord]:
         ledger = Ledger.open(folder)
         ledger.close()
         return ledger.records()
-    with sound_database(path) as database, readable(path), _uncollected():
+    with sound_database(path) as database, readable(path), _collector_off():
         database.execute("PRAGMA query_only = ON")
         return _records(database)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """All that is made here is kept: a collector would only walk it, again and again."""
+def _collector_off() -> Iterator[None]:
+    """Turn the garbage collector off: all new objects stay, and it would walk them repeatedly."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -47,15 +47,15 @@ def _uncollected() -> Iterator[None]:
 
 
 def _records(database: sqlite3.Connection) -> list[TrialRecord]:
-    database.execute("BEGIN")  # all that follows is of one moment
+    database.execute("BEGIN")  # all queries see the same moment
 
-    def ask(question: str) -> Iterable[Sequence[Any]]:
-        return database.execute(question, {"study": STUDY})
+    def run_query(query: str) -> Iterable[Sequence[Any]]:
+        return database.execute(query, {"study": STUDY})
 
-    found: dict[int, TrialRecord] = {}
-    for row in rows(ask):
+    records: dict[int, TrialRecord] = {}
+    for row in rows(run_query):
         record = row_to_record(row)
-        found[record.number] = record  # of a retried trial the last row counts
-    for trial, run_id in run_ids(of_the_study(ask)).items():
-        found[trial] = replace(found[trial], mlflow_run_id=run_id)
-    return list(in_order(found).values())
+        records[record.number] = record  # of a retried trial the last row counts
+    for trial, run_id in late_run_ids(study_attributes(run_query)).items():
+        records[trial] = replace(records[trial], mlflow_run_id=run_id)
+    return list(sort_by_number(records).values())

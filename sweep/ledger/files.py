@@ -1,7 +1,10 @@
-"""What of a ledger lies in a sweep's directory, and whether it is sound, known without Optuna.
+"""The files of a ledger in a sweep's directory, and checks of them that do not import Optuna.
 
-Optuna mends what it does not understand, so all that could be damaged is looked at before it is
-asked; and whoever only looks needs no more than this, and waits for no import.
+Optuna silently completes a database that it does not understand, so a damaged one is found before
+Optuna opens it. Commands that only read need no more than this, and wait for no import.
+
+Private parts of Optuna, checked with version 5.0.0 (docs/reference/compat.md): the tables
+`studies`, `version_info` and `alembic_version`.
 """
 
 import sqlite3
@@ -12,7 +15,7 @@ from pathlib import Path
 FILE = "ledger.db"
 JOURNAL = "ledger.journal"
 ADDRESS = "ledger.address"
-"""Of a ledger on a server: where, and by which name."""
+"""File with the address and the study's name of a ledger on a server."""
 FILES = (FILE, JOURNAL, ADDRESS)
 STUDY = "sweep"
 
@@ -28,7 +31,11 @@ def is_there(folder: Path) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside is a damaged ledger."""
+    """Turn all errors of the block into that of a damaged ledger.
+
+    Raises:
+        LedgerError: if there is any error.
+    """
     try:
         yield
     except Exception as error:
@@ -79,14 +86,14 @@ def _check(path: Path, database: sqlite3.Connection) -> None:
 
 
 def _foreign_schema(database: sqlite3.Connection) -> str | None:
-    """What a database has that Optuna never makes: views and triggers run when tables are used."""
+    """The first view or trigger: Optuna creates none, and they run when a table is used."""
     query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
-    found = database.execute(query).fetchone()
-    return f"has the {found[0]} {found[1]!r}" if found else None
+    entry = database.execute(query).fetchone()
+    return f"has the {entry[0]} {entry[1]!r}" if entry else None
 
 
 def _missing_version(database: sqlite3.Connection) -> str | None:
-    """Which table is empty that must not be: Optuna would write its own version there."""
+    """The first version table that is empty: Optuna would write its own version there."""
     for table in ("version_info", "alembic_version"):
         if database.execute(f"SELECT count(*) FROM {table}").fetchone() != (1,):  # noqa: S608
             return f"`{table}` is empty"
@@ -94,7 +101,7 @@ def _missing_version(database: sqlite3.Connection) -> str | None:
 
 
 def damaged_error(path: Path | str, reason: object) -> str:
-    """What is said of a ledger that cannot be read."""
+    """The message of a ledger that cannot be read."""
     return (
         f"`{path}` must be an intact ledger, but is damaged: {first_line(reason)}."
         " Nothing was changed; put a copy in its place."

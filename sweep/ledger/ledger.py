@@ -1,7 +1,7 @@
-"""The sweep's single truth: an Optuna study, in the sweep's directory or on a server.
+"""The source of truth of a sweep: an Optuna study, in the sweep's directory or on a server.
 
-Every change is one or two transactions in an order that a kill between them cannot spoil: what a
-trial found is written before its state says that it is finished.
+Every change is one or two transactions in an order that makes a kill between them harmless: a
+trial's outcomes are written before its state becomes finished.
 """
 
 import json
@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from core.report import Outcome, Report
 from sweep.config.distributions import Choice, Distribution
 from sweep.ledger import backends
-from sweep.ledger.backends import Opened, rows_in
+from sweep.ledger.backends import OpenLedger, rows_in
 from sweep.ledger.files import LedgerError, damaged_error, first_line
 from sweep.ledger.optuna_rows import (
     NUMBER,
@@ -35,11 +35,11 @@ from sweep.ledger.optuna_rows import (
     ROW,
     RUN,
     STATES,
+    late_run_ids,
     record_to_row,
     row_to_record,
-    run_ids,
 )
-from sweep.ledger.records import CurvePoint, State, TrialRecord, in_order
+from sweep.ledger.records import CurvePoint, State, TrialRecord, sort_by_number
 
 OBJECTIVES = ("wer", "gflops")
 
@@ -52,44 +52,44 @@ class Ledger:
     The writer keeps all records in memory, so that reading them costs no query.
     """
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenLedger) -> None:
         self._opened = opened
         self._storage = storage = opened.storage
         self._study = storage.get_study_id_from_name(opened.study)
-        self._objectives = json.loads(self.noted("objectives") or json.dumps(OBJECTIVES))
+        self._objectives = json.loads(self.attribute("objectives") or json.dumps(OBJECTIVES))
         self._ids: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
         self._started: dict[int, float] = {}
         self._reached: dict[int, int] = {}
         self._choices: dict[str, BaseDistribution] = {}
         self._earlier: dict[int, tuple[Outcome, ...]] = {}
-        spoken: dict[str, str] = {}  # what was first said of each parameter
+        first: dict[str, str] = {}  # the first distribution of each parameter
         for row in rows_in(opened):
             record = row_to_record(row)
-            self._remember_earlier(record.number)
+            self._store_earlier_outcomes(record.number)
             self._ids[record.number], self._records[record.number] = row.id, record
             for name, distribution in row.distributions.items():
-                spoken.setdefault(name, distribution)
-        self._remember_choices({n: json_to_distribution(text) for n, text in spoken.items()})
-        self._records = in_order(self._records)
-        known = run_ids(storage.get_study_user_attrs(self._study))
-        for number, run_id in known.items():
+                first.setdefault(name, distribution)
+        self._store_choices({n: json_to_distribution(text) for n, text in first.items()})
+        self._records = sort_by_number(self._records)
+        ids = late_run_ids(storage.get_study_user_attrs(self._study))
+        for number, run_id in ids.items():
             self._records[number] = replace(self._records[number], mlflow_run_id=run_id)
 
     @classmethod
     def create(
         cls, folder: Path, objectives: Sequence[str] = OBJECTIVES, *, kind: str = "sqlite"
     ) -> "Ledger":
-        """Start an empty ledger; it appears whole or not at all.
+        """Create an empty ledger, completely or not at all.
 
         Args:
             folder: the sweep's directory.
-            objectives: what is minimised.
-            kind: where it shall lie, as `sweep.ledger.ledger` says it.
+            objectives: the fields of an outcome that are minimized.
+            kind: its storage, a value of `sweep.ledger`.
         """
-        place = backends.backend_for(folder, kind)
-        place.create(objectives)
-        return cls._of(place.open(is_writer=False))
+        backend = backends.backend_for(folder, kind)
+        backend.create(objectives)
+        return cls._of(backend.open(is_writer=False))
 
     @classmethod
     def open(cls, folder: Path, *, is_writer: bool = False) -> "Ledger":
@@ -97,32 +97,37 @@ class Ledger:
 
         Args:
             folder: the sweep's directory.
-            is_writer: whether the caller holds the directory and writes.
+            is_writer: whether the caller holds the directory's lock and writes.
 
         Raises:
             LedgerError: if there is none, or it is damaged; it is left as it is.
-            LockedError: if another writes it, from wherever.
+            LockedError: if another process writes it, on any machine.
         """
-        place = backends.find_backend(folder) or backends.backend_for(folder)
-        return cls._of(place.open(is_writer=is_writer))
+        backend = backends.find_backend(folder) or backends.backend_for(folder)
+        return cls._of(backend.open(is_writer=is_writer))
 
     @classmethod
     def open_or_create(
         cls, folder: Path, objectives: Sequence[str], *, kind: str = "sqlite"
     ) -> "Ledger":
-        """The ledger that is there, or else a new one, for whoever holds the directory and writes.
+        """Open the ledger of a directory to write it, or create one.
+
+        Args:
+            folder: the sweep's directory, whose lock the caller holds.
+            objectives: the fields of an outcome that are minimized.
+            kind: its storage, a value of `sweep.ledger`.
 
         Raises:
-            LedgerError: if the one there is damaged, or of another kind.
-            LockedError: if another writes it, from wherever.
+            LedgerError: if the existing one is damaged, or of another kind.
+            LockedError: if another process writes it, on any machine.
         """
-        place, is_there = backends.agree_backend(folder, kind)
-        if not is_there:
-            place.create(objectives)
-        return cls._of(place.open(is_writer=True))
+        backend, exists = backends.agree_backend(folder, kind)
+        if not exists:
+            backend.create(objectives)
+        return cls._of(backend.open(is_writer=True))
 
     @classmethod
-    def _of(cls, opened: Opened) -> "Ledger":
+    def _of(cls, opened: OpenLedger) -> "Ledger":
         try:
             return cls(opened)
         except Exception as error:
@@ -148,24 +153,33 @@ class Ledger:
     def add(
         self, params: Mapping[str, Any], distributions: Mapping[str, Distribution]
     ) -> TrialRecord:
-        """A new waiting trial. What lies outside the distributions is kept beside them."""
-        wanted = {
+        """Add a waiting trial. Values outside the distributions become attributes of its row."""
+        inside = {
             name: as_optuna(distributions[name])
             for name, value in params.items()
             if name in distributions and distributions[name].holds(value)
         }
-        # Optuna keeps a choice's options for a study's whole life; more of them go beside, too.
-        known = {name: d for name, d in wanted.items() if self._choices.get(name, d) == d}
-        self._remember_choices(known)
+        # Optuna fixes a choice's options for a study's whole life; a choice that has more options
+        # now is stored as an attribute, too.
+        allowed = {name: d for name, d in inside.items() if self._choices.get(name, d) == d}
+        self._store_choices(allowed)
         record = TrialRecord(number=len(self._records), state="waiting", params=dict(params))
-        return self._create(record, known)
+        return self._create(record, allowed)
 
     def retry(self, number: int) -> TrialRecord:
-        """A failed trial waits again, with all it had reached; any other is a LedgerError."""
+        """Let a failed trial wait again, to go on from its checkpoint.
+
+        Raises:
+            LedgerError: if it has not failed.
+        """
         return self._reopen(number, "failed")
 
-    def tune_on(self, number: int, steps: int) -> TrialRecord:
-        """A finished trial waits again, to be tuned on; any other is a LedgerError."""
+    def tune_further(self, number: int, steps: int) -> TrialRecord:
+        """Let a finished trial wait again, to be tuned for more steps.
+
+        Raises:
+            LedgerError: if it is not finished.
+        """
         adjustments = self._records[number].adjustments
         steps += adjustments.get(MORE_STEPS, 0)
         return self._reopen(number, "finished", {**adjustments, MORE_STEPS: steps})
@@ -173,15 +187,15 @@ class Ledger:
     def _reopen(
         self, number: int, state: State, adjustments: Mapping[str, Any] | None = None
     ) -> TrialRecord:
-        """What is over in Optuna stays over: a trial goes on in a new row, under its old number."""
+        """Continue a trial in a new row under its old number: Optuna never reopens a row."""
         record = self._records[number]
         if record.state != state:
             raise LedgerError(f"`trial` {number} must be {state}, but is {record.state} instead.")
-        self._remember_earlier(number)
-        known = self._storage.get_trial(self._ids[number]).distributions
+        self._store_earlier_outcomes(number)
+        distributions = self._storage.get_trial(self._ids[number]).distributions
         changed = record.adjustments if adjustments is None else adjustments
         waiting = replace(record, state="waiting", error=None, outcomes=(), adjustments=changed)
-        return self._create(waiting, known)
+        return self._create(waiting, distributions)
 
     def _create(
         self, record: TrialRecord, distributions: Mapping[str, BaseDistribution]
@@ -201,107 +215,107 @@ class Ledger:
             system_attrs={},
             intermediate_values={},
         )
-        with self._written():
+        with self._write_errors():
             self._ids[record.number] = self._storage.create_new_trial(self._study, trial)
         self._records[record.number] = record
         return record
 
-    def _remember_earlier(self, number: int) -> None:
-        """What a trial had found before it was taken up again."""
+    def _store_earlier_outcomes(self, number: int) -> None:
+        """Store the outcomes that a trial had before it is continued."""
         if number in self._records and self._records[number].outcomes:
             self._earlier[number] = self._records[number].outcomes
 
-    def _remember_choices(self, distributions: Mapping[str, BaseDistribution]) -> None:
+    def _store_choices(self, distributions: Mapping[str, BaseDistribution]) -> None:
         for name, distribution in distributions.items():
             if isinstance(distribution, CategoricalDistribution):
                 self._choices.setdefault(name, distribution)
 
-    def note(self, key: str, value: str) -> None:
-        """Remember something of the sweep itself."""
-        with self._written():
+    def set_attribute(self, key: str, value: str) -> None:
+        """Store a value of the sweep itself."""
+        with self._write_errors():
             self._storage.set_study_user_attr(self._study, key, value)
 
-    def noted(self, key: str) -> str | None:
-        """What `note` was told."""
-        found: dict[str, str] = self._storage.get_study_user_attrs(self._study)
-        return found.get(key)
+    def attribute(self, key: str) -> str | None:
+        """The value that `set_attribute` stored; None if there is none."""
+        values: dict[str, str] = self._storage.get_study_user_attrs(self._study)
+        return values.get(key)
 
     def start(self, number: int) -> TrialRecord:
-        """One more attempt begins."""
+        """Start an attempt of a trial."""
         record = self._records[number]
         self._started[number] = time.monotonic()
         self._reached[number] = record.steps
         self._write(replace(record, attempts=record.attempts + 1))
-        return self._turn(number, TrialState.RUNNING)
+        return self._set_state(number, TrialState.RUNNING)
 
     def track(self, number: int, run_id: str) -> None:
-        """Remember which MLflow run is the trial's; what is over never changes in Optuna's row."""
+        """Store the id of a trial's MLflow run; Optuna's row of a trial that is over is fixed."""
         record = replace(self._records[number], mlflow_run_id=run_id)
         if record == self._records[number]:
             return
         if record.is_over:
-            self.note(f"{RUN}{number}", run_id)
+            self.set_attribute(f"{RUN}{number}", run_id)
             self._records[number] = record
         else:
             self._write(record)
 
     def advance(self, number: int, report: Report) -> TrialRecord:
-        """A running trial was heard of; what a resumed one repeats takes its old place."""
+        """Store a report of a running trial; one that a resumed trial repeats replaces the old."""
         is_repeated = 0 < report.step <= self._reached.get(number, 0)
         record = self._with_time(number, is_wasted=is_repeated)
-        curve = tuple(heard for heard in record.curve if heard.step < report.step)
+        curve = tuple(point for point in record.curve if point.step < report.step)
         if report.wer is not None and report.gflops is not None:
             curve += (CurvePoint(step=report.step, wer=report.wer, gflops=report.gflops),)
         steps, total_steps = report.step, report.total_steps
         return self._write(replace(record, steps=steps, total_steps=total_steps, curve=curve))
 
     def finish(self, number: int, outcomes: Sequence[Outcome]) -> TrialRecord:
-        """The trial is over; an outcome that cannot be judged makes it a failed one."""
+        """End a trial with its outcomes; one whose objectives are not finite makes it fail."""
         fault = _fault(outcomes, self._objectives)
         if fault:
             return self.fail(number, fault)
         self._write(self._with_time(number))
-        told = [asdict(outcome) for outcome in outcomes]
-        with self._written():
-            self._storage.set_trial_user_attr(self._ids[number], OUTCOMES, told)
+        values = [asdict(outcome) for outcome in outcomes]
+        with self._write_errors():
+            self._storage.set_trial_user_attr(self._ids[number], OUTCOMES, values)
         self._records[number] = replace(self._records[number], outcomes=tuple(outcomes))
-        return self._turn(number, TrialState.COMPLETE)
+        return self._set_state(number, TrialState.COMPLETE)
 
     def fail(self, number: int, error: str) -> TrialRecord:
-        """The trial is over, and has to show but one line, and what it had found before."""
+        """End a trial with an error; outcomes that it had before are restored."""
         self._write(replace(self._with_time(number), error=error))
         if number in self._earlier:
             return self.finish(number, self._earlier[number])
-        return self._turn(number, TrialState.FAIL)
+        return self._set_state(number, TrialState.FAIL)
 
     def stop(self, number: int, reason: str) -> TrialRecord:
-        """The trial was ended before its time: told to samplers as pruned, never as a result."""
+        """End a trial early: samplers see it as pruned, never as a result."""
         self._write(replace(self._with_time(number), error=reason))
-        return self._turn(number, TrialState.PRUNED)
+        return self._set_state(number, TrialState.PRUNED)
 
     def release(self, number: int, adjustments: Mapping[str, Any] | None = None) -> TrialRecord:
-        """The trial lost its worker, or could not go on as it was: it waits to be continued.
+        """Let a trial wait to be continued, after its worker was lost or its settings failed.
 
         Args:
             number: the trial's.
-            adjustments: what it shall be continued with, beside its parameters.
+            adjustments: settings that replace those of its parameters.
         """
         record = self._with_time(number, is_wasted=True)
         self._write(replace(record, adjustments={**record.adjustments, **(adjustments or {})}))
-        return self._turn(number, TrialState.WAITING)
+        return self._set_state(number, TrialState.WAITING)
 
     def reconcile(self) -> list[TrialRecord]:
-        """Put right what a killed driver left: nothing runs now; what has outcomes is finished."""
-        left = [record for record in self.records() if record.state == "running"]
+        """Correct the states after a kill: nothing runs, and a trial with outcomes is finished."""
+        running = [record for record in self.records() if record.state == "running"]
         return [
-            self._turn(record.number, TrialState.COMPLETE)
+            self._set_state(record.number, TrialState.COMPLETE)
             if record.outcomes
-            else self._turn(record.number, TrialState.WAITING)
-            for record in left
+            else self._set_state(record.number, TrialState.WAITING)
+            for record in running
         ]
 
     def _with_time(self, number: int, *, is_wasted: bool = False) -> TrialRecord:
-        """The record with the wall time since it was last noted."""
+        """The record with the wall time since its last change added."""
         record, now = self._records[number], time.monotonic()
         spent = now - self._started.get(number, now)
         self._started[number] = now
@@ -309,17 +323,17 @@ class Ledger:
         return replace(record, seconds=record.seconds + spent, wasted_seconds=wasted)
 
     def _write(self, record: TrialRecord) -> TrialRecord:
-        with self._written():
+        with self._write_errors():
             self._storage.set_trial_user_attr(self._ids[record.number], ROW, record_to_row(record))
         self._records[record.number] = record
         return record
 
-    def _turn(self, number: int, state: TrialState) -> TrialRecord:
+    def _set_state(self, number: int, state: TrialState) -> TrialRecord:
         record = self._records[number]
         values = None
         if state == TrialState.COMPLETE:
             values = [float(getattr(record.outcomes[0], name)) for name in self._objectives]
-        with self._written():
+        with self._write_errors():
             self._storage.set_trial_state_values(self._ids[number], state, values)
         if state != TrialState.RUNNING:
             self._started.pop(number, None)
@@ -327,19 +341,23 @@ class Ledger:
         return self._records[number]
 
     @contextmanager
-    def _written(self) -> Iterator[None]:
-        """A write that fails is an OSError, as any other on a full disk is."""
+    def _write_errors(self) -> Iterator[None]:
+        """Turn a failed write into an OSError that names the ledger.
+
+        Raises:
+            OSError: if the write fails.
+        """
         self._opened.check()
         try:
             yield
         except (optuna.exceptions.StorageInternalError, OSError) as error:
-            self._opened.mend()
+            self._opened.roll_back()
             reason = first_line(error.__cause__ or error)
             raise OSError(f"`{self._opened.name}` must be writable, but: {reason}") from error
 
 
 def as_optuna(distribution: Distribution) -> BaseDistribution:
-    """The same distribution in Optuna's words."""
+    """The distribution as an object of Optuna's."""
     if isinstance(distribution, Choice):
         return CategoricalDistribution(distribution.options)
     if distribution.is_integer:
@@ -348,7 +366,7 @@ def as_optuna(distribution: Distribution) -> BaseDistribution:
 
 
 def _fault(outcomes: Sequence[Outcome], objectives: Sequence[str]) -> str | None:
-    """Why these outcomes cannot be judged, in one line, if they cannot."""
+    """Why these outcomes cannot be compared, in one line; None if they can."""
     if not outcomes:
         return "A finished trial must have an outcome, but has none instead."
     for outcome in outcomes:

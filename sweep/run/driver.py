@@ -1,7 +1,7 @@
-"""One segment of a sweep: start, watch, stop, reconcile.
+"""One segment of a sweep: start, run, stop, reconcile.
 
 `run` may be killed at any instant and called again, so that running and resuming are the same. The
-ledger says what is left; Ray Tune places and runs it, and nothing of Tune's is ever restored.
+ledger holds the trials that remain; Ray Tune runs them, and no state of Tune's is ever restored.
 """
 
 import traceback
@@ -38,19 +38,19 @@ from sweep.storage.lock import clear_stop, sweep_lock
 from sweep.tracking.provenance import code_version
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 3, 75
-"""What a segment ends with; exit codes of the program."""
-MOST_BREAKS = 3
-"""So often a segment begins anew when Tune breaks."""
+"""Results of a segment; exit codes of the program."""
+MAX_BREAKS = 3
+"""A segment starts again so often when Tune fails."""
 
 
 class SweepError(RuntimeError):
-    """The sweep cannot go on; what is done is kept."""
+    """The sweep cannot go on; finished trials are stored."""
 
     exit_code = SOME_FAILED
 
 
 def run(folder: Path, *, address: str | None = None, should_retry: bool = False) -> int:
-    """Run what is left of a sweep, and return the exit code.
+    """Run the remaining trials of a sweep, and return the exit code.
 
     Args:
         folder: the sweep's directory.
@@ -59,13 +59,13 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
 
     Raises:
         ConfigError, LedgerError, LockedError, TrackingError, ClusterError: before anything runs.
-        CorpusError, BundleError: if the teacher cannot be made.
+        CorpusError, BundleError: if the teacher cannot be prepared.
         SweepError: if the sweep cannot go on.
     """
     folder = folder.resolve()
     config = open_config(folder)
     with sweep_lock(folder):
-        config = open_config(folder)  # of a store's directory it may have come only now
+        config = open_config(folder)  # a working copy's was fetched with the lock
         check_consent(folder, config)
         clear_stop(folder)
         for name in ("front", *SHARED_FOLDERS):
@@ -80,83 +80,83 @@ def run(folder: Path, *, address: str | None = None, should_retry: bool = False)
 
 
 class Segment:
-    """What one driver does for a sweep between its start and its end.
+    """The work of one driver for a sweep, from its start to its end.
 
     Args:
         folder: the sweep's directory, absolute.
-        config: the whole sweep.
-        ledger: its truth; this is the only one who writes it.
+        config: of the whole sweep.
+        ledger: of the sweep, opened to be written.
     """
 
     def __init__(self, folder: Path, config: SweepConfig, ledger: Ledger) -> None:
         self.folder = folder
         self.config = config
         self.ledger = ledger
-        self.interruption = SignalHandler(folder)
+        self.signals = SignalHandler(folder)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every trial wanted is there and over."""
+        """Whether all trials of the sweep exist and are over."""
         records = self.ledger.records()
         is_over = all(record.is_over for record in records)
         return is_over and reached_limit(records, self.config) is not None
 
     def run(self, address: str | None, *, should_retry: bool) -> int:
-        """Everything in order; SIGINT, SIGTERM and SIGUSR1 end it early and in order, too."""
-        changed = self._admitted()
+        """Run the segment; SIGINT, SIGTERM and SIGUSR1 end it early and in order."""
+        changed = self._check_changes()
         self.ledger.reconcile()
         failed = [r.number for r in self.ledger.records() if r.state == "failed"]
         for number in failed if should_retry else ():
             self.ledger.retry(number)
-        scribe = BackgroundWriter(self.folder, self.config, self.ledger)
+        writer = BackgroundWriter(self.folder, self.config, self.ledger)
         with ExitStack() as stack:
-            stack.enter_context(self.interruption.install())
+            stack.enter_context(self.signals.install())
             progress = stack.enter_context(self._progress())
-            scribe.open()
+            writer.open()
             for change in changed:
-                scribe.event("changed", what=change)
-                progress.event(f"changed since the last run: {change}")
+                writer.event("changed", what=change)
+                progress.show_event(f"changed since the last run: {change}")
             try:
                 if not self.is_complete:
-                    progress.event(f"joining Ray at {address}" if address else "starting Ray")
-                    stack.enter_context(ray_cluster.connected(address))
-                    stack.enter_context(self.interruption.install())
-                    self.interruption.check()
-                    self._look_at_machines(address, progress)
-                    self._make_teacher(scribe, progress)
-                    self._run_trials_to_the_end(scribe, progress, can_grow=bool(address))
+                    progress.show_event(f"joining Ray at {address}" if address else "starting Ray")
+                    stack.enter_context(ray_cluster.connect(address))
+                    stack.enter_context(self.signals.install())
+                    self.signals.check()
+                    self._check_machines(address, progress)
+                    self._make_teacher(writer, progress)
+                    self._run_trials_to_the_end(writer, progress, can_grow=bool(address))
             except (KeyboardInterrupt, SystemExit):  # the latter is Ray's, while it starts
-                pass  # the ledger says what is left
+                pass  # the ledger holds the trials that remain
             finally:
                 self.ledger.reconcile()  # what ran when the end came waits again
                 if not self.is_complete:
-                    progress.event("interrupted; what is done is kept")
-                scribe.close(is_interrupted=not self.is_complete)
+                    progress.show_event("interrupted; `resume` goes on from here")
+                writer.close(is_interrupted=not self.is_complete)
         return self._verdict()
 
-    def _admitted(self) -> list[str]:
-        """What changed since the last segment, in words; what must not is refused.
+    def _check_changes(self) -> list[str]:
+        """Store this segment's config and program; returns what changed since the last one.
 
         Raises:
-            ConfigError: if the sweep was begun with another config, naming where it differs.
+            ConfigError: if something changed that must not, naming it.
         """
-        before, code = self.ledger.noted("config"), self.ledger.noted("code")
+        before, code = self.ledger.attribute("config"), self.ledger.attribute("code")
         now, code_now = self.config.toml(), code_version()
-        found = changes(parse(before, source="the ledger"), self.config) if before else []
-        check(found)
-        said = [str(change) for change in found]
+        differences = changes(parse(before, source="the ledger"), self.config) if before else []
+        check(differences)
+        lines = [str(change) for change in differences]
         if code not in (None, code_now):
-            said.append(f"the program: {code} -> {code_now}")
+            lines.append(f"the program: {code} -> {code_now}")
         if before != now:
-            self.ledger.note("config", now)
+            self.ledger.set_attribute("config", now)
         if code != code_now:
-            self.ledger.note("code", code_now)
-        return said
+            self.ledger.set_attribute("code", code_now)
+        return lines
 
     def _progress(self) -> Progress:
         budget = self.config.sweep
-        known = self.ledger.records()
-        return Progress(budget.name, self.config.num_trials, records=known, hours=budget.hours)
+        records = self.ledger.records()
+        return Progress(budget.name, self.config.num_trials, records=records, hours=budget.hours)
 
     def _verdict(self) -> int:
         if not self.is_complete:
@@ -164,38 +164,38 @@ class Segment:
         has_failed = any(record.state == "failed" for record in self.ledger.records())
         return SOME_FAILED if has_failed else DONE
 
-    def _look_at_machines(self, address: str | None, progress: Progress) -> None:
-        """Refuse machines that cannot run this; of more, a cluster may yet get some."""
-        lack = nodes.lack(self.config.resources)
-        if lack and not address:
-            raise ray_cluster.ClusterError(lack)
+    def _check_machines(self, address: str | None, progress: Progress) -> None:
+        """Refuse machines that cannot run a trial; a cluster with too few of them may grow."""
+        shortage = nodes.resource_shortage(self.config.resources)
+        if shortage and not address:
+            raise ray_cluster.ClusterError(shortage)
         if address:
-            nodes.examine(None if address_of(self.folder) else self.folder)
-        if lack:
-            progress.event(f"waiting for machines: {lack}")
+            nodes.check_machines(None if address_of(self.folder) else self.folder)
+        if shortage:
+            progress.show_event(f"waiting for machines: {shortage}")
 
-    def _make_teacher(self, scribe: BackgroundWriter, progress: Progress) -> None:
-        """Corpus, features and teacher, on a worker: it may have the GPU that the driver lacks."""
+    def _make_teacher(self, writer: BackgroundWriter, progress: Progress) -> None:
+        """Prepare corpus, features and teacher on a worker, which may have a GPU."""
         resources = self.config.resources
         task = ray.remote(worker.prepare_shared).options(
             num_returns="streaming",
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
-            label_selector=nodes.selector(resources),
+            label_selector=nodes.label_selector(resources),
             max_retries=0,
         )
-        progress.event("preparing speech and teacher")
-        for remaining in reversed(range(MOST_BREAKS + 1)):
+        progress.show_event("preparing speech and teacher")
+        for remaining in reversed(range(MAX_BREAKS + 1)):
             try:
-                reports: Any = task.remote(self._packed(0, self.config.space.shared))
-                for report in self._heard(reports):
-                    scribe.teacher(report)
-                    progress.teacher(report)
+                reports: Any = task.remote(self._make_job(0, self.config.space.shared))
+                for report in self._reports_until_stop(reports):
+                    writer.log_teacher(report)
+                    progress.show_teacher(report)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
-                scribe.log("teacher", str(error))
-                if isinstance(cause, ValueError) or worker.kind_of(cause) == "disk":
-                    raise cause from None  # a person's to put right, and in one line already
+                writer.log("teacher", str(error))
+                if isinstance(cause, ValueError) or worker.error_kind(cause) == "disk":
+                    raise cause from None  # the user's to repair, and in one line already
                 raise SweepError(
                     f"The teacher failed: {worker.describe_error(cause)} (see logs/teacher.log)"
                 ) from error
@@ -205,18 +205,18 @@ class Segment:
                     raise SweepError(
                         f"The teacher's worker died again and again: {line}"
                     ) from error
-                progress.event(
+                progress.show_event(
                     f"the teacher's worker was lost; going on from its checkpoint: {line}"
                 )
             else:
                 return
 
-    def _heard(self, reports: Any) -> Iterator[Report]:
-        """What a streaming task yields, while listening for signals, too."""
+    def _reports_until_stop(self, reports: Any) -> Iterator[Report]:
+        """The reports of a streaming task, until an orderly end is requested."""
         while True:
             ready, _ = ray.wait([reports], timeout=SIGNAL_SECONDS)
-            self.interruption.listen()
-            self.interruption.check()
+            self.signals.poll()
+            self.signals.check()
             if not ready:
                 continue
             try:
@@ -225,27 +225,27 @@ class Segment:
                 return
 
     def _run_trials_to_the_end(
-        self, scribe: BackgroundWriter, progress: Progress, *, can_grow: bool
+        self, writer: BackgroundWriter, progress: Progress, *, can_grow: bool
     ) -> None:
-        """Run the trials, beginning again where Tune itself breaks: the ledger knows how far."""
-        for remaining in reversed(range(MOST_BREAKS + 1)):
+        """Run the trials; if Tune itself fails, continue from the ledger."""
+        for remaining in reversed(range(MAX_BREAKS + 1)):
             try:
-                self._run_trials(scribe, progress, can_grow=can_grow)
+                self._run_trials(writer, progress, can_grow=can_grow)
             except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
-                scribe.log("driver", traceback.format_exc())
-                self.interruption.check()
+                writer.log("driver", traceback.format_exc())
+                self.signals.check()
                 line = worker.describe_error(error)
                 if not remaining:
                     raise SweepError(
                         f"Ray broke again and again: {line} (see logs/driver.log)"
                     ) from error
-                progress.event(f"Ray broke; going on from the ledger: {line}")
-                scribe.event("broke", why=line)
+                progress.show_event(f"Ray broke; going on from the ledger: {line}")
+                writer.event("broke", why=line)
                 self.ledger.reconcile()
             else:
                 return
 
-    def _run_trials(self, scribe: BackgroundWriter, progress: Progress, *, can_grow: bool) -> None:
+    def _run_trials(self, writer: BackgroundWriter, progress: Progress, *, can_grow: bool) -> None:
         sampling = Sampling(self.config.space, search=self.config.search, budget=self.config.sweep)
         for record in (*warm_start_records(self.folder), *self.ledger.records()):
             sampling.observe(record)
@@ -254,11 +254,13 @@ class Segment:
             sampling,
             config=self.config,
             concurrent=self.config.resources.concurrent,
-            pack=self._packed_record,
+            pack=self._record_job,
         )
         with ray_cluster.scratch_folder() as scratch:
             tuner = tune.Tuner(
-                tune.with_resources(worker.run_trial, nodes.request(self.config.resources)),
+                tune.with_resources(
+                    worker.run_trial, nodes.placement_request(self.config.resources)
+                ),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=self._scheduler(),
@@ -274,9 +276,9 @@ class Segment:
                         TuneCallback(
                             ledger=self.ledger,
                             searcher=searcher,
-                            scribe=scribe,
+                            writer=writer,
                             progress=progress,
-                            interruption=self.interruption,
+                            signals=self.signals,
                             config_of=self._config_of,
                             resources=self.config.resources,
                             can_grow=can_grow,
@@ -291,7 +293,7 @@ class Segment:
                 searcher.end()
 
     def _scheduler(self) -> FrontScheduler | None:
-        """None is Tune's own: every trial ends by itself."""
+        """The scheduler of early stopping; None is Tune's own, which stops no trial."""
         rule, space = self.config.early_stopping, self.config.space
         if rule.kind == "none":
             return None
@@ -304,26 +306,34 @@ class Segment:
         )
         return FrontScheduler(stopping, self.ledger, space)
 
-    def _packed_record(self, record: TrialRecord) -> worker.Job:
-        sign, config = params_digest(record.params), self._config_of(record)
-        return self._packed(record.number, config, sign=sign, known=record.steps)
+    def _record_job(self, record: TrialRecord) -> worker.Job:
+        digest, config = params_digest(record.params), self._config_of(record)
+        return self._make_job(record.number, config, digest=digest, reported_step=record.steps)
 
     def _config_of(self, record: TrialRecord) -> TrialConfig:
         return self.config.space.trial_config(record.settings)
 
-    def _packed(
-        self, number: int, config: TrialConfig, *, sign: str = "", known: int = 0
+    def _make_job(
+        self, number: int, config: TrialConfig, *, digest: str = "", reported_step: int = 0
     ) -> worker.Job:
+        """A job for a worker.
+
+        Args:
+            number: the trial's.
+            config: the trial's.
+            digest: of the trial's parameters.
+            reported_step: reports up to this step are in the ledger.
+        """
         address = address_of(self.folder)
-        return worker.pack(
+        return worker.make_job(
             number,
             config,
             teacher=self.folder / "teacher",
             features=self.folder / "features",
             trial=self.folder / "trials" / f"{number:04}",
             ranks=self.config.resources.ranks,
-            known=known,
-            luggage=RemoteState(address=address, sign=sign) if address else None,
+            reported_step=reported_step,
+            remote_state=RemoteState(address=address, digest=digest) if address else None,
         )
 
 

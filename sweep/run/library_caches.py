@@ -1,4 +1,4 @@
-"""A place for what libraries keep in a home directory, where there is none that can be written to.
+"""Cache and settings folders of libraries where there is no home directory that can be written.
 
 Matplotlib, Ray and others keep caches and settings in the home. In containers and batch jobs it is
 often missing or read-only; each library then warns in its own way, or fails.
@@ -12,20 +12,21 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from core import environment
 from core.telemetry import disable_telemetry
 from sweep.console import make_logs_safe
 
 FOLDER = "home-of-conformer-sweep-{uid}"
-"""Below the temporary directory; one for each user, so that caches serve the next command, too."""
-PLACES = {
+"""Below the temporary directory; one for each user, so that the next command has the caches."""
+FOLDERS = {
     "MPLCONFIGDIR": "matplotlib",
     "XDG_CACHE_HOME": "cache",
     "XDG_CONFIG_HOME": "config",
     "XDG_DATA_HOME": "data",
 }
-"""Environment variables by which libraries are told of a place, and its name in that folder."""
+"""Environment variables with folders of libraries, and their names in that folder."""
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""By which Ray is told of its clusters' secret; else it keeps that in the home."""
+"""Environment variables with the secret of Ray's clusters, which is in the home by default."""
 
 
 def prepare_process() -> None:
@@ -35,15 +36,16 @@ def prepare_process() -> None:
     """
     disable_telemetry(os.environ)
     provide_home(os.environ)
+    environment.set_defaults(os.environ)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray reads it when imported
     make_logs_safe()
 
 
 def provide_home(environment: MutableMapping[str, str]) -> None:
-    """Name places below the temporary directory, if the home cannot be written to.
+    """Set folders below the temporary directory, if the home directory cannot be written.
 
-    Called by `prepare_process`, before any library looks; child processes inherit the
-    names. A home that can be read is kept, as passwords may lie in it. What is named already stays.
+    Called by `prepare_process`, before any library reads them; child processes inherit
+    them. A home that can be read stays, as it may hold passwords. Variables that are set stay, too.
 
     Args:
         environment: of this process, which is changed.
@@ -53,28 +55,28 @@ def provide_home(environment: MutableMapping[str, str]) -> None:
         return
     folder = _own_folder()
     if home is None or not home.is_dir():
-        environment["HOME"] = _made(folder / "home")
-    for name, place in PLACES.items():
-        if not environment.get(name):
-            environment[name] = _made(folder / place)
-    # Of a new place Matplotlib tells that it lists the fonts, and Lhotse that it has none.
+        environment["HOME"] = _make_folder(folder / "home")
+    for variable, name in FOLDERS.items():
+        if not environment.get(variable):
+            environment[variable] = _make_folder(folder / name)
+    # Matplotlib logs that it lists the fonts in a new folder, and Lhotse that it has no folder.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    logging.getLogger().addFilter(_is_news)
+    logging.getLogger().addFilter(_is_relevant)
 
 
-def _made(folder: Path) -> str:
+def _make_folder(folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     return str(folder)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("We couldn't create lhotse utilities directory")
 
 
 def provide_token(environment: MutableMapping[str, str]) -> None:
-    """Name a file with a secret for a Ray cluster of our own, if the home cannot hold Ray's.
+    """Set a file with a secret for a Ray cluster of our own, if the home cannot hold Ray's.
 
-    Not for a cluster of others: it would refuse ours.
+    Not called for a cluster of others, which would refuse the secret.
 
     Args:
         environment: of this process, which is changed.
@@ -83,10 +85,10 @@ def provide_token(environment: MutableMapping[str, str]) -> None:
         return
     file = _own_folder() / "ray-token"
     if not file.is_file():
-        beside = file.with_name(f"{file.name}.{os.getpid()}")
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as to:
-            to.write(secrets.token_hex(32))
-        beside.replace(file)
+        tmp_path = file.with_name(f"{file.name}.{os.getpid()}")
+        with os.fdopen(os.open(tmp_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(secrets.token_hex(32))
+        tmp_path.replace(file)
     environment["RAY_AUTH_TOKEN_PATH"] = str(file)
 
 
@@ -99,7 +101,7 @@ def _home(environment: MutableMapping[str, str]) -> Path | None:
 
 
 def _is_usable(home: Path | None) -> bool:
-    """Whether files can be made in it; whether the user may is not the whole answer."""
+    """Whether files can be created in it; tried, as permissions are not the whole answer."""
     if home is None or not home.is_dir():
         return False
     try:
@@ -110,14 +112,14 @@ def _is_usable(home: Path | None) -> bool:
 
 
 def _own_folder() -> Path:
-    """This user's own folder: the known one, or a new one where others have taken its name."""
+    """This user's own folder: the usual one, or a new one if others have taken its name."""
     folder = Path(tempfile.gettempdir()) / FOLDER.format(uid=os.getuid())
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
-    is_ours = found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o700
-    if stat.S_ISDIR(found.st_mode) and is_ours:
+    is_ours = status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) == 0o700
+    if stat.S_ISDIR(status.st_mode) and is_ours:
         return folder
     return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))

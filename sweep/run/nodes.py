@@ -1,7 +1,7 @@
-"""The machines of a Ray cluster: whether a trial fits on them, and whether they can run it at all.
+"""The machines of a Ray cluster: whether a trial fits on them, and whether they can run it.
 
-A trial needs a machine that sees the sweep's directory and has the very program that the driver
-has: both are found out before anything runs, on every machine, and again where a trial begins.
+A machine must see the sweep's directory and have the same program as the driver. Both are checked
+on every machine before anything runs, and again where a trial starts.
 """
 
 import uuid
@@ -19,9 +19,9 @@ from sweep.config.sweep import ResourcesConfig
 from sweep.run.ray_cluster import ClusterError, OtherProgramError
 from sweep.tracking.provenance import code_version
 
-MOST_NAMED = 5
-"""Changed files that are told by name."""
-EXAMINATION_SECONDS = 120.0
+MAX_NAMED_FILES = 5
+"""Changed files that a message names."""
+CHECK_SECONDS = 120.0
 """Time for a machine to start a process that imports little."""
 
 
@@ -34,18 +34,19 @@ class Machine:
     resources: Mapping[str, float]
     labels: Mapping[str, str]
 
-    def room(self, wanted: ResourcesConfig) -> int:
-        """How many ranks it could hold if nothing else ran there."""
-        needs = {"CPU": wanted.cpus, "GPU": wanted.gpus}
-        rooms = [self.resources.get(name, 0) // need for name, need in needs.items() if need]
-        return int(min(rooms)) if rooms else 0
+    def num_ranks(self, needs: ResourcesConfig) -> int:
+        """Number of ranks that fit on the machine if nothing else runs there."""
+        amounts = {"CPU": needs.cpus, "GPU": needs.gpus}
+        counts = [self.resources.get(key, 0) // amount for key, amount in amounts.items() if amount]
+        return int(min(counts)) if counts else 0
 
     def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether the machine's labels meet all rules."""
         return all(_is_met(self.labels.get(name), rule) for name, rule in labels.items())
 
 
 def machines() -> list[Machine]:
-    """All that are alive."""
+    """All machines of the cluster that are alive."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [
         Machine(
@@ -59,106 +60,103 @@ def machines() -> list[Machine]:
     ]
 
 
-def selector(resources: ResourcesConfig) -> dict[str, str]:
-    """Labels by the names that Ray gives them."""
+def label_selector(resources: ResourcesConfig) -> dict[str, str]:
+    """The rules for labels, by Ray's names of them."""
     return {
         "ray.io/accelerator-type" if name == "accelerator_type" else name: rule
         for name, rule in resources.labels.items()
     }
 
 
-def request(resources: ResourcesConfig) -> tune.PlacementGroupFactory:
-    """What a trial occupies: a bundle a rank, the first of which is Tune's own actor."""
+def placement_request(resources: ResourcesConfig) -> tune.PlacementGroupFactory:
+    """The resources of a trial: one bundle a rank, the first of which is Tune's own actor."""
     bundle = {"CPU": float(resources.cpus), "GPU": float(resources.gpus)}
-    labels = selector(resources)
+    labels = label_selector(resources)
     others = {"bundle_label_selector": [labels] * resources.ranks} if labels else {}
     return tune.PlacementGroupFactory([bundle] * resources.ranks, "PACK", **others)
 
 
-def lack(resources: ResourcesConfig) -> str | None:
-    """What no machine, or not all together, can hold of a trial; None if it fits.
-
-    Pure but for asking Ray what there is.
-    """
-    labels = selector(resources)
-    there = machines()
-    fitting = [machine for machine in there if machine.has(labels)]
-    if not there:
+def resource_shortage(resources: ResourcesConfig) -> str | None:
+    """Why a trial does not fit on the cluster, in one line; None if it fits."""
+    rules = label_selector(resources)
+    alive = machines()
+    matching = [machine for machine in alive if machine.has(rules)]
+    if not alive:
         return "a machine must be there, but there is none."
-    if not fitting:
-        said = ", ".join(f'{name} = "{rule}"' for name, rule in labels.items())
+    if not matching:
+        text = ", ".join(f'{name} = "{rule}"' for name, rule in rules.items())
         return (
-            f"`resources.labels` must be those of a machine, but none of {len(there)} has {said}."
+            f"`resources.labels` must be those of a machine, but none of {len(alive)} has {text}."
         )
-    for name, key, wanted in (("cpus", "CPU", resources.cpus), ("gpus", "GPU", resources.gpus)):
-        most = max(machine.resources.get(key, 0) for machine in fitting)
-        if wanted > most:
+    for name, key, amount in (("cpus", "CPU", resources.cpus), ("gpus", "GPU", resources.gpus)):
+        most = max(machine.resources.get(key, 0) for machine in matching)
+        if amount > most:
             return (
                 f"`resources.{name}` must be at most what one machine has, {most:g},"
-                f" but is {wanted:g} instead."
+                f" but is {amount:g} instead."
             )
-    room = sum(machine.room(resources) for machine in fitting)
-    if resources.ranks > room:
+    num_ranks = sum(machine.num_ranks(resources) for machine in matching)
+    if resources.ranks > num_ranks:
         return (
-            f"`resources.ranks` must be at most what all machines hold together, {room},"
+            f"`resources.ranks` must be at most what all machines hold together, {num_ranks},"
             f" but is {resources.ranks} instead."
         )
     return None
 
 
-def examine(folder: Path | None) -> None:
-    """See that every machine sees the sweep's directory and has this very program.
+def check_machines(folder: Path | None) -> None:
+    """Check that every machine sees the sweep's directory and has the same program.
 
     Args:
-        folder: the directory; None where an object store stands in for a shared one.
+        folder: the directory; None where an object store is used instead of a shared one.
 
     Raises:
-        ClusterError: naming the machine, and what it lacks.
+        ClusterError: naming the machine and its fault.
     """
-    word = uuid.uuid4().hex
-    nonce = temporary_path(folder / f"seen-{word}") if folder else None
+    token = uuid.uuid4().hex
+    nonce = temporary_path(folder / f"seen-{token}") if folder else None
     try:
         if nonce:
-            nonce.write_text(word, encoding="utf-8")
-        asked = [(machine, _asked(machine, nonce, word)) for machine in machines()]
-        for machine, call in asked:
-            said = _answer(call)
-            if said:
-                raise ClusterError(f"On the machine {machine.address} {said}")
+            nonce.write_text(token, encoding="utf-8")
+        calls = [(machine, _ask_machine(machine, nonce, token)) for machine in machines()]
+        for machine, call in calls:
+            fault = _machine_answer(call)
+            if fault:
+                raise ClusterError(f"On the machine {machine.address} {fault}")
     finally:
         if nonce:
             nonce.unlink(missing_ok=True)
 
 
-def _asked(machine: Machine, nonce: Path | None, word: str) -> Any:
+def _ask_machine(machine: Machine, nonce: Path | None, token: str) -> Any:
     here = NodeAffinitySchedulingStrategy(node_id=machine.id, soft=False)
-    task = ray.remote(fault).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-    return task.remote(str(nonce) if nonce else None, word, code_version())
+    task = ray.remote(machine_fault).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    return task.remote(str(nonce) if nonce else None, token, code_version())
 
 
-def _answer(call: Any) -> str | None:
-    """A machine's fault in words; one that went away meanwhile has none."""
+def _machine_answer(call: Any) -> str | None:
+    """A machine's fault in one line; one that has left the cluster meanwhile has none."""
     try:
-        found: str | None = ray.get(call, timeout=EXAMINATION_SECONDS)
+        fault: str | None = ray.get(call, timeout=CHECK_SECONDS)
     except ray.exceptions.GetTimeoutError:
-        return f"a worker must start, but none has in {EXAMINATION_SECONDS:g} s."
+        return f"a worker must start, but none has in {CHECK_SECONDS:g} s."
     except ray.exceptions.RayTaskError as error:
         line = str(error).strip().splitlines()[-1]
         return f"this program must be installed, but: {line}"
     except ray.exceptions.RayError:
         return None
-    return found
+    return fault
 
 
-def fault(nonce: str | None, word: str, code: str) -> str | None:
-    """What this machine lacks to run a trial, or None; runs on it."""
-    return (_not_shared(nonce, word) if nonce else None) or unlike(code)
+def machine_fault(nonce: str | None, token: str, code: str) -> str | None:
+    """Why this machine cannot run a trial, in one line, or None; called on the machine."""
+    return (_sharing_fault(nonce, token) if nonce else None) or program_difference(code)
 
 
-def _not_shared(nonce: str, word: str) -> str | None:
+def _sharing_fault(nonce: str, token: str) -> str | None:
     own = Path(f"{nonce}-{uuid.uuid4().hex}")
     try:
-        is_seen = Path(nonce).read_text(encoding="utf-8") == word
+        is_seen = Path(nonce).read_text(encoding="utf-8") == token
         own.touch()
         own.unlink()
     except OSError as error:
@@ -169,16 +167,16 @@ def _not_shared(nonce: str, word: str) -> str | None:
         return None
     return (
         f"`{Path(nonce).parent}` must be a directory that all machines share, to read and to"
-        f" write, but what the driver wrote there is not to be had ({why})."
+        f" write, but a file that the driver wrote there cannot be read ({why})."
     )
 
 
-def check_here(shared: Path | None, code: str) -> None:
+def check_this_machine(shared: Path | None, code: str) -> None:
     """Refuse a trial on a machine that joined later and cannot run it.
 
     Raises:
-        ClusterError: naming the machine, and what it lacks; an `OtherProgramError` if that is the
-            driver's program.
+        ClusterError: naming the machine and its fault; an `OtherProgramError` if its program is
+            not the driver's.
     """
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     if shared is not None and not shared.is_dir():
@@ -186,27 +184,28 @@ def check_here(shared: Path | None, code: str) -> None:
             f"On the machine {here} `{shared}` must be a directory that all machines share, but is"
             " not there."
         )
-    if said := unlike(code):
-        raise OtherProgramError(f"On the machine {here} {said}")
+    if difference := program_difference(code):
+        raise OtherProgramError(f"On the machine {here} {difference}")
 
 
-def changed_program_line(changed: Sequence[str]) -> str:
-    """What to tell where a worker found other sources than the driver, whose own were changed.
+def program_changed_error(changed: Sequence[str]) -> str:
+    """The error if the program was changed while a sweep runs, with its repair.
 
     Args:
-        changed: names of the driver's source files that are not as they were when it started.
+        changed: names of the driver's source files that differ from those at its start.
     """
-    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    names = ", ".join(changed[:MAX_NAMED_FILES])
+    more = f" and {len(changed) - MAX_NAMED_FILES} more" if len(changed) > MAX_NAMED_FILES else ""
     return (
-        f"The program was changed while this sweep ran: {', '.join(changed[:MOST_NAMED])}{more}."
+        f"The program was changed while this sweep ran: {names}{more}."
         " A new worker would run another program than the driver does, so the sweep stops here;"
         " nothing is lost. Run `conformer-sweep resume` on its directory: it goes on with the"
         " program as it is now."
     )
 
 
-def unlike(code: str) -> str | None:
-    """How the program here differs from the driver's, or None."""
+def program_difference(code: str) -> str | None:
+    """The difference of the program here from the driver's in one line, or None."""
     if code == code_version():
         return None
     return (

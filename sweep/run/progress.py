@@ -1,6 +1,6 @@
-"""What the terminal shows of a running sweep: a live view, or one plain line an event.
+"""The progress of a sweep on the terminal: a live view, or one plain line an event.
 
-The driver tells what happens; from a terminal's live view the rest is drawn by a thread of rich's.
+The driver calls the methods; the live view of a terminal is drawn by a thread of rich's.
 """
 
 import threading
@@ -39,10 +39,10 @@ class Progress:
 
     Args:
         title: the sweep's name.
-        total_trials: how many the sweep will have.
-        records: those known from before, which are counted but not announced.
-        hours: of all trials together, after which no new one begins.
-        console: where to; by default standard error.
+        total_trials: number of trials that the sweep will have.
+        records: earlier trials, which are counted but not announced.
+        hours: of all trials together, after which no new one starts.
+        console: the output; by default standard error.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Progress:
         self._events: deque[str] = deque(maxlen=NUM_EVENTS)
         self._pace_from: tuple[float, float] | None = None
         self._live: Live | None = None
-        known = list(records)
-        for record in known:
+        earlier = list(records)
+        for record in earlier:
             self._count(record)
-        self._widen_front(known)
+        self._widen_front(earlier)
 
     def __enter__(self) -> Self:
         if self.is_live:
@@ -93,15 +93,15 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def teacher(self, report: Report) -> None:
-        """What all trials share came a step further: speech, then teacher."""
+    def show_teacher(self, report: Report) -> None:
+        """Show a report of the shared preparation: speech, then teacher."""
         with self._lock:
             self._teacher = report
         if not self.is_live:
-            self._say(f"{report.stage}: {_described(report)}")
+            self._write_line(f"{report.stage}: {_report_text(report)}")
 
-    def trial(self, record: TrialRecord) -> None:
-        """A trial's record changed; news only if its state did."""
+    def show_trial(self, record: TrialRecord) -> None:
+        """Show a trial's record, if its state has changed."""
         with self._lock:
             before = self._states.get(record.number)
             if record.state == before:
@@ -113,23 +113,23 @@ class Progress:
                 self._pace_from = (time.monotonic(), self._share())
             is_wider = self._widen_front([record])
         if before is not None or record.state != "waiting":
-            self.event(f"trial {record.number}: {_changed(record)}")
+            self.show_event(f"trial {record.number}: {_change_text(record)}")
         if is_wider and not self.is_live:
-            self._say(f"front: {self._front_line()}; {self._count_line()}")
+            self._write_line(f"front: {self._front_line()}; {self._count_line()}")
 
-    def report(self, number: int, report: Report) -> None:
-        """A running trial evaluated itself."""
+    def show_report(self, number: int, report: Report) -> None:
+        """Show a report of a running trial."""
         with self._lock:
             self._reports[number] = report
         if not self.is_live:
-            self._say(f"trial {number}: {_described(report)}")
+            self._write_line(f"trial {number}: {_report_text(report)}")
 
-    def event(self, text: str) -> None:
-        """Anything else worth a line."""
+    def show_event(self, text: str) -> None:
+        """Show any other event, a line of text."""
         with self._lock:
             self._events.append(f"{_clock(time.monotonic() - self._began)} {text}")
         if not self.is_live:
-            self._say(text)
+            self._write_line(text)
 
     def __rich__(self) -> RenderableType:
         with self._lock:
@@ -146,24 +146,24 @@ class Progress:
         bars.title, bars.title_justify, bars.title_style = self.title, "left", "bold"
         if self._teacher is not None:
             share = self._teacher.step / max(1, self._teacher.total_steps)
-            bars.add_row(self._teacher.stage, _bar(share), _described(self._teacher))
+            bars.add_row(self._teacher.stage, _bar(share), _report_text(self._teacher))
         bars.add_row("sweep", _bar(self._share()), self._count_line())
         if self.hours is not None:
             spent = sum(self._seconds.values()) / 3600
-            told = f"{spent:.2f} of {self.hours:g} hours of trials spent"
-            bars.add_row("budget", _bar(min(1.0, spent / self.hours)), told)
+            text = f"{spent:.2f} of {self.hours:g} hours of trials spent"
+            bars.add_row("budget", _bar(min(1.0, spent / self.hours)), text)
         bars.add_row("time", "", self._time_line())
         bars.add_row("front", "", self._front_line())
         return bars
 
     def _best(self) -> Table:
-        """The front, or as much of it as there is room for."""
+        """The points of the front, as many as there is room for."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         wer = wer_name(point.result for point in self._front)
         for column in ("front", "method", f"{wer} (%)", "GFLOPs", "removed (%)"):
             table.add_column(column, justify="left" if column == "method" else "right")
         knee = front.knee(self._front) if len(self._front) > 2 else None
-        for point in _spread(self._front, knee):
+        for point in _thin_front(self._front, knee):
             table.add_row(
                 f"{point.name} *" if point == knee else point.name,
                 point.result.method,
@@ -203,8 +203,8 @@ class Progress:
 
     def _time_line(self) -> str:
         elapsed = f"{_clock(time.monotonic() - self._began)} elapsed"
-        left = self._seconds_left()
-        return elapsed if left is None else f"{elapsed}, about {_clock(left)} left"
+        remaining = self._seconds_left()
+        return elapsed if remaining is None else f"{elapsed}, about {_clock(remaining)} left"
 
     def _count(self, record: TrialRecord) -> None:
         before = self._states.get(record.number)
@@ -215,23 +215,23 @@ class Progress:
         self._seconds[record.number] = record.seconds
 
     def _widen_front(self, records: Iterable[TrialRecord]) -> bool:
-        """Take new points in; at the cost of the front, not of all points. True if it moved."""
-        found = front.pareto_front([*self._front, *front.points(records)])
-        if found == self._front:
+        """Add points to the front, in the time of the front's size; returns whether it changed."""
+        points = front.pareto_front([*self._front, *front.points(records)])
+        if points == self._front:
             return False
-        hypervolume = front.hypervolume_share(found)
+        hypervolume = front.hypervolume_share(points)
         self._gain = hypervolume - self._hypervolume
-        self._front, self._hypervolume = found, hypervolume
+        self._front, self._hypervolume = points, hypervolume
         return True
 
     def _share(self) -> float:
-        """How much of the sweep is done, running trials counted by their steps."""
+        """The share of the sweep that is done, with running trials counted by their steps."""
         over = sum(self._counts[state] for state in OVER)
         parts = sum(report.step / max(1, report.total_steps) for report in self._reports.values())
         return min(1.0, (over + parts) / max(1, self.total_trials))
 
     def _seconds_left(self) -> float | None:
-        """By the pace since this run's first trial began; None until that tells something."""
+        """The remaining time by the pace since this run's first trial; None for its start."""
         if self._pace_from is None:
             return None
         began, share_then = self._pace_from
@@ -240,7 +240,7 @@ class Progress:
             return None
         return (time.monotonic() - began) * (1 - self._share()) / done
 
-    def _say(self, text: str) -> None:
+    def _write_line(self, text: str) -> None:
         """One line without control codes, at once."""
         with self._lock:
             line = f"{_clock(time.monotonic() - self._began)} {terminal_line(text)}\n"
@@ -248,16 +248,16 @@ class Progress:
             self.console.file.flush()
 
 
-def _spread(points: list[Point], knee: Point | None) -> list[Point]:
-    """At most so many points, cheapest first, that show the whole front."""
+def _thin_front(points: list[Point], knee: Point | None) -> list[Point]:
+    """At most `MAX_FRONT` points and the knee, cheapest first, evenly over the whole front."""
     if len(points) <= MAX_FRONT:
         return points
     step = (len(points) - 1) / (MAX_FRONT - 1)
-    places = {round(place * step) for place in range(MAX_FRONT)}
-    return [p for place, p in enumerate(points) if place in places or p == knee]
+    indices = {round(row * step) for row in range(MAX_FRONT)}
+    return [p for index, p in enumerate(points) if index in indices or p == knee]
 
 
-def _described(report: Report) -> str:
+def _report_text(report: Report) -> str:
     if report.stage == "speech":
         return f"{report.step} of {report.total_steps} parts ready"
     stage = "" if report.stage == "teacher" else f"{report.stage}, "
@@ -269,8 +269,8 @@ def _described(report: Report) -> str:
     return ", ".join(parts)
 
 
-def _changed(record: TrialRecord) -> str:
-    """The record's state, and what there is to say of it."""
+def _change_text(record: TrialRecord) -> str:
+    """The record's state in words, with its method or results."""
     if record.state == "failed":
         return f"failed: {record.error}" if record.error else "failed"
     if record.state == "waiting":

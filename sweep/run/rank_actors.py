@@ -1,7 +1,7 @@
-"""The further ranks of a trial: actors in its placement group, beside Tune's own, the first.
+"""The further ranks of a trial: actors in its placement group; the first rank is Tune's own actor.
 
-They live as long as the first rank's process, which Tune gives one trial after another. Whoever of
-them is lost, the trial's attempt is over at once, as if its worker had been lost: nobody waits.
+They live as long as the first rank's process, to which Tune gives one trial after another. If one
+of them is lost, the attempt ends at once, as if its worker had been lost.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from core.distributed import Ranks, has_lost_touch, join_ranks, open_store
 from sweep.run.ray_cluster import LostWorkerError
 
 START_SECONDS = 300.0
-"""A process and its imports, on a machine with much to do."""
+"""Time to start a process with its imports on a busy machine."""
 VERDICT_SECONDS = 60.0
-"""Ray has found out by then why a rank does not answer, even if its whole machine is gone."""
+"""Time in which Ray finds out why a rank does not answer, even if its whole machine is lost."""
 WATCH_SECONDS = 1.0
 LEAVE_SECONDS = 1.0
-"""After a trial that was stopped, the others notice by then that the first has left."""
+"""Time in which the other ranks notice that the first has left a trial that was stopped."""
 
 Work = Callable[[Mapping[str, Any], Callable[..., contextlib.AbstractContextManager[Ranks]]], None]
-"""What a rank does of a job, given how to join the others on its device."""
+"""The function that a rank calls with a job and a function that joins the ranks on a device."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -47,13 +47,19 @@ class _Rank:
         work(job, join)
 
 
-_crew: list[Any] = []
+_actors: list[Any] = []
 """The further ranks of this process, by rank less one."""
 
 
 @contextmanager
 def gather_ranks(job: Mapping[str, Any], size: int, work: Work, device: Any) -> Iterator[Ranks]:
-    """Be the first of so many ranks of a trial.
+    """Join the other ranks of a trial as the first rank.
+
+    Args:
+        job: the trial.
+        size: number of ranks.
+        work: called on each further rank.
+        device: of the first rank.
 
     Raises:
         LostWorkerError: if another rank is lost.
@@ -64,15 +70,21 @@ def gather_ranks(job: Mapping[str, Any], size: int, work: Work, device: Any) -> 
         return
     address = _own_address()
     _use_interface(address)
-    crew = _mustered(size)
-    listening = socket.create_server((address, 0))
-    store = open_store(address, listening)
-    at = f"{address}:{store.port}"
-    calls = [actor.run.remote(work, job, i, size, at) for i, actor in enumerate(crew, 1)]
+    actors = _ready_actors(size)
+    server = socket.create_server((address, 0))
+    store = open_store(address, server)
+    store_address = f"{address}:{store.port}"
+    calls = [
+        actor.run.remote(work, job, rank, size, store_address)
+        for rank, actor in enumerate(actors, 1)
+    ]
     is_over = threading.Event()
     threading.Thread(target=_end_if_lost, args=(calls, is_over), daemon=True).start()
     try:
-        with join_ranks(rank=0, size=size, store=store, device=device) as ranks, _blaming(calls):
+        with (
+            join_ranks(rank=0, size=size, store=store, device=device) as ranks,
+            _reraise_rank_error(calls),
+        ):
             yield ranks
         ray.get(calls, timeout=START_SECONDS)
     except Exception:
@@ -85,30 +97,30 @@ def gather_ranks(job: Mapping[str, Any], size: int, work: Work, device: Any) -> 
 
 
 def start_ranks(size: int) -> None:
-    """Start what further ranks are missing, and do not wait for them."""
-    if len(_crew) == size - 1:
+    """Start the further ranks that are missing, without waiting for them."""
+    if len(_actors) == size - 1:
         return
     stop_ranks()
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune gives each trial one"
-    _crew.extend(_hired(group, rank) for rank in range(1, size))
-    for actor in _crew:
+    _actors.extend(_start_actor(group, rank) for rank in range(1, size))
+    for actor in _actors:
         actor.meet.remote()
 
 
 def stop_ranks() -> None:
-    """End the further ranks of this process; others are started when a trial wants them."""
-    for actor in _crew:
+    """End the further ranks of this process; a later trial starts new ones."""
+    for actor in _actors:
         ray.kill(actor)
-    _crew.clear()
+    _actors.clear()
 
 
-def _mustered(size: int) -> Sequence[Any]:
-    """The further ranks, ready to work; those of the trial before, where they live."""
-    for _ in range(2):  # one of the trial before may have died meanwhile
+def _ready_actors(size: int) -> Sequence[Any]:
+    """The further ranks, ready to work; those of the last trial if they still live."""
+    for _ in range(2):  # one of the last trial's may have died meanwhile
         start_ranks(size)
-        if _are_ready(_crew):
-            return _crew
+        if _are_ready(_actors):
+            return _actors
         stop_ranks()
     raise LostWorkerError(f"{size} ranks must be ready, but are not.")
 
@@ -118,7 +130,7 @@ def _own_address() -> str:
     return address
 
 
-def _hired(group: PlacementGroup, rank: int) -> Any:
+def _start_actor(group: PlacementGroup, rank: int) -> Any:
     bundle = group.bundle_specs[rank]
     return _Rank.options(  # type: ignore[attr-defined]
         num_cpus=bundle.get("CPU", 0),
@@ -129,27 +141,27 @@ def _hired(group: PlacementGroup, rank: int) -> Any:
     ).remote()
 
 
-def _are_ready(crew: Sequence[Any]) -> bool:
+def _are_ready(actors: Sequence[Any]) -> bool:
     try:
-        ray.get([actor.meet.remote() for actor in crew], timeout=START_SECONDS)
+        ray.get([actor.meet.remote() for actor in actors], timeout=START_SECONDS)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return False
     return True
 
 
 @contextmanager
-def _blaming(calls: Sequence[Any]) -> Iterator[None]:
-    """If what failed here is but the silence of others, raise what befell them."""
+def _reraise_rank_error(calls: Sequence[Any]) -> Iterator[None]:
+    """If the first rank fails because another does not answer, raise the other's error."""
     try:
         yield
     except Exception as error:
         if not has_lost_touch(error):
             raise
-        raise _culprit(calls) or LostWorkerError("A rank does not answer.") from error
+        raise _first_rank_error(calls) or LostWorkerError("A rank does not answer.") from error
 
 
-def _culprit(calls: Sequence[Any]) -> Exception | None:
-    """What another rank raised first, once Ray knows: its own fault rather than its loss."""
+def _first_rank_error(calls: Sequence[Any]) -> Exception | None:
+    """The first error of another rank, once Ray knows it: one of its own rather than its loss."""
     ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=VERDICT_SECONDS)
     errors = [error for call in ended if (error := _error_of(call)) is not None]
     for error in errors:
@@ -168,7 +180,7 @@ def _error_of(call: Any) -> Exception | None:
 
 
 def _end_if_lost(calls: Sequence[Any], is_over: threading.Event) -> None:
-    """End this process when another rank has failed and this one waits for it nevertheless."""
+    """End this process if another rank has failed and this one still waits for it."""
     while not is_over.wait(WATCH_SECONDS):
         ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         if any(_error_of(call) is not None for call in ended):
@@ -178,7 +190,7 @@ def _end_if_lost(calls: Sequence[Any], is_over: threading.Event) -> None:
 
 
 def _use_interface(address: str) -> None:
-    """Have torch talk over the network that Ray talks over: a host's name can mean another."""
+    """Let torch use the network interface that Ray uses: a host's name can mean another one."""
     for _, name in socket.if_nameindex():
         if _address_of(name) == address or (name == "lo" and address.startswith("127.")):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -186,8 +198,8 @@ def _use_interface(address: str) -> None:
 
 
 def _address_of(interface: str) -> str:
-    """The IPv4 address of an interface, as the system tells it (SIOCGIFADDR)."""
-    asked = struct.pack("256s", interface.encode()[:15])
+    """The IPv4 address of a network interface (SIOCGIFADDR); empty if it has none."""
+    request = struct.pack("256s", interface.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, asked)[20:24])
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24])
     return ""

@@ -1,9 +1,12 @@
-"""Starting a Ray cluster on this machine, or joining one.
+"""Starts a Ray cluster on this machine, or joins one.
 
-Workers never import what happens to lie where the driver was started. On a cluster of others their
-working directory is an empty one, and they import what is installed; on one of our own it is a copy
-of the program as it was at the start, so that a file saved meanwhile changes no trial. Hence all
-paths are absolute before they leave the driver.
+Workers never import files from the driver's current directory. On a cluster of others their working
+directory is empty, and they import the installed program; on one of our own it is a copy of the
+program at its start, so that a file edited meanwhile changes no trial. Hence all paths are absolute
+before they leave the driver.
+
+Private parts of Ray, checked with version 2.60.0 (docs/reference/compat.md): the option `_temp_dir`
+of `ray.init`, and everything that is imported from `ray._private`.
 """
 
 import logging
@@ -28,20 +31,20 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a banner whatever the verbosity
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each driver without a GPU is warned
-    # Ray's own killing of a worker is an error that ends all of Tune; the system's is heard by it.
+    # A worker that Ray kills itself ends all of Tune; one that the system kills does not.
     "RAY_memory_monitor_refresh_ms": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # of Tune's state nothing is ever read
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one trial is asked for while others run, not more
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's state is never read
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # Tune asks for one trial in advance, not more
 }
-"""Ray's settings by environment; a user may overrule them."""
+"""Environment variables of Ray that the program sets, unless the user has set them."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Reports are small, and all else goes by path; containers often have little shared memory."""
+"""Reports are small, and all else is sent as a path; containers often have little shared memory."""
 LONGEST_SOCKET = 107
 """Bytes of a socket's path on Linux."""
 SOCKET_IN_SESSION = "/session_2026-11-28_12-00-00_000000_{}/sockets/plasma_store"
-LAST_WORDS = 4_000
+MAX_OUTPUT = 4_000
 """Characters of each process's log."""
 
 
@@ -54,21 +57,21 @@ class OtherProgramError(ClusterError):
 
 
 class LostWorkerError(RuntimeError):
-    """An attempt is over though nothing is wrong with the trial: it begins again, at no cost."""
+    """An attempt has ended without a fault of the trial, which starts again at no cost."""
 
 
 @contextmanager
-def connected(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
-    """Be connected to Ray: to the cluster at an address, or to one that lives as long as this.
+def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+    """Connect to the Ray cluster at an address, or to a new one that lives as long as the block.
 
-    Who is connected already stays so.
+    Does nothing in a process that is connected already.
 
     Args:
-        address: as Ray takes it, `auto` for the cluster that this machine belongs to.
-        cpus: cores of a cluster of one's own; by default all.
+        address: in Ray's form; `auto` is the cluster that this machine belongs to.
+        cpus: cores of a new cluster; by default all.
 
     Raises:
-        ClusterError: if there is no cluster at the address, or it does not let us in.
+        ClusterError: if there is no cluster at the address, or it requires a token.
     """
     if ray.is_initialized():
         yield
@@ -76,12 +79,11 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if address:
-        _show_token()
+        _enable_token()
     else:
-        _stay_inside()
+        _use_loopback_only()
         provide_token(os.environ)
-    worker.print_to_stdstream = _unprinted
-    with temporary_folder("program") as working_dir:
+    with _silence_lost_nodes(), temporary_folder("program") as working_dir:
         if not address:
             code_version()  # of the sources that are copied now
             copy_program(Path(working_dir))
@@ -96,7 +98,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
             }
         )
         try:
-            with _hangup_withheld(), _temporary_files_inside(is_own=not address):
+            with _block_hangup(), _share_temporary_folder(is_own=not address):
                 ray.init(
                     address=address or "local",
                     runtime_env={"working_dir": working_dir},
@@ -109,7 +111,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
                 f"`--address` must be a Ray cluster that answers, but {address} does not ({error});"
                 " if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
             ) from error
-        # Tune warns of much that is as it should be: no metrics to restore, no logger at all.
+        # Tune warns of much that is intended: no metrics to restore, no logger.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
         try:
@@ -119,11 +121,10 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
 
 
 @contextmanager
-def _hangup_withheld() -> Iterator[None]:
-    """Start processes that a closed terminal does not end: it signals all that belong to it.
+def _block_hangup() -> Iterator[None]:
+    """Let the processes that start in this block ignore a terminal that is closed.
 
-    What starts meanwhile never hears SIGHUP; this process hears one that came as soon as it is
-    over.
+    They inherit the blocked SIGHUP; this process receives one that came meanwhile after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -133,21 +134,21 @@ def _hangup_withheld() -> Iterator[None]:
 
 
 def _session_folder() -> str | None:
-    """Where a Ray of our own keeps sockets and logs, so that the next run can clear a killed one's.
+    """The folder for sockets and logs of our own Ray; the next run removes a killed one's.
 
-    None is Ray's default: where a user names a place, and where a socket's path would be too long.
+    None is Ray's default: if the user has set a folder, or a socket's path would be too long.
     """
     folder = tempfile.gettempdir()
     is_short = len(folder + SOCKET_IN_SESSION.format(os.getpid())) <= LONGEST_SOCKET
-    is_given = "RAY_TMPDIR" in os.environ
-    return folder if has_own_temporary_folder() and is_short and not is_given else None
+    is_set = "RAY_TMPDIR" in os.environ
+    return folder if has_own_temporary_folder() and is_short and not is_set else None
 
 
 @contextmanager
-def _temporary_files_inside(*, is_own: bool) -> Iterator[None]:
-    """Let processes of a Ray of our own have their temporary files where ours are.
+def _share_temporary_folder(*, is_own: bool) -> Iterator[None]:
+    """Let processes of our own Ray use this program's temporary folder.
 
-    One that is joined is found by the system's temporary directory, which must stay what it is.
+    A cluster that is joined is found through the system's temporary directory, which must stay.
     """
     before = os.environ.get("TMPDIR")
     if is_own and _session_folder() is not None:
@@ -160,31 +161,42 @@ def _temporary_files_inside(*, is_own: bool) -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
-def last_words() -> str:
-    """What processes of a Ray of our own said last: all that is left of one that crashed."""
+def last_worker_output() -> str:
+    """The last output of the processes of our own Ray, for the log of one that crashed."""
     node: Any = worker._global_node  # noqa: SLF001  # as is all imported of `ray._private`
     if node is None:
         return ""
     files = sorted(Path(node.get_logs_dir_path()).glob("worker-*.err"), key=os.path.getmtime)
-    texts = [file.read_text(errors="replace")[-LAST_WORDS:].strip() for file in files]
+    texts = [file.read_text(errors="replace")[-MAX_OUTPUT:].strip() for file in files]
     return "\n\n".join(text for text in texts[-3:] if text)
 
 
-def _show_token() -> None:
-    """Use a token that lies here: Ray itself does so only for clusters that it starts."""
+def _enable_token() -> None:
+    """Use the token on this machine: Ray itself does so only for clusters that it starts."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
-def _unprinted(*_: Any, **__: Any) -> None:
-    """Ray prints the last words of a lost machine, whatever it was told of logs."""
+@contextmanager
+def _silence_lost_nodes() -> Iterator[None]:
+    """Keep Ray from printing the last output of a lost node, which no log setting prevents."""
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = _print_nothing
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
-def _stay_inside() -> None:
+def _print_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _use_loopback_only() -> None:
     """Listen on the loopback alone: nobody else needs to reach a cluster of one machine.
 
-    Ray has a switch for it, under the name of the systems where it is on by default, and has read
-    it before we could set it.
+    Ray has a switch for it, named after the systems where it is on by default, and reads it when it
+    is imported.
     """
     os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
     if os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "0":
@@ -192,5 +204,5 @@ def _stay_inside() -> None:
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where Tune may write what nobody reads: the ledger is the state."""
+    """A folder for files of Tune's that nobody reads: the ledger is the state."""
     return temporary_folder("tune")

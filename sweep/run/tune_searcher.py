@@ -1,6 +1,6 @@
-"""The ledger as a Ray Tune searcher: first what was left unfinished, then new points.
+"""The ledger as a Ray Tune searcher: first the unfinished trials, then new points.
 
-A proposal is computed beside the running trials: until it is there, Tune is told to ask again.
+A proposal is computed in a thread while trials run; until it is ready, Tune has to ask again.
 """
 
 from collections import deque
@@ -18,18 +18,18 @@ from sweep.search.budget import reached_limit
 from sweep.search.sampler import Params, Sampling
 
 PATIENCE_SECONDS = 0.05
-"""Anchors and quasi-random points are there at once; what a model says is fetched later."""
+"""Anchors and quasi-random points are ready at once; those of a model are fetched later."""
 
 
 class LedgerSearcher(Searcher):
-    """Hands out trials until the ledger holds as many as wanted and none waits.
+    """Gives trials to Tune until the ledger holds all trials of the sweep and none waits.
 
     Args:
-        ledger: what is there already; new trials are added to it.
-        sampling: proposes new ones, and has been told of all in the ledger.
-        config: how many there shall be in all, and what else is a limit.
-        concurrent: how many side by side at most; 0 is as many as the cluster holds.
-        pack: a record as Tune carries it to a worker.
+        ledger: the trials so far; new ones are added to it.
+        sampling: proposes new ones, and has observed all in the ledger.
+        config: the number of trials and other limits.
+        concurrent: most trials at the same time; 0 is as many as the cluster holds.
+        pack: makes the job that Tune sends to a worker.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LedgerSearcher(Searcher):
         self._thread.submit(sampling.warm_up)
 
     def suggest(self, trial_id: str) -> Any:
-        """Give a trial, None for "ask again", or the word that there will be no more."""
+        """A trial for Tune, None to be asked again, or `FINISHED` if there are no more."""
         del trial_id  # Tune's names for trials last as long as Tune; numbers last
         if self._is_ending:
             return Searcher.FINISHED
@@ -67,15 +67,15 @@ class LedgerSearcher(Searcher):
         if self._waiting:
             return self._hand_out(self._ledger.record(self._waiting.popleft()))
         if self._should_add():
-            params = self._proposed()
+            params = self._next_proposal()
             if params is None:
                 return None
             return self._hand_out(self._ledger.add(params, self._sampling.space.distributions))
         # A live trial may yet lose its worker and come back.
         return None if self._live else Searcher.FINISHED
 
-    def ended(self, record: TrialRecord) -> None:
-        """A trial is over, or waits again because its worker was lost."""
+    def release(self, record: TrialRecord) -> None:
+        """Take a trial back that is over, or that waits again because its worker was lost."""
         self._live.discard(record.number)
         self._limit_is_stale = True
         if record.state == "waiting":
@@ -84,12 +84,12 @@ class LedgerSearcher(Searcher):
             self._thread.submit(self._sampling.observe, record)
 
     def end(self) -> None:
-        """Hand out no more."""
+        """Give no more trials to Tune."""
         self._is_ending = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _should_add(self) -> bool:
-        """Whether the sweep wants another trial; asked anew only when one has ended."""
+        """Whether the sweep needs another trial; computed again only after one has ended."""
         if len(self._ledger) >= self._config.num_trials:
             return False
         if self._limit_is_stale:
@@ -101,7 +101,7 @@ class LedgerSearcher(Searcher):
         self._live.add(record.number)
         return self._pack(record)
 
-    def _proposed(self) -> Params | None:
+    def _next_proposal(self) -> Params | None:
         if self._proposal is None:
             self._proposal = self._thread.submit(self._sampling.propose, len(self._ledger))
         try:
@@ -111,20 +111,20 @@ class LedgerSearcher(Searcher):
         self._proposal = None
         return params
 
-    # ---- what Tune asks of every searcher, and the ledger makes idle ----
+    # ---- methods of every searcher that the ledger makes unnecessary ----
 
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
         return True
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """The driver's callback hears more, and says so by `ended`."""
+        """Ignored: the driver's callback knows more, and calls `release`."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing of Tune's is ever restored."""
+        """Ignored: no state of Tune's is ever restored."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing of Tune's is ever restored."""
+        """Ignored: no state of Tune's is ever restored."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles the searcher, for a restore that is never asked for."""
+        """Empty: Tune pickles the searcher to restore it, which never happens."""
         return {}

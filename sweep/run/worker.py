@@ -1,7 +1,7 @@
-"""What runs on a worker: one trial of core, or the teacher all trials share; reports come out.
+"""The functions that run on a worker: a trial, a further rank of it, or the shared teacher.
 
-A trial reads its own newest checkpoint and writes the next before it reports, so that nothing here
-needs to know of either. The driver imports this file too but never trains: core is imported inside.
+A trial reads its own newest checkpoint and writes the next before it reports, so that this module
+handles no checkpoints. The driver imports it without training: `core` is imported in functions.
 """
 
 import ctypes
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from core import environment
 from core.config.trial import TrialConfig
 from core.files import remove_leftovers
 from core.report import Outcome, Report
-from sweep.run.nodes import check_here
+from sweep.run.nodes import check_this_machine
 from sweep.run.ray_cluster import ClusterError, LostWorkerError, OtherProgramError
 from sweep.search.retry import Kind
 from sweep.storage.checkpoints import (
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
     from core.runtime import TrialDirs
 
 PATIENCE_SECONDS = 200.0
-"""Workers of a killed driver are gone long before; NFS keeps a dead machine's locks for longer."""
+"""Workers of a killed driver end long before; NFS holds a dead machine's locks for longer."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""How the system says that a disk holds no more."""
+"""The system's error numbers of a full disk."""
 
 Job = dict[str, Any]
-"""A trial as Tune carries it: its number, and one text with all else, which Tune leaves alone."""
+"""A trial as Tune sends it: its number, and one text with all else, which Tune does not parse."""
 
 
-def pack(
+def make_job(
     number: int,
     config: TrialConfig,
     *,
@@ -57,29 +58,30 @@ def pack(
     features: Path,
     trial: Path,
     ranks: int = 1,
-    known: int = 0,
-    luggage: RemoteState | None = None,
+    reported_step: int = 0,
+    remote_state: RemoteState | None = None,
 ) -> Job:
-    """A trial on its way to a worker; all paths must be absolute.
+    """A trial as a worker needs it; all paths must be absolute.
 
     Args:
         number: the trial's.
-        config: what it shall be.
-        teacher: the folder of what all trials share of the teacher.
+        config: the trial's.
+        teacher: the folder of the teacher.
         features: the folder of the features.
-        trial: its own.
-        ranks: how many work on it.
-        known: the step up to which its reports are known.
-        luggage: where its state is kept, if the folders are but copies.
+        trial: the trial's own folder.
+        ranks: how many processes train it.
+        reported_step: reports up to this step are in the ledger.
+        remote_state: the state in an object store, if the folders are working copies.
     """
-    place = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
-    job = {"config": config.model_dump(), "place": place, "ranks": ranks, "code": code_version()}
-    job |= {"known": known, "luggage": as_plain(luggage)}
+    folders = {"teacher": str(teacher), "features": str(features), "trial": str(trial)}
+    job = {"config": config.model_dump(), "dirs": folders, "ranks": ranks, "code": code_version()}
+    job |= {"reported_step": reported_step, "remote_state": as_plain(remote_state)}
     return {"number": number, "job": json.dumps(job)}
 
 
 def run_trial(job: Mapping[str, Any]) -> None:
-    """Tune's function trainable: its last message carries the outcomes, or why there are none."""
+    """Run a trial; Tune's function trainable. Its last message has the outcomes or the failure."""
+    environment.set_defaults(os.environ)
     try:
         from sweep.run.rank_actors import gather_ranks, start_ranks  # noqa: PLC0415  # torch, the worker's alone
 
@@ -88,25 +90,25 @@ def run_trial(job: Mapping[str, Any]) -> None:
         from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
         from core.trial import run  # noqa: PLC0415  # seconds of imports
 
-        config, place = _unpacked(job)
-        luggage = _luggage(job)
-        check_here(None if luggage else place.teacher, values["code"])
+        config, dirs = _read_job(job)
+        remote_state = _remote_state(job)
+        check_this_machine(None if remote_state else dirs.teacher, values["code"])
         with (
-            full_disk_told(place.trial),
-            _alone(place.trial),
+            raise_full_disk(dirs.trial),
+            _hold_folder(dirs.trial),
             gather_ranks(job, values["ranks"], run_rank, select_device(config)) as ranks,
         ):
-            sweep = place.teacher.parent
-            trial = run(config, place, ranks, last_known_step=values["known"])
+            sweep = dirs.teacher.parent
+            trial = run(config, dirs, ranks, last_known_step=values["reported_step"])
             for message in _messages(
-                run_with_remote_state(trial, luggage, folder=place.trial, sweep=sweep)
+                run_with_remote_state(trial, remote_state, folder=dirs.trial, sweep=sweep)
             ):
                 tune.report(message)
     except LostWorkerError:
-        raise  # without a word: it is as if this worker itself had been lost
+        raise  # reports nothing, as if this worker itself had been lost
     except Exception as error:
         failure = {
-            "kind": kind_of(error),
+            "kind": error_kind(error),
             "line": describe_error(error),
             "traceback": traceback.format_exc(),
         }
@@ -119,41 +121,43 @@ def run_trial(job: Mapping[str, Any]) -> None:
 def run_rank(
     job: Mapping[str, Any], join: Callable[[Any], AbstractContextManager["Ranks"]]
 ) -> None:
-    """A further rank of a trial, which has nothing to tell."""
+    """Run a further rank of a trial, which reports nothing."""
+    environment.set_defaults(os.environ)
     from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
     from core.trial import run  # noqa: PLC0415  # seconds of imports
 
-    config, place = _unpacked(job)
+    config, dirs = _read_job(job)
     try:
         with join(select_device(config)) as ranks:
-            fetch_shared_state(_luggage(job), sweep=place.teacher.parent)
-            for _ in run(config, place, ranks):
+            fetch_shared_state(_remote_state(job), sweep=dirs.teacher.parent)
+            for _ in run(config, dirs, ranks):
                 pass
     finally:
         _give_back_memory()
 
 
 def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
-    """Corpus, features and teacher, once a sweep; a streaming task of Ray."""
+    """Prepare corpus, features and teacher, once a sweep; a streaming task of Ray."""
+    environment.set_defaults(os.environ)
     from core.teacher import prepare  # noqa: PLC0415  # seconds of imports, the worker's alone
 
-    config, place = _unpacked(job)
-    with full_disk_told(place.teacher), _alone(place.teacher):
-        remove_leftovers(place.features, is_recursive=True)
+    config, dirs = _read_job(job)
+    with raise_full_disk(dirs.teacher), _hold_folder(dirs.teacher):
+        remove_leftovers(dirs.features, is_recursive=True)
         yield from prepare_with_remote_state(
-            prepare(config, place), _luggage(job), sweep=place.teacher.parent
+            prepare(config, dirs), _remote_state(job), sweep=dirs.teacher.parent
         )
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in one line. What a person can get wrong explains itself; the rest is named."""
+    """An error in one line: the message of a user's error, else the type and the message."""
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else ""
     return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}"
 
 
 def _give_back_memory() -> None:
-    """Return freed memory to the system, which glibc keeps for the thread that had it.
+    """Return freed memory to the system, which glibc holds for the thread that used it.
 
     Tune runs each trial of a reused process in a thread of its own: without this the process grew
     by a gigabyte a trial.
@@ -164,8 +168,8 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def kind_of(error: BaseException) -> Kind:
-    """What went wrong, as far as it decides what becomes of the trial."""
+def error_kind(error: BaseException) -> Kind:
+    """The kind of an error, which decides whether and how the trial is tried again."""
     from core.data.audio_decoding import CorpusError  # noqa: PLC0415  # the worker's alone
     from core.training.loop import DivergenceError  # noqa: PLC0415  # the worker's alone
 
@@ -179,29 +183,32 @@ def kind_of(error: BaseException) -> Kind:
         return "divergence"
     if isinstance(error, OSError) and error.errno in FULL:
         return "disk"
-    # A GPU's error has a type; a CPU's is told by its words alone.
+    # A GPU's error has a type; a CPU's is recognized by its message alone.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return "memory" if is_memory or "not enough memory" in str(error) else "other"
 
 
-def _unpacked(job: Mapping[str, Any]) -> tuple[TrialConfig, "TrialDirs"]:
+def _read_job(job: Mapping[str, Any]) -> tuple[TrialConfig, "TrialDirs"]:
     from core.runtime import TrialDirs  # noqa: PLC0415  # seconds of imports, the worker's alone
 
     values = json.loads(job["job"])
-    place = TrialDirs(**{name: Path(folder) for name, folder in values["place"].items()})
-    return TrialConfig.parse(values["config"]), place
+    dirs = TrialDirs(**{name: Path(folder) for name, folder in values["dirs"].items()})
+    return TrialConfig.parse(values["config"]), dirs
 
 
-def _luggage(job: Mapping[str, Any]) -> RemoteState | None:
-    values = json.loads(job["job"])["luggage"]
+def _remote_state(job: Mapping[str, Any]) -> RemoteState | None:
+    values = json.loads(job["job"])["remote_state"]
     return RemoteState(**values) if values else None
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """Say by the system's own error that the disk is full, whatever library tripped over it.
+def raise_full_disk(folder: Path) -> Iterator[None]:
+    """Raise the system's own error if the disk is full, whichever library failed.
 
-    torch's writer and safetensors' raise errors of their own, some with the system's behind them.
+    torch's writer and safetensors' raise errors of their own, some with the system's as a cause.
+
+    Raises:
+        OSError: with ENOSPC, naming the folder.
     """
     try:
         yield
@@ -222,10 +229,13 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of checkpoints: a killed driver's workers outlive it by a moment.
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder of checkpoints: the workers of a killed driver outlive it by a moment.
 
-    What those left half written is removed.
+    Files that they left incomplete are removed.
+
+    Raises:
+        LostWorkerError: if another worker does not release it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a", encoding="utf-8") as file:
@@ -236,7 +246,9 @@ def _alone(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > give_up:
-                    raise LostWorkerError(f"`{folder}` is held by another worker.") from error
+                    raise LostWorkerError(
+                        f"`{folder}` must be free, but another worker holds its lock."
+                    ) from error
                 time.sleep(0.1)
             except OSError:
                 is_locked = False  # a file system without locks; Ray gives a trial to one worker

@@ -26,7 +26,7 @@ from sweep.pareto.front import Point, points
 from sweep.search.sampler import SEED
 from sweep.snapshot import SweepSnapshot
 from sweep.storage.lock import sweep_lock
-from sweep.storage.working_copy import nest
+from sweep.storage.working_copy import copy_nested
 
 FOLDER = "confirm"
 OF = "confirms"
@@ -61,7 +61,7 @@ def plan(seen: SweepSnapshot, *, seeds: int) -> Path:
         LockedError: if it runs.
     """
     folder, config = seen.folder / FOLDER, _config(seen.config)
-    nest(seen.folder, folder)
+    copy_nested(seen.folder, folder)
     folder.mkdir(exist_ok=True)
     for name in SHARED_FOLDERS:
         if not (folder / name).exists():
@@ -80,7 +80,7 @@ def plan(seen: SweepSnapshot, *, seeds: int) -> Path:
 
 def confirmations(ledger: Ledger) -> dict[int, int]:
     """Whose confirmation each trial of such a ledger is."""
-    noted = json.loads(ledger.noted(OF) or "{}")
+    noted = json.loads(ledger.attribute(OF) or "{}")
     return {int(number): trial for number, trial in noted.items()}
 
 
@@ -156,5 +156,5 @@ def _add_missing(ledger: Ledger, seen: SweepSnapshot, seeds: int) -> None:
                 continue
             # Noted before it is there: a note without a trial says nothing.
             of[len(ledger)] = trial
-            ledger.note(OF, json.dumps(of))
+            ledger.set_attribute(OF, json.dumps(of))
             ledger.add({**settings, SEED: seed}, seen.config.space.distributions)

@@ -19,9 +19,9 @@ from sweep.config.diff import leaves
 from sweep.config.distributions import Distribution
 from sweep.config.space import METHOD, SearchSpace
 from sweep.config.sweep import SHARED_FOLDERS, SweepConfig
-from sweep.ledger.records import TrialRecord, record_of
+from sweep.ledger.records import TrialRecord, parse_record
 from sweep.snapshot import SweepSnapshot
-from sweep.storage.working_copy import bring
+from sweep.storage.working_copy import fetch_missing
 
 FILE = "before.json"
 
@@ -61,7 +61,7 @@ def warm_start_records(folder: Path) -> list[TrialRecord]:
 
 
 def _recalled(place: int, values: Mapping[str, Any]) -> TrialRecord:
-    return record_of(
+    return parse_record(
         {
             "number": -1 - place,
             "state": "finished",
@@ -130,7 +130,7 @@ def _leaf(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _take_along(folder: Path, old: SweepSnapshot) -> None:
-    bring(old.folder, *SHARED_FOLDERS)
+    fetch_missing(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
             with atomic_folder(folder / name) as beside:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NOTES = ".store"
+COPY_FOLDER = ".store"
 """Folder of a working copy's own notes; it is never sent."""
 ADDRESS = "address"
 """The note with the address of the store."""
@@ -15,7 +15,7 @@ def is_address(text: str) -> bool:
 
 def address_of(folder: Path) -> str | None:
     """Returns the address that a directory is a working copy of, or None for any other."""
-    note = folder / NOTES / ADDRESS
+    note = folder / COPY_FOLDER / ADDRESS
     return note.read_text(encoding="utf-8") if note.is_file() else None
 
 

@@ -1,7 +1,10 @@
-"""A sweep's directory as one file, and at home wherever it is put.
+"""Packs a sweep's directory into one file and unpacks it, and updates a directory that has moved.
 
-Everything in the directory is relative but what MLflow keeps: its database holds whole addresses of
-artifacts, which are brought after when the directory has moved.
+All paths in the directory are relative, except those of MLflow: its database holds absolute
+addresses of artifacts, which are updated after the directory has moved.
+
+Private parts of MLflow, checked with version 3.17.2 (docs/reference/compat.md): the tables and
+columns with addresses of artifacts, which are updated by SQL.
 """
 
 import sqlite3
@@ -18,11 +21,11 @@ from sweep.ledger.files import ADDRESS, FILE, FILES
 from sweep.storage.archive_members import add, extract, settle_databases
 from sweep.storage.foreign_sweep import ADDRESSES, ARTIFACTS, make_independent
 from sweep.storage.lock import sweep_lock
-from sweep.storage.working_copy import CARRIED_BY_WORKERS, NESTED, bring
+from sweep.storage.working_copy import NESTED, WORKER_FOLDERS, fetch_missing
 
 
 def pack(folder: Path, file: Path) -> None:
-    """Write the whole directory into one file, which appears whole or not at all.
+    """Write the whole directory into one file, completely or not at all.
 
     Raises:
         ConfigError: if the folder holds no sweep or a link, or the file is there already.
@@ -34,14 +37,14 @@ def pack(folder: Path, file: Path) -> None:
         raise ConfigError(f"`{file}` must be new, but is there already.")
     with (
         sweep_lock(folder),
-        whole_file(file) as beside,
+        whole_file(file) as tmp_path,
         _replacements(folder) as others,
-        tarfile.open(beside, "w:gz", compresslevel=1, dereference=True) as archive,
+        tarfile.open(tmp_path, "w:gz", compresslevel=1, dereference=True) as archive,
     ):
-        bring(folder, *CARRIED_BY_WORKERS)
+        fetch_missing(folder, *WORKER_FOLDERS)
         remove_leftovers(folder, is_recursive=True)
         settle_databases(folder)
-        without = {beside.parent, *(folder / name for name in others)}
+        without = {tmp_path.parent, *(folder / name for name in others)}
         for path in sorted(folder.iterdir()):
             add(archive, path, PurePosixPath(path.name), without=without)
         for name, other in others.items():
@@ -51,54 +54,54 @@ def pack(folder: Path, file: Path) -> None:
 
 @contextmanager
 def _replacements(folder: Path) -> Iterator[dict[str, Path | None]]:
-    """What goes into a pack in place of a file, by name; None leaves it out.
+    """Files that are packed instead of those of the directory, by name; None leaves one out.
 
-    A ledger on a server goes as SQLite, that of a sweep inside the sweep, too.
+    A ledger on a server is packed as SQLite, also that of a sweep inside the sweep.
     """
     with temporary_folder("pack") as scratch:
-        found: dict[str, Path | None] = {}
+        replacements: dict[str, Path | None] = {}
         for prefix in ("", *(f"{name}/" for name in NESTED)):
             if (folder / prefix / ADDRESS).exists():
                 copy = Path(scratch) / prefix
                 copy.mkdir(exist_ok=True)
                 copy_as_sqlite(folder / prefix, copy)
                 rewrite(copy, open_config(folder / prefix).with_budget(ledger="sqlite"))
-                found |= {f"{prefix}{name}": copy / name for name in (FILE, CONFIG_FILE)}
-                found[f"{prefix}{ADDRESS}"] = None
-        yield found
+                replacements |= {f"{prefix}{name}": copy / name for name in (FILE, CONFIG_FILE)}
+                replacements[f"{prefix}{ADDRESS}"] = None
+        yield replacements
 
 
 def unpack(file: Path, folder: Path, *, is_trusted: bool = False) -> list[str]:
-    """Make a sweep's directory from such a file; it appears whole or not at all.
+    """Create a sweep's directory from a packed sweep, completely or not at all.
 
     Args:
-        file: the packed sweep; anybody may have made it.
+        file: the packed sweep; it may come from anybody.
         folder: the new directory.
-        is_trusted: whether the servers that it names stay named; see `sweep.storage.foreign_sweep`.
+        is_trusted: whether servers that it names are left; see `sweep.storage.foreign_sweep`.
 
     Returns:
-        What a person should know of it, a line each.
+        Notes for the user, a line each.
 
     Raises:
-        ConfigError: if the folder is not new, or the file holds no sweep or what none would hold.
+        ConfigError: if the folder is not new, or the file is no packed sweep.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"`{folder}` must be a new folder, but holds something already.")
     if not file.is_file():
         raise ConfigError(f"`{file}` must be a packed sweep, but there is no such file.")
-    with atomic_folder(folder) as beside:
-        extract(file, beside, is_trusted=is_trusted)
-        names = {path.name for path in beside.iterdir()}
+    with atomic_folder(folder) as tmp_path:
+        extract(file, tmp_path, is_trusted=is_trusted)
+        names = {path.name for path in tmp_path.iterdir()}
         if CONFIG_FILE not in names or names.isdisjoint(FILES):
             raise ConfigError(
                 f"`{file}` must be a packed sweep, but has no {CONFIG_FILE} or ledger."
             )
-        return [] if is_trusted else make_independent(beside, file)
+        return [] if is_trusted else make_independent(tmp_path, file)
 
 
-def follow(folder: Path) -> None:
-    """Bring MLflow's addresses after a directory that has moved; else nothing is changed."""
+def update_artifact_addresses(folder: Path) -> None:
+    """Update MLflow's addresses of artifacts if the directory has moved."""
     database, now = folder / "mlflow.db", (folder / ARTIFACTS).as_uri()
     if not database.is_file():
         return
@@ -107,8 +110,8 @@ def follow(folder: Path) -> None:
         if "experiments" not in tables:
             return
         query = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE ?"
-        found = connection.execute(query, (f"file://%/{ARTIFACTS}",)).fetchall()
-        for (before,) in found:
+        addresses = connection.execute(query, (f"file://%/{ARTIFACTS}",)).fetchall()
+        for (before,) in addresses:
             for table, column in ADDRESSES if before != now else ():
                 if table in tables:
                     connection.execute(

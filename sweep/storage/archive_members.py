@@ -1,8 +1,8 @@
-"""A sweep's directory as members of a tar archive, and back; the archive may be anybody's.
+"""Writes a sweep's directory to a tar archive, and extracts one that may come from anybody.
 
-What comes out is plain files and folders inside the new directory, each once, within bounds that
-are checked before anything is believed. The one kind of link is what `confirm` makes: its own
-`teacher` and `features` are those of the sweep around it.
+Only plain files and folders inside the new directory are extracted, each once and within limits.
+The only links allowed are those of `confirm`, whose `teacher` and `features` are links to those of
+the sweep around it.
 """
 
 import shutil
@@ -19,18 +19,18 @@ from core.safe_text import terminal_line
 from sweep.config.sweep import SHARED_FOLDERS
 from sweep.ledger.files import ADDRESS, JOURNAL
 from sweep.local_lock import LOCK, STOP
-from sweep.storage.addresses import NOTES
+from sweep.storage.addresses import COPY_FOLDER
 from sweep.storage.working_copy import DATABASES, NESTED
 
-OF_THE_DRIVER = (LOCK, STOP, NOTES, f"{JOURNAL}.lock")
-"""Names in a sweep's directory that are of its driver's life, not of the sweep."""
-LEFT_BY_SQLITE = ("-journal", "-wal", "-shm")
-"""Ends of names of what a writer leaves beside a database; SQLite obeys what it finds there."""
-MOST_FILES = 1_000_000
-MOST_PACKED = 250
-"""Weights and features hardly pack; more than so many times its size was made to fill the disk."""
+DRIVER_FILES = (LOCK, STOP, COPY_FOLDER, f"{JOURNAL}.lock")
+"""Names in a sweep's directory that belong to a running driver, not to the sweep."""
+SQLITE_SUFFIXES = ("-journal", "-wal", "-shm")
+"""Suffixes of SQLite's own files next to a database, which it would apply."""
+MAX_FILES = 1_000_000
+MAX_COMPRESSION = 250
+"""Most bytes for each byte of the archive: more would be an archive made to fill the disk."""
 ALWAYS_ALLOWED = 64 * 2**20
-"""Bytes that are not held against a small archive: databases pack well."""
+"""Bytes that any archive may hold: databases compress well."""
 LARGEST_HEADER = 4 * 2**20
 _CHUNK = 2**20
 
@@ -43,19 +43,19 @@ def is_nested(parts: tuple[str, ...]) -> bool:
 def add(
     archive: tarfile.TarFile, path: Path, name: PurePosixPath, *, without: Collection[Path]
 ) -> None:
-    """Put a file, or a folder with all it holds, into an archive.
+    """Add a file, or a folder with its content, to an archive.
 
     Args:
         archive: opened with `dereference`, so that a file with two names is two files.
-        path: what is put.
-        name: what it is called in there.
-        without: what is left out, such as the archive's own file.
+        path: the file or folder.
+        name: its name in the archive.
+        without: paths that are left out, such as the archive's own file.
 
     Raises:
         ConfigError: naming a link, which would point to nothing elsewhere.
     """
     is_sweep = is_nested(name.parent.parts)
-    is_left_out = (is_sweep and name.name in OF_THE_DRIVER) or name.name.endswith(LEFT_BY_SQLITE)
+    is_left_out = (is_sweep and name.name in DRIVER_FILES) or name.name.endswith(SQLITE_SUFFIXES)
     if is_left_out or path in without:
         return
     if path.is_symlink():
@@ -76,7 +76,7 @@ def add(
 
 
 def settle_databases(folder: Path) -> None:
-    """Have SQLite roll back what a killed writer left half done, in every sweep of a directory."""
+    """Let SQLite roll back transactions that a kill interrupted, in all sweeps of a directory."""
     for name in DATABASES:
         for path in (folder / name, *(folder / inner / name for inner in NESTED)):
             if path.is_file():
@@ -86,19 +86,19 @@ def settle_databases(folder: Path) -> None:
 
 
 def extract(file: Path, folder: Path, *, is_trusted: bool) -> None:
-    """Write what an archive holds into a new folder.
+    """Extract an archive into a new folder.
 
     Args:
         file: the archive.
-        folder: is made if it is not there.
-        is_trusted: whether it may hold the address of a server, and what SQLite leaves.
+        folder: created if it is missing.
+        is_trusted: whether it may hold the address of a server, and SQLite's own files.
 
     Raises:
-        ConfigError: if it is damaged, or holds what a packed sweep never does; the folder may hold
-            a part of it then.
+        ConfigError: if it is damaged or is no packed sweep; the folder may hold a part of it then.
     """
-    left = min(
-        ALWAYS_ALLOWED + MOST_PACKED * file.stat().st_size, shutil.disk_usage(folder.parent).free
+    remaining = min(
+        ALWAYS_ALLOWED + MAX_COMPRESSION * file.stat().st_size,
+        shutil.disk_usage(folder.parent).free,
     )
     folder.mkdir(exist_ok=True)
     try:
@@ -106,11 +106,11 @@ def extract(file: Path, folder: Path, *, is_trusted: bool) -> None:
             walked: Any = archive
             for count, member in enumerate(archive):
                 walked.members = []  # else a million of them stay in memory
-                left -= max(member.size, 0)
-                if count >= MOST_FILES or left < 0:
+                remaining -= max(member.size, 0)
+                if count >= MAX_FILES or remaining < 0:
                     raise ConfigError(
-                        f"`{file}` must be a packed sweep, but {_shown(member)} is beyond"
-                        f" {MOST_FILES} files, {MOST_PACKED} times its size, or the free disk."
+                        f"`{file}` must be a packed sweep, but {_quoted_name(member)} is beyond"
+                        f" {MAX_FILES} files, {MAX_COMPRESSION} times its size, or the free disk."
                     )
                 _write(archive, member, file, folder, is_trusted=is_trusted)
     except DAMAGED as error:
@@ -124,35 +124,36 @@ def _write(
     archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path, folder: Path, *, is_trusted: bool
 ) -> None:
     name = PurePosixPath(member.name)
-    place = folder / name
+    target = folder / name
     if not _is_allowed(member, name, is_trusted=is_trusted):
         raise ConfigError(
-            f"`{file}` must be a packed sweep, but holds {_shown(member)}: only plain files and"
-            " folders inside it are unpacked, and no address of a server; if the sweep is your"
+            f"`{file}` must be a packed sweep, but holds {_quoted_name(member)}: only plain files"
+            " and folders inside it are unpacked, and no address of a server; if the sweep is your"
             " own, `--trust` allows the latter."
         )
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if member.isdir():
-            place.mkdir(exist_ok=True)
+            target.mkdir(exist_ok=True)
         elif member.issym():
-            place.symlink_to(member.linkname, target_is_directory=True)
+            target.symlink_to(member.linkname, target_is_directory=True)
         else:
-            _copy(archive, member, place)
+            _copy(archive, member, target)
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(
-            f"`{file}` must be a packed sweep, but holds {_shown(member)} twice, or in a file."
+            f"`{file}` must be a packed sweep, but holds {_quoted_name(member)} twice,"
+            " or in a file."
         ) from None
 
 
-def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> None:
+def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     source = archive.extractfile(member)
     assert source is not None, "plain files have content"
-    with place.open("xb") as target:
+    with path.open("xb") as target:
         shutil.copyfileobj(source, target, _CHUNK)
         size = target.tell()
     if size != member.size:
-        raise tarfile.ReadError(f"{_shown(member)} is cut short")
+        raise tarfile.ReadError(f"{_quoted_name(member)} is cut short")
 
 
 def _is_allowed(member: tarfile.TarInfo, name: PurePosixPath, *, is_trusted: bool) -> bool:
@@ -162,16 +163,18 @@ def _is_allowed(member: tarfile.TarInfo, name: PurePosixPath, *, is_trusted: boo
         return member.linkname == _shared_target(name)
     if member.issparse() or not (member.isfile() or member.isdir()) or member.size < 0:
         return False
-    is_silent = NOTES not in name.parts and not name.name.endswith((ADDRESS, *LEFT_BY_SQLITE))
+    is_silent = COPY_FOLDER not in name.parts and not name.name.endswith(
+        (ADDRESS, *SQLITE_SUFFIXES)
+    )
     return is_trusted or is_silent
 
 
 def _shared_target(name: PurePosixPath) -> str | None:
-    """Where a link of this name must point: a sweep in a sweep shares the outer one's folders."""
+    """The target of an allowed link of this name: a sweep in a sweep shares the outer's folders."""
     if name.name in SHARED_FOLDERS and len(name.parts) > 1 and is_nested(name.parent.parts):
         return f"../{name.name}"
     return None
 
 
-def _shown(member: tarfile.TarInfo) -> str:
+def _quoted_name(member: tarfile.TarInfo) -> str:
     return f"`{terminal_line(member.name)[:200]}`"

@@ -1,8 +1,8 @@
-"""What a worker fetches before a trial, and sends before a report of it goes out.
+"""A trial's state in an object store: fetched before it starts, sent before a report goes out.
 
 On each machine a trial works in folders of the same names, which may be empty or the driver's own:
-whatever is there already is not fetched. A checkpoint counts in the store once its checksum lies
-beside it, which is sent last.
+files that are there already are not fetched. A checkpoint in the store is complete once it has its
+checksum, which is sent last.
 """
 
 import fcntl
@@ -18,110 +18,114 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.report import Report
-from sweep.storage.addresses import NOTES
+from sweep.storage.addresses import COPY_FOLDER
 from sweep.storage.object_store import (
     RefusedError,
     Remote,
     StoreError,
     digest,
     local_path,
-    patiently,
+    retry_while_away,
 )
 
 T = TypeVar("T")
 
 SHARED = "shared.json"
-"""In the store: what teacher and features consist of, with checksums, once they are whole there."""
+"""Checksums of all files of teacher and features; written once they are complete."""
 STATE, CHECKSUM = "state.pt", "sha256"
-"""A checkpoint."""
-KEPT = 2
-BEGUN, DONE, LOCK = "begun", "outcomes.json", "lock"
+"""Files of a checkpoint."""
+MAX_CHECKPOINTS = 2
+PARAMS_DIGEST, DONE, LOCK = "begun", "outcomes.json", "lock"
 WATCH_SECONDS = 2.0
-"""So often is looked for checkpoints between reports."""
+"""Time between two looks for new checkpoints between reports."""
 REPORT_SECONDS = 60.0
-"""So long a report waits for a store that is away; then the trial goes on and tries later."""
+"""A report waits so long for a store that is away; then the trial goes on and tries later."""
 PATIENCE_SECONDS = 600.0
-"""So long is waited for what a trial cannot do without, and for its end to arrive."""
+"""A trial waits so long for the files that it needs, and at its end for the store."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteState:
-    """Where a trial's state is kept, and which trial it is of that number."""
+    """The address of a trial's state in an object store, and which trial has its number."""
 
     address: str
-    sign: str = ""
-    """Differs between trials that would have the same number: after a loss another may be drawn."""
+    digest: str = ""
+    """Of the parameters: if the ledger was lost, another trial may have got the same number."""
 
 
 def params_digest(params: Mapping[str, Any]) -> str:
-    """By what a trial is told from another of its number."""
+    """A digest that tells trials of the same number apart by their parameters."""
     return sha256(json.dumps(dict(params), sort_keys=True).encode()).hexdigest()
 
 
-def as_plain(luggage: RemoteState | None) -> dict[str, str] | None:
-    """As plain values."""
-    return asdict(luggage) if luggage is not None else None
+def as_plain(remote_state: RemoteState | None) -> dict[str, str] | None:
+    """The remote state as plain values for JSON."""
+    return asdict(remote_state) if remote_state is not None else None
 
 
 def run_with_remote_state(
-    trial: Generator[Report, None, T], luggage: RemoteState | None, *, folder: Path, sweep: Path
+    trial: Generator[Report, None, T],
+    remote_state: RemoteState | None,
+    *,
+    folder: Path,
+    sweep: Path,
 ) -> Generator[Report, None, T]:
-    """The same trial, from what the store has of it, and with nothing reported that it has not.
+    """Run a trial from its state in the store, and send that state before each report.
 
     Args:
-        trial: not yet begun.
-        luggage: None where the sweep's directory is no copy.
+        trial: not yet started.
+        remote_state: None if the sweep's directory is no working copy.
         folder: the trial's own.
         sweep: the sweep's.
 
     Raises:
         StoreError: if the store was away too long for the trial to begin or to end.
     """
-    if luggage is None:
+    if remote_state is None:
         return (yield from trial)
-    fetch_shared_state(luggage, sweep=sweep)
-    remote = Remote(luggage.address)
+    fetch_shared_state(remote_state, sweep=sweep)
+    remote = Remote(remote_state.address)
     state = State(remote, folder, folder.relative_to(sweep).as_posix())
-    patiently(lambda: state.fetch(luggage.sign), seconds=PATIENCE_SECONDS)
-    result = yield from _sent(trial, state)
-    patiently(state.finish, seconds=PATIENCE_SECONDS)
+    retry_while_away(lambda: state.fetch(remote_state.digest), seconds=PATIENCE_SECONDS)
+    result = yield from _run_and_send(trial, state)
+    retry_while_away(state.finish, seconds=PATIENCE_SECONDS)
     return result
 
 
-def fetch_shared_state(luggage: RemoteState | None, *, sweep: Path) -> None:
-    """Have on this machine what all trials share; a further rank of a trial needs no more.
+def fetch_shared_state(remote_state: RemoteState | None, *, sweep: Path) -> None:
+    """Fetch the files that all trials share; a further rank of a trial needs no others.
 
     Raises:
         StoreError: if the store was away too long.
     """
-    if luggage is not None:
-        remote = Remote(luggage.address)
-        patiently(lambda: fetch_shared(remote, sweep), seconds=PATIENCE_SECONDS)
+    if remote_state is not None:
+        remote = Remote(remote_state.address)
+        retry_while_away(lambda: fetch_shared(remote, sweep), seconds=PATIENCE_SECONDS)
 
 
 def prepare_with_remote_state(
-    reports: Iterable[Report], luggage: RemoteState | None, *, sweep: Path
+    reports: Iterable[Report], remote_state: RemoteState | None, *, sweep: Path
 ) -> Iterator[Report]:
-    """Teacher and features likewise: fetched if they are there, sent once they are made."""
-    if luggage is None:
+    """Prepare teacher and features; they are fetched if the store has them, and sent once ready."""
+    if remote_state is None:
         yield from reports
         return
-    fetch_shared_state(luggage, sweep=sweep)
-    remote = Remote(luggage.address)
+    fetch_shared_state(remote_state, sweep=sweep)
+    remote = Remote(remote_state.address)
     state = State(remote, sweep / "teacher", "teacher")
-    patiently(state.fetch_checkpoint, seconds=PATIENCE_SECONDS)
-    yield from _sent(_as_generator(reports), state)
-    patiently(lambda: send_shared(remote, sweep), seconds=PATIENCE_SECONDS)
+    retry_while_away(state.fetch_checkpoint, seconds=PATIENCE_SECONDS)
+    yield from _run_and_send(_as_generator(reports), state)
+    retry_while_away(lambda: send_shared(remote, sweep), seconds=PATIENCE_SECONDS)
 
 
 def _as_generator(reports: Iterable[Report]) -> Generator[Report, None, None]:
     yield from reports
 
 
-def _sent(trial: Generator[Report, None, T], state: "State") -> Generator[Report, None, T]:
-    with state.watched():
+def _run_and_send(trial: Generator[Report, None, T], state: "State") -> Generator[Report, None, T]:
+    with state.send_in_background():
         while True:
             try:
                 report = next(trial)
@@ -129,12 +133,12 @@ def _sent(trial: Generator[Report, None, T], state: "State") -> Generator[Report
                 result: T = end.value
                 return result
             with suppress(StoreError):
-                patiently(state.send_checkpoint, seconds=REPORT_SECONDS)
+                retry_while_away(state.send_checkpoint, seconds=REPORT_SECONDS)
             yield report
 
 
 class State:
-    """A folder with checkpoints, and what the store has of it.
+    """A folder with checkpoints, synchronized with the store.
 
     Args:
         remote: the sweep's.
@@ -145,26 +149,30 @@ class State:
     def __init__(self, remote: Remote, folder: Path, key: str) -> None:
         self._remote, self._folder, self._key = remote, folder, key
         self._one_at_a_time = threading.Lock()
-        self._sent = -1
+        self._run_and_send = -1
 
-    def fetch(self, sign: str) -> None:
-        """Have here what the store has of this trial, and nothing of another of its number."""
-        self._begin(sign)
-        found = self._remote.read(f"{self._key}/{DONE}")
+    def fetch(self, trial_digest: str) -> None:
+        """Fetch the trial's files, and remove those of another trial of its number.
+
+        Args:
+            trial_digest: of the trial's parameters.
+        """
+        self._begin(trial_digest)
+        outcomes = self._remote.read(f"{self._key}/{DONE}")
         here = self._folder / DONE
-        had = _steps_of(here.read_bytes()) if here.is_file() else -1
-        if found is not None and _steps_of(found.data) > had:  # else it was not tuned on elsewhere
-            there = self._remote.under(self._key)
-            own = [key for key in there if not self._is_of_checkpoints(key)]
+        local_steps = _steps_of(here.read_bytes()) if here.is_file() else -1
+        if outcomes is not None and _steps_of(outcomes.data) > local_steps:
+            stored = self._remote.under(self._key)
+            own = [key for key in stored if not self._is_of_checkpoints(key)]
             for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
                 inside = key.removeprefix(f"{self._key}/")
                 self._remote.download(key, local_path(self._folder, inside))
         self.fetch_checkpoint()
 
     def fetch_checkpoint(self) -> None:
-        """Have here the newest whole checkpoint of the store, unless there is a newer one."""
-        newest = max(_steps_here(self._folder), default=-1)
-        for step in sorted(self._steps_there(), reverse=True):
+        """Fetch the store's newest complete checkpoint, unless there is a newer one here."""
+        newest = max(_local_steps(self._folder), default=-1)
+        for step in sorted(self._stored_steps(), reverse=True):
             if step <= newest:
                 return
             with suppress(_DamagedError):
@@ -172,12 +180,12 @@ class State:
                 return
 
     def send_checkpoint(self) -> None:
-        """Have the newest checkpoint in the store, and no more than a few."""
+        """Send the newest checkpoint, and delete all but the last few in the store."""
         with self._one_at_a_time:
-            step = max(_steps_here(self._folder), default=-1)
-            if step <= self._sent:
+            step = max(_local_steps(self._folder), default=-1)
+            if step <= self._run_and_send:
                 return
-            here, there = _of_step(self._folder, step), f"{self._key}/checkpoints/{step:09d}"
+            here, there = _step_folder(self._folder, step), f"{self._key}/checkpoints/{step:09d}"
             try:
                 checksum = (here / CHECKSUM).read_bytes()
                 if self._remote.read(f"{there}/{CHECKSUM}") is None:
@@ -187,18 +195,18 @@ class State:
                 if not here.exists():  # newer ones have replaced it meanwhile
                     return
                 raise
-            self._sent = step
+            self._run_and_send = step
             self._delete_old()
 
     def finish(self) -> None:
-        """Have what the trial leaves in the store, its outcomes last."""
+        """Send the trial's results, its outcomes last."""
         own = [path for path in self._folder.rglob("*") if path.is_file() and self._is_left(path)]
         for path in sorted(own, key=lambda path: path.name == DONE):
             self._remote.upload(path, self._key_of(path))
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Send checkpoints that are written between reports, too, beside the training."""
+    def send_in_background(self) -> Iterator[None]:
+        """Also send checkpoints that are written between reports, in a thread."""
         is_over = threading.Event()
 
         def watch() -> None:
@@ -216,81 +224,82 @@ class State:
             is_over.set()
             thread.join()
 
-    def _begin(self, sign: str) -> None:
-        here, there = self._folder / BEGUN, f"{self._key}/{BEGUN}"
-        if not here.is_file() or here.read_text(encoding="ascii") != sign:
+    def _begin(self, trial_digest: str) -> None:
+        """Remove the files of another trial, here and in the store, and write this one's digest."""
+        here, there = self._folder / PARAMS_DIGEST, f"{self._key}/{PARAMS_DIGEST}"
+        if not here.is_file() or here.read_text(encoding="ascii") != trial_digest:
             for path in self._folder.iterdir() if self._folder.is_dir() else ():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        found = self._remote.read(there)
-        if found is None or found.data.decode() != sign:
+        stored = self._remote.read(there)
+        if stored is None or stored.data.decode() != trial_digest:
             old = self._remote.under(self._key)
-            last = (f"/{DONE}", f"/{CHECKSUM}")  # by which the rest counts
-            self._remote.delete(*sorted(old, key=lambda key: not key.endswith(last)))
-            self._remote.write(there, sign.encode())
+            first = (f"/{DONE}", f"/{CHECKSUM}")  # without these the other files do not count
+            self._remote.delete(*sorted(old, key=lambda key: not key.endswith(first)))
+            self._remote.write(there, trial_digest.encode())
         self._folder.mkdir(parents=True, exist_ok=True)
-        here.write_text(sign, encoding="ascii")
+        here.write_text(trial_digest, encoding="ascii")
 
     def _fetch_step(self, step: int) -> None:
-        there, final = f"{self._key}/checkpoints/{step:09d}", _of_step(self._folder, step)
-        beside = final.with_name(f".{final.name}.fetched")
-        shutil.rmtree(beside, ignore_errors=True)
+        there, final = f"{self._key}/checkpoints/{step:09d}", _step_folder(self._folder, step)
+        tmp_path = final.with_name(f".{final.name}.fetched")
+        shutil.rmtree(tmp_path, ignore_errors=True)
         try:
-            self._remote.download(f"{there}/{CHECKSUM}", beside / CHECKSUM)
-            self._remote.download(f"{there}/{STATE}", beside / STATE)
-            if digest(beside / STATE) != (beside / CHECKSUM).read_text(encoding="ascii"):
+            self._remote.download(f"{there}/{CHECKSUM}", tmp_path / CHECKSUM)
+            self._remote.download(f"{there}/{STATE}", tmp_path / STATE)
+            if digest(tmp_path / STATE) != (tmp_path / CHECKSUM).read_text(encoding="ascii"):
                 raise _DamagedError
-            beside.rename(final)
+            tmp_path.rename(final)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(tmp_path, ignore_errors=True)
 
-    def _steps_there(self) -> list[int]:
-        found = self._remote.under(f"{self._key}/checkpoints")
-        parts = (key.split("/")[-2:] for key in found)
+    def _stored_steps(self) -> list[int]:
+        keys = self._remote.under(f"{self._key}/checkpoints")
+        parts = (key.split("/")[-2:] for key in keys)
         return sorted(int(step) for step, name in parts if name == CHECKSUM and step.isdigit())
 
     def _delete_old(self) -> None:
-        for step in self._steps_there()[:-KEPT]:
+        for step in self._stored_steps()[:-MAX_CHECKPOINTS]:
             there = f"{self._key}/checkpoints/{step:09d}"
             self._remote.delete(f"{there}/{CHECKSUM}", f"{there}/{STATE}")
 
     def _is_of_checkpoints(self, key: str) -> bool:
-        return key.startswith(f"{self._key}/checkpoints/") or key == f"{self._key}/{BEGUN}"
+        return key.startswith(f"{self._key}/checkpoints/") or key == f"{self._key}/{PARAMS_DIGEST}"
 
     def _is_left(self, path: Path) -> bool:
         parts = path.relative_to(self._folder).parts
         is_hidden = any(part.startswith(".") for part in parts)
-        return not is_hidden and parts[0] not in ("checkpoints", BEGUN, LOCK)
+        return not is_hidden and parts[0] not in ("checkpoints", PARAMS_DIGEST, LOCK)
 
     def _key_of(self, path: Path) -> str:
         return f"{self._key}/{path.relative_to(self._folder).as_posix()}"
 
 
 class _DamagedError(ValueError):
-    """A checkpoint whose checksum does not hold."""
+    """A checkpoint that does not match its checksum."""
 
 
 def fetch_shared(remote: Remote, sweep: Path) -> None:
-    """Have teacher and features on this machine, if they are in the store; once a machine."""
-    found = remote.read(SHARED)
-    if found is None:
+    """Fetch teacher and features if the store has them; once a machine."""
+    stored = remote.read(SHARED)
+    if stored is None:
         return
-    note = sweep / NOTES / SHARED
-    with _alone(note):
-        had = _noted(note)
-        for key, checksum in _checksums(found.data).items():
-            place = local_path(sweep, key)
-            if had.get(key) != checksum or not place.is_file():
-                remote.download(key, place, sha256=checksum)
-        note.write_bytes(found.data)
+    note = sweep / COPY_FOLDER / SHARED
+    with _hold_lock(note):
+        fetched = _read_note(note)
+        for key, checksum in _checksums(stored.data).items():
+            path = local_path(sweep, key)
+            if fetched.get(key) != checksum or not path.is_file():
+                remote.download(key, path, sha256=checksum)
+        note.write_bytes(stored.data)
 
 
 def send_shared(remote: Remote, sweep: Path) -> None:
-    """Have teacher and features in the store."""
-    note = sweep / NOTES / SHARED
-    with _alone(note):
-        found = remote.read(SHARED)
-        there = _checksums(found.data) if found else {}
+    """Send teacher and features to the store."""
+    note = sweep / COPY_FOLDER / SHARED
+    with _hold_lock(note):
+        stored = remote.read(SHARED)
+        there = _checksums(stored.data) if stored else {}
         here = {path.relative_to(sweep).as_posix(): digest(path) for path in _shared_files(sweep)}
         for key, checksum in here.items():
             if there.get(key) != checksum:
@@ -310,27 +319,27 @@ def _shared_files(sweep: Path) -> Iterator[Path]:
 
 
 def _steps_of(outcomes: bytes) -> int:
-    """Optimizer steps after which a trial was judged last."""
-    told: list[dict[str, Any]] = json.loads(outcomes)
-    return max(int(outcome["steps"]) for outcome in told)
+    """The optimizer steps of a trial's last outcome."""
+    values: list[dict[str, Any]] = json.loads(outcomes)
+    return max(int(outcome["steps"]) for outcome in values)
 
 
 def _checksums(data: bytes) -> dict[str, str]:
-    """Checksums of objects by name, as a store has them.
+    """Checksums of objects by name, read from the store's object.
 
     Raises:
-        RefusedError: if it is something else.
+        RefusedError: if it holds something else.
     """
     try:
-        found = json.loads(data)
+        values = json.loads(data)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
         raise RefusedError(f"`{SHARED}` of the store must hold checksums by name, but does not.")
-    return found
+    return values
 
 
-def _noted(note: Path) -> dict[str, str]:
+def _read_note(note: Path) -> dict[str, str]:
     try:
         return _checksums(note.read_bytes())
     except (FileNotFoundError, RefusedError):
@@ -338,21 +347,21 @@ def _noted(note: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _alone(note: Path) -> Iterator[None]:
-    """One worker of a machine at a time; the others find what it fetched."""
+def _hold_lock(note: Path) -> Iterator[None]:
+    """Lock the shared files: one worker of a machine fetches them for all."""
     note.parent.mkdir(parents=True, exist_ok=True)
     with note.with_suffix(".lock").open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _steps_here(folder: Path) -> list[int]:
-    """What a kill left half written starts with a dot."""
+def _local_steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints; the names of incomplete ones start with a dot."""
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
         return []
     return [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()]
 
 
-def _of_step(folder: Path, step: int) -> Path:
+def _step_folder(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"{step:09d}"

@@ -1,8 +1,11 @@
-"""What a sweep that came in a file may name outside its directory, and what becomes of it.
+"""Removes or refuses references of a packed sweep to servers, programs and files outside it.
 
-`resume`, `ui` and `promote` go by what the directory says: an MLflow server is sent your
+`resume`, `ui` and `promote` follow the directory's settings: an MLflow server receives your
 MLFLOW_TRACKING_USERNAME and password, a ledger's server your PGPASSWORD, and MLflow writes
-artifacts where its database says. None of that may happen on a stranger's word.
+artifacts to the addresses in its database. A packed sweep from somebody else must cause none of it.
+
+Private parts of MLflow, checked with versions 3.16 to 3.17 (docs/reference/compat.md): the tables
+that a sweep fills, and their columns with addresses of artifacts.
 """
 
 import re
@@ -15,7 +18,7 @@ from sweep.config.paths import KNOWN_CORPORA
 from sweep.config.sweep import CONFIG_FILE, SweepConfig, open_config, rewrite
 from sweep.storage.working_copy import NESTED
 
-OF_A_SWEEP = frozenset(
+SWEEP_TABLES = frozenset(
     {
         *("alembic_version", "experiments", "experiment_tags", "workspaces"),
         *("runs", "metrics", "latest_metrics", "params", "tags"),
@@ -24,7 +27,7 @@ OF_A_SWEEP = frozenset(
         *("model_versions", "model_version_tags"),
     }
 )
-"""Tables of MLflow's (3.16 to 3.17) that a sweep fills; others hold jobs, scorers, webhooks."""
+"""Tables of MLflow's that a sweep fills; others hold jobs, scorers and webhooks."""
 ARTIFACTS = "mlartifacts"
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -33,29 +36,32 @@ ADDRESSES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow's database holds addresses of artifacts."""
+"""Tables and columns of MLflow's database with addresses of artifacts."""
 DEFAULT_EXPERIMENT = 0
-"""MLflow makes it in every database; no sweep uses it."""
+"""MLflow creates it in every database; no sweep uses it."""
 
 
 def make_independent(folder: Path, file: Path) -> list[str]:
-    """Take from an unpacked sweep what would connect to somewhere; what it changed, in words.
+    """Remove from an unpacked sweep the servers that it names.
 
     Args:
         folder: the unpacked sweep.
-        file: from which it came, for errors.
+        file: the packed sweep, for errors.
+
+    Returns:
+        What was changed, a line each.
 
     Raises:
-        ConfigError: if its config cannot be read, or its MLflow database is no sweep's alone.
+        ConfigError: if its config cannot be read, or its MLflow database holds more than a sweep.
     """
-    told: list[str] = []
+    notes: list[str] = []
     for sweep in (folder, *(folder / name for name in NESTED)):
         if (sweep / CONFIG_FILE).is_file():
             _refuse_programs(open_config(sweep), file)
-            told += _without_servers(sweep)
+            notes += _remove_servers(sweep)
             check_tracking_database(sweep / "mlflow.db", file)
-    config = open_config(folder)
-    return told + [f"{name} is outside this sweep, and read if it goes on" for name in _far(config)]
+    names = _outside_files(open_config(folder))
+    return notes + [f"{name} is outside this sweep, and read if it goes on" for name in names]
 
 
 def _refuse_programs(config: SweepConfig, file: Path) -> None:
@@ -68,33 +74,33 @@ def _refuse_programs(config: SweepConfig, file: Path) -> None:
         )
 
 
-def _without_servers(sweep: Path) -> list[str]:
-    config, told = open_config(sweep), []
+def _remove_servers(sweep: Path) -> list[str]:
+    config, notes = open_config(sweep), []
     if config.tracking.uri:
-        told.append(
+        notes.append(
             f"`tracking.uri` was {config.tracking.uri} and is empty now: runs go to the sweep's own"
             " folder; if you know that server, write it into sweep.toml, or unpack with --trust"
         )
     if config.sweep.ledger not in ("sqlite", "journal"):
-        told.append(f"`sweep.ledger.ledger` was {config.sweep.ledger} and is sqlite now")
+        notes.append(f"`sweep.ledger` was {config.sweep.ledger} and is sqlite now")
         config = config.with_budget(ledger="sqlite")
-    if told:
+    if notes:
         tracking = config.tracking.model_copy(update={"uri": ""})
         rewrite(sweep, config.model_copy(update={"tracking": tracking}))
-    return told
+    return notes
 
 
-def _far(config: SweepConfig) -> list[str]:
+def _outside_files(config: SweepConfig) -> list[str]:
     """Settings that name files outside a sweep."""
     base = config.space.base
     name, root = base.corpus.name, base.corpus.root
-    found = {
+    paths = {
         "trial.corpus.name": "" if name in KNOWN_CORPORA else name,
         "trial.corpus.root": root and f"{root} (LibriSpeech is downloaded there if it is missing)",
         "trial.teacher.bundle": base.teacher.bundle,
         "trial.pruning.latency_table": base.pruning.latency_table,
     }
-    return [f"`{key}`, {value}," for key, value in found.items() if value and value != "none"]
+    return [f"`{key}`, {value}," for key, value in paths.items() if value and value != "none"]
 
 
 def check_tracking_database(path: Path, file: Path) -> None:
@@ -108,7 +114,7 @@ def check_tracking_database(path: Path, file: Path) -> None:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             database.execute("PRAGMA trusted_schema = OFF")
-            fault = _fault(database)
+            fault = _database_fault(database)
     except (sqlite3.Error, UnicodeError) as error:
         fault = str(error)
     if fault:
@@ -118,20 +124,20 @@ def check_tracking_database(path: Path, file: Path) -> None:
         )
 
 
-def _fault(database: sqlite3.Connection) -> str | None:
-    """What of a database no sweep writes, or None."""
+def _database_fault(database: sqlite3.Connection) -> str | None:
+    """The first thing in a database that no sweep writes, or None."""
     tables = []
     for kind, name, of_table, sql in database.execute(
         "SELECT type, name, tbl_name, sql FROM sqlite_master"
     ):
-        if kind == "view" or (kind == "trigger" and of_table in OF_A_SWEEP):
+        if kind == "view" or (kind == "trigger" and of_table in SWEEP_TABLES):
             return f"has the {kind} {name!r}"
         if kind == "table" and not str(sql).upper().startswith("CREATE TABLE"):
             return f"has the virtual table {name!r}"
         tables += [name] if kind == "table" else []
     for name in tables:
         quoted = name.replace('"', '""')
-        if name in OF_A_SWEEP or name.startswith("sqlite_"):
+        if name in SWEEP_TABLES or name.startswith("sqlite_"):
             continue
         if database.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():  # noqa: S608
             return f"has rows in {name!r}"
@@ -139,7 +145,7 @@ def _fault(database: sqlite3.Connection) -> str | None:
 
 
 def _stray_address(database: sqlite3.Connection, tables: list[str]) -> str | None:
-    """The first address that does not lie where the sweep keeps its artifacts."""
+    """The first address outside the folder of the sweep's artifacts, or None."""
     if "experiments" not in tables:
         return None
     query = "SELECT artifact_location FROM experiments WHERE experiment_id <> ?"

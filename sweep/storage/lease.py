@@ -1,7 +1,7 @@
-"""Who may write a sweep on an object store: one driver, as long as it is heard of.
+"""The right to write a sweep on an object store, which one driver has for a limited time.
 
-The lease is an object that its holder rewrites every few seconds. No two clocks are compared: who
-wants it watches it, and takes it when it did not change for as long as it says.
+The lease is an object that its holder rewrites every few seconds. No two clocks are compared:
+another driver watches it, and takes it if it has not changed for the seconds that it states.
 """
 
 import json
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.storage.object_store import Found, RefusedError, Remote, StoreError
+from sweep.storage.object_store import RefusedError, Remote, StoredObject, StoreError
 
 LEASE = "lease.json"
 SECONDS = 30.0
-"""A driver unheard of for so long has lost its sweep."""
+"""A driver that does not renew its lease for so long has lost its sweep."""
 LONGEST_SECONDS = 86_400.0
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("token", "host", "boot", "processes"), str),
@@ -26,27 +26,27 @@ KINDS: dict[str, Any] = {
     "pid": int,
     "free": bool,
 }
-"""What a lease says."""
+"""The keys of a lease, and the types of their values."""
 BEATS = 3
 """So often a lease is renewed before it could be lost."""
 
 
 class LeaseError(RuntimeError):
-    """Another driver has taken the sweep; resume goes on."""
+    """Another driver has taken the lease; `resume` goes on."""
 
     exit_code = 75
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """Who has the lease."""
+    """The process that has the lease."""
 
     pid: int
     host: str
     age: float
-    """Seconds since it was heard of, as far as two clocks agree."""
+    """Seconds since it was renewed, as far as two clocks agree."""
     seconds: float
-    """After which it is nobody's."""
+    """The lease expires after so long without a renewal."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -56,36 +56,36 @@ class Lease:
     """The right to write, once `acquire` has returned.
 
     Args:
-        remote: where the sweep is kept.
-        seconds: how long it is held without a word.
+        remote: the sweep's objects.
+        seconds: how long it lasts without a renewal.
     """
 
     def __init__(self, remote: Remote, *, seconds: float = SECONDS) -> None:
         self._remote, self._seconds = remote, seconds
         self._token = uuid.uuid4().hex
-        self._mine: Found | None = None
+        self._mine: StoredObject | None = None
 
     def acquire(self) -> Holder | None:
-        """Take the lease; whoever has it is watched until it is clear that it lives, or does not.
+        """Take the lease; a holder is watched until it is clear whether it lives.
 
         Returns:
-            None, or who has it.
+            None, or the live holder.
         """
-        found = self._remote.read(LEASE)
+        lease = self._remote.read(LEASE)
         while True:
-            if found is not None and not _is_free(found):
-                later = self._watched(found)
-                if later is not None and later.version != found.version and not _is_free(later):
-                    return _holder(later)
-                found = later
-            version = found.version if found is not None else None
+            if lease is not None and not _is_free(lease):
+                later = self._wait_for_change(lease)
+                if later is not None and later.version != lease.version and not _is_free(later):
+                    return _parse_holder(later)
+                lease = later
+            version = lease.version if lease is not None else None
             self._mine = self._remote.replace(LEASE, self._text(), version)
             if self._mine is not None:
                 return None
-            found = self._remote.read(LEASE)
+            lease = self._remote.read(LEASE)
 
     def renew(self) -> None:
-        """Say that its holder lives.
+        """Renew the lease.
 
         Raises:
             LeaseError: if another has taken it.
@@ -93,31 +93,31 @@ class Lease:
         """
         assert self._mine is not None, "only what is held is renewed"
         renewed = self._remote.replace(LEASE, self._text(), self._mine.version)
-        if renewed is None:  # our own word may have arrived though its answer did not
+        if renewed is None:  # our own write may have arrived although its answer did not
             renewed = self._remote.read(LEASE)
             if renewed is None or _values(renewed)["token"] != self._token:
                 raise LeaseError(
                     f"`{self._remote.address}` must be held by one driver, but"
-                    f" {_holder(renewed) or 'another'} has taken it; resume goes on"
+                    f" {_parse_holder(renewed) or 'another'} has taken it; resume goes on"
                 )
         self._mine = renewed
 
     def release(self) -> None:
-        """Leave it to anyone; it ends by itself if the store is away."""
+        """Free the lease; it expires by itself if the store is away."""
         if self._mine is not None:
             with suppress(StoreError):
                 self._remote.replace(LEASE, self._text(is_free=True), self._mine.version)
             self._mine = None
 
-    def _watched(self, found: Found) -> Found | None:
-        """The lease once it has changed, or after as long as it says."""
-        give_up = time.monotonic() + float(_values(found)["seconds"])
+    def _wait_for_change(self, lease: StoredObject) -> StoredObject | None:
+        """The lease once it has changed, or after the seconds that it states."""
+        give_up = time.monotonic() + float(_values(lease)["seconds"])
         while time.monotonic() < give_up:
             time.sleep(min(1.0, self._seconds / 10))
             later = self._remote.read(LEASE)
-            if later is None or later.version != found.version:
+            if later is None or later.version != lease.version:
                 return later
-        return found
+        return lease
 
     def _text(self, *, is_free: bool = False) -> bytes:
         values = {"token": self._token, "beat": time.time(), "seconds": self._seconds, **_self()}
@@ -125,18 +125,18 @@ class Lease:
 
 
 def holder(remote: Remote) -> Holder | None:
-    """Who runs the sweep now, if its last word is not older than it may be."""
-    found = remote.read(LEASE)
-    if found is None or _is_free(found):
+    """The process that runs the sweep now, if its lease has not expired."""
+    lease = remote.read(LEASE)
+    if lease is None or _is_free(lease):
         return None
-    has = _holder(found)
-    return has if has is not None and has.age < has.seconds else None
+    current = _parse_holder(lease)
+    return current if current is not None and current.age < current.seconds else None
 
 
-def _holder(found: Found | None) -> Holder | None:
-    if found is None:
+def _parse_holder(lease: StoredObject | None) -> Holder | None:
+    if lease is None:
         return None
-    values = _values(found)
+    values = _values(lease)
     return Holder(
         pid=values["pid"],
         host=values["host"],
@@ -145,14 +145,14 @@ def _holder(found: Found | None) -> Holder | None:
     )
 
 
-def _values(found: Found) -> dict[str, Any]:
-    """What a lease says; whoever may write to the store may have written it.
+def _values(lease: StoredObject) -> dict[str, Any]:
+    """The values of a lease, which anybody with access to the store may have written.
 
     Raises:
-        RefusedError: if it is no lease, or would hold the sweep for more than a day.
+        RefusedError: if it is no lease, or would last for more than a day.
     """
     try:
-        values = json.loads(found.data)
+        values = json.loads(lease.data)
         is_right = all(isinstance(values[name], kind) for name, kind in KINDS.items())
         is_right = is_right and 0 < values["seconds"] <= LONGEST_SECONDS
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -165,9 +165,9 @@ def _values(found: Found) -> dict[str, Any]:
     return dict(values)
 
 
-def _is_free(found: Found) -> bool:
-    """Whether it was given back, or its process was of this machine and is no more."""
-    values = _values(found)
+def _is_free(lease: StoredObject) -> bool:
+    """Whether the lease was released, or its process ran on this machine and has ended."""
+    values = _values(lease)
     if values["free"]:
         return True
     here = _self()
@@ -177,7 +177,7 @@ def _is_free(found: Found) -> bool:
 
 
 def _self() -> dict[str, Any]:
-    """This process, told from any other anywhere."""
+    """Values that identify this process among those of all machines."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),

@@ -1,7 +1,7 @@
-"""Whose a sweep's directory is: one driver at a time, and who reads can see which.
+"""The lock of a sweep's directory: one driver at a time, whose process id can be read.
 
-The system frees the lock with the process that holds it, however that ends. Of a directory that is
-a working copy, what it is a copy of is held, too: no other machine works on it meanwhile.
+The system frees the lock when its process ends, in whatever way. If the directory is a working
+copy, the driver also holds the lease in the object store, so that no other machine works on it.
 """
 
 import os
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from sweep.local_lock import LOCK, STOP, LockedError, _holder, _seize, driver_here
+from sweep.local_lock import LOCK, STOP, LockedError, driver_here, lock_holder, try_lock
 from sweep.storage import addresses, sync, working_copy
 
 
 @contextmanager
 def sweep_lock(folder: Path) -> Iterator[None]:
-    """Hold the sweep's directory: two drivers never write one ledger.
+    """Lock the sweep's directory, so that two drivers never write one ledger.
 
-    The system frees the lock with the process that holds it, however that ends.
+    The system frees the lock when its process ends, in whatever way.
 
     Raises:
         LockedError: if another live process holds it.
@@ -26,9 +26,9 @@ def sweep_lock(folder: Path) -> Iterator[None]:
     is_copy = addresses.address_of(folder) is not None
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         with working_copy.fetch_lock(folder) if is_copy else nullcontext():
-            if not _seize(file):
+            if not try_lock(file):
                 raise LockedError(
-                    f"`{folder}` must be free, but process {_holder(folder)} runs this sweep;"
+                    f"`{folder}` must be free, but process {lock_holder(folder)} runs this sweep;"
                     " wait for it, or end it and resume."
                 )
         file.truncate(0)
@@ -39,22 +39,23 @@ def sweep_lock(folder: Path) -> Iterator[None]:
 
 
 def driver_pid(folder: Path) -> int | None:
-    """The process that runs the sweep now, wherever that is, or None."""
+    """The process that runs the sweep now, on this machine or another, or None."""
     here = driver_here(folder)
     return here if here is not None else sync.remote_holder(folder)
 
 
-def ask_to_stop(folder: Path) -> None:
-    """Ask whoever runs the sweep for an orderly end."""
+def request_stop(folder: Path) -> None:
+    """Ask the driver for an orderly end."""
     (folder / STOP).touch()
     sync.request_stop(folder)
 
 
-def is_stop_asked(folder: Path) -> bool:
+def is_stop_requested(folder: Path) -> bool:
+    """Whether the driver is asked for an orderly end."""
     return (folder / STOP).exists()
 
 
 def clear_stop(folder: Path) -> None:
-    """Forget what an earlier driver was asked."""
+    """Remove a request that was meant for an earlier driver."""
     (folder / STOP).unlink(missing_ok=True)
     sync.clear_stop(folder)

@@ -1,4 +1,4 @@
-"""The only file that knows fsspec: objects under one address, whichever store it is of."""
+"""Objects under one address of an object store, through fsspec."""
 
 import errno
 import hashlib
@@ -16,20 +16,20 @@ from core.files import temporary_path
 T = TypeVar("T")
 
 NOT_SHARED = ("file", "local", "memory")
-"""Addresses of this machine: a path says it better, or nobody else would find it."""
+"""Schemes of addresses on this machine, which no other machine can read."""
 EXTRAS = {"s3": "s3", "s3a": "s3"}
-"""Which extra of ours brings a store's library."""
+"""The extra of this package that installs a store's library, by scheme."""
 SETTLED_SECONDS = 2.0
-"""Where a store cannot compare and set, two who wrote at once see by then whose came last."""
+"""Two that write at the same time wait so long where a store has no compare-and-set."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
 class StoreError(ConnectionError):
-    """A store that cannot be used or reached; what lies here is kept."""
+    """A store that cannot be used or reached; local files are unchanged."""
 
 
 class RefusedError(StoreError):
-    """What will not be otherwise by waiting: no right, no bucket, another content than told."""
+    """An error that waiting cannot repair: no permission, no bucket, a wrong checksum."""
 
 
 FINAL = (PermissionError, FileNotFoundError)
@@ -37,8 +37,8 @@ FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """An object's content, and which version of it that is."""
+class StoredObject:
+    """An object's content and version."""
 
     data: bytes
     version: str
@@ -48,10 +48,10 @@ class Remote:
     """Objects under an address, by keys relative to it.
 
     Args:
-        address: `s3://bucket/prefix`, or any other that fsspec knows.
+        address: `s3://bucket/prefix`, or another one that fsspec supports.
 
     Raises:
-        StoreError: if no library here knows such addresses, or they name this machine.
+        StoreError: if no installed library supports it, or it names this machine.
     """
 
     def __init__(self, address: str) -> None:
@@ -63,37 +63,42 @@ class Remote:
                 " for a folder of this machine give its path."
             )
         try:
-            # No list is kept: others write here, too.
+            # Listings are not cached: others write here, too.
             self._fs, self._root = fsspec.core.url_to_fs(self.address, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             extra = EXTRAS.get(self.scheme)
             repair = f"; pip install 'conformer-sweep[{extra}]'" if extra else ""
             reason = str(error).splitlines()[0]
             raise StoreError(
-                f"`{address}` must be of a known store, but: {reason}{repair}."
+                f"`{address}` must be that of a supported store, but: {reason}{repair}."
             ) from None
 
-    def read(self, key: str) -> Found | None:
-        """An object, or None where there is none."""
-        with self._reached(key):
+    def read(self, key: str) -> StoredObject | None:
+        """The object of a key, or None if there is none."""
+        with self._named_errors(key):
             try:
                 version = self._version(self._fs.info(self._path(key)))
-                return Found(data=self._fs.cat_file(self._path(key)), version=version)
+                return StoredObject(data=self._fs.cat_file(self._path(key)), version=version)
             except FileNotFoundError:
                 return None
 
     def write(self, key: str, data: bytes) -> None:
-        """Put an object in the place of whatever is there; whole or not at all."""
-        with self._reached(key):
+        """Write an object completely or not at all, replacing an existing one."""
+        with self._named_errors(key):
             self._fs.pipe_file(self._path(key), data)
 
-    def replace(self, key: str, data: bytes, version: str | None) -> Found | None:
-        """Put an object there if it still is of this version (None: if there is none).
+    def replace(self, key: str, data: bytes, version: str | None) -> StoredObject | None:
+        """Write an object if its version is still this one (compare and set).
+
+        Args:
+            key: the object's.
+            data: its new content.
+            version: the expected version; None if there must be no object.
 
         Returns:
-            What lies there now, or None if another was faster.
+            The new object, or None if another process was faster.
         """
-        with self._reached(key):
+        with self._named_errors(key):
             has_won = self._set_if(key, data, version)
             if has_won is None:
                 has_won = self._set_and_settle(key, data, version)
@@ -101,12 +106,12 @@ class Remote:
         return now if now is not None and now.data == data else None
 
     def _set_if(self, key: str, data: bytes, version: str | None) -> bool | None:
-        """Compare and set in one; None where the store cannot."""
+        """Compare and set in one request; None if the store cannot."""
         if self.scheme not in EXTRAS:
             return None
-        wanted = {"mode": "create"} if version is None else {"IfMatch": version}
+        condition = {"mode": "create"} if version is None else {"IfMatch": version}
         try:
-            self._fs.pipe_file(self._path(key), data, **wanted)
+            self._fs.pipe_file(self._path(key), data, **condition)
         except (FileExistsError, FileNotFoundError):
             return False
         except OSError as error:
@@ -118,45 +123,50 @@ class Remote:
         return True
 
     def _set_and_settle(self, key: str, data: bytes, version: str | None) -> bool:
-        """Set, and wait until whoever came last can be seen."""
-        found = self.read(key)
-        if (found.version if found else None) != version:
+        """Compare, set, and wait until a later write of another process can be seen."""
+        current = self.read(key)
+        if (current.version if current else None) != version:
             return False
         self._fs.pipe_file(self._path(key), data)
         time.sleep(SETTLED_SECONDS)
         return True
 
     def upload(self, path: Path, key: str) -> None:
-        """Put a file there; whole or not at all."""
-        with self._reached(key):
+        """Upload a file completely or not at all."""
+        with self._named_errors(key):
             self._fs.put_file(str(path), self._path(key))
 
     def download(self, key: str, path: Path, *, sha256: str = "") -> None:
-        """Fetch an object beside where it belongs, then put it there.
+        """Download an object to a path completely or not at all.
+
+        Args:
+            key: the object's.
+            path: of the file; its folder is created.
+            sha256: the expected checksum, if it is checked.
 
         Raises:
-            StoreError: if the store cannot be reached, or the digest is another.
+            StoreError: if the store cannot be reached, or the checksum differs.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = temporary_path(path)
+        tmp_path = temporary_path(path)
         try:
-            with self._reached(key):
-                self._fs.get_file(self._path(key), str(beside))
-            if sha256 and digest(beside) != sha256:
+            with self._named_errors(key):
+                self._fs.get_file(self._path(key), str(tmp_path))
+            if sha256 and digest(tmp_path) != sha256:
                 raise RefusedError(f"`{self.address}/{key}` must match its checksum, but does not.")
-            beside.replace(path)
+            tmp_path.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            tmp_path.unlink(missing_ok=True)
 
     def under(self, prefix: str) -> dict[str, str]:
         """All objects whose keys begin with `prefix/`, with their versions."""
-        with self._reached(prefix):
-            found: Mapping[str, Any] = self._fs.find(self._path(prefix), detail=True)
-        return {self._key(path): self._version(info) for path, info in found.items()}
+        with self._named_errors(prefix):
+            objects: Mapping[str, Any] = self._fs.find(self._path(prefix), detail=True)
+        return {self._key(path): self._version(info) for path, info in objects.items()}
 
-    def beside_root(self) -> tuple[dict[str, str], list[str]]:
-        """The objects that lie at the address itself, with their versions; and the folders."""
-        with self._reached(""):
+    def list_root(self) -> tuple[dict[str, str], list[str]]:
+        """The objects directly under the address, with their versions, and the folders."""
+        with self._named_errors(""):
             try:
                 entries = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
@@ -166,9 +176,9 @@ class Remote:
         return files, [self._key(e["name"]) for e in inside if e["type"] == "directory"]
 
     def delete(self, *keys: str) -> None:
-        """Remove objects, in this order; none is missed."""
+        """Delete objects in this order; missing ones are ignored."""
         for key in keys:
-            with self._reached(key):
+            with self._named_errors(key):
                 try:
                     self._fs.rm_file(self._path(key))
                 except FileNotFoundError:
@@ -186,8 +196,8 @@ class Remote:
         return str(tag) if tag else f"{info.get('size')} {info.get('mtime') or info.get('updated')}"
 
     @contextmanager
-    def _reached(self, key: str) -> Iterator[None]:
-        """Each library fails in its own words; one line names the object."""
+    def _named_errors(self, key: str) -> Iterator[None]:
+        """Turn each library's errors into a StoreError in one line that names the object."""
         try:
             yield
         except (StoreError, KeyboardInterrupt, SystemExit):
@@ -200,7 +210,7 @@ class Remote:
 
 
 def local_path(folder: Path, key: str) -> Path:
-    """Where a store's object belongs in a folder; a store may have objects of any name.
+    """The path of a store's object in a folder; a store may have objects of any name.
 
     Raises:
         RefusedError: if it would lie outside.
@@ -211,11 +221,15 @@ def local_path(folder: Path, key: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def patiently(act: Callable[[], T], *, seconds: float) -> T:
-    """Do it again and again while the store is away, for so long, if waiting can help.
+def retry_while_away(act: Callable[[], T], *, seconds: float) -> T:
+    """Call a function again and again while the store cannot be reached.
+
+    Args:
+        act: the function.
+        seconds: how long it is tried.
 
     Raises:
-        StoreError: of the last try.
+        StoreError: of the last try, or at once if waiting cannot help.
     """
     give_up, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
     while True:
@@ -229,7 +243,7 @@ def patiently(act: Callable[[], T], *, seconds: float) -> T:
 
 
 def digest(path: Path) -> str:
-    """A file's checksum."""
+    """The SHA-256 checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

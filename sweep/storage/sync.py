@@ -1,4 +1,4 @@
-"""Beside a driver: its word that it lives, and its working copy on the way to the store."""
+"""Background tasks of a driver on a working copy: renew its lease, send changes, poll `stop`."""
 
 import logging
 import os
@@ -11,30 +11,30 @@ from pathlib import Path
 from sweep.local_lock import LockedError
 from sweep.storage.addresses import address_of
 from sweep.storage.lease import BEATS, SECONDS, Lease, LeaseError, holder
-from sweep.storage.object_store import Remote, StoreError, patiently
+from sweep.storage.object_store import Remote, StoreError, retry_while_away
 from sweep.storage.working_copy import STOP, Sender, fetch
 
 SEND_SECONDS = 15.0
-"""What the store has is older than the copy by so much at most, while it can be reached."""
+"""Changes reach the store after so long at most, while it can be reached."""
 STOP_SECONDS = 5.0
-"""So often the word for an orderly end is looked for."""
+"""Time between two looks for a request to end."""
 END_SECONDS = 300.0
-"""So long a driver waits at its end for a store that is away."""
+"""A driver waits at its end so long for a store that is away."""
 
 logger = logging.getLogger(__name__)
 
 
 class UnsentError(RuntimeError):
-    """The store was away at the end; what it lacks lies in the working copy."""
+    """The store was away at the end; the working copy is newer."""
 
     exit_code = 75
 
 
 @contextmanager
 def hold_store(folder: Path) -> Iterator[None]:
-    """Hold what a copy is a copy of, for one driver; fetch it, and send it as it changes.
+    """Hold the lease of a working copy's sweep for one driver; fetch it, and send its changes.
 
-    Of a directory that is no copy nothing is held.
+    Does nothing for a directory that is no working copy.
 
     Raises:
         LockedError: if another driver has it.
@@ -48,32 +48,32 @@ def hold_store(folder: Path) -> Iterator[None]:
         return
     remote = Remote(address)
     lease = Lease(remote)
-    has = lease.acquire()
-    if has is not None:
+    other = lease.acquire()
+    if other is not None:
         raise LockedError(
-            f"`{address}` must be free, but {has} runs this sweep;"
+            f"`{address}` must be free, but {other} runs this sweep;"
             " wait for it, or end it and resume."
         )
-    with _Beats(lease).going_on() as beats:
+    with _LeaseRenewal(lease).run_in_background() as renewal:
         fetch(folder, remote)
         sender = Sender(folder, remote)
         tasks = (
             _Task(sender.send, SEND_SECONDS, "send"),
-            _Task(lambda: _bring_the_word(folder, remote), STOP_SECONDS, "stop"),
+            _Task(lambda: _poll_stop(folder, remote), STOP_SECONDS, "stop"),
         )
-        with tasks[0].going_on(), tasks[1].going_on():
+        with tasks[0].run_in_background(), tasks[1].run_in_background():
             try:
                 yield
             finally:
-                beats.check()
-                _send_the_last(sender, folder)
+                renewal.check()
+                _send_at_end(sender, folder)
 
 
 def remote_holder(folder: Path) -> int | None:
     """The process that runs the sweep, perhaps on another machine, if the directory is a copy."""
     address = address_of(folder)
-    has = holder(Remote(address)) if address is not None else None
-    return has.pid if has is not None else None
+    current = holder(Remote(address)) if address is not None else None
+    return current.pid if current is not None else None
 
 
 def request_stop(folder: Path) -> None:
@@ -84,28 +84,28 @@ def request_stop(folder: Path) -> None:
 
 
 def clear_stop(folder: Path) -> None:
-    """Forget what an earlier driver was asked, if the directory is a copy."""
+    """Remove a request that was meant for an earlier driver, if the directory is a copy."""
     address = address_of(folder)
     if address is not None:
         Remote(address).delete(STOP)
 
 
-def _bring_the_word(folder: Path, remote: Remote) -> None:
+def _poll_stop(folder: Path, remote: Remote) -> None:
     if remote.read(STOP) is not None:
         (folder / STOP).touch()
 
 
-def _send_the_last(sender: Sender, folder: Path) -> None:
+def _send_at_end(sender: Sender, folder: Path) -> None:
     try:
-        patiently(sender.send, seconds=END_SECONDS)
+        retry_while_away(sender.send, seconds=END_SECONDS)
     except StoreError as error:
         raise UnsentError(
-            f"{error}; what it lacks lies in `{folder}`, and resume sends it from this machine"
+            f"{error}; newer files are in `{folder}`, and resume sends them from this machine"
         ) from error
 
 
 class _Task:
-    """Something done again and again in a thread of its own; a store that is away is no end."""
+    """A function that a thread calls again and again; errors of the store are logged."""
 
     def __init__(self, act: Callable[[], object], seconds: float, name: str) -> None:
         self._act, self._seconds = act, seconds
@@ -113,7 +113,7 @@ class _Task:
         self._thread = threading.Thread(target=self._run, name=f"store-{name}", daemon=True)
 
     @contextmanager
-    def going_on(self) -> Iterator["_Task"]:
+    def run_in_background(self) -> Iterator["_Task"]:
         self._thread.start()
         try:
             yield self
@@ -129,32 +129,32 @@ class _Task:
                 logger.warning("Tried again later: %s", error)
 
 
-class _Beats:
-    """The lease, renewed until the end; if another takes it, the driver ends in order."""
+class _LeaseRenewal:
+    """Renews the lease until the end; if another driver takes it, this one ends in order."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._lost: LeaseError | None = None
 
     @contextmanager
-    def going_on(self) -> Iterator["_Beats"]:
+    def run_in_background(self) -> Iterator["_LeaseRenewal"]:
         try:
-            with _Task(self._beat, SECONDS / BEATS, "lease").going_on():
+            with _Task(self._renew, SECONDS / BEATS, "lease").run_in_background():
                 yield self
         finally:
             if self._lost is None:
                 self._lease.release()
 
     def check(self) -> None:
-        """Refuse to write any more.
+        """Refuse to write after the lease was lost.
 
         Raises:
-            LeaseError: if the lease was lost.
+            LeaseError: if it was.
         """
         if self._lost is not None:
             raise self._lost
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         if self._lost is not None:
             return
         try:

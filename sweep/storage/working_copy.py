@@ -1,8 +1,8 @@
-"""A working copy of a sweep's directory that an object store keeps.
+"""A working copy of a sweep's directory that is stored in an object store.
 
-Everything else works on the copy as on any directory. Here is which address it is a copy of, what
-of it travels, and which of the two is newer: each time the copy has been sent, a word drawn for
-that (`generation`) is left in both, last. What lies here is newer while both have the same word.
+All other modules use the copy like any directory. This one knows the address that it is a copy of,
+which files are sent and fetched, and which side is newer: each time the copy was sent, a random
+`generation` is written to both, last. While both have the same one, the copy is at least as new.
 """
 
 import fcntl
@@ -19,28 +19,30 @@ from pathlib import Path
 
 from core.files import atomic_write, temporary_path
 from sweep.local_lock import driver_here
-from sweep.storage.addresses import ADDRESS, NOTES, address_of, is_address
+from sweep.storage.addresses import ADDRESS, COPY_FOLDER, address_of, is_address
 from sweep.storage.object_store import Remote, local_path
 
-MEMORY, GATE = "memory.json", "gate"
+SYNC_STATE, FETCH_LOCK = "sync.json", "fetch.lock"
+OLD_SYNC_STATE = "memory.json"
+"""Name of the state in copies that version 0.1 made; it is read if there is no newer one."""
 GENERATION, STOP = "generation", "stop"
 SCRATCH = "CONFORMER_SWEEP_SCRATCH"
-"""Names the folder of working copies, by default one in the user's cache."""
+"""Environment variable with the folder of working copies, by default one in the user's cache."""
 
-CARRIED_BY_WORKERS = ("teacher", "features", "trials")
-"""Sent and fetched by those who make and need them."""
+WORKER_FOLDERS = ("teacher", "features", "trials")
+"""Folders that workers send and fetch themselves."""
 NESTED = ("confirm",)
-"""Sweeps of their own inside another, and copies of their own."""
-OF_THE_STORE = (GENERATION, STOP, "lease.json", "shared.json")
-STAYS_HERE = (NOTES, "lock", STOP, "ledger.journal.lock")
+"""Sweeps of their own inside another, and working copies of their own."""
+STORE_FILES = (GENERATION, STOP, "lease.json", "shared.json")
+LOCAL_FILES = (COPY_FOLDER, "lock", STOP, "ledger.journal.lock")
 DATABASES = ("mlflow.db", "ledger.db")
-"""Sent as consistent copies, after all else, and the ledger last: it is the truth."""
+"""Sent as consistent copies after all else, and the ledger last: it is the source of truth."""
 JOURNAL = "ledger.journal"
 NOT_VIEWED = ("mlflow.db", "mlartifacts", "front", "events.jsonl")
-"""What tables are not made of."""
+"""Files that commands which only read do not need."""
 
 
-def at(name: str) -> Path:
+def resolve_folder(name: str) -> Path:
     """Returns a path, or the working copy of an address, brought up to date.
 
     Raises:
@@ -60,17 +62,17 @@ def locate(name: str) -> Path:
     """
     if not is_address(name):
         return Path(name)
-    folder = _home() / _name(name)
+    folder = _cache_folder() / _name(name)
     _note(folder, Remote(name).address)
     return folder
 
 
 def _note(folder: Path, address: str) -> None:
-    atomic_write(folder / NOTES / ADDRESS, address)
+    atomic_write(folder / COPY_FOLDER / ADDRESS, address)
 
 
-def bring(folder: Path, *names: str) -> None:
-    """Fetch what workers have sent, as far as a copy has none of it.
+def fetch_missing(folder: Path, *names: str) -> None:
+    """Fetch files that workers have sent and a working copy lacks.
 
     Args:
         folder: any sweep's directory.
@@ -88,22 +90,22 @@ def bring(folder: Path, *names: str) -> None:
             remote.download(key, local_path(folder, key))
 
 
-def nest(folder: Path, inner: Path) -> None:
-    """Make a sweep inside a copy a copy, too, with what they share at hand."""
+def copy_nested(folder: Path, inner: Path) -> None:
+    """Make a sweep inside a working copy a working copy, too, and fetch their shared files."""
     address = address_of(folder)
     if address is None:
         return
-    bring(folder, "teacher/model", "teacher/latency", "features")
+    fetch_missing(folder, "teacher/model", "teacher/latency", "features")
     _note(inner, f"{address}/{inner.name}")
     refresh(inner)
 
 
 def refresh(folder: Path, *, is_whole: bool = False) -> None:
-    """Fetch what is new, for whoever only reads; beside a living driver all is there already.
+    """Fetch what is new for a command that only reads; does nothing while a driver runs here.
 
     Args:
         folder: any sweep's directory.
-        is_whole: whether MLflow's part, events and pictures are fetched, too.
+        is_whole: whether MLflow's files, events and pictures are fetched, too.
 
     Raises:
         StoreError: if the store cannot be reached.
@@ -118,67 +120,84 @@ def refresh(folder: Path, *, is_whole: bool = False) -> None:
 
 @contextmanager
 def fetch_lock(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into a copy, or begins to work on it."""
-    with (folder / NOTES / GATE).open("a", encoding="utf-8") as file:
+    """Lock a copy: one process at a time fetches into it, or takes its driver's lock."""
+    with (folder / COPY_FOLDER / FETCH_LOCK).open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @dataclass(kw_only=True, slots=True)
 class SyncState:
-    """What of the copy was last sent or fetched."""
+    """The state of a copy's transfers, stored in the copy."""
 
     generations: list[str] = field(default_factory=list)
-    """The last one, and one that may have arrived."""
+    """The last one sent or fetched, and one that may have arrived."""
     viewed: str = ""
     """The last one that was fetched in part."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of objects, by key."""
+    """Versions of objects, by key."""
     stamps: dict[str, str] = field(default_factory=dict)
-    """Of files, by key."""
+    """Sizes and times of files, by key."""
 
     @classmethod
-    def of(cls, folder: Path) -> "SyncState":
+    def load(cls, folder: Path) -> "SyncState":
+        """The stored state of a copy; an empty one if there is none."""
+        file = folder / COPY_FOLDER / SYNC_STATE
+        if not file.is_file():
+            file = file.with_name(OLD_SYNC_STATE)
         try:
-            return cls(**json.loads((folder / NOTES / MEMORY).read_text(encoding="utf-8")))
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return cls()
 
-    def keep(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
+        """Store the state in the copy."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        atomic_write(folder / NOTES / MEMORY, json.dumps(values))
+        atomic_write(folder / COPY_FOLDER / SYNC_STATE, json.dumps(values))
+        (folder / COPY_FOLDER / OLD_SYNC_STATE).unlink(missing_ok=True)
 
 
 def fetch(folder: Path, remote: Remote, *, without: tuple[str, ...] = ()) -> None:
-    """Make the copy what the store has, unless it is so already, or newer."""
-    found = remote.read(GENERATION)
-    memory = SyncState.of(folder)
-    now = found.data.decode() if found else ""
-    if not now or now in memory.generations or (without and now == memory.viewed):
+    """Make the copy equal to the store, unless it is equal already or newer.
+
+    Args:
+        folder: the working copy.
+        remote: the store.
+        without: top-level files and folders that are left out.
+    """
+    generation = remote.read(GENERATION)
+    state = SyncState.load(folder)
+    now = generation.data.decode() if generation else ""
+    if not now or now in state.generations or (without and now == state.viewed):
         return
-    for key, version in _kept(remote, without):
-        place = local_path(folder, key)
-        is_same = memory.stamps.get(key) == _stamp(place)
-        if not is_same or memory.versions.get(key) != version:
-            _forget_what_sqlite_left(place)
-            remote.download(key, place)
-            memory.versions[key], memory.stamps[key] = version, _stamp(place)
+    for key, version in _objects_to_fetch(remote, without):
+        path = local_path(folder, key)
+        is_same = state.stamps.get(key) == _stamp(path)
+        if not is_same or state.versions.get(key) != version:
+            _remove_sqlite_leftovers(path)
+            remote.download(key, path)
+            state.versions[key], state.stamps[key] = version, _stamp(path)
     if without:
-        memory.viewed = now
+        state.viewed = now
     else:
-        memory.generations = [now]
-    memory.keep(folder)
+        state.generations = [now]
+    state.save(folder)
 
 
 class Sender:
-    """Sends a copy to its store, as often as asked: only what has changed."""
+    """Sends the changed files of a working copy to its store.
+
+    Args:
+        folder: the working copy.
+        remote: the store.
+    """
 
     def __init__(self, folder: Path, remote: Remote) -> None:
         self._folder, self._remote = folder, remote
-        self._memory = SyncState.of(folder)
+        self._state = SyncState.load(folder)
 
     def send(self) -> bool:
-        """Send what has changed, the ledger last; gives whether there was anything.
+        """Send the changed files, the ledger last; returns whether there were any.
 
         Raises:
             StoreError: if the store cannot be reached; the next call goes on.
@@ -186,96 +205,101 @@ class Sender:
         changed = [path for path in self._small_files() if self._has_changed(path)]
         for path in changed:
             self._send_one(path)
-        if not changed and self._memory.generations:
+        if not changed and self._state.generations:
             return False
         generation = uuid.uuid4().hex
-        self._memory.generations = [*self._memory.generations[:1], generation]
-        self._memory.keep(self._folder)
+        # Both are stored first: whether or not a kill lets the new one arrive, the copy is as new.
+        self._state.generations = [*self._state.generations[:1], generation]
+        self._state.save(self._folder)
         self._remote.write(GENERATION, generation.encode())
-        self._memory.generations = [generation]
-        self._memory.keep(self._folder)
+        self._state.generations = [generation]
+        self._state.save(self._folder)
         return True
 
     def _small_files(self) -> list[Path]:
-        top = [p for p in self._folder.iterdir() if p.name not in _NOT_SENT and not _is_half(p)]
+        top = [
+            p for p in self._folder.iterdir() if p.name not in _NOT_SENT and not _is_incomplete(p)
+        ]
         files = [f for p in top for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()]
         ranks = {name: rank for rank, name in enumerate((JOURNAL, *DATABASES), start=1)}
-        return sorted((f for f in files if not _is_half(f)), key=lambda f: ranks.get(f.name, 0))
+        return sorted(
+            (f for f in files if not _is_incomplete(f)), key=lambda f: ranks.get(f.name, 0)
+        )
 
     def _has_changed(self, path: Path) -> bool:
-        return self._memory.stamps.get(self._key(path)) != _stamp(path)
+        return self._state.stamps.get(self._key(path)) != _stamp(path)
 
     def _send_one(self, path: Path) -> None:
         key, stamp = self._key(path), _stamp(path)
-        with _still(path, self._folder / NOTES) as still:
-            self._remote.upload(still, key)
-        self._memory.stamps[key] = stamp
-        self._memory.versions.pop(key, None)  # whoever fetches it next asks again
+        with _consistent_copy(path, self._folder / COPY_FOLDER) as copy:
+            self._remote.upload(copy, key)
+        self._state.stamps[key] = stamp
+        self._state.versions.pop(key, None)  # the next fetch reads its version
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self._folder).as_posix()
 
 
-_NOT_SENT = {*STAYS_HERE, *CARRIED_BY_WORKERS, *NESTED}
+_NOT_SENT = {*LOCAL_FILES, *WORKER_FOLDERS, *NESTED}
 
 
-def _kept(remote: Remote, without: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """What a copy holds of the store, the ledger last."""
-    files, folders = remote.beside_root()
-    found = {key: version for key, version in files.items() if key not in OF_THE_STORE}
+def _objects_to_fetch(remote: Remote, without: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Keys and versions of the objects that a copy holds, the ledger last."""
+    files, folders = remote.list_root()
+    objects = {key: version for key, version in files.items() if key not in STORE_FILES}
     for name in folders:
-        if name not in (*CARRIED_BY_WORKERS, *NESTED, *without):
-            found |= remote.under(name)
+        if name not in (*WORKER_FOLDERS, *NESTED, *without):
+            objects |= remote.under(name)
     teacher = "teacher/model/report.json"  # the front's pictures show its word error rate
     if "teacher" in folders:
-        found |= {k: v for k, v in remote.under("teacher/model").items() if k == teacher}
-    wanted = {key: version for key, version in found.items() if key not in without}
-    return iter(sorted(wanted.items(), key=lambda item: item[0] in (*DATABASES, JOURNAL)))
+        objects |= {k: v for k, v in remote.under("teacher/model").items() if k == teacher}
+    needed = {key: version for key, version in objects.items() if key not in without}
+    return iter(sorted(needed.items(), key=lambda item: item[0] in (*DATABASES, JOURNAL)))
 
 
 @contextmanager
-def _still(path: Path, scratch: Path) -> Iterator[Path]:
-    """A file as it is at one moment, while others may write it."""
+def _consistent_copy(path: Path, scratch: Path) -> Iterator[Path]:
+    """A file with the content of one moment, while another process may write it."""
     if path.suffix not in (".db", ".journal"):
         yield path
         return
-    beside = temporary_path(scratch / path.name)
+    tmp_path = temporary_path(scratch / path.name)
     try:
         if path.suffix == ".db":
             with (
                 closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as now,
-                closing(sqlite3.connect(beside)) as then,
+                closing(sqlite3.connect(tmp_path)) as then,
             ):
                 now.backup(then)
         else:
             text = path.read_bytes()
-            beside.write_bytes(text[: text.rfind(b"\n") + 1])
-        yield beside
+            tmp_path.write_bytes(text[: text.rfind(b"\n") + 1])
+        yield tmp_path
     finally:
-        beside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
 
 
-def _forget_what_sqlite_left(path: Path) -> None:
-    """A killed writer's journal belongs to the file that is replaced, and would spoil the next."""
+def _remove_sqlite_leftovers(path: Path) -> None:
+    """Remove a killed writer's SQLite journal, which would corrupt the file that is put here."""
     if path.suffix == ".db":
         for suffix in ("-journal", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _is_half(path: Path) -> bool:
-    is_sqlite_s = re.search(r"\.db-(journal|wal|shm)$", path.name)
-    return path.name.startswith(".") or path.name.endswith(".new") or bool(is_sqlite_s)
+def _is_incomplete(path: Path) -> bool:
+    is_of_sqlite = re.search(r"\.db-(journal|wal|shm)$", path.name)
+    return path.name.startswith(".") or path.name.endswith(".new") or bool(is_of_sqlite)
 
 
 def _stamp(path: Path) -> str:
-    """Changes whenever the file does; empty where there is none."""
+    """A text that changes whenever the file does; empty if there is none."""
     if not path.is_file():
         return ""
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _home() -> Path:
+def _cache_folder() -> Path:
     if os.environ.get(SCRATCH):
         return Path(os.environ[SCRATCH]).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -283,7 +307,7 @@ def _home() -> Path:
 
 
 def _name(address: str) -> str:
-    """A folder's name: to be recognised by people, and of one address only."""
+    """A folder's name that people recognize, and that belongs to one address only."""
     whole = address.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", whole.partition("://")[2])[-40:].strip("-")
     return f"{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""By what names and numbers a trial is told to a tracker. Pure."""
+"""Names and values of the metrics that MLflow shows of a trial. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -8,36 +8,38 @@ from sweep.ledger.records import CurvePoint
 
 STAGES = ("speech", "teacher", "search", "tune", "measure")
 AFTER_ALL = len(STAGES)
-"""In the `order` of what is filled up from the ledger, which knows no stages."""
-NOTHING = (-1, -1)
-"""The `order` of what comes before every report."""
+"""Stage in the order of points that are filled from the ledger, which stores no stages."""
+BEFORE_ALL = (-1, -1)
+"""Order before every report."""
 FILLED = "curve.filled"
-"""A run's tag: up to which step its curve came from the ledger."""
+"""A run's tag: the step up to which its curve was filled from the ledger."""
 
 
-def key(name: str) -> str:
-    """The name in the letters that MLflow allows in one."""
+def metric_key(name: str) -> str:
+    """The name with only the characters that MLflow allows in one."""
     return re.sub(r"[^\w\-./ ]", "_", name)
 
 
-def order(report: Report) -> tuple[int, int]:
-    """Where a report stands in its trial's life: by steps, then by stage; first of all speech."""
+def report_order(report: Report) -> tuple[int, int]:
+    """Position of a report among its trial's: by steps, then by stage; speech comes first."""
     return _order(report.step, STAGES.index(report.stage))
 
 
 def _order(step: int, stage: int) -> tuple[int, int]:
+    # The parts of the speech are counted by `step`, too, and come before all training:
+    # speech 3 of 4 is (-1, 3), the teacher's step 2 is (2, 1), step 2 of the tuning is (2, 3).
     return (-1, step) if STAGES[stage] == "speech" else (step, stage)
 
 
 def report_metrics(report: Report) -> dict[str, float]:
-    """The curves of a running trial; `wer` and `gflops` themselves are kept for its end."""
+    """The curves of a running trial; `wer` and `gflops` without a prefix are logged at its end."""
     stage = report.stage
     values: Mapping[str, float | None] = {
         "val/wer": report.wer,
         "val/gflops": report.gflops,
         f"{stage}/expected_sparsity": report.expected_sparsity,
         f"{stage}/realised_sparsity": report.realised_sparsity,
-        **{f"losses/{key(name)}": value for name, value in report.losses.items()},
+        **{f"losses/{metric_key(name)}": value for name, value in report.losses.items()},
         "speed/audio_seconds_per_second": report.audio_seconds_per_second,
         "progress/step": float(report.step),
         "progress/stage": float(STAGES.index(stage)),
@@ -47,7 +49,7 @@ def report_metrics(report: Report) -> dict[str, float]:
 
 
 def curve_metrics(point: CurvePoint) -> dict[str, float]:
-    """What the ledger remembers of a report, by the same names."""
+    """The metrics of a report that the ledger stores, by the same names."""
     return {
         "val/wer": point.wer,
         "val/gflops": point.gflops,
@@ -55,18 +57,23 @@ def curve_metrics(point: CurvePoint) -> dict[str, float]:
     }
 
 
-def last_logged(latest: Mapping[str, float], *, filled: int | None = None) -> tuple[int, int]:
-    """The `order` of the last report behind the latest values of a run's metrics."""
-    found = [NOTHING]
+def last_logged_order(latest: Mapping[str, float], *, filled: int | None = None) -> tuple[int, int]:
+    """The order of the last report that is logged in a run.
+
+    Args:
+        latest: the latest values of the run's metrics.
+        filled: the step up to which the curve was filled from the ledger.
+    """
+    orders = [BEFORE_ALL]
     if "progress/stage" in latest:
-        found.append(_order(int(latest["progress/step"]), int(latest["progress/stage"])))
+        orders.append(_order(int(latest["progress/step"]), int(latest["progress/stage"])))
     if filled is not None:
-        found.append((filled, AFTER_ALL))
-    return max(found)
+        orders.append((filled, AFTER_ALL))
+    return max(orders)
 
 
 def outcome_metrics(outcome: Outcome) -> dict[str, float]:
-    """What a finished trial is judged by: one value each, logged once."""
+    """The final metrics of a finished trial, each logged once."""
     values = {
         "wer": outcome.wer,
         "wer_low": outcome.wer_low,

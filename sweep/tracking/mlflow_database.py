@@ -1,8 +1,10 @@
-"""MLflow's SQLite database, made whole before anybody sees it, and made anew if it never was.
+"""Creates MLflow's SQLite database completely, and replaces one that was left incomplete.
 
-MLflow makes its tables in some seventy steps, which take seconds. Where one of them was cut short
-it refuses the database for ever, so it works in a folder of its own first. Checked with MLflow 3.16
-to 3.17, whose schema revision and store's engine have no public name.
+MLflow creates its tables in some seventy steps, which take seconds. If one of them is interrupted,
+it refuses the database for ever, so the database is created under a temporary name first.
+
+Private parts of MLflow, checked with versions 3.16 to 3.17 (docs/reference/compat.md): the tables
+`runs` and `alembic_version`, the newest schema revision, and the engine of the client's store.
 """
 
 import logging
@@ -14,16 +16,16 @@ from core.files import whole_file
 
 PREFIX = "sqlite:///"
 UNFINISHED = ".unfinished"
-"""What a database without runs is called once another has taken its place."""
+"""Suffix of an incomplete database that was replaced."""
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_database(uri: str) -> None:
-    """Have a complete database where a client is about to look for one.
+    """Create a complete database at an address where there is none.
 
     Args:
-        uri: of a tracking server or database; all but SQLite files are left alone.
+        uri: of a tracking server or database; only SQLite files are created.
 
     Raises:
         MlflowException, OSError: if it cannot be made there.
@@ -35,32 +37,32 @@ def prepare_database(uri: str) -> None:
     if file.is_file():
         if not is_unfinished(file):
             return
-        _move_aside(file)
-    with suppress(FileExistsError), whole_file(file) as beside:
-        _create(f"{PREFIX}{beside}")
+        _rename_unfinished(file)
+    with suppress(FileExistsError), whole_file(file) as tmp_path:
+        _create(f"{PREFIX}{tmp_path}")
 
 
 def is_unfinished(file: Path) -> bool:
-    """Whether a database has no runs, and not all of MLflow's tables as this MLflow has them."""
+    """Whether a database has no runs, and lacks tables that this version of MLflow creates."""
     try:
-        # Not read-only: what a kill left half written, SQLite rolls back here.
+        # Not read-only, so that SQLite can roll back a transaction that a kill interrupted.
         with closing(sqlite3.connect(file, timeout=60)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
             if not tables.issuperset(("runs", "alembic_version")):
                 return True
             if database.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
                 return False
-            found = database.execute("SELECT version_num FROM alembic_version").fetchall()
+            versions = database.execute("SELECT version_num FROM alembic_version").fetchall()
     except sqlite3.Error:
-        return False  # no database at all, or locked: MLflow says so
-    return found != [(_newest_schema(),)]
+        return False  # no database at all, or locked: MLflow reports that itself
+    return versions != [(_newest_schema(),)]
 
 
-def _move_aside(file: Path) -> None:
+def _rename_unfinished(file: Path) -> None:
     aside = file.with_name(f"{file.name}{UNFINISHED}")
     file.replace(aside)
     logger.warning(
-        "MLflow's database `%s` was never finished: it is called `%s` now, and made anew.",
+        "MLflow's database `%s` was incomplete: it is renamed to `%s`, and a new one is created.",
         file,
         aside.name,
     )
@@ -70,7 +72,7 @@ def _create(uri: str) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415  # seconds, of the first time alone
 
     client = MlflowClient(tracking_uri=uri)
-    client.search_experiments(max_results=1)  # whatever is asked first makes the tables
+    client.search_experiments(max_results=1)  # the first request creates the tables
     client._tracking_client.store._dispose_engine()  # noqa: SLF001  # all is in the file
 
 

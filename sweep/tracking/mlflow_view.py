@@ -1,8 +1,8 @@
-"""What a person finds of a sweep in MLflow's pages, and under which links. Pure.
+"""A saved view of the trials in MLflow's pages, the links to it, and the sweep's description. Pure.
 
-The saved view shows the trials as points, WER against GFLOPs. Its format is MLflow's own and
-undocumented (3.17): an experiment tag holds the state of the page, compressed. A newer MLflow that
-does not know it ignores it.
+The view shows the trials as points, WER against GFLOPs. Its format is private to MLflow, checked
+with version 3.17.2 (docs/reference/compat.md): an experiment tag holds the state of the page,
+compressed. A newer MLflow that does not know it ignores it.
 """
 
 import base64
@@ -13,7 +13,7 @@ from typing import Any
 
 TAG = "mlflow.sharedViewState."
 MAX_NOTE = 8000
-"""Letters in a run's description."""
+"""Characters in a run's description."""
 
 COLUMNS = (
     "metrics.`wer`",
@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 def pareto_view(parent: str, *, name: str) -> str:
-    """The tag's value: what `TAG` plus an id must hold for a link with that id to open the view."""
+    """The value of the experiment's tag `TAG` plus an id, which makes a link with that id work."""
     now = int(time.time() * 1000)
     state = json.dumps(_page(parent)).encode()
     view = {
@@ -41,7 +41,7 @@ def pareto_view(parent: str, *, name: str) -> str:
 
 
 def scatter_link(base_url: str, *, experiment: str, view_id: str) -> str:
-    """Opens the saved view."""
+    """The address of the saved view."""
     return (
         f"{base_url.rstrip('/')}/#/experiments/{experiment}/runs"
         # Without the last, MLflow 3 opens its pages for chat applications.
@@ -50,23 +50,23 @@ def scatter_link(base_url: str, *, experiment: str, view_id: str) -> str:
 
 
 def front_link(base_url: str, *, experiment: str, parent: str) -> str:
-    """Opens the front's page, an artifact of the sweep's run."""
+    """The address of the front's page, an artifact of the sweep's run."""
     return (
         f"{base_url.rstrip('/')}/#/experiments/{experiment}/runs/{parent}"
         "/artifacts/front/front.html?workflowType=machine_learning"
     )
 
 
-def note(table: str) -> str:
-    """The front's table as the sweep's description: whole lines, as many as MLflow takes."""
-    told = "\n\nMore among the artifacts: `front/front.html` is the page, `front/front.csv` all."
-    if len(table) + len(told) <= MAX_NOTE:
-        return table.rstrip() + told
-    return table[: MAX_NOTE - len(told)].rpartition("\n")[0] + told
+def description(table: str) -> str:
+    """The front's table as the sweep's description: whole lines, as many as MLflow stores."""
+    end = "\n\nAmong the artifacts: `front/front.html` is the page, `front/front.csv` all points."
+    if len(table) + len(end) <= MAX_NOTE:
+        return table.rstrip() + end
+    return table[: MAX_NOTE - len(end)].rpartition("\n")[0] + end
 
 
 def _page(parent: str) -> dict[str, Any]:
-    """The state of MLflow's page of runs: which runs, sorted how, drawn how."""
+    """The state of MLflow's page of runs: filter, order, columns and charts."""
     return {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
         "orderByKey": "metrics.`wer`",

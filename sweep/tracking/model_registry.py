@@ -1,4 +1,4 @@
-"""A trial's model in MLflow's model registry, under a name and an alias that others load it by."""
+"""A trial's model in MLflow's model registry, under a name and an alias to load it by."""
 
 import re
 from collections.abc import Mapping
@@ -12,41 +12,42 @@ from core.safe_text import markdown_text
 from sweep.identity import identity
 from sweep.ledger.records import TrialRecord
 from sweep.snapshot import SweepSnapshot, load_snapshot
-from sweep.storage.archive import follow
-from sweep.tracking.mlflow_client import FAILURES, Registry, open_client
-from sweep.tracking.mlflow_server import cannot_open, database_uri
+from sweep.storage.archive import update_artifact_addresses
+from sweep.tracking.mlflow_client import FAILURES, open_client
+from sweep.tracking.mlflow_registry import Registry
+from sweep.tracking.mlflow_server import database_uri, tracking_error
 from sweep.tracking.provenance import code_version
 from sweep.wer_labels import wer_name
 
 FOLDER = "model"
-"""Of a run's artifacts, where its bundle lies."""
+"""The bundle's folder among a run's artifacts."""
 DIGEST = "bundle.digest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """What the registry has now."""
+    """A version of a registered model, and the alias that means it."""
 
     name: str
     version: str
     alias: str
     is_new: bool
-    """Whether the version was made now; else only the alias has moved."""
+    """Whether the version is new; else only the alias was moved to it."""
 
     @property
     def uri(self) -> str:
-        """By what MLflow finds it."""
+        """MLflow's address of the version."""
         return f"models:/{self.name}@{self.alias}"
 
 
 def promote(folder: Path, trial: str, *, name: str, alias: str) -> Promotion:
-    """Register a finished trial's bundle; the same bundle twice is one version.
+    """Register a finished trial's bundle; a bundle that is registered already keeps its version.
 
     Args:
         folder: the sweep's directory.
         trial: its number; an outcome beyond the first is `7.2`.
-        name: of the registered model; is made if it is not there.
-        alias: points at this version from now on.
+        name: the registered model's; it is created if it is missing.
+        alias: means this version from now on.
 
     Raises:
         ConfigError: if there is no such trial, it has not finished, or MLflow does not know it.
@@ -55,52 +56,52 @@ def promote(folder: Path, trial: str, *, name: str, alias: str) -> Promotion:
     """
     _check_name("--name", name)
     _check_name("--alias", alias)
-    seen = load_snapshot(folder)
-    record, place = _outcome(seen, trial)
-    model = seen.folder / "trials" / f"{record.number:04}" / record.outcomes[place].model
+    snapshot = load_snapshot(folder)
+    record, index = _find_outcome(snapshot, trial)
+    model = snapshot.folder / "trials" / f"{record.number:04}" / record.outcomes[index].model
     bundle.check(model)
-    uri = seen.config.tracking.uri or database_uri(seen.folder)
+    uri = snapshot.config.tracking.uri or database_uri(snapshot.folder)
     try:
-        follow(seen.folder)
+        update_artifact_addresses(snapshot.folder)
         registry = Registry(open_client(uri))
         if record.mlflow_run_id is None or not registry.has_run(record.mlflow_run_id):
             raise ConfigError(
                 f"`trial` {record.number} must have its run in MLflow, but has none;"
-                f" `conformer-sweep resume {seen.folder}` makes it."
+                f" `conformer-sweep resume {snapshot.folder}` creates it."
             )
-        tags = _tags(seen, record, place, model)
-        version = registry.version_with(name, {DIGEST: tags[DIGEST]})
+        tags = _tags(snapshot, record, index, model)
+        version = registry.find_version(name, {DIGEST: tags[DIGEST]})
         is_new = version is None
         version = version or registry.register(
             name,
             model,
             run_id=record.mlflow_run_id,
-            path=f"{FOLDER}.{place}" if place else FOLDER,
+            path=f"{FOLDER}.{index}" if index else FOLDER,
             tags=tags,
-            description=_description(seen, record, place),
+            description=_description(snapshot, record, index),
         )
-        registry.point(name, alias, version)
+        registry.set_alias(name, alias, version)
     except FAILURES as error:
-        raise cannot_open(uri, error) from error
+        raise tracking_error(uri, error) from error
     return Promotion(name=name, version=version, alias=alias, is_new=is_new)
 
 
-def _outcome(seen: SweepSnapshot, trial: str) -> tuple[TrialRecord, int]:
-    """The trial that is meant, and the place of its outcome."""
-    number, _, place = trial.partition(".")
-    if not number.isdigit() or not (place or "0").isdigit():
+def _find_outcome(snapshot: SweepSnapshot, trial: str) -> tuple[TrialRecord, int]:
+    """The record of a trial like `7.2`, and the index of its outcome."""
+    number, _, index = trial.partition(".")
+    if not number.isdigit() or not (index or "0").isdigit():
         raise ConfigError(f"`trial` must be a number like 7 or 7.2, but is `{trial}` instead.")
-    record = seen.record(int(number))
-    if record.state != "finished" or int(place or 0) >= len(record.outcomes):
+    record = snapshot.record(int(number))
+    if record.state != "finished" or int(index or 0) >= len(record.outcomes):
         raise ConfigError(
             f"`trial` {trial} must be a finished one, but trial {number} is {record.state}"
             f" with {len(record.outcomes)} outcomes instead."
         )
-    return record, int(place or 0)
+    return record, int(index or 0)
 
 
 def _check_name(option: str, name: str) -> None:
-    """As MLflow's addresses can hold it; an alias like `v7` would be read as a version."""
+    """Refuse names that MLflow's addresses cannot hold; an alias like `v7` is read as a version."""
     if not re.fullmatch(r"[\w.-]+", name) or re.fullmatch(r"(v\d+|latest|\d+)", name.lower()):
         raise ConfigError(
             f"`{option}` must be letters, digits, `_`, `-` and `.`, and no version,"
@@ -108,28 +109,37 @@ def _check_name(option: str, name: str) -> None:
         )
 
 
-def _tags(seen: SweepSnapshot, record: TrialRecord, place: int, model: Path) -> Mapping[str, str]:
-    """Where the version comes from, and what it is worth."""
-    outcome = record.outcomes[place]
+def _tags(
+    snapshot: SweepSnapshot, record: TrialRecord, index: int, model: Path
+) -> Mapping[str, str]:
+    """Tags of a version: its sweep, trial, code and results.
+
+    Args:
+        snapshot: the sweep.
+        record: the trial.
+        index: of its outcome.
+        model: the folder of the bundle.
+    """
+    outcome = record.outcomes[index]
     return {
-        "sweep.id": identity(seen.folder),
-        "sweep.name": seen.config.sweep.name,
+        "sweep.id": identity(snapshot.folder),
+        "sweep.name": snapshot.config.sweep.name,
         "sweep.trial": str(record.number),
-        "sweep.outcome": str(place),
+        "sweep.outcome": str(index),
         "wer": f"{outcome.wer:.6g}",
         "wer_against": outcome.wer_against,
         "gflops": f"{outcome.gflops:.6g}",
         "params": str(outcome.params),
         "method": outcome.method,
         DIGEST: bundle_digest(model) or "",
-        "teacher.digest": bundle_digest(seen.folder / "teacher" / "model") or "",
+        "teacher.digest": bundle_digest(snapshot.folder / "teacher" / "model") or "",
         "code.version": code_version(),
     }
 
 
-def _description(seen: SweepSnapshot, record: TrialRecord, place: int) -> str:
-    outcome = record.outcomes[place]
-    name, method = markdown_text(seen.config.sweep.name), markdown_text(outcome.method)
+def _description(snapshot: SweepSnapshot, record: TrialRecord, index: int) -> str:
+    outcome = record.outcomes[index]
+    name, method = markdown_text(snapshot.config.sweep.name), markdown_text(outcome.method)
     return (
         f"Trial {record.number} of {name}: {100 * outcome.wer:.2f} %"
         f" {wer_name([outcome])} on dev,"

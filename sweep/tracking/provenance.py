@@ -1,4 +1,4 @@
-"""Which sweep this is, by what code it is run, with which packages and on what speech."""
+"""Provenance of a sweep: the code that runs it, the installed packages and the speech."""
 
 import functools
 import hashlib
@@ -15,14 +15,14 @@ from core.digests import SpeechLineage
 PACKAGES = ("core", "sweep", "search_spaces")
 ROOT = Path(__file__).parents[2]
 COPIED = (".py", ".toml")
-"""Of the packages: code, and search spaces."""
+"""Suffixes of the program's files: code, and search spaces."""
 DIGITS = 12
 GIT_SECONDS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """Speech as MLflow lists it: by name and digest."""
+    """A split of the speech as MLflow lists it: by name and digest."""
 
     name: str
     digest: str
@@ -33,28 +33,28 @@ class Dataset:
 
 
 def source_digests(root: Path = ROOT) -> dict[str, str]:
-    """The digest of each source file that decides what a trial finds, by its path below the root.
+    """The digest of each source file that can change a trial's result, by its path below the root.
 
-    A file that goes away while the folder is read is none of them.
+    A file that is removed while the folder is read is left out.
     """
-    found = {}
+    digests = {}
     for package in ("core", "sweep"):
         for path in sorted((root / package).rglob("*.py")):
             with suppress(FileNotFoundError):
                 content = path.read_bytes()
-                found[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()
-    return found
+                digests[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
 @functools.cache
 def own_sources() -> Mapping[str, str]:
-    """The same of this process, as it found them when it asked first."""
+    """The digests of the program's source files at this process's first call."""
     return source_digests()
 
 
 @functools.cache
 def code_version() -> str:
-    """`0.1.0 3f2a...`: equal for equal sources, wherever they lie and whether in git or not."""
+    """A version like `0.1.0 3f2a...`, equal for equal sources, with or without git."""
     digest = hashlib.sha256()
     for name, content in own_sources().items():
         digest.update(f"{name} {content}\n".encode())
@@ -62,13 +62,13 @@ def code_version() -> str:
 
 
 def changed_sources(before: Mapping[str, str], root: Path = ROOT) -> list[str]:
-    """The source files that were edited, added or removed since their digests were taken."""
+    """The source files that were edited, added or removed since their digests were computed."""
     now = source_digests(root)
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def copy_program(folder: Path, root: Path = ROOT) -> None:
-    """Copy the program's packages into a folder, from which processes can import them."""
+    """Copy the program's packages into a folder, from which workers can import them."""
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*")):
             if path.suffix in COPIED and path.is_file():
@@ -79,17 +79,17 @@ def copy_program(folder: Path, root: Path = ROOT) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Code:
-    """What a sweep is run by."""
+    """The program that runs a sweep."""
 
     version: str
     commit: str = ""
     """Empty outside a git checkout."""
     diff: str = ""
-    """What the code has that its commit has not, new files too."""
+    """Differences of the code from its commit, with new files."""
 
     @property
     def tags(self) -> dict[str, str]:
-        """By the names that MLflow's pages know."""
+        """Tags by the names that MLflow's pages use."""
         tags = {"code.version": self.version}
         if self.commit:
             tags["mlflow.source.git.commit"] = self.commit
@@ -98,7 +98,7 @@ class Code:
 
 
 def code(root: Path = ROOT) -> Code:
-    """The code that runs here, and its commit where it lies in a git checkout of its own."""
+    """The program that runs here, with its commit if it is a git checkout of its own."""
     version = code_version()
     commit = _git(root, "rev-parse", "HEAD").strip() if (root / ".git").exists() else ""
     if not commit:
@@ -110,13 +110,15 @@ def code(root: Path = ROOT) -> Code:
 
 
 def packages() -> str:
-    """All that is installed, a line each, as pip reads it."""
-    found = {f"{each.name}=={each.version}" for each in metadata.distributions() if each.name}
-    return "\n".join(sorted(found, key=str.lower)) + "\n"
+    """The installed packages, one requirement a line, as pip reads them."""
+    lines = {
+        f"{package.name}=={package.version}" for package in metadata.distributions() if package.name
+    }
+    return "\n".join(sorted(lines, key=str.lower)) + "\n"
 
 
 def datasets(lineage: SpeechLineage) -> list[Dataset]:
-    """A sweep's speech, a split each."""
+    """A sweep's speech, one dataset a split."""
     return [
         Dataset(
             name=f"{Path(lineage.corpus).name} {split.split}",
@@ -130,12 +132,15 @@ def datasets(lineage: SpeechLineage) -> list[Dataset]:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git says; nothing where it cannot. It says no by its exit code when files differ."""
+    """The output of a git command; empty where git is missing or fails.
+
+    Its exit code is not checked: `diff` returns 1 when files differ.
+    """
     git = shutil.which("git")
     if git is None:
         return ""
     try:
-        done = subprocess.run(  # noqa: S603  (our own words)
+        done = subprocess.run(  # noqa: S603  (our own arguments)
             [git, "-C", str(root), *words], capture_output=True, timeout=GIT_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):

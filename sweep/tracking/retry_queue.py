@@ -1,8 +1,8 @@
-"""What MLflow has not heard yet, in the order in which it must hear it. Does not know MLflow.
+"""Calls to MLflow that wait until they succeed, in order. Knows nothing of MLflow itself.
 
-A letter stays first until it is delivered, however long that takes. What a newer one replaces is
-dropped; reports never are: those of one trial travel together, and beyond a bound the ledger
-keeps them instead.
+A call stays first in the queue until it succeeds, however long that takes. A newer call of the same
+topic replaces an older one. Reports are never replaced: those of one trial are sent together, and
+reports beyond a limit are left to the ledger.
 """
 
 import logging
@@ -14,17 +14,17 @@ from core.report import Report
 
 logger = logging.getLogger(__name__)
 
-MOST_REPORTS = 20_000
-"""Held at most: some twenty megabytes, hours of a large sweep."""
+MAX_REPORTS = 20_000
+"""Reports that wait at most: some twenty megabytes, hours of a large sweep."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds that MLflow is left alone after it failed; twice as long each time it fails again."""
+"""Seconds without a try after a failure; doubled after each further failure."""
 PATIENCE_SECONDS = 0.5
-"""Between two attempts when there is no later."""
+"""Between two tries of `deliver_all`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedReport:
-    """A report, and when it came."""
+    """A report and the time at which it arrived."""
 
     milliseconds: int
     report: Report
@@ -32,6 +32,8 @@ class TimedReport:
 
 @dataclass(kw_only=True, slots=True)
 class QueuedCall:
+    """A call that waits, with the trial that it is about."""
+
     deliver: Callable[[], object]
     about: int | None
     topic: str = ""
@@ -39,45 +41,46 @@ class QueuedCall:
 
 
 class RetryQueue:
-    """Letters in order.
+    """Calls in order; the first is repeated until it succeeds or is refused.
 
     Args:
-        is_refusal: whether an error of a delivery says that the letter will never be taken.
-        most_reports: held at most.
+        is_refusal: whether an error means that the call will never be accepted.
+        max_reports: the most reports that may wait.
     """
 
     def __init__(
-        self, is_refusal: Callable[[Exception], bool], most_reports: int = MOST_REPORTS
+        self, is_refusal: Callable[[Exception], bool], max_reports: int = MAX_REPORTS
     ) -> None:
-        self.is_away = False
-        """Whether the last delivery failed."""
+        self.is_unreachable = False
+        """Whether the last call failed."""
         self._is_refusal = is_refusal
-        self._most_reports = most_reports
-        self._letters: dict[int, QueuedCall] = {}
-        self._num_put = 0
+        self._max_reports = max_reports
+        self._calls: dict[int, QueuedCall] = {}
+        self._num_added = 0
         self._num_reports = 0
         self._topics: dict[str, int] = {}
         self._open: dict[int | None, QueuedCall] = {}
+        """The last call with reports of each trial, to which more can be added."""
         self._retry_at = 0.0
         self._pause = FIRST_PAUSE
         self._refusals: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._letters)
+        return len(self._calls)
 
-    # ---- putting in ----
+    # ---- adding ----
 
     def put(self, deliver: Callable[[], object], *, about: int | None, topic: str = "") -> None:
-        """One thing to be told.
+        """Add a call.
 
         Args:
-            deliver: tells it; doing so twice must be the same as once.
+            deliver: makes the call; making it twice must have the same effect as once.
             about: the trial that it is about; None is the sweep itself.
-            topic: what it replaces of all that still waits; an empty one replaces nothing.
+            topic: replaces a waiting call of the same topic; an empty one replaces nothing.
         """
         if topic in self._topics:
-            del self._letters[self._topics.pop(topic)]
-        self._open.pop(about, None)  # what comes later is told later
+            del self._calls[self._topics.pop(topic)]
+        self._open.pop(about, None)  # later reports must come after this call
         self._append(QueuedCall(deliver=deliver, about=about, topic=topic))
 
     def put_reports(
@@ -87,89 +90,90 @@ class RetryQueue:
         *,
         about: int | None,
     ) -> bool:
-        """More of a trial's reports, in one letter with those that wait; False if there is no room.
+        """Add reports of a trial to those that wait; returns False if there is no room.
 
         Args:
             reports: in order.
-            deliver: tells all of a letter's.
+            deliver: sends all reports of one call.
             about: the trial; None is the teacher.
         """
-        if self._num_reports + len(reports) > self._most_reports:
+        if self._num_reports + len(reports) > self._max_reports:
             return False
-        letter = self._open.get(about)
-        if letter is None:
-            held: list[TimedReport] = []
-            letter = QueuedCall(deliver=lambda: deliver(held), about=about, reports=held)
-            self._append(letter)
-            self._open[about] = letter
-        letter.reports.extend(reports)
+        call = self._open.get(about)
+        if call is None:
+            waiting: list[TimedReport] = []
+            call = QueuedCall(deliver=lambda: deliver(waiting), about=about, reports=waiting)
+            self._append(call)
+            self._open[about] = call
+        call.reports.extend(reports)
         self._num_reports += len(reports)
         return True
 
-    def _append(self, letter: QueuedCall) -> None:
-        self._letters[self._num_put] = letter
-        if letter.topic:
-            self._topics[letter.topic] = self._num_put
-        self._num_put += 1
+    def _append(self, call: QueuedCall) -> None:
+        self._calls[self._num_added] = call
+        if call.topic:
+            self._topics[call.topic] = self._num_added
+        self._num_added += 1
 
-    # ---- taking out ----
+    # ---- delivering ----
 
     def deliver(self) -> None:
-        """Deliver what waits, unless MLflow was away a moment ago; whatever happens, go on."""
+        """Make the waiting calls, unless one failed a moment ago; never raises."""
         if time.monotonic() >= self._retry_at:
             self._deliver()
 
     def deliver_all(self, seconds: float) -> bool:
-        """There is no later: try for so long. Returns whether all was delivered."""
+        """Try to make all waiting calls within so many seconds; returns whether that succeeded."""
         deadline = time.monotonic() + seconds
         while not self._deliver() and time.monotonic() < deadline:
             time.sleep(PATIENCE_SECONDS)
-        return not self._letters
+        return not self._calls
 
     def _deliver(self) -> bool:
-        """Whether nothing is left."""
-        while self._letters:
-            number, letter = next(iter(self._letters.items()))
+        """Make calls until one fails; returns whether the queue is empty."""
+        while self._calls:
+            index, call = next(iter(self._calls.items()))
             try:
-                letter.deliver()
-            except Exception as error:  # noqa: BLE001  # one bad letter must not hold the others
+                call.deliver()
+            except Exception as error:  # noqa: BLE001  # one bad call must not block the others
                 if not self._is_refusal(error):
-                    self._lost(error)
+                    self._note_failure(error)
                     return False
-                self._refused(error)
-            self._take(number, letter)
-        self._found()
+                self._note_refusal(error)
+            self._remove(index, call)
+        self._note_success()
         return True
 
-    def _take(self, number: int, letter: QueuedCall) -> None:
-        del self._letters[number]
-        self._num_reports -= len(letter.reports)
-        if letter.topic:
-            del self._topics[letter.topic]
-        if self._open.get(letter.about) is letter:
-            del self._open[letter.about]
+    def _remove(self, index: int, call: QueuedCall) -> None:
+        del self._calls[index]
+        self._num_reports -= len(call.reports)
+        if call.topic:
+            del self._topics[call.topic]
+        if self._open.get(call.about) is call:
+            del self._open[call.about]
 
-    def _lost(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        if not self.is_away:
+        if not self.is_unreachable:
             logger.warning(
-                "MLflow is away; what it misses is kept until it is back: %s", first_line(error)
+                "MLflow cannot be reached; its updates wait until it can: %s", first_line(error)
             )
-        self.is_away = True
+        self.is_unreachable = True
 
-    def _found(self) -> None:
-        if self.is_away:
-            logger.warning("MLflow is back and has heard all that it missed.")
-        self.is_away = False
+    def _note_success(self) -> None:
+        if self.is_unreachable:
+            logger.warning("MLflow can be reached again and has received all updates.")
+        self.is_unreachable = False
         self._retry_at, self._pause = 0.0, FIRST_PAUSE
 
-    def _refused(self, error: Exception) -> None:
+    def _note_refusal(self, error: Exception) -> None:
         line = first_line(error)
         if line not in self._refusals:
-            logger.warning("MLflow did not take a note, and the sweep goes on: %s", line)
+            logger.warning("MLflow refused an update; the sweep goes on: %s", line)
         self._refusals.add(line)
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

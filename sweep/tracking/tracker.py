@@ -1,12 +1,11 @@
-"""A sweep in MLflow: one parent run, one child run a trial.
+"""A sweep in MLflow: one parent run, and one child run for each trial.
 
-Only the driver writes here. What MLflow must hear waits in order until it has heard it, so that an
-MLflow that goes away costs nothing but delay; what even that cannot save, the ledger tells when
-the sweep is opened again. Runs are found by tag: whatever happens, a trial has one run.
+Only the driver writes here. Calls to MLflow wait in order until they succeed, so that an outage
+only delays them; what an outage beyond the end of a segment loses is written from the ledger when
+the sweep is opened again. Runs are found by tag, so that a trial always has one run.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,43 +16,41 @@ from sweep.identity import identity
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.pareto.compute_hours import Hours
-from sweep.report.front_files import FrontFiles, csv_text
-from sweep.storage.archive import follow
+from sweep.report.front_files import FrontFiles
+from sweep.storage.archive import update_artifact_addresses
 from sweep.storage.foreign_sweep import ARTIFACTS
 from sweep.tracking import mlflow_client, mlflow_view
 from sweep.tracking import mlflow_repair as repair
-from sweep.tracking.metrics import outcome_metrics
 from sweep.tracking.mlflow_client import (
     FAILURES,
-    KnownRun,
     Runs,
+    RunState,
     is_refusal,
-    known_run,
     open_client,
+    run_state,
 )
-from sweep.tracking.mlflow_server import cannot_open, database_uri, is_server
+from sweep.tracking.mlflow_server import database_uri, is_server, tracking_error
 from sweep.tracking.provenance import Dataset
 from sweep.tracking.retry_queue import RetryQueue, TimedReport
+from sweep.tracking.trial_runs import MakeArtifacts, TrialRuns, milliseconds_now
 
 logger = logging.getLogger(__name__)
 
-STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-"""What MLflow calls a trial that is over."""
 CLOSE_SECONDS = 15.0
-"""How long the end of a segment waits for an MLflow that is away."""
+"""The end of a segment waits so long for an MLflow that cannot be reached."""
 
 
 class Tracker:
-    """A sweep's runs in MLflow. Once it is open, nothing here raises.
+    """A sweep's runs in MLflow. Once it is open, no method raises.
 
     Args:
         folder: the sweep's directory.
-        name: the sweep's name; MLflow's experiment is called so.
+        name: the sweep's name, and that of its experiment in MLflow.
         uri: a tracking server or database; by default SQLite in the folder.
-        artifacts: what of a finished trial is worth keeping, as texts by file name.
+        artifacts: makes the texts that are stored with a finished trial, by file name.
 
     Raises:
-        TrackingError: if MLflow cannot be reached or its experiment not be used.
+        TrackingError: if MLflow cannot be reached or its experiment cannot be used.
     """
 
     def __init__(
@@ -61,31 +58,33 @@ class Tracker:
         folder: Path,
         name: str,
         uri: str = "",
-        artifacts: Callable[[TrialRecord], Mapping[str, str]] | None = None,
+        artifacts: MakeArtifacts | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.name = name
         self.uri = uri or database_uri(self.folder)
-        self.parent = ""
-        self._artifacts = artifacts
-        self._sweep: KnownRun
-        self._trials: dict[int, KnownRun] = {}
-        self._datasets: Sequence[Dataset] = ()
+        self._sweep: RunState
         self._full: set[int | None] = set()
-        """Trials whose reports found no room: the ledger tells them, with what comes next."""
+        """Trials whose reports found no room: the ledger fills their curves later."""
         self._logged: dict[str, float] = {}
         self._has_lost = False
-        """Whether MLflow has lost for good what this segment had told it."""
-        self._outbox = RetryQueue(is_refusal)
+        """Whether MLflow has lost for good what this segment had logged."""
+        self._queue = RetryQueue(is_refusal)
         try:
             self._sweep_id = identity(self.folder)
-            follow(self.folder)
+            update_artifact_addresses(self.folder)
             self._view_id = f"pareto-{self._sweep_id[:12]}"
             self.client = open_client(self.uri)
             self.experiment = self._open_experiment()
             self.runs = Runs(self.client, self.experiment, self._sweep_id)
+            self._trials = TrialRuns(self.runs, artifacts)
         except FAILURES as error:
-            raise cannot_open(self.uri, error) from error
+            raise tracking_error(self.uri, error) from error
+
+    @property
+    def parent(self) -> str:
+        """The id of the sweep's own run; empty until it is open."""
+        return self._trials.parent
 
     def open_sweep(
         self,
@@ -96,9 +95,9 @@ class Tracker:
         """Start the parent run, or open it again with all it has; return its id.
 
         Args:
-            config_text: the sweep's own file, whole.
+            config_text: the text of the sweep's configuration.
             params: of the sweep.
-            tags: of the code that runs it; every run made from now on carries them, too.
+            tags: of the code that runs it; every run created from now on has them, too.
 
         Raises:
             TrackingError: if MLflow cannot be reached.
@@ -109,14 +108,14 @@ class Tracker:
             self._open_parent()
             children = self.runs.open_children(self.parent)
         except FAILURES as error:
-            raise cannot_open(self.uri, error) from error
-        self._trials = {number: known_run(child) for number, child in children.items()}
+            raise tracking_error(self.uri, error) from error
+        self._trials.states = {number: run_state(child) for number, child in children.items()}
         return self.parent
 
     def _open_parent(self) -> None:
         run = self.runs.parent(self.name)
-        self._sweep = known_run(run)
-        self.parent = self._sweep.run_id
+        self._sweep = run_state(run)
+        self._trials.parent = self._sweep.run_id
         self.runs.set_running(self._sweep)
         self.runs.log_tags(self._sweep, self.runs.tags)
         self.runs.log_params(self._sweep, self._params)
@@ -126,233 +125,177 @@ class Tracker:
     def close(self, *, is_interrupted: bool = False) -> None:
         """End the parent run; if the sweep is to be resumed, it and its open trials wait instead.
 
-        An MLflow that is away is waited for a little; what it misses, the ledger tells it later.
+        Waits a little for an MLflow that cannot be reached; `resume` sends what it misses.
         """
-        self._tell(self._end, is_interrupted, about=None)
-        if not self._outbox.deliver_all(CLOSE_SECONDS):
+        self._enqueue(self._end, is_interrupted, about=None)
+        if not self._queue.deliver_all(CLOSE_SECONDS):
             logger.warning(
-                "MLflow has not heard all; `conformer-sweep resume %s` tells it.", self.folder
+                "MLflow has not received all updates; `conformer-sweep resume %s` sends them.",
+                self.folder,
             )
 
     @property
-    def is_away(self) -> bool:
+    def is_unreachable(self) -> bool:
         """Whether MLflow could not be reached when last tried."""
-        return self._outbox.is_away
+        return self._queue.is_unreachable
 
     def run_id(self, trial: int) -> str | None:
-        """Of a trial's run, as far as it is known by now."""
-        known = self._trials.get(trial)
-        return known.run_id if known else None
+        """The id of a trial's run, or None if it is not open yet."""
+        state = self._trials.states.get(trial)
+        return state.run_id if state else None
 
     def run_ids(self) -> dict[int, str]:
-        """Of all trials' runs."""
-        return {number: known.run_id for number, known in self._trials.items()}
+        """The ids of all open runs, by trial."""
+        return {number: state.run_id for number, state in self._trials.states.items()}
 
     # ---- one trial ----
 
     def open_trial(self, record: TrialRecord) -> str | None:
-        """Start the trial's run, or open it again; return its id, or None while MLflow is away."""
+        """Start the trial's run, or open it again; returns its id, or None during an outage."""
         self._full.discard(record.number)
-        self._tell(self._open, record, _now(), about=record.number)
+        self._enqueue(self._trials.open, record, milliseconds_now(), about=record.number)
         return self.run_id(record.number)
 
     def log_reports(self, trial: int | None, reports: Sequence[Report]) -> None:
-        """Log what a trial (None: the teacher) reported, in as few requests as can be.
+        """Log reports of a trial (None: the teacher) in as few requests as possible.
 
-        What a resumed trial repeats is left out, so that steps only ever rise.
+        Reports that a resumed trial repeats are left out, so that steps only ever rise.
         """
-        now = _now()
-        told = [TimedReport(milliseconds=now, report=report) for report in reports]
-        log = partial(self._insist, partial(self._log_reports, trial), trial)
-        if trial in self._full or not self._outbox.put_reports(told, log, about=trial):
+        now = milliseconds_now()
+        timed = [TimedReport(milliseconds=now, report=report) for report in reports]
+        log = partial(self._call_or_repair, partial(self._log_reports, trial), trial)
+        if trial in self._full or not self._queue.put_reports(timed, log, about=trial):
             self._full.add(trial)
-        self._outbox.deliver()
+        self._queue.deliver()
 
     def finish_trial(self, record: TrialRecord) -> None:
-        """End the trial's run in the state of its record, with the outcome it is judged by.
+        """End the trial's run in the state of its record, with its outcome.
 
-        Of a curve's outcomes the first gives the final metrics; all are in `outcomes.csv`.
+        The first outcome of a curve gives the final metrics; all are in `outcomes.csv`.
         """
         self._full.discard(record.number)
-        self._tell(self._attach, record, _now(), about=record.number)
-        self._tell(self._finish, record, _now(), about=record.number)
+        self._enqueue(self._trials.log_artifacts, record, milliseconds_now(), about=record.number)
+        self._enqueue(self._trials.end, record, milliseconds_now(), about=record.number)
 
     def reconcile(self, records: Iterable[TrialRecord], *, is_last: bool = False) -> None:
-        """Let MLflow hold what the ledger says: a run a trial, in its state, and none beside.
+        """Make MLflow agree with the ledger: one run a trial, in its state, and no others.
 
-        A driver may have died before it could tell, and anybody may have deleted runs.
+        A driver may have been killed before it could log, and a person may have deleted runs.
 
         Args:
-            records: all of the sweep's.
-            is_last: whether this segment has begun with it: then only what was deleted since is
-                looked for, unless there is any.
+            records: all trials of the sweep.
+            is_last: whether this segment has already reconciled at its start: then only runs that
+                were deleted since are looked for, unless there are any.
         """
-        self._tell(self._reconcile, tuple(records), is_last)
+        self._enqueue(self._reconcile, tuple(records), is_last)
 
     # ---- the sweep ----
 
     def log_front(
         self, files: FrontFiles, records: Iterable[TrialRecord], others: Iterable[Path] = ()
     ) -> None:
-        """Put the front on the parent run: page, pictures, table, and a note with the table."""
+        """Store the front with the parent run: page, pictures, table, and the table as its note."""
         paths = [files.html, files.svg, files.png, files.csv, files.markdown, *others]
-        records = list(records)
-        self._tell(self._log_front, paths, files.markdown, records, _now(), topic="front")
+        records, now = list(records), milliseconds_now()
+        self._enqueue(self._log_front, paths, files.markdown, records, now, topic="front")
 
     def log_hours(self, hours: Hours) -> None:
-        """How long machines have worked for this sweep, and how much of that was for nothing."""
-        self._tell(self._log_hours, hours, _now(), topic="hours")
+        """Log how long machines have worked for this sweep, and how much of that was wasted."""
+        self._enqueue(self._log_hours, hours, milliseconds_now(), topic="hours")
 
     def log_datasets(self, datasets: Sequence[Dataset], tags: Mapping[str, str]) -> None:
-        """What the sweep and its trials are trained and judged on; the tags say more of it."""
-        self._datasets = tuple(datasets)
-        self._tell(self._log_datasets, tags, topic="datasets")
+        """Log the speech that the sweep and its trials use, and tags that describe it."""
+        self._trials.datasets = tuple(datasets)
+        self._enqueue(self._log_datasets, tags, topic="datasets")
 
     def log_text(self, name: str, make: Callable[[], str]) -> None:
-        """An artifact of the sweep's run, made when it is told; an empty one is none."""
-        self._tell(self._log_text, name, make, topic=name)
+        """Store a text with the parent run; it is made when it is sent, and left out if empty."""
+        self._enqueue(self._log_text, name, make, topic=name)
 
     def install_view(self) -> None:
         """Save a view of the trials as points, WER against GFLOPs, in the experiment."""
-        self._tell(self._install_view, topic="view")
+        self._enqueue(self._install_view, topic="view")
 
     def link(self, base_url: str) -> str:
-        """Where a browser finds the installed view, if MLflow's pages are at the base."""
+        """The address of the installed view, if MLflow's pages are at the base."""
         return mlflow_view.scatter_link(base_url, experiment=self.experiment, view_id=self._view_id)
 
     def front_link(self, base_url: str) -> str:
-        """Where a browser finds the front's page, among the artifacts of the parent run."""
+        """The address of the front's page, an artifact of the parent run."""
         if not self.parent and (run := self.runs.find_parent()):
-            self.parent = run.info.run_id
+            self._trials.parent = run.info.run_id
         return mlflow_view.front_link(base_url, experiment=self.experiment, parent=self.parent)
 
-    # ---- deliveries: each may be done twice ----
+    # ---- calls that wait in the queue: making one twice has the same effect as once ----
 
-    def _tell(
+    def _enqueue(
         self, call: Callable[..., object], *args: Any, about: int | None = None, topic: str = ""
     ) -> None:
-        letter = partial(self._insist, partial(call, *args), about)
-        self._outbox.put(letter, about=about, topic=topic)
-        self._outbox.deliver()
+        deliver = partial(self._call_or_repair, partial(call, *args), about)
+        self._queue.put(deliver, about=about, topic=topic)
+        self._queue.deliver()
 
-    def _insist(self, call: Callable[..., object], about: int | None, *args: Any) -> None:
-        """Tell it; if MLflow refuses because what it is about was deleted, mend that and repeat."""
+    def _call_or_repair(self, call: Callable[..., object], about: int | None, *args: Any) -> None:
+        """Make a call; if MLflow refuses it because something was deleted, restore and repeat."""
         try:
             call(*args)
         except FAILURES as error:
-            if not is_refusal(error) or not self._mend(about):
+            if not is_refusal(error) or not self._restore_deleted(about):
                 raise
             call(*args)
 
-    def _mend(self, about: int | None = None) -> bool:
-        """See that experiment, parent and a trial's run are there; gives whether any was not."""
+    def _restore_deleted(self, about: int | None = None) -> bool:
+        """Restore experiment, parent and a trial's run; returns whether any was missing."""
         before = self.runs.num_restored
-        found = mlflow_client.find_experiment(self.client, self.experiment)
-        is_lost = found is None
-        if found is None:
-            self._open_anew()
-        elif mlflow_client.is_deleted(found):
-            repair.restore_experiment(self.client, found)
+        experiment = mlflow_client.find_experiment(self.client, self.experiment)
+        is_lost = experiment is None
+        if experiment is None:
+            self._open_new_experiment()
+        elif mlflow_client.is_deleted(experiment):
+            repair.restore_experiment(self.client, experiment)
         if self.runs.restore(self.parent) is None:
             self._open_parent()
             is_lost = True
-        if about in self._trials and self.runs.restore(self._trials[about].run_id) is None:
-            del self._trials[about]  # the ledger tells all of it when it ends
+        states = self._trials.states
+        if about in states and self.runs.restore(states[about].run_id) is None:
+            del states[about]  # written again from the ledger when the trial ends
             self._full.add(about)
             is_lost = True
         self._has_lost |= is_lost
-        return is_lost or self.runs.num_restored > before or mlflow_client.is_deleted(found)
+        was_deleted = mlflow_client.is_deleted(experiment)
+        return is_lost or self.runs.num_restored > before or was_deleted
 
-    def _open_anew(self) -> None:
-        """An experiment that is gone for good takes all runs with it."""
+    def _open_new_experiment(self) -> None:
+        """Start again in a new experiment: one that is gone for good takes all runs with it."""
         self.experiment = self.runs.experiment = self._open_experiment()
-        self._full.update(self._trials)
-        self._trials.clear()
+        self._full.update(self._trials.states)
+        self._trials.states.clear()
         self._open_parent()
         self._install_view()
 
     def _reconcile(self, records: Sequence[TrialRecord], is_last: bool) -> None:  # noqa: FBT001
-        self._mend()
+        self._restore_deleted()
         num_written = 0
         if not is_last or self._has_lost or repair.has_deleted(self.runs):
-            found = repair.runs_by_trial(self.runs)
+            runs = repair.runs_by_trial(self.runs)
             for record in records:
-                num_written += self._reconcile_trial(record, found.get(record.number, ()))
-        repair.say_repairs(self.runs, num_written)
+                num_written += self._trials.reconcile(record, runs.get(record.number, ()))
+        repair.log_repairs(self.runs, num_written)
         self._has_lost = False
 
-    def _reconcile_trial(self, record: TrialRecord, found: Sequence[Any]) -> bool:
-        """Let one run of the trial stand, in its state; gives whether a lost one was written."""
-        known = self._trials.get(record.number)
-        preferred = (known.run_id if known else None, record.mlflow_run_id)
-        run = repair.choose_run(self.runs, found, preferred, parent=self.parent)
-        if run is None:
-            self._trials.pop(record.number, None)
-        elif known is None or known.run_id != run.info.run_id:
-            self._trials[record.number] = known_run(run)
-        else:
-            known.status = run.info.status
-        status = run.info.status if run else ""
-        if record.state in STATUS and status != STATUS[record.state]:
-            self._attach(record, _now())
-            self._finish(record, _now())
-        elif record.state == "waiting" and status == "RUNNING":
-            self.runs.set_waiting(self._trials[record.number])
-        return run is None and record.is_over and record.mlflow_run_id is not None
-
-    def _trial(self, record: TrialRecord, at: int) -> KnownRun:
-        """The trial's run, at hand or made, with all the ledger knows of it up to here."""
-        if record.number not in self._trials:
-            self._trials[record.number] = known_run(self.runs.trial(record, self.parent))
-        known = self._trials[record.number]
-        self.runs.log_params(known, record.params)
-        self.runs.log_datasets(known, self._datasets)
-        self.runs.fill_up(known, record, at=at)
-        return known
-
-    def _open(self, record: TrialRecord, at: int) -> None:
-        known = self._trial(record, at)
-        if known.status != "RUNNING":
-            self.runs.set_running(known)
-
     def _log_reports(self, trial: int | None, reports: Sequence[TimedReport]) -> None:
-        known = self._sweep if trial is None else self._trials.get(trial)
-        if known is not None:
-            self.runs.log_reports(known, reports)
-
-    def _attach(self, record: TrialRecord, at: int) -> None:
-        """Before the run is ended: whoever finds it finished finds all of it."""
-        if record.state != "finished":
-            return
-        known = self._trial(record, at)
-        texts = dict(self._artifacts(record)) if self._artifacts else {}
-        if len(record.outcomes) > 1:
-            params = {record.number: record.params}
-            texts["outcomes.csv"] = csv_text(front.points([record]), params)
-            for number, outcome in enumerate(record.outcomes):
-                values = {f"outcome/{n}": v for n, v in outcome_metrics(outcome).items()}
-                self.runs.log_metrics(known, values, at=at, step=number)
-        for name, text in texts.items():
-            self.client.log_text(known.run_id, text, name)
-
-    def _finish(self, record: TrialRecord, at: int) -> None:
-        known = self._trial(record, at)
-        if known.status == STATUS[record.state]:
-            return
-        values = {"seconds": record.seconds, "seconds_wasted": record.wasted_seconds}
-        for outcome in record.outcomes[:1]:
-            values |= outcome_metrics(outcome)
-        tags = {"state": record.state, "reason": record.error or "", "attempts": record.attempts}
-        self.runs.log_metrics(known, values, at=at, tags=tags)
-        self.runs.end(known, STATUS[record.state])
+        if trial is None:
+            self.runs.log_reports(self._sweep, reports)
+        else:
+            self._trials.log_reports(trial, reports)
 
     def _log_front(
         self, paths: Sequence[Path], table: Path, records: Sequence[TrialRecord], at: int
     ) -> None:
         for path in paths:
             self.client.log_artifact(self.parent, str(path), "front")
-        note = mlflow_view.note(table.read_text(encoding="utf-8"))
-        self.client.set_tag(self.parent, "mlflow.note.content", note)
+        description = mlflow_view.description(table.read_text(encoding="utf-8"))
+        self.client.set_tag(self.parent, "mlflow.note.content", description)
         num_finished = sum(record.state == "finished" for record in records)
         points = front.points(records)
         values = {
@@ -373,31 +316,28 @@ class Tracker:
         self._logged |= values
 
     def _log_datasets(self, tags: Mapping[str, str]) -> None:
-        self.runs.log_datasets(self._sweep, self._datasets)
+        self.runs.log_datasets(self._sweep, self._trials.datasets)
         self.runs.log_tags(self._sweep, tags)
 
     def _log_text(self, name: str, make: Callable[[], str]) -> None:
         if text := make():
             self.client.log_text(self.parent, text, name)
 
-    def _end(self, is_interrupted: bool) -> None:  # noqa: FBT001  # a letter's content
+    def _end(self, is_interrupted: bool) -> None:  # noqa: FBT001  # called through the queue
         if not is_interrupted:
             self.client.set_tag(self.parent, "state", "finished")
             self.runs.end(self._sweep, "FINISHED")
             return
-        for known in (*self._trials.values(), self._sweep):
-            if known.status == "RUNNING":
-                self.runs.set_waiting(known)
+        self._trials.set_waiting()
+        if self._sweep.status == "RUNNING":
+            self.runs.set_waiting(self._sweep)
 
     def _install_view(self) -> None:
         view = mlflow_view.pareto_view(self.parent, name=self.name)
         self.client.set_experiment_tag(self.experiment, f"{mlflow_view.TAG}{self._view_id}", view)
 
     def _open_experiment(self) -> str:
-        place, own = None if is_server(self.uri) else self.folder / ARTIFACTS, self._sweep_id
-        return repair.open_experiment(self.client, self.name, sweep_id=own, artifacts=place)
-
-
-def _now() -> int:
-    """In milliseconds, as MLflow counts."""
-    return int(time.time() * 1000)
+        folder = None if is_server(self.uri) else self.folder / ARTIFACTS
+        return repair.open_experiment(
+            self.client, self.name, sweep_id=self._sweep_id, artifacts=folder
+        )

@@ -1,19 +1,16 @@
-import importlib
-import os
+"""oneDNN's cache holds the kernels of speech of many lengths."""
 
 import pytest
 
-import core
+from core import environment
 
 NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
-@pytest.mark.parametrize("capacity", ["", "64"])
-def test_more_kernels_are_kept_than_onednn_would_unless_someone_says_how_many(
-    monkeypatch, capacity
-):
-    monkeypatch.delenv(NAME)
-    if capacity:
-        monkeypatch.setenv(NAME, capacity)
-    importlib.reload(core)
-    assert int(os.environ[NAME]) == (int(capacity) if capacity else 16_384)
+@pytest.mark.parametrize("value", ["", "64"])
+def test_the_cache_is_larger_than_onednn_s_own_unless_the_user_sets_it(value):
+    variables = {NAME: value} if value else {}
+
+    environment.set_defaults(variables)
+
+    assert int(variables[NAME]) == (int(value) if value else 16_384)

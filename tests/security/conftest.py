@@ -190,10 +190,11 @@ def payload(mark):
 @pytest.fixture(scope="session")
 def made_sweep(tmp_path_factory):
     """A sweep with one finished trial, as its directory is after a run; not to be changed."""
+    from made_outcomes import make_outcome  # noqa: PLC0415
+
     from sweep.config.distributions import Range  # noqa: PLC0415
     from sweep.config.sweep import create, parse  # noqa: PLC0415  # seconds, of these tests alone
     from sweep.ledger.ledger import Ledger  # noqa: PLC0415
-    from sweep.testing.outcomes import make_outcome  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("made") / "sweep"
     create(folder, parse(SPACE, source="tiny.toml"), SPACE)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_outcomes import make_outcome
 from safetensors.torch import save as save_tensors
 
 from core import bundle
@@ -43,7 +44,6 @@ from sweep.ledger.ledger import Ledger
 from sweep.search.warm_start import warm_start_records
 from sweep.storage.archive import pack, unpack
 from sweep.storage.foreign_sweep import check_tracking_database
-from sweep.testing.outcomes import make_outcome
 from tests.support.arpa import write_arpa
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))

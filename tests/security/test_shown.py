@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome
 from markdown_it import MarkdownIt
 
 from core import bundle
@@ -32,7 +33,6 @@ from sweep.report import (
 from sweep.report.audio_page import AudioComparison, ComparedModel, Utterance
 from sweep.report.audio_page import page as listening_page
 from sweep.run.progress import Progress
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking import (
     mlflow_view,
 )
@@ -177,7 +177,7 @@ def test_what_mlflow_is_told_fetches_nothing(listener):
     text = f"![x]({listener.url}/x.png) <img src={listener.url}> [a](javascript:b) | c"
     shown = chart_data.compose(records(text), title=text)
 
-    note = markup(mlflow_view.note(front_files.markdown(shown)))
+    note = markup(mlflow_view.description(front_files.markdown(shown)))
 
     assert not any(tag in note for tag in ("<img", "<a ", "<script"))
     assert "![x]" in note
@@ -256,8 +256,8 @@ def test_a_sweep_under_way_commands_no_terminal():
     for is_live in (False, True):
         console = SafeConsole(file=text, force_terminal=is_live, color_system=None, width=400)
         progress = Progress(COMMAND, 3, console=console)
-        progress.event(COMMAND)
-        progress.trial(TrialRecord(number=0, state="failed", error=COMMAND))
+        progress.show_event(COMMAND)
+        progress.show_trial(TrialRecord(number=0, state="failed", error=COMMAND))
         console.print(progress)
 
     assert "owned" in text.getvalue()

@@ -44,10 +44,10 @@ FLAGS = [
 def chromium() -> str:
     """Where it is."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
         pytest.skip("needs Chromium; Debian has it as the package chromium")
-    return found
+    return path
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def postgres(postgres_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) 
 
 @dataclass(kw_only=True)
 class Visit:
-    """What a page turned out to be."""
+    """A page that was opened: its text, errors and requests."""
 
     text: str
     """Its words, frames included."""
@@ -195,7 +195,7 @@ class Browser:
 
 
 class _Talk:
-    """Questions and answers over one socket, and what is told unasked."""
+    """Questions and answers over one socket, and events that nobody asked for."""
 
     def __init__(self, line: aiohttp.ClientWebSocketResponse) -> None:
         self.urls: list[str] = []
@@ -227,25 +227,25 @@ class _Talk:
 
     async def read(self) -> None:
         async for message in self._line:
-            told = json.loads(message.data)
-            if "id" in told:
-                answer = self._asked.pop(told["id"])
+            reply = json.loads(message.data)
+            if "id" in reply:
+                answer = self._asked.pop(reply["id"])
                 if not answer.done():
-                    answer.set_result(told.get("result", {}))
+                    answer.set_result(reply.get("result", {}))
             else:
-                self._hear(told["method"], told["params"], told.get("sessionId", ""))
+                self._handle_event(reply["method"], reply["params"], reply.get("sessionId", ""))
 
-    def _hear(self, method: str, told: dict[str, Any], session: str) -> None:
+    def _handle_event(self, method: str, params: dict[str, Any], session: str) -> None:
         if method == "Network.requestWillBeSent":
-            self.urls.append(told["request"]["url"])
+            self.urls.append(params["request"]["url"])
         elif method == "Network.webSocketCreated":
-            self.urls.append(told["url"])
+            self.urls.append(params["url"])
         elif method == "Runtime.executionContextCreated":
-            self._frames[session, told["context"]["id"]] = None
+            self._frames[session, params["context"]["id"]] = None
         elif method == "Runtime.executionContextDestroyed":
-            self._frames.pop((session, told["executionContextId"]), None)
+            self._frames.pop((session, params["executionContextId"]), None)
         elif method == "Target.attachedToTarget":
-            self._tasks.append(asyncio.create_task(self.follow(told["sessionId"])))
+            self._tasks.append(asyncio.create_task(self.follow(params["sessionId"])))
 
     async def text(self) -> str:
         texts = [
@@ -259,7 +259,7 @@ class _Talk:
             )
             for session, context in list(self._frames)
         ]
-        return "\n".join(str(each.get("result", {}).get("value", "")) for each in texts)
+        return "\n".join(str(answer.get("result", {}).get("value", "")) for answer in texts)
 
     async def wait_for(self, words: str) -> None:
         deadline = time.monotonic() + 90
@@ -277,12 +277,12 @@ def browser(tmp_path: Path, chromium: str) -> Iterator[Browser]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        told = profile / "DevToolsActivePort"
+        port_file = profile / "DevToolsActivePort"
         deadline = time.monotonic() + 60
-        while not (told.exists() and told.read_text().count("\n")):
+        while not (port_file.exists() and port_file.read_text().count("\n")):
             assert time.monotonic() < deadline, "the browser does not start"
             time.sleep(0.1)
-        port, path = told.read_text().split()
+        port, path = port_file.read_text().split()
         yield Browser(f"ws://127.0.0.1:{port}{path}")
     finally:
         os.killpg(process.pid, signal.SIGKILL)

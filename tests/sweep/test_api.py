@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from made_outcomes import make_outcome
 
 from core import bundle
 from core.bundle import BundleError
@@ -27,7 +28,6 @@ from sweep.cli import app
 from sweep.config.space import Range
 from sweep.config.sweep import create, load, open_config
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 REPORT = Report(stage="search", step=10, total_steps=40, wer=0.5, gflops=2.5)

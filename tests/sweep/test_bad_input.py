@@ -23,6 +23,7 @@ import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_outcomes import make_outcome
 
 from core import bundle
 from core.config.trial import CorpusConfig
@@ -34,7 +35,6 @@ from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome
 
 TIMES = int(os.environ.get("BAD_INPUT", "1"))
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.distributions import Range
 from sweep.config.sweep import CONFIG_FILE, create, parse
@@ -16,7 +17,6 @@ from sweep.ledger.ledger import OBJECTIVES, Ledger
 from sweep.run.background_writer import _end_last_line
 from sweep.search.warm_start import begin, warm_start_records
 from sweep.snapshot import load_snapshot
-from sweep.testing.outcomes import make_outcome
 
 SPACE = """
 [trial.pruning]
@@ -30,7 +30,7 @@ import os, signal, sys
 from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sweep.ledger import Ledger
+from sweep.ledger.ledger import Ledger
 
 done, last = 0, int(sys.argv[3])
 

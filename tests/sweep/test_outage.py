@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome
 
 from core.report import Report
 from sweep.ledger.records import CurvePoint, TrialRecord
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking import retry_queue
 from sweep.tracking import tracker as tracking
 
@@ -75,7 +75,7 @@ def test_a_server_killed_midway_hears_everything_once_it_is_back(server, opened,
         slowest = max(slowest, time.monotonic() - began)
         if number == 20:
             wait_until(lambda: not mlflow.answers())
-    assert tracker.is_away
+    assert tracker.is_unreachable
     assert slowest < 5, "nobody waits for an MLflow that is not there"
 
     mlflow.start()
@@ -88,7 +88,10 @@ def test_a_server_killed_midway_hears_everything_once_it_is_back(server, opened,
         assert history(tracker, number) == [(step, 1 / (1 + step)) for step in (100, 200, 300)]
         assert [step for step, _ in history(tracker, number, "losses/ctc")] == [100, 200, 300]
         assert len(history(tracker, number, "wer")) == 1
-    assert [message[:14] for message in caplog.messages] == ["MLflow is away", "MLflow is back"]
+    assert [message[:23] for message in caplog.messages] == [
+        "MLflow cannot be reache",
+        "MLflow can be reached a",
+    ]
 
 
 def wait_until(holds):
@@ -134,7 +137,7 @@ def test_what_was_said_twice_is_written_once(opened, monkeypatch):
     monkeypatch.setattr(tracker.client, "log_batch", _answer_lost(log))
     tracker.log_reports(3, [report(100)])
     tracker.finish_trial(replace(DONE, curve=curve(100, 200)))
-    assert tracker.is_away
+    assert tracker.is_unreachable
     monkeypatch.setattr(tracker.client, "log_batch", log)
     tracker.close()
 
@@ -157,7 +160,7 @@ def test_a_full_disk_costs_nothing_but_delay(opened):
     with full_disk():
         tracker.log_reports(3, [report(100), report(200)])
         tracker.finish_trial(DONE)
-        assert tracker.is_away
+        assert tracker.is_unreachable
     tracker.close()
 
     assert [step for step, _ in history(tracker, 3)] == [100, 200]
@@ -199,7 +202,7 @@ def test_a_trial_that_goes_on_repeats_nothing_of_what_was_filled_up(opened):
 
 def test_reports_that_found_no_room_are_filled_up_at_the_trials_end(opened, monkeypatch):
     tracker = opened()
-    tracker._outbox._most_reports = 2
+    tracker._queue._max_reports = 2
     tracker.open_trial(WAITING)
     log = tracker.client.log_batch
     monkeypatch.setattr(tracker.client, "log_batch", _answer_lost(log))

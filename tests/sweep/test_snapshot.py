@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.space import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger
 from sweep.run.start import create_sweep
-from sweep.testing.outcomes import make_outcome
 
 WATCHED = """
 import atexit, json, os, sys

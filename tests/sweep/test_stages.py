@@ -44,8 +44,8 @@ def test_an_error_ends_it(capsys):
 
 def test_on_a_terminal_the_stage_is_shown_and_wiped_away():
     code = (
-        "import time; from sweep.cli.output.stages import Stages\n"
-        "with Stages('starting') as stages:\n"
+        "import time; from sweep.cli.output.stages import StageReporter\n"
+        "with StageReporter('starting') as stages:\n"
         "    stages.announce('reading the model'); time.sleep(1)\n"
         "print('done')"
     )

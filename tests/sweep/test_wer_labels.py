@@ -4,6 +4,7 @@ import io
 from dataclasses import asdict, replace
 
 import pytest
+from made_outcomes import make_outcome
 from rich.console import Console
 
 from core import bundle
@@ -18,7 +19,6 @@ from sweep.cli.output.tables import confirmations_table
 from sweep.ledger.records import TrialRecord
 from sweep.pareto.front import Point
 from sweep.search.confirm import summarize_confirmations
-from sweep.testing.outcomes import make_outcome
 from sweep.wer_labels import against_note, methods_line, refuse_methods, refuse_sweep, wer_name
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
+from made_outcomes import make_outcome
 
 from core import bundle
 from core.config.trial import CorpusConfig, DemoConfig
@@ -19,7 +20,6 @@ from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 

@@ -4,6 +4,7 @@ import sqlite3
 from unittest import mock
 
 import pytest
+from made_outcomes import make_outcome, make_records
 from sqlalchemy import event
 
 from core.report import Report
@@ -11,7 +12,6 @@ from sweep.config.distributions import Choice, Range
 from sweep.ledger.fast_read import records_in
 from sweep.ledger.files import FILE, LedgerError
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome, make_records
 
 LEAVES = {
     "pruning.target_sparsity": Range(low=0.0, high=0.95),
@@ -30,7 +30,7 @@ def ledger(tmp_path):
 
 
 def add(ledger, count):
-    """So many finished trials more."""
+    """Add finished trials."""
     for made in make_records(len(ledger) + count)[len(ledger) :]:
         number = ledger.add({**made.params, "pruning.steps": 3}, LEAVES).number
         ledger.start(number)
@@ -69,17 +69,17 @@ def test_a_trial_without_a_number_between_others_is_damage(ledger, tmp_path):
 
 
 def statements(ledger, act):
-    """How many statements the database hears while this is done."""
-    heard = []
+    """Number of statements that the database executes during a call."""
+    seen = []
     engine = ledger._storage.engine
 
     def hear(*_):
-        heard.append(1)
+        seen.append(1)
 
     event.listen(engine, "before_cursor_execute", hear)
     act()
     event.remove(engine, "before_cursor_execute", hear)
-    return len(heard)
+    return len(seen)
 
 
 @pytest.mark.slow
@@ -94,17 +94,17 @@ def test_a_trial_more_asks_no_more_of_the_database_however_many_there_are(ledger
 @pytest.mark.slow
 def test_reading_asks_no_more_of_the_database_however_many_trials_there_are(ledger, tmp_path):
     def asked():
-        heard = []
+        seen = []
         connect = sqlite3.connect
 
         def listened(*args, **kwargs):
             database = connect(*args, **kwargs)
-            database.set_trace_callback(heard.append)
+            database.set_trace_callback(seen.append)
             return database
 
         with mock.patch.object(sqlite3, "connect", listened):
             records_in(tmp_path)
-        return len(heard)
+        return len(seen)
 
     add(ledger, 5)
     few = asked()

@@ -9,6 +9,7 @@ import sys
 import optuna
 import psycopg
 import pytest
+from made_outcomes import make_outcome
 
 from core.report import Report
 from sweep.config.distributions import Choice, Range
@@ -17,7 +18,6 @@ from sweep.ledger.files import ADDRESS, FILE, JOURNAL, LedgerError
 from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError
 from sweep.storage.lock import driver_pid, sweep_lock
-from sweep.testing.outcomes import make_outcome
 
 LEAVES = {
     "pruning.target_sparsity": Range(low=0.1, high=0.9),
@@ -49,8 +49,8 @@ def study(tmp_path):
         return optuna.load_study(study_name=opened[-1].study, storage=opened[-1].storage)
 
     yield study_now
-    for each in opened:
-        each.close()
+    for item in opened:
+        item.close()
 
 
 def report(step, wer=None, gflops=None):
@@ -142,7 +142,7 @@ def test_a_kill_between_outcomes_and_state_loses_nothing(ledger, tmp_path, monke
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "_turn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ledger, "_set_state", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ledger.finish(0, [make_outcome(0.2, 1.5)])
 
@@ -256,9 +256,7 @@ def test_a_write_that_fails_half_way_is_taken_back(ledger, tmp_path, monkeypatch
 def test_a_ledger_stays_where_it_was_begun(tmp_path, kind):
     other = "journal" if kind == "sqlite" else "sqlite"
 
-    with pytest.raises(
-        LedgerError, match=f"`sweep.ledger.ledger` must stay .* but is {other} instead"
-    ):
+    with pytest.raises(LedgerError, match=f"`sweep.ledger` must stay .* but is {other} instead"):
         Ledger.open_or_create(tmp_path, ["wer", "gflops"], kind=other)
 
 
@@ -269,14 +267,14 @@ def test_a_ledger_is_copied_as_sqlite_wherever_it_lies(ledger, tmp_path):
     ledger.finish(0, [make_outcome(0.2, 1.0)])
     ledger.fail(1, "why")
     ledger.retry(1)
-    ledger.note("code", "1")
+    ledger.set_attribute("code", "1")
     (tmp_path / "copy").mkdir()
     copy_as_sqlite(tmp_path, tmp_path / "copy")
 
     assert (tmp_path / "copy" / FILE).is_file()
     copy = Ledger.open(tmp_path / "copy")
     assert copy.records() == ledger.records()
-    assert copy.noted("code") == "1"
+    assert copy.attribute("code") == "1"
     copy.close()
 
 
@@ -308,7 +306,7 @@ def test_a_server_s_lock_dies_with_its_process(postgres, tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from sweep.ledger import Ledger
+from sweep.ledger.ledger import Ledger
 ledger = Ledger.open_or_create(Path({str(tmp_path)!r}), ["wer", "gflops"], kind={postgres!r})
 ledger.add({{"pruning.method": "dense"}}, {{}})
 os.kill(os.getpid(), signal.SIGKILL)
@@ -400,7 +398,7 @@ def test_a_curve_is_kept_and_what_a_resumed_trial_repeats_takes_its_old_place(le
         ledger.advance(0, report(step, wer=1 / step, gflops=2.0))
 
     (record,) = reopened(tmp_path).records()
-    assert [heard.step for heard in record.curve] == [2, 4, 6, 8]
+    assert [point.step for point in record.curve] == [2, 4, 6, 8]
     assert record.curve[-1].wer == 1 / 8
 
 
@@ -437,7 +435,7 @@ def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(le
     ledger.add(PARAMS, LEAVES)
     ledger.start(0)
     ledger.finish(0, [make_outcome(wer=0.2)])
-    ledger.tune_on(0, 100)
+    ledger.tune_further(0, 100)
     ledger.start(0)
 
     (waiting,) = ledger.reconcile()
@@ -448,7 +446,7 @@ def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(le
     fallen_back = again.fail(0, "why")
     assert fallen_back.outcomes == (make_outcome(wer=0.2),)
     assert (fallen_back.state, fallen_back.error) == ("finished", "why")
-    again.tune_on(0, 50)
+    again.tune_further(0, 50)
     assert again.record(0).settings["tuning.more_steps"] == 150
     again.start(0)
     assert again.finish(0, [make_outcome(wer=0.1)]).outcomes[0].wer == 0.1
@@ -460,7 +458,7 @@ def test_what_is_not_finished_is_not_tuned_on(ledger):
     ledger.add(PARAMS, LEAVES)
 
     with pytest.raises(LedgerError, match="must be finished, but is waiting"):
-        ledger.tune_on(0, 10)
+        ledger.tune_further(0, 10)
 
 
 def test_a_choice_may_grow(ledger, tmp_path):
@@ -481,10 +479,10 @@ def test_what_lies_outside_a_choice_is_kept_beside_it(ledger, tmp_path):
 
 
 def test_the_ledger_remembers_what_it_is_told_of_the_sweep(ledger, tmp_path):
-    assert ledger.noted("code") is None
-    ledger.note("code", "1")
-    ledger.note("code", "2")
+    assert ledger.attribute("code") is None
+    ledger.set_attribute("code", "1")
+    ledger.set_attribute("code", "2")
 
     ledger = Ledger.open(tmp_path)
-    assert ledger.noted("code") == "2"
+    assert ledger.attribute("code") == "2"
     ledger.close()

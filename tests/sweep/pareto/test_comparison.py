@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_outcomes import make_outcome, make_records
 
 from sweep.cli import app
 from sweep.config.distributions import Range
@@ -17,7 +18,6 @@ from sweep.pareto import front
 from sweep.pareto.comparison import FrontSide, band, best_wer, compare, coverage, unlike
 from sweep.search.confirm import confirmations, plan
 from sweep.snapshot import load_snapshot
-from sweep.testing.outcomes import make_outcome, make_records
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.0, high=0.95)}
 

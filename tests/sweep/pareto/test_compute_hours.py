@@ -1,12 +1,12 @@
 """What a sweep's machines did, and what of it was for nothing."""
 
 import pytest
+from made_outcomes import make_outcome
 
 from core.report import Report
 from sweep.ledger.ledger import Ledger
 from sweep.ledger.records import TrialRecord
 from sweep.pareto.compute_hours import hours
-from sweep.testing.outcomes import make_outcome
 
 
 def record(number, state, seconds, wasted=0.0):
@@ -54,7 +54,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr("sweep.ledger.time", clock)
+    monkeypatch.setattr("sweep.ledger.ledger.time", clock)
     return clock
 
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import soundfile
+from made_outcomes import make_records
 
 from core.evaluation.wer import align_words, word_errors
 from sweep.report.audio_page import (
@@ -21,7 +22,6 @@ from sweep.report.audio_page import (
     select_utterances,
 )
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_records
 
 # Plays by the keyboard and changes the model, as a person would; notes what comes of it.
 PROBE = """<pre id="told"></pre><script>

@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from made_outcomes import make_outcome, make_records
 from rich.console import Console
 
 from sweep.cli.output.tables import front_as_lines
@@ -16,7 +17,6 @@ from sweep.pareto import front
 from sweep.pareto.front import Point
 from sweep.report import chart_data
 from sweep.report.front_files import COLUMNS, csv_text, front_table, rows, teacher_wer, write_front
-from sweep.testing.outcomes import make_outcome, make_records
 
 # Hovers over every point as a mouse would, and notes what the page says of it, and what it loads.
 PROBE = """<pre id="told"></pre><script>

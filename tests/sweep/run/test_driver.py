@@ -19,7 +19,7 @@ from sweep.run import driver
 from sweep.search.budget import extended_budget
 from sweep.search.confirm import confirmations, plan, summarize_confirmations
 from sweep.snapshot import load_snapshot
-from sweep.storage.lock import ask_to_stop, sweep_lock
+from sweep.storage.lock import request_stop, sweep_lock
 from sweep.summary import trial_rows
 from sweep.tracking.tracker import database_uri
 
@@ -33,7 +33,7 @@ def make(tiny_space, tmp_path, tiny_shared, empty_database):
     Speech, teacher and MLflow's tables are there already, unless it shall make them itself.
     """
 
-    def made(*, is_bare=False, **replaced):
+    def make_sweep(*, is_bare=False, **replaced):
         text = tiny_space.read_text()
         for before, after in replaced.values():
             assert before in text
@@ -46,7 +46,7 @@ def make(tiny_space, tmp_path, tiny_shared, empty_database):
             shutil.copy(empty_database, folder / "mlflow.db")
         return folder
 
-    return made
+    return make_sweep
 
 
 def records_of(folder):
@@ -159,7 +159,7 @@ def start(folder):
     code = f"""
 import sys
 from pathlib import Path
-from sweep import driver
+from sweep.run import driver
 sys.exit(driver.run(Path({str(folder)!r})))
 """
     return subprocess.Popen([sys.executable, "-P", "-c", code])  # noqa: S603
@@ -210,13 +210,13 @@ def test_a_killed_driver_costs_nothing_but_time(make):
 def test_what_trials_said_while_no_driver_heard_is_in_the_ledger_at_last(make):
     folder = make(one=("trials = 4", "trials = 2"))
     assert driver.run(folder) == driver.DONE
-    heard = [(r.steps, r.total_steps, r.curve) for r in records_of(folder)]
-    assert [steps for steps, *_ in heard] == [4, 4]
+    reported = [(r.steps, r.total_steps, r.curve) for r in records_of(folder)]
+    assert [steps for steps, *_ in reported] == [4, 4]
 
     for path in folder.glob("ledger.db*"):  # as if the driver had died before it heard a word
         path.unlink()
     assert driver.run(folder) == driver.DONE
-    assert [(r.steps, r.total_steps, r.curve) for r in records_of(folder)] == heard
+    assert [(r.steps, r.total_steps, r.curve) for r in records_of(folder)] == reported
 
 
 @pytest.mark.long
@@ -258,7 +258,7 @@ def test_one_finished_trial_is_tuned_on_in_its_own_run(make):
     assert driver.run(folder) == driver.DONE
     before = records_of(folder)
     ledger = Ledger.open(folder)
-    ledger.tune_on(1, 4)
+    ledger.tune_further(1, 4)
     ledger.close()
 
     assert driver.run(folder) == driver.DONE
@@ -276,7 +276,7 @@ def test_another_config_than_the_sweep_was_begun_with_is_refused_by_name(make):
     folder = make()
     config = open_config(folder)
     ledger = Ledger.create(folder)
-    ledger.note("config", config.toml())
+    ledger.set_attribute("config", config.toml())
     ledger.close()
     text = (folder / "sweep.toml").read_text()
     (folder / "sweep.toml").write_text(
@@ -337,7 +337,7 @@ def test_a_word_in_the_directory_ends_a_sweep_in_order(make):
     folder = longer(make)
     process = start(folder)
     wait_for_reports(folder, 3)
-    ask_to_stop(folder)
+    request_stop(folder)
 
     assert process.wait(timeout=60) == driver.INTERRUPTED
     assert {record.state for record in records_of(folder)} <= {"finished", "waiting"}
@@ -349,14 +349,14 @@ def test_front_points_are_confirmed_with_fresh_seeds(make):
     folder = make(trials=("trials = 4", "trials = 2"))
     assert driver.run(folder) == driver.DONE
     front = load_snapshot(folder).front
-    place = plan(load_snapshot(folder), seeds=2)
+    confirm_folder = plan(load_snapshot(folder), seeds=2)
 
-    assert driver.run(place) == driver.DONE
-    ledger = Ledger.open(place)
-    found = summarize_confirmations(front, ledger.records(), confirmations(ledger))
+    assert driver.run(confirm_folder) == driver.DONE
+    ledger = Ledger.open(confirm_folder)
+    records = summarize_confirmations(front, ledger.records(), confirmations(ledger))
     ledger.close()
-    assert [each.trial for each in found] == [point.trial for point in front]
-    assert {each.seeds for each in found} == {2}
-    assert [r.params["seed"] for r in records_of(place)] == [1, 2] * len(front)
+    assert [record.trial for record in records] == [point.trial for point in front]
+    assert {record.seeds for record in records} == {2}
+    assert [r.params["seed"] for r in records_of(confirm_folder)] == [1, 2] * len(front)
     plan(load_snapshot(folder), seeds=2)
-    assert len(records_of(place)) == 2 * len(front), "what is there is not planned again"
+    assert len(records_of(confirm_folder)) == 2 * len(front), "what is there is not planned again"

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
-from sweep.run.library_caches import PLACES, TOKENS, provide_home, provide_token
-from sweep.testing.outcomes import make_outcome
+from sweep.run.library_caches import FOLDERS, TOKENS, provide_home, provide_token
 
 HOMES = ["/dev/null/x", "/proc"]
 """One that is not there and cannot be made, and one that nobody can write to, root included."""
-NAMES = ("HOME", *PLACES, *TOKENS)
+NAMES = ("HOME", *FOLDERS, *TOKENS)
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def ran():
 
 
 def _run(temporary, home, *words):
-    place = {name: value for name, value in os.environ.items() if name not in NAMES}
-    place |= {"TMPDIR": temporary, **({"HOME": home} if home else {})}
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    environment |= {"TMPDIR": temporary, **({"HOME": home} if home else {})}
     command = [sys.executable, "-P", "-m", "sweep", *map(str, words)]
-    return subprocess.run(command, env=place, capture_output=True, text=True, check=False)  # noqa: S603
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,15 @@ import pytest
 
 from core.config.base import ConfigError
 from sweep.config.sweep import ResourcesConfig, parse
-from sweep.run.nodes import Machine, fault, request
+from sweep.run.nodes import Machine, machine_fault, placement_request
 from sweep.tracking.provenance import code_version
 
 
 def test_a_directory_that_is_not_shared_is_named(tmp_path):
-    found = fault(str(tmp_path / "elsewhere" / ".seen"), "word", code_version())
+    fault = machine_fault(str(tmp_path / "elsewhere" / ".seen"), "word", code_version())
 
-    assert found is not None
-    assert found.startswith(
+    assert fault is not None
+    assert fault.startswith(
         f"`{tmp_path / 'elsewhere'}` must be a directory that all machines share"
     )
 
@@ -57,9 +57,9 @@ def test_a_machine_has_a_label_if_the_rule_says_so():
 
 
 def test_a_trial_of_several_ranks_takes_a_bundle_each():
-    wanted = request(ResourcesConfig(ranks=3, cpus=2, gpus=1))
+    request = placement_request(ResourcesConfig(ranks=3, cpus=2, gpus=1))
 
-    assert wanted.bundles == [{"CPU": 2.0, "GPU": 1.0}] * 3
+    assert request.bundles == [{"CPU": 2.0, "GPU": 1.0}] * 3
 
 
 @pytest.mark.parametrize(

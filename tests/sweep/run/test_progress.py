@@ -6,13 +6,13 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
+from made_outcomes import make_outcome, make_records
 from rich.console import Console
 
 from core.report import Report
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.run.progress import Progress
-from sweep.testing.outcomes import make_outcome, make_records
 
 RUNNING = TrialRecord(number=3, state="running", params={"pruning.target_sparsity": 0.5})
 DONE = replace(RUNNING, state="finished", outcomes=(make_outcome(0.05, 1.6),))
@@ -28,7 +28,7 @@ def plain():
 
 
 def lines(console):
-    """What was written, without the clock."""
+    """The lines written, without the clock."""
     text = console.file.getvalue()
     assert re.fullmatch(r"(\d\d:\d\d [^\x00-\x1f]*\n)*", text)  # whole lines, no control codes
     return [line.partition(" ")[2] for line in text.splitlines()]
@@ -42,11 +42,11 @@ def shown(progress):
 
 def test_without_a_terminal_each_event_is_one_plain_line(plain):
     with Progress("demo", 8, console=plain) as progress:
-        progress.teacher(replace(REPORT, stage="teacher"))
-        progress.trial(RUNNING)
-        progress.report(3, REPORT)
-        progress.trial(DONE)
-        progress.event("Ray went away, but this line is far longer than the console is wide")
+        progress.show_teacher(replace(REPORT, stage="teacher"))
+        progress.show_trial(RUNNING)
+        progress.show_report(3, REPORT)
+        progress.show_trial(DONE)
+        progress.show_event("Ray went away, but this line is far longer than the console is wide")
 
     assert lines(plain) == [
         "teacher: step 200 of 700, WER 12.30 %, 0.890 GFLOPs",
@@ -72,8 +72,8 @@ def test_without_a_terminal_each_event_is_one_plain_line(plain):
 )
 def test_each_end_of_a_trial_is_told(plain, record, line):
     progress = Progress("demo", 8, console=plain)
-    progress.trial(RUNNING)
-    progress.trial(record)
+    progress.show_trial(RUNNING)
+    progress.show_trial(record)
 
     assert lines(plain)[1].startswith(f"trial 3: {line}")
 
@@ -81,15 +81,15 @@ def test_each_end_of_a_trial_is_told(plain, record, line):
 def test_a_state_is_news_once(plain):
     progress = Progress("demo", 8, console=plain)
     for _ in range(3):
-        progress.trial(RUNNING)
+        progress.show_trial(RUNNING)
 
     assert len(lines(plain)) == 1
 
 
 def test_a_beaten_point_is_no_news_of_the_front(plain):
     progress = Progress("demo", 8, console=plain)
-    progress.trial(DONE)
-    progress.trial(replace(DONE, number=4, outcomes=(make_outcome(0.5, 1.6),)))
+    progress.show_trial(DONE)
+    progress.show_trial(replace(DONE, number=4, outcomes=(make_outcome(0.5, 1.6),)))
 
     assert [line for line in lines(plain) if line.startswith("front")] == [
         "front: 1 point, hypervolume 0.475 (+0.475); 1 of 8 finished"
@@ -111,7 +111,7 @@ def test_the_front_grown_point_by_point_is_the_front_of_all(plain):
     records = make_records(60)
     progress = Progress("demo", 60, console=plain)
     for record in records:
-        progress.trial(record)
+        progress.show_trial(record)
 
     points = front.points(records)
     assert progress._front == front.pareto_front(points)
@@ -120,10 +120,10 @@ def test_the_front_grown_point_by_point_is_the_front_of_all(plain):
 
 def test_the_view_shows_what_runs_and_how_far_it_is(plain):
     progress = Progress("demo", 4, console=plain)
-    progress.teacher(replace(REPORT, stage="teacher", step=700))
-    progress.trial(DONE)
-    progress.trial(replace(RUNNING, number=5))
-    progress.report(5, REPORT)
+    progress.show_teacher(replace(REPORT, stage="teacher", step=700))
+    progress.show_trial(DONE)
+    progress.show_trial(replace(RUNNING, number=5))
+    progress.show_report(5, REPORT)
 
     text = shown(progress)
     assert "1 of 4 finished, 1 running" in text
@@ -134,8 +134,8 @@ def test_the_view_shows_what_runs_and_how_far_it_is(plain):
 def test_a_running_trial_judged_by_the_teacher_says_so(plain):
     own = replace(REPORT, wer_against="teacher")
     progress = Progress("demo", 4, console=plain)
-    progress.trial(RUNNING)
-    progress.report(3, own)
+    progress.show_trial(RUNNING)
+    progress.show_report(3, own)
 
     assert "WER against the teacher 12.30 %" in lines(plain)[-1]
     assert "WER against the teacher (%)" in " ".join(shown(progress).split())
@@ -143,9 +143,9 @@ def test_a_running_trial_judged_by_the_teacher_says_so(plain):
 
 def test_a_trial_that_is_over_runs_no_more(plain):
     progress = Progress("demo", 4, console=plain)
-    progress.trial(RUNNING)
-    progress.report(3, REPORT)
-    progress.trial(DONE)
+    progress.show_trial(RUNNING)
+    progress.show_report(3, REPORT)
+    progress.show_trial(DONE)
 
     assert "200/700" not in shown(progress)
 
@@ -154,10 +154,10 @@ def test_the_time_left_follows_the_pace_of_this_run(plain):
     progress = Progress("demo", 4, records=[DONE], console=plain)
     assert "left" not in shown(progress)
 
-    progress.trial(replace(RUNNING, number=5))
+    progress.show_trial(replace(RUNNING, number=5))
     began, share = progress._pace_from
     progress._pace_from = (began - 60, share)
-    progress.trial(replace(DONE, number=5))
+    progress.show_trial(replace(DONE, number=5))
 
     assert "about 02:00 left" in shown(progress)
 
@@ -165,8 +165,8 @@ def test_the_time_left_follows_the_pace_of_this_run(plain):
 def test_a_terminal_gets_a_live_view_that_stays_when_it_ends():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with Progress("demo", 4, console=console) as progress:
-        progress.trial(RUNNING)
-        progress.trial(DONE)
+        progress.show_trial(RUNNING)
+        progress.show_trial(DONE)
 
     text = console.file.getvalue()
     assert "\x1b[" in text
@@ -177,14 +177,14 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     console = Console(file=io.StringIO(), force_terminal=True)
     with Progress("demo", 4, console=console) as progress:
-        progress.trial(RUNNING)
+        progress.show_trial(RUNNING)
 
     assert lines(console) == ["trial 3: running, to remove 50 %"]
 
 
 def test_news_may_contain_markup_of_rich(plain):
     progress = Progress("demo", 4, console=plain)
-    progress.trial(replace(RUNNING, state="failed", error="tensor [/bold] of shape [3]"))
+    progress.show_trial(replace(RUNNING, state="failed", error="tensor [/bold] of shape [3]"))
 
     assert "tensor [/bold] of shape [3]" in shown(progress)
 
@@ -195,11 +195,11 @@ def test_the_view_shows_the_budget_and_the_front(plain):
 
     text = shown(progress)
     assert "30.00 of 60 hours of trials spent" in text
-    found = front.pareto_front(front.points(records))
-    assert f"{front.knee(found).name} *" in text
-    for point in (found[0], found[-1]):
+    points = front.pareto_front(front.points(records))
+    assert f"{front.knee(points).name} *" in text
+    for point in (points[0], points[-1]):
         assert re.search(rf"{point.name}\s+{point.result.method}\s+{100 * point.wer:.2f}", text)
-    assert len(found) > len(text.splitlines()) - 12, "a long front is thinned out"
+    assert len(points) > len(text.splitlines()) - 12, "a long front is thinned out"
 
 
 def test_the_terminal_hears_of_a_front_of_any_size_in_time_that_does_not_grow(plain):
@@ -209,6 +209,6 @@ def test_the_terminal_hears_of_a_front_of_any_size_in_time_that_does_not_grow(pl
     whole = front.pareto_front
     for record in make_records(402)[400:]:
         with mock.patch.object(front, "pareto_front", lambda p: seen.append(len(p)) or whole(p)):
-            progress.trial(record)
+            progress.show_trial(record)
 
     assert max(seen) <= len(whole(front.points(records))) + 2

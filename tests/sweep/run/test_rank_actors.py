@@ -22,7 +22,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know 
 
 @ray.remote
 class First:
-    """What Tune's process is to a trial: the first rank, which outlives it."""
+    """The first rank, in a process that outlives a trial, as Tune's does."""
 
     def run(self, fate):
         with gather_ranks({"fate": fate}, 2, further, CPU) as ranks:
@@ -31,7 +31,7 @@ class First:
             if fate == "first fails":
                 raise KeyError("mine")
             dist.all_reduce(total)
-            return float(total), ranks.gathered(os.getpid())
+            return float(total), ranks.gather(os.getpid())
 
 
 def further(job, join):
@@ -43,7 +43,7 @@ def further(job, join):
         if job["fate"] == "other dies":
             os._exit(1)
         dist.all_reduce(total)
-        ranks.gathered(os.getpid())
+        ranks.gather(os.getpid())
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from lossy_cluster import local_cluster
 from mlflow import MlflowClient
 
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
-from sweep.testing.local_cluster import local_cluster
 from sweep.tracking.provenance import code_version
 from sweep.tracking.tracker import database_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LONGER = ("[trial.tuning]\nsteps = 2", "[trial.tuning]\nsteps = 60")
 
 
@@ -74,9 +74,9 @@ JOINED = """
 import json, sys
 from pathlib import Path
 import ray
-from sweep import cluster, machines
-from sweep.config import ResourcesConfig
-with cluster.joined(sys.argv[1]):
+from sweep.run import nodes, ray_cluster
+from sweep.config.sweep import ResourcesConfig
+with ray_cluster.connect(sys.argv[1]):
     {}
     print(json.dumps(answer))
 """
@@ -121,9 +121,9 @@ def test_a_sweep_of_two_ranks_a_trial_outlives_a_lost_machine(cluster, make, sta
     cluster.kill_node(machine)
     cluster.add_node()
 
-    said, _ = driver.communicate(timeout=600)
-    assert driver.returncode == 0, said
-    assert "(raylet)" not in said
+    output, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, output
+    assert "(raylet)" not in output
     records = records_of(folder)
     assert [record.state for record in records] == ["finished"] * 2
     assert sum(record.attempts for record in records) == 3
@@ -145,13 +145,13 @@ def test_a_sweep_of_two_ranks_a_trial_outlives_a_lost_machine(cluster, make, sta
 
 
 LABELS = """
-    wanted = ResourcesConfig(labels={"kind": "big"})
-    group = machines.request(wanted).to_placement_group()
+    needs = ResourcesConfig(labels={"kind": "big"})
+    group = nodes.placement_request(needs).to_placement_group()
     is_placed = group.wait(60)
-    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"].values()
-    kinds = [m.labels.get("kind") for m in machines.machines() if m.id in nodes]
+    ids = ray.util.placement_group_table(group)["bundles_to_node_id"].values()
+    kinds = [m.labels.get("kind") for m in nodes.machines() if m.id in ids]
     others = [{"labels": {"kind": "huge"}}, {"ranks": 9}, {"gpus": 1}]
-    answer = [kinds, *(machines.lack(ResourcesConfig.parse(r)) for r in ({}, *others))]
+    answer = [kinds, *(nodes.resource_shortage(ResourcesConfig.parse(r)) for r in ({}, *others))]
 """
 
 
@@ -171,9 +171,9 @@ def test_trials_go_to_the_machines_with_their_labels(cluster):
 
 EXAMINED = """
     try:
-        machines.examine(Path.cwd())
+        nodes.check_machines(Path.cwd())
         answer = None
-    except cluster.ClusterError as error:
+    except ray_cluster.ClusterError as error:
         answer = str(error)
 """
 
@@ -184,9 +184,9 @@ def test_a_machine_with_another_program_is_refused_by_name(cluster, tmp_path):
     (tmp_path / "other" / "core" / "more.py").write_text('"""More."""\n')
     number = cluster.add_node(environment={"PYTHONPATH": str(tmp_path / "other")})
     try:
-        said = asked(cluster, EXAMINED)
+        answer = asked(cluster, EXAMINED)
     finally:
         cluster.kill_node(number)
 
-    assert said.startswith("On the machine 127.0.0.")
-    assert f" the program must be the driver's, {code_version()}, but is 0.1.0 " in said
+    assert answer.startswith("On the machine 127.0.0.")
+    assert f" the program must be the driver's, {code_version()}, but is 0.1.0 " in answer

@@ -12,47 +12,47 @@ from core.data.audio_decoding import CorpusError
 from core.training import checkpoint
 from core.training.loop import DivergenceError
 from sweep.run.ray_cluster import ClusterError
-from sweep.run.worker import full_disk_told, kind_of
+from sweep.run.worker import error_kind, raise_full_disk
 
 
 @pytest.fixture
 def full_disk(tmp_path):
     """A disk that holds hardly anything."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     if subprocess.run(command, check=False, capture_output=True).returncode:  # noqa: S603
         pytest.skip("needs the right to mount a small disk")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)  # noqa: S603, S607
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)  # noqa: S603, S607
 
 
-def by_torch(place, tensors):
-    checkpoint.save(place / "checkpoints", 1, tensors)
+def by_torch(disk, tensors):
+    checkpoint.save(disk / "checkpoints", 1, tensors)
 
 
-def by_safetensors(place, tensors):
-    save_file(tensors, place / "model.safetensors")
+def by_safetensors(disk, tensors):
+    save_file(tensors, disk / "model.safetensors")
 
 
-def by_hand(place, tensors):
-    (place / "file").write_bytes(bytes(tensors["weight"].numel()))
+def by_hand(disk, tensors):
+    (disk / "file").write_bytes(bytes(tensors["weight"].numel()))
 
 
 @pytest.mark.parametrize("write", [by_torch, by_safetensors, by_hand])
 def test_a_full_disk_is_said_in_the_systems_words_whoever_wrote(full_disk, write):
     with (
         pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as raised,
-        full_disk_told(full_disk),
+        raise_full_disk(full_disk),
     ):
         write(full_disk, {"weight": torch.zeros(100_000)})
 
     assert raised.value.filename == str(full_disk)
-    assert kind_of(raised.value) == "disk"
+    assert error_kind(raised.value) == "disk"
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), full_disk_told(tmp_path):
+    with pytest.raises(FileNotFoundError), raise_full_disk(tmp_path):
         (tmp_path / "nothing").read_text()
 
 
@@ -69,4 +69,4 @@ def test_other_errors_pass_as_they_are(tmp_path):
     ],
 )
 def test_each_fault_has_its_kind(error, kind):
-    assert kind_of(error) == kind
+    assert error_kind(error) == kind

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome, make_records
 
 from sweep.config.sweep import MOST_TRIALS, SweepConfig
 from sweep.ledger.records import TrialRecord
 from sweep.search.budget import extended_budget, reached_limit
-from sweep.testing.outcomes import make_outcome, make_records
 
 RECORDS = [replace(record, seconds=1800.0) for record in make_records(8)]
 

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.sweep import parse
 from sweep.ledger.records import TrialRecord
 from sweep.search.sampler import STARTUP_TRIALS, Sampling, anchors, choose_kind
-from sweep.testing.outcomes import make_outcome
 
 SPACE = """
 [trial]

@@ -1,4 +1,5 @@
 import pytest
+from made_outcomes import make_outcome
 
 from core.config.base import ConfigError
 from sweep.config.distributions import Range
@@ -7,7 +8,6 @@ from sweep.ledger.ledger import Ledger
 from sweep.search.sampler import STARTUP_TRIALS, Sampling
 from sweep.search.warm_start import begin, warm_start_records
 from sweep.snapshot import load_snapshot
-from sweep.testing.outcomes import make_outcome
 
 SPACE = """
 [trial.pruning]

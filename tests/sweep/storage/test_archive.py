@@ -5,6 +5,7 @@ import sys
 import tarfile
 
 import pytest
+from made_outcomes import make_outcome
 
 from core.config.base import ConfigError
 from sweep.config.diff import changes, check
@@ -14,7 +15,6 @@ from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError
 from sweep.storage.archive import pack, unpack
 from sweep.storage.lock import sweep_lock
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking.tracker import Tracker
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
@@ -52,12 +52,12 @@ def test_what_is_unpacked_is_what_was_packed(sweep, tmp_path):
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
 def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, tmp_path, kind):
-    place = request.getfixturevalue("postgres") if kind == "postgresql" else kind
+    other = request.getfixturevalue("postgres") if kind == "postgresql" else kind
     folder, again = tmp_path / "sweep", tmp_path / "elsewhere"
-    config = load(str(tiny_space)).with_budget(ledger=place)
+    config = load(str(tiny_space)).with_budget(ledger=other)
     create(folder, config, tiny_space.read_text())
-    ledger = Ledger.open_or_create(folder, ["wer", "gflops"], kind=place)
-    ledger.note("config", config.toml())
+    ledger = Ledger.open_or_create(folder, ["wer", "gflops"], kind=other)
+    ledger.set_attribute("config", config.toml())
     ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
     ledger.close()
     pack(folder, tmp_path / "sweep.tar.gz")
@@ -67,7 +67,7 @@ def test_a_sweep_is_packed_whole_wherever_its_ledger_lies(request, tiny_space, t
     assert open_config(again) == open_config(folder).with_budget(ledger=kind_there)
     there = Ledger.open_or_create(again, ["wer", "gflops"], kind=kind_there)
     assert there.records() == ledger.records()
-    check(changes(parse(there.noted("config"), source="the ledger"), open_config(again)))
+    check(changes(parse(there.attribute("config"), source="the ledger"), open_config(again)))
     there.close()
     assert not (again / "ledger.address").exists()
 
@@ -125,8 +125,8 @@ def test_what_is_no_packed_sweep_is_refused_and_leaves_nothing(sweep, tmp_path, 
 FIRST = """
 import sys
 from pathlib import Path
-from sweep.records import TrialRecord
-from sweep.tracking import Tracker
+from sweep.ledger.records import TrialRecord
+from sweep.tracking.tracker import Tracker
 
 tracker = Tracker(Path(sys.argv[1]), "demo")
 print(tracker.open_sweep("[sweep]", {}))

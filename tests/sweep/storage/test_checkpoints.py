@@ -14,7 +14,7 @@ from sweep.storage.checkpoints import (
 )
 from sweep.storage.object_store import Remote, StoreError
 
-SIGN = params_digest({"pruning.target_sparsity": 0.5})
+DIGEST = params_digest({"pruning.target_sparsity": 0.5})
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def steps(folder, last, *, every=1, save=True):
     """A trial of so many steps: it counts from its newest checkpoint on, and leaves a model."""
     if (folder / "outcomes.json").is_file():
         return json.loads((folder / "outcomes.json").read_text())[0]["how"]
-    found = checkpoint.load_newest(folder / "checkpoints")
-    first = found["step"] if found else 0
+    keys = checkpoint.load_newest(folder / "checkpoints")
+    first = keys["step"] if keys else 0
     for step in range(first + 1, last + 1):
         if save:
             checkpoint.save(folder / "checkpoints", step, {"step": step, "x": torch.ones(3)})
@@ -46,10 +46,12 @@ def steps(folder, last, *, every=1, save=True):
     return outcome["how"]
 
 
-def trial(store, sweep, last, *, sign=SIGN, number=7, **others):
+def trial(store, sweep, last, *, digest=DIGEST, number=7, **others):
     folder = sweep / "trials" / f"{number:04}"
-    luggage = RemoteState(address=store.address, sign=sign)
-    return run_with_remote_state(steps(folder, last, **others), luggage, folder=folder, sweep=sweep)
+    remote_state = RemoteState(address=store.address, digest=digest)
+    return run_with_remote_state(
+        steps(folder, last, **others), remote_state, folder=folder, sweep=sweep
+    )
 
 
 def ended(generator):
@@ -140,14 +142,14 @@ def test_another_trial_of_the_same_number_starts_afresh(store, machine):
     ended(trial(store, machine("a"), 3))
     other = params_digest({"pruning.target_sparsity": 0.6})
 
-    assert ended(trial(store, machine("b"), 2, sign=other)) == ([1, 2], "from 0")
-    assert ended(trial(store, machine("a"), 2, sign=other)) == ([], "from 0")
+    assert ended(trial(store, machine("b"), 2, digest=other)) == ([1, 2], "from 0")
+    assert ended(trial(store, machine("a"), 2, digest=other)) == ([], "from 0")
     newest = checkpoint.load_newest(machine("a") / "trials" / "0007" / "checkpoints")
     assert newest["step"] == 2
 
 
 def test_checkpoints_between_reports_are_sent_too(store, machine, monkeypatch):
-    monkeypatch.setattr("sweep.store.workers.WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("sweep.storage.checkpoints.WATCH_SECONDS", 0.05)
 
     def slow(folder):
         checkpoint.save(folder / "checkpoints", 1, {"step": 1})
@@ -158,9 +160,11 @@ def test_checkpoints_between_reports_are_sent_too(store, machine, monkeypatch):
         return "unseen"
 
     folder = machine("a") / "trials" / "0007"
-    luggage = RemoteState(address=store.address, sign=SIGN)
+    remote_state = RemoteState(address=store.address, digest=DIGEST)
     assert (
-        ended(run_with_remote_state(slow(folder), luggage, folder=folder, sweep=machine("a")))[1]
+        ended(run_with_remote_state(slow(folder), remote_state, folder=folder, sweep=machine("a")))[
+            1
+        ]
         == "seen"
     )
 
@@ -178,11 +182,11 @@ def test_without_a_store_a_trial_is_as_it_was(machine):
 
 
 def speech_and_teacher(sweep, last=2):
-    """What all trials share, unless it is there."""
+    """The files that all trials share, unless they exist."""
     if (sweep / "teacher" / "model" / "model.safetensors").is_file():
         return
-    found = checkpoint.load_newest(sweep / "teacher" / "checkpoints")
-    for step in range(found["step"] + 1 if found else 1, last + 1):
+    note = checkpoint.load_newest(sweep / "teacher" / "checkpoints")
+    for step in range(note["step"] + 1 if note else 1, last + 1):
         checkpoint.save(sweep / "teacher" / "checkpoints", step, {"step": step})
         yield Report(stage="teacher", step=step, total_steps=last)
     for name in ("teacher/model/model.safetensors", "features/train-1/features.bin"):
@@ -191,16 +195,20 @@ def speech_and_teacher(sweep, last=2):
 
 
 def test_teacher_and_features_are_made_once_and_fetched_once_a_machine(store, machine):
-    luggage = RemoteState(address=store.address)
+    remote_state = RemoteState(address=store.address)
     began = prepare_with_remote_state(
-        speech_and_teacher(machine("a"), 9), luggage, sweep=machine("a")
+        speech_and_teacher(machine("a"), 9), remote_state, sweep=machine("a")
     )
     assert next(began).step == 1
     began.close()
 
-    made = prepare_with_remote_state(speech_and_teacher(machine("b")), luggage, sweep=machine("b"))
+    made = prepare_with_remote_state(
+        speech_and_teacher(machine("b")), remote_state, sweep=machine("b")
+    )
     assert [report.step for report in made] == [2]
-    again = prepare_with_remote_state(speech_and_teacher(machine("c")), luggage, sweep=machine("c"))
+    again = prepare_with_remote_state(
+        speech_and_teacher(machine("c")), remote_state, sweep=machine("c")
+    )
     assert [report.step for report in again] == []
     ended(trial(store, machine("d"), 1))
     features = machine("d") / "features" / "train-1" / "features.bin"
@@ -211,9 +219,13 @@ def test_teacher_and_features_are_made_once_and_fetched_once_a_machine(store, ma
 
 
 def test_features_that_do_not_match_their_checksum_are_refused(store, machine, monkeypatch):
-    monkeypatch.setattr("sweep.store.workers.PATIENCE_SECONDS", 0)
-    luggage = RemoteState(address=store.address)
-    list(prepare_with_remote_state(speech_and_teacher(machine("a")), luggage, sweep=machine("a")))
+    monkeypatch.setattr("sweep.storage.checkpoints.PATIENCE_SECONDS", 0)
+    remote_state = RemoteState(address=store.address)
+    list(
+        prepare_with_remote_state(
+            speech_and_teacher(machine("a")), remote_state, sweep=machine("a")
+        )
+    )
     store.write("features/train-1/features.bin", b"2" * 1000)
 
     with pytest.raises(StoreError, match="must match its checksum"):

@@ -28,8 +28,8 @@ def run(*words):
     return done.returncode, done.stdout, done.stderr
 
 
-def trials_of(place):
-    code, out, err = run("trials", place, "--json")
+def trials_of(folder):
+    code, out, err = run("trials", folder, "--json")
     assert code == DONE, err
     return json.loads(out)
 
@@ -102,10 +102,10 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_store_alone(
     rows = trials_of(address)
     assert found_by(rows) == found_by(trials_of(plain))
     assert {row["state"] for row in rows} == {"finished"}
-    kept = store.under("trials")
+    keys = store.under("trials")
     for row in rows:
         name = f"trials/{row['trial']:04}"
-        assert {f"{name}/outcomes.json", f"{name}/model/model.safetensors"} <= set(kept)
-    files, folders = store.beside_root()
+        assert {f"{name}/outcomes.json", f"{name}/model/model.safetensors"} <= set(keys)
+    files, folders = store.list_root()
     assert {"sweep.toml", "ledger.db", "mlflow.db", "events.jsonl", "shared.json"} <= set(files)
     assert {"front", "features", "teacher", "trials"} <= set(folders)

@@ -67,8 +67,8 @@ def test_who_is_not_heard_of_for_as_long_as_he_said_loses_it(store):
 def test_a_process_of_this_machine_that_is_no_more_is_not_waited_for(address):
     code = f"""
 import os, signal
-from sweep.store.lease import Lease
-from sweep.store.remote import RefusedError, Remote
+from sweep.storage.lease import Lease
+from sweep.storage.object_store import RefusedError, Remote
 assert Lease(Remote({address!r}), seconds=600).acquire() is None
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -8,7 +8,13 @@ import pytest
 
 from sweep.storage import object_store
 from sweep.storage.checkpoints import SHARED, fetch_shared
-from sweep.storage.object_store import RefusedError, Remote, StoreError, local_path, patiently
+from sweep.storage.object_store import (
+    RefusedError,
+    Remote,
+    StoreError,
+    local_path,
+    retry_while_away,
+)
 
 
 @pytest.fixture
@@ -37,11 +43,11 @@ def test_who_comes_first_has_it(store):
 
 
 def test_what_lies_at_the_address_is_told_from_what_lies_below(store):
-    assert store.beside_root() == ({}, [])
+    assert store.list_root() == ({}, [])
     for key in ("one", "two", "below/three", "below/deeper/four"):
         store.write(key, b"1")
 
-    files, folders = store.beside_root()
+    files, folders = store.list_root()
     assert (sorted(files), folders) == (["one", "two"], ["below"])
 
 
@@ -68,7 +74,7 @@ def test_what_is_deleted_is_gone_and_what_was_never_there_is_no_fault(store):
         ("file:///tmp/x", "must be an object store's"),
         ("memory://x", "must be an object store's"),
         ("s3://", "must be an object store's"),
-        ("nothing://x/y", "must be of a known store"),
+        ("nothing://x/y", "must be that of a supported store"),
     ],
 )
 def test_an_address_that_no_store_has_is_refused(address, message):
@@ -85,10 +91,11 @@ def test_a_store_that_is_away_is_named_in_one_line(address):
 
 def test_who_has_no_right_is_told_at_once(store_server, tmp_path):
     code = """
-from sweep.store.remote import RefusedError, Remote, StoreError, local_path, patiently
-from sweep.store.workers import SHARED, fetch_shared
+from sweep.storage.object_store import RefusedError, Remote, StoreError
+from sweep.storage.object_store import local_path, retry_while_away
+from sweep.storage.checkpoints import SHARED, fetch_shared
 try:
-    patiently(lambda: Remote("s3://bucket/x").read("a"), seconds=600)
+    retry_while_away(lambda: Remote("s3://bucket/x").read("a"), seconds=600)
 except StoreError as error:
     print(error)
 """
@@ -125,9 +132,9 @@ def test_patience_ends(monkeypatch):
         raise StoreError("away")
 
     with pytest.raises(StoreError, match="away"):
-        patiently(away, seconds=0.2)
+        retry_while_away(away, seconds=0.2)
     assert len(tries) > 2
-    assert patiently(lambda: 3, seconds=0) == 3
+    assert retry_while_away(lambda: 3, seconds=0) == 3
 
 
 @pytest.mark.parametrize("key", ["../out", "features/../../out", "teacher/model/../../../out"])

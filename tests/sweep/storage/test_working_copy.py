@@ -1,6 +1,8 @@
+import json
 import shutil
 
 import pytest
+from made_outcomes import make_outcome
 
 from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
@@ -11,11 +13,10 @@ from sweep.snapshot import load_snapshot, model_path
 from sweep.storage import sync
 from sweep.storage.addresses import address_of, display_name
 from sweep.storage.archive import pack, unpack
-from sweep.storage.lock import ask_to_stop, driver_pid, is_stop_asked, sweep_lock
+from sweep.storage.lock import driver_pid, is_stop_requested, request_stop, sweep_lock
 from sweep.storage.object_store import Remote
 from sweep.storage.sync import UnsentError
-from sweep.storage.working_copy import GENERATION, at, refresh
-from sweep.testing.outcomes import make_outcome
+from sweep.storage.working_copy import GENERATION, SyncState, refresh, resolve_folder
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 
@@ -31,7 +32,7 @@ def machine(tmp_path, monkeypatch, address):
 
     def copy(name):
         monkeypatch.setenv("CONFORMER_SWEEP_SCRATCH", str(tmp_path / name))
-        return at(address)
+        return resolve_folder(address)
 
     return copy
 
@@ -59,14 +60,14 @@ def num_trials(folder):
 
 
 def test_a_path_is_itself(tmp_path):
-    assert at(str(tmp_path)) == tmp_path
+    assert resolve_folder(str(tmp_path)) == tmp_path
     assert address_of(tmp_path) is None
     assert display_name(tmp_path) == str(tmp_path)
 
 
 def test_each_address_has_one_copy(machine, address):
-    assert machine("first") == at(f"{address}/")
-    assert at(f"{address}2") != machine("first")
+    assert machine("first") == resolve_folder(f"{address}/")
+    assert resolve_folder(f"{address}2") != machine("first")
     assert display_name(machine("first")) == address
 
 
@@ -148,12 +149,12 @@ def test_a_word_reaches_a_driver_on_another_machine(sweep, machine, monkeypatch)
     monkeypatch.setattr(sync, "STOP_SECONDS", 0.1)
     second = machine("second")
     with sweep_lock(sweep):
-        ask_to_stop(second)
+        request_stop(second)
         for _ in range(100):
-            if is_stop_asked(sweep):
+            if is_stop_requested(sweep):
                 break
             sync.threading.Event().wait(0.1)
-        assert is_stop_asked(sweep)
+        assert is_stop_requested(sweep)
 
 
 def test_a_store_that_is_away_at_the_end_loses_nothing(sweep, machine, monkeypatch):
@@ -168,7 +169,7 @@ def test_a_store_that_is_away_at_the_end_loses_nothing(sweep, machine, monkeypat
             monkeypatch.setattr(sync.Remote, "upload", away)
             add_trial(sweep)
 
-    with pytest.raises(UnsentError, match=f"away; what it lacks lies in `{sweep}`"):
+    with pytest.raises(UnsentError, match=f"away; newer files are in `{sweep}`"):
         work()
     monkeypatch.setattr(sync.Remote, "upload", endpoint)
     assert num_trials(machine("second")) == 1
@@ -193,13 +194,13 @@ def test_a_sweep_of_a_store_is_packed_whole(sweep, machine, store, tmp_path):
 
 def test_the_confirmations_of_a_copy_are_a_copy_too(sweep, machine, store, address):
     store.write("teacher/model/model.safetensors", b"model")
-    place = plan(load_snapshot(machine("second")), seeds=2)
+    inner = plan(load_snapshot(machine("second")), seeds=2)
 
-    assert display_name(place) == f"{address}/confirm"
-    assert (place / "teacher" / "model" / "model.safetensors").read_bytes() == b"model"
+    assert display_name(inner) == f"{address}/confirm"
+    assert (inner / "teacher" / "model" / "model.safetensors").read_bytes() == b"model"
     again = plan(load_snapshot(machine("third")), seeds=2)
-    assert again != place
-    assert load_snapshot(again).records == load_snapshot(place).records
+    assert again != inner
+    assert load_snapshot(again).records == load_snapshot(inner).records
     assert num_trials(sweep) == 1
 
 
@@ -209,3 +210,17 @@ def test_a_model_is_fetched_by_its_trial(sweep, store, address):
 
     folder = model_path(f"{address}:0")
     assert (folder / "model.safetensors").read_bytes() == b"model"
+
+
+def test_the_transfer_state_of_an_older_program_is_read_and_replaced(tmp_path):
+    notes = tmp_path / ".store"
+    notes.mkdir()
+    old = {"generations": ["a1"], "viewed": "b2", "versions": {"k": "1"}, "stamps": {"k": "2"}}
+    (notes / "memory.json").write_text(json.dumps(old))
+
+    state = SyncState.load(tmp_path)
+    state.save(tmp_path)
+
+    assert (state.generations, state.viewed) == (["a1"], "b2")
+    assert SyncState.load(tmp_path) == state
+    assert [path.name for path in notes.iterdir()] == ["sync.json"]

@@ -16,7 +16,7 @@ from sweep.tracking.tracker import Tracker
 OPEN = """
 import sys
 from pathlib import Path
-from sweep.tracking import Tracker
+from sweep.tracking.tracker import Tracker
 Tracker(Path(sys.argv[1]), "demo").open_sweep("", {})
 """
 
@@ -65,7 +65,7 @@ def test_a_half_made_database_without_runs_is_moved_aside_and_made_anew(folder, 
     change(database, *statements)
 
     assert statuses_of_new_sweep(folder) == ["RUNNING"]
-    assert "never finished" in caplog.text
+    assert "was incomplete" in caplog.text
     assert (folder / "mlflow.db.unfinished").is_file()
 
 

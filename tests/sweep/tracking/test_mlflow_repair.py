@@ -6,10 +6,10 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_outcome
 
 from core.report import Report
 from sweep.ledger.records import CurvePoint, TrialRecord
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking import retry_queue
 
 STEPS = (100, 200, 300)

@@ -1,13 +1,13 @@
-"""A real MLflow server that asks who is there; and passwords, which nobody is told."""
+"""A real MLflow server that requires authentication, and passwords, which are never shown."""
 
 import os
 from dataclasses import replace
 
 import pytest
+from made_outcomes import make_records
 
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_records
-from sweep.tracking.mlflow_server import TrackingError, cannot_open
+from sweep.tracking.mlflow_server import TrackingError, tracking_error
 
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 SECRET = "correct horse battery"  # noqa: S105  (of a server of our own)
@@ -34,22 +34,23 @@ def asking(server, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_server_that_asks_who_is_there_hears_whom_it_knows_and_nobody_else(
+def test_a_server_that_requires_authentication_accepts_its_users_and_nobody_else(
     asking, opened, monkeypatch, folder, caplog
 ):
     base = asking.start()
     records = make_records(3)
 
-    for name, password, instead in (
+    for name, password, reason in (
         ("", "", "they are not set"),
-        ("admin", "wrong", "it does not know those"),
-        ("nobody", SECRET, "it does not know those"),
+        ("admin", "wrong", "it does not accept those"),
+        ("nobody", SECRET, "it does not accept those"),
     ):
         monkeypatch.setenv(USER, name)
         monkeypatch.setenv(PASSWORD, password)
-        with pytest.raises(TrackingError, match=rf"`{base}` asks who is there.*{instead}") as told:
+        message = rf"`{base}` requires authentication.*{reason}"
+        with pytest.raises(TrackingError, match=message) as caught:
             opened(base)
-        assert str(told.value).count("\n") == 0
+        assert str(caught.value).count("\n") == 0
 
     monkeypatch.setenv(USER, "admin")
     monkeypatch.setenv(PASSWORD, SECRET)
@@ -59,7 +60,7 @@ def test_a_server_that_asks_who_is_there_hears_whom_it_knows_and_nobody_else(
         tracker.finish_trial(record)
     monkeypatch.setenv(PASSWORD, "changed meanwhile")
     tracker.log_front(write_front(records, folder / "front", title="demo"), records)
-    assert tracker.is_away
+    assert tracker.is_unreachable
     monkeypatch.setenv(PASSWORD, SECRET)
     tracker.close()
 
@@ -68,12 +69,12 @@ def test_a_server_that_asks_who_is_there_hears_whom_it_knows_and_nobody_else(
     assert SECRET not in caplog.text
 
 
-def test_no_password_is_told_to_anybody(monkeypatch):
+def test_no_error_shows_a_password(monkeypatch):
     monkeypatch.setenv(PASSWORD, SECRET)
     uri = "postgresql://me:hush@host/mlflow"
 
-    told = str(cannot_open(uri, OSError(f"cannot connect to {uri} now")))
+    message = str(tracking_error(uri, OSError(f"cannot connect to {uri} now")))
 
-    assert "hush" not in told
-    assert "postgresql://me:***@host/mlflow" in told
-    assert os.environ[PASSWORD] not in told
+    assert "hush" not in message
+    assert "postgresql://me:***@host/mlflow" in message
+    assert os.environ[PASSWORD] not in message

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_records
 
 from core.config.trial import ModelConfig
 from core.conformer.shape import Shape
@@ -13,7 +14,6 @@ from sweep.pareto.compute_hours import hours
 from sweep.report.architecture import structure
 from sweep.report.architecture_heatmap import Panel, draw_front, heatmap_svg
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_records
 from sweep.tracking import mlflow_view
 from sweep.tracking.provenance import Dataset
 
@@ -21,22 +21,22 @@ HERE = {"", "127.0.0.1", "localhost"}
 """An empty host is the page's own data."""
 
 
-def kept(record):
+def structure_of(record):
     whole = Shape.of(ModelConfig(size="tiny"), 64)
     share = 1 - record.outcomes[0].flops_sparsity
     blocks = tuple(
-        replace(block, ff1=round(share * block.ff1), heads=(place + record.number) % 5)
-        for place, block in enumerate(whole.blocks)
+        replace(block, ff1=round(share * block.ff1), heads=(index + record.number) % 5)
+        for index, block in enumerate(whole.blocks)
     )
     small = replace(whole, width=round(share * whole.width), blocks=blocks)
     return Panel(title=f"trial {record.number}", structure=structure(small, whole))
 
 
 @pytest.fixture
-def told(folder, opened):
-    """A sweep of eight trials, all told to MLflow: curves, outcomes, heat maps, front."""
+def tracker_of_eight(folder, opened):
+    """A sweep of eight trials, all logged to MLflow with heat maps and front."""
     records = make_records(8)
-    tracker = opened(artifacts=lambda record: {"kept.svg": heatmap_svg(kept(record))})
+    tracker = opened(artifacts=lambda record: {"kept.svg": heatmap_svg(structure_of(record))})
     tracker.install_view()
     for record in records:
         tracker.open_trial(replace(record, state="running", outcomes=()))
@@ -51,7 +51,7 @@ def told(folder, opened):
     tracker.log_hours(hours(records, cpus=2, gpus=0))
     files = write_front(records, folder / "front", title="demo")
     others = [folder / "front" / f"kept.{kind}" for kind in ("svg", "png")]
-    draw_front([kept(record) for record in records[:4]], svg=others[0], png=others[1])
+    draw_front([structure_of(record) for record in records[:4]], svg=others[0], png=others[1])
     tracker.log_front(files, records, others)
     tracker.close()
     return tracker
@@ -59,14 +59,14 @@ def told(folder, opened):
 
 @pytest.mark.slow
 def test_every_page_is_there_in_a_browser_that_asks_nobody_but_this_machine(
-    told, folder, server, browser, tmp_path
+    tracker_of_eight, folder, server, browser, tmp_path
 ):
     base = server(folder / "mlflow.db").start()
     pictures = Path(os.environ.get("SWEEP_PICTURES", tmp_path))
-    run = f"{base}/#/experiments/{told.experiment}/runs/{told.run_id(7)}"
-    front = told.front_link(base)
+    run = f"{base}/#/experiments/{tracker_of_eight.experiment}/runs/{tracker_of_eight.run_id(7)}"
+    front = tracker_of_eight.front_link(base)
     pages = {
-        "view": (told.link(base), "gflops vs. wer", ["Pareto front", "trial 7"]),
+        "view": (tracker_of_eight.link(base), "gflops vs. wer", ["Pareto front", "trial 7"]),
         "front": (front, "word error rate", ["Knee: trial", "kept.svg"]),
         "side_by_side": (front.replace("front.html", "kept.svg"), "image ", ["kept.svg"]),
         "parent": (
@@ -90,9 +90,9 @@ def test_every_page_is_there_in_a_browser_that_asks_nobody_but_this_machine(
 def test_a_note_too_long_for_mlflow_ends_with_a_whole_line():
     table = "\n".join(f"| {number} | l0 | 0.123 |" for number in range(2000))
 
-    *rows, empty, last = mlflow_view.note(table).splitlines()
+    *rows, empty, last = mlflow_view.description(table).splitlines()
 
-    assert len(mlflow_view.note(table)) <= mlflow_view.MAX_NOTE
+    assert len(mlflow_view.description(table)) <= mlflow_view.MAX_NOTE
     assert all(row.endswith("|") for row in rows)
     assert not empty
     assert "front/front.csv" in last

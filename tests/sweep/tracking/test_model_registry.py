@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 import soundfile
+from made_outcomes import make_outcome
 
 from core import bundle
 from core.config.trial import CorpusConfig
@@ -19,7 +20,6 @@ from sweep.cli import app
 from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
-from sweep.testing.outcomes import make_outcome
 from sweep.tracking.mlflow_client import open_client
 from sweep.tracking.mlflow_server import database_uri
 from sweep.tracking.tracker import Tracker
@@ -47,12 +47,12 @@ def sweep(folder, tiny_space, tmp_path):
         [make_outcome(0.05, 2.0), make_outcome(0.08, 1.0, model="model.1")],
         [make_outcome(0.06, 1.5)],
     ]
-    for number, told in enumerate(outcomes):
+    for number, values in enumerate(outcomes):
         ledger.add({"pruning.target_sparsity": 0.5}, LEAVES)
-        for outcome in told:
+        for outcome in values:
             save_bundle(folder / "trials" / f"{number:04}" / outcome.model, number + 1, tmp_path)
         ledger.track(number, tracker.open_trial(ledger.start(number)))
-        tracker.finish_trial(ledger.finish(number, told))
+        tracker.finish_trial(ledger.finish(number, values))
     ledger.add({"pruning.target_sparsity": 0.6}, LEAVES)
     ledger.close()
     return folder
@@ -81,15 +81,15 @@ def promoted(run, sweep, trial, alias="best"):
 def test_a_promoted_model_is_found_by_its_alias_and_hears(run, sweep, monkeypatch, tmp_path):
     done = promoted(run, sweep, 0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(sweep))
-    found = mlflow.artifacts.download_artifacts(done["uri"], dst_path=str(tmp_path / "got"))
+    folder = mlflow.artifacts.download_artifacts(done["uri"], dst_path=str(tmp_path / "got"))
     noise = 0.1 * np.random.default_rng(0).standard_normal(16_000)
     soundfile.write(tmp_path / "x.wav", noise, 16_000)
 
-    code, out, _ = run("transcribe", found, tmp_path / "x.wav", "--json")
+    code, out, _ = run("transcribe", folder, tmp_path / "x.wav", "--json")
 
     assert code == 0
     assert Path(json.loads(out)[0]["file"]).name == "x.wav"
-    assert bundle_digest(Path(found)) == bundle_digest(sweep / "trials" / "0000" / "model")
+    assert bundle_digest(Path(folder)) == bundle_digest(sweep / "trials" / "0000" / "model")
 
 
 def test_the_same_trial_twice_is_one_version_and_moves_the_alias(run, sweep):

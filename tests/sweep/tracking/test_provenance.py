@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from made_outcomes import make_records
 
 from core.data.prepare import prepare_speech
 from core.data.tokenizer import Tokenizer
@@ -13,8 +14,7 @@ from core.digests import speech_lineage
 from sweep.config.sweep import create, load
 from sweep.run import nodes
 from sweep.run.ray_cluster import OtherProgramError
-from sweep.run.worker import kind_of
-from sweep.testing.outcomes import make_records
+from sweep.run.worker import error_kind
 from sweep.tracking import provenance
 
 
@@ -78,15 +78,15 @@ def test_prepared_speech_is_known_by_its_digests(demo_corpus, demo_config, demo_
     assert speech_lineage(demo_folder / "nowhere") is None
     list(prepare_speech(demo_config, demo_folder))
 
-    found = speech_lineage(demo_folder)
+    lineage = speech_lineage(demo_folder)
 
-    assert found.corpus == "demo"
-    assert found.corpus_digest == demo_corpus.digest
-    assert found.tokenizer_digest == Tokenizer.load(demo_folder).digest
-    counts = {split.split: split.num_utterances for split in found.splits}
+    assert lineage.corpus == "demo"
+    assert lineage.corpus_digest == demo_corpus.digest
+    assert lineage.tokenizer_digest == Tokenizer.load(demo_folder).digest
+    counts = {split.split: split.num_utterances for split in lineage.splits}
     assert counts["dev"] == len(list(demo_corpus.dev))
     assert set(counts) == {"train", "dev", "test"}
-    assert all(split.seconds > 0 and len(split.digest) == 16 for split in found.splits)
+    assert all(split.seconds > 0 and len(split.digest) == 16 for split in lineage.splits)
 
 
 def test_datasets_stand_on_the_sweep_and_on_each_of_its_trials(opened, demo_config, demo_folder):
@@ -102,9 +102,9 @@ def test_datasets_stand_on_the_sweep_and_on_each_of_its_trials(opened, demo_conf
 
     for run in again.runs.search(""):
         inputs = run.inputs.dataset_inputs
-        assert sorted(each.tags[0].value for each in inputs) == ["dev", "test", "train"]
-        assert {each.dataset.name for each in inputs} == {"demo train", "demo dev", "demo test"}
-        assert {each.dataset.digest for each in inputs} == {each.digest for each in datasets}
+        assert sorted(item.tags[0].value for item in inputs) == ["dev", "test", "train"]
+        assert {item.dataset.name for item in inputs} == {"demo train", "demo dev", "demo test"}
+        assert {item.dataset.digest for item in inputs} == {item.digest for item in datasets}
     assert again.client.get_run(again.parent).data.tags["corpus.digest"] == "abc"
 
 
@@ -117,8 +117,8 @@ def test_every_run_says_by_what_code_it_was_made(opened):
 
     for run in tracker.runs.search(""):
         assert run.data.tags["mlflow.source.git.commit"] == "def"
-    found = tracker.client.list_artifacts(tracker.parent, "provenance")
-    assert [file.path for file in found] == ["provenance/code.diff"]
+    artifacts = tracker.client.list_artifacts(tracker.parent, "provenance")
+    assert [file.path for file in artifacts] == ["provenance/code.diff"]
 
 
 def test_sources_that_changed_since_are_named(tmp_path):
@@ -141,7 +141,7 @@ def test_sources_that_changed_since_are_named(tmp_path):
 
 def test_a_changed_program_is_told_with_its_files_and_what_to_do():
     few, many = (
-        nodes.changed_program_line([f"core/{i}.py" for i in range(count)]) for count in (2, 9)
+        nodes.program_changed_error([f"core/{i}.py" for i in range(count)]) for count in (2, 9)
     )
 
     assert "The program was changed while this sweep ran: core/0.py, core/1.py." in few
@@ -153,11 +153,11 @@ def test_a_changed_program_is_told_with_its_files_and_what_to_do():
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_worker_with_another_program_than_the_drivers_is_told_apart():
-    nodes.check_here(None, provenance.code_version())
+    nodes.check_this_machine(None, provenance.code_version())
 
     with pytest.raises(OtherProgramError, match=r"the driver's, 0\.1\.0 other, but"):
-        nodes.check_here(None, "0.1.0 other")
-    assert kind_of(OtherProgramError("")) == "program"
+        nodes.check_this_machine(None, "0.1.0 other")
+    assert error_kind(OtherProgramError("")) == "program"
 
 
 @pytest.mark.ray
@@ -167,8 +167,8 @@ def test_a_source_file_saved_while_a_sweep_runs_changes_no_trial(tiny_space, tmp
     provenance.copy_program(tmp_path / "program")
     create(tmp_path / "sweep", load(str(tiny_space)), "")
     command = [sys.executable, "-P", "-m", "sweep", "resume", str(tmp_path / "sweep")]
-    place = os.environ | {"PYTHONPATH": str(tmp_path / "program")}
-    with subprocess.Popen(command, env=place, stderr=subprocess.PIPE, text=True) as driver:  # noqa: S603
+    copy = os.environ | {"PYTHONPATH": str(tmp_path / "program")}
+    with subprocess.Popen(command, env=copy, stderr=subprocess.PIPE, text=True) as driver:  # noqa: S603
         assert driver.stderr is not None
         next(line for line in driver.stderr if "preparing speech and teacher" in line)
         edited = tmp_path / "program" / "core" / "trial.py"

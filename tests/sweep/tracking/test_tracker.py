@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_outcomes import make_outcome, make_records
 
 from core.report import Report
 from sweep.ledger.records import TrialRecord
 from sweep.report.front_files import write_front
-from sweep.testing.outcomes import make_outcome, make_records
 from sweep.tracking import mlflow_view
 from sweep.tracking.mlflow_server import TrackingError
 from sweep.tracking.tracker import Tracker
@@ -48,7 +48,7 @@ def test_a_trial_has_one_run_however_often_the_sweep_is_opened(opened):
 def test_the_run_that_the_ledger_remembers_is_taken_up(opened):
     run_id = opened().open_trial(WAITING)
     tracker = opened()
-    tracker._trials.clear()
+    tracker._trials.states.clear()
 
     assert tracker.open_trial(replace(WAITING, mlflow_run_id=run_id)) == run_id
 
@@ -115,7 +115,7 @@ def test_the_teacher_reports_to_the_sweep_s_own_run(opened):
     assert steps(tracker, tracker.parent) == [100]
 
 
-def test_a_teacher_of_few_steps_is_heard_after_its_speech(opened):
+def test_a_teacher_of_few_steps_is_logged_after_its_speech(opened):
     tracker = opened()
     tracker.log_reports(
         None, [Report(stage="speech", step=step, total_steps=4) for step in (1, 2, 3, 4)]
@@ -233,9 +233,9 @@ def test_the_front_lies_on_the_sweep_s_run(opened, folder):
     tracker.log_front(files, records)
     tracker.log_front(files, records)
 
-    found = tracker.client.list_artifacts(tracker.parent, "front")
+    artifacts = tracker.client.list_artifacts(tracker.parent, "front")
     names = ["front.csv", "front.html", "front.md", "front.png", "front.svg"]
-    assert [Path(file.path).name for file in found] == names
+    assert [Path(file.path).name for file in artifacts] == names
     run = tracker.client.get_run(tracker.parent)
     assert "| trial | method |" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["front/finished"] == 200

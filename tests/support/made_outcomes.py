@@ -1,4 +1,4 @@
-"""Made-up outcomes and trials: for tests, and for measuring what many trials cost."""
+"""Made-up outcomes and trials, for tests and for benchmarks with many trials."""
 
 import random
 from typing import Any
@@ -11,7 +11,7 @@ UNPRUNED_PARAMS = 1_400_000
 
 
 def make_outcome(wer: float = 0.1, gflops: float = 1.0, **others: Any) -> Outcome:
-    """An outcome that a trial could have had; any field may be set."""
+    """An outcome that a trial could have; any field may be set."""
     share = max(0.0, 1 - gflops / UNPRUNED_GFLOPS)
     values: dict[str, Any] = {
         "method": "l0",
@@ -37,25 +37,23 @@ def make_outcome(wer: float = 0.1, gflops: float = 1.0, **others: Any) -> Outcom
 
 
 def make_records(count: int, *, seed: int = 0) -> list[TrialRecord]:
-    """So many finished trials of several methods, and the unpruned control as number 0."""
-    chance = random.Random(seed)  # noqa: S311
-    return [_made_record(number, chance) for number in range(count)]
+    """Finished trials of several methods, with the unpruned control as number 0."""
+    rng = random.Random(seed)
+    return [_make_record(number, rng) for number in range(count)]
 
 
-def _made_record(number: int, chance: random.Random) -> TrialRecord:
-    method = (
-        chance.choice(("l0", "l0", "l0", "magnitude", "uniform", "random")) if number else "dense"
-    )
-    sparsity = chance.uniform(0.1, 0.92) if number else 0.0
+def _make_record(number: int, rng: random.Random) -> TrialRecord:
+    method = rng.choice(("l0", "l0", "l0", "magnitude", "uniform", "random")) if number else "dense"
+    sparsity = rng.uniform(0.1, 0.92) if number else 0.0
     penalty = {"l0": 1.0, "magnitude": 1.3, "uniform": 1.9, "random": 2.6, "dense": 1.0}[method]
-    wer = 0.034 + 0.05 * penalty * sparsity**4 + 0.02 * penalty * sparsity * chance.random() ** 2
+    wer = 0.034 + 0.05 * penalty * sparsity**4 + 0.02 * penalty * sparsity * rng.random() ** 2
     params: dict[str, Any] = {
         "pruning.method": method,
         "pruning.target_sparsity": sparsity,
-        "pruning.l0.lambda_lr": 10 ** chance.uniform(-2, 0),
-        "distillation.logit_weight": chance.random(),
-        "distillation.layer_weight": 10 ** chance.uniform(-2, 0),
-        "pruning.repair": chance.choice(("none", "mask", "ls")),
+        "pruning.l0.lambda_lr": 10 ** rng.uniform(-2, 0),
+        "distillation.logit_weight": rng.random(),
+        "distillation.layer_weight": 10 ** rng.uniform(-2, 0),
+        "pruning.repair": rng.choice(("none", "mask", "ls")),
     }
     outcome = make_outcome(
         min(wer, 1.0), UNPRUNED_GFLOPS * (1 - sparsity), method=method, target_sparsity=sparsity
@@ -68,5 +66,5 @@ def _made_record(number: int, chance: random.Random) -> TrialRecord:
         attempts=1,
         steps=700,
         total_steps=700,
-        seconds=chance.uniform(50, 90),
+        seconds=rng.uniform(50, 90),
     )

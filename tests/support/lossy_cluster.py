@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 OBJECT_STORE_BYTES = 80 * 2**20
-"""The least that Ray allows, and a little."""
+"""A little more than the least that Ray allows."""
 START_SECONDS = 120.0
 MOST_STARTS = 4
-"""Ray gives up a node that takes thirty seconds, as it does on a busy machine."""
+"""Ray gives up a node that takes thirty seconds, which happens on a busy machine."""
 STARTED = "Ray runtime started"
 WORKER = re.compile(r"ray::(?!IDLE|DashboardAgent|RuntimeEnvAgent)")
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
-    # A killed node refuses to answer, and is missed after three seconds; a slow one has ten.
+    # A killed node refuses to answer, and is lost after three seconds; a slow one has ten.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
@@ -44,18 +44,18 @@ class _Start:
 
 @dataclass(kw_only=True, slots=True)
 class LocalCluster:
-    """Nodes by number, 0 being the head, with which the cluster stands and falls."""
+    """Nodes by number; 0 is the head, without which the cluster ends."""
 
     address: str
-    """What drivers take as `--address`."""
+    """The value of a driver's `--address`."""
     environment: Mapping[str, str]
-    """What a driver's environment must hold: the cluster's token."""
+    """Variables that a driver's environment must have: the cluster's token."""
     folder: Path
-    """Ray's sessions and the nodes' logs."""
+    """Folder of Ray's sessions and the nodes' logs."""
     processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     """The nodes that live; each process leads the session of all others of its node."""
     starts: list[_Start] = field(default_factory=list)
-    """How each node was started, by number."""
+    """Commands that started the nodes, by number."""
 
     def add_node(
         self,
@@ -88,17 +88,19 @@ class LocalCluster:
         """Wait until a node has joined.
 
         Raises:
-            RuntimeError: if it does not, with the last that it said.
+            RuntimeError: if it does not, with its last output.
         """
         for _ in range(MOST_STARTS):
             give_up = time.monotonic() + START_SECONDS
             while time.monotonic() < give_up and self.processes[number].poll() is None:
-                if STARTED in self._said(number):
+                if STARTED in self._output(number):
                     return
                 time.sleep(0.1)
             self._kill(number)
             self._start(number)
-        raise RuntimeError(f"Node {number} must start, but does not: {self._said(number)[-2000:]}")
+        raise RuntimeError(
+            f"Node {number} must start, but does not: {self._output(number)[-2000:]}"
+        )
 
     def _start(self, number: int) -> None:
         start = self.starts[number]
@@ -112,11 +114,11 @@ class LocalCluster:
                 start_new_session=True,
             )
 
-    def _said(self, number: int) -> str:
+    def _output(self, number: int) -> str:
         return self._log(number).read_text(errors="replace")
 
     def kill_node(self, number: int) -> None:
-        """Kill all of a node at once: nothing of it says goodbye.
+        """Kill all processes of a node at once, as a loss of power would.
 
         Raises:
             ValueError: if it is the head, or does not live.
@@ -127,9 +129,9 @@ class LocalCluster:
         self._kill(number)
 
     def workers(self) -> dict[int, str]:
-        """What works, by process: `ray::ImplicitFunc.train` a trial, `ray::_Rank.run` a rank."""
+        """Titles of busy processes: `ray::ImplicitFunc.train` a trial, `ray::_Rank.run` a rank."""
         leaders = [process.pid for process in self.processes.values()]
-        titles = {pid: _title(pid) for leader in leaders for pid in _of_session(leader)}
+        titles = {pid: _title(pid) for leader in leaders for pid in _session_processes(leader)}
         return {pid: title for pid, title in titles.items() if WORKER.match(title)}
 
     def stop(self) -> None:
@@ -138,7 +140,9 @@ class LocalCluster:
 
     def _kill(self, number: int) -> None:
         process = self.processes.pop(number)
-        while alive := _of_session(process.pid):  # what one forked meanwhile is seen the next time
+        while alive := _session_processes(
+            process.pid
+        ):  # what one forked meanwhile is seen the next time
             for pid in alive:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -147,7 +151,7 @@ class LocalCluster:
         process.wait()
 
     def _membership(self, number: int) -> list[str]:
-        # Machines do not share what Ray unpacks for workers: who dies must not take it along.
+        # Each node has a folder of its own for the files that Ray unpacks: machines share none.
         own = ["--temp-dir", str(self.folder / str(number))]
         if number:
             return ["--address", self.address, *own]
@@ -162,7 +166,7 @@ class LocalCluster:
 def local_cluster(
     *, nodes: int = 3, cpus: int = 1, head_cpus: int | None = None
 ) -> Iterator[LocalCluster]:
-    """Nodes of so many cores each, logically: they share what this machine has.
+    """Start nodes, each with so many logical cores; they share this machine's real ones.
 
     Drivers join at the head, which cannot be lost; with `head_cpus = 0` no trial runs there.
     """
@@ -170,7 +174,7 @@ def local_cluster(
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # who has had a Ray of their own said "0"
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # a Ray of our own has set "0"
     }
     cluster = LocalCluster(
         address=f"{node_address(0)}:{_free_port()}", environment=environment, folder=folder
@@ -186,7 +190,7 @@ def local_cluster(
 
 
 def node_address(number: int) -> str:
-    """Of the loopback: Linux answers to all of 127/8. Ray has a mind of its own about 127.0.0.1."""
+    """A node's loopback address: any of 127/8 works on Linux; Ray treats 127.0.0.1 specially."""
     high, low = divmod(number + 2, 250)
     return f"127.0.{high}.{low + 1}"
 
@@ -207,9 +211,9 @@ def _title(pid: int) -> str:
     return ""
 
 
-def _of_session(leader: int) -> list[int]:
+def _session_processes(leader: int) -> list[int]:
     """The processes of a session that still run; its id is the sixth field of their `stat`."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -217,8 +221,8 @@ def _of_session(leader: int) -> list[int]:
             # A name may hold spaces and brackets; what follows its last bracket does not.
             state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
             if int(session) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def _free_port() -> int:

@@ -1,1 +1,0 @@
-"""Made-up outcomes and clusters."""
