@@ -87,7 +87,7 @@ def describe_type(kind: Any) -> str:
     if origin is Literal:
         return " | ".join(f"`{value}`" for value in arguments)
     if origin in {typing.Union, types.UnionType}:
-        return " | ".join(describe_type(each) for each in arguments if each is not types.NoneType)
+        return " | ".join(describe_type(part) for part in arguments if part is not types.NoneType)
     if origin is list:
         return f"list of {describe_type(arguments[0])}"
     if origin is dict:
@@ -97,13 +97,13 @@ def describe_type(kind: Any) -> str:
 
 def describe_bounds(metadata: Iterable[Any]) -> str:
     """Returns pydantic's constraints in words, such as "at least 0, less than 1"."""
-    found = [
+    phrases = [
         words.format(f"{value:,}" if isinstance(value, int) else f"{value:g}")
         for constraint in metadata
         for name, words in BOUNDS.items()
         if (value := getattr(constraint, name, None)) is not None
     ]
-    return ", ".join(found)
+    return ", ".join(phrases)
 
 
 def format_default(value: Any) -> str:
@@ -221,8 +221,8 @@ def program_options(app: Any) -> list[tuple[str, str]]:
 
     group: Any = typer.main.get_command(app)
     context = group.make_context("conformer-sweep", [], resilient_parsing=True)
-    given = [*group.params, group.get_help_option(context)]
-    return [(", ".join(each.opts), join_lines(each.help)) for each in given]
+    parameters = [*group.params, group.get_help_option(context)]
+    return [(", ".join(parameter.opts), join_lines(parameter.help)) for parameter in parameters]
 
 
 def commands_of(app: Any) -> Iterator[tuple[str, tuple[str, list[Parameter]]]]:
@@ -233,42 +233,48 @@ def commands_of(app: Any) -> Iterator[tuple[str, tuple[str, list[Parameter]]]]:
     callbacks = {info.name: info.callback for info in app.registered_commands}
     for name, command in group.commands.items():
         hints = typing.get_type_hints(callbacks[name])
-        parameters = [_parameter(each, hints[each.name]) for each in command.params]
+        parameters = [_parameter(parameter, hints[parameter.name]) for parameter in command.params]
         yield name, (join_lines(command.help), parameters)
 
 
-def _parameter(given: Any, hint: Any) -> Parameter:
-    is_argument = not given.opts[0].startswith("-")
-    has_default = given.default not in {None, "", False} and not callable(given.default)
+def _parameter(parameter: Any, hint: Any) -> Parameter:
+    is_argument = not parameter.opts[0].startswith("-")
+    has_default = parameter.default not in {None, "", False} and not callable(parameter.default)
     return Parameter(
-        name=given.metavar or given.opts[0].upper() if is_argument else ", ".join(given.opts),
+        name=parameter.metavar or parameter.opts[0].upper()
+        if is_argument
+        else ", ".join(parameter.opts),
         values="flag" if hint is bool else describe_type(hint),
-        default=f"`{given.default}`" if has_default else "",
-        help=join_lines(given.help),
+        default=f"`{parameter.default}`" if has_default else "",
+        help=join_lines(parameter.help),
         is_argument=is_argument,
-        is_required=given.required,
+        is_required=parameter.required,
     )
 
 
 def _command_section(name: str, text: str, parameters: list[Parameter]) -> list[str]:
-    arguments = [each for each in parameters if each.is_argument]
-    options = [each for each in parameters if not each.is_argument]
-    words = [each.name if each.is_required else f"[{each.name}]" for each in arguments]
-    needed = [f"{each.name} ..." for each in options if each.is_required]
+    arguments = [parameter for parameter in parameters if parameter.is_argument]
+    options = [parameter for parameter in parameters if not parameter.is_argument]
+    words = [
+        parameter.name if parameter.is_required else f"[{parameter.name}]"
+        for parameter in arguments
+    ]
+    needed = [f"{parameter.name} ..." for parameter in options if parameter.is_required]
     usage = " ".join(["conformer-sweep", name, *words, *needed, "[OPTIONS]"])
     lines = [f"## {name}", "", text, "", "```text", usage, "```"]
     if arguments:
         lines += ["", "| Argument | Values | Meaning |", "|---|---|---|"]
         lines += [
-            f"| `{each.name}` | {escape_cell(each.values)} | {escape_cell(each.help)} |"
-            for each in arguments
+            f"| `{argument.name}` | {escape_cell(argument.values)} | {escape_cell(argument.help)} |"
+            for argument in arguments
         ]
     if options:
         lines += ["", "| Option | Values | Default | Meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{each.name}` | {escape_cell(each.values)}"
-            f" | {'required' if each.is_required else each.default} | {escape_cell(each.help)} |"
-            for each in options
+            f"| `{option.name}` | {escape_cell(option.values)}"
+            f" | {'required' if option.is_required else option.default}"
+            f" | {escape_cell(option.help)} |"
+            for option in options
         ]
     return lines
 
@@ -345,12 +351,12 @@ def _methods_of(anchor: str, key: str) -> str:
     methods, names = load("methods of a key")(name), load("method names")()
     if any(anchor == f"trial-pruning-{method}" for method in names):
         return ""
-    others = [each for each in names if each not in methods]
+    others = [method for method in names if method not in methods]
     if not others:
         return ""
     is_most = len(methods) > len(others)
     links = ", ".join(
-        f"[`{each}`](../methods/{each}.md)" for each in (others if is_most else methods)
+        f"[`{method}`](../methods/{method}.md)" for method in (others if is_most else methods)
     )
     if not links:
         return " · **Methods** none; only `conformer-sweep adapt` reads it"

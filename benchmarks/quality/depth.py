@@ -22,7 +22,7 @@ from core.conformer.model import Conformer
 from core.data.prepare import Speech, open_speech
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import word_errors
-from core.methods.interctc import least_missed_last
+from core.methods.interctc import order_by_error
 from core.pruning.extraction import select_blocks
 from core.pruning.space import whole_cost
 from core.runtime import TrialDirs
@@ -81,7 +81,7 @@ def measured(name: str, seed: int, args: argparse.Namespace) -> dict[str, dict[i
     model, speech = bundle.load(place.teacher / "model").model, open_speech(place.features)
     labelled = calibration_batches(config, speech, CPU)
     names = [block.name for block in model.typed_blocks()]
-    greedy = [names.index(best) for best in least_missed_last(model, names, labelled)]
+    greedy = [names.index(best) for best in order_by_error(model, names, labelled)]
     chance = torch.Generator().manual_seed(seed)
     random = [torch.randperm(len(names), generator=chance).tolist() for _ in range(RANDOM_ORDERS)]
     wer = cache(lambda blocks: wer_of(model, blocks, speech))  # orders share their beginnings

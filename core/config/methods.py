@@ -37,7 +37,7 @@ def settings_class(method: str) -> type[MethodSettings]:
         return MethodSettings
     nodes = [node for node in ast.walk(classes[0]) if isinstance(node, ast.Name)]
     names = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
-    imports = [kept for node in body if (kept := _import_of(names, node)) is not None]
+    imports = [statement for node in body if (statement := _import_of(names, node)) is not None]
     namespace: dict[str, Any] = {"__name__": f"core.methods.{method}"}
     module = ast.Module(body=[*imports, classes[0]], type_ignores=[])
     exec(compile(module, str(path), "exec"), namespace)  # noqa: S102  # a file of this program
@@ -102,7 +102,7 @@ def methods_with_setting(setting: str) -> list[str]:
 def restricted_keys() -> list[str]:
     """Returns all keys outside the methods' tables that some method does not read, sorted."""
     classes = [settings_class(name) for name in method_names()]
-    return sorted(ADAPT_KEYS.union(*({*each.reads, *each.ignores} for each in classes)))
+    return sorted(ADAPT_KEYS.union(*({*settings.reads, *settings.ignores} for settings in classes)))
 
 
 def unused_keys(keys: Iterable[str], methods: Collection[str]) -> list[str]:

@@ -19,7 +19,7 @@ from core.config.methods import (
     settings_tables,
     unused_key_line,
 )
-from core.config.settings import MethodSettings
+from core.config.settings import ConcreteSettings, MethodSettings
 
 Resource = Literal["flops", "params", "latency"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
@@ -84,8 +84,8 @@ class PruningConfig(_MethodTables):
 
     @validator(mode="after")
     def _methods_are_files(self) -> "PruningConfig":
-        names = {"method": self.method}
-        names |= {f"{self.method}.start_from": start for start in methods_in_use(self)[1:]}
+        start = self.settings(ConcreteSettings).start_from
+        names = {"method": self.method, **({f"{self.method}.start_from": start} if start else {})}
         for key, name in names.items():
             if name not in method_names():
                 near = difflib.get_close_matches(name, method_names(), n=1)
@@ -130,20 +130,15 @@ class PruningConfig(_MethodTables):
         return kind.model_validate(values)
 
 
-def methods_in_use(values: Any) -> tuple[str, ...]:
+def methods_in_use(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the pruning method and, if there is one, the method by which its gates start.
 
     Args:
-        values: a `PruningConfig`, or a table of such values as TOML gives it, checked or not.
+        values: keys of `[trial.pruning]` as TOML gives them, checked or not.
     """
-
-    def read(key: str) -> Any:
-        return values.get(key) if isinstance(values, Mapping) else getattr(values, key, None)
-
-    method = read("method") or PruningConfig.model_fields["method"].default
-    table = read(method) if isinstance(method, str) else None
+    method = values.get("method", PruningConfig.model_fields["method"].default)
+    table = values.get(method) if isinstance(method, str) else None
     start = table.get("start_from") if isinstance(table, Mapping) else None
-    start = getattr(table, "start_from", start)
     return tuple(name for name in (method, start) if isinstance(name, str) and name)
 
 

@@ -1,7 +1,7 @@
-"""What a person may say about one trial: frozen, strict, and documented field by field.
+"""Configuration of one trial: frozen, strict, and documented field by field.
 
-A `TrialConfig` is right from birth; how what is wrong is refused, core/config/base.py says. What is
-removed has a file of its own, core/config/pruning.py.
+A `TrialConfig` is always valid; core/config/base.py refuses what is not. The section `pruning` is
+in core/config/pruning.py.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from core.config.base import Config
 from core.config.pruning import PruningConfig
 
 NO_SPEECH = "none"
-"""The name of a corpus that is none."""
+"""Name of the corpus where there is no speech."""
 
 DemoCommand = Literal["turn", "open", "close", "set", "play", "make", "call", "stop", "what"]
 
@@ -117,7 +117,7 @@ class ModelConfig(Config):
 
 
 class AugmentConfig(Config):
-    """What training changes of its speech, anew each epoch; dev and test stay as they are.
+    """Augmentation of the training speech, anew in each epoch; dev and test stay as they are.
 
     SpecAugment (Park et al., 2019) sets bands and spans of the features to their mean. Silence,
     levels, noise and bandwidth simulate recordings, so that a model takes silence for silence;
@@ -193,7 +193,7 @@ class TeacherConfig(Config):
 
 
 class DistillationConfig(Config):
-    """What the pruned model learns from, while it is searched and while it is tuned."""
+    """Losses by which the pruned model learns, in the search and in tuning."""
 
     task_weight: float = Field(1.0, ge=0, le=1e4)
     """Weight of CTC on the transcripts."""
@@ -246,7 +246,7 @@ class BoostingConfig(Config):
 
 
 class TrainingConfig(Config):
-    """What all training of a trial shares."""
+    """Settings that all training of a trial shares."""
 
     batch_seconds: float = Field(60.0, gt=0, le=100_000)
     """Speech in a batch, padding included, in seconds."""
@@ -258,7 +258,7 @@ class TrainingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How an outcome is measured."""
+    """Measurement of an outcome."""
 
     bootstrap_samples: int = Field(1000, ge=100, le=1_000_000)
     """Resamples of the utterances behind an interval of the WER."""
@@ -303,15 +303,15 @@ class TrialConfig(Config):
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
-    def _who_labels_is_there(self) -> "TrialConfig":
+    def _pseudo_labels_have_a_teacher(self) -> "TrialConfig":
         without = {
             'corpus.labels = "teacher"': self.corpus.labels == "teacher",
             'corpus.name = "none"': self.corpus.name == NO_SPEECH,
         }
-        for said, is_so in without.items():
+        for setting, is_so in without.items():
             if is_so and not self.teacher.bundle:
                 raise ValueError(
-                    f"`teacher.bundle` must be the folder of a trained recogniser where `{said}`,"
-                    " but is empty instead"
+                    "`teacher.bundle` must be the folder of a trained recognizer where"
+                    f" `{setting}`, but is empty instead"
                 )
         return self

@@ -41,19 +41,23 @@ class Settings(GateSettings):
     way."""
 
 
-# A mask needs time to fall and to be called back: it dies in a sixth of a run at the soonest.
+# A mask needs time to fall and to be pulled back: it reaches 0 after a sixth of a run at least.
 FALLS = 6.0
-# Lambda is in units of loss for the whole resource: it starts where nothing is worth so little, and
-# may climb beyond what anything is worth.
+# Lambda is in units of loss for the whole resource: it starts below the worth of any unit and may
+# grow beyond it.
 START, DECADES = 1e-2, 8.0
 # Adam on the masks must not measure a penalty that grows by the gradients of long ago.
 MEMORY = (0.9, 0.95)
-# The smallest size is due before the end: what masks leave undone still has the time to be done.
+# The smallest size is due before the end, so that the weights can adapt to the last removals.
 DUE = 0.75
 
 
 class GrowingL1:
-    """A penalty on masks that grows while more is left than the run's course allows."""
+    """A penalty on masks that grows while more remains than the course of the run allows.
+
+    Example: with `smallest = 0.1` the course falls from 1 to 0.1 in the first 75 % of the steps.
+    While the share that remains lies above the course, lambda is multiplied by a constant.
+    """
 
     def __init__(self, ctx: MethodContext, gates: StraightThrough) -> None:
         config = ctx.config.pruning
@@ -67,19 +71,22 @@ class GrowingL1:
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         del step
         whole = torch.stack([price * expected[name].sum() for name, price in self._prices.items()])
-        told = {"lambda": whole.new_tensor(self._strength), "kept": whole.new_tensor(self._kept())}
-        return self._strength * whole.sum(), told
+        metrics = {
+            "lambda": whole.new_tensor(self._strength),
+            "kept": whole.new_tensor(self._remaining_share()),
+        }
+        return self._strength * whole.sum(), metrics
 
     def post_step(self) -> None:
-        config, kept = self._ctx.config.pruning, self._kept()
+        config, remaining = self._ctx.config.pruning, self._remaining_share()
         self._step += 1
         course = 1 - (1 - self._smallest) * min(1.0, self._step / (DUE * config.steps))
-        if kept <= self._smallest:
+        if remaining <= self._smallest:
             self._gates.freeze()
-        elif kept > course:
+        elif remaining > course:
             self._strength *= self._growth
 
-    def _kept(self) -> float:
+    def _remaining_share(self) -> float:
         space, mask = self._ctx.space, self._gates.sample()
         cost = space.choice_cost({name: (z > 0).cpu() for name, z in mask.items()})
         return 1 - float(space.sparsity(cost, self._ctx.config.pruning.resource))
@@ -92,7 +99,10 @@ class GrowingL1:
 
 
 def prices(ctx: MethodContext) -> dict[str, float]:
-    """What a unit costs, as a share: what the model would save without its axis, a unit."""
+    """Returns the cost of one unit of each axis, as a share of the whole model.
+
+    It is what the model would save without the axis, divided by the number of its units.
+    """
     space, resource = ctx.space, ctx.config.pruning.resource
     whole = float(resource_cost(space.counted_cost({}), resource))
     saved = {
@@ -103,7 +113,10 @@ def prices(ctx: MethodContext) -> dict[str, float]:
 
 
 def units(ctx: MethodContext) -> list[Axis]:
-    """What has masks: all that may go, but for modules that go with their last unit."""
+    """Returns the axes with masks: all that may be removed, except modules with units of their own.
+
+    Such a module is removed with its last unit.
+    """
     parents = {axis.parent for axis in ctx.space.prunable}
     return [axis for axis in ctx.space.prunable if axis.name not in parents]
 

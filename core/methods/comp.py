@@ -45,7 +45,7 @@ class COMP(Method):
 
 
 def contributions(intake: ConsumerInputs) -> Float[Tensor, " _"]:
-    """|X_u W_u| of each unit over |X W|, in Frobenius norms."""
+    """Returns |X_u W_u| of each unit divided by |X W|, in Frobenius norms."""
     products, size = intake.products(), intake.axis.size
     blocks = products.view(size, len(products) // size, size, -1).sum((1, 3))
     return (blocks.diagonal().clamp(min=0) / blocks.sum().clamp(min=1e-12)).sqrt()
@@ -53,7 +53,7 @@ def contributions(intake: ConsumerInputs) -> Float[Tensor, " _"]:
 
 @torch.no_grad()
 def block_influence(model: Conformer, speech: Calibration) -> Float[Tensor, " blocks"]:
-    """1 - cos between what goes into each block and what comes out, in the mean over frames."""
+    """Returns 1 - cos between the input and the output of each block, as a mean over frames."""
     seen: list[list[Tensor]] = [[] for _ in model.blocks]
     model.eval()
     for features, num_frames in speech:
@@ -61,7 +61,7 @@ def block_influence(model: Conformer, speech: Calibration) -> Float[Tensor, " bl
         states = (model.frontend(features, num_frames), *output.hidden)
         for number, (before, after) in enumerate(pairwise(states)):
             seen[number].append(_turn(before, after, output.is_frame))
-    return torch.stack([torch.cat(each).mean() for each in seen]).double().cpu()
+    return torch.stack([torch.cat(turns).mean() for turns in seen]).double().cpu()
 
 
 def _turn(
@@ -75,27 +75,32 @@ def _turn(
 def merge_orders(
     ctx: MethodContext, fine: dict[str, Tensor], influence: Float[Tensor, " blocks"]
 ) -> dict[str, Tensor]:
-    """One order of all: two queues, from which the one that is behind its share goes next."""
+    """Returns scores that merge the orders of blocks and of units into one.
+
+    There are two queues. The next removal comes from the blocks while they are behind their share.
+    Example with `coarse_share = 0.3`: a block that costs 5 % goes first, then units until they
+    cost 11.7 %, because 5 % is 0.3 of 16.7 %; then the next block.
+    """
     config = ctx.config.pruning
     share, resource = config.settings(Settings).coarse_share, config.resource
     costs = {name: unit_share(ctx.space, name, resource) for name in fine}
     queue = sorted((float(v), name, i) for name, vs in fine.items() for i, v in enumerate(vs))
     blocks = influence.argsort().tolist()[:-1] if share > 0 else []  # one block must stay
     scores = {name: torch.full((len(values),), -1.0).double() for name, values in fine.items()}
-    gone = {"blocks": 0.0, "units": 0.0}
-    place = 0
+    removed_shares = {"blocks": 0.0, "units": 0.0}
+    rank = 0
     for _, name, i in queue:
-        while blocks and gone["blocks"] <= share * sum(gone.values()):
-            place += 1
+        while blocks and removed_shares["blocks"] <= share * sum(removed_shares.values()):
+            rank += 1
             prefix = f"blocks.{blocks.pop(0)}."
             for inside in (n for n in fine if n.startswith(prefix)):
-                left = scores[inside] < 0
-                gone["blocks"] += costs[inside] * float(left.sum())
-                scores[inside][left] = place
+                is_open = scores[inside] < 0
+                removed_shares["blocks"] += costs[inside] * float(is_open.sum())
+                scores[inside][is_open] = rank
         if scores[name][i] < 0:
-            place += 1
-            scores[name][i] = place
-            gone["units"] += costs[name]
+            rank += 1
+            scores[name][i] = rank
+            removed_shares["units"] += costs[name]
     return scores
 
 

@@ -43,7 +43,7 @@ SETTLING = 0.3
 
 
 class Constraints:
-    """The budget as inequalities, with a multiplier each."""
+    """The budget as inequalities, each with a multiplier."""
 
     def __init__(self, ctx: MethodContext, *, is_restarted: bool = True) -> None:
         config = ctx.config.pruning
@@ -64,18 +64,20 @@ class Constraints:
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         del step
         violations = self.violations(expected)
-        told = {"violation": violations.max(), "lambda": self.minmax.values.max()}
-        return self.minmax.penalty(violations), told
+        metrics = {"violation": violations.max(), "lambda": self.minmax.values.max()}
+        return self.minmax.penalty(violations), metrics
 
     def violations(self, expected: Mask) -> Tensor:
-        """By how much each constraint is exceeded, as a share."""
+        """Returns the excess over each constraint, as a share; negative where it holds."""
         if self._is_whole:
             targets = self._ctx.config.pruning.targets
             removed = expected_sparsities(self._ctx, expected)
             return torch.stack([targets[name] - share for name, share in removed.items()])
-        return torch.stack([self._kept(expected, kind) - self._allowed for kind in self._kinds])
+        return torch.stack(
+            [self._open_share(expected, kind) - self._allowed for kind in self._kinds]
+        )
 
-    def _kept(self, expected: Mask, kind: str) -> Tensor:
+    def _open_share(self, expected: Mask, kind: str) -> Tensor:
         axes = [axis for axis in self._ctx.space.prunable if axis.kind == kind]
         return torch.cat([expected[axis.name] for axis in axes]).mean()
 
@@ -100,7 +102,7 @@ def stage(ctx: MethodContext, *, is_restarted: bool = True) -> GateStage:
 
 
 def kinds(space: Space) -> list[str]:
-    """Of the units that may go; modules go with their last unit."""
+    """Returns the kinds of units that may be removed; a module is removed with its last unit."""
     return list(dict.fromkeys(axis.kind for axis in space.units))
 
 

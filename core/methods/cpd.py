@@ -33,7 +33,7 @@ class Settings(SearchSettings):
 
 
 class ClosedGates(nn.Module):
-    """Gates that are open, or shut for good, and the order in which they are."""
+    """Gates that are open or closed for good, and the order of the units."""
 
     values: Tensor
     order: Tensor
@@ -45,10 +45,10 @@ class ClosedGates(nn.Module):
         self.register_buffer("values", torch.ones(sum(self._sizes)))
         self.register_buffer("order", torch.zeros(sum(self._sizes), dtype=torch.float64))
 
-    def shut(self, scores: dict[str, Tensor], kept: dict[str, Tensor], number: int) -> None:
-        """Shut what is not kept; of what is, these scores are the newest word."""
+    def close(self, scores: dict[str, Tensor], remaining: dict[str, Tensor], number: int) -> None:
+        """Closes the units that do not remain, and orders the others by these scores."""
         worth = torch.cat([scores[name] for name in self._names]).to(self.order)
-        stays = torch.cat([kept[name] for name in self._names]).to(self.values)
+        stays = torch.cat([remaining[name] for name in self._names]).to(self.values)
         ranks = worth.argsort(stable=True).argsort(stable=True).double() / len(worth)
         self.order.copy_(torch.where(self.values > 0, number + ranks, self.order))
         self.values.mul_(stays)
@@ -62,14 +62,14 @@ class ClosedGates(nn.Module):
         return self._by_axis(self.order.clone())
 
     def clamp(self) -> None:
-        """They are 0 or 1 as they are."""
+        """Changes nothing: the gates are exactly 0 or 1."""
 
     def _by_axis(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._names, values.split(self._sizes), strict=True))
 
 
 class NoControl:
-    """The rounds hold the budget; nothing is learned."""
+    """A control without parameters: the rounds hold the budget."""
 
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
 
@@ -86,30 +86,30 @@ class NoControl:
 
 
 class Rounds(GateStage):
-    """Cuts, and steps of learning between them."""
+    """Removals, with training steps between them."""
 
     def __init__(self, ctx: MethodContext) -> None:
-        self.shut = ClosedGates(list(ctx.space.units)).to(ctx.device)
-        super().__init__(ctx, self.shut, NoControl())
+        self.closed = ClosedGates(list(ctx.space.units)).to(ctx.device)
+        super().__init__(ctx, self.closed, NoControl())
         self.rounds = self.config.settings(Settings).rounds
         self._rounds = min(self.rounds, max(1, self.steps))
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         for number in range(self._rounds):
             if step == number * self.steps // self._rounds:
-                self.cut(number)
+                self.remove(number)
         return super().step(batch, step)
 
-    def cut(self, number: int) -> None:
-        """Shut as much as the first so many rounds should have."""
+    def remove(self, number: int) -> None:
+        """Closes the units that this round removes; round 0 is the first."""
         ctx, model = self.ctx, self.model.eval()
-        axes, mask = list(ctx.space.units), self.shut.sample()
-        found = fisher(model, axes, ctx.labeled, gated_loss(model), mask=mask)
-        scores = divide_by_cost(ctx.space, found, self.config.resource)
-        # What is shut stays so: it comes before all others in the order of leaving.
-        alive = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
-        kept = ctx.choose(alive, ctx.target * (number + 1) / self._rounds)
-        self.shut.shut(scores, kept, number)
+        axes, mask = list(ctx.space.units), self.closed.sample()
+        sensitivity = fisher(model, axes, ctx.labeled, gated_loss(model), mask=mask)
+        scores = divide_by_cost(ctx.space, sensitivity, self.config.resource)
+        # Closed units stay closed: they come first in the order of removal.
+        active = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
+        remaining = ctx.choose(active, ctx.target * (number + 1) / self._rounds)
+        self.closed.close(scores, remaining, number)
 
 
 class CombPruneDistill(GateMethod):
@@ -117,11 +117,11 @@ class CombPruneDistill(GateMethod):
         return Rounds(ctx)
 
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
-        """Without a step, all rounds follow upon each other."""
+        """Returns the order of removal; without a search, all rounds follow each other."""
         stage = search if isinstance(search, Rounds) else self.stage(ctx)
         for number in range(0 if search else stage.rounds):
-            stage.cut(number)
-        return SearchResult(scores=stage.shut.scores(), reference={})
+            stage.remove(number)
+        return SearchResult(scores=stage.closed.scores(), reference={})
 
 
 METHOD = CombPruneDistill()

@@ -43,7 +43,7 @@ class Settings(WarmedTargetSettings, ConcreteSettings):
 
 
 class FamilyStage:
-    """Gates until the order is found, then all sizes."""
+    """Training of gates until they give the order of the units, then of all sizes."""
 
     stage: Stage = "search"
 
@@ -64,10 +64,14 @@ class FamilyStage:
         return self._nested.step(batch, step - self._order.steps)
 
     def _settle(self) -> None:
-        """The order is what the gates say now; the weights take in what they still let through."""
-        ctx, found = self._ctx, self._order.search_result()
-        absorb(ctx.student, found.reference, ctx.space.open_choice())
-        self._begin(current().first(nested_scores(found.scores, self._targets, ctx.choose)))
+        """Takes the order from the gates and multiplies the open gates into the weights.
+
+        Example: a gate of 0.8 becomes a weight scaled by 0.8, so that the model without gates
+        computes the same as with them.
+        """
+        ctx, result = self._ctx, self._order.search_result()
+        absorb(ctx.student, result.reference, ctx.space.open_choice())
+        self._begin(current().first(nested_scores(result.scores, self._targets, ctx.choose)))
 
     def _begin(self, scores: Scores) -> None:
         self._scores = scores
@@ -81,7 +85,7 @@ class FamilyStage:
         return SearchResult(scores=self._scores, reference={})
 
     def evaluate(self) -> Report:
-        """Of the size that `target_sparsity` asks for; of the smallest while gates are learned."""
+        """Reports on the size for `target_sparsity`, or on the smallest while gates learn."""
         if self._nested is None:
             return self._order.evaluate()
         return evaluate_extracted(self._ctx, self.search_result(), self.stage)
@@ -101,7 +105,7 @@ class FamilyStage:
 
 
 def ordering(ctx: MethodContext, *, target: float) -> GateStage:
-    """Gates that learn what a size keeps, in the first share of the search."""
+    """Returns the stage in which gates learn one size, in the first share of the search."""
     pruning = ctx.config.pruning
     steps = max(1, round(pruning.settings(Settings).order_share * pruning.steps))
     also = {b.resource: 1 - b.keep for b in budgets_of(pruning, target)[1:]}
@@ -119,7 +123,7 @@ class Family(Method):
         return FamilyStage(ctx, self.targets(config)) if config.pruning.steps else None
 
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
-        """Without a search nothing has learned: units go by `numerical` then."""
+        """Returns the scores of the search; without a search, those of `numerical`."""
         return (
             search.search_result()
             if isinstance(search, FamilyStage)
@@ -127,7 +131,7 @@ class Family(Method):
         )
 
     def repair(self, config: TrialConfig) -> Repair:
-        """None, once all sizes have learned: least squares would put the largest in their place."""
+        """Returns no repair once all sizes have learned: it would fit each size to the largest."""
         return "none" if config.pruning.steps else config.pruning.repair
 
 

@@ -38,13 +38,13 @@ class Foster(Magnitude):
     ) -> FosterStage:
         del choice
         config, vocabulary = ctx.config, model.shape.vocabulary
-        # Nothing here is to be kept from being forgotten: transcripts count as in any tuning.
+        # A trial has no older skill to protect, so the transcripts count as in any tuning.
         task_weight = config.distillation.task_weight
         boosting = config.boosting.model_copy(update={"task_weight": task_weight})
 
-        def judged(heard: Boosted | Conformer) -> Report:
-            # Two encoders are only on the way: what would be extracted now is the small model.
-            del heard
+        def evaluate(trained: Boosted | Conformer) -> Report:
+            # A boosted model is not a result: what would be extracted now is the small one.
+            del trained
             return ctx.evaluator.report(stage.model, "tune")
 
         stage = make_foster_stage(
@@ -55,7 +55,7 @@ class Foster(Magnitude):
             config=boosting,
             runtime=config.runtime,
             counts=_token_counts(ctx, vocabulary),
-            evaluate=judged,
+            evaluate=evaluate,
             teacher=ctx.distillation.teacher,
             micro_batches=config.training.micro_batches,
         )
@@ -63,13 +63,13 @@ class Foster(Magnitude):
 
 
 def _token_counts(ctx: MethodContext, vocabulary: int) -> Tensor:
-    """How often each token is said in the calibration batches."""
-    said = [
+    """Returns the number of times that each token occurs in the calibration batches."""
+    tokens = [
         batch.tokens[i, :length]
         for batch in ctx.labeled
         for i, length in enumerate(batch.num_tokens.tolist())
     ]
-    return torch.bincount(torch.cat(said).cpu(), minlength=vocabulary)
+    return torch.bincount(torch.cat(tokens).cpu(), minlength=vocabulary)
 
 
 METHOD = Foster()

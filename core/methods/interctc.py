@@ -38,7 +38,7 @@ class InterCTC(Method):
     needs = frozenset({"labels"})
 
     def axes(self, config: TrialConfig) -> Sequence[AxisKind]:
-        """Blocks, whatever else the config would let go."""
+        """Returns blocks alone, whatever `pruning.axes` says."""
         del config
         return ("block",)
 
@@ -46,34 +46,33 @@ class InterCTC(Method):
         del search
         names = [block.name for block in ctx.student.typed_blocks()]
         is_truncated = ctx.config.pruning.settings(Settings).depth_order == "truncate"
-        best = names if is_truncated else least_missed_last(ctx.student, names, ctx.labeled)
+        best = names if is_truncated else order_by_error(ctx.student, names, ctx.labeled)
         worth = range(len(best), 0, -1)
         scores = {name: torch.tensor([float(w)]) for name, w in zip(best, worth, strict=True)}
         return SearchResult(scores=scores, reference={})
 
 
-def least_missed_last(
-    model: Conformer, names: Sequence[str], labeled: Iterable[Batch]
-) -> list[str]:
-    """Blocks, best first: from the end on, each is the least missed once those after it are gone.
+def order_by_error(model: Conformer, names: Sequence[str], labeled: Iterable[Batch]) -> list[str]:
+    """Returns the blocks in the order of their worth, the best first.
 
-    Of blocks that are missed alike the last goes first.
+    Again and again the block is removed without which the error is smallest; of equal blocks the
+    last one. Example: if of three blocks `b` costs least and then `a`, the order is c, a, b.
     """
-    left, gone = list(names), list[str]()
-    while len(left) > 1:
-        least = min(reversed(left), key=lambda name: error(model, {*gone, name}, labeled))
-        left.remove(least)
-        gone.append(least)
-    return [*left, *reversed(gone)]
+    remaining, removed = list(names), list[str]()
+    while len(remaining) > 1:
+        least = min(reversed(remaining), key=lambda name: error(model, {*removed, name}, labeled))
+        remaining.remove(least)
+        removed.append(least)
+    return [*remaining, *reversed(removed)]
 
 
 @torch.inference_mode()
 def error(model: Conformer, closed: set[str], labeled: Iterable[Batch]) -> tuple[float, float]:
-    """Token error rate without these blocks, and CTC, which decides where that is the same."""
+    """Returns the token error rate without these blocks, and the CTC loss, which decides ties."""
     model.eval()
-    heard = [(model(batch.features, batch.num_frames, closed), batch) for batch in labeled]
-    losses = [float(ctc_loss(o, batch.tokens, batch.num_tokens)) for o, batch in heard]
-    return token_error_rate(heard), sum(losses) / len(losses)
+    outputs = [(model(batch.features, batch.num_frames, closed), batch) for batch in labeled]
+    losses = [float(ctc_loss(o, batch.tokens, batch.num_tokens)) for o, batch in outputs]
+    return token_error_rate(outputs), sum(losses) / len(losses)
 
 
 METHOD = InterCTC()

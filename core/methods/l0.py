@@ -37,7 +37,7 @@ class Settings(WarmedTargetSettings, ConcreteSettings):
 
 
 class WarmedTarget:
-    """Two multipliers a resource that climb while expected sparsity is not the target.
+    """Two multipliers for each resource, which grow while expected sparsity is not the target.
 
     The targets warm up, within each of `rounds` rounds of removal.
     """
@@ -55,7 +55,7 @@ class WarmedTarget:
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         penalties: list[Tensor] = []
-        told: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         sparsities = expected_sparsities(self._ctx, expected)
         config = self._ctx.config.pruning
         for pair, (resource, sparsity) in zip(self._lagrangian, sparsities.items(), strict=True):
@@ -67,21 +67,21 @@ class WarmedTarget:
                 rounds=self._rounds,
                 warmup_share=self._warmup_share,
             )
-            violation = (target - sparsity).clamp(min=0) if told else target - sparsity
+            violation = (target - sparsity).clamp(min=0) if metrics else target - sparsity
             penalties.append(pair.penalty(violation))
             # The first resource has the plain names, whichever it is.
-            suffix = f"_{resource}" if told else ""
-            told |= {
+            suffix = f"_{resource}" if metrics else ""
+            metrics |= {
                 f"violation{suffix}": violation,
                 f"sparsity_{resource}": sparsity,
                 # Copies: the step that follows changes the multipliers in place.
                 f"lambda_linear{suffix}": pair.lambda_linear.clone(),
                 f"lambda_quadratic{suffix}": pair.lambda_quadratic.clone(),
             }
-        return torch.stack(penalties).sum(), told
+        return torch.stack(penalties).sum(), metrics
 
     def post_step(self) -> None:
-        """Of the first resource equality is wanted: its multipliers may have either sign."""
+        """Changes nothing: the multipliers of an equality may have either sign."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"lagrangian": self._lagrangian.state_dict(), "dual": self._dual.state_dict()}

@@ -44,14 +44,14 @@ class LatentShift(Method):
         del search
         config, axes = ctx.config.pruning, list(ctx.space.units)
         edits = groups(axes, magnitudes(ctx.student, axes), count=config.settings(Settings).groups)
-        watch = FeatureMoments(ctx.student, ctx.speech)
-        shifts = measure_edits(ctx.student, edits, watch.shift)
+        moments_of_whole = FeatureMoments(ctx.student, ctx.speech)
+        shifts = measure_edits(ctx.student, edits, moments_of_whole.shift)
         scores = spread_over_units(axes, [(edit, float(shift)) for edit, shift in shifts])
         return SearchResult(scores=divide_by_cost(ctx.space, scores, config.resource), reference={})
 
 
 class FeatureMoments:
-    """How far an edit shifts the latent of some speech; one that does nothing shifts it by 0."""
+    """Moments of the output on some speech, and how far an edit of the model shifts them."""
 
     def __init__(self, model: Conformer, speech: Calibration) -> None:
         self._model = model.eval()
@@ -77,7 +77,7 @@ class FeatureMoments:
     def _moments(
         self, latents: Iterable[Float[Tensor, "_ vocabulary"]]
     ) -> list[Float[Tensor, " vocabulary"]]:
-        """Mean and deviation over the frames of each set; a set without frames has none."""
+        """Returns mean and deviation over the frames of each set; 0 for a set without frames."""
         parts = list(zip(latents, self._sets, strict=True))
         return [
             moment
@@ -89,7 +89,7 @@ class FeatureMoments:
 def moments(
     frames: Float[Tensor, "_ vocabulary"],
 ) -> tuple[Float[Tensor, " vocabulary"], Float[Tensor, " vocabulary"]]:
-    """Mean and deviation, in fp64; of no frames, zero."""
+    """Returns mean and deviation over frames, in fp64; 0 if there are none."""
     count = max(1, len(frames))
     mean = frames.double().sum(0) / count
     return mean, ((frames.double() - mean).square().sum(0) / count).sqrt()

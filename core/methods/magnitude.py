@@ -24,7 +24,10 @@ class Magnitude(Method):
 
 @torch.no_grad()
 def magnitudes(model: Conformer, axes: Sequence[Axis]) -> dict[str, Tensor]:
-    """Root mean square of each unit's weights, over the mean of its axis; 0 where it has none."""
+    """Returns the root mean square of each unit's weights, divided by the mean of its axis.
+
+    It is 0 where an axis has no weights.
+    """
     tensors = named_tensors(model)
     scores = {}
     for axis in axes:

@@ -47,7 +47,7 @@ class MoPE(Method):
 
 
 def error_growth(ctx: MethodContext, edits: list[Edit]) -> list[tuple[Edit, float]]:
-    """By how much the error grows under each edit; 0 where it falls."""
+    """Returns the growth of the error under each edit; 0 where it falls."""
     student = ctx.student.eval()
 
     def error(folded: Folded) -> Tensor:
@@ -58,12 +58,15 @@ def error_growth(ctx: MethodContext, edits: list[Edit]) -> list[tuple[Edit, floa
         return torch.tensor(rate)
 
     whole = float(error(identity_fold(student)))
-    found = measure_edits(student, edits, error)
-    return [(edit, max(0.0, float(value) - whole)) for edit, value in found]
+    errors = measure_edits(student, edits, error)
+    return [(edit, max(0.0, float(value) - whole)) for edit, value in errors]
 
 
 def rewiring_scores(ctx: MethodContext, axes: list[Axis]) -> dict[str, Tensor]:
-    """|gate * dL/dgate| summed over batches: as a gate scales weights, it is |sum of w dL/dw|."""
+    """Returns |gate * dL/dgate|, summed over batches.
+
+    A gate scales weights, so that this is |sum of w dL/dw| over the weights of the unit.
+    """
     ctx.student.eval()
     loss = gated_loss(ctx.student)
     sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}

@@ -41,7 +41,12 @@ class Numerical(Method):
 def newton_gates(
     curvature: Float[Tensor, "inputs inputs"], *, closed: float
 ) -> Float[Tensor, " inputs"]:
-    """The gates of least error, when a share of them in sum is closed and lambda has no bound."""
+    """Returns the gates of least error for lambda to infinity.
+
+    Args:
+        curvature: A, the matrix (W W^T) * (X^T X).
+        closed: share of the sum of the gates that is to be closed.
+    """
     size = len(curvature)
     ridge = DAMPING * curvature.diagonal().mean() * torch.eye(size).to(curvature)
     sensitivity = torch.linalg.solve(curvature + ridge, torch.ones(size).to(curvature))

@@ -59,20 +59,20 @@ class Performer(Magnitude):
     def prepare_model(
         self, model: Conformer, config: TrialConfig, speech: Calibration
     ) -> Conformer:
-        """The model with its attention in linear time where the config wants that.
+        """Returns the model with attention in linear time in the configured blocks.
 
         Raises:
-            ConfigError: if it names blocks, or wants more of them, than have attention.
+            ConfigError: if `linear_blocks` names or counts more blocks than have attention.
         """
         settings = config.pruning.settings(Settings)
-        features, wanted = settings.linear_features, settings.linear_blocks
+        features, linear_blocks = settings.linear_features, settings.linear_blocks
         able = [i for i, block in enumerate(model.typed_blocks()) if block.attention is not None]
-        blocks = able if wanted == "all" else wanted
+        blocks = able if linear_blocks == "all" else linear_blocks
         number = blocks if isinstance(blocks, int) else len(blocks)
         if number > len(able) or (isinstance(blocks, list) and not set(blocks) <= set(able)):
             raise ConfigError(
                 f"`pruning.performer.linear_blocks` must be within the {len(able)} blocks that have"
-                f" attention, {able}, but is {wanted} instead"
+                f" attention, {able}, but is {linear_blocks} instead"
             )
         if isinstance(blocks, int):
             moved = shifts(model, able, features, config.seed, speech)
@@ -103,14 +103,14 @@ def with_linear_attention(
 def shifts(
     model: Conformer, blocks: Sequence[int], features: int, seed: int, speech: Calibration
 ) -> dict[int, float]:
-    """Mean square by which the last hidden state moves, by the one block that is swapped."""
+    """Returns the mean square shift of the last hidden state for each block, swapped alone."""
     before = _last(model, speech)
 
-    def moved(i: int) -> float:
+    def shift_by(i: int) -> float:
         after = _last(with_linear_attention(model, [i], features, seed), speech)
         return float((after - before).square().mean())
 
-    return {i: moved(i) for i in blocks}
+    return {i: shift_by(i) for i in blocks}
 
 
 def _last(model: Conformer, speech: Calibration) -> Float[Tensor, "frames width"]:

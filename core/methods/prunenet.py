@@ -44,7 +44,7 @@ class PruneNet(Method):
                 by_shape.setdefault(weight.shape, {})[axis.name] = weight
         for matrices in by_shape.values():
             policy = train_policy(
-                list(matrices.values()), kept=1 - ctx.target, seed=ctx.config.seed
+                list(matrices.values()), keep=1 - ctx.target, seed=ctx.config.seed
             )
             with torch.no_grad():
                 scores |= {name: policy(weight) for name, weight in matrices.items()}
@@ -52,54 +52,61 @@ class PruneNet(Method):
 
 
 class Policy(nn.Module):
-    """How much each row of a matrix is wanted."""
+    """A network that gives each row of a matrix a logit of staying."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.mix = nn.Linear(columns, rows)
-        self.read = nn.Parameter(torch.zeros(rows))  # no row is wanted more, to begin with
+        self.read = nn.Parameter(torch.zeros(rows))  # at the start all rows are equal
 
     def forward(self, weight: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        # A row and its negative have the same spectrum: by signs, a policy learned nothing at all.
+        # A row and its negative have the same spectrum, so the policy must not see signs.
         return self.mix(weight.abs()) @ self.read
 
 
 def train_policy(
-    matrices: Sequence[Float[Tensor, "N D"]], *, kept: float, seed: int, episodes: int = EPISODES
+    matrices: Sequence[Float[Tensor, "N D"]], *, keep: float, seed: int, episodes: int = EPISODES
 ) -> Policy:
-    """A policy for matrices of one shape, of each of which a share of the rows stays."""
+    """Returns a policy trained on matrices of one shape, of which a share of the rows stays.
+
+    Args:
+        matrices: first matrices of feed-forward modules, all of one shape.
+        keep: share of the rows that stays, from 0 to 1.
+        seed: seed of the initial weights and of the draws.
+        episodes: passes over all matrices.
+    """
     rows, columns = matrices[0].shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = Policy(rows, columns)
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE)
-    count = max(1, round(kept * rows))
+    count = max(1, round(keep * rows))
     for _ in range(episodes):
         for layer, weight in enumerate(matrices):
             logits = policy(weight)
-            chosen = [_drawn(logits.detach(), count, chance) for _ in range(DRAWS)]
-            gains = torch.tensor([reward(weight, each) for each in chosen])
+            chosen = [_draw_rows(logits.detach(), count, generator) for _ in range(DRAWS)]
+            gains = torch.tensor([reward(weight, rows_drawn) for rows_drawn in chosen])
             # Each draw against the others: what they have in common teaches nothing.
             ahead = (gains - gains.mean()) * DRAWS / (DRAWS - 1)
             share = (logits.sigmoid() + 1e-9).log().log_softmax(0)
-            said = torch.stack([share[each].sum() for each in chosen])
+            log_probabilities = torch.stack([share[rows_drawn].sum() for rows_drawn in chosen])
             optimizer.zero_grad(set_to_none=True)
-            (-(DISCOUNT**layer) * (ahead * said).mean()).backward()
+            (-(DISCOUNT**layer) * (ahead * log_probabilities).mean()).backward()
             optimizer.step()
     return policy
 
 
-def _drawn(
-    logits: Float[Tensor, " N"], count: int, chance: torch.Generator
-) -> Int[Tensor, " kept"]:
-    """Rows by binary-concrete samples of the policy: mostly, but not only, those most wanted."""
-    noise = torch.logit(torch.rand(len(logits), generator=chance).clamp(1e-6, 1 - 1e-6))
-    return torch.multinomial(torch.sigmoid(logits + noise) + 1e-9, count, generator=chance)
+def _draw_rows(
+    logits: Float[Tensor, " N"], count: int, generator: torch.Generator
+) -> Int[Tensor, " drawn"]:
+    """Returns rows drawn by binary-concrete samples of the policy, mostly those of high logits."""
+    noise = torch.logit(torch.rand(len(logits), generator=generator).clamp(1e-6, 1 - 1e-6))
+    return torch.multinomial(torch.sigmoid(logits + noise) + 1e-9, count, generator=generator)
 
 
 def reward(weight: Float[Tensor, "N D"], rows: Int[Tensor, " _"]) -> float:
-    """How alike the spectra of a matrix and of some of its rows are."""
+    """Returns the likeness of the spectra of a matrix and of some of its rows."""
     whole, part = torch.linalg.svdvals(weight), torch.linalg.svdvals(weight[rows])
     return 1 / max(LEAST_DISTANCE, float(ks_2samp(whole.numpy(), part.numpy()).statistic))
 

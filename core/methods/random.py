@@ -9,8 +9,8 @@ from core.training.method import Method, MethodContext, SearchResult
 class Random(Method):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
-        chance = torch.Generator().manual_seed(ctx.config.seed)
-        scores = {axis.name: torch.rand(axis.size, generator=chance) for axis in ctx.space.units}
+        generator = torch.Generator().manual_seed(ctx.config.seed)
+        scores = {axis.name: torch.rand(axis.size, generator=generator) for axis in ctx.space.units}
         return SearchResult(scores=scores, reference={})
 
 

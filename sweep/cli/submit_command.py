@@ -49,10 +49,10 @@ def submit(
     ] = None,
 ) -> None:
     """Render a job that starts or continues a sweep, without submitting it."""
-    from sweep.config.sweep import read
+    from sweep.config.sweep import read_space
     from sweep.submit.jobs import Job, node_size, plain_name, render
 
-    config, source, text = read(space)
+    config, source, text = read_space(space)
     needed = node_size(config.resources, nodes)
     is_file = Path(space).is_file()
     job = Job(

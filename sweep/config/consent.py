@@ -33,8 +33,8 @@ def check_consent(folder: Path, config: SweepConfig) -> None:
     if not corpus.allow:
         return
     folder = folder.resolve()
-    for place in (folder, *folder.parents):
-        note = _note(place)
+    for ancestor in (folder, *folder.parents):
+        note = _note(ancestor)
         if note.is_file() and note.read_text(encoding="utf-8") == _digest(corpus):
             return
     raise ConfigError(
@@ -51,5 +51,5 @@ def _note(folder: Path) -> Path:
 
 
 def _digest(corpus: CorpusConfig) -> str:
-    """Of another corpus nothing was said."""
+    """Returns the digest of a corpus: a consent is for one corpus alone."""
     return hashlib.sha256(json.dumps(corpus.model_dump()).encode()).hexdigest()

@@ -37,8 +37,8 @@ def changes(before: SweepConfig, after: SweepConfig) -> list[Change]:
     return [
         Change(
             name=name,
-            before=_said(old.get(name)),
-            after=_said(new.get(name)),
+            before=_describe(old.get(name)),
+            after=_describe(new.get(name)),
             is_allowed=_is_allowed(name, old.get(name), new.get(name)),
         )
         for name in sorted(old.keys() | new.keys())
@@ -46,13 +46,13 @@ def changes(before: SweepConfig, after: SweepConfig) -> list[Change]:
     ]
 
 
-def check(found: list[Change]) -> None:
+def check(differences: list[Change]) -> None:
     """Refuse what cannot go on in one sweep.
 
     Raises:
         ConfigError: one line a culprit.
     """
-    culprits = [change for change in found if not change.is_allowed]
+    culprits = [change for change in differences if not change.is_allowed]
     if culprits:
         raise ConfigError(
             "\n".join(
@@ -96,5 +96,5 @@ def _is_wider(before: Any, after: Any) -> bool:
     return False
 
 
-def _said(value: Distribution | Any) -> str:
+def _describe(value: Distribution | Any) -> str:
     return ABSENT if value is None else str(value)

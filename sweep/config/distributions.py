@@ -43,18 +43,18 @@ class Range:
         return _is_number(value) and self.low <= value <= self.high
 
     def levels(self, count: int) -> tuple[Scalar, ...]:
-        """So many values from end to end, or as many as there are."""
+        """Returns a number of values from end to end; fewer where an integer range has fewer."""
         values = (self.at(i / (count - 1)) for i in range(count))
         return tuple(dict.fromkeys(values))
 
     def probes(self) -> tuple[float, float]:
-        """What must be valid for all between to be: both ends."""
+        """Returns both ends: where they are valid, so is all between."""
         return (int(self.low), int(self.high)) if self.is_integer else (self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One of a few, in the order written."""
+    """One of several values, in the order written."""
 
     options: tuple[Scalar, ...]
 
@@ -69,7 +69,7 @@ class Choice:
         return value in self.options
 
     def levels(self, count: int) -> tuple[Scalar, ...]:
-        """All of them, whatever the count."""
+        """Returns all options, whatever the count."""
         del count
         return self.options
 

@@ -45,12 +45,12 @@ SHARED = ("corpus", "model", "teacher")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What a sweep holds fixed and what it searches."""
+    """The fixed leaves and the distributions of a sweep's trial table."""
 
     fixed: Mapping[str, Any]
     """The trial table without its distributions."""
     distributions: Mapping[str, Distribution]
-    """What is searched, by dotted name under `[trial]`, sorted: the order written means nothing."""
+    """Distributions by dotted name under `[trial]`, sorted: the order written means nothing."""
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> "SearchSpace":
@@ -85,7 +85,7 @@ class SearchSpace:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The pruning methods that its trials may use, those by which gates start included."""
+        """The pruning methods that trials may use, including those by which gates start."""
         methods = self._options(METHOD, PruningConfig.model_fields["method"].default)
         starts = [start for name in methods for start in self._options(_start_key(name), "")]
         return tuple(dict.fromkeys(name for name in (*methods, *starts) if name))
@@ -148,7 +148,7 @@ class SearchSpace:
         return [self.trial_config(self.params_with(method)) for method in self.methods]
 
     def unused_keys(self) -> list[str]:
-        """Dotted names, given here or not, that no method of its trials reads."""
+        """Returns the dotted names, in the table or not, that no method of its trials reads."""
         return unused_keys(restricted_keys(), self.methods)
 
     def unused_key_lines(self) -> list[str]:
@@ -165,7 +165,7 @@ class SearchSpace:
         return {name: leaf.at(0.5) for name, leaf in self.active_leaves(params or {}).items()}
 
     def grid(self, levels: int, *, without: tuple[str, ...] = ()) -> list[dict[str, Scalar]]:
-        """All combinations of the choices and of so many values of each range, ends included.
+        """Returns all combinations of the choices and of a number of values of each range.
 
         Of a conditional space, each trial has the leaves of its own method alone.
         """
@@ -221,7 +221,7 @@ class SearchSpace:
         return {n: leaf for n, leaf in active.items() if n not in point and n not in without}
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
-        """One trial: fixed leaves, given ones, and the middle of the ranges not given.
+        """Returns one trial: fixed leaves, these parameters, and the middle of all other ranges.
 
         Tables of methods that the trial does not use are left out.
         """
@@ -339,24 +339,24 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 def without_leaves(table: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """The nested table without the leaves of these dotted names."""
-    kept: dict[str, Any] = {}
+    remaining: dict[str, Any] = {}
     for name, leaf in _leaves(table):
         if name not in names:
-            _put(kept, name, leaf)
-    return kept
+            _put(remaining, name, leaf)
+    return remaining
 
 
 def overlaid(table: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The nested table with other values at some dotted names; sections not named are shared."""
-    found = dict(table)
+    merged = dict(table)
     for name, value in leaves.items():
         *sections, key = name.split(".")
-        inner = found
+        inner = merged
         for section in sections:
             inner[section] = dict(inner.get(section, {}))
             inner = inner[section]
         inner[key] = value
-    return found
+    return merged
 
 
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person may say about a sweep: one TOML file, refused whole or right from birth."""
+"""Configuration of a sweep: one TOML file, which is refused as a whole if it is not valid."""
 
 import difflib
 import json
@@ -13,12 +13,12 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from core.config.base import Config, ConfigError
-from core.config.pruning import misplaced_key_lines
 from core.files import atomic_write
 from core.outside_files import read_text
 from sweep.config import toml_writer
 from sweep.config.paths import check_corpus, with_absolute_paths
 from sweep.config.space import SearchSpace, without_leaves
+from sweep.config.versions import check_version
 
 CONFIG_FILE = "sweep.toml"
 ORIGINAL_FILE = "sweep.original.toml"
@@ -38,7 +38,7 @@ Sampler = Literal["auto", "gp", "tpe", "nsga2", "qmc", "random", "grid"]
 
 
 class BudgetConfig(Config):
-    """The sweep itself: how much, and what is wanted."""
+    """The sweep itself: its budget and its objectives."""
 
     name: str = ""
     """What MLflow calls it; the file's name if left out."""
@@ -108,7 +108,7 @@ def check_address(address: str) -> None:
 
 
 class SearchConfig(Config):
-    """Who proposes the next trial."""
+    """The sampler that proposes the next trial."""
 
     sampler: Sampler = "auto"
     """`auto` takes gp for few flat ranges and tpe for choices, many leaves or many trials."""
@@ -117,7 +117,7 @@ class SearchConfig(Config):
 
 
 class EarlyStoppingConfig(Config):
-    """Which trials end before their time: compared at equal steps, too far behind too many."""
+    """Early end of trials that are too far behind too many others at equal steps."""
 
     kind: Literal["pareto", "stratified", "none"] = "none"
     """By non-domination in WER and GFLOPs, by WER among trials of like target, or not at all."""
@@ -131,7 +131,7 @@ class EarlyStoppingConfig(Config):
 
 
 class ResourcesConfig(Config):
-    """What a trial occupies on the machines, and how many run side by side."""
+    """Resources of a trial on the machines, and how many trials run at the same time."""
 
     cpus: int = Field(default=1, ge=1, le=1024)
     """CPU cores a rank."""
@@ -208,7 +208,7 @@ class SweepConfig(Config):
 
     def with_budget(self, **values: Any) -> Self:
         """The same sweep with other values in its first section."""
-        return self.parse(_merged(self.model_dump(), {"sweep": values}))
+        return self.parse(_merge(self.model_dump(), {"sweep": values}))
 
     def toml(self) -> str:
         """The sweep with every default written out, so that a later default changes nothing.
@@ -217,7 +217,7 @@ class SweepConfig(Config):
         """
         table = self.model_dump()
         fixed = without_leaves(self.space.with_defaults(), self.space.unused_keys())
-        table["trial"] = _merged(fixed, self.trial)
+        table["trial"] = _merge(fixed, self.trial)
         return "\n".join(toml_writer.lines(table)) + "\n"
 
 
@@ -227,7 +227,7 @@ def load(path_or_name: str) -> SweepConfig:
     Raises:
         ConfigError: one line for each culprit, each beginning with the file.
     """
-    config, _, _ = read(path_or_name)
+    config, _, _ = read_space(path_or_name)
     check_corpus(config.space.base.corpus)
     return config
 
@@ -248,14 +248,14 @@ def load_table(table: Mapping[str, Any], *, name: str) -> SweepConfig:
     return config
 
 
-def read(path_or_name: str) -> tuple[SweepConfig, Path, str]:
+def read_space(path_or_name: str) -> tuple[SweepConfig, Path, str]:
     """A search space, its file, and what that says; its corpus may be on other machines.
 
     Raises:
         ConfigError: one line for each culprit, each beginning with the file.
     """
     path = find(path_or_name)
-    text = _read(path)
+    text = _read_file(path)
     config = parse(text, source=str(path))
     check_keys(config, source=str(path))
     return config, path, text
@@ -332,28 +332,9 @@ def open_config(folder: Path) -> SweepConfig:
     """
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"`{folder}` must hold a sweep, but has no {CONFIG_FILE}.")
-    text = _read(folder / CONFIG_FILE)
-    _check_version(text, source=str(folder / CONFIG_FILE))
+    text = _read_file(folder / CONFIG_FILE)
+    check_version(text, source=str(folder / CONFIG_FILE))
     return parse(text, source=str(folder / CONFIG_FILE))
-
-
-def _check_version(text: str, *, source: str) -> None:
-    """Refuses a directory that was made when methods had no tables: its ledger has old names.
-
-    Raises:
-        ConfigError: in one line, where `parse` would have one for each setting.
-    """
-    try:
-        pruning = tomllib.loads(text)["trial"]["pruning"]
-        keys = [key for key in pruning if any(misplaced_key_lines({key: None}, ()))]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return  # `parse` says what it is
-    if keys:
-        raise ConfigError(
-            f"{source}: `trial.pruning.{keys[0]}` must stand in the table of its method, but"
-            " stands where version 0.1 wrote it instead; finish this sweep with version 0.1, or"
-            f" start a new one with the settings of {ORIGINAL_FILE} in [trial.pruning.METHOD]"
-        )
 
 
 def names() -> list[str]:
@@ -375,7 +356,7 @@ def find(path_or_name: str) -> Path:
     )
 
 
-def _read(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         return read_text(path)
     except (OSError, ValueError) as error:
@@ -384,7 +365,7 @@ def _read(path: Path) -> str:
 
 def _with_name(table: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(table.get("sweep", {}), dict):
-        return _merged({"sweep": {"name": Path(source).stem}}, table)
+        return _merge({"sweep": {"name": Path(source).stem}}, table)
     return table
 
 
@@ -400,12 +381,12 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` laid over `below`, section by section; a distribution replaces a value."""
     table = dict(below)
     for key, value in above.items():
         under = table.get(key)
         if isinstance(under, Mapping) and isinstance(value, Mapping):
-            value = _merged(under, value)  # noqa: PLW2901
+            value = _merge(under, value)  # noqa: PLW2901
         table[key] = value
     return table

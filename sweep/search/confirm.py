@@ -87,19 +87,19 @@ def confirmations(ledger: Ledger) -> dict[int, int]:
 def summarize_confirmations(
     front: Iterable[Point], records: Iterable[TrialRecord], of: Mapping[int, int]
 ) -> list[Confirmation]:
-    """What became of each front point; those without a finished confirmation are left out."""
+    """Returns the confirmation of each front point that has a finished one."""
     again: dict[int, list[TrialRecord]] = defaultdict(list)
     for record in records:
         if record.state == "finished" and record.number in of:
             again[of[record.number]].append(record)
     return [
-        _confirmed(point, [record.outcomes[point.outcome] for record in again[point.trial]])
+        _summarize(point, [record.outcomes[point.outcome] for record in again[point.trial]])
         for point in front
         if again[point.trial]
     ]
 
 
-def _confirmed(point: Point, outcomes: list[Outcome]) -> Confirmation:
+def _summarize(point: Point, outcomes: list[Outcome]) -> Confirmation:
     wers = [outcome.wer for outcome in outcomes]
     tests = [outcome.test_wer for outcome in outcomes if outcome.test_wer is not None]
     return Confirmation(
@@ -133,8 +133,8 @@ def runs(seen: SweepSnapshot) -> list[list[Point]]:
         if record.state == "finished" and record.number in of:
             again[of[record.number]].append(record)
     return [
-        [point for record in found for point in points([record])]
-        for found in zip(*again.values(), strict=False)
+        [point for record in seed_records for point in points([record])]
+        for seed_records in zip(*again.values(), strict=False)
     ]
 
 

@@ -22,7 +22,7 @@ Kind = Literal["pareto", "stratified", "wer"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """How a trial stood at a rung."""
+    """A trial's measurements at a rung."""
 
     trial: int
     wer: float
@@ -86,7 +86,7 @@ class Stopping:
         others = self._alike(self._rungs[number], standing)
         if len(others) * self.keep < 1:
             return False  # too few to say
-        return standing.trial not in self._rank(others)[: _kept(len(others), self.keep)]
+        return standing.trial not in self._rank(others)[: _count_of_share(len(others), self.keep)]
 
     def _alike(self, rung: Mapping[int, Standing], standing: Standing) -> list[Standing]:
         """The trials of a rung to compare with: all, or those of like target."""
@@ -125,20 +125,20 @@ def _spread(layer: list[int], scaled: np.ndarray) -> list[int]:
     """An epsilon net: both ends first, then always what lies farthest from all taken."""
     ends = [min(layer, key=lambda i: (*scaled[i], i)), max(layer, key=lambda i: (*scaled[i], -i))]
     taken = list(dict.fromkeys(ends))
-    left = np.array([i for i in layer if i not in taken], dtype=int)
-    gaps = np.full(len(left), np.inf)
+    remaining = np.array([i for i in layer if i not in taken], dtype=int)
+    gaps = np.full(len(remaining), np.inf)
     for end in taken:
-        gaps = np.minimum(gaps, np.abs(scaled[left] - scaled[end]).max(axis=1, initial=0.0))
-    while len(left):
-        place = int(np.argmax(gaps))
-        taken.append(int(left[place]))
-        left, gaps = np.delete(left, place), np.delete(gaps, place)
-        farthest = np.abs(scaled[left] - scaled[taken[-1]]).max(axis=1, initial=0.0)
+        gaps = np.minimum(gaps, np.abs(scaled[remaining] - scaled[end]).max(axis=1, initial=0.0))
+    while len(remaining):
+        farthest_index = int(np.argmax(gaps))
+        taken.append(int(remaining[farthest_index]))
+        remaining, gaps = np.delete(remaining, farthest_index), np.delete(gaps, farthest_index)
+        farthest = np.abs(scaled[remaining] - scaled[taken[-1]]).max(axis=1, initial=0.0)
         gaps = np.minimum(gaps, farthest)
     return taken
 
 
-def _kept(count: int, share: float) -> int:
+def _count_of_share(count: int, share: float) -> int:
     return max(1, int(count * share))
 
 

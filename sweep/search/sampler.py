@@ -1,9 +1,9 @@
-"""Which point next: fixed anchors, then a quasi-random start, then a model of what was found.
+"""Proposal of the next point: anchors, then quasi-random points, then a model of the outcomes.
 
 Anchors and the quasi-random start depend on the seed and the trial's number alone. The model is
 Optuna's: it sees the outcomes of finished trials, running ones as pending, and of failed and
 stopped ones only that they are over. A further outcome is told as a trial of its own that asked for
-that target. The control trial lies outside the space; it sees it not.
+that target. The control trial lies outside the space; the model does not see it.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from core.config.methods import owner_of
 from core.report import Outcome
@@ -62,7 +62,7 @@ def anchors(space: SearchSpace, kind: Sampler = "auto") -> list[Params]:
 
 
 def choose_kind(sampler: Sampler, space: SearchSpace, number: int) -> Kind:
-    """What `auto` stands for in this sweep, at the trial of a number."""
+    """Returns the sampler that `auto` stands for at the trial of this number."""
     if sampler != "auto":
         return sampler
     has_choices = any(isinstance(leaf, Choice) for leaf in space.distributions.values())
@@ -88,7 +88,7 @@ class Sampling:
         self.search = search
         self.budget = budget
         self._anchors = anchors(space, search.sampler)
-        # A trial's seed is noise to a model; it is drawn beside.
+        # A trial's seed is noise to a model, so it is drawn separately.
         self._searched = {
             name: as_optuna(leaf) for name, leaf in space.distributions.items() if name != SEED
         }
@@ -107,15 +107,15 @@ class Sampling:
         if number < len(self._anchors):
             params = dict(self._anchors[number])
         elif self.kind(number) == "grid":
-            params = self._crossing(number)
+            params = self._grid_point(number)
         elif not self._has_model(number):
-            params = self._scattered(number)
+            params = self._scatter(number)
         elif self.kind(number) == "nsga2":
-            params = self._evolved(number)
+            params = self._evolve(number)
         else:
-            params = self._modelled(number)
+            params = self._propose_by_model(number)
         if self._is_inside(params) and self._holds(params) and number not in self._pending:
-            self._pending[number] = self._place(params)
+            self._pending[number] = self._enqueue(params)
         return params
 
     def observe(self, record: TrialRecord) -> None:
@@ -134,7 +134,7 @@ class Sampling:
         if record.state == "finished" and pending is None:
             self._add(record, 0, record.params)
             return
-        trial = pending or self._place(record.params)
+        trial = pending or self._enqueue(record.params)
         if record.state == "finished":
             self._tell(record, trial)
         elif record.state in ("failed", "stopped"):
@@ -155,11 +155,11 @@ class Sampling:
             and len(self._finished) >= LEAST_FINISHED
         )
 
-    def _scattered(self, number: int) -> Params:
+    def _scatter(self, number: int) -> Params:
         """A point that depends on the seed and the number alone."""
         leaves = self.space.distributions
         if self.kind(number) == "random":
-            shares = self._chance(number).random(len(leaves))
+            shares = self._generator(number).random(len(leaves))
         else:
             from scipy.stats import qmc  # noqa: PLC0415  # a second, of this sampler alone
 
@@ -172,45 +172,72 @@ class Sampling:
         active = self.space.active_leaves(params)  # a method's own leaves are of its trials alone
         return {name: value for name, value in params.items() if name in active}
 
-    def _crossing(self, number: int) -> Params:
+    def _grid_point(self, number: int) -> Params:
         """A point of the grid, in an order of the seed's: a part of the grid covers the whole."""
         points = self.space.grid(self.search.grid_levels, without=(SEED,))
         order = np.random.default_rng(self.budget.seed).permutation(len(points))
         return self._with_seed(points[order[number - len(self._anchors)]], number)
 
-    def _modelled(self, number: int) -> Params:
+    def _propose_by_model(self, number: int) -> Params:
+        if self.space.is_conditional:
+            return self._with_seed(self._propose_by_groups(number), number)
         self._study.sampler = self._model(number)
-        trial = self._ask(self._study)
+        trial = self._study.ask(self._searched)
         self._pending[number] = trial
         return self._with_seed(trial.params, number)
 
-    def _ask(self, study: optuna.Study) -> Trial:
-        """Returns a trial with the parameters that the study's sampler proposes.
+    def _propose_by_groups(self, number: int) -> Params:
+        """Returns a point of a conditional space, group by group, each by a model of its own.
 
-        In a conditional space the shared leaves are asked for first, because they choose the
-        method; then its own leaves, which may choose a method by whose scores its gates start.
+        The shared leaves come first, because they choose the method; then the method's own, by a
+        model of that method's trials. Optuna's `group=True` does nearly the same, but draws its
+        groups in the order of a set of texts, which another process could not repeat.
         """
-        is_split = self.space.is_conditional
-        shared = {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
-        trial = study.ask(shared)
-        while missing := self._active(trial.params).keys() - trial.params.keys():
-            for name in sorted(missing):
-                suggest(trial, name, self._searched[name])
-        return trial
+        params: Params = {}
+        groups = [None, *self.space.methods]
+        # A method's own leaves may choose another one, by whose scores its gates start.
+        while missing := [name for name in self._active(params) if name not in params]:
+            owner = min(map(owner_of, missing), key=groups.index)
+            names = [name for name in missing if owner_of(name) == owner]
+            params |= self._propose_group(number, names, part=groups.index(owner))
+        return params
 
-    def _model(self, number: int) -> optuna.samplers.BaseSampler:
+    def _propose_group(self, number: int, names: list[str], *, part: int) -> Params:
+        """Returns values of some leaves by a model of the finished trials that have them.
+
+        Args:
+            number: of the trial.
+            names: leaves that are always searched together.
+            part: number of the group, for a seed of its own.
+        """
+        trials = [
+            create_trial(
+                params={name: trial.params[name] for name in names},
+                distributions={name: trial.distributions[name] for name in names},
+                values=trial.values,
+                system_attrs=trial.system_attrs,  # which hold the constraints
+            )
+            for _, trial in sorted(self._finished.items())
+            if all(name in trial.params for name in names)
+        ]
+        if len(trials) < LEAST_FINISHED:
+            shares = np.random.default_rng([self.budget.seed, number, part]).random(len(names))
+            leaves = [self.space.distributions[name] for name in names]
+            return {n: d.at(float(s)) for n, d, s in zip(names, leaves, shares, strict=True)}
+        study = self._empty_study(self._model(number, part))
+        study.add_trials(trials)
+        return study.ask({name: self._searched[name] for name in names}).params
+
+    def _model(self, number: int, part: int = 0) -> optuna.samplers.BaseSampler:
         """A fresh one each time, so that a resumed sweep proposes what an unbroken one would."""
-        seed = self._model_seed(number)
+        seed = self._model_seed(number, part)
         if self.kind(number) == "gp":
             return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=0, warn_independent_sampling=False
             )
-        # Groups let it model a method's own leaves from that method's trials.
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=0, multivariate=True, group=self.space.is_conditional
-        )
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
 
-    def _evolved(self, number: int) -> Params:
+    def _evolve(self, number: int) -> Params:
         """A child of the finished trials, whose generations are counted by their numbers.
 
         Optuna counts them as they come, which a resumed sweep could not repeat.
@@ -220,10 +247,17 @@ class Sampling:
         )
         study = self._empty_study(sampler)
         generation = sampler._get_generation_key()  # noqa: SLF001  # the only way to say it
-        for place, (_, trial) in enumerate(sorted(self._finished.items())):
-            trial.system_attrs = {**trial.system_attrs, generation: place // POPULATION}
+        for index, (_, trial) in enumerate(sorted(self._finished.items())):
+            trial.system_attrs = {**trial.system_attrs, generation: index // POPULATION}
             study.add_trial(trial)
-        return self._with_seed(self._ask(study).params, number)
+        is_split = self.space.is_conditional
+        trial = study.ask(
+            {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
+        )
+        while missing := self._active(trial.params).keys() - trial.params.keys():
+            for name in sorted(missing):
+                suggest(trial, name, self._searched[name])
+        return self._with_seed(trial.params, number)
 
     def _empty_study(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         directions = [StudyDirection.MINIMIZE] * len(self.budget.objectives)
@@ -233,14 +267,15 @@ class Sampling:
         """The parameters, and the trial's own seed if that is drawn."""
         if SEED not in self.space.distributions:
             return dict(params)
-        share = float(self._chance(number).random())
+        share = float(self._generator(number).random())
         return {**params, SEED: self.space.distributions[SEED].at(share)}
 
-    def _chance(self, number: int) -> np.random.Generator:
+    def _generator(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.budget.seed, number])
 
-    def _model_seed(self, number: int) -> int:
-        return int(np.random.SeedSequence([self.budget.seed, number]).generate_state(1)[0])
+    def _model_seed(self, number: int, part: int = 0) -> int:
+        entropy = [self.budget.seed, number, *([part] if part else [])]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _is_inside(self, params: Mapping[str, Any]) -> bool:
         return bool(self._searched) and all(name in params for name in self._active(params))
@@ -250,7 +285,7 @@ class Sampling:
         active = self.space.active_leaves(params)
         return {name: leaf for name, leaf in self._searched.items() if name in active}
 
-    def _place(self, params: Mapping[str, Any]) -> Trial:
+    def _enqueue(self, params: Mapping[str, Any]) -> Trial:
         """Put a point that somebody else chose into the study, as pending."""
         self._study.sampler = optuna.samplers.RandomSampler(seed=0)
         searched = self._active(params)
@@ -271,7 +306,7 @@ class Sampling:
     def _add(self, record: TrialRecord, number: int, params: Mapping[str, Any]) -> None:
         """An outcome that was never pending here, at a fifth of the time that asking would take."""
         outcome, searched = record.outcomes[number], self._active(params)
-        trial = optuna.trial.create_trial(
+        trial = create_trial(
             params={name: params[name] for name in searched},
             distributions=searched,
             values=self._values(outcome),
@@ -290,15 +325,15 @@ class Sampling:
         return [float(getattr(outcome, name)) for name in self.budget.objectives]
 
     def _constraints(self, outcome: Outcome) -> dict[str, float]:
-        """By how much each limit is missed, as a share of it; at most 0 is within."""
-        found = {}
+        """Returns the excess over each limit, as a share of it; at most 0 where it holds."""
+        violations = {}
         for limit in ("wer", "gflops", "params", "latency_ms"):
             most = getattr(self.budget, f"max_{limit}")
             if most is not None:
-                found[limit] = float(getattr(outcome, limit)) / most - 1
+                violations[limit] = float(getattr(outcome, limit)) / most - 1
         gap = self.budget.max_sparsity_gap
         if gap is not None:
-            found["sparsity_gap"] = (
+            violations["sparsity_gap"] = (
                 abs(outcome.realised_sparsity - outcome.target_sparsity) / gap - 1
             )
-        return found
+        return violations

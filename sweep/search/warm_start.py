@@ -34,17 +34,17 @@ def begin(folder: Path, config: SweepConfig, olds: Iterable[SweepSnapshot]) -> i
     Raises:
         ConfigError: if an old sweep holds something else fixed, naming it.
     """
-    found: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
     for old in olds:
         check(config, old)
-        found += outcomes_in_space(config, old)
+        outcomes += outcomes_in_space(config, old)
         _take_along(folder, old)
-    atomic_write(folder / FILE, json.dumps(found))
-    return len(found)
+    atomic_write(folder / FILE, json.dumps(outcomes))
+    return len(outcomes)
 
 
 def warm_start_records(folder: Path) -> list[TrialRecord]:
-    """What the sweep began with, as finished trials numbered from -1 down: they are not its own.
+    """Returns the outcomes of the older sweeps as finished trials, numbered from -1 down.
 
     Raises:
         ConfigError: if the file is damaged.
@@ -52,7 +52,7 @@ def warm_start_records(folder: Path) -> list[TrialRecord]:
     if not (folder / FILE).is_file():
         return []
     try:
-        return [_recalled(place, each) for place, each in enumerate(read_json(folder / FILE))]
+        return [_record(index, values) for index, values in enumerate(read_json(folder / FILE))]
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"`{folder / FILE}` must hold what other sweeps found, but: {error!r};"
@@ -60,10 +60,10 @@ def warm_start_records(folder: Path) -> list[TrialRecord]:
         ) from None
 
 
-def _recalled(place: int, values: Mapping[str, Any]) -> TrialRecord:
+def _record(index: int, values: Mapping[str, Any]) -> TrialRecord:
     return parse_record(
         {
-            "number": -1 - place,
+            "number": -1 - index,
             "state": "finished",
             "params": values["params"],
             "outcomes": [values["outcome"]],
@@ -133,5 +133,5 @@ def _take_along(folder: Path, old: SweepSnapshot) -> None:
     fetch_missing(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
-            with atomic_folder(folder / name) as beside:
-                shutil.copytree(old.folder / name, beside, dirs_exist_ok=True)
+            with atomic_folder(folder / name) as tmp_path:
+                shutil.copytree(old.folder / name, tmp_path, dirs_exist_ok=True)

@@ -55,7 +55,7 @@ def test_rounds_take_equal_parts_and_what_is_shut_stays_shut(context_of):
     shut, removed = [], []
     for step in range(9):
         stage.step(make_patterned_speech(8, seed=step), step)
-        mask = stage.shut.sample()
+        mask = stage.closed.sample()
         if step % 3 == 0:
             choice = {**ctx.space.open_choice(), **{n: v > 0 for n, v in mask.items()}}
             removed.append(ctx.space.sparsity(ctx.space.choice_cost(choice), "flops"))

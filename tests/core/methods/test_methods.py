@@ -13,7 +13,7 @@ from core.conformer.masking import named_tensors
 from core.data.batching import Batch
 from core.evaluation.evaluator import Evaluator
 from core.evaluation.greedy import greedy
-from core.methods.interctc import error, least_missed_last
+from core.methods.interctc import error, order_by_error
 from core.methods.l0 import METHOD as L0
 from core.methods.magnitude import magnitudes
 from core.pruning.extraction import as_mask, clone, extract
@@ -196,7 +196,9 @@ def trained_gates(model, *, steps, **pruning) -> GateStage:
 
 def test_l0s_multipliers_climb_and_its_weights_descend():
     torch.manual_seed(0)
-    stage = L0.stage(a_context(small_model(), steps=50, target_sparsity=0.9, warmup_share=0.0))
+    stage = L0.stage(
+        a_context(small_model(), steps=50, target_sparsity=0.9, l0={"warmup_share": 0.0})
+    )
 
     first = stage.step(noise_with_tokens(), 0)
     for step in range(1, 20):
@@ -273,7 +275,7 @@ def test_interctc_lets_the_block_go_first_that_nobody_misses(idle):
             block.norm.bias.zero_()
     names = [block.name for block in model.blocks]
 
-    order = least_missed_last(model, names, [labelled_by(model, 190, 150, 120)])
+    order = order_by_error(model, names, [labelled_by(model, 190, 150, 120)])
 
     assert order[-1] == f"blocks.{idle}"
     assert sorted(order) == names
@@ -284,7 +286,7 @@ def test_interctc_removes_one_after_the_other_whatever_is_missed_least():
     labelled = [labelled_by(model, 190, 150), labelled_by(model, 120)]
     names = [block.name for block in model.blocks]
 
-    order = least_missed_last(model, names, labelled)
+    order = order_by_error(model, names, labelled)
 
     for place in (3, 2, 1):
         gone = set(order[place + 1 :])
@@ -294,7 +296,8 @@ def test_interctc_removes_one_after_the_other_whatever_is_missed_least():
 
 def test_interctc_truncates_from_the_end_without_a_look_at_the_speech():
     model = small_model(shape=deeper(4))
-    ctx = a_context(model, method="interctc", depth_order="truncate").restricted_to(frozenset())
+    truncate = {"depth_order": "truncate"}
+    ctx = a_context(model, method="interctc", interctc=truncate).restricted_to(frozenset())
 
     scores = load_method("interctc").search_result(ctx, None).scores
 

@@ -46,13 +46,13 @@ def test_its_best_rows_are_rewarded_more_than_chance_and_its_worst_less(kept, to
         mean_reward(lambda _: torch.randperm(rows, generator=chance)) for _ in range(20)
     )
     for seed in range(3):
-        policy = train_policy(matrices, kept=kept, seed=seed)
+        policy = train_policy(matrices, keep=kept, seed=seed)
         best = mean_reward(lambda weight, policy=policy: policy(weight).argsort(descending=True))
         worst = mean_reward(lambda weight, policy=policy: policy(weight).argsort())
         assert best > at_random > worst
 
 
 def test_the_same_seed_learns_the_same_policy(matrices):
-    one, other = (train_policy(matrices, kept=0.5, seed=3, episodes=3) for _ in range(2))
+    one, other = (train_policy(matrices, keep=0.5, seed=3, episodes=3) for _ in range(2))
 
     assert torch.equal(one(matrices[0]), other(matrices[0]))

@@ -67,3 +67,22 @@ def test_more_of_the_same_is_allowed_and_named(before, after, said):
 def test_what_would_mix_two_kinds_of_trials_is_refused_by_name(before, after, culprit):
     with pytest.raises(ConfigError, match=culprit):
         check(changed(before, after))
+
+
+def test_fixed_settings_of_every_method_of_a_choice_are_compared():
+    text = """
+[trial.pruning]
+method = { choice = ["magnitude", "l0", "acip"] }
+[trial.pruning.acip]
+smallest = 0.1
+[trial.pruning.l0]
+lambda_lr = { log_uniform = [0.01, 1.0] }
+"""
+    old = parse(text, source="x.toml")
+    assert changes(old, parse(old.toml(), source="y.toml")) == []
+
+    with pytest.raises(ConfigError, match=r"`trial.pruning.acip.smallest`.*0.1, but is 0.2"):
+        check(changes(old, parse(text.replace("smallest = 0.1", "smallest = 0.2"), source="x")))
+    wider = changes(old, parse(text.replace("[0.01, 1.0]", "[0.01, 2.0]"), source="x"))
+    check(wider)
+    assert [change.name for change in wider] == ["trial.pruning.l0.lambda_lr"]

@@ -3,7 +3,7 @@ import tomllib
 import pytest
 
 from core.config.base import ConfigError
-from sweep.config.sweep import create, find, load, names, open_config, parse, read
+from sweep.config.sweep import create, find, load, names, open_config, parse, read_space
 
 
 @pytest.mark.parametrize("name", names())
@@ -232,4 +232,4 @@ def test_what_is_written_out_can_be_handed_in_again(name, tmp_path):
     path = tmp_path / f"{name}.toml"
     path.write_text(parse(find(name).read_text(), source=name).toml())
 
-    read(str(path))
+    read_space(str(path))

@@ -192,3 +192,72 @@ def test_each_outcome_of_a_curve_is_told_as_the_target_it_was_for():
     told = sampling._study.get_trials()
     targets = {trial.params["pruning.target_sparsity"]: trial.values for trial in told}
     assert targets == {0.1: [record.outcomes[0].wer, record.outcomes[0].gflops], 0.5: [0.1, 1.6]}
+
+
+CONDITIONAL = """
+[trial.pruning]
+method = { choice = ["l0", "acip", "magnitude"] }
+target_sparsity = { uniform = [0.1, 0.9] }
+[trial.pruning.l0]
+lambda_lr = { log_uniform = [0.01, 1.0] }
+start_from = { choice = ["ld", "random"] }
+[trial.pruning.ld]
+groups = { int_uniform = [2, 40] }
+[trial.pruning.acip]
+smallest = { uniform = [0.05, 0.2] }
+"""
+
+
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "nsga2", "qmc", "random", "grid"])
+def test_a_trial_has_the_parameters_of_its_own_methods_alone(sampler):
+    found = config(sampler, text=CONDITIONAL)
+    proposed = play(found, STARTUP_TRIALS + 8)
+
+    for params in proposed[1:]:
+        assert set(params) == set(found.space.active_leaves(params))
+        found.space.trial_config(params)
+    if sampler != "auto":
+        assert len({params["pruning.method"] for params in proposed[1:]}) > 1
+
+
+def observe_conditional(sampling, count=60):
+    """Tell a sampler of trials of which only `acip` with a small smallest size is good."""
+    for number in range(1, count):
+        params = sampling._scatter(number)
+        smallest = params.get("pruning.acip.smallest", 0.2)
+        outcome = make_outcome(0.05 + 3 * (smallest - 0.05), 1.0)
+        record = TrialRecord(number=number, state="finished", params=params, outcomes=(outcome,))
+        sampling.observe(record)
+
+
+def test_the_model_knows_the_leaves_of_one_method():
+    """Proposals of `acip` crowd where its own leaf was good, which a random draw would not."""
+    sampling = sampling_of(config("tpe", text=CONDITIONAL))
+    observe_conditional(sampling)
+
+    proposed = [sampling.propose(60 + number) for number in range(12)]
+
+    sizes = [p["pruning.acip.smallest"] for p in proposed if p["pruning.method"] == "acip"]
+    assert len(sizes) > 6
+    assert sum(size < 0.1 for size in sizes) > 0.6 * len(sizes)
+
+
+def test_trials_of_a_conditional_space_reach_the_study_with_their_own_leaves():
+    sampling = sampling_of(config("tpe", text=CONDITIONAL))
+    observe_conditional(sampling, 12)
+
+    for trial in sampling._study.get_trials():
+        assert set(trial.distributions) == set(sampling.space.active_leaves(trial.params))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_resumed_sampler_of_a_conditional_space_proposes_the_same(sampler):
+    found = config(sampler, text=CONDITIONAL)
+    proposed = play(found, STARTUP_TRIALS + 5)
+    again, number = sampling_of(found), STARTUP_TRIALS + 4
+    for earlier in range(number - 2):
+        again.observe(finished(earlier, proposed[earlier]))
+    for earlier in (number - 2, number - 1):
+        again.observe(TrialRecord(number=earlier, state="waiting", params=proposed[earlier]))
+
+    assert again.propose(number) == pytest.approx(proposed[number])

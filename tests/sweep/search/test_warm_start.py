@@ -107,3 +107,35 @@ def test_outcomes_of_another_kind_are_refused_by_name(old, tmp_path):
 
 def test_a_sweep_without_such_a_beginning_recalls_nothing(tmp_path):
     assert warm_start_records(new(tmp_path)) == []
+
+
+METHODS = """
+[trial.pruning]
+method = { choice = ["l0", "acip"] }
+target_sparsity = { uniform = [0.2, 0.8] }
+steps = 100
+[trial.pruning.l0]
+lambda_lr = { log_uniform = [0.01, 1.0] }
+[trial.pruning.acip]
+smallest = { uniform = [0.05, 0.2] }
+"""
+
+
+def test_outcomes_of_one_method_begin_a_sweep_over_several(old, tmp_path):
+    folder = new(tmp_path, METHODS)
+
+    assert begin(folder, config(METHODS), [old]) == 10
+    for record in warm_start_records(folder):
+        assert record.params["pruning.method"] == "l0"
+        assert record.params["pruning.l0.lambda_lr"] == 0.1, "its fixed value"
+        assert not any(name.startswith("pruning.acip.") for name in record.params)
+
+
+def test_outcomes_of_a_method_that_the_new_sweep_has_not_are_left_out(old, tmp_path):
+    other = METHODS.replace('["l0", "acip"]', '["magnitude", "acip"]')
+    other = (
+        other[: other.index("[trial.pruning.l0]")] + other[other.index("[trial.pruning.acip]") :]
+    )
+    folder = new(tmp_path, other)
+
+    assert begin(folder, config(other), [old]) == 0
