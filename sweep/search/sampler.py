@@ -251,13 +251,13 @@ class Sampling:
             trial.system_attrs = {**trial.system_attrs, generation: index // POPULATION}
             study.add_trial(trial)
         is_split = self.space.is_conditional
-        trial = study.ask(
+        child = study.ask(
             {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
         )
-        while missing := self._active(trial.params).keys() - trial.params.keys():
+        while missing := self._active(child.params).keys() - child.params.keys():
             for name in sorted(missing):
-                suggest(trial, name, self._searched[name])
-        return self._with_seed(trial.params, number)
+                suggest(child, name, self._searched[name])
+        return self._with_seed(child.params, number)
 
     def _empty_study(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         directions = [StudyDirection.MINIMIZE] * len(self.budget.objectives)
