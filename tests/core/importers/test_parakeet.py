@@ -97,5 +97,5 @@ def test_its_fast_tokenizer_becomes_sentencepiece_with_the_same_ids_but_for_the_
 def test_a_folder_of_another_family_is_refused_in_one_line(tmp_path):
     transformers.Wav2Vec2ConformerConfig().save_pretrained(tmp_path)
 
-    with pytest.raises(ImportingError, match=r"Wav2Vec2Conformer, which hears raw samples"):
+    with pytest.raises(ImportingError, match=r"Wav2Vec2Conformer, which reads raw samples"):
         read_model(tmp_path)
