@@ -40,18 +40,14 @@ sys.path.insert(0, str(ROOT))  # this tree, whichever is installed
 MODELS = ROOT.parent / "shared" / "data" / "models"
 
 IMPORT_PATHS = {
-    "TrialConfig": ("core.config.trial:TrialConfig", "core.config.trial:TrialConfig"),
-    "method_names": ("core.config.trial:method_names", "core.config.methods:method_names"),
-    "TrialDirs": ("core.runtime:Place", "core.runtime:TrialDirs"),
+    "TrialConfig": ("core.config:TrialConfig", "core.config.trial:TrialConfig"),
+    "method_names": ("core.config:method_names", "core.config.methods:method_names"),
+    "TrialDirs": ("core.setting:Place", "core.runtime:TrialDirs"),
     "prepare": ("core.teacher:prepare",),
     "run": ("core.trial:run", "core.trial.run:run"),
-    "import_model": ("core.importers.load:bring", "core.importers.load:import_model"),
-    "join_ranks": (
-        "core.distributed:joined",
-        "core.distributed:joined",
-        "core.distributed:join_ranks",
-    ),
-    "open_store": ("core.distributed:open_store", "core.distributed:open_store"),
+    "import_model": ("core.deploy.importing.bring:bring", "core.importers.load:import_model"),
+    "join_ranks": ("core.ranks:joined", "core.distributed:join_ranks"),
+    "open_store": ("core.ranks:open_store", "core.distributed:open_store"),
 }
 """Import paths of each name, the old one first: a rename adds its own."""
 
