@@ -137,6 +137,11 @@ def resolve(name: str) -> Any:
     raise ImportError(f"`{name}` must be one of {', '.join(IMPORT_PATHS[name])}; add its new one")
 
 
+def program() -> str:
+    """Returns the module of the command line, by its old or its new name."""
+    return "sweep.cli" if (ROOT / "sweep" / "cli.py").is_file() else "sweep.cli.app"
+
+
 def collect(folder: Path, only: str = "") -> Case:
     """Run all cases in a scratch folder.
 
@@ -301,7 +306,7 @@ def sweep_case(folder: Path) -> Case:
     """Run a sweep of five trials, one at a time, through the command line."""
     folder.mkdir()
     (folder / "tiny.toml").write_text(EQUAL_RESULTS)
-    command = [sys.executable, "-c", "from sweep.cli.app import main; main()"]
+    command = [sys.executable, "-c", f"from {program()} import main; main()"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def call(*words: str) -> str:

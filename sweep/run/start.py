@@ -16,7 +16,7 @@ from sweep.config.sweep import (
     create,
     load_table,
     open_config,
-    read,
+    read_space,
     rewrite,
 )
 from sweep.storage.lock import sweep_lock
@@ -87,7 +87,7 @@ def _load(space: Space, folder: Path) -> tuple[SweepConfig, str]:
     """Returns a search space and the text of its file, which is read once; no text of a table."""
     if not isinstance(space, str):
         return load_table(space, name=folder.name), ""
-    config, _, text = read(space)
+    config, _, text = read_space(space)
     check_corpus(config.space.base.corpus)
     return config, text
 
