@@ -40,18 +40,14 @@ sys.path.insert(0, str(ROOT))  # this tree, whichever is installed
 MODELS = ROOT.parent / "shared" / "data" / "models"
 
 IMPORT_PATHS = {
-    "TrialConfig": ("core.config.trial:TrialConfig", "core.config.trial:TrialConfig"),
-    "method_names": ("core.config.trial:method_names", "core.config.methods:method_names"),
-    "TrialDirs": ("core.runtime:Place", "core.runtime:TrialDirs"),
+    "TrialConfig": ("core.config:TrialConfig", "core.config.trial:TrialConfig"),
+    "method_names": ("core.config:method_names", "core.config.methods:method_names"),
+    "TrialDirs": ("core.setting:Place", "core.runtime:TrialDirs"),
     "prepare": ("core.teacher:prepare",),
     "run": ("core.trial:run", "core.trial.run:run"),
-    "import_model": ("core.importers.load:bring", "core.importers.load:import_model"),
-    "join_ranks": (
-        "core.distributed:joined",
-        "core.distributed:joined",
-        "core.distributed:join_ranks",
-    ),
-    "open_store": ("core.distributed:open_store", "core.distributed:open_store"),
+    "import_model": ("core.deploy.importing.bring:bring", "core.importers.load:import_model"),
+    "join_ranks": ("core.ranks:joined", "core.distributed:join_ranks"),
+    "open_store": ("core.ranks:open_store", "core.distributed:open_store"),
 }
 """Import paths of each name, the old one first: a rename adds its own."""
 
@@ -139,6 +135,11 @@ def resolve(name: str) -> Any:
         except (ImportError, AttributeError):
             continue
     raise ImportError(f"`{name}` must be one of {', '.join(IMPORT_PATHS[name])}; add its new one")
+
+
+def program() -> str:
+    """Returns the module of the command line, by its old or its new name."""
+    return "sweep.cli" if (ROOT / "sweep" / "cli.py").is_file() else "sweep.cli.app"
 
 
 def collect(folder: Path, only: str = "") -> Case:
@@ -305,7 +306,7 @@ def sweep_case(folder: Path) -> Case:
     """Run a sweep of five trials, one at a time, through the command line."""
     folder.mkdir()
     (folder / "tiny.toml").write_text(EQUAL_RESULTS)
-    command = [sys.executable, "-c", "from sweep.cli.app import main; main()"]
+    command = [sys.executable, "-c", f"from {program()} import main; main()"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def call(*words: str) -> str:
