@@ -7,7 +7,6 @@ whose runs take a tenth of a second each, gets copies of the runs of the trials 
 import math
 import random
 import sqlite3
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,10 +19,7 @@ from sweep.config.sweep import create, open_config, parse, rewrite
 from sweep.ledger.ledger import Ledger
 from sweep.ledger.records import CurvePoint, TrialRecord
 from sweep.run import driver
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from made_outcomes import make_records
+from tests.support.made_outcomes import make_records
 
 EVALUATIONS = 7
 """Points of a made-up trial's curve."""

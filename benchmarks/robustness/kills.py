@@ -30,10 +30,7 @@ from benchmarks.lib.measurement import RESULTS, arguments, emit
 from sweep.config.sweep import create, load
 from sweep.run import driver
 from sweep.tracking.mlflow_server import database_uri
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from lossy_cluster import LocalCluster, local_cluster
+from tests.support.lossy_cluster import LocalCluster, local_cluster
 
 INTERVAL = 10
 """Steps between checkpoints, and between reports."""

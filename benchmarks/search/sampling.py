@@ -8,11 +8,9 @@ tells a trial from the others, leaving each out in turn, is printed with the res
 
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +26,7 @@ from sweep.config.sweep import Sampler, SearchConfig, SweepConfig
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.search.sampler import TARGET, Params, Sampling
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from made_outcomes import make_outcome
+from tests.support.made_outcomes import make_outcome
 
 SAMPLERS: tuple[Sampler, ...] = ("random", "auto", "qmc", "tpe", "nsga2")
 POINTS = 4096

@@ -29,10 +29,7 @@ from sweep.run.progress import Progress
 from sweep.search.budget import reached_limit
 from sweep.search.sampler import Sampling
 from sweep.tracking.tracker import Tracker
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-
-from made_outcomes import make_outcome
+from tests.support.made_outcomes import make_outcome
 
 PROGRAM = (sys.executable, "-P", "-m", "sweep")
 FEW = 100
