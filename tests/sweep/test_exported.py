@@ -15,7 +15,7 @@ from core.bundle import BundleError
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.evaluation.beam import BeamSearch
-from core.export.export import _put_beside
+from core.export.export import _write_common_files
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_weights
 from core.features.spec import FrontendSpec
@@ -46,7 +46,7 @@ def home(tmp_path_factory):
         bundle.save(folder / kind, model, tokenizer, {"longest_trained_seconds": 2.0})
         out = folder / f"{kind}.export"
         out.mkdir()
-        _put_beside(bundle.load(folder / kind), out)
+        _write_common_files(bundle.load(folder / kind), out)
         export_onnx(model, out / "model.onnx", is_nemo=kind.startswith("as"))
     graphs = folder / "kaldi.export"
     quantize_weights(graphs / "model.onnx", graphs / "model.int8.onnx")
