@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.export.model_card import Exported, card
+from core.export.model_card import Exported, card_text
 from core.testing import SHAPE, small_model
 from sweep.config.distributions import Range
 from sweep.console import SafeConsole, make_logs_safe
@@ -89,7 +89,7 @@ def listening(text):
         models=(ComparedModel(name="0", wer=0.1, flops_sparsity=0.5),),
         utterances=(
             Utterance(
-                id=text, flac=b"x", seconds=1.0, said=f"a {text}", teacher=text, pruned=(text,)
+                id=text, flac=b"x", seconds=1.0, reference=f"a {text}", teacher=text, pruned=(text,)
             ),
         ),
         teacher_wer=0.1,
@@ -104,7 +104,7 @@ def front_page(text):
 
 def compare(text):
     points = chart_data.compose(records(text), title=text).points
-    sides = [compare_charts.Side(name=f"{text}{i}", points=points) for i in range(2)]
+    sides = [comparison.FrontSide(name=f"{text}{i}", points=points) for i in range(2)]
     return comparison.compare(*sides)
 
 
@@ -203,7 +203,7 @@ def test_a_model_s_card_fetches_nothing(listener):
         notes=[],
     )
 
-    html = markup(card(about, report))
+    html = markup(card_text(about, report))
 
     assert not any(tag in html for tag in ("<img", "<a ", "<script"))
     assert html.count("![x]") >= 4

@@ -25,7 +25,7 @@ from core.testing import SHAPE, small_model
 from sweep import api
 from sweep.api import Sweep, TrialRecognizer
 from sweep.cli import app
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load, open_config
 from sweep.ledger.ledger import Ledger
 

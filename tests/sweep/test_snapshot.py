@@ -7,7 +7,7 @@ import sys
 import pytest
 from made_outcomes import make_outcome
 
-from sweep.config.space import Range
+from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger

@@ -171,7 +171,7 @@ def test_a_comparison_is_drawn_and_its_page_asks_nothing_of_any_network(
     ("words", "message"),
     [
         (["--max-wer", "0.001"], "must have a finished trial within the limits"),
-        (["--knee"], "`--knee` and `--csv` are of one sweep"),
+        (["--knee"], "`--compare` must be without `--knee` and `--csv`"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(run, folders, words, message):

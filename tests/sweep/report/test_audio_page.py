@@ -128,7 +128,7 @@ def test_names_and_words_cannot_command_the_page():
 def test_without_sound_the_page_says_why():
     told = page(AudioComparison(unavailable_reason="`<x>` is gone."), title="a & b")
 
-    assert "There is nothing to hear: `&lt;x&gt;` is gone." in told
+    assert "There is nothing to play: `&lt;x&gt;` is gone." in told
     assert "<audio" not in told
 
 
