@@ -15,7 +15,7 @@ AGAINST_TEACHER = "WER against the teacher"
 
 
 def methods_line(corpus: CorpusConfig, *, without_speech: Sequence[str]) -> str | None:
-    """Which methods remain for a corpus; nothing where all do as they are."""
+    """Name the methods that a corpus permits; None if it permits all."""
     if corpus.name == NO_SPEECH:
         return (
             f"without speech: {', '.join(without_speech)} remain, by `conformer-sweep prune`,"
@@ -57,19 +57,19 @@ def refuse_sweep(corpus: CorpusConfig) -> None:
 
 
 def wer_name(judged: Iterable[Outcome | Report]) -> str:
-    """What a sweep's word error rate is called."""
-    is_own = any(found.wer_against == "teacher" for found in judged)
+    """Return the name of a sweep's word error rate."""
+    is_own = any(label.wer_against == "teacher" for label in judged)
     return AGAINST_TEACHER if is_own else "WER"
 
 
 def against_note(outcomes: Iterable[Outcome]) -> str | None:
-    """What is to be said beside a table whose columns are called WER; nothing of plain ones."""
+    """Return the note below a table of WER against a teacher; None for plain WER."""
     return note_of((outcome.wer_against, outcome.test_wer_against) for outcome in outcomes)
 
 
-def note_of(told: Iterable[tuple[Reference, Reference]]) -> str | None:
+def note_of(kinds: Iterable[tuple[Reference, Reference]]) -> str | None:
     """The same by what each rate on dev, and on test, is against."""
-    rows = list(told)
+    rows = list(kinds)
     dev, test = any(row[0] == "teacher" for row in rows), any(row[1] == "teacher" for row in rows)
     where = {(True, True): "dev and test", (True, False): "dev", (False, True): "test"}
     if not (dev or test):
@@ -77,10 +77,10 @@ def note_of(told: Iterable[tuple[Reference, Reference]]) -> str | None:
     return f"On {where[dev, test]} it is the {AGAINST_TEACHER}: there are no transcripts."
 
 
-def pruning_line(found: Mapping[str, Any]) -> str:
-    """What came of pruning without speech."""
+def pruning_line(values: Mapping[str, Any]) -> str:
+    """Describe a model that was pruned without speech."""
     return (
-        f"{found['model']}: {found['params']:,} parameters, {found['gflops']:.3g} GFLOPs an"
-        f" utterance, {100 * found['params_sparsity']:.1f} % of parameters and"
-        f" {100 * found['flops_sparsity']:.1f} % of FLOPs removed; WER not measured"
+        f"{values['model']}: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an"
+        f" utterance, {100 * values['params_sparsity']:.1f} % of parameters and"
+        f" {100 * values['flops_sparsity']:.1f} % of FLOPs removed; WER not measured"
     )

@@ -48,7 +48,7 @@ class FrontSide:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
-    """What the runs of a side attain."""
+    """WER that the runs of a side reach, at each cost."""
 
     best: StepCurve
     """At least one of them."""
@@ -93,7 +93,7 @@ def compare(one: FrontSide, other: FrontSide) -> Comparison:
 
 
 def unlike(one: SweepConfig, other: SweepConfig) -> list[str]:
-    """What is judged differently in the two, in words: their numbers are then of two kinds."""
+    """Describe how the two sweeps measure differently: their numbers are then not comparable."""
     return [str(change) for change in changes(one, other) if change.name.startswith(JUDGED)]
 
 
@@ -109,7 +109,7 @@ def best_wer(points: Sequence[Point], gflops: float) -> float | None:
 
 
 def band(runs: Sequence[Sequence[Point]]) -> Band:
-    """What one, half and all of the runs attain."""
+    """Return the WER that one, half and all of the runs reach."""
     values = np.array([(p.gflops, p.wer) for run in runs for p in run], dtype=float)
     sets = np.array([number for number, run in enumerate(runs) for _ in run])
     surfaces = moocore.eaf(values, sets, percentiles=[0, 50, 100])
@@ -127,7 +127,7 @@ def step_curve(points: Sequence[Point]) -> StepCurve:
 
 def values(comparison: Comparison) -> dict[str, Any]:
     """All of it for scripts."""
-    told = zip(
+    rows = zip(
         comparison.sides,
         comparison.hypervolumes,
         comparison.run_hypervolumes,
@@ -144,7 +144,7 @@ def values(comparison: Comparison) -> dict[str, Any]:
                 "run_hypervolumes": list(runs),
                 "covers": covers,
             }
-            for side, hypervolume, runs, covers in told
+            for side, hypervolume, runs, covers in rows
         ],
         "budgets": [
             {"flops_removed": removed, "gflops": gflops, "wer": list(wers)}
@@ -156,10 +156,10 @@ def values(comparison: Comparison) -> dict[str, Any]:
 def budgets(comparison: Comparison) -> list[tuple[float, float, tuple[float | None, ...]]]:
     """At some shares of FLOPs removed: what that leaves, and the best WER of each side."""
     one, other = comparison.sides
-    found: list[tuple[float, float, tuple[float | None, ...]]] = []
+    rows: list[tuple[float, float, tuple[float | None, ...]]] = []
     for removed in BUDGETS:
         # The unpruned model itself is within its budget, whatever its last bit.
         gflops = (1 - removed) * comparison.worst_gflops * (1 + 1e-9)
         wers = (best_wer(one.points, gflops), best_wer(other.points, gflops))
-        found.append((removed, gflops, wers))
-    return found
+        rows.append((removed, gflops, wers))
+    return rows

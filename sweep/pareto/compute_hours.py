@@ -8,7 +8,10 @@ from sweep.ledger.records import TrialRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hours:
-    """Of one device: GPUs where trials have them, or else CPU cores. The teacher's do not count."""
+    """Hours of one device: a GPU where trials have them, else a CPU core.
+
+    The teacher's do not count.
+    """
 
     used: float
     """All attempts of all trials, times the devices that each occupies."""
@@ -36,7 +39,7 @@ def hours(records: Iterable[TrialRecord], *, cpus: int, gpus: float) -> Hours:
     records = list(records)
     devices = gpus or cpus
     seconds = sum(record.seconds for record in records)
-    wasted = sum(_wasted(record) for record in records)
+    wasted = sum(_wasted_seconds(record) for record in records)
     return Hours(
         used=devices * seconds / 3600,
         wasted=devices * wasted / 3600,
@@ -45,6 +48,6 @@ def hours(records: Iterable[TrialRecord], *, cpus: int, gpus: float) -> Hours:
     )
 
 
-def _wasted(record: TrialRecord) -> float:
+def _wasted_seconds(record: TrialRecord) -> float:
     came_to_nothing = record.state in ("failed", "stopped")
     return record.seconds if came_to_nothing else record.wasted_seconds

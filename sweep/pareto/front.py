@@ -44,10 +44,10 @@ def points(records: Iterable[TrialRecord]) -> list[Point]:
     An outcome that is not a finite number in both objectives is comparable with none and left out.
     """
     return [
-        Point(trial=record.number, outcome=place, result=outcome)
+        Point(trial=record.number, outcome=index, result=outcome)
         for record in sorted(records, key=lambda record: record.number)
         if record.state == "finished"
-        for place, outcome in enumerate(record.outcomes)
+        for index, outcome in enumerate(record.outcomes)
         if math.isfinite(outcome.wer) and math.isfinite(outcome.gflops)
     ]
 
@@ -62,7 +62,7 @@ def pareto_front(
     """
     ordered = sorted(points, key=lambda p: (p.gflops, p.wer, p.trial, p.outcome))
     if len(objectives) > 2:
-        return _nondominated(ordered, objectives)
+        return _select_nondominated(ordered, objectives)
     front: list[Point] = []
     for point in ordered:
         if not front or point.wer < front[-1].wer:
@@ -70,7 +70,7 @@ def pareto_front(
     return front
 
 
-def _nondominated(ordered: Sequence[Point], objectives: Sequence[str]) -> list[Point]:
+def _select_nondominated(ordered: Sequence[Point], objectives: Sequence[str]) -> list[Point]:
     # Imported here: most sweeps have two objectives, and these take longer than to read a ledger.
     import moocore  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
@@ -119,7 +119,7 @@ def hypervolume(front: Sequence[Point], *, worst_wer: float, worst_gflops: float
 
 
 def unpruned_gflops(points: Iterable[Point]) -> float:
-    """Of the model that the points were cut from, as the least pruned of them states it.
+    """Return the GFLOPs of the unpruned model, as the least pruned point states them.
 
     Raises:
         ValueError: if there are no points to tell it.
@@ -145,7 +145,7 @@ def hypervolume_share(points: Sequence[Point]) -> float:
 def knee(front: Sequence[Point]) -> Point:
     """Where the front bends: the point farthest below the chord between its two ends.
 
-    Both objectives are first scaled so that the ends lie at (0, 1) and (1, 0). Distance to the
+    Both objectives are first scale so that the ends lie at (0, 1) and (1, 0). Distance to the
     chord is then (1 - x - y) / sqrt(2), so the knee has the smallest x + y: a unit of FLOPs saved
     costs less than a unit of WER before it, and more after. Of equally far points, which with two
     points or a front that bulges outwards are the ends, the one with the lowest WER is the knee.
@@ -158,12 +158,12 @@ def knee(front: Sequence[Point]) -> Point:
     gflops = [p.gflops for p in front]
     wers = [p.wer for p in front]
 
-    def scaled(value: float, values: list[float]) -> float:
+    def scale(value: float, values: list[float]) -> float:
         spread = max(values) - min(values)
         return (value - min(values)) / spread if spread else 0.0
 
     return min(
         front,
         # Rounded, so that the ends, at 1 each, tie in spite of the last bit.
-        key=lambda p: (round(scaled(p.gflops, gflops) + scaled(p.wer, wers), 12), p.wer),
+        key=lambda p: (round(scale(p.gflops, gflops) + scale(p.wer, wers), 12), p.wer),
     )

@@ -15,17 +15,17 @@ GONE = BlockShape(ff1=0, heads=0, channels=0, ff2=0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Left:
-    """So many of so many units."""
+    """Units that remain of an axis."""
 
-    kept: int
+    remaining: int
     whole: int
 
     @property
     def share(self) -> float:
-        return self.kept / self.whole if self.whole else 0.0
+        return self.remaining / self.whole if self.whole else 0.0
 
     def __str__(self) -> str:
-        return f"{self.kept}/{self.whole}"
+        return f"{self.remaining}/{self.whole}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,32 +39,32 @@ class Structure:
 
 
 def structure(small: Shape, whole: Shape, blocks: Collection[int] | None = None) -> Structure:
-    """What a pruned model has left of the one it was cut from.
+    """Return the units that a pruned model has of its teacher.
 
     Args:
         small: its sizes.
         whole: those of the other.
         blocks: which of the other's blocks it has; None for all.
     """
-    left = iter(small.blocks)
-    there = [next(left) if blocks is None or i in blocks else GONE for i in _numbers(whole)]
+    remaining = iter(small.blocks)
+    there = [next(remaining) if blocks is None or i in blocks else GONE for i in _numbers(whole)]
     return Structure(
         blocks=tuple(map(_block, there, whole.blocks)),
         trunk=(
-            Left(kept=small.sub1, whole=whole.sub1),
-            Left(kept=small.sub2, whole=whole.sub2),
-            Left(kept=small.width, whole=whole.width),
+            Left(remaining=small.sub1, whole=whole.sub1),
+            Left(remaining=small.sub2, whole=whole.sub2),
+            Left(remaining=small.width, whole=whole.width),
         ),
     )
 
 
 def read_structure(bundle: Path, teacher: Path) -> Structure | None:
-    """Of two bundles' folders; None where one is not there, or is not what the other has left."""
+    """Read the structure from two folders of bundles; None if one is missing or they do not fit."""
     small, whole = _shape(bundle), _shape(teacher)
     if small is None or whole is None:
         return None
-    gone = _gone_blocks(bundle)
-    blocks = [i for i in _numbers(whole) if f"blocks.{i}" not in gone]
+    missing = _gone_blocks(bundle)
+    blocks = [i for i in _numbers(whole) if f"blocks.{i}" not in missing]
     return structure(small, whole, blocks) if len(blocks) == len(small.blocks) else None
 
 
@@ -75,16 +75,17 @@ def _numbers(whole: Shape) -> range:
 def _gone_blocks(bundle: Path) -> set[str]:
     """Those of which a bundle's report says that nothing was kept."""
     try:
-        kept = upgrade_format_1(read_json(bundle / "report.json"))[KEPT_UNITS]
-        return {name for name, units in kept.items() if not units}
+        kept_units = upgrade_format_1(read_json(bundle / "report.json"))[KEPT_UNITS]
+        return {name for name, units in kept_units.items() if not units}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()
 
 
 def _block(small: BlockShape, whole: BlockShape) -> tuple[Left, ...]:
-    parts = [Left(kept=getattr(small, name), whole=getattr(whole, name)) for name in PARTS]
+    parts = [Left(remaining=getattr(small, name), whole=getattr(whole, name)) for name in PARTS]
     modules = Left(
-        kept=sum(part.kept > 0 for part in parts), whole=sum(part.whole > 0 for part in parts)
+        remaining=sum(part.remaining > 0 for part in parts),
+        whole=sum(part.whole > 0 for part in parts),
     )
     return (*parts, modules)
 

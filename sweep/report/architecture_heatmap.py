@@ -49,7 +49,7 @@ def heatmap_svg(panel: Panel) -> str:
         axes = figure.add_axes((0.11, 0.55 / height, 0.72, 1 - 1.6 / height))
         figure.text(0.02, 1 - 0.45 / height, panel.title, fontsize=12, fontweight="bold")
         _draw(axes, [panel.structure], [(0, 0)], size=9.0, has_whole=True)
-        axes.set_yticks(range(depth), [f"block {place}" for place in range(1, depth + 1)])
+        axes.set_yticks(range(depth), [f"block {index}" for index in range(1, depth + 1)])
         axes.set_xticks(TRUNK_PLACES, TRUNK)
         _on_top(axes, (*COLUMNS, MODULES), size=10.0)
         _legend(figure, (0.86, 0.3, 0.025, 0.4))
@@ -86,10 +86,10 @@ def _label(axes: Axes, y: int, x: int, panel: Panel) -> None:
     depth = len(panel.structure.blocks)
     axes.text(x - 0.45, y - 1.15, panel.title, fontsize=8.5, va="bottom")
     grey: dict[str, Any] = {"fontsize": 7, "color": "#555555", "va": "center"}
-    for place, name in enumerate(SHORT):
-        axes.text(x + place, y - 0.85, name, ha="center", **grey)
-    for place, name in zip(TRUNK_PLACES, SHORT_TRUNK, strict=True):
-        axes.text(x + place, y + depth + 1.85, name, ha="center", **grey)
+    for index, name in enumerate(SHORT):
+        axes.text(x + index, y - 0.85, name, ha="center", **grey)
+    for index, name in zip(TRUNK_PLACES, SHORT_TRUNK, strict=True):
+        axes.text(x + index, y + depth + 1.85, name, ha="center", **grey)
     for block in range(depth):
         axes.text(x - 0.6, y + block, str(block + 1), ha="right", **grey)
 
@@ -99,7 +99,7 @@ def evenly(panels: Sequence[Panel], count: int) -> list[Panel]:
     if len(panels) <= count:
         return list(panels)
     places = np.linspace(0, len(panels) - 1, count).round().astype(int)
-    return [panels[place] for place in places]
+    return [panels[index] for index in places]
 
 
 def _draw(
@@ -111,17 +111,17 @@ def _draw(
     has_whole: bool,
 ) -> None:
     """Coloured cells with their counts in them: blocks above, the trunk below, a gap between."""
-    cells = _placed(models, begins)
+    cells = _place_cells(models, begins)
     shape = max(y for y, _ in cells) + 1, max(x for _, x in cells) + 1
     shares = np.full(shape, np.nan)
-    for (y, x), left in cells.items():
-        shares[y, x] = left.share
+    for (y, x), cell in cells.items():
+        shares[y, x] = cell.share
         axes.text(
-            *(x, y, str(left) if has_whole else str(left.kept)),
+            *(x, y, str(cell) if has_whole else str(cell.remaining)),
             ha="center",
             va="center",
             fontsize=size,
-            color="white" if left.share > DARK else "#222222",
+            color="white" if cell.share > DARK else "#222222",
         )
     edges = (np.arange(shape[1] + 1) - 0.5, np.arange(shape[0] + 1) - 0.5)
     axes.pcolormesh(
@@ -137,16 +137,16 @@ def _draw(
     axes.spines[:].set_visible(False)
 
 
-def _placed(
+def _place_cells(
     models: Sequence[Structure], begins: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], Left]:
     """Row and column of every cell."""
     cells: dict[tuple[int, int], Left] = {}
     for model, (top, begin) in zip(models, begins, strict=True):
         for y, row in enumerate(model.blocks):
-            cells |= {(top + y, begin + x): left for x, left in enumerate(row)}
+            cells |= {(top + y, begin + x): cell for x, cell in enumerate(row)}
         below = zip(TRUNK_PLACES, model.trunk, strict=True)
-        cells |= {(top + len(model.blocks) + 1, begin + x): left for x, left in below}
+        cells |= {(top + len(model.blocks) + 1, begin + x): cell for x, cell in below}
     return cells
 
 
@@ -157,7 +157,7 @@ def _on_top(axes: Axes, names: Sequence[str], *, size: float) -> None:
     top.spines[:].set_visible(False)
 
 
-def _legend(figure: Figure, place: tuple[float, float, float, float]) -> None:
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), cax=figure.add_axes(place))
+def _legend(figure: Figure, box: tuple[float, float, float, float]) -> None:
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), cax=figure.add_axes(box))
     bar.set_label("share kept")
     bar.outline.set_visible(False)

@@ -38,7 +38,7 @@ LONGEST_SECONDS = 20.0
 def collect_audio_samples(
     folder: Path, corpus: CorpusConfig, points: Sequence[Point], *, teacher_wer: float | None
 ) -> AudioComparison:
-    """What a page about these points shows; where it cannot, why.
+    """Collect the samples of these points, or the reason why there are none.
 
     Args:
         folder: the sweep's.
@@ -84,12 +84,12 @@ def _candidates(folder: Path, corpus: CorpusConfig, models: Sequence[Path]) -> l
         CorpusError: if the speech is not here any more, or is another.
     """
     store = open_speech(folder / "features").dev
-    said = dict(zip(store.ids, store.texts, strict=True))
+    references = dict(zip(store.ids, store.texts, strict=True))
     quiet = corpus.model_copy(update={"allow": []})  # to look at a sweep runs nothing
     cuts = [
         cut
         for cut in open_split(quiet, folder / "features", "dev")
-        if cut.id in said and cut.duration <= LONGEST_SECONDS
+        if cut.id in references and cut.duration <= LONGEST_SECONDS
     ]
     if not cuts:
         raise CorpusError(
@@ -98,17 +98,17 @@ def _candidates(folder: Path, corpus: CorpusConfig, models: Sequence[Path]) -> l
         )
     cuts = evenly(cuts, CANDIDATES)
     waveforms = [read_cut(cut) for cut in cuts]
-    heard = [_heard_by(bundle.load(model), waveforms) for model in models]
+    transcripts = [_heard_by(bundle.load(model), waveforms) for model in models]
     return [
         Utterance(
             id=cut.id,
             flac=encode_flac(waveform),
             seconds=cut.duration,
-            reference=said[cut.id],
+            reference=references[cut.id],
             teacher=teacher,
             pruned=tuple(pruned),
         )
-        for cut, waveform, teacher, *pruned in zip(cuts, waveforms, *heard, strict=True)
+        for cut, waveform, teacher, *pruned in zip(cuts, waveforms, *transcripts, strict=True)
     ]
 
 

@@ -24,7 +24,7 @@ PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#1A1A1A"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """How a method's points look, in plotly's and in matplotlib's words."""
+    """The marker of a method's points, by plotly's and by matplotlib's names."""
 
     color: str
     symbol: str
@@ -101,12 +101,12 @@ class Scene:
     @property
     def summary(self) -> str:
         """The sweep in one line."""
-        told = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
         if self.knee is None:
-            return f"No trial has finished yet ({told or 'none begun'})."
+            return f"No trial has finished yet ({counts or 'none begun'})."
         size = len(self.front)
         return (
-            f"Trials: {told}. Front: {size} point{'s' * (size != 1)},"
+            f"Trials: {counts}. Front: {size} point{'s' * (size != 1)},"
             f" hypervolume {front.hypervolume_share(self.points):.3f}."
             f" Knee: trial {self.knee.name}, {100 * self.knee.wer:.2f} % {self.wer_name} with"
             f" {100 * self.knee.result.flops_sparsity:.0f} % of FLOPs removed."
@@ -117,7 +117,7 @@ def compose(
     records: Sequence[TrialRecord], *, title: str, teacher_wer: float | None = None
 ) -> Scene:
     points = front.points(records)
-    found = front.pareto_front(points)
+    pareto_points = front.pareto_front(points)
     if wer_name(point.result for point in points) == AGAINST_TEACHER:
         teacher_wer = None  # what is known of it was counted against something else
     states = ("finished", "running", "waiting", "stopped", "failed")
@@ -125,8 +125,8 @@ def compose(
         title=title,
         points=points,
         shown=nearest(points, MAX_BEATEN),
-        front=found,
-        knee=front.knee(found) if found else None,
+        front=pareto_points,
+        knee=front.knee(pareto_points) if pareto_points else None,
         params={record.number: record.params for record in records},
         counts={state: sum(r.state == state for r in records) for state in states},
         unpruned_gflops=front.unpruned_gflops(points) if points else 0.0,
@@ -138,20 +138,20 @@ def compose(
 def assign(methods: set[str]) -> dict[str, Mark]:
     """A mark for each method; the same whatever else is in the sweep, for those known by name."""
     unknown = sorted(methods - set(MARKS))
-    taken = {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(unknown)}
-    known = {name: mark for name, mark in MARKS.items() if name in methods}
-    return known | taken
+    taken = {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(unknown)}
+    marks = {name: mark for name, mark in MARKS.items() if name in methods}
+    return marks | taken
 
 
 def nearest(points: Sequence[Point], count: int) -> list[Point]:
     """At most so many points beside the front: peeled off in layers, the front being the first."""
-    found = front.pareto_front(points)
-    if len(points) <= count + len(found):
+    front_points = front.pareto_front(points)
+    if len(points) <= count + len(front_points):
         return list(points)
     import moocore  # noqa: PLC0415  # of large sweeps alone; a table needs neither
     import numpy as np  # noqa: PLC0415
 
     values = np.array([(p.gflops, p.wer) for p in points])
     order = np.argsort(moocore.pareto_rank(values), kind="stable")
-    kept = np.sort(order[: count + len(found)])
-    return [points[place] for place in kept]
+    chosen = np.sort(order[: count + len(front_points)])
+    return [points[index] for index in chosen]

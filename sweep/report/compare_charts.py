@@ -38,7 +38,7 @@ Rows = list[dict[str, str]]
 
 
 def labels(one: SweepSnapshot, other: SweepSnapshot) -> tuple[str, str]:
-    """By what to call two sweeps: their names, or else folders, as short as tells them apart."""
+    """Return labels of two sweeps: their names, or the shortest distinct ends of their folders."""
     if one.config.sweep.name != other.config.sweep.name:
         return one.config.sweep.name, other.config.sweep.name
     if one.folder.name != other.folder.name:
@@ -57,16 +57,16 @@ def side(name: str, seen: SweepSnapshot, limits: Mapping[str, float | None]) -> 
         raise ConfigError(
             f"`{seen.folder}` must have a finished trial within the limits, but has none."
         )
-    found = [front.feasible(run, **limits) for run in confirm.runs(seen)]
-    return FrontSide(name=name, points=points, runs=[run for run in found if run])
+    feasible_runs = [front.feasible(run, **limits) for run in confirm.runs(seen)]
+    return FrontSide(name=name, points=points, runs=[run for run in feasible_runs if run])
 
 
-def draw_copies(compared: Comparison, wanted: Mapping[str, Path]) -> None:
+def draw_copies(compared: Comparison, files: Mapping[str, Path]) -> None:
     """Draw it, in the kinds wanted, where they are wanted."""
-    if "html" in wanted:
-        wanted["html"].write_text(render(compared), encoding="utf-8")
-    if "svg" in wanted or "png" in wanted:
-        draw(compared, svg=wanted.get("svg"), png=wanted.get("png"))
+    if "html" in files:
+        files["html"].write_text(render(compared), encoding="utf-8")
+    if "svg" in files or "png" in files:
+        draw(compared, svg=files.get("svg"), png=files.get("png"))
 
 
 def tables(compared: Comparison) -> list[Table]:
@@ -74,8 +74,8 @@ def tables(compared: Comparison) -> list[Table]:
     drawn = []
     for rows in (side_rows(compared), budget_rows(compared)):
         table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-        for place, heading in enumerate(rows[0]):
-            table.add_column(heading, justify="left" if place == 0 else "right")
+        for index, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if index == 0 else "right")
         for row in rows:
             table.add_row(*row.values())
         drawn.append(table)
@@ -84,7 +84,7 @@ def tables(compared: Comparison) -> list[Table]:
 
 def side_rows(compared: Comparison) -> Rows:
     """A row a sweep."""
-    told = zip(
+    values = zip(
         compared.sides,
         compared.hypervolumes,
         compared.run_hypervolumes,
@@ -99,7 +99,7 @@ def side_rows(compared: Comparison) -> Rows:
             "of its seeds": f"{min(runs):.4f} to {max(runs):.4f}" if runs else "",
             "covers of the other": f"{100 * covers:.0f} %",
         }
-        for side, hypervolume, runs, covers in told
+        for side, hypervolume, runs, covers in values
     ]
 
 
@@ -259,7 +259,7 @@ def _summary(compared: Comparison) -> str:
 
 
 def _extent(compared: Comparison) -> dict[str, Any]:
-    """How far the axes reach, and on which scale."""
+    """Return the ranges and scales of the axes."""
     shown = [p for side in compared.sides for p in (*side.front, *_all_of(side.runs))]
     wers = [p.wer for p in shown]
     return {
@@ -270,8 +270,8 @@ def _extent(compared: Comparison) -> dict[str, Any]:
 
 def _wers(compared: Comparison) -> list[float]:
     """All that is drawn, in percent: fronts, their intervals, and the seeds' points."""
-    found = [100 * p.wer for side in compared.sides for p in (*side.front, *_all_of(side.runs))]
-    return found + [100 * p.result.wer_high for side in compared.sides for p in side.front]
+    wers = [100 * p.wer for side in compared.sides for p in (*side.front, *_all_of(side.runs))]
+    return wers + [100 * p.result.wer_high for side in compared.sides for p in side.front]
 
 
 def _all_of(runs: Sequence[Sequence[Point]]) -> list[Point]:
@@ -291,7 +291,7 @@ def _level(corners: StepCurve, gflops: float, top: float) -> float:
 
 
 def _errors(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """How far the intervals reach down and up, in percent."""
+    """Return the lengths of the error bars below and above the points, in percent."""
     low = [100 * max(0.0, p.wer - p.result.wer_low) for p in points]
     return low, [100 * max(0.0, p.result.wer_high - p.wer) for p in points]
 

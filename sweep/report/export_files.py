@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # jiwer and torch take seconds that a picture should not
     from sweep.report.audio_page import AudioComparison
 
 
-def write_copies(seen: SweepSnapshot, wanted: Mapping[str, Path]) -> None:
+def write_copies(seen: SweepSnapshot, targets: Mapping[str, Path]) -> None:
     """Draw the front now, and put the kinds wanted where they are wanted."""
-    if not wanted:
+    if not targets:
         return
-    audio = collect_audio(seen, seen.front) if "html" in wanted else None
+    audio = collect_audio(seen, seen.front) if "html" in targets else None
     with TemporaryDirectory() as scratch:
         files = write_front(
             seen.records,
@@ -28,7 +28,7 @@ def write_copies(seen: SweepSnapshot, wanted: Mapping[str, Path]) -> None:
             teacher_wer=teacher_wer(seen.folder),
             audio=audio,
         )
-        for kind, path in wanted.items():
+        for kind, path in targets.items():
             shutil.copyfile(getattr(files, kind), path)
 
 
@@ -47,14 +47,14 @@ def write_listening(seen: SweepSnapshot, file: Path, *, trial: int | None) -> "A
     if not points:
         which = "a trial of the sweep" if trial is None else f"`--trial {trial}`"
         raise ConfigError(f"{which} must have finished to be listened to, but has not.")
-    found = collect_audio(seen, points)
+    audio = collect_audio(seen, points)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(found, title=seen.config.sweep.name), encoding="utf-8")
-    return found
+    file.write_text(page(audio, title=seen.config.sweep.name), encoding="utf-8")
+    return audio
 
 
 def collect_audio(seen: SweepSnapshot, points: list[Point]) -> "AudioComparison":
-    """What can be heard of some points."""
+    """Collect audio samples and transcripts of some points."""
     from sweep.report.audio_samples import collect_audio_samples as heard  # noqa: PLC0415
 
     for point in points:

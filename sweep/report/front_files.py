@@ -74,17 +74,17 @@ def write_front(
 
     folder = folder.absolute()
     shown = chart_data.compose(list(records), title=title, teacher_wer=teacher_wer)
-    told = html_chart.render(shown, rows=rows(shown.front), audio=audio)
-    with replaced_files(folder) as beside:
-        files = _named(beside)
-        files.html.write_text(told, encoding="utf-8")
+    text = html_chart.render(shown, rows=rows(shown.front), audio=audio)
+    with replaced_files(folder) as tmp_path:
+        files = _front_files(tmp_path)
+        files.html.write_text(text, encoding="utf-8")
         static_chart.draw(shown, svg=files.svg, png=files.png)
         files.csv.write_text(csv_text(shown.points, shown.params), encoding="utf-8")
         files.markdown.write_text(markdown(shown), encoding="utf-8")
-    return _named(folder)
+    return _front_files(folder)
 
 
-def _named(folder: Path) -> FrontFiles:
+def _front_files(folder: Path) -> FrontFiles:
     return FrontFiles(
         html=folder / "front.html",
         svg=folder / "front.svg",
@@ -104,7 +104,7 @@ def teacher_wer(folder: Path) -> float | None:
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, str]]:
-    """What every table says of a point, ready to be read; the columns are `COLUMNS`."""
+    """Return a row of text for each point; the columns are `COLUMNS`."""
     return [_cells(point) for point in points]
 
 
@@ -149,16 +149,16 @@ def csv_text(points: Sequence[Point], params: Mapping[int, Mapping[str, Any]]) -
     """Every point with its outcome and its trial's sampled parameters, in plain numbers."""
     on_front = {(p.trial, p.outcome) for p in front.pareto_front(points)}
     names = sorted({name for point in points for name in params.get(point.trial, {})})
-    told = [field.name for field in fields(Outcome)]
+    columns = [field.name for field in fields(Outcome)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "outcome", "on_front", *told, *map(csv_cell, names)])
+    writer.writerow(["trial", "outcome", "on_front", *columns, *map(csv_cell, names)])
     for point in points:
         sampled = params.get(point.trial, {})
         writer.writerow(
             [
                 *(point.trial, point.outcome, int((point.trial, point.outcome) in on_front)),
-                *(csv_cell(getattr(point.result, name)) for name in told),
+                *(csv_cell(getattr(point.result, name)) for name in columns),
                 *(csv_cell(sampled.get(name)) for name in names),
             ]
         )

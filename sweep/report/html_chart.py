@@ -40,7 +40,7 @@ class PageTable:
 
 
 # Columns of the numbers behind a point's hover text, in this order; sampled numbers follow.
-TOLD = 9
+FIRST_NUMBER = 9
 WER_HOVER = "<b>%{y:.2f} %</b>, interval %{customdata[2]:.2f} to %{customdata[3]:.2f}"
 
 
@@ -152,8 +152,8 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
             "color": fade(mark.color, 0.5),
             "visible": scene.has_intervals(is_front=is_front),
         },
-        customdata=np.array([_told(scene, p, numbers) for p in points], dtype=np.float32),
-        text=[_worded(scene, p, words) for p in points] if has_words else None,
+        customdata=np.array([_hover_numbers(scene, p, numbers) for p in points], dtype=np.float32),
+        text=[_hover_texts(scene, p, words) for p in points] if has_words else None,
         hovertemplate=_hover(scene, method, numbers, is_front=is_front, has_words=has_words),
     )
 
@@ -173,7 +173,7 @@ def _sampled_names(scene: Scene, points: list[Point]) -> tuple[list[str], list[s
     return sorted(n for n in names if names[n]), sorted(n for n in names if not names[n])
 
 
-def _told(scene: Scene, point: Point, numbers: list[str]) -> list[float]:
+def _hover_numbers(scene: Scene, point: Point, numbers: list[str]) -> list[float]:
     result, sampled = point.result, scene.params.get(point.trial, {})
     return [
         point.trial,
@@ -189,7 +189,7 @@ def _told(scene: Scene, point: Point, numbers: list[str]) -> list[float]:
     ]
 
 
-def _worded(scene: Scene, point: Point, words: list[str]) -> str:
+def _hover_texts(scene: Scene, point: Point, words: list[str]) -> str:
     sampled = scene.params.get(point.trial, {})
     busy = "<br>latency measured while the machine was busy" * bool(point.result.latency_busy)
     return busy + "".join(
@@ -209,8 +209,8 @@ def _hover(
         "latency: %{customdata[7]:.1f} ms",
         "target: %{customdata[8]:.1f} %",
         *(
-            f"{html.escape(name)}: %{{customdata[{TOLD + place}]:.3~g}}"
-            for place, name in enumerate(numbers)
+            f"{html.escape(name)}: %{{customdata[{FIRST_NUMBER + index}]:.3~g}}"
+            for index, name in enumerate(numbers)
         ),
     ]
     return "<br>".join(lines) + ("%{text}" if has_words else "") + "<extra></extra>"
@@ -336,16 +336,16 @@ def _table(
 
 def _notes(scene: Scene) -> str:
     hidden = len(scene.points) - len(scene.shown)
-    told = (
+    notes = (
         "Each point is a trained, dense model. Bars are bootstrap intervals of the WER over"
         " utterances. 1 multiply-add = 2 FLOPs. Nobody on the front beats another."
         " The hypervolume is a share: no errors at no FLOPs would be 1."
     )
     against = against_note(point.result for point in scene.points)
-    told = f"{told} {against}" if against else told
-    return f"{told} {hidden} points far from the front are not drawn." if hidden else told
+    notes = f"{notes} {against}" if against else notes
+    return f"{notes} {hidden} points far from the front are not drawn." if hidden else notes
 
 
 def fade(color: str, opacity: float) -> str:
-    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    red, green, blue = (int(color[index : index + 2], 16) for index in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"

@@ -87,7 +87,7 @@ def frame(
 
 
 def _front_line(axes: Axes, scene: Scene) -> None:
-    """What WER can be had for at most so many FLOPs: steps, and shade over all that is beaten."""
+    """Draw the best WER for at most so many FLOPs as steps, and shade the dominated region."""
     gflops = [p.gflops for p in scene.front]
     wers = [100 * p.wer for p in scene.front]
     right, top = axes.get_xlim()[1], axes.get_ylim()[1]

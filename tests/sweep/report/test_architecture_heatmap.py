@@ -39,9 +39,14 @@ def test_the_structure_is_what_the_extracted_model_has():
     found = structure(small.shape, model.shape)
 
     block, left = small.shape.blocks[0], found.blocks[0]
-    assert [each.kept for each in left[:4]] == [block.ff1, block.heads, block.channels, block.ff2]
-    assert left[4] == Left(kept=sum(each.kept > 0 for each in left[:4]), whole=4)
-    assert [each.kept for each in found.trunk] == [
+    assert [each.remaining for each in left[:4]] == [
+        block.ff1,
+        block.heads,
+        block.channels,
+        block.ff2,
+    ]
+    assert left[4] == Left(remaining=sum(each.remaining > 0 for each in left[:4]), whole=4)
+    assert [each.remaining for each in found.trunk] == [
         *(small.shape.sub1, small.shape.sub2, small.shape.width)
     ]
 
