@@ -250,14 +250,14 @@ class Sampling:
         for index, (_, trial) in enumerate(sorted(self._finished.items())):
             trial.system_attrs = {**trial.system_attrs, generation: index // POPULATION}
             study.add_trial(trial)
-        is_split = self.space.is_conditional
-        trial = study.ask(
-            {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
-        )
-        while missing := self._active(trial.params).keys() - trial.params.keys():
+        shared = self._searched
+        if self.space.is_conditional:  # the method must be known before its own leaves
+            shared = {name: leaf for name, leaf in shared.items() if owner_of(name) is None}
+        child = study.ask(shared)
+        while missing := self._active(child.params).keys() - child.params.keys():
             for name in sorted(missing):
-                suggest(trial, name, self._searched[name])
-        return self._with_seed(trial.params, number)
+                suggest(child, name, self._searched[name])
+        return self._with_seed(child.params, number)
 
     def _empty_study(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         directions = [StudyDirection.MINIMIZE] * len(self.budget.objectives)
