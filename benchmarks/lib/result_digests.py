@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-TIMES = {"audio_seconds_per_second", "latency_ms", "real_time_factor"}
+TIMES = {"audio_seconds_per_second", "latency_ms", "latency_busy", "real_time_factor"}
 """Fields that hold a measured time, by old and new names: equal runs differ in them."""
 
 Case = dict[str, Any]
