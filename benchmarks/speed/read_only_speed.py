@@ -14,17 +14,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import arguments, emit
+from benchmarks.lib.measurement import arguments, emit
 
 COMMANDS = ("status", "status --json", "pareto", "pareto --json")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MAKE = """
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/benchmarks"]
-import recorded_sweep as recorded
+try:
+    from benchmarks.lib import recorded_sweep as recorded
+    from benchmarks.lib.tiny_spaces import RECORDED as SPACE
+except ImportError:  # before 0.2
+    import recorded_sweep as recorded
+    from recorded_sweep import SPACE
 from pathlib import Path
 folder, count = Path(sys.argv[2]), int(sys.argv[3])
-recorded.create(folder, recorded.parse(recorded.SPACE, source="many"), recorded.SPACE)
+recorded.create(folder, recorded.parse(SPACE, source="many"), SPACE)
 recorded.Ledger.create(folder, ("wer", "gflops")).close()
 recorded.grow(folder, count, should_copy_runs=False)
 """
