@@ -12,11 +12,13 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+REMOVAL_TRIES, REMOVAL_PAUSE_SECONDS = 20, 0.1
 TEMPORARY_PREFIX = "conformer-sweep-"
 """What every folder of ours in the system's temporary directory begins with."""
 _TAG = r"(?P<pid>\d+)-(?P<start>[0-9a-f]+)-(?P<machine>[0-9a-f]{6})"
@@ -183,7 +185,12 @@ def own_temporary_folder() -> Iterator[Path | None]:
         yield own
     finally:
         tempfile.tempdir = before
-        shutil.rmtree(own, ignore_errors=True)
+        # Child processes that are about to end may still write there.
+        for _ in range(REMOVAL_TRIES):
+            shutil.rmtree(own, ignore_errors=True)
+            if not own.exists():
+                break
+            time.sleep(REMOVAL_PAUSE_SECONDS)
 
 
 def has_own_temporary_folder() -> bool:

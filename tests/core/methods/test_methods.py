@@ -8,6 +8,7 @@ import torch
 
 from core.config.methods import method_names
 from core.config.pruning import PruningConfig
+from core.config.settings import ConcreteSettings
 from core.config.trial import TrialConfig
 from core.conformer.masking import named_tensors
 from core.data.batching import Batch
@@ -149,7 +150,7 @@ def test_l0_closes_units_that_do_nothing_before_units_that_do():
                 consumer.weight[:, :half] = 0
                 consumer.weight[:, half:] *= 4
                 idle[axis.name] = half
-    stage = trained_gates(model, steps=60, target_sparsity=0.3, learning_rate=1e-8)
+    stage = trained_gates(model, steps=60, target_sparsity=0.3, l0={"learning_rate": 1e-8})
 
     scores = stage.search_result().scores
 
@@ -180,7 +181,7 @@ def test_l0_may_close_whole_blocks_too():
     scores, space = stage.search_result().scores, stage.ctx.space
     cost = space.choice_cost(stage.ctx.choose(scores, stage.ctx.target))
 
-    starts = torch.tensor(stage.config.module_log_alpha)
+    starts = torch.tensor(stage.config.settings(ConcreteSettings).module_log_alpha)
     assert not any(scores[f"blocks.{i}"].isclose(starts) for i in range(3))
     assert expected == pytest.approx(0.5, abs=0.1)
     assert space.sparsity(cost, "flops") >= 0.5
