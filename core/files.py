@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 
 REMOVAL_TRIES, REMOVAL_PAUSE_SECONDS = 20, 0.1
+REMOVAL_CHECKS = 5
+"""How often in a row a removed folder must still be absent."""
 TEMPORARY_PREFIX = "conformer-sweep-"
 """What every folder of ours in the system's temporary directory begins with."""
 _TAG = r"(?P<pid>\d+)-(?P<start>[0-9a-f]+)-(?P<machine>[0-9a-f]{6})"
@@ -185,12 +187,27 @@ def own_temporary_folder() -> Iterator[Path | None]:
         yield own
     finally:
         tempfile.tempdir = before
-        # Child processes that are about to end may still write there.
-        for _ in range(REMOVAL_TRIES):
-            shutil.rmtree(own, ignore_errors=True)
-            if not own.exists():
-                break
-            time.sleep(REMOVAL_PAUSE_SECONDS)
+        _remove_used_folder(own)
+        # Orphans of a killed process may have made its folder anew since the one at the start.
+        remove_temporary_folders(system)
+
+
+def _remove_used_folder(folder: Path) -> None:
+    """Remove a folder into which child processes that are about to end may still write.
+
+    It counts as removed once it has been absent for a while: a process of Ray's that ends after
+    the others makes the folders of its log again. An empty folder had no such writers.
+    """
+    with suppress(OSError):
+        folder.rmdir()
+        return
+    num_absent = 0
+    for _ in range(REMOVAL_TRIES):
+        num_absent = 0 if folder.exists() else num_absent + 1
+        shutil.rmtree(folder, ignore_errors=True)
+        if num_absent == REMOVAL_CHECKS:
+            return
+        time.sleep(REMOVAL_PAUSE_SECONDS)
 
 
 def has_own_temporary_folder() -> bool:

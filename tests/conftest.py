@@ -58,7 +58,14 @@ checkpoint_steps = 2
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_thread_at_first():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def _one_thread():
+    """A test that prepares speech leaves torch with all cores: two such processes wait in turns."""
+    yield
     torch.set_num_threads(1)
 
 

@@ -1,7 +1,7 @@
 """SIGKILL of a whole process group at random moments of every command that writes.
 
 A kill while a ledger, a database or a folder comes into being must cost nothing: the command again,
-or `resume`, goes on, the sweep ends whole, and the temporary directory is empty at the end.
+or `resume`, goes on, the sweep ends whole, and the next command empties the temporary directory.
 Moments are uniform over the first 20 s of `run`, and over the whole length of the other commands.
 """
 
@@ -98,7 +98,8 @@ class Bench:
             return None
 
     def leftovers(self, *folders: Path) -> list[str]:
-        """What lies in the temporary directory, and hidden in folders of the command."""
+        """What the next command leaves in the temporary directory, and hidden in these folders."""
+        self.ended("status", self.base)
         hidden = (path for folder in folders for path in folder.rglob(".*"))
         return [str(path) for path in (*self.temporary.iterdir(), *hidden)]
 
@@ -269,7 +270,7 @@ def expect(row: Row, place: Path, is_so: bool, what: str) -> None:  # noqa: FBT0
 
 
 def expect_clean(row: Row, place: Path, left: Sequence[str]) -> None:
-    """The last command cleared what the killed ones left, and left nothing itself."""
+    """The next command has cleared what killed ones left, and leaves nothing itself."""
     row.leftovers += len(left)
     if left:
         row.notes.append(f"{place}: left {', '.join(left)}")

@@ -119,7 +119,9 @@ def test_a_killed_trial_goes_on_with_its_ranks_to_the_same_numbers(shared, other
     assert (timeless(before, outcome)[0] + reports, outcome) == untouched
 
 
-@pytest.mark.parametrize(("size", "micro_batches"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("size", "micro_batches"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.long)]
+)
 def test_several_ranks_give_the_numbers_of_one(shared, others, size, micro_batches):
     config = trial_config(training={"micro_batches": micro_batches})
     name = f"{size}-{micro_batches}"

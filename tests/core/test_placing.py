@@ -162,6 +162,36 @@ def test_all_temporary_files_of_a_killed_process_are_cleared_by_the_next(tmp_pat
     assert list(tmp_path.iterdir()) == [others]
 
 
+WRITES_LATE = """
+import sys, time
+from pathlib import Path
+for _ in range(4):
+    time.sleep(0.15)
+    (Path(sys.argv[1]) / "logs").mkdir(parents=True, exist_ok=True)
+"""
+
+
+def test_a_folder_that_children_make_again_while_they_end_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    with own_temporary_folder() as own:
+        (own / "ray").mkdir()
+        child = subprocess.Popen([sys.executable, "-S", "-c", WRITES_LATE, own / "ray"])  # noqa: S603
+
+    assert child.wait() == 0
+    assert not own.exists()
+
+
+def test_a_folder_that_orphans_of_a_killed_process_made_again_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = tmp_path / f"conformer-sweep-{2**22}-ab-{process_tag()[-6:]}"
+
+    with own_temporary_folder():
+        (dead / "ray").mkdir(parents=True)
+
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_outlives_its_maker_is_cleared_wherever_it_was_made(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with temporary_folder("tune") as live:

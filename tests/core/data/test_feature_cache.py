@@ -198,6 +198,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(demo_corpus, tokenizer, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_speech_is_cached_whole(commands_root, tmp_path):
     config = CorpusConfig(name=str(commands_root), tokens="word")

@@ -81,6 +81,7 @@ class NoNumbers(nn.Module):
         return replace(found, logits=torch.full_like(found.logits, float("nan")))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_graph_beyond_the_tolerance_is_right_if_torch_is_as_far_from_double(tmp_path):
     model = small_model(shape=deeper(2))

@@ -114,6 +114,7 @@ def test_an_order_of_other_blocks_is_refused(bundle, order):
         at_depth(replace(bundle, report={"depth_order": order}), 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_librispeech_passes_through_the_medium_model(strays_root, tmp_path):
     config = CorpusConfig(name=str(strays_root), tokens="char", vocabulary=60)

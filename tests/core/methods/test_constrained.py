@@ -36,6 +36,7 @@ def test_a_target_is_met_and_restarts_keep_it_from_being_overshot(target, contex
     assert ends[True] < ends[False]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_multiplier_is_0_as_long_as_the_constraint_holds(context_of):
     _, told = searched(context_of("constrained", steps=STEPS, target_sparsity=0.3))

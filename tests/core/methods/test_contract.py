@@ -105,6 +105,7 @@ def test_a_method_beats_chance_at_equal_flops_and_repair(method, searched):
     assert mean(method) < mean("random")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", FOR_DEPTH)
 def test_a_method_for_depth_beats_chance_on_a_teacher_that_was_trained_for_it(method, context_of):
     teacher = train_toy(interctc=InterCTC(weight=0.5, layers=(1,)))

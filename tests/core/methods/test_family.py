@@ -62,6 +62,7 @@ def test_one_step_is_enough_to_find_an_order(context_of):
     assert ctx.space.sparsity(ctx.space.choice_cost(choice), "flops") >= 0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sizes_that_learned_together_are_better_than_cuts_of_one_that_learned_alone(context_of):
     """At equal steps: in the mean over what nobody trained for, without repair or tuning."""

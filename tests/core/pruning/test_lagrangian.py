@@ -11,7 +11,7 @@ from core.pruning.lagrangian import Lagrangian, staged_target, warmed_target
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7, 0.9])
-@pytest.mark.parametrize("steps", [400, 1500])
+@pytest.mark.parametrize("steps", [400, pytest.param(1500, marks=pytest.mark.long)])
 def test_the_ascent_of_the_multipliers_reaches_a_toy_target(target, steps):
     torch.manual_seed(0)
     axis = Axis(name="a", kind="inner", size=400, slices=())

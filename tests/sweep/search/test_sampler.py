@@ -165,6 +165,7 @@ def test_a_third_objective_is_searched_too():
     assert len(play(found, STARTUP_TRIALS + 3)) == STARTUP_TRIALS + 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_model_leaves_what_misses_its_target_alone():
     """Every other trial misses its target by far; a limit on that makes it worthless."""

@@ -57,6 +57,7 @@ def tracker_of_eight(folder, opened):
     return tracker
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_page_is_there_in_a_browser_that_asks_nobody_but_this_machine(
     tracker_of_eight, folder, server, browser, tmp_path

@@ -1,5 +1,8 @@
 """A graph in 8-bit integers hears what the graph in floats does."""
 
+import shutil
+import zlib
+
 import onnx
 import pytest
 import torch
@@ -16,6 +19,7 @@ from core.export.onnx.quantization import (
 from core.inference.graph_interface import GraphError
 from core.inference.onnx_session import Graph
 from core.testing import (
+    SHAPE,
     deeper,
     make_patterned_speech,
     ragged_speech,
@@ -34,6 +38,22 @@ def toy(tmp_path_factory):
     model = train_toy()
     export_onnx(model, file)
     return model, file
+
+
+def exported(folder, shape, *, is_nemo=False, inline_bytes=2**30):
+    """Return the folder of a small model's graph, made once: an export takes seconds."""
+    own = folder / f"{zlib.crc32(repr(shape).encode())}-{is_nemo}-{inline_bytes}"
+    if not own.exists():
+        own.mkdir()
+        graph = own / "model.onnx"
+        export_onnx(small_model(shape=shape), graph, is_nemo=is_nemo, inline_bytes=inline_bytes)
+    return own
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """The folder of all exported graphs."""
+    return tmp_path_factory.mktemp("graphs")
 
 
 def calibration():
@@ -82,11 +102,10 @@ def test_it_is_smaller_and_alone_in_its_folder(toy, quantise, tmp_path):
         pytest.param(static, False, marks=pytest.mark.long),
     ],
 )
-def test_the_front_end_stays_in_floats_and_the_blocks_do_not(quantise, is_nemo, tmp_path):
-    model = small_model(shape=with_frontend(deeper(2), "dw_striding"))
-    export_onnx(model, tmp_path / "model.onnx", is_nemo=is_nemo)
+def test_the_front_end_stays_in_floats_and_the_blocks_do_not(quantise, is_nemo, graphs, tmp_path):
+    graph = exported(graphs, with_frontend(deeper(2), "dw_striding"), is_nemo=is_nemo)
 
-    quantise(tmp_path / "model.onnx", tmp_path / "small.onnx")
+    quantise(graph / "model.onnx", tmp_path / "small.onnx")
 
     weights = onnx.load(tmp_path / "small.onnx").graph.initializer
     in_integers = [w.name for w in weights if w.data_type == onnx.TensorProto.INT8]
@@ -106,13 +125,13 @@ def test_a_file_that_is_no_graph_is_named(quantise, content, tmp_path):
 
 
 @pytest.mark.parametrize("front_end", ["conv4", "dw_striding 8x"])
-def test_dynamic_integers_are_those_of_the_runtimes_own_quantizer(front_end, tmp_path):
+def test_dynamic_integers_are_those_of_the_runtimes_own_quantizer(front_end, graphs, tmp_path):
     shape = deeper(2) if front_end == "conv4" else with_frontend(deeper(2), front_end)
-    export_onnx(small_model(shape=shape), tmp_path / "model.onnx")
+    graph = exported(graphs, shape) / "model.onnx"
     speech = ragged_speech(400, 300)
 
-    quantize_weights(tmp_path / "model.onnx", tmp_path / "ours.onnx")
-    _quantize_by_runtime(tmp_path / "model.onnx", tmp_path / "theirs.onnx")
+    quantize_weights(graph, tmp_path / "ours.onnx")
+    _quantize_by_runtime(graph, tmp_path / "theirs.onnx")
 
     ours, theirs = (Graph(tmp_path / f"{name}.onnx")(*speech) for name in ("ours", "theirs"))
     assert torch.equal(ours.logits, theirs.logits)
@@ -131,27 +150,23 @@ def _quantize_by_runtime(graph, file):
     )
 
 
-def test_weights_beside_a_graph_are_quantized_as_those_within(tmp_path):
-    model, speech = small_model(shape=deeper(2)), ragged_speech(90, 60)
-    (tmp_path / "beside").mkdir()
-    made = {tmp_path / "within.onnx": 2**30, tmp_path / "beside" / "model.onnx": 1000}
-    for file, inline_bytes in made.items():
-        export_onnx(model, file, inline_bytes=inline_bytes)
-        small = file.with_name(f"int8.{file.name}")
-        quantize_weights(file, small, inline_bytes=inline_bytes)
+def test_weights_in_a_file_of_their_own_are_quantized_as_those_within(graphs, tmp_path):
+    speech = ragged_speech(90, 60)
+    for name, inline_bytes in (("within", 2**30), ("external", 1000)):
+        graph = exported(graphs, deeper(2), inline_bytes=inline_bytes) / "model.onnx"
+        quantize_weights(graph, tmp_path / f"{name}.onnx", inline_bytes=inline_bytes)
 
-    within, beside = (Graph(file.with_name(f"int8.{file.name}"))(*speech) for file in made)
+    within, external = (Graph(tmp_path / f"{n}.onnx")(*speech) for n in ("within", "external"))
 
-    assert torch.equal(beside.logits, within.logits)
-    assert (tmp_path / "beside" / "int8.model.onnx.data").is_file()
-    assert (tmp_path / "beside" / "int8.model.onnx").stat().st_size < 2**18
+    assert torch.equal(external.logits, within.logits)
+    assert (tmp_path / "external.onnx.data").is_file()
+    assert (tmp_path / "external.onnx").stat().st_size < 2**18
 
 
 @pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "missing", "linked"])
-def test_weights_that_a_graph_names_elsewhere_are_not_opened(location, tmp_path):
+def test_weights_that_a_graph_names_elsewhere_are_not_opened(location, graphs, tmp_path):
     graph = tmp_path / "folder" / "model.onnx"
-    graph.parent.mkdir()
-    export_onnx(small_model(), graph, inline_bytes=1000)
+    shutil.copytree(exported(graphs, SHAPE, inline_bytes=1000), graph.parent)
     (tmp_path / "weights").write_bytes((graph.parent / "model.onnx.data").read_bytes())
     (graph.parent / "linked").symlink_to(tmp_path / "weights")
     model = onnx.load(graph, load_external_data=False)
@@ -166,13 +181,14 @@ def test_weights_that_a_graph_names_elsewhere_are_not_opened(location, tmp_path)
     assert not (tmp_path / "small.onnx").exists()
 
 
-def test_weights_that_are_cut_short_are_named(tmp_path):
-    export_onnx(small_model(), tmp_path / "model.onnx", inline_bytes=1000)
-    data = tmp_path / "model.onnx.data"
+def test_weights_that_are_cut_short_are_named(graphs, tmp_path):
+    graph = tmp_path / "folder" / "model.onnx"
+    shutil.copytree(exported(graphs, SHAPE, inline_bytes=1000), graph.parent)
+    data = graph.with_name("model.onnx.data")
     data.write_bytes(data.read_bytes()[:1000])
 
     with pytest.raises(GraphError, match=r"must hold the weights of its graph, but ends before"):
-        quantize_weights(tmp_path / "model.onnx", tmp_path / "small.onnx")
+        quantize_weights(graph, tmp_path / "small.onnx")
 
 
 def test_ranges_are_measured_on_speech_or_not_at_all(toy, tmp_path):
