@@ -22,6 +22,8 @@ def driver_here(folder: Path) -> int | None:
         raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
+            # The file's process id alone says nothing: after a kill it stays, and may be another
+            # program's. The shared lock is freed when the file is closed.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None

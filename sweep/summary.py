@@ -33,6 +33,7 @@ def trial_rows(
     return [
         _trial_row(base, record, index, is_on_front=(record.number, index) in on_front)
         for record in (snapshot.records if records is None else records)
+        # A trial that waits has one row without an outcome; a family of three sizes has three rows.
         for index in range(len(record.outcomes) or 1)
     ]
 
@@ -71,6 +72,7 @@ def _outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
     """Return the columns of an outcome; without one, the same columns of None."""
     names = [n for n in Outcome.__dataclass_fields__ if n not in OMITTED_FIELDS]
     if outcome is None:
+        # These two come from the configuration, and None would replace them in the row.
         unmeasured = (n for n in names if n not in ("method", "target_sparsity"))
         return dict.fromkeys(unmeasured)
     return {name: getattr(outcome, name) for name in names}

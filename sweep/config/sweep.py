@@ -204,6 +204,7 @@ class SweepConfig(Config):
         if self.search.sampler != "grid":
             return self.sweep.trials
         size = self.space.grid_size(self.search.grid_levels, without=("seed",))
+        # Two ranges at 5 levels and 100 trials asked for: the control and 25 points are 26 trials.
         return min(self.sweep.trials, 1 + size)
 
     def with_budget(self, **values: Any) -> Self:
