@@ -42,6 +42,7 @@ def trials(folder: SweepToRead, as_json: Json = False) -> None:
 
     rows = trial_rows(load_snapshot(folder))
     if as_json:
+        # Not through rich, which would measure a line of many megabytes for its width.
         write([to_json(rows)])
     elif len(rows) > MANY_ROWS:
         write(trials_as_lines(rows))
@@ -119,6 +120,7 @@ def pareto(
         _compare((folder, compare), limits, outputs, as_json=as_json)
         return
     snapshot = load_snapshot(folder)
+    # Limits first: a point that only a point beyond the limits beats is on the front within them.
     allowed = front.feasible(snapshot.points, **limits)
     points = front.pareto_front(allowed, snapshot.config.sweep.objectives)
     points = [front.knee(points)] if knee and points else points
@@ -195,9 +197,11 @@ def ui(
     from sweep.tracking.tracker import Tracker
 
     folder = folder.resolve()
+    # The snapshot of other commands leaves out mlflow.db and the artifacts.
     refresh(folder, is_whole=True)
     config = open_config(folder)
     uri = config.tracking.uri
+    # A server of one's own has pages already; of a database the pages are served here.
     is_served = uri.startswith("http")
     tracker = Tracker(folder, config.sweep.name, uri)
     base = uri if is_served else f"http://127.0.0.1:{port}"

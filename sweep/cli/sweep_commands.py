@@ -147,6 +147,7 @@ def confirm(
     if not snapshot.front:
         raise ValueError(f"`{folder}` must have a finished trial to confirm, but has none.")
     inner = plan(snapshot, seeds=seeds)
+    # Before the long part: `conformer-sweep run ... | head` ends the printing, not the sweep.
     outlive_readers()
     code = run_segment(inner, address=address)
     ledger = Ledger.open(inner)
@@ -186,12 +187,15 @@ def warm_start(
 
     snapshots = [load_snapshot(old) for old in olds]
     budget = _without_none(trials=trials, hours=hours, name=folder.resolve().name)
+    # Without a file of the user's own, the older sweep's directory is all that sets `corpus.allow`.
     if not space:
         check_consent(olds[0], open_config(olds[0]))
     config = (load(space) if space else open_config(olds[0])).with_budget(**budget)
     for snapshot in snapshots:
         check(config, snapshot)
     original = find(space).read_text(encoding="utf-8") if space else config.toml()
+    # Before the consent and the copies, so that a folder in use is left as it is. `create` comes
+    # last: only then is it a sweep.
     check_new(folder)
     give_consent(folder, config)
     count = begin(folder.resolve(), config, snapshots)
@@ -218,6 +222,7 @@ def stop(
         return
     request_stop(folder)
     deadline = time.monotonic() + wait
+    # The lock is the answer: it is free once the driver's process has ended and all is written.
     while driver_pid(folder) is not None:
         if time.monotonic() > deadline:
             end(

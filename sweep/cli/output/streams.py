@@ -33,6 +33,7 @@ class _Output(io.FileIO):
             _redirect_to_null(self.fileno())
             if error.errno == errno.EPIPE and self.fileno() == STDOUT and _Output.ends_quietly:
                 sys.exit(0)
+            # All bytes count as written: fewer would make the buffer above try again without end.
             return memoryview(data).nbytes
 
 
@@ -67,6 +68,8 @@ def _guard(stream: TextIO) -> TextIO:
     if descriptor not in (STDOUT, STDERR) or not isinstance(stream, io.TextIOWrapper):
         return stream
     return io.TextIOWrapper(
+        # Errors of a closed pipe come from the lowest layer, when a buffer is flushed, so that is
+        # the one that has to handle them.
         io.BufferedWriter(_Output(descriptor, "wb", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
@@ -78,5 +81,6 @@ def _guard(stream: TextIO) -> TextIO:
 def _redirect_to_null(descriptor: int) -> None:
     """Redirects a descriptor to the null device, for every library that writes to it."""
     null_device = os.open(os.devnull, os.O_WRONLY)
+    # The descriptor and not `sys.stdout`: libraries in C and child processes write to the former.
     os.dup2(null_device, descriptor)
     os.close(null_device)

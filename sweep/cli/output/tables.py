@@ -37,6 +37,7 @@ def _progress(values: Mapping[str, Any]) -> str:
     """Returns whether a sweep runs, is complete, or could continue."""
     if values["driver"]:
         return f"runs in process {values['driver']}"
+    # 8 of 8 ended is complete; 8 of 8 of which one waits again is not.
     begun = values["waiting"] + values["running"]
     ended = values["finished"] + values["stopped"] + values["failed"]
     return "is complete" if ended >= values["trials"] and not begun else "is not running"
