@@ -121,8 +121,7 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
-    # Errors of the user derive from ValueError, those of an object store from ConnectionError,
-    # which is an OSError, too, and has to be caught before it.
+    # A StoreError is a ConnectionError, and so an OSError: it has to be caught before those.
     except (ValueError, ConnectionError) as error:
         end(str(error), BAD_INPUT)
     except OSError as error:  # a full disk, most often; finished work is safe
@@ -130,8 +129,6 @@ def main() -> None:
     except RuntimeError as error:
         if str(error).startswith("Symlink loop"):  # from `Path.resolve` before Python 3.13
             end(str(error), BAD_INPUT)
-        # The program's own RuntimeErrors have a message for the user; one of torch's or Ray's is
-        # unexpected.
         if not type(error).__module__.startswith(("core.", "sweep.")):
             raise  # a bug of the program, shown with its traceback
         end(str(error), getattr(error, "exit_code", BAD_INPUT))

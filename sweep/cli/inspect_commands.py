@@ -120,7 +120,6 @@ def pareto(
         _compare((folder, compare), limits, outputs, as_json=as_json)
         return
     snapshot = load_snapshot(folder)
-    # Limits first: a point that only a point beyond the limits beats is on the front within them.
     allowed = front.feasible(snapshot.points, **limits)
     points = front.pareto_front(allowed, snapshot.config.sweep.objectives)
     points = [front.knee(points)] if knee and points else points
@@ -197,7 +196,6 @@ def ui(
     from sweep.tracking.tracker import Tracker
 
     folder = folder.resolve()
-    # The snapshot of other commands leaves out mlflow.db and the artifacts.
     refresh(folder, is_whole=True)
     config = open_config(folder)
     uri = config.tracking.uri

@@ -54,7 +54,6 @@ def submit(
 
     config, source, text = read_space(space)
     needed = node_size(config.resources, nodes)
-    # A built-in space is in every installation and keeps its name; a file travels with the job.
     is_file = Path(space).is_file()
     job = Job(
         name=plain_name(config.sweep.name),

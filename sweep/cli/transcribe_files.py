@@ -42,7 +42,6 @@ def find_audio_files(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
     files: dict[Path, Path] = {}
     for path in paths:
         if not path.is_dir():
-            # A file that is named twice, or also lies in a named folder, is transcribed once.
             files.setdefault(path, Path(path.name))
             continue
         inside = audio_below(path, ENDINGS)
@@ -51,8 +50,7 @@ def find_audio_files(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
                 f"`{path}` must hold audio ({', '.join(sorted(ENDINGS))}), but holds none instead."
             )
         for file in inside:
-            # `speech/a/1.wav` below `speech` is written as `a/1.txt`: a flat name could occur
-            # twice.
+            # speech/a/1.wav below speech becomes a/1.txt, as a flat name could occur twice.
             files.setdefault(file, file.relative_to(path))
     return list(files.items())
 

@@ -256,13 +256,10 @@ class SearchSpace:
         culprits = [
             line
             for name, leaf in self.distributions.items()
-            # Both ends of each range are enough, as what a configuration allows of a number is an
-            # interval.
             for value in leaf.probes()
             for line in self._culprits({**self._activating(name), name: value})
         ] or self._culprits({})
-        # A rule that both ends break is reported once. Reversed, so that the first line of each
-        # name is the one that stays in the dictionary.
+        # A rule that both ends break is one line: reversed, the first line of a name stays.
         first = {line.split(" ")[0]: line for line in reversed(culprits)}  # one line a culprit
         if culprits:
             raise ConfigError("\n".join(first.values()))

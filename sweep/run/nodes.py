@@ -122,7 +122,6 @@ def check_machines(folder: Path | None) -> None:
     try:
         if nonce:
             nonce.write_text(token, encoding="utf-8")
-        # All are asked before the first answer is awaited, so the check takes one machine's time.
         calls = [(machine, _ask_machine(machine, nonce, token)) for machine in machines()]
         for machine, call in calls:
             fault = _machine_answer(call)
@@ -134,6 +133,7 @@ def check_machines(folder: Path | None) -> None:
 
 
 def _ask_machine(machine: Machine, nonce: Path | None, token: str) -> Any:
+    # A task and not its answer, so that all machines are asked at once.
     # Not soft, or Ray would ask another machine where this one is lost, and it would answer.
     here = NodeAffinitySchedulingStrategy(node_id=machine.id, soft=False)
     task = ray.remote(machine_fault).options(num_cpus=0, max_retries=0, scheduling_strategy=here)

@@ -265,8 +265,7 @@ class Sampling:
             trial.system_attrs = {**trial.system_attrs, generation: index // POPULATION}
             study.add_trial(trial)
         is_split = self.space.is_conditional
-        # The shared leaves come first, as they choose the method that decides on the others. Asked
-        # for all leaves at once, a child would have those of every method.
+        # The shared leaves first, as they choose the method: a child has no other method's leaves.
         child = study.ask(
             {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
         )

@@ -18,8 +18,7 @@ def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]
     """
     base = config.space.base
     steps = base.pruning.steps + base.tuning.steps
-    # 0.5 s a step, a teacher of 1000 steps, 20 trials of 300: 0.5 * (1000 + 6000) / 3600 = 0.97
-    # hours.
+    # 0.5 s a step, a teacher of 1000, 20 trials of 300: 0.5 * (1000 + 6000) / 3600 = 0.97 hours.
     teacher = 0 if base.teacher.bundle else base.teacher.steps
     seconds = cost.seconds_per_step * (teacher + steps * config.sweep.trials)
     return {
