@@ -17,7 +17,11 @@ class LockedError(RuntimeError):
 
 
 def driver_here(folder: Path) -> int | None:
-    """The process on this machine that holds the directory, or None."""
+    """The process on this machine that holds the directory, or None.
+
+    Raises:
+        LockedError: if its lock is no file.
+    """
     if (folder / LOCK).is_fifo():  # to open it would wait for ever
         raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
     try:

@@ -95,6 +95,11 @@ def is_distribution(leaf: Any) -> bool:
 
 
 def read_distribution(name: str, leaf: Mapping[str, Any]) -> Distribution:
+    """Returns the distribution that a leaf's table writes, such as `{ uniform = [0.2, 0.8] }`.
+
+    Raises:
+        ConfigError: if it has another form; the message begins with the leaf's name.
+    """
     if len(leaf) > 1:
         keys = ", ".join(f"`{key}`" for key in leaf)
         raise ConfigError(f"`{name}` must be one of {list_names(KINDS)}, but has {keys} instead")

@@ -276,7 +276,11 @@ def check_keys(config: SweepConfig, *, source: str) -> None:
 
 
 def parse(text: str, *, source: str) -> SweepConfig:
-    """Read a search space from its text; `source` begins every line of an error."""
+    """Read a search space from its text; `source` begins every line of an error.
+
+    Raises:
+        ConfigError: one line for each culprit.
+    """
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep

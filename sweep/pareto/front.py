@@ -93,7 +93,15 @@ def feasible(
     max_params: float | None = None,
     max_latency_ms: float | None = None,
 ) -> list[Point]:
-    """Keep the points within all given limits, in their order; a limit itself is allowed."""
+    """Keep the points within all given limits, in their order; a limit itself is allowed.
+
+    Args:
+        points: in any order.
+        max_wer: a fraction.
+        max_gflops: of one utterance.
+        max_params: number of parameters.
+        max_latency_ms: of one utterance, in milliseconds.
+    """
 
     def fits(outcome: Outcome) -> bool:
         return (

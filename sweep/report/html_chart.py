@@ -266,7 +266,14 @@ def _layout(scene: Scene) -> dict[str, Any]:
 def layout(
     whole: float, *, right: float, is_logarithmic: bool, wer: str = "word error rate"
 ) -> dict[str, Any]:
-    """Axes and buttons of WER over GFLOPs, where the unpruned model has `whole` of these."""
+    """Axes and buttons of WER over GFLOPs.
+
+    Args:
+        whole: GFLOPs of the unpruned model.
+        right: GFLOPs at the right edge.
+        is_logarithmic: whether the WER axis is.
+        wer: its name.
+    """
     shares = range(0, 101, 10)
     grid = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999", "ticks": "outside"}
     return {

@@ -60,7 +60,15 @@ def _frame(axes: Axes, scene: Scene) -> None:
 def frame(
     axes: Axes, whole: float, *, right: float, wers: Sequence[float], is_logarithmic: bool
 ) -> None:
-    """WER in percent over GFLOPs; on top the share removed of the unpruned model's `whole`."""
+    """WER in percent over GFLOPs; on top the share removed of the unpruned model's `whole`.
+
+    Args:
+        axes: still without a scale.
+        whole: GFLOPs of the unpruned model.
+        right: GFLOPs at the right edge.
+        wers: all that are drawn, in percent; the WER axis holds them.
+        is_logarithmic: whether the WER axis is.
+    """
     axes.grid(color="#E6E6E6", linewidth=0.8)
     axes.set_xlabel("GFLOPs for one utterance (1 multiply-add = 2 FLOPs)")
     axes.set_ylabel("word error rate on dev (%)")

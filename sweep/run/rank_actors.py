@@ -42,6 +42,16 @@ class _Rank:
         import_module("core.trial")  # seconds, in which the first does the same
 
     def run(self, work: Work, job: Mapping[str, Any], rank: int, size: int, store: str) -> None:
+        """Run a trial as one of its ranks.
+
+        Args:
+            work: called with the job and a function that joins the other ranks.
+            job: the trial.
+            rank: its number, from 1; the worker of the trial is rank 0.
+            size: number of ranks.
+            store: address at which the ranks find each other.
+        """
+
         def join(device: Any) -> contextlib.AbstractContextManager[Ranks]:
             return join_ranks(rank=rank, size=size, store=store, device=device)
 

@@ -34,6 +34,12 @@ def extended_budget(
     """The values of a larger budget: so much more than was asked for, or than there is already.
 
     Of limits not named, those that are reached give way, or nothing would be added.
+
+    Args:
+        records: all trials of the sweep.
+        config: the sweep's, with the old budget.
+        trials: to be added; None adds none.
+        hours: to be added; None adds none.
     """
     budget = config.sweep
     is_over = reached_limit(records, config) is not None
