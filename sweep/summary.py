@@ -98,6 +98,7 @@ def status_values(snapshot: SweepSnapshot) -> dict[str, Any]:
 def pareto_values(snapshot: SweepSnapshot, points: Iterable[Point]) -> dict[str, Any]:
     """Return the unpruned control, the rows of these points, and the hypervolume of all points."""
     points = list(points)
+    # Of all points, as the control need not lie on the front or within the limits.
     dense = next((p for p in snapshot.points if p.result.method == "dense"), None)
     return {
         "dense": point_rows(snapshot, [dense])[0] if dense else None,
@@ -109,6 +110,7 @@ def pareto_values(snapshot: SweepSnapshot, points: Iterable[Point]) -> dict[str,
 def point_rows(snapshot: SweepSnapshot, points: Iterable[Point]) -> list[dict[str, Any]]:
     """Return the rows of some points, in their order."""
     points = list(points)
+    # A trial with two outcomes on the front is read once; a set would lose the order.
     numbers = dict.fromkeys(point.trial for point in points)
     rows = trial_rows(snapshot, [snapshot.record(number) for number in numbers])
     by_point = {(row["trial"], row["outcome"]): row for row in rows}

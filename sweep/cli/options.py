@@ -93,6 +93,7 @@ def print_error(text: str) -> None:
 
 def _printable(line: str) -> str:
     """Returns a line without terminal codes, cut where it is very long: it may quote a file."""
+    # A line may quote a value of a file from outside, which can have megabytes.
     cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
     return terminal_line(cut)
 

@@ -108,6 +108,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
     from sweep.storage.lock import sweep_lock
 
     load_snapshot(folder).record(trial)  # raises if there is none
+    # Only one process writes a ledger: on a running sweep this raises LockedError.
     with sweep_lock(folder):
         ledger = Ledger.open(folder, is_writer=True)
         try:
@@ -123,6 +124,8 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.storage.lock import sweep_lock
 
     snapshot = load_snapshot(folder)
+    # From the records as well as the plan: what "5 more" means depends on whether the sweep is
+    # over.
     values = extended_budget(snapshot.records, snapshot.config, trials=trials, hours=hours)
     with sweep_lock(folder):
         rewrite(folder, snapshot.config.with_budget(**values))
@@ -234,6 +237,7 @@ def stop(
 
 
 def _without_none(**values: Any) -> dict[str, Any]:
+    # None would replace a value of the file; a missing name leaves it.
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -254,6 +258,7 @@ def _show_end(folder: Path, code: int) -> None:
     from sweep.storage.addresses import display_name
     from sweep.summary import status_values
 
+    # Read anew, because the segment has written the ledger since the command began.
     snapshot, name = load_snapshot(folder), display_name(folder)
     if snapshot.front:
         print_table(front_table(snapshot.front, title="Pareto front"))

@@ -60,6 +60,7 @@ def removed_range(space: SearchSpace) -> dict[str, tuple[float, float]]:
     """
     pruning, searched = space.base.pruning, space.distributions
     resources = searched.get("pruning.resource")
+    # resource = { choice = ["flops", "latency"] } gives the name "flops or latency".
     first = " or ".join(map(str, resources.probes())) if resources else pruning.resource
     budgets: list[tuple[str, str, float]] = [(first, "target_sparsity", pruning.target_sparsity)]
     budgets += [(name, f"also.{name}", share) for name, share in pruning.also.items()]

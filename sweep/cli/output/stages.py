@@ -71,6 +71,7 @@ class StageReporter:
     def _print_lines(self) -> None:
         """Prints each stage that begins after the quiet seconds, and repeats a long one."""
         printed, printed_at = "", 0.0
+        # The event instead of a sleep, so that a command that ends does not wait for its thread.
         while not self._ended.wait(_LOOK_SECONDS):
             now, stage = time.monotonic(), self._stage
             # A stage that begins and ends between two looks is not printed: the thread looks five

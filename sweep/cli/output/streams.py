@@ -31,6 +31,8 @@ class _Output(io.FileIO):
             if error.errno not in GONE:
                 raise
             _redirect_to_null(self.fileno())
+            # A closed terminal is EIO and not EPIPE: then nobody piped the output, and the command
+            # goes on.
             if error.errno == errno.EPIPE and self.fileno() == STDOUT and _Output.ends_quietly:
                 sys.exit(0)
             # All bytes count as written: fewer would make the buffer above try again without end.
@@ -65,6 +67,7 @@ def _guard(stream: TextIO) -> TextIO:
         stream.flush()
     except (OSError, ValueError, AttributeError):  # closed, in memory, or none at all
         return stream
+    # In a notebook or a test the stream is an object of theirs, which stays as it is.
     if descriptor not in (STDOUT, STDERR) or not isinstance(stream, io.TextIOWrapper):
         return stream
     return io.TextIOWrapper(

@@ -54,6 +54,7 @@ def render_transcript(
         )
     shown = (
         f"\n{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n"
+        # WebVTT reads `<` and `&` as markup; SubRip is plain text here.
         f"{html.escape(cue.text, quote=False)}\n"
         for cue in cues
     )
@@ -73,6 +74,7 @@ def cues_of(words: Sequence["SpokenWord"]) -> list[Cue]:
         for group in _groups(words)
     ]
     following = [cue.start for cue in cues[1:]]
+    # The last cue has none that follows, so it keeps its end.
     ends = [min(cue.end, start) for cue, start in zip(cues, following, strict=False)]
     return [replace(cue, end=end) for cue, end in zip(cues, ends, strict=False)] + cues[-1:]
 

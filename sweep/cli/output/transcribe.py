@@ -59,6 +59,8 @@ class TranscriptWriter:
         # One value for all files, as a script reads it; none if there is no transcript at all.
         if self.written_as == "json" and self.paths is None and len(self._failed) < num_files:
             out.print(as_json(self._values), markup=False)
+        # Each error was printed when it occurred, perhaps hours and many files before: named once
+        # more.
         if self._failed and num_files > 1:
             names = ", ".join(f"`{file}`" for file in self._failed)
             print_error(f"{len(self._failed)} of {num_files} files were not transcribed: {names}")
