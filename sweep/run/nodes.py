@@ -98,7 +98,7 @@ def resource_shortage(resources: ResourcesConfig) -> str | None:
                 f"`resources.{name}` must be at most what one machine has, {most:g},"
                 f" but is {amount:g} instead."
             )
-    # A rank lies on one machine: with ranks of 3 cores, two machines of 4 cores hold 2, not 8 // 3.
+    # A rank lies on one machine: with ranks of 3 cores, two machines of 5 hold 2, not 10 // 3 = 3.
     num_ranks = sum(machine.num_ranks(resources) for machine in matching)
     if resources.ranks > num_ranks:
         return (
