@@ -324,7 +324,6 @@ def _name(address: str) -> str:
     """A folder's name that people recognize, and that belongs to one address only."""
     whole = address.rstrip("/")
     # "s3://bucket/team/sweep 1/" -> "bucket-team-sweep-1-6d59c54d9f0f". The digest tells apart
-    # addresses
-    # that read alike, such as sweep-1 and sweep_1.
+    # addresses that read alike, such as sweep-1 and sweep_1.
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", whole.partition("://")[2])[-40:].strip("-")
     return f"{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
