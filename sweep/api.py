@@ -107,6 +107,8 @@ class Sweep:
             >>> Sweep.open("demo-sweep").status()["finished"]
             8
         """
+        # Read once and dropped: a wrong path is an error here, and not at the first use of the
+        # object.
         return cls(load_snapshot(resolve_folder(str(path))).folder)
 
     @classmethod
@@ -147,6 +149,7 @@ class Sweep:
         from sweep.run.library_caches import prepare_process
         from sweep.run.start import create_or_adopt_sweep
 
+        # Before Ray, torch and MLflow are imported, as they read the environment at their import.
         prepare_process()
         folder = resolve_folder(str(path)).absolute()
         named = space if isinstance(space, Mapping) else str(space)
@@ -177,6 +180,7 @@ class Sweep:
         prepare_process()
         from sweep.run.driver import run as run_segment
 
+        # Its exit code, 0, 3 or 75, is dropped: `status` has the counts, and faults are raised.
         run_segment(self.folder, address=address, should_retry=retry_failed)
         return self
 
@@ -245,6 +249,8 @@ class Sweep:
             max_params=max_params,
             max_latency_ms=max_latency_ms,
         )
+        # The limits come first: within them a point is on the front that only one beyond them
+        # beats.
         points = pareto_front(points, snapshot.config.sweep.objectives)
         return _frame(point_rows(snapshot, points), trial_columns(snapshot))
 

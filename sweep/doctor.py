@@ -68,12 +68,15 @@ def _torchaudio() -> Finding:
 
 def _demo() -> Finding:
     """An extra: only the corpus `demo` needs it."""
+    # Not imported: the import would load eSpeak NG's library, and only its presence is asked for.
     is_there = importlib.util.find_spec("espeakng_loader") is not None
     text = "eSpeak NG is there" if is_there else "eSpeak NG is not; install the extra `demo`"
     return Finding(name="demo corpus", text=text, is_fine=True)
 
 
 def _cores() -> Finding:
+    # In a container or a Slurm job the process may use 4 of the 64 cores that `os.cpu_count`
+    # counts.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding(name="CPU", text=f"{cores} cores", is_fine=True)
 

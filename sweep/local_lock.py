@@ -17,11 +17,17 @@ class LockedError(RuntimeError):
 
 
 def driver_here(folder: Path) -> int | None:
-    """The process on this machine that holds the directory, or None."""
+    """The process on this machine that holds the directory, or None.
+
+    Raises:
+        LockedError: if its lock is no file.
+    """
     if (folder / LOCK).is_fifo():  # to open it would wait for ever
         raise LockedError(f"`{folder / LOCK}` must be a file, but is a pipe instead.")
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
+            # The file's process id alone says nothing: after a kill it stays, and may be another
+            # program's. The shared lock is freed when the file is closed.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None

@@ -66,6 +66,7 @@ def load_snapshot(folder: Path) -> SweepSnapshot:
     config = open_config(folder)
     driver = _driver_anywhere(folder) if is_copy else driver_here(folder)
     records: list[TrialRecord] = []
+    # A driver that has just begun has no ledger yet, which is no fault. Without a driver it is.
     if is_there(folder) or driver is None:
         records = records_in(folder)
     if driver is None:  # nothing runs, so a trial in this state waits for its next attempt
@@ -114,6 +115,8 @@ def model_path(name: str) -> Path:
     Raises:
         ConfigError: if the trial has no such outcome.
     """
+    # From the right, as an address has a colon of its own: `s3://bucket/sweep:7` is trial 7. A
+    # folder that is really called `a:7` is taken as a folder.
     folder, colon, trial = name.rpartition(":")
     number, _, outcome = trial.partition(".")
     is_trial = number.isdigit() and (outcome or "0").isdigit()

@@ -33,6 +33,7 @@ def trial_rows(
     return [
         _trial_row(base, record, index, is_on_front=(record.number, index) in on_front)
         for record in (snapshot.records if records is None else records)
+        # A trial that waits has one row without an outcome; a family of three sizes has three rows.
         for index in range(len(record.outcomes) or 1)
     ]
 
@@ -71,6 +72,7 @@ def _outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
     """Return the columns of an outcome; without one, the same columns of None."""
     names = [n for n in Outcome.__dataclass_fields__ if n not in OMITTED_FIELDS]
     if outcome is None:
+        # These two come from the configuration, and None would replace them in the row.
         unmeasured = (n for n in names if n not in ("method", "target_sparsity"))
         return dict.fromkeys(unmeasured)
     return {name: getattr(outcome, name) for name in names}
@@ -96,6 +98,7 @@ def status_values(snapshot: SweepSnapshot) -> dict[str, Any]:
 def pareto_values(snapshot: SweepSnapshot, points: Iterable[Point]) -> dict[str, Any]:
     """Return the unpruned control, the rows of these points, and the hypervolume of all points."""
     points = list(points)
+    # Of all points, as the control need not lie on the front or within the limits.
     dense = next((p for p in snapshot.points if p.result.method == "dense"), None)
     return {
         "dense": point_rows(snapshot, [dense])[0] if dense else None,
@@ -107,6 +110,7 @@ def pareto_values(snapshot: SweepSnapshot, points: Iterable[Point]) -> dict[str,
 def point_rows(snapshot: SweepSnapshot, points: Iterable[Point]) -> list[dict[str, Any]]:
     """Return the rows of some points, in their order."""
     points = list(points)
+    # A trial with two outcomes on the front is read once; a set would lose the order.
     numbers = dict.fromkeys(point.trial for point in points)
     rows = trial_rows(snapshot, [snapshot.record(number) for number in numbers])
     by_point = {(row["trial"], row["outcome"]): row for row in rows}

@@ -69,6 +69,8 @@ def against_note(outcomes: Iterable[Outcome]) -> str | None:
 
 def note_of(kinds: Iterable[tuple[Reference, Reference]]) -> str | None:
     """The same by what each rate on dev, and on test, is against."""
+    # Of (dev, test) = ("teacher", "transcripts") in any row the note says "On dev", of ("teacher",
+    # "teacher") "On dev and test".
     rows = list(kinds)
     dev, test = any(row[0] == "teacher" for row in rows), any(row[1] == "teacher" for row in rows)
     where = {(True, True): "dev and test", (True, False): "dev", (False, True): "test"}

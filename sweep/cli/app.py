@@ -121,6 +121,7 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
+    # A StoreError is a ConnectionError, and so an OSError: it has to be caught before those.
     except (ValueError, ConnectionError) as error:
         end(str(error), BAD_INPUT)
     except OSError as error:  # a full disk, most often; finished work is safe

@@ -29,6 +29,7 @@ def unpack(
     from sweep.storage.archive import unpack as read
 
     for line in read(file, folder, is_trusted=trust):
+        # On stderr, as the notes are warnings about what was changed, and no result.
         err.print(line)
     out.print(f"made {folder}; conformer-sweep status {folder} shows its progress")
 

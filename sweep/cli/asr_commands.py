@@ -85,6 +85,7 @@ def transcribe(
     decoder = _decoder(recognizer, beam, lm, lm_weight, word_score)
     named_files = find_audio_files(files)
     audio_files = [file for file, _ in named_files]
+    # Before the first file is transcribed, which may take hours.
     check_format(
         written_as, num_files=len(audio_files), has_words=timestamps, has_folder=to is not None
     )
@@ -171,6 +172,7 @@ def _open_recognizer(model: str, depth: int | None, runtime: Any) -> Any:
 
     threads = torch.get_num_threads()
     recognizer = open_recognizer(model_path(model), runtime, threads=threads)
+    # Cut before it goes to a runtime: a graph cannot lose blocks any more.
     cut = recognizer if depth is None else at_depth(recognizer, depth)
     return recognizer_in(cut, runtime, threads=threads)
 
@@ -193,6 +195,8 @@ def _decoder(
         )
     from core.evaluation.beam import BEAM, LM_WEIGHT, WORD_SCORE, BeamSearch
 
+    # A language model lowers the score of every word, so that short transcripts win without a
+    # reward for each; without one there is nothing to make up for.
     if word_score is None:
         word_score = 0.0 if lm is None else WORD_SCORE
     return BeamSearch(

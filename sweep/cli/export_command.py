@@ -43,6 +43,7 @@ def export(
         from sweep.snapshot import model_path
 
         done = exported(
+            # `export DIR 7` and `export DIR:7` mean the same.
             model_path(f"{model}:{trial}" if trial else model),
             folder.absolute(),
             to,

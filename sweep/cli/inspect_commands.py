@@ -42,6 +42,7 @@ def trials(folder: SweepToRead, as_json: Json = False) -> None:
 
     rows = trial_rows(load_snapshot(folder))
     if as_json:
+        # Not through rich, which would measure a line of many megabytes for its width.
         write([to_json(rows)])
     elif len(rows) > MANY_ROWS:
         write(trials_as_lines(rows))
@@ -198,6 +199,7 @@ def ui(
     refresh(folder, is_whole=True)
     config = open_config(folder)
     uri = config.tracking.uri
+    # A server of one's own has pages already; of a database the pages are served here.
     is_served = uri.startswith("http")
     tracker = Tracker(folder, config.sweep.name, uri)
     base = uri if is_served else f"http://127.0.0.1:{port}"

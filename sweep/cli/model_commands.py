@@ -87,6 +87,7 @@ def adapt(
     )
     reports = adapted(settings, model_path(model), to.absolute())
     summary: dict[str, Any] | None = None
+    # By hand, because a generator's return value is lost in a `for` loop.
     while summary is None:
         try:
             err.print(report_line(next(reports)), markup=False)

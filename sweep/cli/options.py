@@ -12,6 +12,7 @@ from core.safe_text import terminal_line, terminal_text
 from sweep.console import SafeConsole
 from sweep.storage.addresses import is_address
 
+# Without soft wrapping rich breaks long paths and JSON at the width of the terminal.
 out = SafeConsole(soft_wrap=True)
 err = SafeConsole(stderr=True, soft_wrap=True)
 
@@ -92,6 +93,7 @@ def print_error(text: str) -> None:
 
 def _printable(line: str) -> str:
     """Returns a line without terminal codes, cut where it is very long: it may quote a file."""
+    # A line may quote a value of a file from outside, which can have megabytes.
     cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
     return terminal_line(cut)
 
@@ -103,5 +105,6 @@ def write(lines: Iterable[str]) -> None:
 
 def print_table(table: Table) -> None:
     """Prints a table, as wide as the terminal, or `WIDE` columns in a file."""
+    # In a pipe rich assumes 80 columns and would cut the cells of a wide table.
     console = out if out.is_terminal else SafeConsole(width=WIDE)
     console.print(table)

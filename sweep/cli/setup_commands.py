@@ -24,6 +24,8 @@ def init(
     target = Path(f"{name}.toml")
     if target.exists():
         raise ValueError(f"`{target}` must be new, but exists already.")
+    # `init demo` copies the built-in space of that name; `init mine` copies `--from` under a new
+    # name.
     text = find(name if name in names() else source).read_text(encoding="utf-8")
     target.write_text(text, encoding="utf-8")
     out.print(f"wrote {target}; conformer-sweep check {target} estimates its cost")

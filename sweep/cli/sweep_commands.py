@@ -108,6 +108,7 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
     from sweep.storage.lock import sweep_lock
 
     load_snapshot(folder).record(trial)  # raises if there is none
+    # Only one process writes a ledger: on a running sweep this raises LockedError.
     with sweep_lock(folder):
         ledger = Ledger.open(folder, is_writer=True)
         try:
@@ -123,6 +124,8 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.storage.lock import sweep_lock
 
     snapshot = load_snapshot(folder)
+    # From the records as well as the plan: what "5 more" means depends on whether the sweep is
+    # over.
     values = extended_budget(snapshot.records, snapshot.config, trials=trials, hours=hours)
     with sweep_lock(folder):
         rewrite(folder, snapshot.config.with_budget(**values))
@@ -147,6 +150,7 @@ def confirm(
     if not snapshot.front:
         raise ValueError(f"`{folder}` must have a finished trial to confirm, but has none.")
     inner = plan(snapshot, seeds=seeds)
+    # Before the long part: `conformer-sweep run ... | head` ends the printing, not the sweep.
     outlive_readers()
     code = run_segment(inner, address=address)
     ledger = Ledger.open(inner)
@@ -186,12 +190,15 @@ def warm_start(
 
     snapshots = [load_snapshot(old) for old in olds]
     budget = _without_none(trials=trials, hours=hours, name=folder.resolve().name)
+    # Without a file of the user's own, the older sweep's directory is all that sets `corpus.allow`.
     if not space:
         check_consent(olds[0], open_config(olds[0]))
     config = (load(space) if space else open_config(olds[0])).with_budget(**budget)
     for snapshot in snapshots:
         check(config, snapshot)
     original = find(space).read_text(encoding="utf-8") if space else config.toml()
+    # Before the consent and the copies, so that a folder in use is left as it is. `create` comes
+    # last: only then is it a sweep.
     check_new(folder)
     give_consent(folder, config)
     count = begin(folder.resolve(), config, snapshots)
@@ -218,6 +225,7 @@ def stop(
         return
     request_stop(folder)
     deadline = time.monotonic() + wait
+    # The lock is the answer: it is free once the driver's process has ended and all is written.
     while driver_pid(folder) is not None:
         if time.monotonic() > deadline:
             end(
@@ -229,6 +237,7 @@ def stop(
 
 
 def _without_none(**values: Any) -> dict[str, Any]:
+    # None would replace a value of the file; a missing name leaves it.
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -249,6 +258,7 @@ def _show_end(folder: Path, code: int) -> None:
     from sweep.storage.addresses import display_name
     from sweep.summary import status_values
 
+    # Read anew, because the segment has written the ledger since the command began.
     snapshot, name = load_snapshot(folder), display_name(folder)
     if snapshot.front:
         print_table(front_table(snapshot.front, title="Pareto front"))

@@ -50,6 +50,7 @@ def find_audio_files(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
                 f"`{path}` must hold audio ({', '.join(sorted(ENDINGS))}), but holds none instead."
             )
         for file in inside:
+            # speech/a/1.wav below speech becomes a/1.txt, as a flat name could occur twice.
             files.setdefault(file, file.relative_to(path))
     return list(files.items())
 

@@ -33,6 +33,8 @@ def check_consent(folder: Path, config: SweepConfig) -> None:
     if not corpus.allow:
         return
     folder = folder.resolve()
+    # `confirm` lies in the directory of the sweep that it confirms, and needs no consent of its
+    # own.
     for ancestor in (folder, *folder.parents):
         note = _note(ancestor)
         if note.is_file() and note.read_text(encoding="utf-8") == _digest(corpus):
@@ -46,6 +48,7 @@ def check_consent(folder: Path, config: SweepConfig) -> None:
 
 def _note(folder: Path) -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    # A path may be longer than a file's name, and has slashes; 128 bits of its digest do instead.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     return Path(state) / "conformer-sweep" / "consent" / name
 

@@ -69,6 +69,8 @@ def leaves(config: SweepConfig) -> Iterator[tuple[str, Any]]:
     yield from _flat(table, "")
     searched = config.space.distributions
     for name, value in _flat(config.space.with_defaults(), ""):
+        # A searched leaf appears as its distribution: `pruning.target_sparsity` has some value in
+        # the table, but what must not become narrower is its range.
         yield f"trial.{name}", searched.get(name, value)
 
 
@@ -83,12 +85,16 @@ def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _is_allowed(name: str, before: Any, after: Any) -> bool:
     if name in BOUND:
         return False
+    # `sweep.objectives` begins with a free prefix, thus the check above comes first.
     return name.startswith(FREE) or _is_wider(before, after)
 
 
 def _is_wider(before: Any, after: Any) -> bool:
     """Whether all that could be drawn can still be drawn, on the same scale."""
     if isinstance(before, Range) and isinstance(after, Range):
+        # uniform [0.3, 0.7] -> [0.2, 0.8] is wider. uniform [1e-4, 1e-2] -> log_uniform of the same
+        # ends is not: it draws the same values, but a model would see the old points on another
+        # scale.
         is_same_scale = (before.is_log, before.is_integer) == (after.is_log, after.is_integer)
         return is_same_scale and after.low <= before.low and before.high <= after.high
     if isinstance(before, Choice) and isinstance(after, Choice):

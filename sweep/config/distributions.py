@@ -32,18 +32,28 @@ class Range:
     def at(self, share: float) -> Scalar:
         """The value at a share of the way from low to high, on the range's own scale."""
         if self.is_integer:
+            # int_uniform [1, 4] has 4 values, each of a quarter of the shares: 0.24 gives 1, 0.25
+            # gives 2, and 1.0, which would be a fifth value, gives 4.
             count = int(self.high) - int(self.low) + 1
             return int(self.low) + min(int(share * count), count - 1)
+        # log_uniform [1e-4, 1e-2] at 0.5 is 1e-3, the middle of the exponents; uniform would give
+        # 5.05e-3.
         low, high = (math.log(self.low), math.log(self.high)) if self.is_log else self.probes()
+        # Of both ends rather than low + share * (high - low), which at 1.0 can miss `high` by a
+        # last bit.
         value = low * (1 - share) + high * share
         value = math.exp(value) if self.is_log else value
         return min(max(value, self.low), self.high)  # rounding must not leave the range
 
     def holds(self, value: Any) -> bool:
+        # A number that would need rounding still lies in an integer range: the trial's own
+        # configuration refuses it.
         return _is_number(value) and self.low <= value <= self.high
 
     def levels(self, count: int) -> tuple[Scalar, ...]:
         """Returns a number of values from end to end; fewer where an integer range has fewer."""
+        # int_uniform [1, 3] at 5 levels: shares 0, 0.25, 0.5, 0.75, 1 give 1, 1, 2, 3, 3, so 1, 2,
+        # 3.
         values = (self.at(i / (count - 1)) for i in range(count))
         return tuple(dict.fromkeys(values))
 
@@ -85,6 +95,11 @@ def is_distribution(leaf: Any) -> bool:
 
 
 def read_distribution(name: str, leaf: Mapping[str, Any]) -> Distribution:
+    """Returns the distribution that a leaf's table writes, such as `{ uniform = [0.2, 0.8] }`.
+
+    Raises:
+        ConfigError: if it has another form; the message begins with the leaf's name.
+    """
     if len(leaf) > 1:
         keys = ", ".join(f"`{key}`" for key in leaf)
         raise ConfigError(f"`{name}` must be one of {list_names(KINDS)}, but has {keys} instead")
@@ -104,6 +119,7 @@ def _choice(name: str, options: Any) -> Choice:
                 f"`{name}` must be a choice of numbers, texts or true and false,"
                 f" but one is {option!r} instead"
             )
+    # By type, too: `1`, `1.0` and `true` are equal in Python, but three values of a configuration.
     if len({(type(o), o) for o in options}) < len(options):
         raise ConfigError(
             f"`{name}` must be a choice of different values, but is {options!r} instead"
@@ -130,6 +146,7 @@ def _range(name: str, kind: str, ends: Any) -> Range:
 
 
 def _is_number(value: Any) -> bool:
+    # `true` is an int in Python.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -32,6 +32,7 @@ def absolute_corpus(corpus: dict[str, Any]) -> dict[str, Any]:
     table = dict(corpus)
     if isinstance(root, str) and root:
         table["root"] = _absolute(root)
+    # "demo" stays, "speech/train.jsonl" becomes "/home/me/speech/train.jsonl".
     if isinstance(name, str) and name not in (*KNOWN_CORPORA, NO_SPEECH):
         table["name"] = _absolute(name)
     return table
@@ -45,6 +46,7 @@ def with_absolute_paths(table: dict[str, Any]) -> dict[str, Any]:
     trial = dict(trial)
     if isinstance(trial.get("corpus"), dict):
         trial["corpus"] = absolute_corpus(trial["corpus"])
+    # Values of another type are left as they are: the configuration refuses them by name.
     for section, key in (("teacher", "bundle"), ("pruning", "latency_table")):
         values = trial.get(section)
         if isinstance(values, dict) and isinstance(values.get(key), str) and values[key]:

@@ -67,6 +67,8 @@ class SearchSpace:
                 distributions[name] = read_distribution(name, leaf)
             else:
                 _put(fixed, name, leaf)
+        # Sorted, because quasi-random points are dealt out by position: swapping two lines of the
+        # file must not change the trials.
         space = cls(fixed=fixed, distributions=dict(sorted(distributions.items())))
         space._check()
         return space
@@ -87,6 +89,7 @@ class SearchSpace:
     def methods(self) -> tuple[str, ...]:
         """The pruning methods that trials may use, including those by which gates start."""
         methods = self._options(METHOD, PruningConfig.model_fields["method"].default)
+        # `start_from` may be a choice whose first option is "": gates that start from nothing.
         starts = [start for name in methods for start in self._options(_start_key(name), "")]
         return tuple(dict.fromkeys(name for name in (*methods, *starts) if name))
 
@@ -117,6 +120,7 @@ class SearchSpace:
     @cached_property
     def is_conditional(self) -> bool:
         """Whether some leaves belong to some trials alone."""
+        # With a fixed method its leaves belong to all trials, so that one model of all can be used.
         return any(owner_of(name) for name in self.distributions) and len(self.methods) > len(
             self.methods_of({})
         )
@@ -128,6 +132,8 @@ class SearchSpace:
         if method in self._options(METHOD, ""):
             return {METHOD: method}
         users = self._options(METHOD, self.methods_of({})[0])
+        # `magnitude` may only give the scores from which gates of l0 start. A trial that uses it is
+        # {"pruning.method": "l0", "pruning.l0.start_from": "magnitude"}.
         user = next(name for name in users if method in self._options(_start_key(name), ""))
         params = {METHOD: user, _start_key(user): method}
         return {name: value for name, value in params.items() if name in self.distributions}
@@ -185,6 +191,9 @@ class SearchSpace:
         shared = self._unconditional_leaves(without)
         if not self.is_conditional:
             return _num_combinations(shared, levels)
+        # Leaves that decide on no others only multiply: 5 levels of the target, and methods with 25
+        # and 5 combinations of their own, are 5 * (25 + 5) = 150 points, of which none needs to be
+        # made.
         selectors = {name: leaf for name, leaf in shared.items() if _is_selector(name)}
         others = {name: leaf for name, leaf in shared.items() if name not in selectors}
         sizes = (self._grid_size_of(point, levels, without) for point in _combinations(selectors))
@@ -226,6 +235,7 @@ class SearchSpace:
         Tables of methods that the trial does not use are left out.
         """
         values = _copy(self.fixed)
+        # `middle` looks at the parameters first: it has the leaves of the method that they choose.
         for name, value in {**self.middle(params), **params}.items():
             _put(values, name, value)
         pruning = values.get("pruning")
@@ -249,6 +259,7 @@ class SearchSpace:
             for value in leaf.probes()
             for line in self._culprits({**self._activating(name), name: value})
         ] or self._culprits({})
+        # A rule that both ends break is one line: reversed, the first line of a name stays.
         first = {line.split(" ")[0]: line for line in reversed(culprits)}  # one line a culprit
         if culprits:
             raise ConfigError("\n".join(first.values()))
@@ -269,6 +280,8 @@ class SearchSpace:
                 if owner_of(name) not in (None, *self.methods)
             ),
         ]
+        # With an unknown method every table would be one of a method not in use: then the
+        # configuration itself says which name is wrong.
         if lines and set(self.methods) <= set(method_names()):
             raise ConfigError("\n".join(lines))
 
@@ -321,6 +334,8 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(value, Mapping) and not is_distribution(value):
             yield from _leaves(value, f"{prefix}{key}.")
             continue
+        # `{ unifrom = [0.2, 0.8] }` is a table without a known kind, so its key arrives here as a
+        # leaf.
         near = difflib.get_close_matches(key, KINDS, n=1, cutoff=0.8)
         if near and not is_distribution(value):
             raise ConfigError(
@@ -353,6 +368,7 @@ def overlaid(table: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, A
         *sections, key = name.split(".")
         inner = merged
         for section in sections:
+            # Each table on the way is copied, and no other: rows of many trials share the rest.
             inner[section] = dict(inner.get(section, {}))
             inner = inner[section]
         inner[key] = value

@@ -14,6 +14,8 @@ def lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """TOML of nested plain values."""
     sections = {k: v for k, v in table.items() if _is_section(v)}
     values = {k: v for k, v in table.items() if k not in sections and v is not None}
+    # TOML wants the values of a table before its sub-tables. A table of nothing but sub-tables
+    # needs no header of its own.
     if prefix and values:
         yield f"\n[{prefix.removesuffix('.')}]"
     for key, value in values.items():
@@ -24,6 +26,7 @@ def lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _key(key: str) -> str:
     """Labels may have dots and slashes."""
+    # `zone` stays bare; `ray.io/zone` is written as "ray.io/zone", or it would be two tables.
     is_bare = key.replace("-", "_").isidentifier() and key.isascii()
     return key if is_bare else json.dumps(key, ensure_ascii=False)
 

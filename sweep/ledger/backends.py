@@ -211,6 +211,7 @@ def begin(storage: BaseStorage, study: str, objectives: Sequence[str]) -> None:
         directions=["minimize"] * len(objectives),
         load_if_exists=True,
     )
+    # A kill right before this leaves a study without objectives, which the next call completes.
     if OBJECTIVES not in created.user_attrs:
         created.set_user_attr(OBJECTIVES, json.dumps(list(objectives)))
 
@@ -253,6 +254,8 @@ def _complete_bytes(path: Path) -> int:
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
     ):
+        # b'{"a": 1}\n{"b": 2}\n{"c' has 18 complete bytes, of which {"b": 2} is parsed. A record
+        # that lies before it is Optuna's to read. The file is mapped, as only its end is needed.
         end = text.rfind(b"\n") + 1
         json.loads(text[text.rfind(b"\n", 0, max(0, end - 1)) + 1 : end])
     return end

@@ -30,6 +30,7 @@ def records_in(folder: Path) -> list[TrialRecord]:
         ledger.close()
         return ledger.records()
     with sound_database(path) as database, readable(path), _collector_off():
+        # The file may have been written by anybody, so the connection must not write to it.
         database.execute("PRAGMA query_only = ON")
         return _records(database)
 

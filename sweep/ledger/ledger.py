@@ -66,6 +66,8 @@ class Ledger:
         first: dict[str, str] = {}  # the first distribution of each parameter
         for row in rows_in(opened):
             record = row_to_record(row)
+            # A continued trial has two rows or more. The last one counts, and what the one before
+            # had as outcomes is remembered, in case the continuation fails.
             self._store_earlier_outcomes(record.number)
             self._ids[record.number], self._records[record.number] = row.id, record
             for name, distribution in row.distributions.items():
@@ -253,6 +255,7 @@ class Ledger:
         record = replace(self._records[number], mlflow_run_id=run_id)
         if record == self._records[number]:
             return
+        # An attribute of the study can still be written then; `late_run_ids` reads it back.
         if record.is_over:
             self.set_attribute(f"{RUN}{number}", run_id)
             self._records[number] = record
@@ -261,8 +264,11 @@ class Ledger:
 
     def advance(self, number: int, report: Report) -> TrialRecord:
         """Store a report of a running trial; one that a resumed trial repeats replaces the old."""
+        # Reports up to step 300, checkpoint at 250: the next attempt reports 275 and 300 again, and
+        # the time until then is wasted. Step 0 begins a stage and repeats nothing.
         is_repeated = 0 < report.step <= self._reached.get(number, 0)
         record = self._with_time(number, is_wasted=is_repeated)
+        # Points at 100, 200, 300 and a repeated report of 200: only 100 and the new 200 stay.
         curve = tuple(point for point in record.curve if point.step < report.step)
         if report.wer is not None and report.gflops is not None:
             curve += (CurvePoint(step=report.step, wer=report.wer, gflops=report.gflops),)
@@ -275,6 +281,7 @@ class Ledger:
         if fault:
             return self.fail(number, fault)
         self._write(self._with_time(number))
+        # Before the state: after a kill in between, `reconcile` finishes the trial from them.
         values = [asdict(outcome) for outcome in outcomes]
         with self._write_errors():
             self._storage.set_trial_user_attr(self._ids[number], OUTCOMES, values)
@@ -284,6 +291,7 @@ class Ledger:
     def fail(self, number: int, error: str) -> TrialRecord:
         """End a trial with an error; outcomes that it had before are restored."""
         self._write(replace(self._with_time(number), error=error))
+        # More tuning that failed takes nothing from the front: the old model is still there.
         if number in self._earlier:
             return self.finish(number, self._earlier[number])
         return self._set_state(number, TrialState.FAIL)
@@ -332,6 +340,7 @@ class Ledger:
         record = self._records[number]
         values = None
         if state == TrialState.COMPLETE:
+            # Optuna has room for one outcome a trial; the further ones are in the attribute alone.
             values = [float(getattr(record.outcomes[0], name)) for name in self._objectives]
         with self._write_errors():
             self._storage.set_trial_state_values(self._ids[number], state, values)

@@ -183,6 +183,9 @@ class _AdvisoryLock:
 
     def __init__(self, engine: sqlalchemy.Engine, study: str, address: str) -> None:
         self._engine, self._study, self._address = engine, study, address
+        # The lock belongs to the session, not to a transaction. Without AUTOCOMMIT the first query
+        # would open a transaction for as long as the sweep runs, which servers may end and which
+        # stops vacuum.
         self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
         if not self._connection.execute(query, _lock_key(study)).scalar():
@@ -212,6 +215,9 @@ class _AdvisoryLock:
         self._engine.dispose()
 
 
+# `pg_locks` shows a key of 64 bits as two numbers without a sign, the upper 32 bits in `classid`
+# and the lower in `objid`; `objsubid` is 1 for keys of one number. Key -2 is shown as 4294967295
+# and 4294967294.
 _HOLDER = """
 SELECT a.application_name FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -222,6 +228,7 @@ AND l.objid::bigint = (CAST(:key AS bigint) & 4294967295) LIMIT 1
 
 def _lock_key(name: str) -> dict[str, int]:
     """The number of a lock, from the name of what is locked."""
+    # Signed, as a bigint is. Two names with one key would only refuse to run at the same time.
     digest = hashlib.sha256(name.encode()).digest()
     return {"key": int.from_bytes(digest[:8], "big", signed=True)}
 

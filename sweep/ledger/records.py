@@ -62,6 +62,7 @@ def sort_by_number(records: Mapping[int, TrialRecord]) -> dict[int, TrialRecord]
     Raises:
         ValueError: if a number is missing.
     """
+    # {0, 1, 3} has a gap: a trial was deleted by hand, and `len` would give number 3 a second time.
     if records.keys() != set(range(len(records))):
         raise ValueError("trials are missing between others")
     return {number: records[number] for number in range(len(records))}
@@ -82,6 +83,7 @@ def parse_record(values: Mapping[str, Any]) -> TrialRecord:
 
 
 def _parse_point(point: Any) -> CurvePoint:
+    # Exact types, as `isinstance(True, int)` holds: [100, true, 2.5] is refused.
     if tuple(map(type, point)) not in POINTS:
         raise ValueError(f"`curve` must hold a step and two numbers, but {point!r} instead")
     return CurvePoint._make(point)
@@ -90,6 +92,7 @@ def _parse_point(point: Any) -> CurvePoint:
 def _build(kind: type[Any], values: Any, prefix: str = "") -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"`{prefix}*` must be a table, but is {values!r} instead")  # noqa: TRY004
+    # Names and types are hashable where values are not, so the check of a shape is done once.
     name = _invalid_field(kind.__name__, tuple(values), tuple(map(type, values.values())))
     if name is not None:
         allowed = KINDS[kind.__name__]
@@ -114,6 +117,8 @@ def _field_types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
     plain = {float: (float, int), Literal: (str,), Mapping: (dict,)}
     types: dict[str, tuple[type, ...]] = {}
     for name, hint in get_type_hints(kind).items():
+        # `float | None` allows float, int and NoneType, as JSON has 1 for 1.0; `Mapping[str, Any]`
+        # allows dict, and `tuple[CurvePoint, ...]` allows tuple.
         members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         origins: list[Any] = [get_origin(member) or member for member in members]
         types[name] = tuple(t for origin in origins for t in plain.get(origin, (origin,)))

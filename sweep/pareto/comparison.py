@@ -78,6 +78,8 @@ def compare(one: FrontSide, other: FrontSide) -> Comparison:
     Raises:
         ValueError: if one has none.
     """
+    # Sweeps of two teachers have two unpruned models. With the smaller one's corner, points of the
+    # other beyond it would add nothing.
     corner = max(front.unpruned_gflops(side.points) for side in (one, other))
 
     def share(points: Sequence[Point]) -> float:
@@ -99,6 +101,8 @@ def unlike(one: SweepConfig, other: SweepConfig) -> list[str]:
 
 def coverage(ours: Sequence[Point], theirs: Sequence[Point]) -> float:
     """Share of their points that one of ours is at least as good as, in WER and in FLOPs."""
+    # Not symmetric, and 1 both ways for equal fronts: ours (0.2, 6) covers theirs (0.3, 7) and not
+    # (0.1, 9), which gives 0.5.
     covered = [any(o.wer <= t.wer and o.gflops <= t.gflops for o in ours) for t in theirs]
     return sum(covered) / len(covered)
 
@@ -110,6 +114,8 @@ def best_wer(points: Sequence[Point], gflops: float) -> float | None:
 
 def band(runs: Sequence[Sequence[Point]]) -> Band:
     """Return the WER that one, half and all of the runs reach."""
+    # One array of all points with the number of the run of each, as moocore wants it: rows of
+    # GFLOPs, WER; the surfaces have the percentile as a third column.
     values = np.array([(p.gflops, p.wer) for run in runs for p in run], dtype=float)
     sets = np.array([number for number, run in enumerate(runs) for _ in run])
     surfaces = moocore.eaf(values, sets, percentiles=[0, 50, 100])

@@ -37,6 +37,7 @@ def hours(records: Iterable[TrialRecord], *, cpus: int, gpus: float) -> Hours:
         gpus: GPUs that a trial occupies; if none, its cores are what counts.
     """
     records = list(records)
+    # Two trials of one hour with 4 cores each are 8 CPU hours, side by side or not.
     devices = gpus or cpus
     seconds = sum(record.seconds for record in records)
     wasted = sum(_wasted_seconds(record) for record in records)

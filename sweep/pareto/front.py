@@ -64,6 +64,9 @@ def pareto_front(
     if len(objectives) > 2:
         return _select_nondominated(ordered, objectives)
     front: list[Point] = []
+    # By cost, then WER: (GFLOPs, WER) = (2, 0.5), (4, 0.6), (6, 0.2), (6, 0.3). A point is on the
+    # front if its WER is below that of all cheaper ones, which the last of the front has: (2, 0.5),
+    # (6, 0.2).
     for point in ordered:
         if not front or point.wer < front[-1].wer:
             front.append(point)
@@ -76,6 +79,8 @@ def _select_nondominated(ordered: Sequence[Point], objectives: Sequence[str]) ->
     import numpy as np  # noqa: PLC0415
 
     values = np.array([[getattr(p.result, name) for name in objectives] for p in ordered])
+    # `keep_weakly=False` keeps the first of equal points, and `ordered` has the lowest number
+    # first.
     is_best = moocore.is_nondominated(values.reshape(-1, len(objectives)), keep_weakly=False)
     return [point for point, is_on_front in zip(ordered, is_best, strict=True) if is_on_front]
 
@@ -88,7 +93,15 @@ def feasible(
     max_params: float | None = None,
     max_latency_ms: float | None = None,
 ) -> list[Point]:
-    """Keep the points within all given limits, in their order; a limit itself is allowed."""
+    """Keep the points within all given limits, in their order; a limit itself is allowed.
+
+    Args:
+        points: in any order.
+        max_wer: a fraction.
+        max_gflops: of one utterance.
+        max_params: number of parameters.
+        max_latency_ms: of one utterance, in milliseconds.
+    """
 
     def fits(outcome: Outcome) -> bool:
         return (
@@ -111,6 +124,7 @@ def hypervolume(front: Sequence[Point], *, worst_wer: float, worst_gflops: float
     not used here because its import takes longer than everything else that `status` does.
     """
     area, level = 0.0, worst_gflops
+    # `level` is the cost from which on the area is covered already, by points of lower WER.
     for wer, gflops in sorted((p.wer, p.gflops) for p in front):
         if wer < worst_wer and gflops < level:
             area += (worst_wer - wer) * (level - gflops)
@@ -127,6 +141,8 @@ def unpruned_gflops(points: Iterable[Point]) -> float:
     least = min(points, key=lambda p: (p.result.flops_sparsity, p.trial, p.outcome), default=None)
     if least is None:
         raise ValueError("`points` must be one or more, but is empty instead.")
+    # 6 GFLOPs with 0.4 of the FLOPs removed: 6 / 0.6 = 10. The control has nothing removed, and the
+    # least pruned point loses the fewest digits.
     return least.gflops / (1 - least.result.flops_sparsity)
 
 
@@ -145,7 +161,7 @@ def hypervolume_share(points: Sequence[Point]) -> float:
 def knee(front: Sequence[Point]) -> Point:
     """Where the front bends: the point farthest below the chord between its two ends.
 
-    Both objectives are first scale so that the ends lie at (0, 1) and (1, 0). Distance to the
+    Both objectives are first scaled so that the ends lie at (0, 1) and (1, 0). Distance to the
     chord is then (1 - x - y) / sqrt(2), so the knee has the smallest x + y: a unit of FLOPs saved
     costs less than a unit of WER before it, and more after. Of equally far points, which with two
     points or a front that bulges outwards are the ends, the one with the lowest WER is the knee.
@@ -164,6 +180,8 @@ def knee(front: Sequence[Point]) -> Point:
 
     return min(
         front,
+        # Points at (WER, GFLOPs) = (0.5, 2), (0.25, 4), (0.2, 10) have x + y = 1, 0.4167 and 1: the
+        # knee is (0.25, 4).
         # Rounded, so that the ends, at 1 each, tie in spite of the last bit.
         key=lambda p: (round(scale(p.gflops, gflops) + scale(p.wer, wers), 12), p.wer),
     )

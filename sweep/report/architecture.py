@@ -46,6 +46,8 @@ def structure(small: Shape, whole: Shape, blocks: Collection[int] | None = None)
         whole: those of the other.
         blocks: which of the other's blocks it has; None for all.
     """
+    # A pruned model lists only the blocks that it has: with blocks 0 and 2 of three, its second
+    # block stands for block 2, and block 1 is GONE.
     remaining = iter(small.blocks)
     there = [next(remaining) if blocks is None or i in blocks else GONE for i in _numbers(whole)]
     return Structure(
@@ -82,6 +84,7 @@ def _gone_blocks(bundle: Path) -> set[str]:
 
 
 def _block(small: BlockShape, whole: BlockShape) -> tuple[Left, ...]:
+    # A block with ff1 gone and all else there has 3 of 4 whole modules.
     parts = [Left(remaining=getattr(small, name), whole=getattr(whole, name)) for name in PARTS]
     modules = Left(
         remaining=sum(part.remaining > 0 for part in parts),

@@ -58,6 +58,10 @@ def heatmap_svg(panel: Panel) -> str:
         return text.getvalue()
 
 
+# Units are cells: a block is a row of height 1, a model is `WIDTH` columns and an empty one, and
+# inches follow from the number of cells. Five models take -(-5 // 4) = 2 rows; `divmod` gives model
+# 4 the row 1 and the column 0. The y axis runs from bottom to top as rows count downwards, and
+# begins 2.9 cells above the first block, for title and names.
 def draw_front(panels: Sequence[Panel], *, svg: Path, png: Path) -> None:
     """Models side by side in rows, from the smallest to the largest."""
     shown = evenly(panels, MOST_PANELS)
@@ -113,6 +117,7 @@ def _draw(
     """Coloured cells with their counts in them: blocks above, the trunk below, a gap between."""
     cells = _place_cells(models, begins)
     shape = max(y for y, _ in cells) + 1, max(x for _, x in cells) + 1
+    # One mesh for all models: cells between them stay NaN, are masked, and show the background.
     shares = np.full(shape, np.nan)
     for (y, x), cell in cells.items():
         shares[y, x] = cell.share
@@ -123,6 +128,7 @@ def _draw(
             fontsize=size,
             color="white" if cell.share > DARK else "#222222",
         )
+    # Edges, one more than cells, so that cell (y, x) is centered at its number and texts meet it.
     edges = (np.arange(shape[1] + 1) - 0.5, np.arange(shape[0] + 1) - 0.5)
     axes.pcolormesh(
         *(*edges, np.ma.masked_invalid(shares)),

@@ -85,6 +85,8 @@ def _candidates(folder: Path, corpus: CorpusConfig, models: Sequence[Path]) -> l
     """
     store = open_speech(folder / "features").dev
     references = dict(zip(store.ids, store.texts, strict=True))
+    # `cut.id in references` below: the corpus may have grown since, and a new utterance has no
+    # features of this sweep and was not evaluated.
     quiet = corpus.model_copy(update={"allow": []})  # to look at a sweep runs nothing
     cuts = [
         cut
@@ -98,6 +100,7 @@ def _candidates(folder: Path, corpus: CorpusConfig, models: Sequence[Path]) -> l
         )
     cuts = evenly(cuts, CANDIDATES)
     waveforms = [read_cut(cut) for cut in cuts]
+    # Models outside, utterances inside: each model is loaded once and freed before the next.
     transcripts = [_heard_by(bundle.load(model), waveforms) for model in models]
     return [
         Utterance(

@@ -96,6 +96,7 @@ class Scene:
     def is_logarithmic(self) -> bool:
         """Whether WERs spread so far that the good ones would stick together on a linear axis."""
         wers = [point.wer for point in self.shown]
+        # A WER of 0 has no logarithm, so one such point forces the linear axis.
         return bool(wers) and min(wers) > 0 and max(wers) / min(wers) > WIDE
 
     @property
@@ -138,6 +139,8 @@ def compose(
 def assign(methods: set[str]) -> dict[str, Mark]:
     """A mark for each method; the same whatever else is in the sweep, for those known by name."""
     unknown = sorted(methods - set(MARKS))
+    # By name and not by order of appearance: a method looks the same after each new trial, as long
+    # as no method that sorts before it joins.
     taken = {name: OTHERS[index % len(OTHERS)] for index, name in enumerate(unknown)}
     marks = {name: mark for name, mark in MARKS.items() if name in methods}
     return marks | taken
@@ -152,6 +155,8 @@ def nearest(points: Sequence[Point], count: int) -> list[Point]:
     import numpy as np  # noqa: PLC0415
 
     values = np.array([(p.gflops, p.wer) for p in points])
+    # Ranks [0, 0, 1, 2]: layer 0 is the front, layer 1 the front of what remains without it. The
+    # sort is stable, so that equal points give the same picture each time.
     order = np.argsort(moocore.pareto_rank(values), kind="stable")
     chosen = np.sort(order[: count + len(front_points)])
     return [points[index] for index in chosen]

@@ -192,6 +192,8 @@ def _figure(compared: Comparison) -> go.Figure:
     for side, color, symbol in zip(compared.sides, COLORS, SYMBOLS, strict=True):
         for trace in _traces(compared, side, color, symbol):
             drawn.add_trace(trace)
+    # plotly draws no axis without a trace: this empty one is for the axis of the share removed, on
+    # top.
     drawn.add_trace(go.Scatter(x=[None], y=[None], xaxis="x2", showlegend=False, hoverinfo="skip"))
     drawn.update_layout(html_chart.layout(compared.worst_gflops, **_extent(compared)))
     return drawn
@@ -237,6 +239,7 @@ def _band_traces(side: FrontSide, color: str, right: float, top: float) -> list[
     best = go.Scatter(x=x, y=y, line=edge, showlegend=False, **common)
     x, y = _steps(band.worst, right, top)
     name = html.escape(f"{side.name}: any to all of {len(side.runs)} seeds")
+    # "tonexty" fills up to the trace before, so `best` has to be added first.
     fill = {"fill": "tonexty", "fillcolor": html_chart.fade(color, 0.18)}
     worst = go.Scatter(x=x, y=y, line=edge, name=name, **fill, **common)
     x, y = _steps(band.median, right, top)
@@ -281,17 +284,21 @@ def _all_of(runs: Sequence[Sequence[Point]]) -> list[Point]:
 def _steps(corners: StepCurve, right: float, top: float) -> tuple[list[float], list[float]]:
     """From the top down to the first corner, on to the last, and to the right edge; in percent."""
     wers = [100 * wer for _, wer in corners]
+    # Corners (2, 0.3) and (5, 0.1), right edge 10, top 40: x = [2, 2, 5, 10], y = [40, 30, 10, 10].
+    # The first two points are the vertical line: below 2 GFLOPs the front attains nothing.
     x = [corners[0][0], *(gflops for gflops, _ in corners), max(right, corners[-1][0])]
     return x, [max(top, wers[0]), *wers, wers[-1]]
 
 
 def _level(corners: StepCurve, gflops: float, top: float) -> float:
     """The WER of a surface at so many GFLOPs, in percent; the top where it attains nothing."""
+    # With the corners above, 30 at 4 GFLOPs and the top, 40, at 1.
     return min((100 * wer for at, wer in corners if at <= gflops), default=top)
 
 
 def _errors(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     """Return the lengths of the error bars below and above the points, in percent."""
+    # A bootstrap interval need not contain the point itself, and matplotlib refuses negative bars.
     low = [100 * max(0.0, p.wer - p.result.wer_low) for p in points]
     return low, [100 * max(0.0, p.result.wer_high - p.wer) for p in points]
 

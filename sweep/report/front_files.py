@@ -75,6 +75,8 @@ def write_front(
     folder = folder.absolute()
     shown = chart_data.compose(list(records), title=title, teacher_wer=teacher_wer)
     text = html_chart.render(shown, rows=rows(shown.front), audio=audio)
+    # All five files are replaced together: a page never shows another front than the table next to
+    # it.
     with replaced_files(folder) as tmp_path:
         files = _front_files(tmp_path)
         files.html.write_text(text, encoding="utf-8")
@@ -116,6 +118,7 @@ def front_table(points: Sequence[Point], *, title: str = "") -> Table:
     for column, heading in COLUMNS.items():
         justify: Literal["left", "right"] = "left" if column in ("trial", "method") else "right"
         table.add_column(heading, justify=justify, no_wrap=True, vertical="bottom")
+    # One or two points have no bend: both ends of the chord are equally far from it.
     knee = front.knee(points) if len(points) > 2 else None
     notes = [KNEE if knee else None, against_note(point.result for point in points)]
     table.caption = "\n".join(filter(None, notes)) or None
@@ -171,6 +174,7 @@ def _cells(point: Point) -> dict[str, str]:
         "trial": point.name,
         "method": result.method,
         "FLOPs removed (%)": f"{100 * result.flops_sparsity:.1f}",
+        # "#" keeps trailing zeros: 2 is 2.00, so that all have three digits.
         "GFLOPs": f"{result.gflops:#.3g}",
         "parameters (M)": f"{result.params / 1e6:#.3g}",
         "WER (%)": f"{100 * result.wer:.2f}",

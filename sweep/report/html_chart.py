@@ -112,6 +112,9 @@ def _front_line(scene: Scene) -> go.Scatter:
     wers = [100 * p.wer for p in scene.front]
     worst = max(100 * p.wer for p in scene.shown)
     return go.Scatter(
+        # "hv" goes right first and then down: on from each point, its WER can be had for any larger
+        # budget, until the next point improves on it. The first x stands twice for the vertical
+        # line at the left.
         x=[gflops[0], *gflops, max(scene.unpruned_gflops, gflops[-1])],
         y=[max(worst, wers[0]), *wers, wers[-1]],
         mode="lines",
@@ -126,6 +129,8 @@ def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) ->
     numbers, words = _sampled_names(scene, points)
     has_words = bool(words) or any(point.result.latency_busy for point in points)
     few = scene.is_sparse
+    # plotly writes numpy arrays as base64 of their bytes: 4 bytes a number, where a list of floats
+    # would take some 18 letters each. Seven digits are enough for what the page shows.
     y = np.array([100 * p.wer for p in points], dtype=np.float32)
     low = np.array([100 * p.result.wer_low for p in points], dtype=np.float32)
     high = np.array([100 * p.result.wer_high for p in points], dtype=np.float32)
@@ -167,6 +172,7 @@ def _sampled_names(scene: Scene, points: list[Point]) -> tuple[list[str], list[s
     for point in points:
         for name, value in scene.params.get(point.trial, {}).items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            # A parameter that is a number in some trials and a text in others is shown as text.
             names[name] = names.get(name, True) and is_number
     names.pop("pruning.method", None)
     names.pop("pruning.target_sparsity", None)
@@ -237,6 +243,7 @@ def _landmarks(scene: Scene) -> list[go.Scatter]:
         star = {"symbol": "star", "size": 17, "color": "white", "line": {"width": 1.4}}
         traces.append(
             go.Scatter(
+                # A level line with two ends, of which "opacity" [0, 1] shows the right marker only.
                 x=[0, whole],
                 y=[wer, wer],
                 mode="lines+markers",
@@ -259,7 +266,14 @@ def _layout(scene: Scene) -> dict[str, Any]:
 def layout(
     whole: float, *, right: float, is_logarithmic: bool, wer: str = "word error rate"
 ) -> dict[str, Any]:
-    """Axes and buttons of WER over GFLOPs, where the unpruned model has `whole` of these."""
+    """Axes and buttons of WER over GFLOPs.
+
+    Args:
+        whole: GFLOPs of the unpruned model.
+        right: GFLOPs at the right edge.
+        is_logarithmic: whether the WER axis is.
+        wer: its name.
+    """
     shares = range(0, 101, 10)
     grid = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999", "ticks": "outside"}
     return {
@@ -277,6 +291,7 @@ def layout(
             "matches": "x",
             "side": "top",
             "title": {"text": "FLOPs removed (%)"},
+            # With whole = 10 GFLOPs, 0 % removed is at 10, 10 % at 9 and 50 % at 5.
             "tickvals": [whole * (1 - share / 100) for share in shares],
             "ticktext": [str(share) for share in shares],
             "tickangle": 0,

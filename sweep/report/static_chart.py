@@ -60,7 +60,15 @@ def _frame(axes: Axes, scene: Scene) -> None:
 def frame(
     axes: Axes, whole: float, *, right: float, wers: Sequence[float], is_logarithmic: bool
 ) -> None:
-    """WER in percent over GFLOPs; on top the share removed of the unpruned model's `whole`."""
+    """WER in percent over GFLOPs; on top the share removed of the unpruned model's `whole`.
+
+    Args:
+        axes: still without a scale.
+        whole: GFLOPs of the unpruned model.
+        right: GFLOPs at the right edge.
+        wers: all that are drawn, in percent; the WER axis holds them.
+        is_logarithmic: whether the WER axis is.
+    """
     axes.grid(color="#E6E6E6", linewidth=0.8)
     axes.set_xlabel("GFLOPs for one utterance (1 multiply-add = 2 FLOPs)")
     axes.set_ylabel("word error rate on dev (%)")
@@ -81,6 +89,7 @@ def frame(
     def left_gflops(share: Any) -> Any:
         return whole * (1 - share / 100)
 
+    # Each function undoes the other: with whole = 10, removed_share(9) is 10, left_gflops(10) is 9.
     removed = axes.secondary_xaxis("top", functions=(removed_share, left_gflops))
     removed.set_xlabel("FLOPs removed (%)")
     removed.set_xticks(range(0, 101, 10))
@@ -91,6 +100,8 @@ def _front_line(axes: Axes, scene: Scene) -> None:
     gflops = [p.gflops for p in scene.front]
     wers = [100 * p.wer for p in scene.front]
     right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    # The step curve attains nothing left of its first point, hence the vertical line down from the
+    # top.
     x = [gflops[0], *gflops, right]
     y = [top, *wers, wers[-1]]
     axes.fill_between(x, y, top, step="post", color=BLACK, alpha=0.035, linewidth=0)
@@ -113,6 +124,8 @@ def _cloud(axes: Axes, scene: Scene) -> None:
             *_places(beaten), **look, s=26 if few else 9, alpha=0.55 if few else 0.35, zorder=3
         )
         axes.scatter(*_places(best), **look, s=52, edgecolors=BLACK, zorder=5)
+        # An empty scatter for the legend: one entry a method, although its points are drawn in two
+        # calls.
         axes.scatter([], [], **look, s=40, label=f"{method} ({scene.count(method)})")
 
 

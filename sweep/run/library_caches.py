@@ -85,6 +85,8 @@ def provide_token(environment: MutableMapping[str, str]) -> None:
         return
     file = _own_folder() / "ray-token"
     if not file.is_file():
+        # Renamed when it is whole: of two commands that start at once, neither reads half a secret.
+        # The mode is set when the file is made, as a later `chmod` would leave a moment to read it.
         tmp_path = file.with_name(f"{file.name}.{os.getpid()}")
         with os.fdopen(os.open(tmp_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             out.write(secrets.token_hex(32))
@@ -115,6 +117,8 @@ def _own_folder() -> Path:
     """This user's own folder: the usual one, or a new one if others have taken its name."""
     folder = Path(tempfile.gettempdir()) / FOLDER.format(uid=os.getuid())
     try:
+        # The temporary directory is everyone's. Another user could have put a link there that leads
+        # elsewhere, thus `lstat`, which does not follow it.
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError:

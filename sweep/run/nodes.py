@@ -37,6 +37,8 @@ class Machine:
     def num_ranks(self, needs: ResourcesConfig) -> int:
         """Number of ranks that fit on the machine if nothing else runs there."""
         amounts = {"CPU": needs.cpus, "GPU": needs.gpus}
+        # 16 cores and 4 GPUs for ranks of 2 cores and 1 GPU: min(16 // 2, 4 // 1) = 4 ranks. A
+        # resource that is not needed limits nothing.
         counts = [self.resources.get(key, 0) // amount for key, amount in amounts.items() if amount]
         return int(min(counts)) if counts else 0
 
@@ -70,6 +72,7 @@ def label_selector(resources: ResourcesConfig) -> dict[str, str]:
 
 def placement_request(resources: ResourcesConfig) -> tune.PlacementGroupFactory:
     """The resources of a trial: one bundle a rank, the first of which is Tune's own actor."""
+    # PACK puts the ranks on as few machines as possible: they exchange gradients at every step.
     bundle = {"CPU": float(resources.cpus), "GPU": float(resources.gpus)}
     labels = label_selector(resources)
     others = {"bundle_label_selector": [labels] * resources.ranks} if labels else {}
@@ -95,6 +98,7 @@ def resource_shortage(resources: ResourcesConfig) -> str | None:
                 f"`resources.{name}` must be at most what one machine has, {most:g},"
                 f" but is {amount:g} instead."
             )
+    # A rank lies on one machine: with ranks of 3 cores, two machines of 5 hold 2, not 10 // 3 = 3.
     num_ranks = sum(machine.num_ranks(resources) for machine in matching)
     if resources.ranks > num_ranks:
         return (
@@ -129,6 +133,8 @@ def check_machines(folder: Path | None) -> None:
 
 
 def _ask_machine(machine: Machine, nonce: Path | None, token: str) -> Any:
+    # A task and not its answer, so that all machines are asked at once.
+    # Not soft, or Ray would ask another machine where this one is lost, and it would answer.
     here = NodeAffinitySchedulingStrategy(node_id=machine.id, soft=False)
     task = ray.remote(machine_fault).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
     return task.remote(str(nonce) if nonce else None, token, code_version())
@@ -154,6 +160,8 @@ def machine_fault(nonce: str | None, token: str, code: str) -> str | None:
 
 
 def _sharing_fault(nonce: str, token: str) -> str | None:
+    # Its content tells a shared directory from one of the same path on each machine; a file of its
+    # own, under another name than any machine's, shows that it can also be written.
     own = Path(f"{nonce}-{uuid.uuid4().hex}")
     try:
         is_seen = Path(nonce).read_text(encoding="utf-8") == token
@@ -216,6 +224,7 @@ def program_difference(code: str) -> str | None:
 
 def _is_met(value: str | None, rule: str) -> bool:
     """Ray's rules for labels: a value, `in(a, b)`, or either with `!` before it."""
+    # "in(A100, H100)" holds for A100; "!A100" holds for H100 and for a machine without the label.
     plain = rule.removeprefix("!")
     options = plain.removeprefix("in(").removesuffix(")") if plain.startswith("in(") else plain
     is_one = value in [option.strip() for option in options.split(",")]

@@ -109,6 +109,8 @@ class Progress:
             self._count(record)
             if record.state != "running":
                 self._reports.pop(record.number, None)
+            # The pace counts from the first trial of this run: speech and teacher take time of
+            # their own, and trials of earlier runs took none of this run's.
             elif self._pace_from is None:
                 self._pace_from = (time.monotonic(), self._share())
             is_wider = self._widen_front([record])
@@ -216,6 +218,7 @@ class Progress:
 
     def _widen_front(self, records: Iterable[TrialRecord]) -> bool:
         """Add points to the front, in the time of the front's size; returns whether it changed."""
+        # A dominated point never returns to the front, so the earlier trials need not be looked at.
         points = front.pareto_front([*self._front, *front.points(records)])
         if points == self._front:
             return False
@@ -226,6 +229,7 @@ class Progress:
 
     def _share(self) -> float:
         """The share of the sweep that is done, with running trials counted by their steps."""
+        # 10 trials, 3 over, one at step 500 of 1000: (3 + 0.5) / 10 = 0.35.
         over = sum(self._counts[state] for state in OVER)
         parts = sum(report.step / max(1, report.total_steps) for report in self._reports.values())
         return min(1.0, (over + parts) / max(1, self.total_trials))
@@ -236,6 +240,8 @@ class Progress:
             return None
         began, share_then = self._pace_from
         done = self._share() - share_then
+        # Share 0.4 at the start and 0.7 after 600 s: 0.3 of the sweep took 600 s, and the last 0.3
+        # takes 600 s more. The first hundredth says too little about the pace.
         if done <= 0.01 or self._share() >= 1:
             return None
         return (time.monotonic() - began) * (1 - self._share()) / done
@@ -252,6 +258,7 @@ def _thin_front(points: list[Point], knee: Point | None) -> list[Point]:
     """At most `MAX_FRONT` points and the knee, cheapest first, evenly over the whole front."""
     if len(points) <= MAX_FRONT:
         return points
+    # 20 points: every 19 / 7 = 2.71st, which is 0, 3, 5, 8, 11, 14, 16 and 19.
     step = (len(points) - 1) / (MAX_FRONT - 1)
     indices = {round(row * step) for row in range(MAX_FRONT)}
     return [p for index, p in enumerate(points) if index in indices or p == knee]
@@ -303,4 +310,5 @@ def _percent(share: float | None, *, digits: int = 2) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    # 65 s is 01:05, and 3725 s is 1:02:05.
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -34,6 +34,7 @@ Work = Callable[[Mapping[str, Any], Callable[..., contextlib.AbstractContextMana
 """The function that a rank calls with a job and a function that joins the ranks on a device."""
 
 
+# No restarts: a new process would wait for a process group that its trial has already formed.
 @ray.remote(max_restarts=0, max_task_retries=0)
 class _Rank:
     def meet(self) -> None:
@@ -41,6 +42,16 @@ class _Rank:
         import_module("core.trial")  # seconds, in which the first does the same
 
     def run(self, work: Work, job: Mapping[str, Any], rank: int, size: int, store: str) -> None:
+        """Run a trial as one of its ranks.
+
+        Args:
+            work: called with the job and a function that joins the other ranks.
+            job: the trial.
+            rank: its number, from 1; the worker of the trial is rank 0.
+            size: number of ranks.
+            store: address at which the ranks find each other.
+        """
+
         def join(device: Any) -> contextlib.AbstractContextManager[Ranks]:
             return join_ranks(rank=rank, size=size, store=store, device=device)
 
@@ -71,14 +82,18 @@ def gather_ranks(job: Mapping[str, Any], size: int, work: Work, device: Any) -> 
     address = _own_address()
     _use_interface(address)
     actors = _ready_actors(size)
+    # Port 0: the system chooses a free one, and the socket stays open until the store takes it
+    # over. A port that is closed again after the choice may be another process's by then.
     server = socket.create_server((address, 0))
     store = open_store(address, server)
     store_address = f"{address}:{store.port}"
     calls = [
         actor.run.remote(work, job, rank, size, store_address)
+        # Of 4 ranks, this process is rank 0 and actors 0, 1, 2 are ranks 1, 2, 3.
         for rank, actor in enumerate(actors, 1)
     ]
     is_over = threading.Event()
+    # A thread, because the main one may be inside a collective that never returns.
     threading.Thread(target=_end_if_lost, args=(calls, is_over), daemon=True).start()
     try:
         with (
@@ -91,6 +106,8 @@ def gather_ranks(job: Mapping[str, Any], size: int, work: Work, device: Any) -> 
         stop_ranks()
         raise
     finally:
+        # A trial that was stopped early leaves by Tune's SystemExit, which the clause above lets
+        # pass. Its other ranks notice and end, or are killed: the next trial needs idle ones.
         is_over.set()
         if len(ray.wait(calls, num_returns=len(calls), timeout=LEAVE_SECONDS)[0]) < len(calls):
             stop_ranks()
@@ -131,6 +148,7 @@ def _own_address() -> str:
 
 
 def _start_actor(group: PlacementGroup, rank: int) -> Any:
+    # Bundle 0 is Tune's own actor, the first rank; bundle r was reserved for rank r.
     bundle = group.bundle_specs[rank]
     return _Rank.options(  # type: ignore[attr-defined]
         num_cpus=bundle.get("CPU", 0),
@@ -184,6 +202,8 @@ def _end_if_lost(calls: Sequence[Any], is_over: threading.Event) -> None:
     while not is_over.wait(WATCH_SECONDS):
         ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         if any(_error_of(call) is not None for call in ended):
+            # The main thread may be about to notice by itself, and knows the error better: it has
+            # two minutes. Ending the process is the only way out of a collective.
             if not is_over.wait(2 * VERDICT_SECONDS):
                 os._exit(1)
             return
@@ -199,6 +219,8 @@ def _use_interface(address: str) -> None:
 
 def _address_of(interface: str) -> str:
     """The IPv4 address of a network interface (SIOCGIFADDR); empty if it has none."""
+    # `struct ifreq`: 16 bytes of name with its final zero, then a `sockaddr_in` of 2 bytes family,
+    # 2 bytes port and, in bytes 20 to 23, the address.
     request = struct.pack("256s", interface.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24])

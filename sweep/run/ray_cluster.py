@@ -43,6 +43,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 """Reports are small, and all else is sent as a path; containers often have little shared memory."""
 LONGEST_SOCKET = 107
 """Bytes of a socket's path on Linux."""
+# 64 bytes with a process id of seven digits: a temporary folder's path may have 43.
 SOCKET_IN_SESSION = "/session_2026-11-28_12-00-00_000000_{}/sockets/plasma_store"
 MAX_OUTPUT = 4_000
 """Characters of each process's log."""
@@ -76,6 +77,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     if ray.is_initialized():
         yield
         return
+    # Set before `ray.init`: Ray's own processes inherit them, and read them once at their start.
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if address:
@@ -87,6 +89,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         if not address:
             code_version()  # of the sources that are copied now
             copy_program(Path(working_dir))
+        # Ray refuses these arguments where a cluster is joined.
         local: dict[str, Any] = (
             {}
             if address
@@ -126,6 +129,7 @@ def _block_hangup() -> Iterator[None]:
 
     They inherit the blocked SIGHUP; this process receives one that came meanwhile after the block.
     """
+    # Setting SIG_IGN instead would lose a SIGHUP of this process, which has to end the sweep.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -166,6 +170,7 @@ def last_worker_output() -> str:
     node: Any = worker._global_node  # noqa: SLF001  # as is all imported of `ray._private`
     if node is None:
         return ""
+    # By age: the worker that crashed has written last. Three, as another may have written since.
     files = sorted(Path(node.get_logs_dir_path()).glob("worker-*.err"), key=os.path.getmtime)
     texts = [file.read_text(errors="replace")[-MAX_OUTPUT:].strip() for file in files]
     return "\n\n".join(text for text in texts[-3:] if text)

@@ -67,6 +67,8 @@ def adopt_space(
 ) -> None:
     """Give an existing sweep a search space that may have changed; the driver reports the changes.
 
+    See `create_or_adopt_sweep` for the arguments.
+
     Raises:
         ConfigError: if the search space is invalid, or changes what must stay the same.
         LockedError: if the sweep runs and the search space changes it.

@@ -104,6 +104,9 @@ class TuneCallback(tune.Callback):
         if "report" in result:
             self._track(number, should_wait=False)
             report = Report(**result["report"])
+            # Before `advance`, which raises `steps`: a step that no earlier attempt got to is
+            # progress, so that losses only count in a row. Deleting what a Counter lacks is no
+            # error.
             if report.step > self._ledger.record(number).steps:
                 del self._losses[number]
             self._ledger.advance(number, report)
@@ -113,6 +116,8 @@ class TuneCallback(tune.Callback):
     def on_trial_complete(self, *_: Any, **info: Any) -> None:
         number = info["trial"].config["number"]
         self._track(number)
+        # A trial that ran to its end has reported its outcomes last; one that the scheduler stopped
+        # has a plain report there.
         outcomes = info["trial"].last_result.get("outcomes")
         if outcomes is None:
             steps = self._ledger.record(number).steps
@@ -123,6 +128,7 @@ class TuneCallback(tune.Callback):
     def on_trial_error(self, *_: Any, **info: Any) -> None:
         number = info["trial"].config["number"]
         self._track(number)
+        # A trial that fails by itself reports why. Without such a report its worker has died.
         failure = self._failures.pop(number, None)
         if failure is not None:
             self._fail(number, failure)
@@ -131,6 +137,8 @@ class TuneCallback(tune.Callback):
             self._writer.log(f"trial-{number:04}", output)
         # A worker that was lost with its machine does not count against the trial.
         before = self._at_start.get(number, self._at_first)  # some never start
+        # With machines {a, b} at its start: {a, b, c} alive counts, as the worker died on its own;
+        # {b, c} does not, as it may have been on a.
         self._losses[number] += before <= _alive()
         if self._losses[number] < MAX_LOST_WORKERS:
             self._end(self._ledger.release(number))

@@ -81,6 +81,7 @@ class LedgerSearcher(Searcher):
         if record.state == "waiting":
             self._waiting.append(record.number)
         else:
+            # In the thread, after a proposal that is being computed: the study is not locked.
             self._thread.submit(self._sampling.observe, record)
 
     def end(self) -> None:
@@ -92,6 +93,7 @@ class LedgerSearcher(Searcher):
         """Whether the sweep needs another trial; computed again only after one has ended."""
         if len(self._ledger) >= self._config.num_trials:
             return False
+        # Tune asks many times a second, and a plateau needs two hypervolumes.
         if self._limit_is_stale:
             self._limit = reached_limit(self._ledger.records(), self._config)
             self._limit_is_stale = False
@@ -105,6 +107,8 @@ class LedgerSearcher(Searcher):
         if self._proposal is None:
             self._proposal = self._thread.submit(self._sampling.propose, len(self._ledger))
         try:
+            # Tune handles the reports of running trials in the loop that asks: a Gaussian process
+            # that computes for half a second would hold them all up.
             params = self._proposal.result(timeout=PATIENCE_SECONDS)
         except NotYetError:
             return None

@@ -86,6 +86,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
         from sweep.run.rank_actors import gather_ranks, start_ranks  # noqa: PLC0415  # torch, the worker's alone
 
         values = json.loads(job["job"])
+        # Before the imports, which take seconds: the other ranks import at the same time.
         start_ranks(values["ranks"])
         from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
         from core.trial import run  # noqa: PLC0415  # seconds of imports
@@ -104,6 +105,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
                 run_with_remote_state(trial, remote_state, folder=dirs.trial, sweep=sweep)
             ):
                 tune.report(message)
+    # The driver takes an error without a report of a failure for a lost worker, at no cost.
     except LostWorkerError:
         raise  # reports nothing, as if this worker itself had been lost
     except Exception as error:
@@ -222,8 +224,11 @@ def raise_full_disk(folder: Path) -> Iterator[None]:
 def _is_full_disk(error: BaseException | None) -> bool:
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
+        # Libraries in Rust have the number in the text alone: "No space left on device (os error
+        # 28)".
         if number in FULL or f"os error {errno.ENOSPC}" in str(error):
             return True
+        # An error raised without `from` in an `except` block has a context only.
         error = error.__cause__ or error.__context__
     return False
 
@@ -239,6 +244,7 @@ def _hold_folder(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a", encoding="utf-8") as file:
+        # Polled, as a blocking `flock` has no timeout.
         give_up, is_locked = time.monotonic() + PATIENCE_SECONDS, True
         while True:
             try:

@@ -34,11 +34,19 @@ def extended_budget(
     """The values of a larger budget: so much more than was asked for, or than there is already.
 
     Of limits not named, those that are reached give way, or nothing would be added.
+
+    Args:
+        records: all trials of the sweep.
+        config: the sweep's, with the old budget.
+        trials: to be added; None adds none.
+        hours: to be added; None adds none.
     """
     budget = config.sweep
     is_over = reached_limit(records, config) is not None
     values: dict[str, Any] = {}
     if trials is not None:
+        # `extend --trials 5`: with 20 planned and 12 done, 25; with 20 planned but ended by its
+        # hours at 12, 17. Five more are then run either way.
         values["trials"] = (len(records) if is_over else budget.trials) + trials
     elif len(records) >= budget.trials:
         values["trials"] = MOST_TRIALS
@@ -65,8 +73,11 @@ def _has_settled(records: Sequence[TrialRecord], budget: BudgetConfig) -> bool:
     whole, earlier = front.points(over), front.points(over[: -budget.plateau_trials])
     if not earlier:
         return False
+    # One corner for both areas: each one's own could differ, and the growth would be of the corner.
     corner = front.unpruned_gflops(whole)
     now, before = (
         front.hypervolume(points, worst_wer=1.0, worst_gflops=corner) for points in (whole, earlier)
     )
+    # 0.500 before and 0.503 after the last trials: with plateau_gain = 0.01 the growth of 0.003 is
+    # less than 0.00503, so the front has settled.
     return now - before < budget.plateau_gain * now

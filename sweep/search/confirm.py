@@ -134,12 +134,15 @@ def runs(seen: SweepSnapshot) -> list[list[Point]]:
             again[of[record.number]].append(record)
     return [
         [point for record in seed_records for point in points([record])]
+        # Points a, b, c with 3, 2, 3 finished seeds give two runs of three points; the third seed
+        # of a and c is left out.
         for seed_records in zip(*again.values(), strict=False)
     ]
 
 
 def _config(config: SweepConfig) -> SweepConfig:
     """The same trials, to their end, under a name of their own."""
+    # Every confirmation has to finish, or the luckier points would be those that were let through.
     limits = {"hours": None, "plateau_trials": 0, "name": f"{config.sweep.name} confirmed"}
     calm = config.with_budget(**limits)
     return calm.model_copy(update={"early_stopping": EarlyStoppingConfig()})
@@ -150,6 +153,8 @@ def _add_missing(ledger: Ledger, seen: SweepSnapshot, seeds: int) -> None:
     there = {(of[r.number], r.params[SEED]) for r in ledger.records() if r.number in of}
     for trial in dict.fromkeys(point.trial for point in seen.front):
         settings = seen.record(trial).settings
+        # From the trial's own seed on: with seed 0 and three seeds, 1, 2 and 3. A seed that was
+        # luck on the front is not among them, and a second call with five seeds adds 4 and 5.
         first = seen.config.space.trial_config(settings).seed + 1
         for seed in range(first, first + seeds):
             if (trial, seed) in there:

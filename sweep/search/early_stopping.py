@@ -65,6 +65,8 @@ class Stopping:
 
     def rung(self, step: int) -> int | None:
         """The number of the last rung at or before a step, from 0."""
+        # first = 100, growth = 2: rungs begin at 100, 200, 400. Step 99 is on none, 100 on rung 0,
+        # 399 on rung 1 and 400 on rung 2.
         number, level = -1, float(self.first)
         while level <= step:
             number, level = number + 1, level * self.growth
@@ -73,6 +75,8 @@ class Stopping:
     def observe(self, step: int, standing: Standing) -> int | None:
         """Note how a trial stands; the rung's number if the trial is new on it."""
         number = self.rung(step)
+        # Only the first report on a rung counts: a later one of the same trial has had more steps
+        # than the others were given.
         if number is None or standing.trial in self._rungs.get(number, {}):
             return None
         self._rungs.setdefault(number, {})[standing.trial] = standing
@@ -84,8 +88,11 @@ class Stopping:
         if number is None or standing.is_safe:
             return False
         others = self._alike(self._rungs[number], standing)
+        # With keep = 0.5 the first trial on a rung goes on whatever it has; of two, the better one.
         if len(others) * self.keep < 1:
             return False  # too few to say
+        # Asynchronous: a trial is compared with those that were here before it. One that was let
+        # through early is not stopped when better ones follow.
         return standing.trial not in self._rank(others)[: _count_of_share(len(others), self.keep)]
 
     def _alike(self, rung: Mapping[int, Standing], standing: Standing) -> list[Standing]:
@@ -106,6 +113,7 @@ def by_domination(standings: Sequence[Standing]) -> list[int]:
     """Trials layer by layer, the front first; within a layer, those that spread widest first."""
     values = np.array([(s.wer, s.gflops) for s in standings], dtype=float)
     spread = np.ptp(values, axis=0)
+    # WER in fractions and GFLOPs in tens: unscaled, distances would be those of GFLOPs alone.
     scaled = (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0)
     layers = moocore.pareto_rank(values)
     order: list[int] = []
@@ -123,6 +131,9 @@ RANKINGS: dict[Kind, Callable[[Sequence[Standing]], list[int]]] = {
 
 def _spread(layer: list[int], scaled: np.ndarray) -> list[int]:
     """An epsilon net: both ends first, then always what lies farthest from all taken."""
+    # Points (0, 1), (0.5, 0.25), (0.2, 0.3), (1, 0): first the ends (0, 1) and (1, 0), then (0.2,
+    # 0.3) at a distance of 0.7 from the nearer end, then (0.5, 0.25) at 0.3 from that. The distance
+    # is the larger difference of the two objectives.
     ends = [min(layer, key=lambda i: (*scaled[i], i)), max(layer, key=lambda i: (*scaled[i], -i))]
     taken = list(dict.fromkeys(ends))
     remaining = np.array([i for i in layer if i not in taken], dtype=int)
@@ -139,8 +150,10 @@ def _spread(layer: list[int], scaled: np.ndarray) -> list[int]:
 
 
 def _count_of_share(count: int, share: float) -> int:
+    # Down, so that 7 trials at a share of 0.5 leave 3; but never none.
     return max(1, int(count * share))
 
 
 def _stratum(target: float, strata: int) -> int:
+    # 4 strata: targets 0.1, 0.25, 0.6 and 1.0 are in groups 0, 1, 2 and 3.
     return min(int(target * strata), strata - 1)

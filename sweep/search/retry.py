@@ -31,6 +31,7 @@ def adjust_config(kind: Kind, config: TrialConfig, record: TrialRecord) -> dict[
     Divergence: lower rates of the weights, once.
     """
     if kind == "memory":
+        # 1, 2, 4, 8, 16 micro-batches: the optimizer's step stays that of the whole batch.
         parts = 2 * config.training.micro_batches
         return {MICRO_BATCHES: parts} if parts <= MOST_MICRO_BATCHES else None
     if kind == "divergence" and TUNING_RATE not in record.adjustments:
@@ -52,5 +53,6 @@ def is_hopeless(records: Sequence[TrialRecord]) -> bool:
     """Whether the first trials that ended all failed by the same words."""
     over = [r for r in records if r.is_over]
     lines = {r.error for r in over}
+    # One that finished shows that the corpus can be read, so the fault lies in the others.
     has_only_failed = all(r.state == "failed" for r in over)
     return len(over) >= HOPELESS_TRIALS and has_only_failed and len(lines) == 1

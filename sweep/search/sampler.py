@@ -114,6 +114,8 @@ class Sampling:
             params = self._evolve(number)
         else:
             params = self._propose_by_model(number)
+        # A model sees what runs as pending, or trials that start together would be given nearly the
+        # same point. A point that the study itself has proposed is pending already.
         if self._is_inside(params) and self._holds(params) and number not in self._pending:
             self._pending[number] = self._enqueue(params)
         return params
@@ -131,6 +133,8 @@ class Sampling:
             self._add_further(record)
         if pending is None and not self._holds(record.params):
             return  # the control of a sweep over other methods, or a trial of wider ranges
+        # Finished in an earlier segment or another sweep, so that no trial here waits for its
+        # values.
         if record.state == "finished" and pending is None:
             self._add(record, 0, record.params)
             return
@@ -163,6 +167,8 @@ class Sampling:
         else:
             from scipy.stats import qmc  # noqa: PLC0415  # a second, of this sampler alone
 
+            # The sequence is always made from its start and wound forward, so that point 7 is the
+            # same whether points 0 to 6 were drawn here or before a kill.
             points = qmc.Sobol(max(len(leaves), 1), rng=self.budget.seed)
             shares = points.fast_forward(number).random(1)[0]
         params = {
@@ -175,6 +181,8 @@ class Sampling:
     def _grid_point(self, number: int) -> Params:
         """A point of the grid, in an order of the seed's: a part of the grid covers the whole."""
         points = self.space.grid(self.search.grid_levels, without=(SEED,))
+        # In the order of `grid` the first half would hold one half of the first leaf's levels
+        # alone.
         order = np.random.default_rng(self.budget.seed).permutation(len(points))
         return self._with_seed(points[order[number - len(self._anchors)]], number)
 
@@ -196,6 +204,9 @@ class Sampling:
         params: Params = {}
         groups = [None, *self.space.methods]
         # A method's own leaves may choose another one, by whose scores its gates start.
+        # With methods l0 and acip: first `pruning.method` and the targets, group 0. If those say
+        # l0, `pruning.l0.lambda_lr` becomes active and follows in group 1; nothing of acip is
+        # drawn.
         while missing := [name for name in self._active(params) if name not in params]:
             owner = min(map(owner_of, missing), key=groups.index)
             names = [name for name in missing if owner_of(name) == owner]
@@ -217,9 +228,11 @@ class Sampling:
                 values=trial.values,
                 system_attrs=trial.system_attrs,  # which hold the constraints
             )
+            # By number, not in the order of their ends, which another run would not repeat.
             for _, trial in sorted(self._finished.items())
             if all(name in trial.params for name in names)
         ]
+        # A method that was hardly tried yet has nothing to model, however many trials others have.
         if len(trials) < LEAST_FINISHED:
             shares = np.random.default_rng([self.budget.seed, number, part]).random(len(names))
             leaves = [self.space.distributions[name] for name in names]
@@ -235,6 +248,7 @@ class Sampling:
             return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=0, warn_independent_sampling=False
             )
+        # No random start of Optuna's own: the scattered trials were that.
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
 
     def _evolve(self, number: int) -> Params:
@@ -251,6 +265,7 @@ class Sampling:
             trial.system_attrs = {**trial.system_attrs, generation: index // POPULATION}
             study.add_trial(trial)
         is_split = self.space.is_conditional
+        # The shared leaves first, as they choose the method: a child has no other method's leaves.
         child = study.ask(
             {n: d for n, d in self._searched.items() if not (is_split and owner_of(n))}
         )
@@ -267,6 +282,7 @@ class Sampling:
         """The parameters, and the trial's own seed if that is drawn."""
         if SEED not in self.space.distributions:
             return dict(params)
+        # From seed and number alone, so the seeds of trials do not depend on the sampler.
         share = float(self._generator(number).random())
         return {**params, SEED: self.space.distributions[SEED].at(share)}
 
@@ -274,6 +290,8 @@ class Sampling:
         return np.random.default_rng([self.budget.seed, number])
 
     def _model_seed(self, number: int, part: int = 0) -> int:
+        # A seed for each number and group: with one for all, samplers that are made anew for each
+        # trial would draw the same candidates every time.
         entropy = [self.budget.seed, number, *([part] if part else [])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
@@ -299,6 +317,8 @@ class Sampling:
     def _add_further(self, record: TrialRecord) -> None:
         """The outcomes after the first, where the target that each was for is searched."""
         for number, outcome in enumerate(record.outcomes):
+            # A family of targets 0.3, 0.5 and 0.7 from one trial counts as three trials that asked
+            # for one each. Outcome 0 is the trial itself, which `observe` adds.
             params = {**record.params, TARGET: outcome.target_sparsity}
             if number and TARGET in self._searched and self._holds(params):
                 self._add(record, number, params)
@@ -326,6 +346,8 @@ class Sampling:
 
     def _constraints(self, outcome: Outcome) -> dict[str, float]:
         """Returns the excess over each limit, as a share of it; at most 0 where it holds."""
+        # max_wer = 0.10: a WER of 0.12 gives 0.2, of 0.09 gives -0.1. As shares, limits in GFLOPs
+        # and in milliseconds weigh the same.
         violations = {}
         for limit in ("wer", "gflops", "params", "latency_ms"):
             most = getattr(self.budget, f"max_{limit}")

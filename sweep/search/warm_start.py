@@ -63,6 +63,7 @@ def warm_start_records(folder: Path) -> list[TrialRecord]:
 def _record(index: int, values: Mapping[str, Any]) -> TrialRecord:
     return parse_record(
         {
+            # -1, -2, ...: never the number of one of this sweep's trials.
             "number": -1 - index,
             "state": "finished",
             "params": values["params"],
@@ -101,6 +102,7 @@ def outcomes_in_space(config: SweepConfig, old: SweepSnapshot) -> Iterator[dict[
             continue
         whole = old.config.space.trial_config(record.settings)
         method = whole.pruning.method
+        # The control was not drawn from the space, so a model cannot learn from it.
         if method == "dense" or not _can_use(config.space, method):
             continue
         params = _params_in(config.space, whole)
@@ -133,5 +135,6 @@ def _take_along(folder: Path, old: SweepSnapshot) -> None:
     fetch_missing(old.folder, *SHARED_FOLDERS)
     for name in SHARED_FOLDERS:
         if (old.folder / name).is_dir() and not (folder / name).exists():
+            # Copied, as the old sweep may be deleted or moved.
             with atomic_folder(folder / name) as tmp_path:
                 shutil.copytree(old.folder / name, tmp_path, dirs_exist_ok=True)

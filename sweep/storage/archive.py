@@ -41,6 +41,8 @@ def pack(folder: Path, file: Path) -> None:
         _replacements(folder) as others,
         tarfile.open(tmp_path, "w:gz", compresslevel=1, dereference=True) as archive,
     ):
+        # First what a working copy lacks, then what kills left, so that only whole files are
+        # packed.
         fetch_missing(folder, *WORKER_FOLDERS)
         remove_leftovers(folder, is_recursive=True)
         settle_databases(folder)
@@ -61,6 +63,8 @@ def _replacements(folder: Path) -> Iterator[dict[str, Path | None]]:
     with temporary_folder("pack") as scratch:
         replacements: dict[str, Path | None] = {}
         for prefix in ("", *(f"{name}/" for name in NESTED)):
+            # Of a sweep on a server, ledger.db and sweep.toml are packed from the copy, and
+            # ledger.address is left out; of its confirmations, confirm/ledger.db and so on.
             if (folder / prefix / ADDRESS).exists():
                 copy = Path(scratch) / prefix
                 copy.mkdir(exist_ok=True)
@@ -90,6 +94,7 @@ def unpack(file: Path, folder: Path, *, is_trusted: bool = False) -> list[str]:
         raise ConfigError(f"`{folder}` must be a new folder, but holds something already.")
     if not file.is_file():
         raise ConfigError(f"`{file}` must be a packed sweep, but there is no such file.")
+    # Refused halfway, an archive leaves nothing behind: the folder gets its name only at the end.
     with atomic_folder(folder) as tmp_path:
         extract(file, tmp_path, is_trusted=is_trusted)
         names = {path.name for path in tmp_path.iterdir()}
@@ -114,6 +119,9 @@ def update_artifact_addresses(folder: Path) -> None:
         for (before,) in addresses:
             for table, column in ADDRESSES if before != now else ():
                 if table in tables:
+                    # "file:///old/mlartifacts/1/ab", moved to /new, is "file:///new/mlartifacts"
+                    # and what follows the 23 characters of "file:///old/mlartifacts". Not LIKE, for
+                    # which `_` and `%` in a path are wildcards.
                     connection.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?)"  # noqa: S608
                         f" WHERE substr({column}, 1, ?) = ?",

@@ -64,6 +64,8 @@ def add(
                 f"`{path}` must be a file or a folder to be packed, but is a link to"
                 f" `{path.readlink()}` instead; put what it points to in its place."
             )
+        # Made by hand, because the archive was opened with `dereference`: `add` would pack the
+        # target.
         link = tarfile.TarInfo(str(name))
         link.type, link.linkname = tarfile.SYMTYPE, str(path.readlink())
         archive.addfile(link)
@@ -81,6 +83,9 @@ def settle_databases(folder: Path) -> None:
         for path in (folder / name, *(folder / inner / name for inner in NESTED)):
             if path.is_file():
                 with closing(sqlite3.connect(path, timeout=60)) as database:
+                    # SQLite rolls back at the first read. The checkpoint then moves what is in the
+                    # write-ahead log into the database, because files with `SQLITE_SUFFIXES` are
+                    # not packed.
                     database.execute("SELECT count(*) FROM sqlite_master").fetchone()
                     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -96,6 +101,7 @@ def extract(file: Path, folder: Path, *, is_trusted: bool) -> None:
     Raises:
         ConfigError: if it is damaged or is no packed sweep; the folder may hold a part of it then.
     """
+    # An archive of 1 MiB may hold 64 + 250 * 1 = 314 MiB.
     remaining = min(
         ALWAYS_ALLOWED + MAX_COMPRESSION * file.stat().st_size,
         shutil.disk_usage(folder.parent).free,
@@ -106,6 +112,7 @@ def extract(file: Path, folder: Path, *, is_trusted: bool) -> None:
             walked: Any = archive
             for count, member in enumerate(archive):
                 walked.members = []  # else a million of them stay in memory
+                # A damaged header may state a negative size, which must not add to what remains.
                 remaining -= max(member.size, 0)
                 if count >= MAX_FILES or remaining < 0:
                     raise ConfigError(
@@ -149,6 +156,8 @@ def _write(
 def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     source = archive.extractfile(member)
     assert source is not None, "plain files have content"
+    # "x" refuses a second member of this name, and follows no link that an earlier member has put
+    # here.
     with path.open("xb") as target:
         shutil.copyfileobj(source, target, _CHUNK)
         size = target.tell()
@@ -161,6 +170,8 @@ def _is_allowed(member: tarfile.TarInfo, name: PurePosixPath, *, is_trusted: boo
         return False
     if member.issym():
         return member.linkname == _shared_target(name)
+    # A sparse file takes more bytes on the disk than the archive holds, so no limit would count
+    # them.
     if member.issparse() or not (member.isfile() or member.isdir()) or member.size < 0:
         return False
     is_silent = COPY_FOLDER not in name.parts and not name.name.endswith(
@@ -171,6 +182,7 @@ def _is_allowed(member: tarfile.TarInfo, name: PurePosixPath, *, is_trusted: boo
 
 def _shared_target(name: PurePosixPath) -> str | None:
     """The target of an allowed link of this name: a sweep in a sweep shares the outer's folders."""
+    # confirm/teacher -> ../teacher; no link may be at teacher or trials/teacher.
     if name.name in SHARED_FOLDERS and len(name.parts) > 1 and is_nested(name.parent.parts):
         return f"../{name.name}"
     return None

@@ -87,8 +87,10 @@ def run_with_remote_state(
         return (yield from trial)
     fetch_shared_state(remote_state, sweep=sweep)
     remote = Remote(remote_state.address)
+    # Its key in the store is its path in the sweep: trials/0007 here is trials/0007 there.
     state = State(remote, folder, folder.relative_to(sweep).as_posix())
     retry_while_away(lambda: state.fetch(remote_state.digest), seconds=PATIENCE_SECONDS)
+    # The results go last: a trial is over for all machines only when its outcomes are in the store.
     result = yield from _run_and_send(trial, state)
     retry_while_away(state.finish, seconds=PATIENCE_SECONDS)
     return result
@@ -128,10 +130,15 @@ def _run_and_send(trial: Generator[Report, None, T], state: "State") -> Generato
     with state.send_in_background():
         while True:
             try:
+                # By hand instead of `yield from`, because the checkpoint must be sent between the
+                # trial's report and its yield: what the driver knows to be done is in the store,
+                # and no other machine repeats it.
                 report = next(trial)
             except StopIteration as end:
                 result: T = end.value
                 return result
+            # A store that is away for a minute stops no trial; the thread sends the checkpoint
+            # later.
             with suppress(StoreError):
                 retry_while_away(state.send_checkpoint, seconds=REPORT_SECONDS)
             yield report
@@ -161,9 +168,13 @@ class State:
         outcomes = self._remote.read(f"{self._key}/{DONE}")
         here = self._folder / DONE
         local_steps = _steps_of(here.read_bytes()) if here.is_file() else -1
+        # A trial that was tuned further on another machine has older outcomes here: those of 1000
+        # steps, and the store those of 1500.
         if outcomes is not None and _steps_of(outcomes.data) > local_steps:
             stored = self._remote.under(self._key)
             own = [key for key in stored if not self._is_of_checkpoints(key)]
+            # False sorts before True: the outcomes come last, so that a kill leaves none without
+            # its files.
             for key in sorted(own, key=lambda key: key.endswith(f"/{DONE}")):
                 inside = key.removeprefix(f"{self._key}/")
                 self._remote.download(key, local_path(self._folder, inside))
@@ -172,6 +183,7 @@ class State:
     def fetch_checkpoint(self) -> None:
         """Fetch the store's newest complete checkpoint, unless there is a newer one here."""
         newest = max(_local_steps(self._folder), default=-1)
+        # A damaged checkpoint is passed over, and the one before is tried.
         for step in sorted(self._stored_steps(), reverse=True):
             if step <= newest:
                 return
@@ -188,6 +200,8 @@ class State:
             here, there = _step_folder(self._folder, step), f"{self._key}/checkpoints/{step:09d}"
             try:
                 checksum = (here / CHECKSUM).read_bytes()
+                # The checksum is written last, so that one in the store means that the state is
+                # there as a whole.
                 if self._remote.read(f"{there}/{CHECKSUM}") is None:
                     self._remote.upload(here / STATE, f"{there}/{STATE}")
                     self._remote.write(f"{there}/{CHECKSUM}", checksum)
@@ -234,6 +248,8 @@ class State:
         stored = self._remote.read(there)
         if stored is None or stored.data.decode() != trial_digest:
             old = self._remote.under(self._key)
+            # Deleted in this order, a kill leaves files that nobody takes for outcomes or a
+            # checkpoint.
             first = (f"/{DONE}", f"/{CHECKSUM}")  # without these the other files do not count
             self._remote.delete(*sorted(old, key=lambda key: not key.endswith(first)))
             self._remote.write(there, trial_digest.encode())
@@ -242,6 +258,8 @@ class State:
 
     def _fetch_step(self, step: int) -> None:
         there, final = f"{self._key}/checkpoints/{step:09d}", _step_folder(self._folder, step)
+        # ".000000300.fetched" is no number, so `_local_steps` does not see it before it is
+        # complete.
         tmp_path = final.with_name(f".{final.name}.fetched")
         shutil.rmtree(tmp_path, ignore_errors=True)
         try:
@@ -255,12 +273,14 @@ class State:
 
     def _stored_steps(self) -> list[int]:
         keys = self._remote.under(f"{self._key}/checkpoints")
+        # "trials/0007/checkpoints/000000300/sha256" -> ["000000300", "sha256"] -> 300.
         parts = (key.split("/")[-2:] for key in keys)
         return sorted(int(step) for step, name in parts if name == CHECKSUM and step.isdigit())
 
     def _delete_old(self) -> None:
         for step in self._stored_steps()[:-MAX_CHECKPOINTS]:
             there = f"{self._key}/checkpoints/{step:09d}"
+            # The checksum goes first: half deleted, the checkpoint is incomplete and not damaged.
             self._remote.delete(f"{there}/{CHECKSUM}", f"{there}/{STATE}")
 
     def _is_of_checkpoints(self, key: str) -> bool:
@@ -286,6 +306,8 @@ def fetch_shared(remote: Remote, sweep: Path) -> None:
         return
     note = sweep / COPY_FOLDER / SHARED
     with _hold_lock(note):
+        # The note holds what was fetched or sent last. Comparing it with the store's saves a digest
+        # of all features at the start of each trial.
         fetched = _read_note(note)
         for key, checksum in _checksums(stored.data).items():
             path = local_path(sweep, key)
@@ -305,6 +327,7 @@ def send_shared(remote: Remote, sweep: Path) -> None:
             if there.get(key) != checksum:
                 remote.upload(sweep / key, key)
         text = json.dumps(here).encode()
+        # After the files, like a checkpoint's checksum: who can read it finds all that it names.
         if here != there:
             remote.write(SHARED, text)
         note.write_bytes(text)

@@ -132,6 +132,7 @@ def _database_fault(database: sqlite3.Connection) -> str | None:
     ):
         if kind == "view" or (kind == "trigger" and of_table in SWEEP_TABLES):
             return f"has the {kind} {name!r}"
+        # "CREATE VIRTUAL TABLE": reading it runs a module of SQLite's that the file chooses.
         if kind == "table" and not str(sql).upper().startswith("CREATE TABLE"):
             return f"has the virtual table {name!r}"
         tables += [name] if kind == "table" else []
@@ -151,8 +152,13 @@ def _stray_address(database: sqlite3.Connection, tables: list[str]) -> str | Non
     query = "SELECT artifact_location FROM experiments WHERE experiment_id <> ?"
     homes = {str(home) for (home,) in database.execute(query, (DEFAULT_EXPERIMENT,))}
     for home in homes:
+        # file:///home/me/sweep/mlartifacts may stay: `update_artifact_addresses` moves it to the
+        # new folder.
+        # file://host/x/mlartifacts and s3://bucket/mlartifacts would be written to, or read from,
+        # as they are.
         if not re.fullmatch(rf"file:///[^?#]*/{ARTIFACTS}", home) or _climbs(home):
             return f"keeps artifacts at {home!r}"
+    # The first entry is that of the experiments, whose addresses are `homes`.
     for table, column in ADDRESSES[1:]:
         if table not in tables:
             continue
@@ -164,4 +170,6 @@ def _stray_address(database: sqlite3.Connection, tables: list[str]) -> str | Non
 
 
 def _climbs(address: str) -> bool:
+    # True for file:///a/../b and file:///a/%2e%2e/b, as %2e is a dot once it is decoded, and for a
+    # `?` or `#`, after which it is no path. False for file:///a/.hidden.
     return re.search(r"(^|[/\\])\.\.?([/\\]|$)|%2[ef]|%5c|[?#]", address, re.IGNORECASE) is not None

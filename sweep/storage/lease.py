@@ -71,10 +71,14 @@ class Lease:
         Returns:
             None, or the live holder.
         """
+        # Each turn returns a live holder, or replaces the version that it watched. If anyone was
+        # faster, the replacement fails, and the new lease is watched in turn.
         lease = self._remote.read(LEASE)
         while True:
             if lease is not None and not _is_free(lease):
                 later = self._wait_for_change(lease)
+                # A beat every 10 s (30 / 3): a live holder is known after some 10 s, a lost one
+                # after 30.
                 if later is not None and later.version != lease.version and not _is_free(later):
                     return _parse_holder(later)
                 lease = later
@@ -111,6 +115,8 @@ class Lease:
 
     def _wait_for_change(self, lease: StoredObject) -> StoredObject | None:
         """The lease once it has changed, or after the seconds that it states."""
+        # The holder's own seconds, measured by this machine's clock. The time in the lease is
+        # another machine's, and only shown.
         give_up = time.monotonic() + float(_values(lease)["seconds"])
         while time.monotonic() < give_up:
             time.sleep(min(1.0, self._seconds / 10))
@@ -171,6 +177,8 @@ def _is_free(lease: StoredObject) -> bool:
     if values["free"]:
         return True
     here = _self()
+    # A process id says something only where it was given: on the same host, since the same boot,
+    # and in the same namespace, as each container counts its own processes from 1.
     if any(values[name] != here[name] for name in ("host", "boot", "processes")):
         return False
     return values["pid"] != here["pid"] and not Path(f"/proc/{values['pid']}").exists()

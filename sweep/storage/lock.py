@@ -13,6 +13,9 @@ from sweep.local_lock import LOCK, STOP, LockedError, driver_here, lock_holder, 
 from sweep.storage import addresses, sync, working_copy
 
 
+# The file is opened by "a+", as "w" would erase the process id of the driver that holds the lock.
+# `refresh` asks under the same `fetch_lock` whether a driver is here: none starts while a copy is
+# fetched.
 @contextmanager
 def sweep_lock(folder: Path) -> Iterator[None]:
     """Lock the sweep's directory, so that two drivers never write one ledger.

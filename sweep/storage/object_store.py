@@ -77,6 +77,9 @@ class Remote:
         """The object of a key, or None if there is none."""
         with self._named_errors(key):
             try:
+                # The version first. If the object changes between the two requests, the content is
+                # newer than its version, and a `replace` with that version fails; the other way
+                # round it would overwrite a change.
                 version = self._version(self._fs.info(self._path(key)))
                 return StoredObject(data=self._fs.cat_file(self._path(key)), version=version)
             except FileNotFoundError:
@@ -102,6 +105,7 @@ class Remote:
             has_won = self._set_if(key, data, version)
             if has_won is None:
                 has_won = self._set_and_settle(key, data, version)
+        # Read back, for its version, and because a later write of another may have won meanwhile.
         now = self.read(key) if has_won else None
         return now if now is not None and now.data == data else None
 
@@ -109,12 +113,15 @@ class Remote:
         """Compare and set in one request; None if the store cannot."""
         if self.scheme not in EXTRAS:
             return None
+        # S3 has conditional writes: If-None-Match for a new object, If-Match with the ETag of an
+        # old one.
         condition = {"mode": "create"} if version is None else {"IfMatch": version}
         try:
             self._fs.pipe_file(self._path(key), data, **condition)
         except (FileExistsError, FileNotFoundError):
             return False
         except OSError as error:
+            # The store answered "not implemented": some that speak S3 have no conditional writes.
             if error.errno == errno.ENOSYS:
                 return None
             if _is_condition(error):
@@ -127,6 +134,9 @@ class Remote:
         current = self.read(key)
         if (current.version if current else None) != version:
             return False
+        # Two drivers read no lease; A writes at 0.0 s and B at 0.5 s. At 2.0 s A reads B's lease
+        # and has lost; at 2.5 s B reads its own. Only a write delayed by more than 2 s could
+        # deceive both.
         self._fs.pipe_file(self._path(key), data)
         time.sleep(SETTLED_SECONDS)
         return True
@@ -161,6 +171,8 @@ class Remote:
     def under(self, prefix: str) -> dict[str, str]:
         """All objects whose keys begin with `prefix/`, with their versions."""
         with self._named_errors(prefix):
+            # One request for every 1000 objects; a request for each file's version would be one for
+            # each object.
             objects: Mapping[str, Any] = self._fs.find(self._path(prefix), detail=True)
         return {self._key(path): self._version(info) for path, info in objects.items()}
 
@@ -171,6 +183,7 @@ class Remote:
                 entries = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
                 entries = []
+        # A listing may contain the address itself, as an object that stands for a folder.
         inside = [e for e in entries if self._key(e["name"])]
         files = {self._key(e["name"]): self._version(e) for e in inside if e["type"] == "file"}
         return files, [self._key(e["name"]) for e in inside if e["type"] == "directory"]
@@ -188,10 +201,13 @@ class Remote:
         return f"{self._root}/{key}" if key else self._root
 
     def _key(self, path: str) -> str:
+        # "bucket/sweep/front/front.csv" -> "front/front.csv" with the root "bucket/sweep".
         return path.rstrip("/").removeprefix(self._root).lstrip("/")
 
     @staticmethod
     def _version(info: Mapping[str, Any]) -> str:
+        # A store without tags has sizes and times, which miss a change of equal size within its
+        # clock's tick.
         tag = info.get("ETag") or info.get("etag")
         return str(tag) if tag else f"{info.get('size')} {info.get('mtime') or info.get('updated')}"
 
@@ -231,6 +247,7 @@ def retry_while_away(act: Callable[[], T], *, seconds: float) -> T:
     Raises:
         StoreError: of the last try, or at once if waiting cannot help.
     """
+    # Pauses of 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, ... seconds.
     give_up, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
     while True:
         try:
@@ -250,6 +267,7 @@ def digest(path: Path) -> str:
 
 def _is_condition(error: BaseException | None) -> bool:
     """Whether a store refused because the object has changed."""
+    # s3fs turns the errors of botocore into its own; the store's code is in the cause.
     while error is not None:
         response = getattr(error, "response", None) or {}
         if response.get("Error", {}).get("Code") in (

@@ -54,6 +54,8 @@ def hold_store(folder: Path) -> Iterator[None]:
             f"`{address}` must be free, but {other} runs this sweep;"
             " wait for it, or end it and resume."
         )
+    # The lease first, and renewed at once: fetching a sweep may take longer than a lease lasts. It
+    # is released last, after the changes of the end have been sent.
     with _LeaseRenewal(lease).run_in_background() as renewal:
         fetch(folder, remote)
         sender = Sender(folder, remote)
@@ -65,6 +67,8 @@ def hold_store(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
+                # Before anything is sent: a driver that has lost its lease must not overwrite the
+                # other's files.
                 renewal.check()
                 _send_at_end(sender, folder)
 
@@ -161,4 +165,6 @@ class _LeaseRenewal:
             self._lease.renew()
         except LeaseError as error:
             self._lost = error
+            # A thread cannot end the main thread; this signal ends the sweep in order, as a
+            # scheduler's would.
             os.kill(os.getpid(), signal.SIGTERM)

@@ -168,15 +168,22 @@ def fetch(folder: Path, remote: Remote, *, without: tuple[str, ...] = ()) -> Non
     generation = remote.read(GENERATION)
     state = SyncState.load(folder)
     now = generation.data.decode() if generation else ""
+    # store "b", copy ["b"]: the copy has all of it, and perhaps changes that were not sent.
+    # store "b", copy ["a"]: another machine has sent since, and its files are fetched.
+    # store "b", copy ["a", "b"]: this copy was killed after sending "b", before it noted the
+    # arrival.
     if not now or now in state.generations or (without and now == state.viewed):
         return
     for key, version in _objects_to_fetch(remote, without):
         path = local_path(folder, key)
+        # Downloaded again if either side has changed: the file here was touched, or the store's is
+        # another version. A file that is only here stays.
         is_same = state.stamps.get(key) == _stamp(path)
         if not is_same or state.versions.get(key) != version:
             _remove_sqlite_leftovers(path)
             remote.download(key, path)
             state.versions[key], state.stamps[key] = version, _stamp(path)
+    # A copy without MLflow's files must not count as equal to the store: a driver needs them.
     if without:
         state.viewed = now
     else:
@@ -205,6 +212,8 @@ class Sender:
         changed = [path for path in self._small_files() if self._has_changed(path)]
         for path in changed:
             self._send_one(path)
+        # The first `send` of a copy writes a generation even without files, or the store would have
+        # none.
         if not changed and self._state.generations:
             return False
         generation = uuid.uuid4().hex
@@ -221,6 +230,8 @@ class Sender:
             p for p in self._folder.iterdir() if p.name not in _NOT_SENT and not _is_incomplete(p)
         ]
         files = [f for p in top for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()]
+        # {"ledger.journal": 1, "mlflow.db": 2, "ledger.db": 3}; all other files are 0 and come
+        # first.
         ranks = {name: rank for rank, name in enumerate((JOURNAL, *DATABASES), start=1)}
         return sorted(
             (f for f in files if not _is_incomplete(f)), key=lambda f: ranks.get(f.name, 0)
@@ -230,6 +241,7 @@ class Sender:
         return self._state.stamps.get(self._key(path)) != _stamp(path)
 
     def _send_one(self, path: Path) -> None:
+        # The stamp of before: a write during the upload changes it, and the file is sent once more.
         key, stamp = self._key(path), _stamp(path)
         with _consistent_copy(path, self._folder / COPY_FOLDER) as copy:
             self._remote.upload(copy, key)
@@ -263,6 +275,8 @@ def _consistent_copy(path: Path, scratch: Path) -> Iterator[Path]:
     if path.suffix not in (".db", ".journal"):
         yield path
         return
+    # SQLite's backup reads one state while others write; a copied file could mix two. A journal
+    # only grows, so its complete lines are a state: b'{"op":1}\n{"o' is sent as its first 9 bytes.
     tmp_path = temporary_path(scratch / path.name)
     try:
         if path.suffix == ".db":
@@ -309,5 +323,7 @@ def _cache_folder() -> Path:
 def _name(address: str) -> str:
     """A folder's name that people recognize, and that belongs to one address only."""
     whole = address.rstrip("/")
+    # "s3://bucket/team/sweep 1/" -> "bucket-team-sweep-1-6d59c54d9f0f". The digest tells apart
+    # addresses that read alike, such as sweep-1 and sweep_1.
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", whole.partition("://")[2])[-40:].strip("-")
     return f"{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"

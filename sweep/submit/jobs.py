@@ -108,12 +108,17 @@ def render(job: Job, kind: Kind) -> str:
 
 def node_size(resources: ResourcesConfig, nodes: int) -> tuple[int, int]:
     """Returns CPUs and GPUs of each machine, enough for its share of the concurrent trials."""
+    # 6 concurrent trials on 2 machines are 3 each: with 4 CPUs and half a GPU a trial, 12 CPUs and
+    # 2 GPUs (1.5 rounded up, as schedulers give whole ones). `concurrent = 0` is one trial a
+    # machine.
     trials = max(1, math.ceil(resources.concurrent / nodes))
     return resources.cpus * trials, math.ceil(resources.gpus * trials)
 
 
 def plain_name(name: str) -> str:
     """Returns the name in the letters that Kubernetes, Slurm and Ray all allow."""
+    # "Half the size (v2)" -> "half-the-size-v2"; "2nd try" -> "sweep-2nd-try", as Kubernetes wants
+    # a letter first. Stripped twice, because the cut may end at a hyphen.
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME].strip("-")
     return plain if plain[:1].isalpha() else f"sweep-{plain}".strip("-")
 
@@ -124,6 +129,7 @@ def seconds_of(time: str) -> int:
     Raises:
         ConfigError: if the text has another form.
     """
+    # "1-02:03:04" is 93784 s. The search refuses a limit of zero, which Slurm reads as none at all.
     match = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)", time, re.ASCII)
     if match is None or not re.search(r"[1-9]", time):
         raise ConfigError(
@@ -213,6 +219,7 @@ def _ray_job_manifest(job: Job) -> dict[str, Any]:
         "workerGroupSpecs": [
             {
                 "groupName": "trials",
+                # All three equal: a fixed number of machines, which no autoscaler changes.
                 "replicas": job.nodes,
                 "minReplicas": job.nodes,
                 "maxReplicas": job.nodes,
@@ -295,6 +302,8 @@ def _directives(job: Job) -> list[str]:
         "mem": f"{job.memory_gib}G",
         "time": job.time,
         "open-mode": "append",
+        # "B:" sends the signal to the batch script alone, which passes it on to the driver; without
+        # it Slurm would signal every step but the script.
         "signal": f"B:TERM@{WARNING_SECONDS}",
     }
     words = [f"{name}={value}" for name, value in options.items() if value is not None]

@@ -17,6 +17,7 @@ FILLED = "curve.filled"
 
 def metric_key(name: str) -> str:
     """The name with only the characters that MLflow allows in one."""
+    # "pruning.l0.rate(log)" -> "pruning.l0.rate_log_".
     return re.sub(r"[^\w\-./ ]", "_", name)
 
 
@@ -64,6 +65,8 @@ def last_logged_order(latest: Mapping[str, float], *, filled: int | None = None)
         latest: the latest values of the run's metrics.
         filled: the step up to which the curve was filled from the ledger.
     """
+    # The latest metrics say step 300 of the tuning, (300, 3), and the tag says that the ledger
+    # filled up to 350, (350, 5): reports up to step 350 are left out.
     orders = [BEFORE_ALL]
     if "progress/stage" in latest:
         orders.append(_order(int(latest["progress/step"]), int(latest["progress/stage"])))

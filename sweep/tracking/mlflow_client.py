@@ -117,6 +117,7 @@ class Runs:
     def parent(self, name: str) -> Run:
         """The sweep's own run: the existing one, restored if it was deleted, or a new one."""
         run = self.find_parent()
+        # Restored, because a second one of the same name would begin with an empty history.
         if run is None and (deleted := self.find_parent("deleted")):
             run = self.restore(deleted.info.run_id)
         return run or self._create("sweep", name)
@@ -151,6 +152,7 @@ class Runs:
         tags = {"mlflow.parentRunId": parent, "sweep.trial": str(record.number)}
         name, remembered = f"trial {record.number}", record.mlflow_run_id
         # A trial may have ended before the id of its run reached the ledger.
+        # Only then is a search by tag worth its request; a new trial surely has no run.
         if name in self._doubtful or (record.is_over and not remembered):
             run = next(self._children(parent, f"tags.`sweep.trial` = '{record.number}'"), None)
         else:
@@ -163,9 +165,12 @@ class Runs:
         Of a trial that has two, the older one; the other is deleted.
         """
         runs: dict[int, Run] = {}
+        # MLflow's filters have no OR, thus a search for each status.
         for status in OPEN:
             for run in self._children(parent, f"attributes.status = '{status}'"):
                 number = int(run.data.tags["sweep.trial"])
+                # The search gives the oldest first, so a later one is the duplicate of a repeated
+                # request.
                 if number in runs:
                     self.delete(run)
                 else:
@@ -195,6 +200,7 @@ class Runs:
 
     def set_running(self, state: RunState) -> None:
         """Set a run's status and tags to those of a trial that runs."""
+        # An empty reason replaces that of an earlier failure.
         tags = [RunTag("state", "running"), RunTag("reason", "")]
         self.client.log_batch(state.run_id, tags=tags)
         self.client.update_run(state.run_id, status="RUNNING")
@@ -216,6 +222,8 @@ class Runs:
         fresh = [
             Param(metric_key(name), str(value)[:PARAM_LENGTH])
             for name, value in params.items()
+            # MLflow refuses another value of a param that it has, even in a retry's settings; the
+            # first stays.
             if metric_key(name) not in state.params
         ]
         if fresh:  # fewer than the hundred that fit a request: a config has no more leaves
@@ -248,6 +256,8 @@ class Runs:
 
     def log_reports(self, state: RunState, reports: Sequence[TimedReport]) -> None:
         """Log the curves of those reports that are not logged yet, so that steps only ever rise."""
+        # A trial that resumed from step 250 repeats 275 and 300, which MLflow would draw a second
+        # time.
         fresh = [timed for timed in reports if report_order(timed.report) > state.last_order]
         metrics = [
             Metric(name, value, timed.milliseconds, timed.report.step)
@@ -266,6 +276,7 @@ class Runs:
             record: the trial's.
             at: milliseconds; the ledger does not store when a point was reported.
         """
+        # MLflow has up to (200, 3) and the ledger points at 100, 200 and 300: 300 is missing.
         missing = [point for point in record.curve if point.step > state.last_order[0]]
         if not missing:
             return
@@ -287,6 +298,8 @@ class Runs:
     def _log(self, state: RunState, metrics: Sequence[Metric], tags: Mapping[str, object]) -> None:
         """Log metrics and tags in batches; MLflow stores a point that is sent twice only once."""
         labels = [RunTag(name, str(value)) for name, value in tags.items()]
+        # 2500 metrics are batches of 1000, 1000 and 500, the tags with the first. Without any
+        # metric there is still one batch, for the tags alone.
         for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
             batch = metrics[start : start + METRICS_A_BATCH]
             self.client.log_batch(state.run_id, metrics=batch, tags=() if start else labels)
@@ -295,6 +308,8 @@ class Runs:
         own = {"sweep.id": self.sweep_id, "sweep.role": role, "state": "running"}
         own |= {"mlflow.source.name": "conformer-sweep", "mlflow.source.type": "LOCAL"}
         own |= {**self.tags, **(tags or {})}
+        # Noted before and removed after: if the answer is lost in between, the run may exist, and
+        # the next try looks for it by its tags instead of creating a second one.
         self._doubtful.add(name)
         run = self.client.create_run(self.experiment, run_name=name, tags=own)
         self._doubtful.discard(name)
@@ -333,6 +348,7 @@ def is_refusal(error: Exception) -> bool:
     """Whether MLflow has answered, and repeating the call would change nothing."""
     if isinstance(error, MlflowException):
         return str(error.error_code) in REFUSED
+    # An OSError is a connection that may return; a file that is missing will not.
     return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
 
 

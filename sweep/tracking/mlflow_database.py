@@ -31,6 +31,7 @@ def prepare_database(uri: str) -> None:
         MlflowException, OSError: if it cannot be made there.
     """
     path = uri.removeprefix(PREFIX)
+    # Left to MLflow: databases in memory, and addresses of SQLite with options such as `?mode=ro`.
     if not uri.startswith(PREFIX) or not path or "?" in path or path.startswith((":memory:", "/:")):
         return
     file = Path(path).absolute()
@@ -38,6 +39,8 @@ def prepare_database(uri: str) -> None:
         if not is_unfinished(file):
             return
         _rename_unfinished(file)
+    # Of two processes that create it at the same time, the one that ends first wins; both are
+    # whole.
     with suppress(FileExistsError), whole_file(file) as tmp_path:
         _create(f"{PREFIX}{tmp_path}")
 
@@ -50,6 +53,8 @@ def is_unfinished(file: Path) -> bool:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
             if not tables.issuperset(("runs", "alembic_version")):
                 return True
+            # A database with runs is never replaced, whatever its version: MLflow says how to
+            # upgrade it.
             if database.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
                 return False
             versions = database.execute("SELECT version_num FROM alembic_version").fetchall()

@@ -27,6 +27,7 @@ class Registry:
         conditions = "".join(f" AND tags.`{key}` = '{value}'" for key, value in tags.items())
         models = self.client.search_model_versions(f"name = '{name}'{conditions}")
         versions = (str(model.version) for model in models if self.has_run(str(model.run_id)))
+        # As numbers, since "10" < "9" as texts.
         return min(versions, key=int, default=None)
 
     def register(
@@ -56,6 +57,8 @@ class Registry:
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
+            # Another process may have created it between a question and this call, so nobody asks
+            # first.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"

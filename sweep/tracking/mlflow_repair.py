@@ -92,12 +92,15 @@ def choose_run(
     Returns:
         The chosen run, restored if it was deleted; None if there is none.
     """
+    # Active before deleted, then known before unknown; `sorted` is stable, so of equal ones the
+    # oldest.
     order = sorted(candidates, key=lambda run: (is_deleted(run), run.info.run_id not in preferred))
     if not order:
         return None
     chosen = runs.restore(order[0].info.run_id) if is_deleted(order[0]) else order[0]
     for duplicate in order[1:]:
         runs.delete(duplicate)
+    # The parent may be a new one, if the old was deleted for good.
     if chosen is not None and chosen.data.tags.get("mlflow.parentRunId") != parent:
         runs.client.set_tag(chosen.info.run_id, "mlflow.parentRunId", parent)
     return chosen

@@ -73,4 +73,6 @@ def tracking_error(uri: str, error: Exception) -> TrackingError:
 
 
 def _without_password(text: str) -> str:
+    # "postgresql://me:secret@host/db" -> "postgresql://me:***@host/db". MLflow's messages quote the
+    # address, so they pass here, too.
     return re.sub(r"(//[^/@\s:]*):[^/@\s]*@", r"\1:***@", text)

@@ -35,6 +35,8 @@ def pareto_view(parent: str, *, name: str) -> str:
         "name": f"Pareto front of {name}",
         "createdAt": now,
         "updatedAt": now,
+        # MLflow limits the value of an experiment's tag to 20,000 characters, and a plain state
+        # would be escaped a second time. The address names this tag by its id: `viewStateShareKey`.
         "state": "deflate;" + base64.b64encode(zlib.compress(state, 9)).decode(),
     }
     return json.dumps(view)
@@ -59,6 +61,8 @@ def front_link(base_url: str, *, experiment: str, parent: str) -> str:
 
 def description(table: str) -> str:
     """The front's table as the sweep's description: whole lines, as many as MLflow stores."""
+    # Cut at a line's end, as half a row of a Markdown table would be shown as text:
+    # "| 1 |\n| 2 |\n| 3" becomes "| 1 |\n| 2 |".
     end = "\n\nAmong the artifacts: `front/front.html` is the page, `front/front.csv` all points."
     if len(table) + len(end) <= MAX_NOTE:
         return table.rstrip() + end
@@ -87,6 +91,9 @@ def _page(parent: str) -> dict[str, Any]:
             _section("size", "Size and latency", columns=2, height=360),
             _section("curves", "Learning curves", columns=2, height=360),
         ],
+        # The ids in the second argument are those of the sections above. A scatter reads the last
+        # value of a metric, and `wer` and `gflops` are logged once, at a trial's end; a line reads
+        # all of `val/wer`.
         "compareRunCharts": [
             _scatter("pareto", "front", "gflops", "wer"),
             _scatter("params", "size", "params", "wer"),

@@ -70,12 +70,15 @@ def promote(folder: Path, trial: str, *, name: str, alias: str) -> Promotion:
                 f" `conformer-sweep resume {snapshot.folder}` creates it."
             )
         tags = _tags(snapshot, record, index, model)
+        # By the bundle's content: promoted a second time, under another alias or after a kill, it
+        # is the same version.
         version = registry.find_version(name, {DIGEST: tags[DIGEST]})
         is_new = version is None
         version = version or registry.register(
             name,
             model,
             run_id=record.mlflow_run_id,
+            # Outcomes 0 and 2 of one trial are the folders `model` and `model.2` of its run.
             path=f"{FOLDER}.{index}" if index else FOLDER,
             tags=tags,
             description=_description(snapshot, record, index),

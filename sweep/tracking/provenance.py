@@ -39,6 +39,8 @@ def source_digests(root: Path = ROOT) -> dict[str, str]:
     """
     digests = {}
     for package in ("core", "sweep"):
+        # Sorted, as file systems list folders in different orders, and the version is one digest of
+        # all.
         for path in sorted((root / package).rglob("*.py")):
             with suppress(FileNotFoundError):
                 content = path.read_bytes()
@@ -57,6 +59,7 @@ def code_version() -> str:
     """A version like `0.1.0 3f2a...`, equal for equal sources, with or without git."""
     digest = hashlib.sha256()
     for name, content in own_sources().items():
+        # Names too: code that moves to another file is another version.
         digest.update(f"{name} {content}\n".encode())
     return f"{metadata.version('conformer-sweep')} {digest.hexdigest()[:DIGITS]}"
 
@@ -100,11 +103,14 @@ class Code:
 def code(root: Path = ROOT) -> Code:
     """The program that runs here, with its commit if it is a git checkout of its own."""
     version = code_version()
+    # Only its own checkout: installed below somebody's repository, git would name that one's
+    # commit.
     commit = _git(root, "rev-parse", "HEAD").strip() if (root / ".git").exists() else ""
     if not commit:
         return Code(version=version)
     diff = _git(root, "diff", "HEAD", "--", *PACKAGES)
     new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    # `git diff HEAD` leaves out files that were never added, which run all the same.
     added = (_git(root, "diff", "--no-index", "--", "/dev/null", name) for name in new.splitlines())
     return Code(version=version, commit=commit, diff=diff + "".join(added))
 

@@ -78,6 +78,8 @@ class RetryQueue:
             about: the trial that it is about; None is the sweep itself.
             topic: replaces a waiting call of the same topic; an empty one replaces nothing.
         """
+        # The newer call goes to the end, so that it also comes after what was put since the older
+        # one. A front that was drawn ten times during an outage is sent once.
         if topic in self._topics:
             del self._calls[self._topics.pop(topic)]
         self._open.pop(about, None)  # later reports must come after this call
@@ -101,6 +103,8 @@ class RetryQueue:
             return False
         call = self._open.get(about)
         if call is None:
+            # The call and the lambda share this list: reports that come while the call waits are
+            # sent with it, instead of in a request each.
             waiting: list[TimedReport] = []
             call = QueuedCall(deliver=lambda: deliver(waiting), about=about, reports=waiting)
             self._append(call)
@@ -132,6 +136,9 @@ class RetryQueue:
     def _deliver(self) -> bool:
         """Make calls until one fails; returns whether the queue is empty."""
         while self._calls:
+            # A dict in order of insertion serves as the queue, because a call that is replaced is
+            # taken out of its middle. The call is removed only after it was made, so that none is
+            # lost.
             index, call = next(iter(self._calls.items()))
             try:
                 call.deliver()
@@ -154,6 +161,7 @@ class RetryQueue:
 
     def _note_failure(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + self._pause
+        # Tries after 1, 2, 4, 8, 16, 30, 30, ... seconds; one warning for the whole outage.
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         if not self.is_unreachable:
             logger.warning(

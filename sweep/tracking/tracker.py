@@ -164,6 +164,8 @@ class Tracker:
         now = milliseconds_now()
         timed = [TimedReport(milliseconds=now, report=report) for report in reports]
         log = partial(self._call_or_repair, partial(self._log_reports, trial), trial)
+        # Once one report of a trial finds no room, none is queued before its end: a gap in the
+        # middle would stay, since `fill_curve` only adds points after the last.
         if trial in self._full or not self._queue.put_reports(timed, log, about=trial):
             self._full.add(trial)
         self._queue.deliver()
@@ -248,6 +250,7 @@ class Tracker:
         """Restore experiment, parent and a trial's run; returns whether any was missing."""
         before = self.runs.num_restored
         experiment = mlflow_client.find_experiment(self.client, self.experiment)
+        # From the outside in: a run cannot be restored in an experiment that is deleted.
         is_lost = experiment is None
         if experiment is None:
             self._open_new_experiment()
@@ -303,6 +306,8 @@ class Tracker:
             "front/size": len(front.pareto_front(points)),
             "front/finished": num_finished,
         }
+        # `_logged` begins with what the run already has, so a resumed sweep repeats no step of the
+        # curve.
         if num_finished > self._logged.get("front/finished", -1):
             self._log_numbers(values, at, step=num_finished)
 

@@ -68,6 +68,8 @@ class TrialRuns:
             texts["outcomes.csv"] = csv_text(front.points([record]), params)
             for index, outcome in enumerate(record.outcomes):
                 values = {f"outcome/{name}": v for name, v in outcome_metrics(outcome).items()}
+                # A family of three sizes: `outcome/wer` at steps 0, 1 and 2, as a curve over its
+                # outcomes.
                 self._runs.log_metrics(state, values, at=at, step=index)
         for name, text in texts.items():
             self._runs.client.log_text(state.run_id, text, name)
@@ -75,6 +77,7 @@ class TrialRuns:
     def end(self, record: TrialRecord, at: int) -> None:
         """Log the final metrics of a trial that is over, and end its run."""
         state = self._state(record, at)
+        # A call whose answer was lost is made again, and has then nothing to do.
         if state.status == STATUS[record.state]:
             return
         values = {"seconds": record.seconds, "seconds_wasted": record.wasted_seconds}
@@ -95,6 +98,8 @@ class TrialRuns:
             Whether a run that was lost has been written again.
         """
         state = self.states.get(record.number)
+        # The run that this segment writes to, then the one that the ledger names; others are
+        # duplicates.
         preferred = (state.run_id if state else None, record.mlflow_run_id)
         run = repair.choose_run(self._runs, candidates, preferred, parent=self.parent)
         if run is None:
@@ -109,6 +114,7 @@ class TrialRuns:
             self.end(record, milliseconds_now())
         elif record.state == "waiting" and status == "RUNNING":
             self._runs.set_waiting(self.states[record.number])
+        # A trial without an id never had a run, so that writing it repairs nothing.
         return run is None and record.is_over and record.mlflow_run_id is not None
 
     def set_waiting(self) -> None:

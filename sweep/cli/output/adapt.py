@@ -37,6 +37,7 @@ def adaptation_config(
     table = _table(file) if file is not None else {}
     trial = _section(table, "trial", file)
     tuning, new = _section(trial, "tuning", file), _section(trial, "corpus", file)
+    # The later wins: the default, the file, the command line.
     tuning = {"steps": STEPS, **tuning, **({} if steps is None else {"steps": steps})}
     runtime = {"threads": num_cores(), **_section(trial, "runtime", file)}
     corpora = {"corpus": {**new, **_corpus_values(corpus, root)}}

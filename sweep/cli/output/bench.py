@@ -15,6 +15,8 @@ def bench_title(measured: Mapping[str, Any]) -> str:
         f"{measured['seconds']:g} s of audio, threads: {measured['threads']};"
         f" throughput with {measured['batch']} at a time"
     )
+    # A slow runtime is stopped after a minute with fewer passes; the title states the fewest of
+    # all.
     fewest = [min(row["passes"][i] for row in measured["rows"]) for i in range(2)]
     setting += f"; medians of {fewest[0]} passes, of {fewest[1]} for throughput"
     if measured["params"] is None:

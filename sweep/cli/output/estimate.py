@@ -18,6 +18,7 @@ def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]
     """
     base = config.space.base
     steps = base.pruning.steps + base.tuning.steps
+    # 0.5 s a step, a teacher of 1000, 20 trials of 300: 0.5 * (1000 + 6000) / 3600 = 0.97 hours.
     teacher = 0 if base.teacher.bundle else base.teacher.steps
     seconds = cost.seconds_per_step * (teacher + steps * config.sweep.trials)
     return {
@@ -59,6 +60,7 @@ def removed_range(space: SearchSpace) -> dict[str, tuple[float, float]]:
     """
     pruning, searched = space.base.pruning, space.distributions
     resources = searched.get("pruning.resource")
+    # resource = { choice = ["flops", "latency"] } gives the name "flops or latency".
     first = " or ".join(map(str, resources.probes())) if resources else pruning.resource
     budgets: list[tuple[str, str, float]] = [(first, "target_sparsity", pruning.target_sparsity)]
     budgets += [(name, f"also.{name}", share) for name, share in pruning.also.items()]

@@ -79,7 +79,9 @@ def detail_rows(results: Sequence[SplitTranscripts]) -> list[dict[str, Any]]:
     """Returns one row per utterance; columns of a second model begin with `against_`."""
     columns: dict[str, Sequence[Any]] = {"id": results[0].ids, "reference": results[0].references}
     for prefix, result in zip(("", "against_"), results, strict=False):
+        # The rows need no interval, so one bootstrap sample instead of thousands.
         report = wer_report(result.references, result.hypotheses, samples=1)
+        # Both models have the same references, so their words are one column.
         columns.setdefault("words", report.words)
         columns |= {f"{prefix}hypothesis": result.hypotheses, f"{prefix}errors": report.errors}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -9,6 +9,7 @@ from typing import Any
 def as_json(values: Any) -> str:
     """Returns one JSON value on one line; NaN and infinity become null, as JSON has neither."""
     try:
+        # Most values are finite, so the copy with nulls is made only when this fails.
         return json.dumps(values, allow_nan=False)
     except ValueError:
         return json.dumps(_finite(values))

@@ -37,6 +37,7 @@ class StageReporter:
         self._quiet_seconds, self._every_seconds = quiet_seconds, every_seconds
         self._ended = threading.Event()
         self._bar: Progress | None = None
+        # A spinner in a log file would be thousands of lines.
         if err.is_terminal:
             self._bar = _make_bar()
             self._task = self._bar.add_task(first, total=None)
@@ -70,8 +71,11 @@ class StageReporter:
     def _print_lines(self) -> None:
         """Prints each stage that begins after the quiet seconds, and repeats a long one."""
         printed, printed_at = "", 0.0
+        # The event instead of a sleep, so that a command that ends does not wait for its thread.
         while not self._ended.wait(_LOOK_SECONDS):
             now, stage = time.monotonic(), self._stage
+            # A stage that begins and ends between two looks is not printed: the thread looks five
+            # times a second.
             is_due = stage != printed or now - printed_at >= self._every_seconds
             if is_due and now - self._began >= self._quiet_seconds:
                 printed, printed_at = stage, now

@@ -31,8 +31,11 @@ class _Output(io.FileIO):
             if error.errno not in GONE:
                 raise
             _redirect_to_null(self.fileno())
+            # A closed terminal is EIO and not EPIPE: then nobody piped the output, and the command
+            # goes on.
             if error.errno == errno.EPIPE and self.fileno() == STDOUT and _Output.ends_quietly:
                 sys.exit(0)
+            # All bytes count as written: fewer would make the buffer above try again without end.
             return memoryview(data).nbytes
 
 
@@ -64,9 +67,12 @@ def _guard(stream: TextIO) -> TextIO:
         stream.flush()
     except (OSError, ValueError, AttributeError):  # closed, in memory, or none at all
         return stream
+    # In a notebook or a test the stream is an object of theirs, which stays as it is.
     if descriptor not in (STDOUT, STDERR) or not isinstance(stream, io.TextIOWrapper):
         return stream
     return io.TextIOWrapper(
+        # Errors of a closed pipe come from the lowest layer, when a buffer is flushed, so that is
+        # the one that has to handle them.
         io.BufferedWriter(_Output(descriptor, "wb", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
@@ -78,5 +84,6 @@ def _guard(stream: TextIO) -> TextIO:
 def _redirect_to_null(descriptor: int) -> None:
     """Redirects a descriptor to the null device, for every library that writes to it."""
     null_device = os.open(os.devnull, os.O_WRONLY)
+    # The descriptor and not `sys.stdout`: libraries in C and child processes write to the former.
     os.dup2(null_device, descriptor)
     os.close(null_device)

@@ -54,6 +54,7 @@ def render_transcript(
         )
     shown = (
         f"\n{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n"
+        # WebVTT reads `<` and `&` as markup; SubRip is plain text here.
         f"{html.escape(cue.text, quote=False)}\n"
         for cue in cues
     )
@@ -65,12 +66,15 @@ def cues_of(words: Sequence["SpokenWord"]) -> list[Cue]:
     cues = [
         Cue(
             start=group[0].start,
+            # "Yes" from 3.0 s to 3.2 s is shown until 4.0 s, or until the next cue begins, say at
+            # 3.9 s.
             end=max(group[-1].end, group[0].start + SHORTEST_SECONDS),
             text="\n".join(textwrap.wrap(" ".join(word.text for word in group), LINE)),
         )
         for group in _groups(words)
     ]
     following = [cue.start for cue in cues[1:]]
+    # The last cue has none that follows, so it keeps its end.
     ends = [min(cue.end, start) for cue, start in zip(cues, following, strict=False)]
     return [replace(cue, end=end) for cue, end in zip(cues, ends, strict=False)] + cues[-1:]
 
@@ -90,6 +94,7 @@ def transcript_paths(
     """
     sources: dict[Path, Path] = {}
     for file, name in files:
+        # a.wav and a.flac would both be a.txt.
         output = folder / name.with_suffix(ENDINGS[written_as])
         if output in sources:
             raise ConfigError(
@@ -133,6 +138,7 @@ def _groups(words: Sequence["SpokenWord"]) -> Iterator[list["SpokenWord"]]:
 def _fits(group: Sequence["SpokenWord"], word: "SpokenWord") -> bool:
     text = " ".join([*(other.text for other in group), word.text])
     return (
+        # "a" 0.0-0.4, "b" 0.5-0.9, "c" 1.9-2.3: the pause of 1.0 s ends the first cue after "b".
         word.start - group[-1].end < PAUSE_SECONDS
         and word.end - group[0].start <= LONGEST_SECONDS
         and len(textwrap.wrap(text, LINE)) <= LINES
@@ -140,6 +146,7 @@ def _fits(group: Sequence["SpokenWord"], word: "SpokenWord") -> bool:
 
 
 def _clock(seconds: float, point: str) -> str:
+    # Rounded once, before the split: 59.9996 s is 00:01:00,000, never 00:00:60,000.
     thousandths = round(1000 * seconds)
     minutes, rest = divmod(thousandths, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"

@@ -37,6 +37,7 @@ def _progress(values: Mapping[str, Any]) -> str:
     """Returns whether a sweep runs, is complete, or could continue."""
     if values["driver"]:
         return f"runs in process {values['driver']}"
+    # 8 of 8 ended is complete; 8 of 8 of which one waits again is not.
     begun = values["waiting"] + values["running"]
     ended = values["finished"] + values["stopped"] + values["failed"]
     return "is complete" if ended >= values["trials"] and not begun else "is not running"
@@ -85,6 +86,7 @@ def front_as_lines(points: Sequence[Point]) -> Iterator[str]:
 def _align(
     headings: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[bool]
 ) -> Iterator[str]:
+    # "WER\n(%)" is two lines in a table of rich's and "WER (%)" here.
     table = [[heading.replace("\n", " ") for heading in headings], *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells, is_marked in zip(table, (False, *marks), strict=True):
@@ -94,6 +96,7 @@ def _align(
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
+        # Trial 7 with three outcomes has the rows 7, 7.1 and 7.2.
         f"{row['trial']}.{row['outcome']}" if row["outcome"] else str(row["trial"]),
         *(row["state"], row["method"]),
         *(_number(row["target_sparsity"], 100, 1), _number(row["realised_sparsity"], 100, 1)),
@@ -105,6 +108,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _number(value: float | None, scale: float, digits: int) -> str:
+    # _number(0.0512, 100, 2) is "5.12": fractions inside, percent in tables.
     return "" if value is None else f"{scale * value:.{digits}f}"
 
 
@@ -147,4 +151,5 @@ def last_lines(folder: Path, number: int) -> list[str]:
     path = folder / "logs" / f"trial-{number:04}.log"
     if not path.is_file():
         return []
+    # A log holds the output of libraries, which need not be UTF-8.
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

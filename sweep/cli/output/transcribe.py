@@ -56,8 +56,11 @@ class TranscriptWriter:
 
     def finish(self, *, num_files: int) -> None:
         """Prints the JSON value of all files, and exits with an error if a file failed."""
+        # One value for all files, as a script reads it; none if there is no transcript at all.
         if self.written_as == "json" and self.paths is None and len(self._failed) < num_files:
             out.print(as_json(self._values), markup=False)
+        # Each error was printed when it occurred, perhaps hours and many files before: named once
+        # more.
         if self._failed and num_files > 1:
             names = ", ".join(f"`{file}`" for file in self._failed)
             print_error(f"{len(self._failed)} of {num_files} files were not transcribed: {names}")
@@ -102,6 +105,7 @@ class TranscriptionProgress:
 
     def print_result(self, write: Callable[["Result"], None], result: "Result") -> None:
         """Calls `write` with the result while the bar is hidden."""
+        # A line that is printed while the bar is drawn would be torn by it on the same terminal.
         self._bar.stop()
         write(result)
         self._bar.start()
