@@ -12,6 +12,7 @@ from sweep.config.space import overlaid
 from sweep.ledger.records import State, TrialRecord
 from sweep.pareto import front
 from sweep.pareto.front import Point
+from sweep.search.budget import reached_limit
 from sweep.snapshot import SweepSnapshot
 from sweep.storage.addresses import display_name
 
@@ -79,7 +80,10 @@ def _outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
 
 
 def status_values(snapshot: SweepSnapshot) -> dict[str, Any]:
-    """Return how far a sweep has come: trials by state, seconds, size of the front."""
+    """Return how far a sweep has come: trials by state, seconds, size of the front.
+
+    `limit` is the limit of its budget that it has reached, if any: then it begins no more trials.
+    """
     counts = Counter(record.state for record in snapshot.records)
     states: tuple[State, ...] = ("waiting", "running", "finished", "stopped", "failed")
     points = snapshot.points
@@ -87,7 +91,8 @@ def status_values(snapshot: SweepSnapshot) -> dict[str, Any]:
         "name": snapshot.config.sweep.name,
         "folder": display_name(snapshot.folder),
         "driver": snapshot.driver,
-        "trials": snapshot.config.sweep.trials,
+        "trials": snapshot.config.num_trials,
+        "limit": reached_limit(snapshot.records, snapshot.config),
         **{state: counts[state] for state in states},
         "seconds": sum(record.seconds for record in snapshot.records),
         "front": len(snapshot.front),

@@ -110,8 +110,10 @@ def identifiers():
                 yield node.attr
 
 
-def own_lines(function):
-    return function.end_lineno - function.lineno + 1
+def own_lines(path, function):
+    """Lines of a function but those that are comments alone: a reason makes no function longer."""
+    lines = path.read_text().splitlines()[function.lineno - 1 : function.end_lineno]
+    return sum(not line.strip().startswith("#") for line in lines)
 
 
 def arguments_of(function):
@@ -163,7 +165,12 @@ def test_a_folder_has_at_most_20_modules():
 
 
 def test_functions_are_short():
-    lines = sorted(own_lines(f) for f in FUNCTIONS)
+    lines = sorted(
+        own_lines(path, node)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
     assert statistics.median(lines) <= 8
     assert lines[int(0.9 * len(lines))] <= 22

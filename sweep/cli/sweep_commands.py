@@ -123,11 +123,12 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.snapshot import load_snapshot
     from sweep.storage.lock import sweep_lock
 
-    snapshot = load_snapshot(folder)
-    # From the records as well as the plan: what "5 more" means depends on whether the sweep is
-    # over.
-    values = extended_budget(snapshot.records, snapshot.config, trials=trials, hours=hours)
+    # Read under the lock: of two commands at once, the second must add to what the first wrote.
     with sweep_lock(folder):
+        snapshot = load_snapshot(folder)
+        # From the records as well as the plan: what "5 more" means depends on whether the sweep is
+        # over.
+        values = extended_budget(snapshot.records, snapshot.config, trials=trials, hours=hours)
         rewrite(folder, snapshot.config.with_budget(**values))
 
 

@@ -119,8 +119,9 @@ def _choice(name: str, options: Any) -> Choice:
                 f"`{name}` must be a choice of numbers, texts or true and false,"
                 f" but one is {option!r} instead"
             )
-    # By type, too: `1`, `1.0` and `true` are equal in Python, but three values of a configuration.
-    if len({(type(o), o) for o in options}) < len(options):
+    # `1`, `1.0` and `true` are equal, too: a ledger finds an option by comparing, and would give
+    # the first for all three.
+    if len(set(options)) < len(options):
         raise ConfigError(
             f"`{name}` must be a choice of different values, but is {options!r} instead"
         )

@@ -28,7 +28,7 @@ def _key(key: str) -> str:
     """Labels may have dots and slashes."""
     # `zone` stays bare; `ray.io/zone` is written as "ray.io/zone", or it would be two tables.
     is_bare = key.replace("-", "_").isidentifier() and key.isascii()
-    return key if is_bare else json.dumps(key, ensure_ascii=False)
+    return key if is_bare else _scalar(key)
 
 
 def _is_section(value: Any) -> bool:
@@ -43,4 +43,9 @@ def _value(value: Any) -> str:
         return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # JSON's scalars are TOML's
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """JSON's scalars are TOML's, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

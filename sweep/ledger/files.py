@@ -72,19 +72,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _check(path: Path, database: sqlite3.Connection) -> None:
     try:
-        # `quick_check` looks at each page, but does not compare indexes with tables, which takes
-        # longer; 1 ends it at the first error. A sound file gives the text "ok".
-        verdict = _foreign_schema(database)
-        verdict = verdict or database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        studies = database.execute("SELECT study_name FROM studies").fetchall()
-        if verdict == "ok":
-            verdict = _missing_version(database) or verdict
+        # The schema first, and nothing after a foreign one: to read a view named `studies` is to
+        # run whatever its author wrote.
+        verdict = _foreign_schema(database) or _broken_content(database)
     except (sqlite3.Error, UnicodeError) as error:  # names in the schema are bytes, too
         raise LedgerError(damaged_error(path, error)) from error
-    if verdict != "ok" or (STUDY,) not in studies:
-        raise LedgerError(
-            damaged_error(path, verdict if verdict != "ok" else f"no study `{STUDY}`")
-        )
+    if verdict is not None:
+        raise LedgerError(damaged_error(path, verdict))
 
 
 def _foreign_schema(database: sqlite3.Connection) -> str | None:
@@ -92,6 +86,18 @@ def _foreign_schema(database: sqlite3.Connection) -> str | None:
     query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
     entry = database.execute(query).fetchone()
     return f"has the {entry[0]} {entry[1]!r}" if entry else None
+
+
+def _broken_content(database: sqlite3.Connection) -> str | None:
+    """The first fault of a file whose tables are Optuna's."""
+    # `quick_check` looks at each page, but does not compare indexes with tables, which takes
+    # longer; 1 ends it at the first error. A sound file gives the text "ok".
+    verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        return str(verdict)
+    if (STUDY,) not in database.execute("SELECT study_name FROM studies").fetchall():
+        return f"no study `{STUDY}`"
+    return _missing_version(database)
 
 
 def _missing_version(database: sqlite3.Connection) -> str | None:

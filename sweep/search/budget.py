@@ -65,7 +65,7 @@ def spent_hours(records: Sequence[TrialRecord]) -> float:
 
 
 def _has_settled(records: Sequence[TrialRecord], budget: BudgetConfig) -> bool:
-    """Whether the hypervolume hardly grew over the last trials that ended."""
+    """Whether the hypervolume hardly grew over the last trials, by number, of those that ended."""
     over = [record for record in records if record.is_over]
     if not budget.plateau_trials or len(over) <= budget.plateau_trials:
         return False

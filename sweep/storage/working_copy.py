@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sqlite3
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -202,13 +203,21 @@ class Sender:
     def __init__(self, folder: Path, remote: Remote) -> None:
         self._folder, self._remote = folder, remote
         self._state = SyncState.load(folder)
+        self._sending = threading.Lock()
 
     def send(self) -> bool:
         """Send the changed files, the ledger last; returns whether there were any.
 
+        May be called from several threads: each waits for the one before, as an upload that began
+        earlier and ended later would put an old file over a new one.
+
         Raises:
             StoreError: if the store cannot be reached; the next call goes on.
         """
+        with self._sending:
+            return self._send_changed()
+
+    def _send_changed(self) -> bool:
         changed = [path for path in self._small_files() if self._has_changed(path)]
         for path in changed:
             self._send_one(path)

@@ -19,7 +19,8 @@ from sweep.tracking.mlflow_server import database_uri, tracking_error
 from sweep.tracking.provenance import code_version
 from sweep.wer_labels import wer_name
 
-FOLDER = "model"
+FOLDER, DIGEST_LETTERS = "model", 16
+"""Folder of a bundle among the artifacts of its run, with the first letters of its digest."""
 """The bundle's folder among a run's artifacts."""
 DIGEST = "bundle.digest"
 
@@ -78,8 +79,9 @@ def promote(folder: Path, trial: str, *, name: str, alias: str) -> Promotion:
             name,
             model,
             run_id=record.mlflow_run_id,
-            # Outcomes 0 and 2 of one trial are the folders `model` and `model.2` of its run.
-            path=f"{FOLDER}.{index}" if index else FOLDER,
+            # By content: a trial that was tuned further must not overwrite what an earlier version
+            # of the registered model consists of.
+            path=f"{FOLDER}-{tags[DIGEST][:DIGEST_LETTERS]}",
             tags=tags,
             description=_description(snapshot, record, index),
         )

@@ -28,6 +28,7 @@ def test_what_the_user_has_set_stays():
     assert environment == TELEMETRY_OFF | {"ORT_DISABLE_TELEMETRY": "0"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_graph_leaves_nothing_in_the_temporary_folder(tmp_path):
     file, temporary = tmp_path / "model.onnx", tmp_path / "temporary"

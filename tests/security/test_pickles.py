@@ -325,6 +325,9 @@ def test_a_pickle_in_a_journal_is_damage(tmp_path, payload, mark, guard_effects,
 SCHEMAS = {
     "view": "ALTER TABLE trials RENAME TO t; CREATE VIEW trials AS WITH RECURSIVE"
     " n(trial_id) AS (SELECT 1 UNION ALL SELECT trial_id + 1 FROM n) SELECT * FROM n",
+    # Even to count its rows would never end.
+    "view of studies": "ALTER TABLE studies RENAME TO s; CREATE VIEW studies AS WITH RECURSIVE"
+    " n(study_name) AS (SELECT '' UNION ALL SELECT study_name || 'x' FROM n) SELECT * FROM n",
     "trigger": "CREATE TRIGGER x AFTER UPDATE ON trials BEGIN DELETE FROM studies; END",
 }
 
@@ -334,9 +337,9 @@ def test_a_ledger_that_runs_something_when_it_is_used_is_damage(sweep, kind):
     with closing(sqlite3.connect(sweep / FILE)) as database:
         database.executescript(SCHEMAS[kind])
 
-    with pytest.raises(LedgerError, match=f"has the {kind}"):
+    with pytest.raises(LedgerError, match=f"has the {kind.split()[0]}"):
         records_in(sweep)
-    with pytest.raises(LedgerError, match=f"has the {kind}"):
+    with pytest.raises(LedgerError, match=f"has the {kind.split()[0]}"):
         Ledger.open(sweep)
 
 

@@ -20,10 +20,10 @@ def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]
     steps = base.pruning.steps + base.tuning.steps
     # 0.5 s a step, a teacher of 1000, 20 trials of 300: 0.5 * (1000 + 6000) / 3600 = 0.97 hours.
     teacher = 0 if base.teacher.bundle else base.teacher.steps
-    seconds = cost.seconds_per_step * (teacher + steps * config.sweep.trials)
+    seconds = cost.seconds_per_step * (teacher + steps * config.num_trials)
     return {
         "name": config.sweep.name,
-        "trials": config.sweep.trials,
+        "trials": config.num_trials,
         "searched": list(config.space.distributions),
         "removed": removed_range(config.space),
         "params": cost.params,

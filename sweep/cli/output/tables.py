@@ -37,10 +37,10 @@ def _progress(values: Mapping[str, Any]) -> str:
     """Returns whether a sweep runs, is complete, or could continue."""
     if values["driver"]:
         return f"runs in process {values['driver']}"
-    # 8 of 8 ended is complete; 8 of 8 of which one waits again is not.
+    # 8 of 8 ended is complete; 8 of 8 of which one waits again is not. Nor need all trials have
+    # begun: hours that are spent complete a sweep, too.
     begun = values["waiting"] + values["running"]
-    ended = values["finished"] + values["stopped"] + values["failed"]
-    return "is complete" if ended >= values["trials"] and not begun else "is not running"
+    return "is complete" if values["limit"] and not begun else "is not running"
 
 
 TRIAL_HEADINGS = (

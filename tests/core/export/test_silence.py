@@ -59,7 +59,7 @@ def corpus(tmp_path_factory):
     return root, [folder / f"{name}.wav" for name in made]
 
 
-@pytest.fixture(scope="module", params=[0, 1])
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.long)])
 def model(request, tmp_path_factory):
     """A bundle of chance that hears something in everything."""
     folder = tmp_path_factory.mktemp("model")

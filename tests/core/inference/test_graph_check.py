@@ -50,6 +50,7 @@ def refused(file: Path, message: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_graphs_that_leave_are_taken(tmp_path):
     export_onnx(small_model(), tmp_path / "model.onnx")

@@ -130,6 +130,44 @@ def test_status_says_when_all_is_done(run, sweep):
     assert "is complete" in out
 
 
+GRID = """
+[search]
+sampler = "grid"
+grid_levels = 2
+"""
+
+
+def test_a_grid_smaller_than_its_budget_is_complete_with_its_last_trial(run, tiny_space, tmp_path):
+    """One range at two levels and the control are three trials, whatever was asked for."""
+    tiny_space.write_text(tiny_space.read_text().replace("lambda_lr = { log", "# ") + GRID)
+    folder = tmp_path / "grid"
+    create(folder, load(str(tiny_space)), tiny_space.read_text())
+    ledger = Ledger.create(folder)
+    for number in range(3):
+        assert "is not running" in run("status", folder)[1]
+        ledger.add({"pruning.target_sparsity": 0.2}, LEAVES)
+        ledger.start(number)
+        ledger.finish(number, [make_outcome()])
+    ledger.close()
+
+    assert "is complete" in run("status", folder)[1]
+    assert "3 trials" in run("check", tiny_space)[1]
+
+
+def test_a_sweep_that_has_spent_its_hours_is_complete(run, tiny_space, tmp_path):
+    tiny_space.write_text(tiny_space.read_text().replace("trials = 4", "trials = 4\nhours = 1e-9"))
+    folder = tmp_path / "spent"
+    create(folder, load(str(tiny_space)), tiny_space.read_text())
+    ledger = Ledger.create(folder)
+    ledger.add({"pruning.method": "dense"}, LEAVES)
+    ledger.start(0)
+    ledger.finish(0, [make_outcome()])
+    ledger.close()
+    assert run("trials", folder)[0] == 0
+
+    assert "is complete" in run("status", folder)[1]
+
+
 def test_a_failed_trial_shows_why(run, sweep):
     _, out, _ = run("show", sweep, 3)
 

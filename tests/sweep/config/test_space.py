@@ -98,6 +98,8 @@ def test_whole_numbers_stay_whole_and_inside(low, width, share):
         ({"method": {"choice": ["l0", "lzero"]}}, "`pruning.method`.*`lzero`"),
         ({"method": {"choice": []}}, "one or more"),
         ({"method": {"choice": ["l0", "l0"]}}, "different values"),
+        ({"steps": {"choice": [1, True]}}, "different values"),  # equal to a ledger's index
+        ({"target_sparsity": {"choice": [0, 0.0]}}, "different values"),
         ({"axes": {"choice": [["head"], ["inner"]]}}, "numbers, texts"),
         ({"l0": {"lambda_lrr": {"uniform": [0.1, 0.2]}}}, "lambda_lrr`.*did you mean `lambda_lr`"),
         ({"l0": {"lambda_lr": {"unifrom": [0.1, 0.2]}}}, "did you mean `uniform`"),

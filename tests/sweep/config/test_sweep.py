@@ -3,6 +3,7 @@ import tomllib
 import pytest
 
 from core.config.base import ConfigError
+from sweep.config import toml_writer
 from sweep.config.sweep import create, find, load, names, open_config, parse, read_space
 
 
@@ -14,6 +15,14 @@ def test_every_search_space_is_valid_and_survives_being_written_out(name):
     assert again.toml() == config.toml()
     assert again.space.distributions == config.space.distributions
     assert again.space.base == config.space.base
+
+
+def test_any_character_of_keys_and_values_is_read_back_as_it_was():
+    """DEL is a plain character to JSON and must be escaped in TOML."""
+    name = "".join(map(chr, range(0x120))) + "\u2028"
+    table = {"sweep": {"name": name, name: name}}
+
+    assert tomllib.loads("\n".join(toml_writer.lines(table))) == table
 
 
 def test_what_is_written_out_names_every_default():

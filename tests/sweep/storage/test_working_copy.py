@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 
 import pytest
 from made_outcomes import make_outcome
@@ -16,7 +17,7 @@ from sweep.storage.archive import pack, unpack
 from sweep.storage.lock import driver_pid, is_stop_requested, request_stop, sweep_lock
 from sweep.storage.object_store import Remote
 from sweep.storage.sync import UnsentError
-from sweep.storage.working_copy import GENERATION, SyncState, refresh, resolve_folder
+from sweep.storage.working_copy import GENERATION, Sender, SyncState, refresh, resolve_folder
 
 LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 
@@ -130,6 +131,43 @@ def test_pictures_and_mlflow_are_fetched_by_who_needs_them(sweep, machine):
 
     refresh(second, is_whole=True)
     assert (second / "front" / "front.html").read_text() == "page"
+
+
+class SlowStore(Remote):
+    """A store whose first upload of the sweep's file takes until it is let go."""
+
+    def __init__(self, address):
+        super().__init__(address)
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def upload(self, path, key):
+        content = path.read_bytes()
+        if key == "sweep.toml" and not self.has_begun.is_set():
+            self.has_begun.set()
+            self.may_end.wait(10)
+            slow = path.with_name("slow")
+            slow.write_bytes(content)
+            path = slow
+        super().upload(path, key)
+
+
+def test_a_slow_upload_never_puts_an_old_file_over_a_new_one(sweep, address):
+    (sweep / "sweep.toml").write_text("# old\n")
+    store = SlowStore(address)
+    sender = Sender(sweep, store)
+    in_background = threading.Thread(target=sender.send)
+    in_background.start()
+    assert store.has_begun.wait(10)
+    (sweep / "sweep.toml").write_text("# newer\n")
+
+    at_end = threading.Thread(target=sender.send)
+    at_end.start()
+    at_end.join(0.5)  # without a lock it has ended by now
+    store.may_end.set()
+    in_background.join()
+    at_end.join()
+
+    assert store.read("sweep.toml").data == b"# newer\n"
 
 
 def test_two_machines_never_drive_one_sweep(sweep, machine, monkeypatch):

@@ -1,6 +1,7 @@
 """A trial's model in a real registry: once, under an alias, and loadable again."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,22 @@ def test_the_same_trial_twice_is_one_version_and_moves_the_alias(run, sweep):
     promoted(run, sweep, 0, alias="small")
     assert len(client.search_model_versions("name = 'digits'")) == 2
     assert set(client.get_registered_model("digits").aliases) == {"best", "small"}
+
+
+def test_a_trial_that_was_tuned_further_leaves_the_files_of_its_first_version(
+    run, sweep, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(sweep))
+    model = sweep / "trials" / "0000" / "model"
+    first, digest = promoted(run, sweep, 0, alias="first"), bundle_digest(model)
+    shutil.rmtree(model)
+    save_bundle(model, 9, tmp_path)
+
+    second = promoted(run, sweep, 0, alias="second")
+
+    found = [Path(mlflow.artifacts.download_artifacts(each["uri"])) for each in (first, second)]
+    assert [bundle_digest(folder) for folder in found] == [digest, bundle_digest(model)]
+    assert digest != bundle_digest(model)
 
 
 def test_a_version_says_where_it_comes_from(run, sweep):

@@ -22,10 +22,10 @@ from core.testing import (
 LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
 OFTEN = [
     ("binary", deeper(2)),
-    ("empty_blocks", deeper(2)),
     ("binary", with_frontend(deeper(2), "dw_striding 8x")),
 ]
 SELDOM = [
+    ("empty_blocks", deeper(2)),
     ("open", deeper(2)),
     ("empty_modules", deeper(2)),
     ("all_modules_empty", deeper(2)),
@@ -88,6 +88,7 @@ def test_a_graph_with_its_weights_beside_it_computes_the_same_in_any_folder(tmp_
     assert torch.equal(beside.logits, inside.logits)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_after_an_export_the_memory_of_its_weights_is_free(tmp_path):
     model = small_model()

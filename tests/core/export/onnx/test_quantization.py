@@ -97,7 +97,7 @@ def test_it_is_smaller_and_alone_in_its_folder(toy, quantise, tmp_path):
 @pytest.mark.parametrize(
     ("quantise", "is_nemo"),
     [
-        (dynamic, False),
+        pytest.param(dynamic, False, marks=pytest.mark.long),
         pytest.param(dynamic, True, marks=pytest.mark.long),
         pytest.param(static, False, marks=pytest.mark.long),
     ],
@@ -124,7 +124,9 @@ def test_a_file_that_is_no_graph_is_named(quantise, content, tmp_path):
         quantise(tmp_path / "broken.onnx", tmp_path / "small.onnx")
 
 
-@pytest.mark.parametrize("front_end", ["conv4", "dw_striding 8x"])
+@pytest.mark.parametrize(
+    "front_end", ["conv4", pytest.param("dw_striding 8x", marks=pytest.mark.long)]
+)
 def test_dynamic_integers_are_those_of_the_runtimes_own_quantizer(front_end, graphs, tmp_path):
     shape = deeper(2) if front_end == "conv4" else with_frontend(deeper(2), front_end)
     graph = exported(graphs, shape) / "model.onnx"
