@@ -101,6 +101,8 @@ class Block(nn.Module):
     def axes(self) -> list[Axis]:
         """Return the block's axis, whose gate scales its modules' outputs, then the modules'."""
         inside = [axis for part in self.parts() for axis in part.axes()]
+        # The block's norm is not scaled: its input is the residual stream itself, which must pass a
+        # half-open gate in full.
         outputs = (piece for axis in inside if axis.is_whole for piece in axis.slices)
         return [Axis(name=self.name, kind="block", size=1, slices=tuple(outputs)), *inside]
 
@@ -109,6 +111,7 @@ class Block(nn.Module):
         return (*inside, *self.norm.width_slices())
 
     def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        # Gain and bias of the final norm, which goes with the block alone, never with its modules.
         norm = Cost(params=2 * counts["width"], flops=0)
         inside = total(part.cost(counts, lengths) for part in self.parts())
         return counts[self.name] * (inside + norm)
