@@ -47,6 +47,7 @@ def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[s
     with atomic_folder(folder) as tmp_path:
         shape = {"format": FORMAT, **model.shape.to_plain()}
         (tmp_path / "shape.json").write_text(json.dumps(shape, indent=1))
+        # safetensors refuses tensors that are views with strides of their own.
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(weights, tmp_path / "model.safetensors")
         tokenizer.save(tmp_path / FILE_NAME)
@@ -66,6 +67,8 @@ def load(folder: Path) -> Bundle:
     try:
         shape = read_shape(plain)
         weights = load_file(folder / "model.safetensors")
+        # No weights are drawn that would be replaced; `assign` below takes those of the file as
+        # they are.
         with torch.device("meta"):
             model = Conformer(shape)
     except (SafetensorError, ValueError, OSError) as error:
@@ -73,6 +76,7 @@ def load(folder: Path) -> Bundle:
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
+        # The first line of torch's error names the class; the second one says what does not fit.
         first = str(error).splitlines()[1].strip()
         raise BundleError(
             f"`{folder}/model.safetensors` must fit shape.json, but: {first}"

@@ -162,6 +162,7 @@ def make_patterned_speech(count: int, *, seed: int, tokens: range | None = None)
         length = int(torch.randint(3, 7, (1,), generator=generator))
         words = torch.randint(spoken.start, spoken.stop, (length,), generator=generator)
         lasts = torch.randint(12, 24, (2 * length + 1,), generator=generator)
+        # Silence and words in turns: 2 n + 1 stretches, the even ones silent and half as long.
         lasts[::2] //= 2
         sequence = torch.zeros(2 * length + 1, dtype=torch.long)
         sequence[1::2] = words

@@ -32,11 +32,14 @@ def calibrate_table(
     """Return the table with the measured times of whole models."""
     space = Space.of(unpruned, KINDS, table.utterance_seconds, latency=table)
     full = float(space.unpruned.latency)
+    # Phase 1: models to time, and what the table says of them.
     choices = list(_choices(space, multiple_of))
     models = [extract(unpruned, as_mask(choice)).eval() for choice in choices]
     sums = np.array([float(space.choice_cost(choice).latency) for choice in choices])
+    # Phase 2: times as shares of the unpruned model's; means over the models of each share.
     shares = _measured_shares(unpruned, models, table.utterance_seconds, repeats, threads)
     sums, measured = (values.reshape(-1, DRAWS).mean(1) for values in (sums, full * shares))
+    # The correction must rise and end at (full, full): noise may not put a smaller model above it.
     rising = np.minimum(isotonic_regression(measured).x, full) if len(sums) else measured
     whole = [list(pair) for pair in zip(sums.tolist(), rising.tolist(), strict=True)]
     return LatencyTable.parse({**table.model_dump(), "whole": [*whole, [full, full]]})
@@ -47,6 +50,7 @@ def _choices(space: Space, multiple_of: int) -> Iterator[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     nested = NestedOrder.of(space, _uneven_scores(space, generator))
     lowest = 1 - float(space.sparsity(nested.cost(range(nested.floors)), "latency"))
+    # A share that not even the units that must stay allow has no model.
     for share in (share for share in SHARES if share > lowest):
         for _ in range(DRAWS):
             budget = Budget(keep=share, resource="latency")
@@ -57,6 +61,7 @@ def _uneven_scores(space: Space, generator: torch.Generator) -> dict[str, Tensor
     """Return random scores by which every axis keeps another share of its units."""
     return {
         axis.name: torch.rand(axis.size, generator=generator)
+        # One number per axis raises all its scores by up to 0.5: it keeps more units.
         + UNEVENNESS * torch.rand((), generator=generator)
         for axis in space.units
     }
@@ -71,10 +76,12 @@ def _measured_shares(
     torch.set_num_threads(threads)
     rounds = [
         [
+            # The second of two passes: the first one warms up.
             [time_forward(model, speech, device) for _ in range(2)][1]
             for model in (unpruned, *models)
         ]
         for _ in range(repeats)
     ]
     torch.set_num_threads(before)
+    # Ratios within a round: a machine that is slower for a while slows both.
     return np.median([[taken / row[0] for taken in row[1:]] for row in rounds], axis=0)

@@ -42,6 +42,7 @@ class Foster(Magnitude):
         task_weight = config.distillation.task_weight
         boosting = config.boosting.model_copy(update={"task_weight": task_weight})
 
+        # It names `stage`, which is bound below, before the first evaluation.
         def evaluate(trained: Boosted | Conformer) -> Report:
             # A boosted model is not a result: what would be extracted now is the small one.
             del trained

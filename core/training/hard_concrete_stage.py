@@ -42,6 +42,7 @@ class ConcreteStage(GateStage):
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         number = step * self._rounds // self.steps
+        # The first step of each round but the first: steps 4 and 7 of 10 in 3 rounds.
         if number > 0 and (step - 1) * self._rounds // self.steps < number:
             self._shrink(number)
         self.concrete.anneal(step / max(1, self.steps - 1))
@@ -49,9 +50,11 @@ class ConcreteStage(GateStage):
 
     def _shrink(self, number: int) -> None:
         """Close the units of the first `number` rounds permanently; reset the gates' optimizers."""
+        # Target 0.75 in 2 rounds: the first removes 0.5, half of what there is, as does the second.
         share = 1 - (1 - self.ctx.target) ** (number / self._rounds)
         self.concrete.shrink(self.ctx.choose(self.concrete.scores(), share))
         for optimizer in self.gate_primal:
+            # Adam's moments belong to gates before they were reset.
             optimizer.state.clear()
 
 
@@ -107,6 +110,7 @@ def centered_ranks(shares: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
     For example, the shares 1/3, 2/3 and 1 become -1, 0 and 1.
     """
     size = len(shares)
+    # Ranks r = size * share from 1 to size: (2 r - size - 1) / (size - 1).
     return ((2 * size * shares - size - 1) / max(1, size - 1)).float()
 
 

@@ -84,6 +84,7 @@ class GuardedData:
 
     what: Need
 
+    # Only use raises: a context with it can be passed on and copied.
     def __iter__(self) -> Iterator[Any]:
         raise NeedError(
             f"`needs` of a method must name {self.what}, as the method uses them, but does not."
