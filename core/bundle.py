@@ -41,6 +41,12 @@ class Bundle:
 def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[str, Any]) -> None:
     """Writes a bundle under a temporary name, then renames it: the folder is whole or absent.
 
+    Args:
+        folder: of the bundle.
+        model: its weights are copied to the CPU.
+        tokenizer: of the model.
+        report: plain values for `report.json`.
+
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """

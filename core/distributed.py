@@ -69,7 +69,7 @@ class Ranks:
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
-            # One exchange of up to 16 M numbers instead of one for each of many small tensors.
+            # One exchange for about 16 M numbers instead of one for each of many small tensors.
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat)
             sizes = [tensor.numel() for tensor in bucket]

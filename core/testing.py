@@ -213,7 +213,15 @@ def run_method(ctx: MethodContext) -> SearchResult:
 
 
 def run_as_rank(config: TrialConfig, dirs: TrialDirs, rank: int, size: int, store: str) -> int:
-    """A further rank of a trial, in a process of its own; returns how often it reported."""
+    """A further rank of a trial, in a process of its own; returns how often it reported.
+
+    Args:
+        config: the trial's.
+        dirs: the trial's folders.
+        rank: number of this rank, from 1.
+        size: number of ranks, the first one included.
+        store: `host:port` of the first rank's store.
+    """
     torch.set_num_threads(1)
     with join_ranks(rank=rank, size=size, store=store, device=torch.device("cpu")) as ranks:
         return sum(1 for _ in run(config, dirs, ranks))

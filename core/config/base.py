@@ -27,7 +27,7 @@ class Config(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        allow_inf_nan=False,  # a weight of `nan` would pass every bound
+        allow_inf_nan=False,  # infinity would meet every lower bound
         validate_default=True,
         use_attribute_docstrings=True,
     )

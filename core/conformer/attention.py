@@ -296,7 +296,14 @@ def relative_shift(
 def distance_table(
     time: int, width: int, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "distances width"]:
-    """Return sines and cosines, interleaved, of the distances T - 1 down to -(T - 1)."""
+    """Return sines and cosines, interleaved, of the distances T - 1 down to -(T - 1).
+
+    Args:
+        time: T, the number of frames.
+        width: of the table.
+        device: of the table.
+        dtype: of the table.
+    """
     # In fp64: with angles in fp32, entries would be wrong by up to 8e-5 in 60 s of speech and by
     # 4e-4 in 6 min.
     distances = torch.arange(time - 1, -time, -1, device=device, dtype=torch.float64)

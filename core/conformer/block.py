@@ -72,7 +72,14 @@ class Block(nn.Module):
         distances: Float[Tensor, "distances position_width"],
         closed: AbstractSet[str],
     ) -> Float[Tensor, "batch time width"]:
-        """Compute the block without the modules named in `closed`, whose gates are closed."""
+        """Compute the block without the modules named in `closed`, whose gates are closed.
+
+        Args:
+            x: the residual stream.
+            is_frame: whether each frame is real, not padding.
+            distances: the table of distances T - 1 to -(T - 1).
+            closed: names of modules.
+        """
         if self.ff1 is not None and self.ff1.name not in closed:
             x = self._with(x, self.ff1(x), share=0.5)
         if self.attention is not None and self.attention.name not in closed:

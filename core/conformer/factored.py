@@ -76,7 +76,14 @@ def row_slices(
 
 
 def column_slice(name: str, layer: Linear, *, block: int = 1, is_scaled: bool = False) -> Slice:
-    """Return the slice of units that are inputs of a layer: columns."""
+    """Return the slice of units that are inputs of a layer: columns.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+        block: columns per unit.
+        is_scaled: whether the gate's value multiplies these columns.
+    """
     prefix = f"{name}.reduce" if isinstance(layer, Factored) else name
     return Slice(tensor=f"{prefix}.weight", dim=1, block=block, is_scaled=is_scaled)
 

@@ -120,7 +120,14 @@ def is_spread(taken: Sequence[float]) -> bool:
 def latency_seconds(
     model: nn.Module, *, utterance_seconds: float, repeats: int, device: torch.device
 ) -> float:
-    """Return the median wall time of a forward pass over one utterance; see `batch_seconds`."""
+    """Return the median wall time of a forward pass over one utterance; see `batch_seconds`.
+
+    Args:
+        model: the model to time.
+        utterance_seconds: length of the utterance.
+        repeats: passes that count, after two to warm up.
+        device: of the model.
+    """
     seconds = batch_seconds(
         {"": model},
         utterances=1,

@@ -89,7 +89,13 @@ def spec_augment(
 ) -> Float[Tensor, "batch frames mels"]:
     """Set bands and spans to the utterance's mean of their mel bin (Park et al., 2019).
 
-    All chance is drawn where `generator` lives, so a CPU generator gives a GPU the same masks.
+    Random numbers are drawn where `generator` lives, so a CPU generator gives a GPU the same masks.
+
+    Args:
+        features: padded frames are 0.
+        num_frames: of each utterance.
+        config: number and widths of the masks.
+        generator: draws their widths and positions.
     """
     batch, longest, mels = features.shape
     # Masks by the second of each utterance's own length, not of the padded one.
@@ -152,6 +158,6 @@ def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
     return bank.float().to(device)
 
 
-# 1000 Hz are 1000 mel, up to 0.01.
+# 1000 Hz are 999.99 mel.
 def _mel(hz: Float[Tensor, " any"]) -> Float[Tensor, " any"]:
     return 1127.0 * torch.log1p(hz / 700.0)

@@ -25,21 +25,29 @@ UNEVENNESS = 0.5
 KINDS: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")
 
 
+# Pairs of (sum of components, measured time), one for each share: 3 models of a share become their
+# mean. Pairs must rise and end at (full, full), so noise may not put a smaller model above the
+# unpruned one.
 @torch.inference_mode()
 def calibrate_table(
     table: LatencyTable, unpruned: Conformer, *, repeats: int, threads: int, multiple_of: int
 ) -> LatencyTable:
-    """Return the table with the measured times of whole models."""
+    """Return the table with the measured times of whole models.
+
+    Args:
+        table: of components, whose sum is the time of the unpruned model.
+        unpruned: is pruned to the models that are timed.
+        repeats: rounds in which all models are timed.
+        threads: of torch.
+        multiple_of: units of an axis are left in multiples of this number.
+    """
     space = Space.of(unpruned, KINDS, table.utterance_seconds, latency=table)
     full = float(space.unpruned.latency)
-    # Phase 1: models to time, and what the table says of them.
     choices = list(_choices(space, multiple_of))
     models = [extract(unpruned, as_mask(choice)).eval() for choice in choices]
     sums = np.array([float(space.choice_cost(choice).latency) for choice in choices])
-    # Phase 2: times as shares of the unpruned model's; means over the models of each share.
     shares = _measured_shares(unpruned, models, table.utterance_seconds, repeats, threads)
     sums, measured = (values.reshape(-1, DRAWS).mean(1) for values in (sums, full * shares))
-    # The correction must rise and end at (full, full): noise may not put a smaller model above it.
     rising = np.minimum(isotonic_regression(measured).x, full) if len(sums) else measured
     whole = [list(pair) for pair in zip(sums.tolist(), rising.tolist(), strict=True)]
     return LatencyTable.parse({**table.model_dump(), "whole": [*whole, [full, full]]})

@@ -36,6 +36,14 @@ class Foster(Magnitude):
     def tuning(
         self, model: Conformer, choice: Choice, ctx: MethodContext, *, steps: int
     ) -> FosterStage:
+        """Returns the stage that boosts the extracted model and compresses it again.
+
+        Args:
+            model: extracted.
+            choice: not used, as the layers of the teacher are not matched.
+            ctx: unrestricted.
+            steps: of both parts together.
+        """
         del choice
         config, vocabulary = ctx.config, model.shape.vocabulary
         # A trial has no older skill to protect, so the transcripts count as in any tuning.

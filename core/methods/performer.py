@@ -85,7 +85,11 @@ def with_linear_attention(
 ) -> Conformer:
     """A copy whose attention runs in linear time in these blocks, by directions of this seed.
 
-    A block's directions are its own, whichever others are swapped.
+    Args:
+        model: is not changed.
+        blocks: numbers of blocks that have attention.
+        features: random features of a head, an even number.
+        seed: of the directions; a block's are its own, whichever others are swapped.
     """
     new, sizes = clone(model), list(model.shape.blocks)
     for i in blocks:
@@ -104,7 +108,15 @@ def with_linear_attention(
 def shifts(
     model: Conformer, blocks: Sequence[int], features: int, seed: int, speech: Calibration
 ) -> dict[int, float]:
-    """Returns the mean square shift of the last hidden state for each block, swapped alone."""
+    """Returns the mean square shift of the last hidden state for each block, swapped alone.
+
+    Args:
+        model: is not changed.
+        blocks: numbers of blocks that have attention.
+        features: random features of a head, an even number.
+        seed: of their directions.
+        speech: on which the shift is measured.
+    """
     before = _last(model, speech)
 
     def shift_by(i: int) -> float:

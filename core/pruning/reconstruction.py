@@ -106,7 +106,14 @@ def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[s
 def input_grams(
     model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
 ) -> dict[str, Tensor]:
-    """Return X^T X of each consumer's inputs over real frames; X has a last column of ones."""
+    """Return X^T X of each consumer's inputs over real frames; X has a last column of ones.
+
+    Args:
+        model: the model, which is put into evaluation mode.
+        folded: its tensors under the gates at which inputs are measured.
+        consumers: whose inputs are measured.
+        speech: on which the model is run.
+    """
     grams: dict[str, Tensor] = {}
     model.eval()
     for features, num_frames in speech:

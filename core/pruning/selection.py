@@ -200,7 +200,14 @@ def choose(
 def choose_for_target(
     space: Space, scores: Scores, pruning: PruningConfig, target: float
 ) -> dict[str, Tensor]:
-    """Return the choice of a trial when this share of its resource is to be removed."""
+    """Return the choice of a trial when this share of its resource is to be removed.
+
+    Args:
+        space: the model's axes and costs.
+        scores: of each unit.
+        pruning: the resources, their shares and `multiple_of`.
+        target: share of the first resource to remove.
+    """
     budget, *also = budgets_of(pruning, target)
     return choose(space, scores, budget, also, is_filled=True, multiple_of=pruning.multiple_of)
 

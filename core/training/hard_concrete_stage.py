@@ -86,6 +86,9 @@ def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:
     """Return each unit's rank among the scores of `pruning.start_from`, from -1 to 1.
 
     Ranks are within each axis, as the search decides how much each axis loses.
+
+    Raises:
+        ConfigError: if that method cannot score units at once.
     """
     name = ctx.config.pruning.settings(ConcreteSettings).start_from
     if not name:
@@ -97,8 +100,7 @@ def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:
             "`start_from` must be a method that scores the teacher's units at once, one"
             f" of {', '.join(scoring_methods)}, but is `{name}` instead"
         )
-    # The other method reads its own table.
-    pruning = ctx.config.pruning.model_copy(update={"method": name})
+    pruning = ctx.config.pruning.model_copy(update={"method": name})  # it reads its own table
     other = replace(ctx, config=ctx.config.model_copy(update={"pruning": pruning}))
     scores = method.search_result(other.restricted_to(method.needs), None).scores
     return {axis: centered_ranks(shares) for axis, shares in rank_within_axis(scores).items()}
