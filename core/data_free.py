@@ -100,6 +100,7 @@ def prune_bundle(
     dense = bundle.load(source)
     small, choice, space = prune_model(config, dense.model, announce=announce)
     cost = space.dense_cost(small)
+    # What a bundle of a trial reports, as far as it exists without speech.
     measured = {
         "wer": None,
         "gflops": float(cost.flops) / 1e9,

@@ -155,6 +155,8 @@ def make_patterned_speech(count: int, *, seed: int, tokens: range | None = None)
     """
     spoken = tokens or range(1, TOY.vocabulary)
     generator = torch.Generator().manual_seed(seed)
+    # The same patterns for every seed, as they are the language; a seed chooses sentences and
+    # noise.
     patterns = torch.randn(TOY.vocabulary, 80, generator=torch.Generator().manual_seed(0))
     patterns[0] = 0.0  # silence
     transcripts, features = [], []
@@ -251,6 +253,8 @@ def _gates(axis: Axis, kind: MaskKind, generator: torch.Generator) -> Tensor:
     if kind == "open" or (axis.is_whole and kind != "soft"):
         return torch.ones(axis.size)
     is_open = torch.rand(axis.size, generator=generator) < 0.6
+    # The first units stay open: an axis with a floor would be refused, and one without would close
+    # its module.
     is_open[: max(axis.floor, 1)] = True
     if kind != "soft":
         return is_open.float()

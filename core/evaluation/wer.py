@@ -254,6 +254,7 @@ def paired_difference(
         difference=sum(differences) / sum(words),
         low=low,
         high=high,
+        # 1,000 samples of which none has the other sign: 2 / 1,001.
         p_value=min(1.0, 2 * beyond / (samples + 1)),
     )
 

@@ -123,6 +123,7 @@ def shifts(
         after = _last(with_linear_attention(model, [i], features, seed), speech)
         return float((after - before).square().mean())
 
+    # One pass over the speech for each block, and one for the model as it is.
     return {i: shift_by(i) for i in blocks}
 
 

@@ -172,6 +172,8 @@ def tuning_rates(config: TrialConfig) -> Rates:
     )
 
 
+# An import by name: the file alone makes a method known, and a configuration that is only read
+# never imports it.
 def load_method(name: str) -> Method:
     """Return the METHOD of a file in core/methods; the config has checked that it exists."""
     method = import_module(f"core.methods.{name}").METHOD
