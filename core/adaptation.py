@@ -90,6 +90,8 @@ def adapt(
         CorpusError: naming what of a corpus cannot be used.
     """
     source_bundle = bundle.load(source)
+    # Phase 1: refuse a folder of something else, before any work. Phase 2: features, in a folder
+    # next to `out`. Phase 3: training, then the bundle, and only then the folder of the work goes.
     request = _request(config, source_bundle)
     if out.exists():
         return _read_summary(out, request)
@@ -124,6 +126,7 @@ class _Speeches:
 
 def _request(config: AdaptationConfig, source_bundle: Bundle) -> dict[str, Any]:
     """Returns the adaptation that was asked for, and of which model, as plain values."""
+    # Of the weights, not of the file: a bundle that was copied or written again is the same source.
     digest = hashlib.sha256(source_bundle.tokenizer.model)
     for name, tensor in sorted(source_bundle.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -159,6 +162,7 @@ def _prepare(
 ) -> Generator[Report, None, _Speeches]:
     new = open_corpus(config.trial.corpus, work / "new")
     old = open_corpus(config.memory, work / "old") if config.memory else None
+    # Old tokens come first and keep their numbers, so the old head's rows stay where they are.
     tokens = source_bundle.tokenizer.with_words(map(transcript, new.train))
     both = new
     if old is not None:
@@ -183,6 +187,7 @@ def _prepare(
     old_stores: tuple[FeatureStore | None, FeatureStore | None] = (None, None)
     if old is not None and config.memory is not None:
         dev_old, test_old = (keep(old, split, config=config.memory) for split in ("dev", "test"))
+        # Without a test split, the dev split serves for both.
         old_stores = dev_old, test_old if len(test_old) else dev_old
     yield _prepared_report(NUM_PARTS)
     speech = Speech(tokenizer=tokens, train=train, dev=dev, test=test)

@@ -36,6 +36,7 @@ def open_tar(path: Path, *, largest_read: int) -> Iterator[tarfile.TarFile]:
     """
     with ExitStack() as stack:
         file: BufferedIOBase = stack.enter_context(path.open("rb"))
+        # By its first bytes, as names of archives may say anything.
         is_packed = file.read(2) == _GZIP
         file.seek(0)
         if is_packed:
@@ -68,8 +69,11 @@ class _ForwardReader:
         Raises:
             tarfile.ReadError: if it is far back: a header lies about a length.
         """
+        # Example: read up to 5,000, with 1,024 bytes in memory: positions from 3,976 on are
+        # allowed.
         if whence != 0 or not self._end - len(self._recent) <= position:
             raise tarfile.ReadError("a header points backwards")
+        # In chunks, as a header may ask for gigabytes; an empty chunk is the end of the file.
         while position > self._end and self._advance(min(_CHUNK, position - self._end)):
             pass
         self._position = min(position, self._end)
@@ -83,6 +87,8 @@ class _ForwardReader:
         """
         if not 0 <= size <= self._largest:
             raise tarfile.ReadError(f"a header asks for more than {self._largest} bytes of memory")
+        # Bytes that were read before and are wanted again: they come from memory, the rest from the
+        # file.
         back = self._end - self._position
         content = self._recent[len(self._recent) - back :][:size] if back else b""
         if len(content) < size:
@@ -93,5 +99,6 @@ class _ForwardReader:
     def _advance(self, size: int) -> bytes:
         content = self._file.read(size)
         self._end += len(content)
+        # Only the end of what was read, however long it was.
         self._recent = (self._recent + content[-_STEP_BACK:])[-_STEP_BACK:]
         return content

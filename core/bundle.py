@@ -41,12 +41,19 @@ class Bundle:
 def save(folder: Path, model: Conformer, tokenizer: Tokenizer, report: Mapping[str, Any]) -> None:
     """Writes a bundle under a temporary name, then renames it: the folder is whole or absent.
 
+    Args:
+        folder: of the bundle.
+        model: its weights are copied to the CPU.
+        tokenizer: of the model.
+        report: plain values for `report.json`.
+
     Raises:
         OSError: if the disk is full or not writable; what stood there before stands.
     """
     with atomic_folder(folder) as tmp_path:
         shape = {"format": FORMAT, **model.shape.to_plain()}
         (tmp_path / "shape.json").write_text(json.dumps(shape, indent=1))
+        # safetensors refuses tensors that are views with strides of their own.
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(weights, tmp_path / "model.safetensors")
         tokenizer.save(tmp_path / FILE_NAME)
@@ -66,6 +73,8 @@ def load(folder: Path) -> Bundle:
     try:
         shape = read_shape(plain)
         weights = load_file(folder / "model.safetensors")
+        # No weights are drawn that would be replaced; `assign` below takes those of the file as
+        # they are.
         with torch.device("meta"):
             model = Conformer(shape)
     except (SafetensorError, ValueError, OSError) as error:
@@ -73,6 +82,7 @@ def load(folder: Path) -> Bundle:
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
+        # The first line of torch's error names the class; the second one says what does not fit.
         first = str(error).splitlines()[1].strip()
         raise BundleError(
             f"`{folder}/model.safetensors` must fit shape.json, but: {first}"

@@ -65,6 +65,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     stage.step(batch, 0)
     announce("timing a step of training")
     started = time.perf_counter()
+    # As a number: on a GPU this waits until the step is done.
     float(stage.step(batch, 1)["total"])
     elapsed = time.perf_counter() - started
     return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
@@ -78,6 +79,7 @@ def _open_unpruned(config: TrialConfig) -> Conformer:
 
 def _noise(config: TrialConfig, vocabulary: int) -> Batch:
     """A full batch of utterances of 4 s."""
+    # A batch of 60 s is 15 utterances of 400 frames, with 8 tokens each.
     count = max(1, round(config.training.batch_seconds / 4))
     return Batch(
         features=torch.randn(count, 400, MELS),

@@ -100,6 +100,7 @@ def prune_bundle(
     dense = bundle.load(source)
     small, choice, space = prune_model(config, dense.model, announce=announce)
     cost = space.dense_cost(small)
+    # What a bundle of a trial reports, as far as it exists without speech.
     measured = {
         "wer": None,
         "gflops": float(cost.flops) / 1e9,
@@ -129,6 +130,7 @@ def prune_model(
     seed_everything(config, config.runtime.threads)
     method = load_method(config.pruning.method)
     unpruned = without_weights(teacher)
+    # The teacher itself becomes the student: two copies of a large model may not fit into memory.
     student = method.prepare_model(teacher, config, GuardedData("audio")).requires_grad_()
     with TemporaryDirectory() as scratch:
         cache.measure(config, Path(scratch), unpruned.shape)
@@ -144,6 +146,7 @@ def prune_model(
     ctx = MethodContext(
         config=config,
         student=student,
+        # On `meta`, as nothing is trained: it only completes the context.
         distillation=Distillation(unpruned, config.distillation),
         space=space,
         speech=GuardedData("audio"),

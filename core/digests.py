@@ -72,6 +72,7 @@ def speech_lineage(features: Path) -> SpeechLineage | None:
             splits=tuple(split for split in splits if split.num_utterances),
             pseudo_labeled=tuple(prepared.get("pseudo_labeled", ())),
         )
+    # A folder in which preparation was cut short is one that is not prepared.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -88,6 +89,7 @@ def _split(features: Path, split: str, store: str) -> SplitLineage:
     seconds = read_arrays(features / store / "arrays.npz", ["seconds"])["seconds"]
     return SplitLineage(
         split=split,
+        # A store's folder is named after its split and its digest, as `train-0f3a`.
         digest=store.rpartition("-")[2],
         num_utterances=len(seconds),
         seconds=float(seconds.sum()),

@@ -45,6 +45,7 @@ class Ranks:
         """Returns the first rank's value on every rank."""
         if self.size == 1:
             return value
+        # Objects travel as pickles, so values of any kind will do.
         box: list[Any] = [value if self.is_first else None]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -68,6 +69,7 @@ class Ranks:
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
+            # One exchange for about 16 M numbers instead of one for each of many small tensors.
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat)
             sizes = [tensor.numel() for tensor in bucket]
@@ -100,6 +102,8 @@ def part_of_mean(mean: Float[Tensor, "*any"], count: int | Tensor) -> Float[Tens
     ranks = current()
     if ranks.size == 1:
         return mean
+    # Ranks with 3 and 1 utterances and means of 2 and 6: parts 2 * 3/4 and 6 * 1/4 add up to the
+    # mean of all, 3.
     own = torch.as_tensor(count, device=mean.device).float() * (not ranks.is_idle)
     whole = own.clone()
     dist.all_reduce(whole)
@@ -140,11 +144,13 @@ def moments(
     mean = x.mean(0)
     squares = (x - mean).square().sum(0) * (not ranks.is_idle)
     row = torch.cat((mean, squares, num[None]))
+    # A sum of rows, each filled by one rank, is a gather that has a gradient.
     rows = row.new_zeros(ranks.size, len(row))
     rows[ranks.rank] = row
     means, squares, nums = _Sum.apply(rows).split((x.shape[1], x.shape[1], 1), dim=1)
     total = nums.sum()
     joint = (nums * means).sum(0) / total
+    # Squares about the joint mean: those about each rank's own mean, and N (own - joint)^2.
     spread = (squares + nums * (means - joint).square()).sum(0) / total
     return joint, spread, total
 
@@ -162,6 +168,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         del ctx
+        # Each rank's loss depends on the sums, so the gradient of a rank's input is the sum over
+        # losses.
         summed = gradients[0].contiguous().clone()
         dist.all_reduce(summed)
         return summed
@@ -211,6 +219,7 @@ def join_ranks(
         store = TCPStore(host, int(port), timeout=PATIENCE)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # Ray shows a rank no card but its own
+    # Some draws lie on the CPU, gradients on the GPU: each device needs a backend of its own.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:

@@ -24,6 +24,8 @@ REMOVAL_CHECKS = 5
 TEMPORARY_PREFIX = "conformer-sweep-"
 """What every folder of ours in the system's temporary directory begins with."""
 _TAG = r"(?P<pid>\d+)-(?P<start>[0-9a-f]+)-(?P<machine>[0-9a-f]{6})"
+# Hidden names next to a file, as `.model.4711-1a2b3c-0f9e8d`, with `.old` for what was replaced,
+# and folders in the temporary directory, as `conformer-sweep-audio-k3x_9a1b-4711-1a2b3c-0f9e8d`.
 _TAGGED = re.compile(rf"(?:\..+\.|{TEMPORARY_PREFIX}(?:.+-)?){_TAG}(?:\.old)?")
 _TAGGED_BEFORE = re.compile(r"\..+\.\d+(?:\.old)?")
 """How earlier versions named theirs: without the machine, so that none could tell whose it is."""
@@ -40,6 +42,7 @@ def atomic_write(file: Path, content: str | bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         tmp_path.write_bytes(content.encode() if isinstance(content, str) else content)
+        # A rename is atomic: readers see the old content or the new one, never a part.
         tmp_path.replace(file)
     finally:
         tmp_path.unlink(missing_ok=True)
@@ -55,6 +58,8 @@ def sha256_file(file: Path) -> str:
 def locked_file(file: Path) -> Iterator[None]:
     """Holds the lock of a file, which is made if it is missing; waits while another holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Opened for appending, so that the content of an existing file stays. The lock ends with the
+    # descriptor, also when the process is killed.
     with file.open("a", encoding="utf-8") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield
@@ -96,6 +101,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     tmp_path.mkdir(parents=True)
     try:
         yield tmp_path
+        # A folder that is not empty cannot be renamed over: between these two renames it is
+        # missing, and the `except` below puts the old one back.
         if folder.exists():
             folder.rename(old)
         tmp_path.rename(folder)
@@ -136,6 +143,7 @@ def temporary_path(final: Path) -> Path:
 
 def process_tag() -> str:
     """Names this process among all of all machines: its id, when it started, and the machine."""
+    # Such as 4711-1a2b3c-0f9e8d; 0 for a start that cannot be read.
     pid = os.getpid()
     return f"{pid}-{_start_of(pid) or 0:x}-{_machine()}"
 
@@ -162,6 +170,7 @@ def remove_leftovers(
             removed.append(Path(parent) / name)
         if not is_recursive:
             break
+        # The list itself is changed: `os.walk` goes on with what it holds.
         folders[:] = [name for name in folders if name not in leftovers]
     return removed
 
@@ -241,6 +250,7 @@ def _is_leftover(name: str, *, is_locked: bool = False) -> bool:
     pid, start = int(match["pid"]), int(match["start"], 16)
     if match["machine"] != _machine():
         return is_locked
+    # The same number and start: the process lives. Another start: its number was used again.
     return _start_of(pid) != (start or None)
 
 
@@ -256,6 +266,7 @@ def _remove(path: Path) -> None:
 def _move_to_new(source: Path, target: Path) -> None:
     """Rename, but never over what is there."""
     try:
+        # Unlike a rename, a link fails if the target exists, so of two writers only one succeeds.
         os.link(source, target)
     except FileExistsError:
         raise
@@ -271,6 +282,8 @@ def _start_of(pid: int) -> int | None:
         content = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
+    # "12 (a) b) S 1 ...": the second field ends at the last parenthesis. Field 22 of the whole, the
+    # start, is at index 19.
     fields = content.rpartition(b")")[2].split()  # from the third on: a name may hold anything
     is_over = fields[0] in (b"Z", b"X")  # killed, but its parent has not asked for it yet
     return None if is_over else int(fields[19]) & 0xFFFFFF or 1  # of the last two days: short
@@ -284,5 +297,6 @@ def _machine() -> str:
         with suppress(OSError):
             parts.append(Path(file).read_text(encoding="utf-8").strip())
     with suppress(OSError):
+        # Two containers of one machine may use the same process numbers.
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:6]

@@ -30,6 +30,7 @@ def check_plain(path: Path, *, largest: int) -> None:
         OutsideFileError: saying which.
         OSError: if there is no such file.
     """
+    # Raises if there is no such file, before it can be taken for another kind.
     size = path.stat().st_size
     if not path.is_file():
         raise OutsideFileError(f"`{path.name}` must be a plain file, but is another kind")
@@ -71,6 +72,7 @@ def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:
     text = read_text(path, largest=largest)
     try:
         return json.loads(text)
+    # 100,000 opening brackets are enough for that.
     except RecursionError:
         raise OutsideFileError(f"`{path.name}` must be JSON, but is nested too deeply") from None
 
@@ -114,5 +116,6 @@ def check_stored(path: Path) -> None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
         raise OutsideFileError(f"`{path.name}` must be a zip archive, but: {error}") from None
     is_packed = any(record.compress_type != zipfile.ZIP_STORED for record in status)
+    # Records may also overlap, so that each claims the same bytes.
     if is_packed or sum(record.file_size for record in status) > path.stat().st_size:
         raise OutsideFileError(f"`{path.name}` must be unpacked inside, but is packed")

@@ -9,6 +9,7 @@ KEPT_UNITS = "kept_units"
 """Key of a bundle's `report.json`: the units of the dense model that remain, by axis."""
 LONGEST_TRAINED = "longest_trained_seconds"
 """Key of a bundle's `report.json`: seconds of the longest utterance the model was trained on."""
+# `model` and `model.1-700` match; `../other`, `a/b` and the empty name do not.
 _FOLDER = re.compile(r"\w[\w.-]{0,99}")
 
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]

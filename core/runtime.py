@@ -41,9 +41,11 @@ def seed_everything(config: TrialConfig, threads: int, ranks: Ranks = ALONE) -> 
     Numbers that all ranks must share are drawn by the first; dropout should differ between ranks.
     """
     torch.set_num_threads(threads)
+    # Seeds lie below 2^31, so no seed of another rank equals one of any trial.
     torch.manual_seed(config.seed + 2**31 * ranks.rank)
 
 
 def num_cores() -> int:
     """Counts the cores that this process may use."""
+    # Not `os.cpu_count`: a process may be bound to some of the machine's cores.
     return len(os.sched_getaffinity(0))

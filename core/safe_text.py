@@ -16,6 +16,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 LONGEST_CELL = 500
 """Letters of a Markdown cell; a table must stay readable."""
 
+# An underscore between letters, as in `snake_case`, is harmless; `_x_` would be italic.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|&]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -52,6 +53,7 @@ def csv_cell(value: Any) -> Any:
     A text that begins as a formula gets an apostrophe before it, which spreadsheets hide. Numbers
     stay numbers.
     """
+    # "=1+1" becomes "'=1+1"; -3 as a number stays.
     if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA):
         return f"'{value}"
     return value
@@ -63,4 +65,5 @@ def _is_harmless(letter: str) -> bool:
 
 
 def _escape(letter: str) -> str:
+    # The escape character becomes the four letters \x1b.
     return repr(letter)[1:-1]

@@ -45,6 +45,7 @@ def prepare(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
     source = bundle.load(Path(config.teacher.bundle)) if config.teacher.bundle else None
     labeler = _make_labeler(config, source) if source else None
     if labeler is not None or not is_prepared(config.corpus, dirs.features):
+        # Trials of the sweep start afterwards, so preparation may use all cores.
         torch.set_num_threads(num_cores())
         tokens = source.tokenizer if source else None
         frontend_spec = source.model.shape.frontend_spec if source else NATIVE
@@ -79,10 +80,12 @@ def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
     speech, device = open_speech(dirs.features), select_device(config)
     model = Conformer(Shape.of(config.model, speech.tokenizer.size))
     mean, deviation = speech.train.statistics()
+    # Statistics of the training features are buffers of the model and travel with it.
     model.frontend.mean.copy_(mean)
     model.frontend.deviation.copy_(deviation)
     model.to(device).set_dropout(config.model.dropout)
     model.set_stochastic_depth(config.teacher.stochastic_depth)
+    # Before training: its reports already state the share of the latency.
     cache.measure(config, dirs.teacher, model.shape)
     space = Space.of(
         model,

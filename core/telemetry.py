@@ -25,4 +25,5 @@ def disable_telemetry(environment: MutableMapping[str, str]) -> None:
         environment: variables of this process, which are changed.
     """
     for name, value in TELEMETRY_OFF.items():
+        # A user who has set a variable, to whatever value, decides.
         environment.setdefault(name, value)

@@ -155,6 +155,8 @@ def make_patterned_speech(count: int, *, seed: int, tokens: range | None = None)
     """
     spoken = tokens or range(1, TOY.vocabulary)
     generator = torch.Generator().manual_seed(seed)
+    # The same patterns for every seed, as they are the language; a seed chooses sentences and
+    # noise.
     patterns = torch.randn(TOY.vocabulary, 80, generator=torch.Generator().manual_seed(0))
     patterns[0] = 0.0  # silence
     transcripts, features = [], []
@@ -162,6 +164,7 @@ def make_patterned_speech(count: int, *, seed: int, tokens: range | None = None)
         length = int(torch.randint(3, 7, (1,), generator=generator))
         words = torch.randint(spoken.start, spoken.stop, (length,), generator=generator)
         lasts = torch.randint(12, 24, (2 * length + 1,), generator=generator)
+        # Silence and words in turns: 2 n + 1 stretches, the even ones silent and half as long.
         lasts[::2] //= 2
         sequence = torch.zeros(2 * length + 1, dtype=torch.long)
         sequence[1::2] = words
@@ -212,7 +215,15 @@ def run_method(ctx: MethodContext) -> SearchResult:
 
 
 def run_as_rank(config: TrialConfig, dirs: TrialDirs, rank: int, size: int, store: str) -> int:
-    """A further rank of a trial, in a process of its own; returns how often it reported."""
+    """A further rank of a trial, in a process of its own; returns how often it reported.
+
+    Args:
+        config: the trial's.
+        dirs: the trial's folders.
+        rank: number of this rank, from 1.
+        size: number of ranks, the first one included.
+        store: `host:port` of the first rank's store.
+    """
     torch.set_num_threads(1)
     with join_ranks(rank=rank, size=size, store=store, device=torch.device("cpu")) as ranks:
         return sum(1 for _ in run(config, dirs, ranks))
@@ -242,6 +253,8 @@ def _gates(axis: Axis, kind: MaskKind, generator: torch.Generator) -> Tensor:
     if kind == "open" or (axis.is_whole and kind != "soft"):
         return torch.ones(axis.size)
     is_open = torch.rand(axis.size, generator=generator) < 0.6
+    # The first units stay open: an axis with a floor would be refused, and one without would close
+    # its module.
     is_open[: max(axis.floor, 1)] = True
     if kind != "soft":
         return is_open.float()

@@ -133,12 +133,14 @@ def _search_and_tune(trial: Trial) -> Generator[Report, None, list[Outcome]]:
     outcomes = trial.ranks.first(_saved_outcomes(dirs=trial.dirs, names=names))
     start = None
     for number, target in enumerate(targets):
+        # 400 steps of search, 300 of tuning and two outcomes: these begin at steps 400 and 700.
         journey.steps_before = search_steps + number * tune_steps
         if number < len(outcomes):
             continue
         is_here = is_tuning and resume and resume["steps_before"] == journey.steps_before
         again = resume if is_here else None
         if again is not None:
+            # Extracted for its shape alone: `fit` restores the weights.
             cut = ExtractedModel(
                 model=extract(ctx.student, as_mask(again["extra_state"]["choice"])),
                 **again["extra_state"],
@@ -172,6 +174,7 @@ def _extract_for_target(
 ) -> ExtractedModel:
     """Extracts a model for one target, from the random state that the search left."""
     ctx, result = trial.ctx, start.search_result
+    # The same data and random state for each outcome, whichever ran before it.
     journey.seek(start.position)
     ctx.distillation.projection.load_state_dict(start.projection)
     choice = ctx.choose(result.scores, target)
@@ -248,6 +251,7 @@ def _tune_further(trial: Trial, earlier: list[Outcome]) -> Generator[Report, Non
         journey = trial.journey(again, len(earlier) * (before + more))
         journey.steps_before = len(earlier) * before + number * more
         resume = _load_newest(journey)
+        # The newest checkpoint may be that of another outcome, or of the first tuning.
         is_on_its_way = resume is not None and resume["steps_before"] == journey.steps_before
         yield from fit(stage, journey, resume=resume if is_on_its_way else None)
         cut, target = replace(cut, model=stage.model), outcome.target_sparsity

@@ -27,7 +27,7 @@ class Config(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        allow_inf_nan=False,
+        allow_inf_nan=False,  # infinity would meet every lower bound
         validate_default=True,
         use_attribute_docstrings=True,
     )
@@ -55,8 +55,10 @@ def _line(root: type[Config], kind: str, location: tuple[int | str, ...], detail
     if kind == "extra_forbidden":
         keys = _keys_at(root, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), keys, n=1)
+        # `pruning.metod` is near `method`; `pruning.zzz` is near nothing, and all keys are listed.
         hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(keys)}"
         return f"`{name}` is not a key; {hint}"
+    # Raised by a validator of ours, whose message already has the grammar of the others.
     if kind == "value_error":
         return str(detail["ctx"]["error"])
     rule = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")

@@ -35,6 +35,8 @@ def settings_class(method: str) -> type[MethodSettings]:
     classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == "Settings"]
     if not classes:
         return MethodSettings
+    # Names that the class reads: for `order_share: float = Field(0.25)` these are `float` and
+    # `Field`.
     nodes = [node for node in ast.walk(classes[0]) if isinstance(node, ast.Name)]
     names = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
     imports = [statement for node in body if (statement := _import_of(names, node)) is not None]
@@ -77,6 +79,8 @@ def settings_tables() -> dict[str, type[MethodSettings]]:
 
 def owner_of(key: str) -> str | None:
     """Returns the method whose table holds a key such as `pruning.l0.lambda_lr`, if one does."""
+    # `pruning.l0.lambda_lr` belongs to `l0`; `pruning.steps` and `tuning.steps` belong to no
+    # method.
     section, _, rest = key.partition(".")
     name, dot, _ = rest.partition(".")
     return name if section == "pruning" and dot and name in settings_tables() else None
@@ -91,6 +95,8 @@ def methods_that_read(key: str) -> list[str]:
         return [owner]
     names = method_names()
     readers = [name for name in names if key in settings_class(name).reads]
+    # A key that some methods name in `reads` is theirs alone; any other belongs to all that do not
+    # ignore it.
     return readers or [name for name in names if key not in settings_class(name).ignores]
 
 

@@ -79,6 +79,8 @@ class PruningConfig(_MethodTables):
         lines = [*misplaced_key_lines(values, methods), *_foreign_key_lines(values, methods)]
         if lines:
             raise ValueError("\n".join(lines))
+        # A method without a table in the file gets an empty one, so that its defaults are written
+        # out.
         defaults: dict[str, Any] = {name: {} for name in methods if name in settings_tables()}
         return {**defaults, **values}
 
@@ -112,6 +114,7 @@ class PruningConfig(_MethodTables):
 
     @model_serializer(mode="wrap")
     def _without_absent_tables(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # Tables of other methods are None: a stored configuration names the method in use alone.
         return {name: value for name, value in handler(self).items() if value is not None}
 
     @property
@@ -126,6 +129,8 @@ class PruningConfig(_MethodTables):
         warm-up of any method.
         """
         table = getattr(self, self.method, None)
+        # `l0` asked for `GateSettings`: its own `gate_lr` and `gate_travel`, without
+        # `shrink_rounds`.
         values = {} if table is None else table.model_dump(include=set(kind.model_fields))
         return kind.model_validate(values)
 
@@ -163,6 +168,7 @@ def misplaced_key_lines(values: Mapping[str, Any], methods: tuple[str, ...]) -> 
 def _foreign_key_lines(values: Mapping[str, Any], methods: tuple[str, ...]) -> Iterator[str]:
     for name in settings_tables():
         table = values.get(name)
+        # With an unknown method, `_methods_are_files` says so, and these lines would only hide it.
         if name in methods or table is None or not set(methods) <= set(method_names()):
             continue
         keys = table if isinstance(table, Mapping) else {}

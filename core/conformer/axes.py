@@ -26,6 +26,8 @@ Mask = Mapping[str, Tensor]
 class Slice:
     """Unit j owns entries offset + j * block up to offset + (j + 1) * block of one dimension."""
 
+    # Examples: head 1 of heads of width 64 owns entries 64 to 127 (block 64). Channel 1 of 256 owns
+    # rows 1 and 257 of the GLU's matrix: two slices, with offsets 0 and 256.
     tensor: str
     """Name of a parameter or buffer in the model's state."""
     dim: int
@@ -67,6 +69,7 @@ def enclosing_axes(axes: Sequence[Axis]) -> dict[str, tuple[str, ...]]:
         parent = parents.get(name)
         return () if parent is None else (parent, *chain(parent))
 
+    # `blocks.0.ff1.inner` lies in ("blocks.0.ff1", "blocks.0"), and `width` in nothing.
     return {axis.name: chain(axis.name) for axis in axes}
 
 
@@ -83,6 +86,8 @@ class Cost:
     """Milliseconds of a whole model from a latency table; 0 without a table."""
 
     def __add__(self, other: "Cost") -> "Cost":
+        # Without latency: a table corrects the sum of all components, so one part has none of its
+        # own.
         return Cost(params=self.params + other.params, flops=self.flops + other.flops)
 
     def __rmul__(self, share: Number) -> "Cost":
@@ -105,6 +110,8 @@ class Lengths:
 
     @classmethod
     def of(cls, seconds: float, spec: FrontendSpec = NATIVE) -> "Lengths":
+        # 10 s at 16 kHz are 1000 mel frames; the native front end makes 499 and then 249 of them.
         mels = spec.count_frames(round(seconds * 16_000))
         stages = spec.stage_frames(mels)
+        # Without convolutions there is no last stage, and the blocks read the mel frames.
         return cls(mels=mels, stages=stages, frames=(mels, *stages)[-1])

@@ -72,7 +72,14 @@ class Block(nn.Module):
         distances: Float[Tensor, "distances position_width"],
         closed: AbstractSet[str],
     ) -> Float[Tensor, "batch time width"]:
-        """Compute the block without the modules named in `closed`, whose gates are closed."""
+        """Compute the block without the modules named in `closed`, whose gates are closed.
+
+        Args:
+            x: the residual stream.
+            is_frame: whether each frame is real, not padding.
+            distances: the table of distances T - 1 to -(T - 1).
+            closed: names of modules.
+        """
         if self.ff1 is not None and self.ff1.name not in closed:
             x = self._with(x, self.ff1(x), share=0.5)
         if self.attention is not None and self.attention.name not in closed:
@@ -101,6 +108,8 @@ class Block(nn.Module):
     def axes(self) -> list[Axis]:
         """Return the block's axis, whose gate scales its modules' outputs, then the modules'."""
         inside = [axis for part in self.parts() for axis in part.axes()]
+        # The block's norm is not scaled: its input is the residual stream itself, which must pass a
+        # half-open gate in full.
         outputs = (piece for axis in inside if axis.is_whole for piece in axis.slices)
         return [Axis(name=self.name, kind="block", size=1, slices=tuple(outputs)), *inside]
 
@@ -109,6 +118,7 @@ class Block(nn.Module):
         return (*inside, *self.norm.width_slices())
 
     def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        # Gain and bias of the final norm, which goes with the block alone, never with its modules.
         norm = Cost(params=2 * counts["width"], flops=0)
         inside = total(part.cost(counts, lengths) for part in self.parts())
         return counts[self.name] * (inside + norm)

@@ -35,6 +35,7 @@ class Convolution(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time width"], is_frame: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch time width"]:
+        # (B, T, D) to (B, T, 2 C) to (B, T, C): channel j is up_j * sigmoid(up_(j + C)).
         x = F.glu(self.up(self.norm(x)), dim=-1)
         # Padding must not leak through the kernel.
         x = x * is_frame[:, :, None].to(x.dtype)
@@ -43,6 +44,8 @@ class Convolution(nn.Module):
 
     def axes(self) -> list[Axis]:
         size = self.down.in_features
+        # Gated at the input of `down`. Before the batch norm, a closed channel would come out as
+        # its bias minus its scaled mean instead of 0, and sampled gates would enter the statistics.
         channels = Axis(
             name=f"{self.name}.channel",
             kind="channel",
@@ -78,6 +81,7 @@ class Convolution(nn.Module):
         less = saved_entries(counts, f"{self.name}.up", d, 2 * c) + saved_entries(
             counts, f"{self.name}.down", c, d
         )
+        # up 2 d c + 2 c, depthwise c K + c, batch norm 2 c, down d c + d, layer norm 2 d.
         return counts[self.name] * Cost(
             params=3 * d * c + c * (kernel + 5) + 3 * d - less,
             flops=6 * t * d * c + 2 * t * c * kernel - 2 * t * less,
@@ -98,6 +102,7 @@ def depthwise(
     if x.dtype != weight.dtype and x.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.to(weight.dtype), weight, bias).to(x.dtype)
+    # In memory, x is (B, T, C): seen as an image of height 1 it already has channels last.
     image = x.transpose(1, 2)[:, :, None]  # (B, C, 1, T)
     padding, channels = weight.shape[-1] // 2, weight.shape[0]
     filtered = F.conv2d(image, weight[:, :, None], bias, padding=(0, padding), groups=channels)

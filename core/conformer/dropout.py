@@ -32,6 +32,7 @@ def add_with_dropout(
 
 def dropout_multiplier(like: Float[Tensor, "*shape"], dropout: float) -> Float[Tensor, "*shape"]:
     """Return a random factor for each element: 0 if dropped, else such that the mean stays."""
+    # A dropout of 0.1 drops 26 of the 256 values and multiplies the others by 256 / 230.
     dropped = dropped_bytes(dropout)
     draws = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
     # The bounds are those of int64: without them the highest bit is always 0.
@@ -41,4 +42,5 @@ def dropout_multiplier(like: Float[Tensor, "*shape"], dropout: float) -> Float[T
 
 def dropped_bytes(dropout: float) -> int:
     """Return how many of the 256 values of a byte mean "dropped"; at most 255."""
+    # With all 256 dropped, the factor 256 / (256 - dropped) would be infinite.
     return min(255, round(256 * dropout))

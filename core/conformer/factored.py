@@ -53,6 +53,8 @@ def linear(
     return nn.Linear(inputs, outputs, bias=has_bias)
 
 
+# W = E R: outputs of the layer are rows of E, inputs are columns of R. The directions between them
+# are an axis of their own, so that outputs, inputs and directions can all close independently.
 def row_slices(
     name: str, layer: Linear, *, block: int = 1, offset: int = 0, is_scaled: bool = False
 ) -> tuple[Slice, ...]:
@@ -69,12 +71,19 @@ def row_slices(
     prefix = f"{name}.expand" if isinstance(layer, Factored) else name
     return tuple(
         Slice(tensor=f"{prefix}.{tensor}", dim=0, block=block, offset=offset, is_scaled=is_scaled)
-        for tensor, _ in last.named_parameters()
+        for tensor, _ in last.named_parameters()  # `weight`, and `bias` if there is one
     )
 
 
 def column_slice(name: str, layer: Linear, *, block: int = 1, is_scaled: bool = False) -> Slice:
-    """Return the slice of units that are inputs of a layer: columns."""
+    """Return the slice of units that are inputs of a layer: columns.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+        block: columns per unit.
+        is_scaled: whether the gate's value multiplies these columns.
+    """
     prefix = f"{name}.reduce" if isinstance(layer, Factored) else name
     return Slice(tensor=f"{prefix}.weight", dim=1, block=block, is_scaled=is_scaled)
 

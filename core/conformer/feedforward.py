@@ -57,6 +57,7 @@ class FeedForward(nn.Module):
         )
 
     def cost(self, counts: UnitCounts, lengths: Lengths) -> Cost:
+        # up d n + n, down d n + d, the norm 2 d; two products of 2 d n FLOPs a frame.
         d, n = counts["width"], counts[f"{self.name}.inner"]
         less = saved_entries(counts, f"{self.name}.up", d, n) + saved_entries(
             counts, f"{self.name}.down", n, d
@@ -69,6 +70,8 @@ class FeedForward(nn.Module):
 
 def module_axis(name: str, output: str, projection: Linear) -> Axis:
     """Return the axis of one unit that is a whole module; its gate scales the module's output."""
+    # The one unit owns all rows of the output projection, and its bias. Scaling these scales what
+    # the module adds to the residual stream.
     return Axis(
         name=name,
         kind="module",

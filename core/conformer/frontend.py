@@ -48,8 +48,10 @@ class Frontend(nn.Module):
         self.name = name
         self.frontend_spec: FrontendSpec = shape.frontend_spec
         channels = shape.frontend_channels
+        # Channels (40, 40) make pairs (1, 40) and (40, 40): features are an image of one channel.
         for number, (before, after) in enumerate(zip((1, *channels), channels, strict=False), 1):
             self.add_module(f"conv{number}", _stage(self.frontend_spec, number, before, after))
+        # 40 channels of 19 bins are 760 inputs; without convolutions, the 80 mel bins of one frame.
         self.linear = nn.Linear((1, *channels)[-1] * self.bins[-1], shape.width)
         self.register_buffer("mean", torch.zeros(MELS))
         self.register_buffer("deviation", torch.ones(MELS))
@@ -62,6 +64,7 @@ class Frontend(nn.Module):
     @property
     def bins(self) -> tuple[int, ...]:
         """Mel bins of the features, and bins after each stage."""
+        # Without padding 80, 39 and 19; with padding 80, 40 and 20: bins shrink as frames do.
         return (MELS, *self.frontend_spec.stage_frames(MELS))
 
     def forward(
@@ -91,8 +94,9 @@ class Frontend(nn.Module):
     def frames_in(self, module: str, num_frames: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return the number of real frames at the output of a module's stage, or of all stages."""
         stage = module.removeprefix(f"{self.name}.conv")
-        if stage == module:
+        if stage == module:  # outside the convolutions
             return self.output_frames(num_frames)
+        # `frontend.conv2.pointwise` leaves `2.pointwise`, which is stage 2, at index 1.
         frames: Tensor = self.frontend_spec.stage_frames(num_frames)[int(stage[0]) - 1]
         return frames
 
@@ -117,6 +121,7 @@ class Frontend(nn.Module):
     def _consumer_slices(self, number: int) -> tuple[Slice, ...]:
         """Return the columns of the layer that reads a stage's channels, which the gate scales."""
         if number == len(self.stages):
+            # Channel-major: with 19 bins, channel c owns columns 19 c to 19 c + 18.
             name, block = f"{self.name}.linear.weight", self.bins[-1]
             return (Slice(tensor=name, dim=1, block=block, is_scaled=True),)
         name = f"{self.name}.conv{number + 1}"
@@ -142,9 +147,13 @@ class Frontend(nn.Module):
         for number, stage in enumerate(self.stages, 1):
             before = counts[f"{self.name}.sub{number - 1}"] if number > 1 else 1
             after = counts[f"{self.name}.sub{number}"]
+            # A 3x3 filter for each pair of channels, applied at S G positions. With 40 channels and
+            # 10 s, the second convolution takes 2 * 249 * 19 * 9 * 40 * 40 = 136 MFLOPs.
             products = 9 * (before * after)
             params = products + after
             if isinstance(stage, Separable):
+                # One 3x3 filter per input channel, then a matrix; each of the two layers has a
+                # bias.
                 products = 9 * before + before * after
                 params = products + before + after
             positions = lengths.stages[number - 1] * bins[number]

@@ -28,11 +28,14 @@ class Folded:
 
 def close_empty_modules(axes: Sequence[Axis], mask: Mask) -> dict[str, Tensor]:
     """Close modules without open units, so that no bias remains alone."""
+    # Otherwise a feed-forward whose inner units are all closed would still add the bias of `down`,
+    # but extraction, which drops the empty module, would not.
     closed_mask = dict(mask)
     for axis in axes:
         if axis.parent is None or axis.is_whole or axis.name not in mask:
             continue
         units = mask[axis.name]
+        # A step function has no gradient; that of the module's own gate is not affected.
         is_open = (units.detach() != 0).any().to(units.dtype)
         module = mask.get(axis.parent, units.new_ones(1))
         closed_mask[axis.parent] = module * is_open
@@ -62,6 +65,7 @@ def fold(
     gated = [axis for axis in axes if axis.name in mask]
     closed = frozenset(a.name for a in gated if a.is_whole and not mask[a.name].any())
     folded = {name: t for name, t in tensors.items() if not _is_inside(name, closed)}
+    # All are scaled before any is narrowed, as slices name entries of whole tensors.
     for axis in gated:
         for piece in axis.slices:
             if piece.is_scaled and piece.tensor in folded:
@@ -110,8 +114,11 @@ def _narrow(
             f" but keeps {len(open_units)} instead"
         )
     num_closed = axis.size - len(open_units)
+    # 384 inner units and 0.125: up to 47 closed ones stay, as columns of zeros.
     if not num_closed or num_closed < narrow_from * axis.size:
         return
+    # The GLU's halves are two slices of one dimension and must be selected at once: after the first
+    # selection, entries of the second have moved. C = 4, units 0 and 2: rows 0, 2, 4 and 6.
     by_dim: dict[tuple[str, int], list[Tensor]] = {}
     for piece in axis.slices:
         if piece.tensor in folded:
@@ -122,17 +129,20 @@ def _narrow(
 
 
 def _entries(piece: Slice, units: Int[Tensor, " kept"]) -> Int[Tensor, " entries"]:
+    # Units 0 and 2 of block 3: entries 0, 1, 2, 6, 7 and 8.
     inside = torch.arange(piece.block, device=units.device)
     return piece.offset + (units[:, None] * piece.block + inside).flatten()
 
 
 def _scale(tensor: Tensor, piece: Slice, values: Float[Tensor, " units"]) -> Tensor:
     scale = values.to(tensor.dtype).repeat_interleave(piece.block)
+    # One factor along the slice's dimension, the same for all others: (1, U block) for columns.
     shape = [1] * tensor.dim()
     shape[piece.dim] = -1
     return tensor * scale.view(shape)
 
 
 def _is_inside(name: str, modules: frozenset[str]) -> bool:
+    # `blocks.0.ff1.up.weight` lies in `blocks.0`, `blocks.0.ff1` and `blocks.0.ff1.up`.
     parts = name.split(".")
     return any(".".join(parts[:n]) in modules for n in range(2, len(parts)))

@@ -74,8 +74,9 @@ class Conformer(nn.Module):
         # The residual stream keeps its precision under autocast, too.
         x = self.frontend(features, num_frames).to(features.dtype)
         time = torch.arange(x.shape[1], device=x.device)
-        is_frame = time < self.frontend.output_frames(num_frames)[:, None]
+        is_frame = time < self.frontend.output_frames(num_frames)[:, None]  # (B, T)
         hidden = self.encode_blocks(x, is_frame, closed)
+        # Without blocks, the head reads the front end's frames.
         return Output(logits=self.head((x, *hidden)[-1]), is_frame=is_frame, hidden=hidden)
 
     def encode_blocks(
@@ -102,6 +103,7 @@ class Conformer(nn.Module):
     def set_stochastic_depth(self, last: float) -> None:
         """Let training steps skip the last block with this probability, earlier ones less."""
         for i, block in enumerate(self.typed_blocks()):
+            # p l / L: a `last` of 0.4 gives four blocks 0.1, 0.2, 0.3 and 0.4.
             block.skip_probability = last * (i + 1) / len(self.blocks)
 
     def typed_blocks(self) -> list[Block]:
@@ -119,6 +121,7 @@ class Conformer(nn.Module):
         return (
             *self.frontend.width_slices(),
             *(piece for block in self.typed_blocks() for piece in block.width_slices()),
+            # Not scaled: gates have scaled gain and bias of the last norm, which the head reads.
             Slice(tensor="head.weight", dim=1),
         )
 

@@ -26,6 +26,8 @@ class LayerNorm(nn.Module):
 
     def width_slices(self) -> tuple[Slice, ...]:
         return (
+            # A norm's output has deviation 1 whatever its input's scale, so a gate on its input
+            # would be undone: its gain and bias carry the gate.
             Slice(tensor=f"{self.name}.weight", dim=0, is_scaled=True),
             Slice(tensor=f"{self.name}.bias", dim=0, is_scaled=True),
         )
@@ -56,8 +58,11 @@ class BatchNorm(nn.Module):
         self, x: Float[Tensor, "batch time channels"], is_frame: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch time channels"]:
         if not self.training:
+            # y = (x - mean) scale + bias as one multiply-add: x scale + (bias - mean scale).
             scale = self.weight * torch.rsqrt(self.running_var + 1e-5)
             return torch.addcmul(self.bias - self.running_mean * scale, x, scale)
+        # Only real frames are normalized, so that the statistics of an utterance do not depend on
+        # how much padding its batch gives it; padded frames become 0.
         frames = is_frame.flatten().nonzero().squeeze(1)
         real = self._normalize(x.flatten(0, 1).index_select(0, frames))
         padded = real.new_zeros(is_frame.numel(), real.shape[1]).index_copy(0, frames, real)
@@ -84,6 +89,8 @@ class BatchNorm(nn.Module):
     ) -> Float[Tensor, "frames channels"]:
         mean, spread, num_frames = moments(real.float())
         with torch.no_grad():
+            # As `F.batch_norm` on one rank: the batch is normalized by the biased variance, and the
+            # running one is unbiased, spread N / (N - 1).
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(spread * num_frames / (num_frames - 1), self.momentum)
         scale = self.weight * torch.rsqrt(spread + 1e-5)

@@ -96,6 +96,7 @@ class Shape:
             for i, block in enumerate(blocks)
         )
         # Channels are 0 where there is no convolution, and only there.
+        # Two stages: sub1 and sub2 are at least 1, sub3 must be 0.
         channels = {f"sub{i + 1}": int(i < frontend_spec.stages) for i in range(3)}
         sizes = _sizes(whole, cls, low=1, name="", lows=channels)
         unused = [name for name, low in channels.items() if not low and sizes.get(name)]
@@ -118,6 +119,8 @@ class Shape:
 
     def linears(self) -> list[str]:
         """Return the names of the linear layers that may be factored, in modules that exist."""
+        # Two feed-forward modules with 2 layers each, attention with 5 (4 in linear time), and
+        # convolution with 2: `blocks.0.attention.query` and 10 more for a whole block.
         return [
             f"blocks.{i}.{module}.{layer}"
             for i, block in enumerate(self.blocks)
@@ -159,6 +162,7 @@ def upgrade_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
 def _attention_layers(block: BlockShape) -> tuple[str, ...]:
     """Return the layers that may be factored; in linear time the positions' matrix may not."""
     positions = () if block.linear_features else ("position",)
+    # Linear time needs the weights of `position` as one matrix, to multiply them into the queries.
     return ("query", "key", "value", *positions, "output")
 
 
@@ -171,6 +175,7 @@ def _sizes(
     before it was known lacks it.
     """
     aside = ("blocks", "ranks", "frontend_spec")
+    # What is not a plain size is read apart.
     defaults = {field.name: field.default for field in fields(kind) if field.name not in aside}
     needed = {key for key, default in defaults.items() if default is MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= set(defaults):
@@ -192,6 +197,7 @@ def _ranks(values: Any, linears: list[str]) -> dict[str, int]:
 
 
 def _check_size(name: str, size: Any, *, low: int) -> None:
+    # Not `isinstance`: JSON's true is a bool, which Python counts among the integers.
     if type(size) is not int or not low <= size <= LARGEST:
         raise ValueError(
             f"`{name}` must be a whole number from {low} to {LARGEST}, but is {size!r} instead"

@@ -44,13 +44,14 @@ def decode_store(
             continue  # no utterance has an output frame
         ready = batch.to(device)
         output = model(ready.features, ready.num_frames)
-        log_probabilities = output.logits.float().log_softmax(-1)
+        log_probabilities = output.logits.float().log_softmax(-1)  # (B, T, V)
         if decoder is None:
             transcripts = map(tokenizer.decode, greedy(log_probabilities, output.num_frames))
         else:
             transcripts = map(
                 partial(_decode_utterance, decoder, tokenizer), log_probabilities, output.num_frames
             )
+        # Batches hold the shortest utterances first; `indices` are their numbers in the store.
         for index, text in zip(batch.indices, transcripts, strict=True):
             texts[index] = text
     return texts

@@ -93,6 +93,7 @@ class BeamSearch:
             log_add=True,
             criterion_type=CriterionType.CTC,
         )
+        # CTC has no silence token: the blank stands for both.
         decoder = LexiconFreeDecoder(options, self._words.lm, BLANK, BLANK, [])
         emissions = stretch.contiguous().float()
         (best, *_) = decoder.decode(emissions.data_ptr(), *emissions.shape)
@@ -109,6 +110,8 @@ def split_at_silences(
     pending: list[Tensor] = []
     for part in parts:
         pending.append(part.float())
+        # What is left in `pending` is at most 1,000 frames: memory does not grow with the
+        # recording.
         while sum(map(len, pending)) > 2 * _FRAMES_AT_ONCE:
             whole = torch.cat(pending)
             silent = whole[_FRAMES_AT_ONCE : 2 * _FRAMES_AT_ONCE, BLANK]
@@ -121,9 +124,11 @@ def split_at_silences(
 
 def _middle_of_longest_silence(blank: Float[Tensor, " frames"]) -> int:
     """Return the middle of the longest run of blanks above 95 %, or else the most certain blank."""
-    is_silent = blank > 1 - 1 / math.e**3
+    is_silent = blank > 1 - 1 / math.e**3  # 0.950
     if not is_silent.any():
         return int(blank.argmax())
     values, lengths = torch.unique_consecutive(is_silent, return_counts=True)
+    # Runs of speech have a value of 0. Runs of 3 silent, 2 other and 4 silent frames: 3, 0, 4.
     best = int((lengths * values).argmax())
+    # The middle of the third run: 3 + 2 + 4 // 2 = frame 7.
     return int(lengths[:best].sum() + lengths[best] // 2)

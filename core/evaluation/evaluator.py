@@ -97,6 +97,7 @@ class Evaluator:
             return None
         assert self.speech is not None
         config = self.config.evaluation
+        # Of the unpruned model: pruning never changes the front end's kernels and strides.
         shortest = self.space.model.shape.frontend_spec.shortest
         texts = decode_store(model, store, self.speech.tokenizer, self.device, shortest=shortest)
         return wer_report(
@@ -104,5 +105,7 @@ class Evaluator:
             texts,
             samples=config.bootstrap_samples,
             confidence=config.confidence,
+            # The same resamples for all models, whatever their trial's seed: their intervals
+            # compare.
             seed=0,
         )

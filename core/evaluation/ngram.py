@@ -86,12 +86,16 @@ class NGram:
 
     def _score(self, before: tuple[str, ...], word: str) -> float:
         """Return the natural logarithm of a word's probability after the last words before it."""
+        # Not for order 1: `before[-0:]` is all of `before`.
         history = before[-(self.order - 1) :] if self.order > 1 else ()
         is_begin = bool(history) and history[0] == BEGIN
+        # `start` takes whether to start with nothing, so its argument is False where the history
+        # begins with <s>, which is then not scored again.
         state = self._model.start(not is_begin)
         for earlier in history[is_begin:]:
             state, _ = self._model.score(state, self._index(earlier))
         _, log10 = self._model.score(state, self._index(word))
+        # KenLM's logarithms have base 10, the recognizer's base e: -2 becomes -4.6.
         return float(max(log10, _LEAST) * math.log(10))
 
     def _index(self, word: str) -> int:
@@ -117,8 +121,10 @@ class SpelledWords:
     ) -> None:
         self._pieces, self._ngram = pieces, ngram
         self._weight, self._word_score = weight, word_score
+        # Words of history that a score can depend on: 2 for a trigram model.
         self._most = 1 if ngram is None else max(1, ngram.order - 1)
         words = ngram.words if ngram else frozenset[str]()
+        # "it" gives "", "i" and "it".
         self._beginnings = {word[:end] for word in words for end in range(len(word) + 1)}
         self.lm = _flashlight_model(self)
         self.reset()
@@ -131,6 +137,7 @@ class SpelledWords:
         """Let the next hypotheses continue this path."""
         if self._ngram is None:
             return
+        # Repeats merge across the frames of a stretch, as in CTC.
         for token in path.unique_consecutive().tolist():
             if token != BLANK:
                 self.start, _ = self.after(self.start, token)
@@ -254,10 +261,12 @@ def _parse(lines: Iterable[str]) -> tuple[int, list[str]]:
         if line.startswith("\\2-grams:") or line == "\\end\\":
             break
         if line.startswith("ngram "):
+            # "ngram 3=1204" counts 1,204 trigrams.
             order = max(order, int(line.split()[1].split("=")[0]))
         elif line == "\\1-grams:":
             is_inside = True
         elif is_inside and line:
+            # A unigram is "-2.34 turn -0.30": its logarithm, the word and a back-off weight.
             words.append(line.split()[1])
     if not order or not words:
         raise ValueError("no unigrams")

@@ -82,6 +82,7 @@ class CpuTimes:
         file = Path("/proc/stat")
         if file.is_file():
             # cpu  user nice system idle iowait irq softirq steal guest guest_nice
+            # Without the last two: `user` and `nice` hold the guests' time already.
             ticks = [int(word) for word in file.read_text().splitlines()[0].split()[1:9]]
             idle = ticks[3] + ticks[4]
             busy = (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
@@ -103,7 +104,10 @@ def is_crowded(before: CpuTimes, after: CpuTimes, *, threads: int) -> bool:
     span = after.wall - before.wall
     others = (after.busy - before.busy) - (after.own - before.own)
     threads = min(threads, after.cores)
+    # 4 cores, 1 thread and 10 s: others may use 30 s without slowing a pass; with 33 s they use 3 s
+    # of its core, more than a quarter of 10 s.
     unshared = (after.cores - threads) * span
+    # In a short measurement, a few ticks of rounding per core must not count as other programs.
     least = max(BUSY_SHARE * threads * span, _TICKS_LEAST * after.cores / 100)
     return others - unshared > least
 
@@ -116,7 +120,14 @@ def is_spread(taken: Sequence[float]) -> bool:
 def latency_seconds(
     model: nn.Module, *, utterance_seconds: float, repeats: int, device: torch.device
 ) -> float:
-    """Return the median wall time of a forward pass over one utterance; see `batch_seconds`."""
+    """Return the median wall time of a forward pass over one utterance; see `batch_seconds`.
+
+    Args:
+        model: the model to time.
+        utterance_seconds: length of the utterance.
+        repeats: passes that count, after two to warm up.
+        device: of the model.
+    """
     seconds = batch_seconds(
         {"": model},
         utterances=1,
@@ -183,6 +194,7 @@ def pass_seconds(
             announce(f"timing {name}, {len(speech[1])} at a time, pass {turn + 1}")
             times[name].append(time_forward(model, speech, device))
         before, turn_started = turn_started, time.perf_counter()
+        # Another turn is taken to last as long as this one.
         if turn_started - started + (turn_started - before) > most_seconds:
             break
     return {name: taken[min(WARM_UP, len(taken) - 1) :] for name, taken in times.items()}

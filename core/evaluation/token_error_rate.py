@@ -20,4 +20,5 @@ def token_error_rate(outputs: Iterable[tuple[Output, Batch]]) -> float:
 
 def _text(ids: Sequence[int]) -> str:
     """Write tokens as words, so that `word_errors` counts them."""
+    # Tokens (5, 17) are the words "5 17".
     return " ".join(map(str, ids))

@@ -109,6 +109,8 @@ def align_words(reference: str, hypothesis: str) -> list[Aligned]:
         left_words = reference_words[chunk.ref_start_idx : chunk.ref_end_idx]
         right_words = hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx]
         kind = cast("Kind", chunk.type)
+        # A deletion has no words on the right, an insertion none on the left: they are filled with
+        # "".
         pairs = itertools.zip_longest(left_words, right_words, fillvalue="")
         aligned += [Aligned(kind=kind, reference=word, hypothesis=guess) for word, guess in pairs]
     return aligned
@@ -211,6 +213,7 @@ def bootstrap(
         confidence: of the interval, as 0.95.
         seed: of the bootstrap.
     """
+    # The ratio of sums, not the mean of ratios: errors (1, 0) in (1, 9) words are 10 %, not 50 %.
     return _interval(_rates(errors, words, samples, seed), confidence)
 
 
@@ -241,6 +244,7 @@ def paired_difference(
             "`errors_a`, `errors_b` and `words` must count the same utterances,"
             f" but have {len(errors_a)}, {len(errors_b)} and {len(words)} instead."
         )
+    # The same resamples for both recognizers: what makes an utterance hard for both cancels.
     differences = [a - b for a, b in zip(errors_a, errors_b, strict=True)]
     rates = _rates(differences, words, samples, seed)
     low, high = _interval(rates, confidence)
@@ -250,6 +254,7 @@ def paired_difference(
         difference=sum(differences) / sum(words),
         low=low,
         high=high,
+        # 1,000 samples of which none has the other sign: 2 / 1,001.
         p_value=min(1.0, 2 * beyond / (samples + 1)),
     )
 
@@ -261,6 +266,7 @@ def _rates(errors: Counts, words: Counts, samples: int, seed: int) -> Float[np.n
 
 
 def _interval(rates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
+    # 0.95: quantiles 0.025 and 0.975.
     outside = (1 - confidence) / 2
     low, high = np.quantile(rates, [outside, 1 - outside])
     return float(low), float(high)
@@ -275,6 +281,7 @@ def _resample(
     at_once = max(1, _DRAWS_AT_ONCE // num_utterances)
     for begin in range(0, samples, at_once):
         shape = (min(at_once, samples - begin), num_utterances)
+        # (2, part, N) summed over its utterances: errors and words of `part` samples.
         yield totals[:, rng.integers(num_utterances, size=shape)].sum(axis=2)
 
 
@@ -285,4 +292,5 @@ def _count(chunk: jiwer.AlignmentChunk) -> int:
         chunk.ref_end_idx - chunk.ref_start_idx,
         chunk.hyp_end_idx - chunk.hyp_start_idx,
     )
+    # A substitution of n words by n, a deletion of n by 0, an insertion of 0 by n: n errors.
     return int(max(num_reference, num_hypothesis))

@@ -90,6 +90,7 @@ def join_words(words: Iterable[Word]) -> str:
 
 
 def _token_runs(path: TokenPath) -> list[_TokenRun]:
+    # Frames 5 5 0 7: runs of 2, 1 and 1 that end before frames 2, 3 and 4.
     ids, lengths = torch.unique_consecutive(path.ids, return_counts=True)
     ends = lengths.cumsum(0).tolist()
     probabilities = path.probabilities.tolist()

@@ -21,12 +21,14 @@ FRAMES_PER_SECOND = 100
 FEATURE_VERSION = 1  # part of every cache's digest: raise it when a feature changes
 
 _WINDOW, _SHIFT, _FFT = 400, 160, 512
+# Frame 0 covers samples -120 to 279: its middle, 80, is that of the first 10 ms.
 _LEFT = _WINDOW // 2 - _SHIFT // 2  # the first frame is centred on its 10 ms
 _LOW_HZ, _HIGH_HZ = 20.0, 7600.0
 _PREEMPHASIS = 0.97
 
 
 def count_frames(num_samples: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    # Rounded to the nearest: 79 samples have no frame, 80 have one, 16,000 have 100.
     return (num_samples + _SHIFT // 2) // _SHIFT
 
 
@@ -43,6 +45,7 @@ def log_mel(
         frames = frame_windows(waveforms.float(), num_samples, longest)  # (B, T, 400)
         frames = frames - frames.mean(dim=2, keepdim=True)
         frames = preemphasize(frames) * _povey_window(waveforms.device)
+        # (B, T, 257): 400 samples are padded to 512.
         power = torch.fft.rfft(frames, n=_FFT).abs().square()
         mels = floored_log(power @ _mel_bank(waveforms.device))
     return mels * is_frame(num_frames, longest)[:, :, None], num_frames
@@ -63,6 +66,7 @@ def frame_windows(
 ) -> Float[Tensor, "batch frames window"]:
     """Cut overlapping windows; beyond an end the signal runs back, its last sample twice."""
     position = torch.arange(-_LEFT, (longest - 1) * _SHIFT - _LEFT + _WINDOW).to(waveforms.device)
+    # 3 samples have the period 0 1 2 2 1 0: positions -2 to 4 read 1 0, 0 1 2, 2 1.
     period = 2 * num_samples.clamp_min(1)[:, None]
     forth = position % period
     index = torch.minimum(forth, period - 1 - forth)
@@ -85,9 +89,16 @@ def spec_augment(
 ) -> Float[Tensor, "batch frames mels"]:
     """Set bands and spans to the utterance's mean of their mel bin (Park et al., 2019).
 
-    All chance is drawn where `generator` lives, so a CPU generator gives a GPU the same masks.
+    Random numbers are drawn where `generator` lives, so a CPU generator gives a GPU the same masks.
+
+    Args:
+        features: padded frames are 0.
+        num_frames: of each utterance.
+        config: number and widths of the masks.
+        generator: draws their widths and positions.
     """
     batch, longest, mels = features.shape
+    # Masks by the second of each utterance's own length, not of the padded one.
     lengths = num_frames.to(generator.device)
     num_bands = torch.full_like(lengths, config.frequency_masks)
     bands = _spans(num_bands, torch.full_like(lengths, mels), config.frequency_width, generator)
@@ -115,8 +126,10 @@ def _spans(
     widths = torch.randint(widest + 1, shape, generator=generator, device=device)
     widths = widths.minimum(lengths[:, None])
     share = torch.rand(shape, generator=generator, device=device)
+    # Uniform over 0 to length - width: the span lies inside the utterance.
     starts = (share * (lengths[:, None] - widths + 1)).long()
     is_needed = torch.arange(shape[1], device=device) < num_spans[:, None]
+    # A span that an utterance does not need has its end at its start.
     return torch.stack([starts, starts + widths * is_needed], dim=2)
 
 
@@ -138,10 +151,13 @@ def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
     low, high = _mel(torch.tensor([_LOW_HZ, _HIGH_HZ], dtype=torch.float64)).tolist()
     step = (high - low) / (NUM_MELS + 1)
     lower = low + step * torch.arange(NUM_MELS, dtype=torch.float64)
+    # Filter m is 0 at low + m step, 1 one step later, and 0 again after another: `2 - rising`
+    # falls.
     rising = (mel_of_bin[:, None] - lower) / step
     bank = torch.minimum(rising, 2 - rising).clamp_min(0)
     return bank.float().to(device)
 
 
+# 1000 Hz are 999.99 mel.
 def _mel(hz: Float[Tensor, " any"]) -> Float[Tensor, " any"]:
     return 1127.0 * torch.log1p(hz / 700.0)

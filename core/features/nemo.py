@@ -68,6 +68,7 @@ def _powers(
     num_samples: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch frames mels"]:
     """Computes mel powers as NeMo does."""
+    # The sample before the first is 0, and samples beyond the utterance are 0 in `emphasized`.
     before = torch.cat((waveforms.new_zeros(len(waveforms), 1), waveforms[:, :-1]), dim=1)
     position = torch.arange(waveforms.shape[1], device=waveforms.device)
     emphasized = (waveforms - spec.preemphasis * before) * (position < num_samples[:, None])
@@ -97,6 +98,7 @@ def _late_powers(
 def _logarithm(
     spec: FrontendSpec, powers: Float[Tensor, "batch frames mels"]
 ) -> Float[Tensor, "batch frames mels"]:
+    # As sherpa-onnx: a floor where features are not normalized, else a constant that is added.
     if spec.features == "sherpa" and spec.normalization == "none":
         return floored_log(powers)
     return (powers + _FLOOR).log()
@@ -115,6 +117,7 @@ def _normalize(
     real, count = is_real[:, :, None], is_real.sum(1)[:, None, None]
     mean = (mels * real).sum(1, keepdim=True) / count.clamp_min(1)
     squares = ((mels - mean) * real).square().sum(1, keepdim=True)
+    # NeMo divides by count - 1, as for a sample; sherpa-onnx by count, as for a whole population.
     deviation = (squares / (count - spare).clamp_min(1)).sqrt()
     return (mels - mean) / (deviation + _LEAST_DEVIATION)
 
@@ -131,10 +134,12 @@ def _window(
 def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
     """Triangles of equal area on Slaney's scale, as columns; torchaudio's are no doubles."""
     hz = torch.arange(_FFT // 2 + 1, dtype=torch.float64)[:, None] * SAMPLE_RATE_HZ / _FFT
+    # 8000 Hz are 45.2 mel. 82 edges make 80 triangles, each from one edge to the next but one.
     top = 15 + math.log(SAMPLE_RATE_HZ / 2 / 1000) / _STEP
     edges = _hz(torch.linspace(0, top, NUM_MELS + 2, dtype=torch.float64))
     lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (hz - lower) / (center - lower), (upper - hz) / (upper - center)
+    # Divided by half the width of the triangle: all have the area 1.
     bank = torch.minimum(rising, falling).clamp_min(0) * 2 / (upper - lower)
     return bank.float().to(device)
 

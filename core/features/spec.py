@@ -83,6 +83,7 @@ class FrontendSpec:
     @property
     def shortest(self) -> int:
         """Fewest frames of features that give a frame of output."""
+        # 7 frames become 3 and then 1; 6 become 2 and then 0.
         return 7 if self.subsampling_kind == "conv4" else 1
 
     @property
@@ -94,6 +95,8 @@ class FrontendSpec:
 
     def count_frames(self, num_samples: Any) -> Any:
         """Counts the frames of features, from samples at 16 kHz."""
+        # Frames of `nemo` begin at sample 0, so only whole hops count: 240 samples have 1 frame,
+        # and 2 in the other kinds.
         half = 0 if self.features == "nemo" else _HOP // 2
         return (num_samples + half) // _HOP
 
@@ -101,7 +104,9 @@ class FrontendSpec:
         """Counts the frames after each convolution, from frames of features."""
         counts: list[Any] = []
         for _ in range(self.stages):
+            # 1000 frames: 499 and 249 without padding, 500 and 250 with it.
             num_frames = (num_frames - 1) // 2 + self.is_padded
+            # 0 frames would become (0 - 1) // 2 = -1. A product, as `num_frames` may be a tensor.
             counts.append(num_frames * (num_frames > 0))
         return tuple(counts)
 

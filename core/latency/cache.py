@@ -28,6 +28,8 @@ def measure(config: TrialConfig, folder: Path, shape: Shape) -> None:
     """Measure a table and store it with the teacher, if one is needed and missing."""
     if is_ready(config, folder):
         return
+    # Measured once a sweep, next to the teacher: trials that are timed at different moments would
+    # go by different tables.
     table = latency_table(
         shape,
         utterance_seconds=config.pruning.utterance_seconds,

@@ -25,11 +25,22 @@ UNEVENNESS = 0.5
 KINDS: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")
 
 
+# Pairs of (sum of components, measured time), one for each share: 3 models of a share become their
+# mean. Pairs must rise and end at (full, full), so noise may not put a smaller model above the
+# unpruned one.
 @torch.inference_mode()
 def calibrate_table(
     table: LatencyTable, unpruned: Conformer, *, repeats: int, threads: int, multiple_of: int
 ) -> LatencyTable:
-    """Return the table with the measured times of whole models."""
+    """Return the table with the measured times of whole models.
+
+    Args:
+        table: of components, whose sum is the time of the unpruned model.
+        unpruned: is pruned to the models that are timed.
+        repeats: rounds in which all models are timed.
+        threads: of torch.
+        multiple_of: units of an axis are left in multiples of this number.
+    """
     space = Space.of(unpruned, KINDS, table.utterance_seconds, latency=table)
     full = float(space.unpruned.latency)
     choices = list(_choices(space, multiple_of))
@@ -47,6 +58,7 @@ def _choices(space: Space, multiple_of: int) -> Iterator[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     nested = NestedOrder.of(space, _uneven_scores(space, generator))
     lowest = 1 - float(space.sparsity(nested.cost(range(nested.floors)), "latency"))
+    # A share that not even the units that must stay allow has no model.
     for share in (share for share in SHARES if share > lowest):
         for _ in range(DRAWS):
             budget = Budget(keep=share, resource="latency")
@@ -57,6 +69,7 @@ def _uneven_scores(space: Space, generator: torch.Generator) -> dict[str, Tensor
     """Return random scores by which every axis keeps another share of its units."""
     return {
         axis.name: torch.rand(axis.size, generator=generator)
+        # One number per axis raises all its scores by up to 0.5: it keeps more units.
         + UNEVENNESS * torch.rand((), generator=generator)
         for axis in space.units
     }
@@ -71,10 +84,12 @@ def _measured_shares(
     torch.set_num_threads(threads)
     rounds = [
         [
+            # The second of two passes: the first one warms up.
             [time_forward(model, speech, device) for _ in range(2)][1]
             for model in (unpruned, *models)
         ]
         for _ in range(repeats)
     ]
     torch.set_num_threads(before)
+    # Ratios within a round: a machine that is slower for a while slows both.
     return np.median([[taken / row[0] for taken in row[1:]] for row in rounds], axis=0)

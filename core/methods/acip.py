@@ -64,6 +64,7 @@ class GrowingL1:
         self._ctx, self._gates = ctx, gates
         self._smallest = config.settings(Settings).smallest
         self._prices = prices(ctx)
+        # 400 steps: lambda grows by 4.7 % a step, from 0.01 to at most 1e6.
         self._growth = 10 ** (DECADES / max(1, config.steps))
         self._strength, self._step = START, 0
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -80,6 +81,7 @@ class GrowingL1:
     def post_step(self) -> None:
         config, remaining = self._ctx.config.pruning, self._remaining_share()
         self._step += 1
+        # `smallest` 0.1 and 400 steps: 0.55 after 150 steps, 0.1 from step 300 on.
         course = 1 - (1 - self._smallest) * min(1.0, self._step / (DUE * config.steps))
         if remaining <= self._smallest:
             self._gates.freeze()
@@ -106,6 +108,8 @@ def prices(ctx: MethodContext) -> dict[str, float]:
     space, resource = ctx.space, ctx.config.pruning.resource
     whole = float(resource_cost(space.counted_cost({}), resource))
     saved = {
+        # The axis as a whole: the cost of one unit is the mean of all, also where costs are not
+        # linear.
         axis.name: whole - float(resource_cost(space.counted_cost({axis.name: 0}), resource))
         for axis in units(ctx)
     }
@@ -133,6 +137,8 @@ class Acip(GateMethod):
     def stage(self, ctx: MethodContext) -> GateStage:
         """Masks start as high as the config's rate, whatever it is, can bring down in time."""
         config = ctx.config.pruning
+        # A rate of 0.1 and 600 steps: masks start at 10, and Adam needs 100 steps to bring one to
+        # 0.
         start = gate_rate(config) * max(1.0, config.steps / FALLS)
         gates = StraightThrough(units(ctx), start=start).to(ctx.device)
         return GateStage(ctx, gates, GrowingL1(ctx, gates), gate_betas=MEMORY)

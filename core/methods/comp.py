@@ -46,6 +46,9 @@ class COMP(Method):
 
 def contributions(intake: ConsumerInputs) -> Float[Tensor, " _"]:
     """Returns |X_u W_u| of each unit divided by |X W|, in Frobenius norms."""
+    # Sums over blocks of units: entry (u, v) is the inner product of X_u W_u and X_v W_v. The
+    # diagonal holds |X_u W_u|^2, and all entries add up to |X W|^2. Rounding may leave a diagonal
+    # below 0.
     products, size = intake.products(), intake.axis.size
     blocks = products.view(size, len(products) // size, size, -1).sum((1, 3))
     return (blocks.diagonal().clamp(min=0) / blocks.sum().clamp(min=1e-12)).sqrt()
@@ -58,6 +61,7 @@ def block_influence(model: Conformer, speech: Calibration) -> Float[Tensor, " bl
     model.eval()
     for features, num_frames in speech:
         output = model(features, num_frames)
+        # The states before the first block, and after each.
         states = (model.frontend(features, num_frames), *output.hidden)
         for number, (before, after) in enumerate(pairwise(states)):
             seen[number].append(_turn(before, after, output.is_frame))
@@ -86,6 +90,7 @@ def merge_orders(
     costs = {name: unit_share(ctx.space, name, resource) for name in fine}
     queue = sorted((float(v), name, i) for name, vs in fine.items() for i, v in enumerate(vs))
     blocks = influence.argsort().tolist()[:-1] if share > 0 else []  # one block must stay
+    # -1 stands for a unit that is not yet removed; ranks of removal start at 1.
     scores = {name: torch.full((len(values),), -1.0).double() for name, values in fine.items()}
     removed_shares = {"blocks": 0.0, "units": 0.0}
     rank = 0
@@ -95,6 +100,7 @@ def merge_orders(
             prefix = f"blocks.{blocks.pop(0)}."
             for inside in (n for n in fine if n.startswith(prefix)):
                 is_open = scores[inside] < 0
+                # Units of the block that went earlier, one by one, were counted then.
                 removed_shares["blocks"] += costs[inside] * float(is_open.sum())
                 scores[inside][is_open] = rank
         if scores[name][i] < 0:

@@ -51,10 +51,13 @@ class Constraints:
         self._is_whole = config.settings(Settings).constraint == "model"
         self._kinds = [] if self._is_whole else kinds(ctx.space)
         shares = [uniform_share(ctx.space, t, name) for name, t in config.targets.items()]
+        # Of several resources, the one that leaves the smallest share of units open decides.
         self._allowed = min(shares)
         self.minmax = MinMax(
             len(config.targets) if self._is_whole else max(1, len(self._kinds)),
             rate=ASCENT / max(1, config.steps),
+            # rate * gain is 200 whatever the number of steps: a rise of the violation by 0.01
+            # raises lambda by 2 at once, and a violation of 0.01 over the whole run does the same.
             gain=float(max(1, config.steps)),
             is_restarted=is_restarted,
             device=ctx.device,

@@ -50,6 +50,8 @@ class ClosedGates(nn.Module):
         worth = torch.cat([scores[name] for name in self._names]).to(self.order)
         stays = torch.cat([remaining[name] for name in self._names]).to(self.values)
         ranks = worth.argsort(stable=True).argsort(stable=True).double() / len(worth)
+        # Units that are still open get `number` plus a rank below 1: those that a later round ranks
+        # stand above all that closed before. Closed in round 0: 0.x, in round 1: 1.x.
         self.order.copy_(torch.where(self.values > 0, number + ranks, self.order))
         self.values.mul_(stays)
 
@@ -96,6 +98,7 @@ class Rounds(GateStage):
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         for number in range(self._rounds):
+            # 10 steps in 3 rounds: removals before steps 0, 3 and 6.
             if step == number * self.steps // self._rounds:
                 self.remove(number)
         return super().step(batch, step)
@@ -108,6 +111,7 @@ class Rounds(GateStage):
         scores = divide_by_cost(ctx.space, sensitivity, self.config.resource)
         # Closed units stay closed: they come first in the order of removal.
         active = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
+        # Target 0.6 in 3 rounds: 0.2, 0.4 and 0.6 are removed in all after each.
         remaining = ctx.choose(active, ctx.target * (number + 1) / self._rounds)
         self.closed.close(scores, remaining, number)
 

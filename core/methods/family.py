@@ -71,6 +71,7 @@ class FamilyStage:
         """
         ctx, result = self._ctx, self._order.search_result()
         absorb(ctx.student, result.reference, ctx.space.open_choice())
+        # The first rank decides: all ranks must train the same sizes.
         self._begin(current().first(nested_scores(result.scores, self._targets, ctx.choose)))
 
     def _begin(self, scores: Scores) -> None:
@@ -108,6 +109,7 @@ def ordering(ctx: MethodContext, *, target: float) -> GateStage:
     """Returns the stage in which gates learn one size, in the first share of the search."""
     pruning = ctx.config.pruning
     steps = max(1, round(pruning.settings(Settings).order_share * pruning.steps))
+    # Shares of the other resources, scaled from the config's target to the smallest size.
     also = {b.resource: 1 - b.keep for b in budgets_of(pruning, target)[1:]}
     update = {"target_sparsity": target, "also": also, "steps": steps}
     own = pruning.model_copy(update=update)

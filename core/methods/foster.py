@@ -36,12 +36,21 @@ class Foster(Magnitude):
     def tuning(
         self, model: Conformer, choice: Choice, ctx: MethodContext, *, steps: int
     ) -> FosterStage:
+        """Returns the stage that boosts the extracted model and compresses it again.
+
+        Args:
+            model: extracted.
+            choice: not used, as the layers of the teacher are not matched.
+            ctx: unrestricted.
+            steps: of both parts together.
+        """
         del choice
         config, vocabulary = ctx.config, model.shape.vocabulary
         # A trial has no older skill to protect, so the transcripts count as in any tuning.
         task_weight = config.distillation.task_weight
         boosting = config.boosting.model_copy(update={"task_weight": task_weight})
 
+        # It names `stage`, which is bound below, before the first evaluation.
         def evaluate(trained: Boosted | Conformer) -> Report:
             # A boosted model is not a result: what would be extracted now is the small one.
             del trained

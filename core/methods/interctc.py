@@ -47,6 +47,7 @@ class InterCTC(Method):
         names = [block.name for block in ctx.student.typed_blocks()]
         is_truncated = ctx.config.pruning.settings(Settings).depth_order == "truncate"
         best = names if is_truncated else order_by_error(ctx.student, names, ctx.labeled)
+        # Four blocks, best first: scores 4, 3, 2 and 1.
         worth = range(len(best), 0, -1)
         scores = {name: torch.tensor([float(w)]) for name, w in zip(best, worth, strict=True)}
         return SearchResult(scores=scores, reference={})
@@ -60,6 +61,7 @@ def order_by_error(model: Conformer, names: Sequence[str], labeled: Iterable[Bat
     """
     remaining, removed = list(names), list[str]()
     while len(remaining) > 1:
+        # `min` returns the first of equal values: reversed, the last block.
         least = min(reversed(remaining), key=lambda name: error(model, {*removed, name}, labeled))
         remaining.remove(least)
         removed.append(least)

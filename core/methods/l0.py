@@ -67,6 +67,7 @@ class WarmedTarget:
                 rounds=self._rounds,
                 warmup_share=self._warmup_share,
             )
+            # `metrics` is empty for the first resource alone, whose constraint is an equality.
             violation = (target - sparsity).clamp(min=0) if metrics else target - sparsity
             penalties.append(pair.penalty(violation))
             # The first resource has the plain names, whichever it is.

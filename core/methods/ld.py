@@ -59,6 +59,7 @@ class FeatureMoments:
         whole = identity_fold(model)
         with torch.no_grad():
             latents = list(self._latents(whole))
+        # The sets are those of the whole model, also when edits are measured.
         self._sets = [latent.argmax(-1) == 0 for latent in latents]
         self._means = self._moments(latents)
 
@@ -82,6 +83,7 @@ class FeatureMoments:
         return [
             moment
             for is_blank in (True, False)
+            # Four vectors (V,): mean and deviation on blank frames, then on the others.
             for moment in moments(torch.cat([latent[s == is_blank] for latent, s in parts]))
         ]
 

@@ -37,6 +37,7 @@ class MoPE(Method):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         config, axes = ctx.config.pruning, list(ctx.space.units)
+        # A module is one unit, so `count=1` closes each by itself.
         modules = [axis for axis in ctx.space.prunable if axis.kind == "module"]
         rewiring = rewiring_scores(ctx, [*axes, *modules])
         width = error_growth(ctx, groups(axes, rewiring, count=config.settings(Settings).groups))
@@ -59,6 +60,7 @@ def error_growth(ctx: MethodContext, edits: list[Edit]) -> list[tuple[Edit, floa
 
     whole = float(error(identity_fold(student)))
     errors = measure_edits(student, edits, error)
+    # 0.10 for the whole model, 0.13 and 0.09 under two edits: growths of 0.03 and 0.
     return [(edit, max(0.0, float(value) - whole)) for edit, value in errors]
 
 

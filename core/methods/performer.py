@@ -85,13 +85,18 @@ def with_linear_attention(
 ) -> Conformer:
     """A copy whose attention runs in linear time in these blocks, by directions of this seed.
 
-    A block's directions are its own, whichever others are swapped.
+    Args:
+        model: is not changed.
+        blocks: numbers of blocks that have attention.
+        features: random features of a head, an even number.
+        seed: of the directions; a block's are its own, whichever others are swapped.
     """
     new, sizes = clone(model), list(model.shape.blocks)
     for i in blocks:
         attention = new.typed_blocks()[i].attention
         assert attention is not None, "only attention that is there can be swapped"
         with torch.random.fork_rng(devices=[]):
+            # Seed 1 draws for block 0 with 1, for block 2 with 131,073.
             torch.manual_seed(seed + 2**16 * i)
             attention.linearize(features)
         sizes[i] = replace(sizes[i], linear_features=features)
@@ -103,13 +108,22 @@ def with_linear_attention(
 def shifts(
     model: Conformer, blocks: Sequence[int], features: int, seed: int, speech: Calibration
 ) -> dict[int, float]:
-    """Returns the mean square shift of the last hidden state for each block, swapped alone."""
+    """Returns the mean square shift of the last hidden state for each block, swapped alone.
+
+    Args:
+        model: is not changed.
+        blocks: numbers of blocks that have attention.
+        features: random features of a head, an even number.
+        seed: of their directions.
+        speech: on which the shift is measured.
+    """
     before = _last(model, speech)
 
     def shift_by(i: int) -> float:
         after = _last(with_linear_attention(model, [i], features, seed), speech)
         return float((after - before).square().mean())
 
+    # One pass over the speech for each block, and one for the model as it is.
     return {i: shift_by(i) for i in blocks}
 
 

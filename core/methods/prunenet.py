@@ -88,7 +88,10 @@ def train_policy(
             chosen = [_draw_rows(logits.detach(), count, generator) for _ in range(DRAWS)]
             gains = torch.tensor([reward(weight, rows_drawn) for rows_drawn in chosen])
             # Each draw against the others: what they have in common teaches nothing.
+            # Equal to the gain minus the mean of the other draws': with gains 4 and 0 it is 4 and
+            # -4.
             ahead = (gains - gains.mean()) * DRAWS / (DRAWS - 1)
+            # log(p_i / sum of p), the probability of a row in a single draw.
             share = (logits.sigmoid() + 1e-9).log().log_softmax(0)
             log_probabilities = torch.stack([share[rows_drawn].sum() for rows_drawn in chosen])
             optimizer.zero_grad(set_to_none=True)
@@ -101,6 +104,7 @@ def _draw_rows(
     logits: Float[Tensor, " N"], count: int, generator: torch.Generator
 ) -> Int[Tensor, " drawn"]:
     """Returns rows drawn by binary-concrete samples of the policy, mostly those of high logits."""
+    # Logistic noise: a row of logit 2 beats one of logit 0 often, not always.
     noise = torch.logit(torch.rand(len(logits), generator=generator).clamp(1e-6, 1 - 1e-6))
     return torch.multinomial(torch.sigmoid(logits + noise) + 1e-9, count, generator=generator)
 

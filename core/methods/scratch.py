@@ -16,6 +16,7 @@ class Scratch(Uniform):
 
     def prepare_tuning(self, model: Conformer, ctx: MethodContext) -> Conformer:
         """The same sizes, new weights; only the features' statistics are kept."""
+        # A fork, so that what the trial draws afterwards is what other methods draw.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.config.seed)
             new = Conformer(model.shape)

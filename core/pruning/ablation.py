@@ -27,6 +27,7 @@ class Edit:
     units: Int[Tensor, " _"]
 
     def mask(self) -> Mask:
+        # Units 2 and 5 of 6: gates 1, 1, 0, 1, 1, 0. Axes without an entry in the mask are open.
         gates = torch.ones(self.axis.size)
         gates[self.units] = 0.0
         return {self.axis.name: gates}
@@ -43,6 +44,8 @@ def groups(
     edits = []
     for axis in axes:
         ranked = order[axis.name].argsort(stable=True)[: axis.size - axis.floor]
+        # Rounded up, so that there are never more groups than `count`: 10 units in 4 groups make 3,
+        # 3, 3 and 1.
         size = max(1, math.ceil(len(ranked) / count))
         edits += [Edit(axis=axis, units=part) for part in ranked.split(size) if len(part)]
     return edits
@@ -56,6 +59,8 @@ def measure_edits(
     for edit in edits:
         mask = {name: gates.to(device) for name, gates in edit.mask().items()}
         with torch.no_grad():
+            # Folding makes new tensors and leaves the model's own as they are: nothing is to be
+            # undone.
             value = measure(fold(tensors, axes, mask))
         yield edit, value
 
@@ -71,5 +76,6 @@ def spread_over_units(
     """Return each unit's share of its group's score; units that must stay get infinity."""
     scores = {axis.name: torch.full((axis.size,), torch.inf, dtype=torch.float64) for axis in axes}
     for edit, value in group_scores:
+        # A group of 4 units with a score of 0.2 gives each 0.05: groups of unequal sizes compare.
         scores[edit.axis.name][edit.units] = value / len(edit.units)
     return scores

@@ -34,6 +34,7 @@ def extract_factored(model: Conformer, mask: Mask) -> Conformer:
     floats = {name: values.to(model.head.weight) for name, values in mask.items()}
     block_numbers = open_blocks(model.shape, floats)
     tensors: dict[str, Tensor] = {}
+    # Phase 1: fold and narrow part by part, under the names that tensors have in the small model.
     for part in _parts(named_tensors(model)):
         with torch.no_grad():
             folded = fold(part, axes, floats)
@@ -41,6 +42,7 @@ def extract_factored(model: Conformer, mask: Mask) -> Conformer:
             if (new := small_name(name, block_numbers)) is not None:
                 # Folding gives a tensor back as it is, or makes a new one.
                 tensors[new] = tensor.detach().clone() if tensor is part[name] else tensor
+    # Phase 2: a model of the sizes that are left takes the tensors over.
     shape = extracted_shape(model.shape, axes, floats)
     return build_model(shape, tensors, is_training=model.training, is_copied=False)
 
@@ -49,6 +51,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Group a model's tensors by block, and those outside blocks by their module."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
+        # `blocks.3.norm.weight` goes to part `blocks.3`, `frontend.linear.bias` to `frontend`.
         module, number, *_ = name.split(".")
         part = f"{module}.{number}" if module == "blocks" else module
         parts.setdefault(part, {})[name] = tensor
@@ -74,6 +77,7 @@ def extracted_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
     def block_shape(name: str, block: BlockShape) -> BlockShape:
         return replace(
             block,
+            # 0 if the gate of the module is closed, else the number of its open units.
             ff1=count_open(f"{name}.ff1", 1) and count_open(f"{name}.ff1.inner", block.ff1),
             heads=count_open(f"{name}.attention", 1)
             and count_open(f"{name}.attention.head", block.heads),
@@ -92,6 +96,7 @@ def extracted_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         width=count_open("width", shape.width),
         blocks=blocks,
     )
+    # A factored layer leaves with its module, and its rank with it.
     existing = set(small.linears())
     named = {
         small_name(n, remaining): count_open(f"{n}.rank", rank) for n, rank in shape.ranks.items()

@@ -39,6 +39,7 @@ def fisher(
         loss: of the folded model on a batch.
         mask: gates at which gradients are taken; open by default.
     """
+    # Two utterances with gradients 1 and -1: the mean of squares is 1, the square of the mean 0.
     sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
     count = 0
     for utterance in split_utterances(batches):
@@ -71,6 +72,7 @@ def gate_gradients(
         for axis in axes
     }
     value = loss(fold(named_tensors(model), model.axes(), gates), batch)
+    # Units of a closed module are not part of the graph: their gradients are materialized as 0.
     gradients = torch.autograd.grad(
         value, list(gates.values()), allow_unused=True, materialize_grads=True
     )

@@ -21,16 +21,21 @@ class Lagrangian(nn.Module):
 
     def __init__(self, *, quadratic_start: float) -> None:
         super().__init__()
+        # Ascent raises the linear one while too little is removed and lowers it while too much is;
+        # below 0 it opens gates again. The gradient of the quadratic one is a square: it only
+        # grows.
         self.lambda_linear = nn.Parameter(torch.zeros(()))
         self.lambda_quadratic = nn.Parameter(torch.tensor(quadratic_start))
 
     def penalty(self, violation: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Return the penalty of target minus expected sparsity, which is positive if too dense."""
+        # 0.1 short of the target with multipliers 2 and 50: 2 * 0.1 + 50 * 0.1^2 = 0.7.
         return self.lambda_linear * violation + self.lambda_quadratic * violation.square()
 
 
 def warmed_target(target: float, *, step: int, warmup_steps: int) -> float:
     """Return the target at a step: linear from 0 to its value over the warm-up."""
+    # A target of 0.5 over 4 steps: 0.125, 0.25, 0.375, 0.5, and then 0.5.
     return target * min(1.0, (step + 1) / max(1, warmup_steps))
 
 
@@ -50,6 +55,7 @@ def staged_target(
         warmup_share: the share of each round over which its target rises.
     """
     rounds = min(rounds, steps)
+    # 10 steps in 3 rounds: rounds begin at steps 0, 4 and 7.
     number = step * rounds // steps
     first, after = (-(-n * steps // rounds) for n in (number, number + 1))
     before, reached = (1 - (1 - target) ** (n / rounds) for n in (number, number + 1))
@@ -81,6 +87,7 @@ class MinMax:
         self._multiplier.set_constraint_type(ConstraintType.INEQUALITY)
         self._violations = torch.zeros(count, device=device)
         self._is_restarted = is_restarted
+        # A step of the dual adds lr * (Ki * g + Kp * (the increase of g)).
         self.dual = nuPI(
             self._multiplier.parameters(),
             lr=rate,
@@ -103,6 +110,7 @@ class MinMax:
         """Keep multipliers at least 0, and restart them; called after each ascent."""
         self._multiplier.post_step_()
         if self._is_restarted:
+            # `_violations` are those of the penalty of this step: g before the weights moved.
             self._multiplier.weight[self._violations <= 0] = 0.0
 
     def state_dict(self) -> dict[str, Any]:

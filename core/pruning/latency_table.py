@@ -59,6 +59,7 @@ class Grid(Config):
         table = [len(self.units), len(self.width)]
         if [len(self.ms), *{len(row) for row in self.ms}] != table:
             raise ValueError(f"`ms` must be {table[0]} rows of {table[1]} times, but is not")
+        # A grid of one row or column has no differences: `initial` stands for them.
         rising = np.diff(self.units).min(initial=1) > 0 and np.diff(self.width).min(initial=1) > 0
         times = np.array(self.ms)
         falls = [float(np.diff(times, axis=axis).min(initial=0)) for axis in (0, 1)]
@@ -71,6 +72,8 @@ class Grid(Config):
     ) -> Float[Tensor, " parts"]:
         """Return milliseconds of components of these sizes; constant beyond the table's ends."""
         of_units, of_width, ms = self._on(units.device, units.dtype)
+        # Bilinear: (parts, unit points) (unit points, width points) are times at each width of the
+        # grid, which the weights of the width then mix.
         rows = _hats(of_units, units) @ ms
         return (rows * _hats(of_width, width)).sum(-1)
 
@@ -102,6 +105,7 @@ class LatencyTable(Config):
 
     @model_validator(mode="after")
     def _whole_models_rise(self) -> "LatencyTable":
+        # Pairs (10, 8) and (20, 20): steps (10, 8) and (10, 12). Two equal sums have no slope.
         steps = np.diff(np.array([[0.0, 0.0], *self.whole]), axis=0)
         if steps.size and (steps[:, 0].min() <= 0 or steps[:, 1].min() < 0):
             raise ValueError("`whole` must be increasing from 0, but is not")
@@ -114,9 +118,11 @@ class LatencyTable(Config):
             axes: of the model.
             counts: open units of each axis, modules and blocks included.
         """
+        # Expected counts are tensors: the sum then stays on their device and differentiable.
         like = next((n for n in counts.values() if isinstance(n, Tensor)), None)
         is_exact = like is None
         like = torch.zeros((), dtype=torch.float64) if like is None else like
+        # One lookup for each component, of all blocks at once, instead of one for each module.
         by_part: dict[Component, list[Term]] = {}
         for term in _terms(axes, counts):
             by_part.setdefault(term.part, []).append(term)
@@ -139,6 +145,7 @@ class LatencyTable(Config):
         if key not in self._knots:
             self._knots[key] = torch.tensor([[0.0, 0.0], *self.whole]).to(ms)
         sums, measured = self._knots[key].T
+        # Linear between pairs: at 15 the weights of (0, 8, 20) are (0, 0.5, 0.5).
         return _hats(sums, ms[None])[0] @ measured
 
     def scale(self, factor: float) -> "LatencyTable":
@@ -209,6 +216,7 @@ def monotone(ms: Float[np.ndarray, "units width"]) -> list[list[float]]:
 
     Isotonic regression preserves order, so rows stay increasing when columns are made so.
     """
+    # Neighbors that fall are pooled: a row of 3, 1 and 5 ms becomes 2, 2 and 5.
     for axis in (1, 0):
         ms = np.apply_along_axis(lambda times: isotonic_regression(times).x, axis, ms)
     rows: list[list[float]] = ms.tolist()
@@ -228,6 +236,8 @@ def _check_is_plain(model: Conformer, axes: Sequence[Axis]) -> None:
 def _terms(axes: Sequence[Axis], counts: Mapping[str, Number]) -> Iterator[Term]:
     width = counts["width"]
     sub1, sub2 = counts.get("frontend.sub1", 1), counts.get("frontend.sub2", 1)
+    # Two convolutions in one grid: the second one's channels are its units, the first one's its
+    # width.
     yield Term(part="frontend", share=1, units=sub2, width=sub1)
     # A third convolution's channels count where they are read.
     last = counts.get("frontend.sub3", sub2)
@@ -241,6 +251,8 @@ def _terms(axes: Sequence[Axis], counts: Mapping[str, Number]) -> Iterator[Term]
         elif axis.kind in COMPONENT_OF and axis.parent is not None:
             block = parents[axis.parent]
             assert block is not None, "a module lies in a block"
+            # A module is there if its gate and its block's gate are open, and these are
+            # independent: with probabilities 0.9 and 0.5 it costs 0.45 of its time.
             share = counts[axis.parent] * counts[block]
             yield Term(part=COMPONENT_OF[axis.kind], share=share, units=units, width=width)
 
@@ -260,6 +272,8 @@ def _hats(
 
     For example, on the grid (0, 10, 30) the weights at x = 15 are (0, 0.75, 0.25).
     """
+    # The part of each interval that lies below x: (1, 0.25) at 15. A point's weight is what is
+    # covered before it minus what is covered after it: (1, 1, 0.25) - (1, 0.25, 0).
     passed = ((x[:, None] - points[:-1]) / points.diff()).clamp(0, 1)
     ones, zeros = torch.ones_like(x)[:, None], torch.zeros_like(x)[:, None]
     return torch.cat((ones, passed), 1) - torch.cat((passed, zeros), 1)

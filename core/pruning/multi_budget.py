@@ -42,6 +42,8 @@ def orders_meeting_budgets(
         excess_of: the excess of each further budget under an order.
         fixed: how many of the first steps are not reordered.
     """
+    # A range of 1 makes tilts of different resources comparable; equal mixes stay 0, and no tilt
+    # moves them.
     spread = np.ptp(mixes, axis=1, keepdims=True)
     slopes = (mixes - mixes.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     seen: dict[tuple[float, ...], float] = {}
@@ -58,6 +60,7 @@ def reweighted_order(
     A tilt t is the multiplier mu = t / (1 - |t|), which makes (-1, 1) cover all real numbers.
     """
     worth = np.linspace(1, 0, slopes.shape[1])
+    # The module's example: with a tilt above 1/3, A comes after B; above 1/2, after C, too.
     mu = np.array([tilt / (1 - abs(tilt)) for tilt in tilts])
     values = (worth - mu @ slopes)[fixed:]
     numbers: list[int] = (fixed + np.argsort(-values, kind="stable")).tolist()
@@ -91,8 +94,11 @@ def _bisect_multipliers(
     low, high = -MAX_TILT, MAX_TILT
     excess: Sequence[float] = ()
     is_last = index == len(slopes) - 1
+    # One further resource takes 12 evaluations of an order, two take 7 * 12 = 84.
     for _ in range(HALVINGS if is_last else OUTER_HALVINGS):
         middle = (low + high) / 2
         excess = _bisect_multipliers((*tilts, middle), slopes, excess_of, fixed, seen)
+        # More tilt, less of this resource: the tilt at which it is just used up stays within low
+        # and high.
         low, high = (middle, high) if excess[index] > 0 else (low, middle)
     return excess

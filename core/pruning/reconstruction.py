@@ -60,10 +60,14 @@ def extract_and_reconstruct(
     """
     device = model.head.weight.device
     choice = {name: units.to(device) for name, units in choice.items()}
+    # Phase 1: the outputs to preserve are those of all units, at the reference's soft gates; those
+    # of the mask are the same gates with the removed units at 0.
     target = reference_gates(model.axes(), reference, choice)
     mask = {name: z * choice[name] for name, z in target.items()}
     if how == "none" and not (reference and speech):
         return multiply_factors(extract_factored(model, mask))
+    # Not narrowed: removed inputs must be in the Gram matrices, and batch norms must see all
+    # channels.
     folded = fold(named_tensors(model), model.axes(), target, narrow_from=math.inf)
     if reference and speech:
         reestimate_statistics(model, speech, folded=folded)
@@ -71,6 +75,7 @@ def extract_and_reconstruct(
     if how == "none":
         return multiply_factors(small)
     modules = _modules_by_old_name(model, choice, small)
+    # Phase 2: consumers that lose some of their inputs, but not all, are solved for anew.
     cut = [c for c in consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
     grams = input_grams(model, folded, cut, speech)
     for consumer in cut:
@@ -92,6 +97,7 @@ def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[s
     for axis in axes:
         kept_units = choice[axis.name]
         z = reference.get(axis.name, torch.ones(axis.size)).to(kept_units.device)
+        # A choice is cut by cost, not by the gates' medians: it may hold units whose gates are 0.
         gates[axis.name] = torch.where(kept_units & (z == 0), torch.ones_like(z), z)
     return gates
 
@@ -100,7 +106,14 @@ def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[s
 def input_grams(
     model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
 ) -> dict[str, Tensor]:
-    """Return X^T X of each consumer's inputs over real frames; X has a last column of ones."""
+    """Return X^T X of each consumer's inputs over real frames; X has a last column of ones.
+
+    Args:
+        model: the model, which is put into evaluation mode.
+        folded: its tensors under the gates at which inputs are measured.
+        consumers: whose inputs are measured.
+        speech: on which the model is run.
+    """
     grams: dict[str, Tensor] = {}
     model.eval()
     for features, num_frames in speech:
@@ -123,6 +136,7 @@ def reestimate_statistics(
         norm.train()
     for i, (features, num_frames) in enumerate(speech):
         for norm in norms:
+            # 1, 1/2, 1/3 ... make a plain mean: batch means 2, 4 and 9 give 2, 3 and 5.
             norm.momentum = 1 / (i + 1)
         if folded is None:
             model(features, num_frames)
@@ -147,6 +161,8 @@ def least_squares_columns(
         weight: all columns.
         kept_inputs: which of the inputs remain.
     """
+    # Normal equations of |X_S W' - X W|^2: (X_S^T X_S) W' = X_S^T X W. The ridge makes them
+    # solvable where inputs depend on each other; fp32, with a rounding of 6e-8, would lose it.
     inside = gram[kept_inputs][:, kept_inputs]
     ridge = 1e-8 * inside.diagonal().mean() * torch.eye(len(inside)).to(gram)
     return torch.linalg.solve(inside + ridge, gram[kept_inputs] @ weight.T).T
@@ -169,6 +185,8 @@ def scale_columns(
         block: adjacent inputs that make one unit.
     """
     units = len(kept_units)
+    # Inner products (U, U) of what two units contribute to the outputs. With S the units that stay
+    # and R the others, products_SS delta = sum of products_SR. If R equals S, columns too, m is 2.
     products = (gram * (weight.T @ weight)).view(units, block, units, block).sum((1, 3))
     inside = products[kept_units][:, kept_units]
     rest = products[kept_units][:, ~kept_units].sum(1)  # the error when m is 1
@@ -210,12 +228,15 @@ def _recorded_grams(
     grams: dict[str, Tensor],
 ) -> Iterator[None]:
     def register(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
+        # With three stages, 10 s are 250 frames for the second convolution and 125 for a block.
         real = model.frontend.frames_in(consumer.module, num_frames)
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
             # The table of positions has neither utterances nor padding.
             x = (x if x.dim() == 2 else _rows(module, x, real)).double()
+            # With the ones, the last column of X^T X holds the sums of the inputs and the number of
+            # rows: what a bias needs.
             x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
             grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
 
@@ -236,6 +257,8 @@ def _rows(
     if isinstance(module, nn.Conv2d):
         kernel, stride, padding = module.kernel_size, module.stride, module.padding
         assert not isinstance(padding, str)
+        # A convolution is a product of patches: one row of 9 C numbers per output position,
+        # channel-major as in `weight.flatten(1)`.
         bins = (x.shape[3] + 2 * padding[1] - kernel[1]) // stride[1] + 1
         patches = F.unfold(x, kernel, stride=stride, padding=padding)  # (B, I, T * bins)
         x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
@@ -256,6 +279,8 @@ def _reconstruct_layer(
 ) -> None:
     assert isinstance(module, nn.Linear | nn.Conv2d)
     target = folded.tensors[consumer.piece.tensor][rows].double().flatten(1)  # (O, I)
+    # Inputs per unit: 64 of a head of 64, 9 of a channel that a 3x3 convolution reads. The rows are
+    # I + 1, and (I + 1) // U = I / U, as a cut axis has at least 2 units.
     block = gram.shape[0] // len(kept_units)
     if how == "mask":
         factors = scale_columns(gram[:-1, :-1], target, kept_units, block)
@@ -264,6 +289,7 @@ def _reconstruct_layer(
         columns = least_squares_columns(gram[:-1, :-1], target, kept_units.repeat_interleave(block))
     else:
         bias = folded.tensors[f"{consumer.module}.bias"][rows].double()[:, None]
+        # The bias is the column of the constant input 1, and always stays.
         inputs = torch.cat((kept_units.repeat_interleave(block), kept_units.new_ones(1)))
         solution = least_squares_columns(gram, torch.cat((target, bias), dim=1), inputs)
         columns = solution[:, :-1]
@@ -287,4 +313,5 @@ def _kept_rows(
                 else kept_units
             )
             rows.append((piece.offset, units.repeat_interleave(piece.block)))
+    # Rows of `up` in a convolution module belong to two slices, at offsets 0 and C.
     return torch.cat([units for _, units in sorted(rows, key=lambda row: row[0])])

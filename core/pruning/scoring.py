@@ -70,6 +70,7 @@ def divide_by_cost(
 def rank_within_axis(scores: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Tensor]:
     """Replace each score by its rank as a share of its axis, so that all axes lose equal shares."""
     return {
+        # The second argsort turns an order into ranks: (5, 2, 9) become (2, 1, 3) / 3.
         name: (values.argsort(stable=True).argsort(stable=True).double() + 1) / len(values)
         for name, values in scores.items()
     }
@@ -85,6 +86,7 @@ def break_ties(
     is 2, half of it is 1, and the shares are ranks 3, 2 and 1 of 3.
     """
     everything = torch.cat([values.double() for values in scores.values()]).unique()
+    # Units that must stay score infinity, and infinity has no gap.
     gaps = everything[everything.isfinite()].diff()
     step = float(gaps.min()) / 2 if len(gaps) else 1.0
     shares = rank_within_axis(by)

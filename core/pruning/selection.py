@@ -80,6 +80,8 @@ def order(space: Space, scores: Scores) -> list[Unit]:
         must_stay = set(own.argsort(descending=True, stable=True)[: axis.floor].tolist())
         for i, (value, tie) in enumerate(zip(best.tolist(), own.tolist(), strict=True)):
             first = float("inf") if i in must_stay else value
+            # Units that their module's score holds down are equal in `first`: their own scores
+            # decide.
             ranked.append((-first, -tie, len(ranked), Unit(axis.name, i)))
     return [unit for *_, unit in sorted(ranked, key=lambda entry: entry[:3])]
 
@@ -108,6 +110,8 @@ class NestedOrder:
             scores: of each unit.
             multiple_of: units per step, for the kinds in `ROUNDED`.
         """
+        # Phase 1: each axis's units with their positions in the common order. Phase 2: steps of
+        # units.
         by_axis: dict[str, list[tuple[int, Unit]]] = {}
         for position, unit in enumerate(order(space, scores)):
             by_axis.setdefault(unit.axis, []).append((position, unit))
@@ -177,6 +181,8 @@ def choose(
         nested = NestedOrder.of(space, scores)
     _check_floors(nested, budgets)
     best: list[int] = []
+    # An order in which all budgets bind would be best. If every order leaves one of them a slack
+    # above `TIGHT`, orders for fewer budgets follow; the others are then met with slack.
     for binding in _subsets(budgets):
         candidates = [
             _steps_within(nested, numbers, budgets, is_filled=is_filled)
@@ -194,7 +200,14 @@ def choose(
 def choose_for_target(
     space: Space, scores: Scores, pruning: PruningConfig, target: float
 ) -> dict[str, Tensor]:
-    """Return the choice of a trial when this share of its resource is to be removed."""
+    """Return the choice of a trial when this share of its resource is to be removed.
+
+    Args:
+        space: the model's axes and costs.
+        scores: of each unit.
+        pruning: the resources, their shares and `multiple_of`.
+        target: share of the first resource to remove.
+    """
     budget, *also = budgets_of(pruning, target)
     return choose(space, scores, budget, also, is_filled=True, multiple_of=pruning.multiple_of)
 
@@ -222,6 +235,8 @@ def uniform_share(space: Space, target: float, resource: Resource) -> float:
         mask = {axis.name: torch.full((axis.size,), share).double() for axis in space.units}
         return float(space.sparsity(space.mask_cost(mask), resource))
 
+    # Removed at `low` is more than the target, at `high` at most the target; 50 halvings leave
+    # 1e-15.
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -303,6 +318,8 @@ def _orders(nested: NestedOrder, binding: Sequence[Budget]) -> Iterator[list[int
         yield list(range(len(nested.steps)))
         return
     space = nested.space
+    # The first one decides where an order is cut, which asks for the cost of many prefixes: it is
+    # not latency if another budget binds.
     first, *others = sorted(binding, key=lambda budget: budget.resource == "latency")
     quick = nested  # interpolating the table takes longer than counting
     if first.resource != "latency":
@@ -358,6 +375,7 @@ def _fill(
 
 def _longest(nested: NestedOrder, numbers: Sequence[int], budgets: Sequence[Budget]) -> list[int]:
     """Return the longest prefix that fits, by bisection: a longer prefix never costs less."""
+    # The first `low` steps fit, as was checked of the floors; more than `high` do not.
     low, high = nested.floors, len(numbers)
     while low < high:
         middle = (low + high + 1) // 2

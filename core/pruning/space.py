@@ -90,6 +90,7 @@ class Space:
     def choice_cost(self, choice: Choice) -> Cost:
         """Return the exact cost of the model that this choice extracts."""
         whole = self.open_choice() | {name: units.float() for name, units in choice.items()}
+        # A module without open units costs nothing, not even its norm: extraction drops it.
         active = close_empty_modules(self.axes, whole)
         return self.counted_cost({name: int((z != 0).sum()) for name, z in active.items()})
 
@@ -99,6 +100,8 @@ class Space:
         Costs are multilinear in the gates, so the expectation of a product is the product of
         expectations.
         """
+        # Three inner units at 0.5 in a module at 0.8: 0.8 * 1.5 d expected weights of `up`, as
+        # gates are independent.
         return self.counted_cost({name: p.sum() for name, p in mask.items()})
 
     def counted_cost(self, counts: Mapping[str, Number]) -> Cost:
@@ -138,6 +141,8 @@ def resource_cost(cost: Cost, resource: Resource) -> Number | float:
 
 def unit_share(space: Space, name: str, resource: Resource) -> float:
     """Return the share of the unpruned model's resource that one unit of an axis takes."""
+    # Parameters and FLOPs are linear in a count: every unit of an axis saves what the last one
+    # saves. For a latency table the last unit stands for all.
     size = {axis.name: axis.size for axis in space.axes}[name]
     whole, less = space.counted_cost({}), space.counted_cost({name: size - 1})
     saved = resource_cost(whole, resource) - resource_cost(less, resource)

@@ -32,12 +32,15 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         OSError: if the disk is not writable; earlier checkpoints remain.
         RuntimeError: from torch, with an OSError as its cause, if the disk is full; they remain.
     """
+    # Zeros in front, so that names sort as numbers do: 000000900 before 000001000.
     final = folder / f"{step:09d}"
     with atomic_folder(final) as tmp_path:
         with (tmp_path / STATE).open("wb") as file:  # a full disk is then the system's error
             torch.save({"format": FORMAT, **state}, file)
         (tmp_path / CHECKSUM).write_text(sha256_file(tmp_path / STATE))
         flush_to_disk(tmp_path / STATE)
+    # After a power failure the rename holds only if the folder's entries are on disk: older
+    # checkpoints go no earlier.
     flush_to_disk(folder)
     for old in _checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -56,6 +59,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             check_stored(path / STATE)
+            # Damaged: the one before it is tried.
             if read_text(path / CHECKSUM) != sha256_file(path / STATE):
                 continue
             state = torch.load(path / STATE, weights_only=True, map_location="cpu")

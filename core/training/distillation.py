@@ -42,6 +42,7 @@ class Distillation(nn.Module):
         self.config = config
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
         self.projection = nn.Linear(teacher.shape.width, teacher.shape.width)
+        # The identity: hidden states of student and teacher are at first compared as they are.
         nn.init.eye_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
@@ -97,6 +98,7 @@ class Distillation(nn.Module):
         layers = target_layers(len(targets.hidden), self.config.layers)
         frames = targets.is_frame.flatten().nonzero().squeeze(1)  # computed once for all layers
         target_states = [_real(targets.hidden[i], frames) for i in layers]  # (N, D)
+        # (D, K): a student with units 3 and 7 of the teacher's width uses columns 3 and 7.
         weight = self.projection.weight.index_select(1, student.width)
         student_states = [
             F.linear(_real(hidden, frames), weight, self.projection.bias)
@@ -109,6 +111,7 @@ class Distillation(nn.Module):
                 distances = torch.tensor(
                     [[F.mse_loss(s, w) for s in student_states] for w in target_states]
                 )
+            # Over the frames of all ranks, so that every rank matches the same blocks.
             distances = whole(part_of_mean(distances, len(target_states[0])))
             matches = ordered_matches(distances, student.is_active)
         pairs = [F.mse_loss(student_states[j], target_states[i]) for i, j in matches]
@@ -131,6 +134,7 @@ def target_layers(num_blocks: int, layers: int) -> list[int]:
     For example, 3 layers of 8 blocks are blocks 2, 5 and 7, counted from 0.
     """
     count = min(layers, num_blocks)
+    # -(-a // b) rounds up; blocks count from 0.
     return [-(-(i + 1) * num_blocks // count) - 1 for i in range(count)]
 
 
@@ -151,6 +155,7 @@ def ordered_matches(
     """
     matches = []
     last = distances.shape[1]
+    # From the last on: `last` is the block of the later target, and earlier targets lie before it.
     for i in reversed(range(distances.shape[0])):
         candidates = [j for j in range(last) if is_active[j]]
         if not candidates:
@@ -202,6 +207,8 @@ def ctc_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean over utterances of the loss per token; blank is 0."""
     log_probabilities = F.log_softmax(output.logits.float(), dim=-1).transpose(0, 1)
+    # Divides each utterance's loss by its tokens. One with more tokens than frames has an infinite
+    # loss, which counts as 0.
     mean = F.ctc_loss(
         log_probabilities, tokens, output.num_frames, num_tokens, blank=0, zero_infinity=True
     )

@@ -120,6 +120,7 @@ class GateStage:
         losses = accumulate_gradients(
             batch, lambda part: self._losses(part, step), parts=parts, optimizers=optimizers
         )
+        # Weights alone: their norm must not depend on gates or multipliers.
         nn.utils.clip_grad_norm_(self.weights, self.ctx.config.training.clip)
         for gate_optimizer in self.gate_primal:
             for group in gate_optimizer.param_groups:
@@ -132,12 +133,15 @@ class GateStage:
 
     def _gate_rate(self, step: int) -> float:
         """Return the gates' rate at a step, as a share of the initial one."""
+        # 10 steps of which 3 settle: 1 up to step 6, then 0.75, 0.5 and 0.25. The last step still
+        # moves.
         return min(1.0, (self.steps - step) / (self._settling + 1))
 
     def _losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         mask, narrow_from = self.gates.sample(), self.narrow_from
         losses = masked_losses(self.ctx, mask, batch, narrow_from=narrow_from)
         penalty, penalty_terms = self.control.penalty(self.gates.open_probability(), step)
+        # Every rank computes the whole penalty, so each adds its share of it.
         losses["total"] = losses["total"] + part_of_same(penalty)
         return losses | {name: part_of_same(value) for name, value in penalty_terms.items()}
 
@@ -213,6 +217,7 @@ def masked_losses(
         output = gated_forward(model, batch.features, batch.num_frames, folded)
         task = ctc_loss(output, batch.tokens, batch.num_tokens)
         whole = torch.ones(model.shape.width, device=ctx.device)
+        # The residual width is always narrowed: hidden states have open units alone.
         width = kept_unit_indices(mask.get("width", whole))
         student = Student(output=output, width=width, is_active=active_blocks(model, folded))
         terms = distillation.losses(batch.features, batch.num_frames, student, targets=targets)
@@ -230,6 +235,7 @@ def active_blocks(model: Conformer, folded: Folded) -> tuple[bool, ...]:
 
 def evaluate_extracted(ctx: MethodContext, result: SearchResult, stage: Stage) -> Report:
     """Extract the student for the target, without repair or tuning, and report on it."""
+    # Sampled gates leave batch-norm statistics that fit no structure: they are measured again.
     choice = ctx.choose(result.scores, ctx.target)
     small = extract_and_reconstruct(ctx.student, result.reference, choice, how="none", speech=())
     reestimate_statistics(small, ctx.speech)

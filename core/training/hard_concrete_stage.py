@@ -42,6 +42,7 @@ class ConcreteStage(GateStage):
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         number = step * self._rounds // self.steps
+        # The first step of each round but the first: steps 4 and 7 of 10 in 3 rounds.
         if number > 0 and (step - 1) * self._rounds // self.steps < number:
             self._shrink(number)
         self.concrete.anneal(step / max(1, self.steps - 1))
@@ -49,9 +50,11 @@ class ConcreteStage(GateStage):
 
     def _shrink(self, number: int) -> None:
         """Close the units of the first `number` rounds permanently; reset the gates' optimizers."""
+        # Target 0.75 in 2 rounds: the first removes 0.5, half of what there is, as does the second.
         share = 1 - (1 - self.ctx.target) ** (number / self._rounds)
         self.concrete.shrink(self.ctx.choose(self.concrete.scores(), share))
         for optimizer in self.gate_primal:
+            # Adam's moments belong to gates before they were reset.
             optimizer.state.clear()
 
 
@@ -83,6 +86,9 @@ def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:
     """Return each unit's rank among the scores of `pruning.start_from`, from -1 to 1.
 
     Ranks are within each axis, as the search decides how much each axis loses.
+
+    Raises:
+        ConfigError: if that method cannot score units at once.
     """
     name = ctx.config.pruning.settings(ConcreteSettings).start_from
     if not name:
@@ -94,8 +100,7 @@ def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:
             "`start_from` must be a method that scores the teacher's units at once, one"
             f" of {', '.join(scoring_methods)}, but is `{name}` instead"
         )
-    # The other method reads its own table.
-    pruning = ctx.config.pruning.model_copy(update={"method": name})
+    pruning = ctx.config.pruning.model_copy(update={"method": name})  # it reads its own table
     other = replace(ctx, config=ctx.config.model_copy(update={"pruning": pruning}))
     scores = method.search_result(other.restricted_to(method.needs), None).scores
     return {axis: centered_ranks(shares) for axis, shares in rank_within_axis(scores).items()}
@@ -107,6 +112,7 @@ def centered_ranks(shares: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
     For example, the shares 1/3, 2/3 and 1 become -1, 0 and 1.
     """
     size = len(shares)
+    # Ranks r = size * share from 1 to size: (2 r - size - 1) / (size - 1).
     return ((2 * size * shares - size - 1) / max(1, size - 1)).float()
 
 

@@ -43,6 +43,7 @@ class InterCTC:
         """
         if config.interctc_weight == 0:
             return cls()
+        # Of 6 blocks without a setting: block 3, whose state is `hidden[2]`.
         layers = tuple(config.interctc_layers) or (num_blocks // 2,)
         for layer in layers:
             if not 1 <= layer < num_blocks:
@@ -83,6 +84,8 @@ def sample_skips(model: Conformer) -> frozenset[str]:
     if not has_stochastic_depth(model):
         return frozenset(NOTHING)
     blocks = model.typed_blocks()
+    # One draw for all ranks: batch norms exchange moments, and a rank that runs a block would wait
+    # for one that skips it.
     draws = broadcast_draw(torch.rand(len(blocks))).tolist()
     pairs = zip(blocks, draws, strict=True)
     return frozenset(block.name for block, draw in pairs if draw < block.skip_probability)

@@ -105,6 +105,7 @@ class TrainRun:
     """All reports of the trial so far, those before a resume included; on the first rank only."""
 
     def save(self, stage: Trainable, step: int, running: RunningMeans) -> None:
+        # All ranks take part in gathering, so it comes before the others return.
         position = self.position()
         if not self.ranks.is_first:
             return
@@ -146,6 +147,7 @@ class TrainRun:
         """Set the data and the random generators to a state from `position`."""
         self.batches.load_state_dict(state["batches"])
         self.augment_rng.set_state(state["augment_rng_state"])
+        # The first rank's states lie in `state` itself, as where a single process trained.
         by_rank = [state, *state["other_ranks"]]
         if self.ranks.rank < len(by_rank):  # there may be more ranks than before the resume
             own = by_rank[self.ranks.rank]
@@ -173,13 +175,17 @@ def fit(
     first = resume["step"] if resume else 0
     runtime, ranks = run.runtime, run.ranks
     ranks.align(stage.state())
+    # The range comes first: at its end, `zip` stops before it draws a batch that nothing trains on.
     for step, batch in zip(range(first, stage.steps), run.batches, strict=False):
+        # Outside `together`: every rank augments the whole batch alike, then takes its part.
         ready = augment_batch(batch.to(run.device), run)
         with together(ranks):
             losses = stage.step(ready, step)
         running.add(losses, batch.seconds)
         done = step + 1
         is_due = done % runtime.report_steps == 0 or done == stage.steps
+        # A checkpoint between two reports holds the running sums, so a resumed run reports the same
+        # means.
         if not is_due and done % runtime.checkpoint_steps:
             continue
         means, speed = running.means(), running.speed()
@@ -189,12 +195,14 @@ def fit(
                 f" `{stage.stage}` instead; try lower learning rates"
             )
         if is_due:
+            # Before the checkpoint is saved: a resumed run must not count these steps again.
             running = RunningMeans()
             if ranks.is_first:
                 run.reports.append(_complete_report(stage.evaluate(), run, done, means, speed))
         run.save(stage, done, running)
         if is_due and ranks.is_first:
             yield run.reports[-1]
+            # What the caller does with the report is no time of training.
             running.started = time.perf_counter()
     run.steps_before += stage.steps
 
@@ -260,6 +268,7 @@ class DenseStage:
         self.primal = primal(parameters, learning_rate=rates.peak, weight_decay=rates.weight_decay)
         self.forward: Callable[..., Any] = (
             torch.compile(model, dynamic=True)
+            # Every set of skipped blocks would be another graph.
             if runtime.compile and not has_stochastic_depth(model)
             else model
         )

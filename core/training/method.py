@@ -84,6 +84,7 @@ class GuardedData:
 
     what: Need
 
+    # Only use raises: a context with it can be passed on and copied.
     def __iter__(self) -> Iterator[Any]:
         raise NeedError(
             f"`needs` of a method must name {self.what}, as the method uses them, but does not."
@@ -171,6 +172,8 @@ def tuning_rates(config: TrialConfig) -> Rates:
     )
 
 
+# An import by name: the file alone makes a method known, and a configuration that is only read
+# never imports it.
 def load_method(name: str) -> Method:
     """Return the METHOD of a file in core/methods; the config has checked that it exists."""
     method = import_module(f"core.methods.{name}").METHOD

@@ -71,8 +71,10 @@ class Nested:
     def _sample_masks(self) -> list[Mask]:
         """The sizes of a step, the largest first."""
         chances = broadcast_draw(torch.rand(len(self.masks)))
+        # Infinite: the largest and the smallest size are always among the first `count`.
         chances[[0, -1]] = math.inf
         count = min(len(self.masks), self._num_drawn)
+        # 5 sizes, 2 drawn: indices 0, 4 and two of 1, 2 and 3, sorted.
         return [self.masks[i] for i in chances.topk(count).indices.sort().values]
 
     def _losses(self, batch: Batch, masks: Sequence[Mask]) -> Iterator[Losses]:
@@ -118,7 +120,9 @@ def nested_scores(
     """
     tiers = {name: values.double() for name, values in scores.items()}
     every = torch.cat([values.flatten() for values in tiers.values()])
+    # More than any difference of scores: a unit of a higher tier outranks all of a lower one.
     height = 1 + every.max() - every.min()
+    # The smallest size first: each later, larger one lifts again what the earlier ones hold.
     for target in sorted(set(targets), reverse=True):
         choice = choose(tiers, target)
         tiers = {name: v + height * choice[name].to(v) for name, v in tiers.items()}
@@ -131,6 +135,7 @@ def absorb(model: Conformer, gates: Mask, choice: Choice) -> None:
 
     Closed gates are not folded: the weights of their units stay as they are.
     """
+    # Gates of 0 count as 1 here: nothing is removed, and every tensor has its old shape.
     values = reference_gates(model.axes(), gates, choice)
     folded = fold(named_tensors(model), model.axes(), values, narrow_from=math.inf)
     for name, parameter in model.named_parameters():

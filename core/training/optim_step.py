@@ -37,6 +37,7 @@ def optimizer_step(
     set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     losses_ = accumulate_gradients(batch, losses, parts=parts, optimizers=[optimizer])
+    # After the sum over ranks: the norm is that of the whole batch's gradient.
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
     optimizer.step()
     return losses_
@@ -76,6 +77,7 @@ def accumulate_gradients(
                 (share * terms["total"]).backward()
                 for name, loss in terms.items():
                     sums[name] = sums.get(name, 0.0) + share * loss.detach()
+    # One exchange for the whole batch; parts before it only add to `grad`.
     gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"]]
     ranks.add_up([*(grad for grad in gradients if grad is not None), *sums.values()])
     return sums

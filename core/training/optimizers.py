@@ -27,6 +27,8 @@ def warmup_cosine(step: int, *, steps: int, warmup_share: float, floor: float = 
     """
     warmup = warmup_share * steps
     if step < warmup:
+        # 100 steps, warm-up 0.1: 1/11 at step 0, 1 at step 10, 0.51 at step 55, 0.02 at step 99. No
+        # step has a rate of 0.
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1.0, steps - warmup)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -67,6 +67,8 @@ class HardConcrete(nn.Module):
     def sample(self) -> dict[str, Tensor]:
         """Sample all gates, at least the floor of each axis open; differentiable in log_alpha."""
         uniform = broadcast_draw(torch.rand_like(self.log_alpha)).clamp(1e-6, 1 - 1e-6)
+        # Logistic noise by its quantile function: a gate is a differentiable function of log_alpha
+        # and u.
         noise = uniform.log() - torch.log1p(-uniform)
         gates = self._by_axis(self._mask_inactive(self._gates_of(noise + self.log_alpha)))
         return gates | {name: self._with_floor(name, gates[name]) for name in self.floors}
@@ -86,6 +88,7 @@ class HardConcrete(nn.Module):
     @property
     def shift(self) -> float:
         """Temperature * log(-lower / upper), of P(z > 0) = sigmoid(log_alpha - shift); eq. 12."""
+        # -1.5986 at the temperature of 2 / 3: a log_alpha of 0 is open with probability 0.832.
         return self.temperature * math.log(-LOWER / UPPER)
 
     def open_probability(self) -> dict[str, Tensor]:
@@ -119,6 +122,7 @@ class HardConcrete(nn.Module):
 
     def _gates_of(self, logits: Float[Tensor, " gates"]) -> Float[Tensor, " gates"]:
         """Return the gates z of log_alpha, with noise or without."""
+        # Stretched from (0, 1) to (-0.1, 1.1) and cut: 0.05 becomes -0.04 and then 0.
         soft = torch.sigmoid(logits / self.temperature)
         return (soft * (UPPER - LOWER) + LOWER).clamp(0, 1)
 
@@ -146,6 +150,7 @@ class AnnealedConcrete(HardConcrete):
     """The same with a temperature that falls exponentially in the share of steps done."""
 
     def anneal(self, share: float) -> None:
+        # 0.667 at the start, 0.258 after half of the steps, 0.1 at the end.
         self.temperature = TEMPERATURE * (COLDEST / TEMPERATURE) ** share
 
     def get_extra_state(self) -> float:

@@ -58,9 +58,12 @@ class StraightThrough(nn.Module):
         1, so units that closed earlier score lower.
         """
         if self.is_frozen:
+            # From `worth`, which stopped when they were frozen: gradient steps since then are
+            # undone.
             frozen = self.worth * self.start
             self.mask.copy_(torch.where(frozen > 0, frozen, self.mask.clamp(max=0)))
             return
+        # Start 10: masks stay below 15, which a rate of 0.1 can bring down to 0 in 150 steps.
         self.mask.clamp_(max=CEILING * self.start)
         mask = self.mask / self.start
         # Units that close in the same step are ordered by how far the mask fell, by less than 1.
