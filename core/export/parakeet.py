@@ -45,8 +45,10 @@ def parakeet_shape(model: Conformer) -> Shape:
         ExportError: if there is none, with a way to make a model that fits.
     """
     shape = model.shape
+    # The first broken rule alone is raised: an error is one line.
     for rule in _broken_rules(model):
         raise ExportError(rule)
+    # At least 1, also if no inner unit or head is left: that one is of zeros.
     inner = max([1, *(size for block in shape.blocks for size in (block.ff1, block.ff2))])
     heads = max([1, *(block.heads for block in shape.blocks)])
     block = BlockShape(ff1=inner, heads=heads, channels=shape.width, ff2=inner)
@@ -100,6 +102,7 @@ def _broken_rules(model: Conformer) -> Iterator[str]:
 def count_added(model: Conformer) -> int:
     """Return the number of parameters that padding to that shape adds."""
     with torch.device("meta"):
+        # On the device `meta` a model has shapes alone, so counting takes no memory.
         whole = Conformer(parakeet_shape(model))
     return sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in model.parameters())
 
@@ -196,6 +199,7 @@ def _tensors(model: Conformer) -> dict[str, Tensor]:
         theirs = source_tensor_name(name, names)
         tensors[theirs] = _as_theirs(theirs, tensor.detach().float())
         if name.endswith("running_mean"):
+            # Ours have no such counter; without it transformers names a missing tensor.
             tensors[theirs.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     return tensors
 
@@ -204,8 +208,10 @@ def _as_theirs(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor in the form of `ParakeetForCTC`; the head's row of the blank comes last."""
     module, _, leaf = name.rpartition(".")
     layer = module.rpartition(".")[2]
+    # The blank's row moves from first to last: rows 0 1 2 become 1 2 0.
     if layer == "ctc_head":
         tensor = tensor.roll(-1, dims=0)
+    # (outputs, inputs) becomes (outputs, inputs, 1).
     if leaf == "weight" and layer in _POINTWISE:
         tensor = tensor[..., None]
     if leaf == "weight" and ".subsampling.layers." in name and tensor.ndim == 2:

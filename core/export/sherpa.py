@@ -124,6 +124,7 @@ def transcribe_with_sherpa(
             f"sherpa-onnx must load and run `{files['model']}` by `{export_spec['loader']}`,"
             f" but its process ended with {process.returncode} instead ({reason[:300]})."
         )
+    # The last line: what the library prints comes before it.
     answer = json.loads(process.stdout.decode().strip().rpartition("\n")[2])
     return RuntimeTranscripts(
         alone=tuple(answer["alone"]),

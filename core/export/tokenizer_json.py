@@ -27,6 +27,7 @@ def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
             "Tokens for transformers must consist of characters, but these have bytes for unknown"
             " characters; `--to onnx` exports them."
         )
+    # In the order of their ids, in which the blank comes last.
     special = [*sorted(pieces.special - {BLANK}), BLANK]
     return {
         "version": "1.0",
@@ -51,6 +52,7 @@ def blank_name(tokenizer: Tokenizer) -> str:
 
 
 def _their_id(ours: int, size: int) -> int:
+    # Of 4 tokens, ours 0 1 2 3 are 3 0 1 2 there.
     return (ours - 1) % size
 
 
@@ -71,6 +73,7 @@ def _model(pieces: Pieces, blank: str) -> dict[str, Any]:
     unknown = _their_id(pieces.unknown, len(symbols))
     vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
     if pieces.kind == "unigram":
+        # The blank's score has no effect: no text holds it.
         scores = [*pieces.scores[1:], 0.0]
         listed = [list(pair) for pair in zip(symbols, scores, strict=True)]
         return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": False}
@@ -82,6 +85,7 @@ def _model(pieces: Pieces, blank: str) -> dict[str, Any]:
         "unk_token": symbols[unknown],
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
+        # SentencePiece makes one unknown token of unknown characters in a row, too.
         "fuse_unk": True,
         "byte_fallback": False,
         "ignore_merges": False,
@@ -99,6 +103,8 @@ def _merges(pieces: Pieces) -> Iterator[tuple[str, str]]:
     ranks = {symbol: i for i, symbol in enumerate(pieces.symbols) if i not in aside}
     if pieces.kind == "char":
         return
+    # SentencePiece merges the pair whose piece scores highest, the format the pair that is listed
+    # first: sorted by falling score both choose the same.
     for symbol in sorted(ranks, key=lambda symbol: -pieces.scores[ranks[symbol]]):
         pairs = [(symbol[:cut], symbol[cut:]) for cut in range(1, len(symbol))]
         valid_pairs = [
@@ -112,6 +118,7 @@ def _normalizer(pieces: Pieces) -> dict[str, Any] | None:
     if pieces.charsmap:
         text = base64.b64encode(pieces.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
+    # As SentencePiece does: no spaces at the ends, and one between two words.
     if pieces.is_squeezed:
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})

@@ -96,12 +96,14 @@ def run_transformers(
             "scratch": scratch,
             "sounds": len(sounds),
             "batches": len(batches),
+            # Their ids are ours less one, as their blank comes last.
             "spelled": [[int(i) - 1 for i in ids] for ids in spelled],
         }
         answer = _run_worker(request, folder)
         with np.load(Path(scratch) / MADE) as outputs:
             logs = [torch.from_numpy(outputs[f"logs{i}"]) for i in range(len(batches))]
     texts = {name: tuple(answer[name]) for name in ("alone", "together", "spelled")}
+    # Columns 1 2 0 of theirs become 0 1 2: the blank comes first again.
     by_ours = tuple(log.roll(1, dims=-1) for log in logs)
     return TransformersOutputs(log_probabilities=by_ours, version=answer["version"], **texts)
 
@@ -121,6 +123,7 @@ def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"transformers must load and run `{folder.name}` by `ParakeetForCTC`, but its process"
             f" ended with {process.returncode} instead ({reason[:300]})."
         )
+    # The last line: what the libraries print comes before it.
     return json.loads(process.stdout.decode().strip().rpartition("\n")[2])
 
 
@@ -204,6 +207,7 @@ def _gap(
     ):
         expected = bundle.model(features, torch.tensor(list(lengths)))
         right = expected.logits.log_softmax(-1)[expected.is_frame]
+        # Rounding grows with a number's size: 1e-5 at 0, but 2.1e-4 is allowed at -20.
         apart = (log_probabilities[expected.is_frame] - right).abs() / (1 + right.abs())
         gap = max(gap, float(apart.nan_to_num(nan=math.inf).max()))
         frames += len(right)

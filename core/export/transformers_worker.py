@@ -31,6 +31,7 @@ def main() -> None:
         request["folder"], output_loading_info=True, use_safetensors=True, **_NOTHING_FOREIGN
     )
     model, loading_info = loaded  # a pair, with `output_loading_info`
+    # from_pretrained fills what is missing with random numbers and only warns.
     strays = [name for names in loading_info.values() for name in names]
     if strays:
         sys.exit(f"tensors are missing, unknown or of another shape: {strays[:3]}")
@@ -66,6 +67,7 @@ def _transcribe(model: Any, processor: Any, sounds: list[np.ndarray]) -> list[st
 
 
 def _decode(processor: Any, ids: list[int]) -> str:
+    # Without grouping: merging repeats, as for CTC, would turn 5 5 into 5.
     return processor.decode(ids, skip_special_tokens=True, group_tokens=False)
 
 

@@ -62,6 +62,7 @@ def read_tensor(tensor: Any, folder: Path) -> np.ndarray:
         return numpy_helper.to_array(tensor)
     info = ExternalDataInfo(tensor)
     file = folder / info.location
+    # A bare name: `../a`, `/etc/a` or a link would read files outside of the folder.
     if Path(info.location).name != info.location or file.is_symlink() or not file.is_file():
         raise GraphError(
             f"The weights of a graph must lie in a file of its folder `{folder}`, but"
@@ -104,6 +105,7 @@ class GraphWriter:
     ) -> None:
         if self._data is not None:
             self._data.close()
+        # After an error there is no graph, and so nothing that looks complete.
         if error is None:
             self._file.write_bytes(self._model.SerializeToString())
 
