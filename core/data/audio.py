@@ -103,14 +103,14 @@ def read_file(file: Path, *, resample: bool = True) -> Float[Tensor, " samples"]
     return resample_to_16khz(torch.from_numpy(samples[:, 0].copy()), rate_hz)
 
 
+# lhotse believes the length that a header promises; `decode` also reads what pipes wrote. If that
+# gives other samples than the manifest says, lhotse's own tolerance and errors apply.
 def read_cut(cut: Cut) -> Float[Tensor, " samples"]:
     """Decode an utterance to samples in [-1, 1] at 16 kHz.
 
     Raises:
         CorpusError: naming the file that cannot be decoded.
     """
-    # lhotse believes the length that a header promises; `decode` also reads what pipes wrote. If it
-    # gives other samples than the manifest says, lhotse's own tolerance and errors apply.
     file = _whole_file(cut)
     if file is not None:
         samples, rate_hz = decode(file)

@@ -250,20 +250,20 @@ class _PatchedFile(io.FileIO):
         return count
 
 
+# `RIFF`, 4 bytes of size, `WAVE`; then chunks, each with a name, 4 bytes of size and content. In
+# RIFF the size of the samples is in the 4 bytes before them. In RF64 these are all ones, and a
+# chunk `ds64` holds sizes of 8 bytes: of the file, then of the samples. A file without samples can
+# go on with other chunks, such as `LIST`.
 def _find_wav_data(file: Path) -> _WavData | None:
     """Walk the chunks of a RIFF or RF64 file to its samples; None if there are none."""
     end = file.stat().st_size
     with file.open("rb") as opened:
-        # `RIFF`, 4 bytes of size, `WAVE`; then chunks, each with a name, 4 bytes of size and
-        # content.
         head = opened.read(12)
         if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
             return None
         size_at, size_bytes, long_size = 0, 4, 0
         for name, begin, size in _chunks(opened, 12, end):
             if name == b"ds64" and head[:4] == b"RF64":
-                # `ds64` holds sizes of 8 bytes: of the file, of the samples, and more. In RF64 the
-                # 4 bytes of the chunk `data` are all ones, and the second of these sizes counts.
                 opened.seek(begin + 8)
                 size_at, size_bytes = begin + 8, 8
                 long_size = int.from_bytes(opened.read(8), "little")
@@ -271,10 +271,8 @@ def _find_wav_data(file: Path) -> _WavData | None:
                 return _WavData(
                     promised=long_size if size_bytes == 8 else size,
                     held=end - begin,
-                    # In RIFF the size is in the 4 bytes before the samples.
                     size_at=size_at or begin - 4,
                     size_bytes=size_bytes,
-                    # A file without samples can go on with other chunks, such as `LIST`.
                     is_followed=size == 0 and _ends_with_chunks(opened, begin, end),
                 )
     return None

@@ -82,13 +82,14 @@ class Batch:
         )
 
 
+# `conditions` has an entry for each utterance of the store, not of the batch. `F.pad` takes pairs
+# from the last axis backwards: no mels are added, and frames at the end alone.
 def read_batch(
     store: FeatureStore, indices: list[int], conditions: Sequence[Condition] | None = None
 ) -> Batch:
     """Read some utterances, as they are or each under its own of all utterances' conditions."""
     items = [store.item(i) for i in indices]
     if conditions is not None and store.frontend_spec is not None:
-        # `conditions` has an entry for each utterance of the store, not of this batch.
         items = [
             under_condition(item, conditions[i], store.frontend_spec)
             for i, item in zip(indices, items, strict=True)
@@ -96,7 +97,6 @@ def read_batch(
     features = pad_sequence([item.features for item in items], batch_first=True)
     frames = features.shape[1]
     return Batch(
-        # Pairs from the last axis backwards: no mels are added, and frames at the end alone.
         features=F.pad(features, (0, 0, 0, padded_frames(frames) - frames)),
         num_frames=torch.tensor([len(item.features) for item in items]),
         tokens=pad_sequence([item.tokens for item in items], batch_first=True),

@@ -129,6 +129,8 @@ def draw_conditions(
     ]
 
 
+# Powers add: noise as loud as the speech in a bin adds log 2 = 0.69 to it; noise that is lower by 4
+# adds 0.02. A gain of 0 has an effect after attenuation: it lifts what fell below digital silence.
 def apply_condition(
     features: Float[Tensor, "frames mels"], condition: Condition, spec: FrontendSpec
 ) -> Float[Tensor, "new_frames mels"]:
@@ -139,12 +141,9 @@ def apply_condition(
         return silence_frames(len(features), condition.silence, spec)
     if condition.noise is not None:
         noise = noise_frames(len(features), condition.noise, spec)
-        # Powers add: noise as loud as the speech in a bin adds log 2 = 0.69 to it; noise that is
-        # lower by 4 adds 0.02.
         features = torch.logaddexp(features, noise)
     if condition.band_depth > 0:
         features = features - _attenuation(condition)
-    # A gain of 0 has an effect after attenuation: it lifts what fell below digital silence.
     if condition.gain != 0 or condition.band_depth > 0:
         features = with_gain(features, condition.gain, spec)
     if not condition.added_frames:

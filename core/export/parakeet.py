@@ -38,6 +38,8 @@ _POINTWISE = ("pointwise_conv1", "pointwise_conv2", "ctc_head")
 """Layers that are convolutions of kernel size 1 there."""
 
 
+# The first broken rule alone is raised, as an error is one line. Sizes are at least 1, also if no
+# inner unit or head is left: that one is of zeros.
 def parakeet_shape(model: Conformer) -> Shape:
     """Return the smallest shape of `ParakeetForCTC` that a model fits into.
 
@@ -45,10 +47,8 @@ def parakeet_shape(model: Conformer) -> Shape:
         ExportError: if there is none, with a way to make a model that fits.
     """
     shape = model.shape
-    # The first broken rule alone is raised: an error is one line.
     for rule in _broken_rules(model):
         raise ExportError(rule)
-    # At least 1, also if no inner unit or head is left: that one is of zeros.
     inner = max([1, *(size for block in shape.blocks for size in (block.ff1, block.ff2))])
     heads = max([1, *(block.heads for block in shape.blocks)])
     block = BlockShape(ff1=inner, heads=heads, channels=shape.width, ff2=inner)

@@ -68,12 +68,13 @@ def _special(pieces: Pieces, number: int, blank: str) -> dict[str, Any]:
     }
 
 
+# The blank's score, 0, has no effect: no text holds it. Unknown characters in a row are one unknown
+# token (`fuse_unk`), as in SentencePiece.
 def _model(pieces: Pieces, blank: str) -> dict[str, Any]:
     symbols = [*pieces.symbols[1:], blank]
     unknown = _their_id(pieces.unknown, len(symbols))
     vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
     if pieces.kind == "unigram":
-        # The blank's score has no effect: no text holds it.
         scores = [*pieces.scores[1:], 0.0]
         listed = [list(pair) for pair in zip(symbols, scores, strict=True)]
         return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": False}
@@ -85,7 +86,6 @@ def _model(pieces: Pieces, blank: str) -> dict[str, Any]:
         "unk_token": symbols[unknown],
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
-        # SentencePiece makes one unknown token of unknown characters in a row, too.
         "fuse_unk": True,
         "byte_fallback": False,
         "ignore_merges": False,
