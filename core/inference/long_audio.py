@@ -48,7 +48,7 @@ def transcribe_windows(
     Raises:
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
-    # Only its header is read here.
+    # Its header alone is read here, unless that does not state how long the audio is.
     recording = AudioStream(file, resample=resample)
     if recording.seconds <= windowing.seconds:
         waveform = read_file(file, resample=resample)
@@ -67,7 +67,8 @@ def _by_windows(
     # `before` is the sample at which the last segment ended: lengths of segments add up to the
     # file's, though windows overlap.
     frontend_spec, times, before = model.frontend_spec, frame_times(model.frontend_spec), 0
-    # At a stride of 4: the loudness of each 4 * 160 = 640 samples, 40 ms, one value an output frame.
+    # At a stride of 4: the loudness of each 4 * 160 = 640 samples, one value per output frame.
+    # One value of loudness for each output frame: with a stride of 4, each 640 samples or 40 ms.
     boundaries = find_boundaries(
         _loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing
     )
@@ -93,9 +94,11 @@ def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]
         for begin in range(0, len(loudness), _READ):
             end = min(begin + _READ, len(loudness))
             samples = recording.read(begin * hop, end * hop)
+            # Not the mean square: a constant offset of the microphone is no sound.
             loudness[begin:end] = samples.view(-1, hop).var(-1, correction=0)
         # The rest that gave no value is decoded, too: a file that ends too early, or has too many
         # faulty samples, is refused before the model has run.
+        # The rest is only read to look for samples that are no numbers.
         recording.read(len(loudness) * hop, recording.num_samples)
         recording.report_faults()
     return loudness
