@@ -159,7 +159,7 @@ def _quietest(loudness: Float[Tensor, " time"], around: int) -> list[int]:
     # Example: loudness 5 4 1 6 7 3 3 8 9 and 2 frames around have pauses at frames 2 and 5.
     if len(loudness) <= 2 * around:
         return []
-    # A minimum is the negative maximum of negatives: lowest[i] is that of `around` frames from i on.
+    # Minima are negative maxima of negatives: lowest[i] is that of `around` frames from i on.
     # For frame c = around + i, before[i] covers frames c - around to c - 1, and after[i] frames
     # c + 1 to c + around.
     # Example: of 5 4 1 4 5 3 2 2 6 7 and around = 2, frames 2 and 6 (the first of two equal ones).
