@@ -50,7 +50,6 @@ def import_model(
     announce("reading the model")
     imported = read_model(path)
     if for_sherpa:
-        # Before saving: a model that no loader of sherpa-onnx fits leaves no bundle behind.
         imported = replace(imported, model=spec_for_sherpa(imported.model))
     announce("writing the bundle")
     bundle.save(out, imported.model, imported.tokenizer, imported.report)
@@ -88,13 +87,12 @@ def spec_for_sherpa(model: Conformer) -> Conformer:
         ExportError: if sherpa-onnx has no loader for it.
     """
     frontend_spec = model.shape.frontend_spec.for_sherpa
-    # For its error alone: a model without a loader is refused before anything is written.
+    # For its error alone: a model without a loader is refused before a bundle is written.
     choose_loader(frontend_spec, model.shape.vocabulary)
     # On `meta` no memory is taken, and `assign` makes the weights those of the given model, not
     # copies.
     with torch.device("meta"):
         other = Conformer(replace(model.shape, frontend_spec=frontend_spec))
-    # `assign` shares the weights with the first model instead of copying them.
     other.load_state_dict(model.state_dict(), assign=True)
     return other.requires_grad_().eval()
 

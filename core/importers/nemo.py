@@ -61,7 +61,6 @@ def from_nemo(path: Path) -> Bundle:
     settings = Settings(file=CONFIG, values=read_yaml(files[CONFIG], CONFIG))
     tokenizer = _tokenizer(settings, files)
     # NeMo counts classes without the blank: 1024 pieces are 1024 classes and 1025 outputs.
-    # NeMo counts the classes without the blank, which follows them as the last row of the head.
     if settings.whole("decoder.num_classes") != tokenizer.size - 1:
         num_classes = settings.get("decoder.num_classes")
         raise settings.wrong(
@@ -128,11 +127,8 @@ def _names(frontend_spec: FrontendSpec) -> dict[str, str]:
 def frontend_names(frontend_spec: FrontendSpec, theirs: str) -> dict[str, str]:
     """Their convolutions, counted with the activations between them, by ours."""
     # With 8x subsampling, by number in their list:
-    #     striding: 0 conv1, 1 ReLU, 2 conv2, 3 ReLU, 4 conv3
-    #     dw_striding: 0 conv1, 1 ReLU, 2-3 conv2 (depthwise, pointwise), 4 ReLU, 5-6 conv3
-    # They count the activations, too. `striding` is conv, relu, conv, relu: numbers 0 and 2.
-    # `dw_striding` is conv, relu, then depthwise, pointwise, relu for each stage: 0, 2 and 3, 5 and
-    # 6.
+    #   striding: 0 conv1, 1 ReLU, 2 conv2, 3 ReLU, 4 conv3
+    #   dw_striding: 0 conv1, 1 ReLU, 2-3 conv2 (depthwise, pointwise), 4 ReLU, 5-6 conv3
     names = {"frontend.conv1": f"{theirs}.0"}
     for stage in range(1, frontend_spec.stages):
         if frontend_spec.subsampling_kind == "striding":
@@ -151,7 +147,6 @@ def _check_kind(settings: Settings) -> None:
     settings.one_of("encoder.causal_downsampling", (False,))
     # -1 is no limit: a frame attends to all others. Streaming models have numbers here, such as
     # [70, 13].
-    # -1: no limit of the frames that attention sees, to the left or to the right.
     settings.one_of("encoder.att_context_size", ([-1, -1], None))
     settings.one_of("encoder.conv_context_size", (None,))
     settings.one_of("encoder.reduction", (None,))
@@ -182,7 +177,7 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "window_size": (0.025,),
     "window_stride": (0.01,),
     "features": (80,),
-    # None stands for the power of two above 400 samples, which is 512.
+    # None stands for the smallest power of two that is not below a window of 400 samples: 512.
     "n_fft": (512, None),
     "log": (True,),
     "frame_splicing": (1,),

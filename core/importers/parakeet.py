@@ -52,7 +52,7 @@ def _plan(settings: Settings, frontend_spec: FrontendSpec, vocabulary: int, blan
     settings.one_of("encoder_config.hidden_act", ("silu", "swish"))
     width = settings.whole("encoder_config.hidden_size", default=1024)
     heads = settings.whole("encoder_config.num_attention_heads", default=8)
-    # Heads need not share the width if the file states their own.
+    # Heads need not share the width if the file states a width of their own.
     if width % heads and settings.get("encoder_config.head_dim") is None:
         rule = f"divisible by num_attention_heads = {heads}"
         raise settings.wrong("encoder_config.hidden_size", rule, width)
@@ -139,7 +139,6 @@ def _extractor(folder: Path) -> Settings:
     """Its own file, a part of the processor's, or what its class does when nothing is said."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            # The processor's file holds the extractor's settings as a table of its own.
             values = read_json(folder / name)
             # `processor_config.json` holds the extractor's settings one level deeper.
             inside = values.get("feature_extractor", values)

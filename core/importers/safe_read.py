@@ -69,14 +69,11 @@ def read_archive(path: Path) -> dict[str, bytes]:
     with errors_as_import(path.name, "a tar archive"), ExitStack() as stack:
         # An archive of 1 MB may hold 20 MB. The limit counts what headers state, before any content
         # is read.
-        # An archive of 1 kB may hold 20 kB: what its headers promise is counted before it is read.
         remaining_bytes = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
         archive = stack.enter_context(open_tar(path, largest_read=remaining_bytes))
         for count, member in enumerate(archive):
             # `./model_config.yaml` becomes `model_config.yaml`, and `a/../../b` becomes `../b`,
             # which is refused.
-            # ./model_config.yaml becomes model_config.yaml, and a/../../x becomes ../x, which is
-            # refused.
             name = posixpath.normpath(member.name)
             _check_member(path.name, member, name, is_new=name not in files)
             remaining_bytes -= member.size
@@ -88,7 +85,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
             if member.isfile():
                 file = archive.extractfile(member)
                 files[name] = file.read() if file else b""
-                # tarfile returns what there is of a member at the end of a file that was cut off.
+                # Of an archive that was cut off, tarfile returns as much of a member as there is.
                 if len(files[name]) != member.size:
                     raise ImportingError(
                         f"`{path.name}` must be whole, but {short_repr(name)} is cut short."
@@ -173,7 +170,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _tensors(tensors: Any, name: str, rule: str) -> dict[str, Tensor]:
     # Checkpoints of training hold the weights one level deeper, next to the optimizer's state.
-    # Checkpoints of PyTorch Lightning hold the weights in a table of this name.
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     is_named = isinstance(tensors, Mapping) and all(

@@ -40,7 +40,6 @@ class Settings:
         """
         value = self.get(name, default)
         # Not `isinstance`: true is an instance of int.
-        # Not isinstance: True is an int, too.
         if type(value) is not int or not low <= value <= high:
             raise self.wrong(name, f"a whole number from {low} to {high}", value)
         return value
@@ -64,7 +63,6 @@ class Settings:
         """
         value = self.get(name, allowed[0] if default is _MISSING else default)
         # In Python 1 == True == 1.0: without the types, `use_bias: 1` would pass for true.
-        # Equal types as well, as True == 1 == 1.0 in Python.
         if not any(type(value) is type(choice) and value == choice for choice in allowed):
             raise self.wrong(name, " or ".join(map(short_repr, allowed)), value)
         return value

@@ -54,13 +54,11 @@ def _tokenizer_of_table(table: dict[str, Any], blank: int) -> Tokenizer:
     by_id, scores = (_bpe_pieces if kind == "BPE" else _unigram_pieces)(table["model"])
     added = {entry["id"]: entry["content"] for entry in table.get("added_tokens", [])}
     # Added tokens may repeat an id of the vocabulary, and then give its text.
-    # Added tokens win: they stand in no merge, and some files list them here alone.
     by_id |= added
     by_id.pop(blank, None)
     ids = sorted(by_id)
     # With the blank at 2 and three other tokens: ids must be 0, 1, 3. A gap would shift all outputs
     # after it by one.
-    # Ids without the blank must have no gap: with blank 2, three tokens have the ids 0, 1 and 3.
     if ids != [number for number in range(len(ids) + 1) if number != blank][: len(ids)]:
         raise ImportingError(f"`{FAST}` must give each id but the blank's {blank} a token.")
     unknown = _unknown(table["model"], by_id)
@@ -81,7 +79,6 @@ def _bpe_pieces(model: dict[str, Any]) -> tuple[dict[int, str], dict[str, float]
     """A piece that an earlier merge makes, SentencePiece must score higher."""
     # Merges `t h`, `th e` and the letters t, h, e give the scores th 0, the -1, and -2 for each
     # letter, which no merge makes.
-    # Merges t+h, th+e give th 0, the -1, and pieces that no merge makes -2, the lowest.
     by_id = {number: piece for piece, number in model["vocab"].items()}
     scores: dict[str, float] = {}
     for rank, pair in enumerate(model["merges"]):
@@ -103,7 +100,6 @@ def _unknown(model: dict[str, Any], by_id: dict[int, str]) -> str:
     """BPE names it, unigram tells its id."""
     named = model.get("unk_token")
     if named is None and isinstance(model.get("unk_id"), int):
-        # It is an id there, and not a symbol.
         named = by_id.get(model["unk_id"])
     if named not in by_id.values():
         raise ImportingError(f"`{FAST}` must have a token for what is unknown, but has none.")

@@ -69,7 +69,6 @@ def from_torchaudio(folder: Path, settings: Settings) -> Bundle:
         file = folder / "model.pt"
         tensors = read_checkpoint(read_bytes(file, largest=LARGEST_WEIGHTS), file.name)
     head = str(settings.get("names.head", "head"))
-    # If there is no head, any number will do: `assemble_model` names the missing tensor.
     vocabulary = len(tensors.get(f"{head}.bias", torch.zeros(3)))
     blank = settings.whole("blank", low=0, high=max(vocabulary - 1, 0), default=0)
     plan = _plan(settings, vocabulary, blank)
@@ -96,8 +95,6 @@ def split_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         # `self_attn.in_proj_weight` (3 D, D) becomes `self_attn.query.weight`, `.key.weight` and
         # `.value.weight`, each (D, D). Without the mark `rpartition` returns it empty.
-        # x.self_attn.in_proj_weight of (3 D, D) becomes x.self_attn.query.weight, key.weight and
-        # value.weight of (D, D).
         module, mark, leaf = name.rpartition(".in_proj_")
         if mark and tensor.dim() and len(tensor) % 3 == 0:
             thirds = zip(("query", "key", "value"), tensor.chunk(3), strict=False)
@@ -123,7 +120,6 @@ def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
             raise settings.wrong("conformer.input_dim", "80 without `names.input`", width)
         # The identity: features go to the first block as they are. `made` tensors are expanded to
         # the shape that the model has, so one zero is a whole bias.
-        # Mel bins go in as they are: the identity, and a bias of 0 that is expanded to its size.
         made |= {"frontend.linear.weight": torch.eye(MELS), "frontend.linear.bias": torch.zeros(1)}
     shape = Shape(
         sub1=0,
@@ -167,6 +163,5 @@ def _names(settings: Settings) -> dict[str, str]:
 def _without_positions() -> dict[str, Tensor]:
     # Scores are (q + content bias) k + (q + position bias) p, where p are projected positions. With
     # both biases and the projection at 0, q k is left: attention without positions.
-    # q k + q p + u k + v p is q k alone if p, u and v are 0.
     parts = ("position.weight", "content_bias", "position_bias")
     return {f"blocks.{{}}.attention.{part}": torch.zeros(1) for part in parts}

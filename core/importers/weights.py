@@ -48,7 +48,6 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
         ImportingError: naming a tensor that is missing, unknown, or not as it must be.
     """
     with torch.device("meta"):
-        # On `meta` a model has names and shapes, but no memory: the weights are assigned below.
         model = Conformer(plan.shape)
     # Each of our tensors gets a name of theirs, or None if it is made here. Both directions are
     # checked: a tensor of theirs that nothing uses means that the settings describe another model.
@@ -71,13 +70,10 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
     }
     # scale (W x + b) = (scale W) x + scale b, so both parts of the linear layer take the scale.
     for part in ("weight", "bias"):
-        # s (W x + b) = (s W) x + s b.
         ours[f"frontend.linear.{part}"] = plan.input_scale * ours[f"frontend.linear.{part}"]
         # The blank becomes row 0 and the others keep their order: with the blank last, rows a b _
         # become _ a b.
         rows = ours[f"head.{part}"]
-        # The blank's row comes first, the others stay in order: with blank 2, rows 0 1 2 become 2 0
-        # 1.
         others = (rows[: plan.blank], rows[plan.blank + 1 :])
         ours[f"head.{part}"] = torch.cat((rows[plan.blank : plan.blank + 1], *others))
     model.load_state_dict({name: t.contiguous() for name, t in ours.items()}, assign=True)
@@ -89,7 +85,6 @@ def _their_name(name: str, plan: Plan) -> str | None:
     pattern, _ = _pattern(name)
     module, _, leaf = pattern.rpartition(".")
     # A missing bias counts as zeros, which is what their layer computes.
-    # Theirs has no such tensor, ours is a bias of zeros.
     is_zero = leaf == "bias" and module in plan.unbiased
     if name in OURS_ALONE or pattern in plan.made or is_zero:
         return None
@@ -108,7 +103,6 @@ def source_tensor_name(name: str, names: Mapping[str, str]) -> str:
 
 def _pattern(name: str) -> tuple[str, str]:
     """A name with `{}` for the number of its block, and that number."""
-    # blocks.3.ff1.up.weight gives blocks.{}.ff1.up.weight and 3.
     match = _BLOCK.match(name)
     return (name, "") if match is None else (_BLOCK.sub("blocks.{}.", name), match[1])
 
@@ -128,7 +122,6 @@ def _check_tensor(tensor: Tensor, shape: torch.Size, name: str, file: str) -> Te
         ImportingError: if it is of another shape, no floating-point numbers, or not finite.
     """
     # (512, 256, 1) passes for (512, 256): a convolution of kernel size 1 is a linear layer.
-    # A pointwise convolution of (D, D, 1) is a matrix of (D, D) here.
     is_shaped = tensor.shape[: len(shape)] == shape and math.prod(tensor.shape[len(shape) :]) == 1
     if not is_shaped or not tensor.is_floating_point() or tensor.layout != torch.strided:
         raise ImportingError(

@@ -58,7 +58,6 @@ class GraphNetwork(nn.Module):
         # A graph in NeMo's form repeats each frame for all features that it was computed from.
         # Example: 10 mel frames and subsampling 4 give 0 0 0 0 1 1 1 1 2 2, of which every fourth
         # is 0 1 2.
-        # 10 frames of features and subsampling 4: numbers 0, 4 and 8 are the model's 3 frames.
         logits = output.logits[:, :: self.frontend_spec.subsampling]
         frames = torch.arange(logits.shape[1])
         is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
@@ -190,7 +189,6 @@ def probe_frontend(graph: Graph) -> FrontendSpec:
         # Two strides of 2 without padding: 64, 31, 15. With padding: 64, 32, 16, and 8 after a
         # third.
         output = graph(torch.zeros(1, _PROBE, MELS), torch.tensor([_PROBE]))
-        # 15 of 64 frames without padding; a front end with padding makes 16.
         if int(output.num_frames[0]) == NATIVE.output_frames(_PROBE):
             return NATIVE
     raise BundleError(

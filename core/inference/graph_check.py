@@ -93,7 +93,6 @@ def _messages(message: Any) -> Iterator[Any]:
     for field, value in message.ListFields():
         if field.message_type is not None:
             # A field is one message or a list of them.
-            # A repeated field is a list of messages, any other one message.
             for inner in (value,) if hasattr(value, "ListFields") else value:
                 yield from _messages(inner)
 
@@ -127,7 +126,6 @@ def _check_tensor(file: Path, tensor: Any) -> None:
     data = _data_file(file, name, stated.get("location", ""))
     begin = _whole_number(file, name, stated.get("offset", "0"))
     # Bytes from the tensor's offset to the end of the file. Without a stated length they all count.
-    # A length that the graph leaves out is all that follows in the file.
     room = max(0, data.stat().st_size - begin)
     length = _whole_number(file, name, stated["length"]) if "length" in stated else room
     _check_length(file, name, _needed_bytes(tensor), min(length, room))
@@ -139,7 +137,6 @@ def _data_file(file: Path, name: str, location: str) -> Path:
     # The name is checked first: no path outside the folder is touched.
     is_name = location not in ("", ".", "..") and not set(location) & set("/\\\0")
     # `resolve` follows links: one in the folder that leads out of it is refused as well.
-    # `resolve` follows links: one that leads out of the folder is refused.
     if not is_name or data.resolve().parent != folder or not data.is_file():
         raise GraphError(
             f"`{file}` must have its weights in itself or in plain files beside it, but {name!r}"
@@ -167,7 +164,6 @@ def _needed_bytes(tensor: Any) -> int:
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
     # 3 numbers of 4 bits take 2 bytes: rounded up.
     bits = _PACKED_BITS.get(kind, 8 * dtype.itemsize)
-    # Rounded up: 3 values of 4 bits take 2 bytes.
     return -(-math.prod(tensor.dims) * bits // 8)
 
 

@@ -64,11 +64,9 @@ def _by_windows(
     model: Network, file: Path, windowing: Windowing, *, resample: bool
 ) -> Iterator[AudioSegment]:
     """Read the file twice: to find quiet points, and to compute the model."""
-    # `before` is the sample at which the last segment ended: lengths of segments add up to the
-    # file's, though windows overlap.
+    # `before`: where the last segment ended. Windows overlap, segments do not.
     frontend_spec, times, before = model.frontend_spec, frame_times(model.frontend_spec), 0
-    # At a stride of 4: the loudness of each 4 * 160 = 640 samples, one value per output frame.
-    # One value of loudness for each output frame: with a stride of 4, each 640 samples or 40 ms.
+    # One value of loudness for each output frame: at a stride of 4, each 640 samples or 40 ms.
     boundaries = find_boundaries(
         _loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing
     )
@@ -94,11 +92,10 @@ def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]
         for begin in range(0, len(loudness), _READ):
             end = min(begin + _READ, len(loudness))
             samples = recording.read(begin * hop, end * hop)
-            # Not the mean square: a constant offset of the microphone is no sound.
+            # Not the mean square: a constant offset of the samples is no sound.
             loudness[begin:end] = samples.view(-1, hop).var(-1, correction=0)
         # The rest that gave no value is decoded, too: a file that ends too early, or has too many
         # faulty samples, is refused before the model has run.
-        # The rest is only read to look for samples that are no numbers.
         recording.read(len(loudness) * hop, recording.num_samples)
         recording.report_faults()
     return loudness

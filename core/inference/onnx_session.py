@@ -57,8 +57,6 @@ class Graph(nn.Module):
         # Sizes that are free have names: ["batch", "mel_frames", 80] in our form, ["batch", 80,
         # "mel_frames"] in NeMo's.
         self.vocabulary = self.session.get_outputs()[0].shape[-1]
-        # NeMo's form is (batch, 80, frames). Ours is (batch, frames, 80), with a name for the
-        # second.
         self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
 
     def forward(

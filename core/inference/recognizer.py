@@ -84,7 +84,6 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
         )
     best = bundle.report.get(DEPTH_ORDER) or list(range(count))
     # Not `isinstance`: true and false of a report in JSON would pass for blocks 1 and 0.
-    # Reports come from files: true is no number of a block, though it is an int.
     is_list = isinstance(best, list) and all(type(number) is int for number in best)
     if not is_list or sorted(best) != list(range(count)):
         raise BundleError(
@@ -132,7 +131,6 @@ def transcript(
             yield part.log_probabilities
 
     # A path needs all segments, so that `seconds` is the length of the whole file from here on.
-    # This reads all segments, one at a time; only after it `seconds` is the length of the file.
     words = path_words((decoder or best_path)(outputs()), bundle.tokenizer)
     times = frame_times(bundle.model.frontend_spec)
     spoken = (
@@ -252,7 +250,6 @@ def _checked_samples(samples: np.ndarray, sample_rate_hz: int) -> Float[np.ndarr
             f" {array.dtype} instead."
         )
     # As audio files are decoded: -32768 is -1, and 32767 a little less than 1.
-    # As a WAV file of 16 bits is read: -32768 is -1, and 32767 just below 1.
     scale = 32768.0 if array.dtype == np.int16 else 1.0
     waveform = array.astype(np.float32) / np.float32(scale)
     if not np.isfinite(waveform).all():

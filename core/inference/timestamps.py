@@ -39,8 +39,6 @@ def frame_times(spec: FrontendSpec) -> FrameTimes:
     """Return the times of a front end: kernels of 3 and strides of 2, with padding of 1 or none."""
     # Without padding the first output of two stages sees mel frames 0 to 6, whose middle is 3: 0,
     # then 2 * 0 + 1 = 1, then 2 * 1 + 1 = 3. With padding it is always frame 0.
-    # A stage without padding moves the middle from m to 2 m + 1: 0, 1, 3. So the first output frame
-    # of `conv4` depends on mel frames 0 to 6. With padding of 1 it stays at frame 0.
     middle = 0.0
     for _ in range(spec.stages):
         middle = 2 * middle + 1 - spec.is_padded

@@ -86,9 +86,6 @@ def find_boundaries(
     """
     # Windows of 12 s without overlap and a stride of 4: 25 frames a second, most = 300, around =
     # 100, and averages over 1 + 2 * round(3.75) = 9 frames, 0.36 s.
-    # Example: windows of 12 s and a stride of 4 are `most` = 300 output frames; pauses are the
-    # lowest of averages of 9 frames within `around` = 100 frames on each side. First come these
-    # pauses, then stretches between two of them that are too long are split.
     frames = FRAMES_PER_SECOND / times.stride  # output frames per second
     most = max(3, round((windowing.seconds - windowing.overlap) * frames))
     around, begin = most // 3, round(windowing.shift * frames)
@@ -156,12 +153,11 @@ def _moving_average(loudness: Float[Tensor, " time"], width: int) -> Float[Tenso
 
 def _quietest(loudness: Float[Tensor, " time"], around: int) -> list[int]:
     """Return frames that are the quietest of `around` on each side; of equal ones the first."""
-    # Example: loudness 5 4 1 6 7 3 3 8 9 and 2 frames around have pauses at frames 2 and 5.
     if len(loudness) <= 2 * around:
         return []
-    # Minima are negative maxima of negatives: lowest[i] is that of `around` frames from i on.
-    # For frame c = around + i, before[i] covers frames c - around to c - 1, and after[i] frames
-    # c + 1 to c + around.
+    # Minima are negative maxima of negatives: lowest[i] is that of `around` frames from i on. For
+    # frame c = around + i, before[i] covers frames c - around to c - 1, and after[i] frames c + 1
+    # to c + around.
     # Example: of 5 4 1 4 5 3 2 2 6 7 and around = 2, frames 2 and 6 (the first of two equal ones).
     lowest = -F.max_pool1d(-loudness[None], around, stride=1)[0]  # from each frame on
     before, after = lowest[: -around - 1], lowest[around + 1 :]
@@ -177,9 +173,6 @@ def _between(loudness: Float[Tensor, " time"], begin: int, end: int, most: int) 
     # Example: 5 4 1 4 5 3 2 2 6 7 from 0 to 10 and most = 6, so margin = 2. Among frames 2 to 7, 2
     # is the quietest; 2 to 10 is still too long, and among its frames 4 to 7, 6 is. Both parts of a
     # split are shorter than the whole, so that it ends.
-    # Example: frames 0 to 12, quiet at 4 and quietest at 8, parts of at most 6, a margin of 2. 8
-    # comes first, then 0 to 8 is still too long and is split at 4: cuts at 4 and 8. Each part is
-    # shorter than what it is a part of, so this ends.
     margin, cuts, pending = most // 3, [], [(begin, end)]
     while pending:
         begin, end = pending.pop()
