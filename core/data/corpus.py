@@ -129,6 +129,13 @@ def with_memory(
     share holds a smaller one's. What is among them is there as often as makes at least `balance`
     old utterances a new one: little memory, seldom trained on, is forgotten all the same.
 
+    Args:
+        new: all of it is taken; its dev and test splits stay.
+        old: only its training speech is read.
+        share: of the old utterances, in (0, 1].
+        seed: chooses them.
+        balance: old utterances for each new one, at least; 0 takes each once.
+
     Raises:
         CorpusError: if the share leaves no utterance.
     """

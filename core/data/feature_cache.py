@@ -115,6 +115,15 @@ class FeatureStore:
         cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
         recogniser as it will in use, and no word of it may be lost.
 
+        Args:
+            cuts: utterances.
+            tokenizer: encodes their transcripts.
+            folder: of the store.
+            is_training: whether it is speech to train on.
+            speeds: of the copies, 1.0 for the speech as it is; only for training.
+            device: computes the features.
+            frontend_spec: which features.
+
         Raises:
             CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
         """
@@ -184,7 +193,17 @@ def open_or_build(
     device: torch.device | str = "cpu",
     frontend_spec: FrontendSpec = NATIVE,
 ) -> FeatureStore:
-    """Open a split's features, computing them where they are absent, damaged or others."""
+    """Open a split's features, computing them where they are absent, damaged or others.
+
+    Args:
+        corpus: has the split.
+        split: train, dev or test.
+        tokenizer: encodes its transcripts.
+        config: has the speeds of training speech.
+        folder: holds the stores; each is named by a digest of all that it depends on.
+        device: computes the features.
+        frontend_spec: which features.
+    """
     path = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
     try:
         return FeatureStore.open(path)

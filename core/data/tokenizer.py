@@ -247,6 +247,7 @@ class Tokenizer:
         proto = ModelProto.FromString(self.model)
         is_of_words = proto.trainer_spec.model_type == TrainerSpec.WORD
         words = {word for text in texts for word in text.split()}
+        # A tokenizer of words knows a new word only as a whole; one of pieces spells it by letters.
         parts = words if is_of_words else set("".join(words))
         unknown = int(self._processor.unk_id())  # of an imported model, perhaps another
         # Sorted, as the order of a set of strings differs from process to process, and ids with it.

@@ -91,6 +91,7 @@ def benchmark_model(
         with TemporaryDirectory() as folder:
             models = {
                 name: load_in_runtime(model, name, Path(folder), threads, announce=announce)
+                # True counts as 1: the third runtime is there only with `is_int8`.
                 for name in names[: 2 + is_int8]
             }
         cost = whole_cost(model, utterance_seconds)

@@ -171,6 +171,7 @@ def _check_options(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[
 def _as_bundle(source: Path, folder: Path) -> list[str]:
     for name in (*bundle.FILES, "checksums.json"):
         shutil.copyfile(source / name, folder / name)
+    # The copies are checked, not the originals: a full disk or a wrong read shows here.
     bundle.check(folder)
     return ["Every file matches its checksum."]
 

@@ -164,6 +164,7 @@ def _table(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float | None:
+    # True is an int in Python, but no measurement.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number else None
 

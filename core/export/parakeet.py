@@ -136,6 +136,7 @@ def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None
 
 
 def _config(shape: Shape) -> dict[str, Any]:
+    # All blocks have one size here; a model without blocks states sizes of 1, which nothing uses.
     block = shape.blocks[0] if shape.blocks else BlockShape(ff1=1, heads=1, channels=1, ff2=1)
     return {
         "architectures": ["ParakeetForCTC"],

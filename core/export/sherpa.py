@@ -89,6 +89,7 @@ def sherpa_spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, An
         graphs: files by precision; the first is the default.
     """
     arguments = {name: {"model": file, "tokens": TOKENS} for name, file in graphs.items()}
+    # A program that knows no precisions passes `arguments` as they are to the loader.
     first = next(iter(arguments.values()))
     return {"loader": loader.name, "arguments": first, "precisions": arguments}
 

@@ -44,6 +44,7 @@ def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
 
 def blank_name(tokenizer: Tokenizer) -> str:
     """Return `<pad>`, as in published models, or a name that no piece has."""
+    # `<pad>`, or else `<<pad>>`, and so on.
     taken = set(tokenizer.pieces[1:])
     name = "<pad>"
     while name in taken:
@@ -99,6 +100,7 @@ def _merges(pieces: Pieces) -> Iterator[tuple[str, str]]:
 
     Example: "the" can be made from "t" + "he" and "th" + "e", if these four are pieces.
     """
+    # No text holds these, so no pair is merged to one of them or from one.
     aside = pieces.special | {pieces.unknown}
     ranks = {symbol: i for i, symbol in enumerate(pieces.symbols) if i not in aside}
     if pieces.kind == "char":
@@ -137,5 +139,6 @@ def _spaces(pieces: Pieces, *, is_split: bool) -> dict[str, Any]:
 
 def _decoder(pieces: Pieces) -> dict[str, Any]:
     unknown = {"String": pieces.symbols[pieces.unknown]}
+    # Before U+2581 becomes a space: the spaces around U+2047 are SentencePiece's own.
     named = {"type": "Replace", "pattern": unknown, "content": _UNKNOWN}
     return {"type": "Sequence", "decoders": [named, _spaces(pieces, is_split=True)]}

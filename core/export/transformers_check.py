@@ -247,6 +247,7 @@ def _lists(size: int) -> list[list[int]]:
     """Return lists of random tokens without the blank."""
     rng = np.random.default_rng(0)
     return [
+        # From 1 on, as 0 is the blank; a list may be empty.
         rng.integers(1, size, rng.integers(0, _LONGEST)).tolist() if size > 1 else []
         for _ in range(_LISTS)
     ]

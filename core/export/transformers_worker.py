@@ -42,6 +42,7 @@ def main() -> None:
             f"logs{i}": _logs(model, arrays, i) for i in range(request["batches"])
         }
         alone = [text for sound in sounds for text in _transcribe(model, processor, [sound])]
+        # Sounds of a batch are padded to its longest: this is what `together` tests.
         parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
         together = [text for part in parts for text in _transcribe(model, processor, part)]
     np.savez(scratch / "made.npz", **logs)
@@ -57,6 +58,7 @@ def main() -> None:
 def _logs(model: Any, arrays: Any, number: int) -> np.ndarray:
     features = torch.from_numpy(arrays[f"features{number}"])
     lengths = torch.from_numpy(arrays[f"frames{number}"])
+    # (batch, frames of features): true up to each utterance's length.
     mask = torch.arange(features.shape[1]) < lengths[:, None]
     return model(features, attention_mask=mask).logits.log_softmax(-1).numpy()
 

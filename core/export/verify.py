@@ -112,6 +112,7 @@ class Texts:
     @property
     def word_difference(self) -> float:
         """WER of the runtime against the transcripts of `transcribe` that have words."""
+        # A word error rate needs words in the reference: silent sounds are compared by `differing`.
         pairs = [pair for pair in zip(self.reference, self.alone, strict=True) if pair[0]]
         return word_errors(*zip(*pairs, strict=True)).wer if pairs else 0.0
 
@@ -221,6 +222,8 @@ def check_graph(
     announce(f"comparing `{name}` and torch with double precision")
     factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     errors = Errors()
+    # Infinite: other numbers of frames, or numbers that are not finite. Errors then stay 0, and the
+    # check below refuses the graph.
     if result.gap < math.inf:
         for batch in batches:
             errors = errors.combine(_errors(model, graph, batch, factor))
@@ -326,6 +329,7 @@ def make_test_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
 
 def _random_texts(tokenizer: Tokenizer, rng: np.random.Generator) -> Iterator[str]:
     """Yield texts of a few random tokens."""
+    # Ids 0 and 1 are the blank and the unknown token, which nobody can speak.
     token_ids = range(UNKNOWN + 1, tokenizer.size)
     for _ in range(_SPOKEN if token_ids else 0):
         ids = rng.choice(token_ids, _TOKENS_SPOKEN)

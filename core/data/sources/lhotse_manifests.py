@@ -206,6 +206,7 @@ def _supervisions(path: Path, words: Words) -> dict[str, list[SupervisionRecord]
     Raises:
         CorpusError: if the manifest of it is missing and needed.
     """
+    # cv_recordings_dev.jsonl.gz belongs to cv_supervisions_dev.jsonl.gz, packed alike.
     texts = path.with_name(path.name.replace("recordings_", "supervisions_"))
     if texts == path or not texts.exists():
         if words != "needed":

@@ -91,6 +91,7 @@ def graph_folder(file: Path) -> Iterator[Path]:
 
     A graph names the file of its weights, so it must be written under its final name.
     """
+    # In the same folder and so on the same disk, where `replace` is one step and copies nothing.
     with TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
         folder = Path(scratch)
         yield folder

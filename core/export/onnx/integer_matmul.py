@@ -88,6 +88,7 @@ def quantized_weight(
     scale = absmax.astype(np.float64) / LARGEST
     # An output whose weights are all 0 would have the scale 0: it gets 1.
     scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
+    # The range of int8 is -128 to 127; with absmax / 127 no weight needs -128.
     integers = np.clip((weight / scale).round(), -LARGEST - 1, LARGEST)
     return integers.astype(np.int8), scale
 

@@ -111,6 +111,7 @@ class FlatFrontend(nn.Module):
         # for them are 0 as well.
         self.conv1 = zero_pad_convolution(conv1, more1, 0)
         self.conv2 = zero_pad_convolution(conv2, more2, more1)
+        # Inputs are sorted by channel, then by mel: columns of new channels come last.
         weight = frontend.linear.weight.unflatten(1, (sub2, -1))  # (D, C, F / 4)
         self.linear = matrix(F.pad(weight, (0, 0, 0, more2)).flatten(1), frontend.linear.bias)
 
@@ -257,6 +258,7 @@ class FlatAttention(nn.Module):
             rows.unflatten(0, (frames.batch, -1)) for rows in (query, self.key(x), self.value(x))
         )
         # The operator splits heads itself, and adds the position scores to its own.
+        # Its mask has the shape (B, H, T, T), and its scale is 1, as the query has it already.
         mixed, *_ = torch.onnx.ops.attention(
             query,
             key,
@@ -359,6 +361,7 @@ def _zero_pad_inputs(layer: Linear, more: int) -> nn.Module:
 def zero_pad_convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
     """Add input and output channels of zeros to a convolution."""
     assert layer.bias is not None
+    # Pairs from the last axis backwards: 3 by 3 kernels stay, inputs and outputs grow.
     weight = F.pad(layer.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
     with torch.device("meta"):
         more = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)

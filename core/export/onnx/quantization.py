@@ -75,6 +75,7 @@ def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INL
                 writer.add(constant.name, values)
                 continue
             is_transposed = products[constant.name].is_transposed
+            # A transposed constant is (N, K); the integer product takes (K, N).
             integers, scale = quantized_weight(values.T if is_transposed else values)
             zeros = np.zeros(len(scale), np.int8)
             for name, array in zip(
