@@ -85,7 +85,6 @@ def read_archive(path: Path) -> dict[str, bytes]:
             if member.isfile():
                 file = archive.extractfile(member)
                 files[name] = file.read() if file else b""
-                # Of an archive that was cut off, tarfile returns as much of a member as there is.
                 if len(files[name]) != member.size:
                     raise ImportingError(
                         f"`{path.name}` must be whole, but {short_repr(name)} is cut short."
