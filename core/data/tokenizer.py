@@ -66,6 +66,11 @@ class Tokenizer:
     """Text to pieces and back."""
 
     def __init__(self, model: bytes) -> None:
+        """Read a SentencePiece model from its bytes.
+
+        Raises:
+            RuntimeError: if SentencePiece cannot read it, or it is empty.
+        """
         if not model:  # SentencePiece takes nothing for none given, and knows no piece then
             raise RuntimeError("a SentencePiece model must have bytes, but is empty instead")
         self.model = model

@@ -34,7 +34,6 @@ def _pad_tensor(name: str, source: Tensor | None, size: torch.Size) -> Tensor:
         # Zeros at the very end would give a b c, d 0 0, which gates a by d instead of c.
         half = torch.Size((size[0] // 2, *size[1:]))
         return torch.cat([_pad_tensor("", half_source, half) for half_source in halves])
-    # A variance of 0 would divide by the root of 1e-5 alone.
     whole = torch.ones(size) if name.endswith(_ONE) else torch.zeros(size)
     if source is not None:
         whole = whole.to(source)
