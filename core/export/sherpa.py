@@ -69,6 +69,7 @@ def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
     )
     # A symbol cannot end with a space, but a part of a word may follow: use a no-break space.
     after = "" if are_words else "\u00a0"
+    # U+2581, U+2047 and, where tokens are parts of words, a no-break space.
     pieces[UNKNOWN] = f"{WORD_START}{tokenizer.decode([UNKNOWN])}{after}"
     pieces[blank] = BLANK_NAME
     for number, piece in enumerate(pieces):
@@ -114,6 +115,8 @@ def transcribe_with_sherpa(
             "sounds": str(arrays),
         }
         process = subprocess.run(  # noqa: S603 - this interpreter, our own file
+            # -P: with this folder on the path, `import onnx` in a library would get the folder
+            # `onnx`.
             [sys.executable, "-P", sherpa_worker.__file__],
             input=json.dumps(request).encode(),
             capture_output=True,

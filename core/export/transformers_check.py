@@ -110,6 +110,7 @@ def run_transformers(
 
 def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     process = subprocess.run(  # noqa: S603 - this interpreter, our own file
+        # -P: with this folder on the path, `import onnx` in a library would get the folder `onnx`.
         [sys.executable, "-P", transformers_worker.__file__],
         input=json.dumps(request).encode(),
         capture_output=True,
