@@ -98,6 +98,8 @@ def decode(file: Path) -> tuple[Float[np.ndarray, "samples channels"], int]:
     """
     with open_forward(file) as opened:
         rate_hz, promised = int(opened.samplerate), _promised_samples(file, opened)
+        # In blocks: one read of all that the header promises would allocate that much beforehand,
+        # petabytes for a FLAC that a pipe wrote.
         samples = np.concatenate(list(_blocks(opened, promised)))
     if promised is not None and len(samples) < promised:
         raise truncated_error(file, promised / rate_hz, len(samples) / rate_hz)
@@ -121,6 +123,8 @@ class Faults:
         is_sound = np.abs(samples) <= _LOUDEST  # false for NaN
         if not is_sound.all():
             if not self.num_faulty:
+                # (samples,) or (samples, channels): a row is sound if all of its channels are.
+                # argmin of booleans is the first that is false.
                 rows = is_sound.reshape(len(samples), -1).all(axis=1)
                 self.first = self.num_samples + int(rows.argmin())
             self.num_faulty += int(is_sound.size - is_sound.sum())
@@ -171,6 +175,7 @@ def truncated_error(file: Path, promised: float, held: float) -> CorpusError:
 
 def _promised_samples(file: Path, opened: ForwardFile) -> int | None:
     """Samples per channel by the header; None where it says none, or what cannot be."""
+    # libsndfile gives 2**63 - 1 for a FLAC without a number of samples; no file holds that many.
     promised = int(opened.frames)
     # MP3 has no length of its own: what libsndfile says comes from a tag that may be wrong.
     is_sized = opened.format != "MP3" and 0 < promised <= _DENSEST * file.stat().st_size
@@ -186,6 +191,7 @@ def _blocks(opened: ForwardFile, count: int | None) -> Iterator[np.ndarray]:
         block = opened.read(size, dtype="float32", always_2d=True)
         yield block
         count = None if count is None else count - len(block)
+        # Fewer samples than were asked for: the file has ended.
         is_left = len(block) == size and count != 0
 
 
@@ -219,6 +225,7 @@ class _WavData:
 
     def open(self, file: Path) -> "_PatchedFile":
         """The file as if it knew its size."""
+        # 4 bytes hold sizes below 4 GiB.
         size = min(self.held, 256**self.size_bytes - 1)
         patch = size.to_bytes(self.size_bytes, "little")
         return _PatchedFile(file, self.size_at, patch)
@@ -232,6 +239,8 @@ class _PatchedFile(io.FileIO):
         self._begin, self._patch = begin, patch
 
     def readinto(self, buffer: Any, /) -> int:
+        # Example: the size is in bytes 40 to 43, and 8 bytes are read from byte 42 on. The patch
+        # then begins at offset -2, and its bytes 2 and 3 go to offsets 0 and 1.
         begin = self.tell()
         count = super().readinto(buffer) or 0
         view = memoryview(buffer).cast("B")
@@ -241,6 +250,10 @@ class _PatchedFile(io.FileIO):
         return count
 
 
+# `RIFF`, 4 bytes of size, `WAVE`; then chunks, each with a name, 4 bytes of size and content. In
+# RIFF the size of the samples is in the 4 bytes before them. In RF64 these are all ones, and a
+# chunk `ds64` holds sizes of 8 bytes: of the file, then of the samples. A file without samples can
+# go on with other chunks, such as `LIST`.
 def _find_wav_data(file: Path) -> _WavData | None:
     """Walk the chunks of a RIFF or RF64 file to its samples; None if there are none."""
     end = file.stat().st_size
@@ -278,7 +291,9 @@ def _chunks(opened: Any, begin: int, end: int) -> Iterator[tuple[bytes, int, int
         opened.seek(begin)
         head = opened.read(8)
         name, size = head[:4], int.from_bytes(head[4:], "little")
+        # A name is of printable letters: these bytes are samples, or damage.
         if not all(0x20 <= letter < 0x7F for letter in name):
             return
         yield name, begin + 8, size
+        # Content is padded to an even size: a chunk of 5 bytes at byte 12 is followed at byte 26.
         begin += 8 + size + size % 2

@@ -41,6 +41,7 @@ class AudioStream:
         check_rate(file, header.sample_rate_hz, resample=resample)
         self.file, self.rate_hz = file, header.sample_rate_hz
         self._length = header.num_samples
+        # Rounded up, as the resampler does: 4411 samples at 44.1 kHz are 1601 at 16 kHz.
         self.num_samples = math.ceil(header.num_samples * SAMPLE_RATE_HZ / header.sample_rate_hz)
         self._held, self._held_from = torch.zeros(0), 0
         self._faults = Faults()
@@ -79,6 +80,8 @@ class AudioStream:
         if self.rate_hz == SAMPLE_RATE_HZ:
             return self._at_own_rate(begin, min(end, self._length))
         # So many samples at each rate last equally long: pieces begin where both rates have one.
+        # At 44.1 kHz 441 of theirs are 160 of ours: sample 1000 of ours lies in group 6, which
+        # begins at 960 of ours and 2646 of theirs. `context` counts groups, too: 5 last 0.05 s.
         common = math.gcd(self.rate_hz, SAMPLE_RATE_HZ)
         theirs, ours = self.rate_hz // common, SAMPLE_RATE_HZ // common
         context = math.ceil(_CONTEXT_SECONDS * self.rate_hz / theirs)
@@ -88,10 +91,14 @@ class AudioStream:
         return resample_to_16khz(piece, self.rate_hz)[begin - first * ours : end - first * ours]
 
     def _at_own_rate(self, begin: int, end: int) -> Float[Tensor, " samples"]:
+        # `_held` holds the file's samples from `_held_from` on, up to the last that was decoded.
+        # Pieces overlap by the context of the filter, so the end of one piece is used again by the
+        # next.
         assert begin >= self._held_from, "pieces are read forwards"
         missing = end - self._held_from - len(self._held)
         if missing > 0:
             self._held = torch.cat([self._held, self._decode(missing)])
+        # Samples before `begin` are dropped, so memory holds a piece, however long the file is.
         self._held = self._held[begin - self._held_from :]
         self._held_from = begin
         return self._held[: end - begin]

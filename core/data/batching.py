@@ -51,9 +51,10 @@ class Batch:
         )
 
     def parts(self, count: int) -> list["Batch"]:
-        """The same utterances in so many batches, or in as many as there are utterances."""
+        """The same utterances in at most so many batches, all but the last of one size."""
         if count == 1:
             return [self]
+        # 7 utterances in 3 parts: 3, 3 and 1. 5 in 4 parts: 2, 2 and 1, a part less.
         size = math.ceil(len(self.ids) / count)
         starts = range(0, len(self.ids), size)
         return [self._part(slice(start, start + size)) for start in starts]
@@ -62,6 +63,7 @@ class Batch:
         """One rank's utterances of so many ranks'; None where there are too few for all."""
         if size == 1:
             return self
+        # 5 utterances of 3 ranks: 1, 2 and 2. 1 utterance of 2 ranks: none and 1.
         some = slice(len(self.ids) * rank // size, len(self.ids) * (rank + 1) // size)
         return self._part(some) if some.start < some.stop else None
 
@@ -72,6 +74,7 @@ class Batch:
             num_frames=self.num_frames[some],
             tokens=self.tokens[some],
             num_tokens=self.num_tokens[some],
+            # By count: the seconds of all parts add up to those of the batch.
             seconds=self.seconds * len(ids) / len(self.ids),
             ids=ids,
             texts=self.texts[some],
@@ -79,6 +82,8 @@ class Batch:
         )
 
 
+# `conditions` has an entry for each utterance of the store, not of the batch. `F.pad` takes pairs
+# from the last axis backwards: no mels are added, and frames at the end alone.
 def read_batch(
     store: FeatureStore, indices: list[int], conditions: Sequence[Condition] | None = None
 ) -> Batch:
@@ -117,6 +122,8 @@ def padded_frames(num_frames: int) -> int:
     Kernels are compiled for each shape that is new: with every length a batch has of its own, that
     took a third of the training time in bf16 on a CPU, and gigabytes for what was kept.
     """
+    # From 257 to 512 frames in steps of 32, from 513 to 1024 in steps of 64: 420 becomes 448, and
+    # 1000 becomes 1024. Up to 16 frames every length stays.
     step = 1 << max(0, (num_frames - 1).bit_length() - 4)
     return -(-num_frames // step) * step
 
@@ -147,6 +154,8 @@ class TrainBatches:
         """
         self._store, self._batch_seconds, self._seed = store, batch_seconds, seed
         self._augment, self._clean_batches = augment, clean_batches
+        # Counted without added silence, which gives later epochs more batches: `clean_batches` then
+        # means the same amount of speech whatever is drawn.
         self._epoch_batches = len(plan_epoch(store.num_frames, batch_seconds, seed, 0))
         self._epoch = self._position = 0
         self._plan = self._make_plan()
@@ -176,6 +185,9 @@ class TrainBatches:
         num_frames = self._store.num_frames
         added = None
         self._conditions: list[Condition] | None = None
+        # Whether no batch of this epoch needs conditions. With 10 batches an epoch and 25 clean
+        # ones, epochs 0 and 1 have none; epoch 2 is planned with them, and its first 5 batches are
+        # clean.
         is_clean = (self._epoch + 1) * self._epoch_batches <= self._clean_batches
         if self._augment is not None and not is_clean:
             self._conditions = draw_conditions(
@@ -209,6 +221,8 @@ def plan_epoch(
         added_frames: silence that each utterance gets. It counts, but does not sort: a batch of
             utterances that are mostly silence would have other batch-norm statistics than speech.
     """
+    # Lengths with up to 5 % of noise are sorted, the sorted order is split into batches, and the
+    # batches are shuffled: neighbors in length differ from epoch to epoch, padding stays small.
     rng = np.random.default_rng([seed, epoch])
     noisy = num_frames * rng.uniform(1 - _JITTER, 1 + _JITTER, len(num_frames))
     lengths = num_frames if added_frames is None else num_frames + added_frames
@@ -230,6 +244,8 @@ def _split_into_batches(
     batches: list[list[int]] = []
     longest = 0
     for i in order.tolist():
+        # What counts is longest times utterances. Lengths of 100, 100, 200 and 400 and at most 420
+        # frames: [100, 100] is 2 * 104; with the third it would be 3 * 208; 200 and 400 stay alone.
         longest = max(longest, padded_frames(int(num_frames[i])))
         is_full = batches and longest * (len(batches[-1]) + 1) > batch_seconds * FRAMES_PER_SECOND
         if is_full or not batches:

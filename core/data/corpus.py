@@ -129,6 +129,13 @@ def with_memory(
     share holds a smaller one's. What is among them is there as often as makes at least `balance`
     old utterances a new one: little memory, seldom trained on, is forgotten all the same.
 
+    Args:
+        new: all of it is taken; its dev and test splits stay.
+        old: only its training speech is read.
+        share: of the old utterances, in (0, 1].
+        seed: chooses them.
+        balance: old utterances for each new one, at least; 0 takes each once.
+
     Raises:
         CorpusError: if the share leaves no utterance.
     """
@@ -139,6 +146,7 @@ def with_memory(
             " them are none."
         )
     count = sum(1 for _ in new.train)
+    # 1000 new utterances, 100 of memory and a balance of 0.5: each of the 100 is there 5 times.
     times = max(1, math.ceil(balance * count / len(remembered)))
     memory = CutSet.from_cuts(
         cut.with_id(f"memory-{time}-{cut.id}") for time in range(times) for cut in remembered
@@ -292,6 +300,7 @@ def _open(
     """
     load = layout.load_wordless if words == "unread" else layout.load_split
     parts = [change_case(load(layout.root, name), config.case) for name in names]
+    # A Shar folder is described first, without its archives: they are opened when audio is read.
     described = [
         change_case(_describe(layout, name, config), config.case) if cuts.is_lazy else cuts
         for name, cuts in zip(names, parts, strict=True)
@@ -353,6 +362,7 @@ def _describe(layout: _Layout, name: str, config: CorpusConfig) -> CutSet:
 
 
 def _join(parts: list[CutSet]) -> CutSet:
+    # A list of the cuts of a Shar folder would hold all of its audio in memory.
     if any(cuts.is_lazy for cuts in parts):
         return functools.reduce(operator.add, parts)
     return CutSet.from_cuts(cut for cuts in parts for cut in cuts)
@@ -377,6 +387,8 @@ def _check(cut: Cut, config: CorpusConfig, files: FileCheck, *, is_silent: bool)
 
 
 def _is_remembered(share: float, seed: int, cut: Cut) -> bool:
+    # A number from 0 to 2**64 - 1 for each name. Share 0.25 takes those below 2**62, and 0.5 those
+    # below 2**63: the first are among the second.
     draw = hashlib.sha256(f"{seed} {cut.id}".encode()).digest()[:8]
     return int.from_bytes(draw, "big") < share * 2**64
 

@@ -115,6 +115,15 @@ class FeatureStore:
         cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
         recogniser as it will in use, and no word of it may be lost.
 
+        Args:
+            cuts: utterances.
+            tokenizer: encodes their transcripts.
+            folder: of the store.
+            is_training: whether it is speech to train on.
+            speeds: of the copies, 1.0 for the speech as it is; only for training.
+            device: computes the features.
+            frontend_spec: which features.
+
         Raises:
             CorpusError: naming a file that cannot be decoded, or if nothing is left to train on.
         """
@@ -130,6 +139,8 @@ class FeatureStore:
         return len(self.ids)
 
     def item(self, i: int) -> Item:
+        # `astype` copies, which also takes the data out of read-only mapped memory: torch warns of
+        # tensors on such memory.
         features = self._features[self._begins[i] : self._begins[i + 1]]
         tokens = self._tokens[self._token_begins[i] : self._token_begins[i + 1]]
         return Item(
@@ -152,6 +163,8 @@ class FeatureStore:
     def statistics(self) -> tuple[Float[Tensor, " mels"], Float[Tensor, " mels"]]:
         """Mean and standard deviation of each mel bin over all frames."""
         total, squares = np.zeros(NUM_MELS), np.zeros(NUM_MELS)
+        # 65,536 frames at a time are 42 MB. Sums in double precision: the variance is a difference
+        # of two large means, of squares and of values.
         for begin in range(0, len(self._features), 1 << 16):
             part = self._features[begin : begin + (1 << 16)].astype(np.float64)
             total += part.sum(0)
@@ -180,7 +193,17 @@ def open_or_build(
     device: torch.device | str = "cpu",
     frontend_spec: FrontendSpec = NATIVE,
 ) -> FeatureStore:
-    """Open a split's features, computing them where they are absent, damaged or others."""
+    """Open a split's features, computing them where they are absent, damaged or others.
+
+    Args:
+        corpus: has the split.
+        split: train, dev or test.
+        tokenizer: encodes its transcripts.
+        config: has the speeds of training speech.
+        folder: holds the stores; each is named by a digest of all that it depends on.
+        device: computes the features.
+        frontend_spec: which features.
+    """
     path = folder / f"{split}-{_digest(corpus, split, tokenizer, config, frontend_spec)[:16]}"
     try:
         return FeatureStore.open(path)
@@ -207,8 +230,10 @@ def _digest(
     frontend_spec: FrontendSpec,
 ) -> str:
     parts: list[object] = [FEATURE_VERSION, corpus.digest, split, tokenizer.digest]
+    # Only training speech has copies at other speeds and a largest length.
     if split == "train":
         parts += [config.speeds, config.max_seconds]
+    # Left out for the features of our own models, whose stores are named without it.
     if frontend_spec != NATIVE:
         parts.append(frontend_spec.to_plain())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -236,6 +261,7 @@ def _groups(cuts: Iterable[Cut], speeds: tuple[float, ...]) -> Iterator[list[_Ut
     longest = 0
     for utterance in _utterances(cuts, speeds):
         longest = max(longest, len(utterance.waveform))
+        # What counts is the longest times the number, as padded: 10, 20, 30 and 30 s are 120 s.
         if group and longest * (len(group) + 1) > _SECONDS_AT_ONCE * SAMPLE_RATE_HZ:
             yield group
             group, longest = [], len(utterance.waveform)
@@ -260,6 +286,7 @@ class _Writer:
 
     @property
     def dtype(self) -> str:
+        # Half the disk and half the reading. Values near 16 are off by 0.004 at most.
         return "float16" if self.is_training else "float32"
 
     def write(self, group: list[_Utterance], file: BinaryIO, device: torch.device) -> None:
@@ -270,6 +297,7 @@ class _Writer:
         stored = features.cpu().numpy().astype(self.dtype)
         for utterance, rows, length in zip(group, stored, num_frames.tolist(), strict=True):
             tokens = self.tokenizer.encode(utterance.text)
+            # CTC aligns tokens with the frames that leave the front end: 15 of 64, not 64.
             num_outputs = self.frontend_spec.output_frames(length)
             reason = _why_not(num_outputs, tokens) if self.is_training else ""
             if reason:
@@ -292,6 +320,7 @@ class _Writer:
             )
         np.savez(
             folder / "arrays.npz",
+            # Lengths of 3 and 5 frames give [0, 3, 8]: the second utterance has rows 3 to 7.
             begins=np.cumsum([0, *self.num_frames], dtype=np.int64),
             token_begins=np.cumsum([0, *map(len, self.tokens)], dtype=np.int64),
             tokens=np.array([token for tokens in self.tokens for token in tokens], dtype=np.int32),
@@ -307,6 +336,7 @@ def _why_not(num_outputs: int, tokens: list[int]) -> str:
     """Say why CTC has no path for these tokens over so many frames, if it has none."""
     if num_outputs == 0:
         return _TOO_SHORT
+    # A blank must separate equal neighbors: tokens 5 5 7 need the 4 frames 5 _ 5 7.
     num_repeats = sum(a == b for a, b in itertools.pairwise(tokens))
     return _TOO_DENSE if num_outputs < len(tokens) + num_repeats else ""
 
@@ -316,6 +346,7 @@ def _map(file: Path, dtype: str, num_frames: int) -> np.ndarray:
     size = file.stat().st_size
     if size != expected:
         raise ValueError(f"`{file.name}` must have {expected} bytes, but has {size}")
+    # Memory of no bytes cannot be mapped.
     if num_frames == 0:
         return np.zeros((0, NUM_MELS), dtype)
     return np.memmap(file, dtype=dtype, mode="r", shape=(num_frames, NUM_MELS))

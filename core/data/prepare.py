@@ -42,6 +42,7 @@ def open_speech(folder: Path) -> Speech:
         prepared = read_prepared(folder)
         names, pseudo_labeled = prepared["stores"], _pseudo_labeled(prepared)
         train, dev, test = (FeatureStore.open(folder / names[split]) for split in SPLITS)
+    # A CorpusError is a ValueError: the next clause would wrap its message into another.
     except CorpusError:
         raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -71,6 +72,7 @@ def is_prepared(config: CorpusConfig, folder: Path) -> bool:
         open_speech(folder)
     except (OSError, ValueError):
         return False
+    # A new field of the configuration must not make all prepared speech invalid.
     default = CorpusConfig().model_dump()  # of a field that is younger than what lies there
     return bool({**default, **prepared.get("corpus", {})} == config.model_dump())
 
@@ -112,6 +114,7 @@ def prepare_speech(
         store = open_or_build(corpus, split, tokenizer, config, folder, frontend_spec=frontend_spec)
         stores[split] = store.folder.name
         yield 1 + len(stores)
+    # Written last: whoever reads this file takes everything that it names for complete.
     prepared = {
         "format": PREPARED_FORMAT,
         "corpus": config.model_dump(),

@@ -54,6 +54,7 @@ def pseudo_label(corpus: Corpus, labeler: PseudoLabeler, folder: Path) -> Corpus
         if split in corpus.wordless:
             texts = _transcribe_split(corpus, split, labeler, folder)
             labeled[split] = _label_split(getattr(corpus, split), split, texts)
+    # Equal speech, labeler and splits give equal texts, so the texts themselves are not hashed.
     parts = (corpus.digest, labeler.digest, *labeled)
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     return replace(corpus, **labeled, digest=digest) if labeled else corpus
@@ -81,6 +82,7 @@ def _transcribe_split(
         texts[cut.id] = known_texts[cut.id] if is_known else labeler.transcribe(read_cut(cut))
         num_asked += not is_known
         if not is_known and num_asked % SAVED_EVERY == 0:
+            # The union: texts of utterances that this pass has not come to yet must not be lost.
             atomic_write(file, json.dumps(known_texts | texts))
     if num_asked:
         atomic_write(file, json.dumps(known_texts | texts))

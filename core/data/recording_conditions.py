@@ -32,6 +32,7 @@ from core.features.spec import FrontendSpec
 _STREAM = 1
 """Sets these draws apart from those of the order, which has the same seed and epoch."""
 _SHORTEST_SECONDS = 0.1
+# 0.2303: features are natural logarithms, so a gain of -30 dB adds -6.91.
 _DECIBEL = math.log(10) / 10
 """Of a natural logarithm of power."""
 _NOISE_FRAMES = 4 * FRAMES_PER_SECOND
@@ -43,6 +44,8 @@ _BAND_SLOPES = (0.5, 5.0)
 """Of a natural logarithm of power from one mel bin to the next: filters are slow or steep."""
 _BAND_DEPTHS = (3.0, 14.0)
 """Most attenuation, likewise: speech is 12 above digital silence."""
+# Cached training features are of half precision, which has steps of 2**-7 between 8 and 16, and of
+# 2**-6 between 16 and 32.
 _HALF_PRECISION = 2**-6
 """Most by which a logarithm of about -16 differs from what it is in half precision."""
 _AVERAGED = 5
@@ -78,7 +81,7 @@ class Condition:
     noise: Noise | None = None
     """Added to its powers, before the gain."""
     band_end: int = NUM_MELS
-    """First mel bin that is attenuated, also before the gain."""
+    """Mel bin above which all are attenuated, also before the gain."""
     band_slope: float = 0.0
     """Attenuation from one mel bin to the next, above that."""
     band_depth: float = 0.0
@@ -105,6 +108,7 @@ def draw_conditions(
         seed: of the training.
         epoch: one of its epochs.
     """
+    # The order of the columns of `is_drawn`, which `_draw` takes apart again.
     shares = (
         config.silence_share,
         config.empty_share,
@@ -125,6 +129,8 @@ def draw_conditions(
     ]
 
 
+# Powers add: noise as loud as the speech in a bin adds log 2 = 0.69 to it; noise that is lower by 4
+# adds 0.02. A gain of 0 has an effect after attenuation: it lifts what fell below digital silence.
 def apply_condition(
     features: Float[Tensor, "frames mels"], condition: Condition, spec: FrontendSpec
 ) -> Float[Tensor, "new_frames mels"]:
@@ -155,6 +161,7 @@ def silence_frames(
     floor = torch.full((count, NUM_MELS), silence_value(spec))
     if silence is None:
         return floor
+    # NeMo adds its floor to each power, Kaldi takes the larger of power and floor.
     above = torch.logaddexp if spec.features == "nemo" else torch.maximum
     return above(noise_frames(count, silence, spec), floor)
 
@@ -171,6 +178,8 @@ def with_gain(
     """The features of a waveform whose power is exp(`gain`) times as high."""
     floor = silence_value(spec)
     if spec.features != "nemo":
+        # Digital silence stays silence at any level: with a gain of 2, -15.945 (the floor in half
+        # precision) becomes the floor, -15.942, and not -13.945.
         is_silent = features <= floor + _HALF_PRECISION
         return (features + gain).clamp_min(floor).where(~is_silent, floor)
     # NeMo adds its floor to each power.
@@ -180,6 +189,8 @@ def with_gain(
 
 def quietest_frame(features: Float[Tensor, "frames mels"]) -> int:
     """Where the middle half of an utterance is quietest: between two words, if there is a pause."""
+    # Of 100 frames 25 to 74 are searched. Averages of 5 frames: the i-th one has its middle at
+    # frame 25 + 2 + i.
     begin, end = len(features) // 4, len(features) - len(features) // 4
     loudness = features[begin:end].mean(1)
     if len(loudness) <= _AVERAGED:
@@ -217,6 +228,7 @@ def _draw(config: AugmentConfig, is_drawn: np.ndarray, rng: np.random.Generator)
     if has_silence and not is_empty:
         lengths = _draw_silence(config.silence_seconds, rng)
     before, between, after = lengths
+    # These draws are one sequence: a draw that is added or moved changes all training after it.
     return Condition(
         before=before,
         between=between,
@@ -233,6 +245,7 @@ def _draw(config: AugmentConfig, is_drawn: np.ndarray, rng: np.random.Generator)
 
 def _draw_silence(seconds: float, rng: np.random.Generator) -> tuple[int, int, int]:
     """Frames before, between and after the words: in one of these places, or around the words."""
+    # One of: before, between, after, or before and after together.
     is_there = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1))[rng.integers(4)]
     longest = max(seconds, _SHORTEST_SECONDS)
     drawn = rng.uniform(_SHORTEST_SECONDS, longest, 3) * FRAMES_PER_SECOND
@@ -250,5 +263,6 @@ def _draw_noise(config: AugmentConfig, rng: np.random.Generator) -> Noise:
 
 
 def _attenuation(condition: Condition) -> Float[Tensor, " mels"]:
+    # Example: end 60, slope 0.5, depth 3 take 0 from bin 60, 0.5 from bin 61, and 3 from bin 66 on.
     above = torch.arange(NUM_MELS) - condition.band_end
     return (condition.band_slope * above).clamp(0, condition.band_depth)

@@ -24,6 +24,8 @@ from core.data.audio_decoding import CorpusError
 from core.files import atomic_write
 from core.outside_files import LARGEST_MODEL_OF_TOKENS, read_bytes
 
+# Of tokenizers that are learned here. An imported one has its blank at 0, too, but its unknown
+# piece is where it was, one further: <unk> x y become <blk> <unk> x y.
 BLANK = 0
 UNKNOWN = 1
 FILE_NAME = "tokenizer.model"
@@ -64,6 +66,11 @@ class Tokenizer:
     """Text to pieces and back."""
 
     def __init__(self, model: bytes) -> None:
+        """Read a SentencePiece model from its bytes.
+
+        Raises:
+            RuntimeError: if SentencePiece cannot read it, or it is empty.
+        """
         if not model:  # SentencePiece takes nothing for none given, and knows no piece then
             raise RuntimeError("a SentencePiece model must have bytes, but is empty instead")
         self.model = model
@@ -122,6 +129,7 @@ class Tokenizer:
         except Exception as error:  # noqa: BLE001  # of protobuf, too: they share no class
             reason = " ".join(str(error).split())[:200]
             raise CorpusError(f"Tokens must be a SentencePiece model, but: {reason}") from None
+        # Copies: `_of` empties the list that these are parts of.
         pieces = [ModelProto.SentencePiece.FromString(p.SerializeToString()) for p in proto.pieces]
         return cls._of(proto, pieces)
 
@@ -153,6 +161,8 @@ class Tokenizer:
         proto.trainer_spec.model_type = TrainerSpec.BPE if is_bpe else TrainerSpec.UNIGRAM
         proto.trainer_spec.unk_piece = unknown
         proto.normalizer_spec.precompiled_charsmap = charsmap
+        # The later entry wins: the unknown piece is of its own kind, even if it is listed as
+        # special.
         kind = dict.fromkeys(special, kinds.CONTROL) | {unknown: kinds.UNKNOWN}
         listed = [
             kinds(piece=piece, score=score, type=kind.get(piece, kinds.NORMAL))
@@ -163,16 +173,20 @@ class Tokenizer:
     @classmethod
     def _of(cls, proto: ModelProto, pieces: list[ModelProto.SentencePiece]) -> "Tokenizer":
         taken = {piece.piece for piece in pieces}
+        # SentencePiece refuses two pieces of one name.
         name = next(name for name in ("<blk>", "<ctc_blank>", "<|blank|>") if name not in taken)
         del proto.pieces[:]
         proto.pieces.add(piece=name, type=ModelProto.SentencePiece.CONTROL)
         proto.pieces.extend(pieces)
         spec = proto.trainer_spec
         spec.pad_id, spec.pad_piece, spec.vocab_size = BLANK, name, len(proto.pieces)
+        # -1 stands for no such piece and does not move: ids (0, 1, -1) become (1, 2, -1).
         for field in ("unk_id", "bos_id", "eos_id"):
             before = getattr(spec, field)
             setattr(spec, field, before + 1 if before >= 0 else before)
         try:
+            # Equal pieces must give equal bytes: the digest of a tokenizer is part of its features'
+            # name.
             return cls(proto.SerializeToString(deterministic=True))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
@@ -183,6 +197,7 @@ class Tokenizer:
         proto = ModelProto.FromString(self.model)
         del proto.pieces[BLANK]
         spec = proto.trainer_spec
+        # -1: no piece pads any more.
         spec.vocab_size, spec.pad_id = len(proto.pieces), -1
         for field in ("unk_id", "bos_id", "eos_id"):
             before = getattr(spec, field)
@@ -237,8 +252,10 @@ class Tokenizer:
         proto = ModelProto.FromString(self.model)
         is_of_words = proto.trainer_spec.model_type == TrainerSpec.WORD
         words = {word for text in texts for word in text.split()}
+        # A tokenizer of words knows a new word only as a whole; one of pieces spells it by letters.
         parts = words if is_of_words else set("".join(words))
         unknown = int(self._processor.unk_id())  # of an imported model, perhaps another
+        # Sorted, as the order of a set of strings differs from process to process, and ids with it.
         missing = sorted(part for part in parts if unknown in self.encode(part))
         lowest = min(piece.score for piece in proto.pieces)
         for part in missing:
@@ -263,6 +280,7 @@ def _learn(texts: list[str], config: CorpusConfig) -> bytes:
             model_writer=model,
             model_type=config.tokens,
             vocab_size=config.vocabulary,
+            # Without this a text that gives fewer pieces than `vocabulary` would be an error.
             hard_vocab_limit=False,
             pad_id=BLANK,
             pad_piece="<blk>",
@@ -272,6 +290,7 @@ def _learn(texts: list[str], config: CorpusConfig) -> bytes:
             # WER compares with the transcript as written: no character is folded or dropped.
             normalization_rule_name="identity",
             character_coverage=1.0,
+            # In bytes. By default SentencePiece skips what is longer than 4192.
             max_sentence_length=1 << 20,
             num_threads=1,  # sums in threads would depend on their order
             minloglevel=2,

@@ -29,6 +29,8 @@ def fingerprint(cut: Cut, text: str) -> Fingerprint:
     What an ordinary mono file has no use for (begin, channel, changes) is left out where it is not,
     so that corpora keep the digests they always had.
     """
+    # `whole` tells two utterances apart; `audio` tells that two are the same speech, and so has
+    # neither name nor words in it unless there is no file to look at.
     head = f"{cut.id}\t{cut.duration:.6f}\t{cut.sampling_rate}\t{text}\n".encode()
     part = _part(cut)
     files = b"".join(_middle(file) for file in files_in(cut))
@@ -68,12 +70,15 @@ def _part(cut: Cut) -> bytes:
 def _middle(file: Path) -> bytes:
     size = file.stat().st_size
     with file.open("rb") as opened:
+        # Headers of a corpus are alike, and to read files whole would mean to read the whole
+        # corpus.
         opened.seek(size // 2)
         return size.to_bytes(8, "little") + opened.read(_LOOKED_AT)
 
 
 def _short(content: bytes) -> bytes:
     """Eight bytes: millions of them fit into memory, and no two meet by accident."""
+    # Probability that any two of n meet: n**2 / 2**65, 3e-8 for a million.
     return hashlib.blake2b(content, digest_size=8).digest()
 
 

@@ -87,13 +87,16 @@ def benchmark_model(
         announce("reading the model")
         model = bundle.load(path).model
         names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
+        # Graphs are in memory once they are loaded: their files may go before they are timed.
         with TemporaryDirectory() as folder:
             models = {
                 name: load_in_runtime(model, name, Path(folder), threads, announce=announce)
+                # True counts as 1: the third runtime is there only with `is_int8`.
                 for name in names[: 2 + is_int8]
             }
         cost = whole_cost(model, utterance_seconds)
         sizes = {"params": int(cost.params), "gflops": float(cost.flops) / 1e9}
+    # The number of threads is the whole process's: it is put back whatever happens.
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -108,6 +108,7 @@ def export(
             folder is not empty.
         OSError: if the disk is full or not writable.
     """
+    # Refusals come first: to read and to write a large model takes minutes.
     _check_options(out, to, is_int8=is_int8, verify_on=verify_on)
     announce("reading the model")
     opened = bundle.load(source)
@@ -128,6 +129,8 @@ def export(
             verified = _as_sherpa(job)
         else:
             verified = _as_transformers(job)
+        # Listed before the card is written, which describes all files but itself. A file without a
+        # purpose in `_PURPOSES` is a KeyError: no card leaves a file unexplained.
         files = tuple(sorted(path.name for path in folder.iterdir()))
         about = Exported(
             name=out.name,
@@ -168,6 +171,7 @@ def _check_options(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[
 def _as_bundle(source: Path, folder: Path) -> list[str]:
     for name in (*bundle.FILES, "checksums.json"):
         shutil.copyfile(source / name, folder / name)
+    # The copies are checked, not the originals: a full disk or a wrong read shows here.
     bundle.check(folder)
     return ["Every file matches its checksum."]
 
@@ -186,6 +190,7 @@ class _Job:
 
 def _as_onnx(job: _Job) -> list[str]:
     _write_common_files(job.opened, job.folder)
+    # No runtime of one kind: a graph in our own form, without metadata.
     return _write_graphs(job, Loader(name=""))
 
 
@@ -215,6 +220,7 @@ def _as_sherpa(job: _Job) -> list[str]:
             )
         if job.is_int8:
             job.announce("comparing texts of sherpa-onnx in 8-bit integers")
+            # The transcripts of `transcribe` are those of the graph in floats: not computed again.
             texts = compare_texts(opened, folder, files, "int8", reference=texts.reference)
             verified.append(
                 f"In 8-bit integers {texts.equal} of {len(files)} transcripts are equal;"
@@ -249,6 +255,7 @@ def _write_graphs(job: _Job, loader: Loader) -> list[str]:
     """Write the graphs, and compare them with torch."""
     model, file = job.opened.model, job.folder / FLOAT
     job.announce("running the model in torch, to compare with")
+    # Computed once, for the graph in floats and the one in integers.
     expected = [Expected.of(model, lengths) for lengths in LENGTHS]
     job.announce(f"writing `{FLOAT}`")
     export_onnx(

@@ -80,6 +80,7 @@ def _measurements(exported: Exported, report: Mapping[str, Any]) -> list[str]:
 
 def _outcome(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the measurements of a trial's model or a teacher."""
+    # Keys of reports are `wer`, `wer_low`, `wer_high` for dev, and the same after `test_` for test.
     outcome = _table(report, "outcome")
     for split, prefix in (("dev", "wer"), ("test", "test_wer")):
         yield from _wer(
@@ -163,6 +164,7 @@ def _table(report: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float | None:
+    # True is an int in Python, but no measurement.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number else None
 

@@ -30,6 +30,8 @@ def _pad_tensor(name: str, source: Tensor | None, size: torch.Size) -> Tensor:
     """Pad a tensor with neutral values at its end; the two halves of a GLU one by one."""
     if name.endswith((".convolution.up.weight", ".convolution.up.bias")):
         halves = (None, None) if source is None else source.chunk(2)
+        # Values come first, gates second. 2 channels padded to 3: a b, c d become a b 0, c d 0.
+        # Zeros at the very end would give a b c, d 0 0, which gates a by d instead of c.
         half = torch.Size((size[0] // 2, *size[1:]))
         return torch.cat([_pad_tensor("", half_source, half) for half_source in halves])
     whole = torch.ones(size) if name.endswith(_ONE) else torch.zeros(size)

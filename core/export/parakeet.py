@@ -38,6 +38,8 @@ _POINTWISE = ("pointwise_conv1", "pointwise_conv2", "ctc_head")
 """Layers that are convolutions of kernel size 1 there."""
 
 
+# The first broken rule alone is raised, as an error is one line. Sizes are at least 1, also if no
+# inner unit or head is left: that one is of zeros.
 def parakeet_shape(model: Conformer) -> Shape:
     """Return the smallest shape of `ParakeetForCTC` that a model fits into.
 
@@ -100,6 +102,7 @@ def _broken_rules(model: Conformer) -> Iterator[str]:
 def count_added(model: Conformer) -> int:
     """Return the number of parameters that padding to that shape adds."""
     with torch.device("meta"):
+        # On the device `meta` a model has shapes alone, so counting takes no memory.
         whole = Conformer(parakeet_shape(model))
     return sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in model.parameters())
 
@@ -133,6 +136,7 @@ def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None
 
 
 def _config(shape: Shape) -> dict[str, Any]:
+    # All blocks have one size here; a model without blocks states sizes of 1, which nothing uses.
     block = shape.blocks[0] if shape.blocks else BlockShape(ff1=1, heads=1, channels=1, ff2=1)
     return {
         "architectures": ["ParakeetForCTC"],
@@ -196,6 +200,7 @@ def _tensors(model: Conformer) -> dict[str, Tensor]:
         theirs = source_tensor_name(name, names)
         tensors[theirs] = _as_theirs(theirs, tensor.detach().float())
         if name.endswith("running_mean"):
+            # Ours have no such counter; without it transformers names a missing tensor.
             tensors[theirs.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     return tensors
 
@@ -204,8 +209,10 @@ def _as_theirs(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor in the form of `ParakeetForCTC`; the head's row of the blank comes last."""
     module, _, leaf = name.rpartition(".")
     layer = module.rpartition(".")[2]
+    # The blank's row moves from first to last: rows 0 1 2 become 1 2 0.
     if layer == "ctc_head":
         tensor = tensor.roll(-1, dims=0)
+    # (outputs, inputs) becomes (outputs, inputs, 1).
     if leaf == "weight" and layer in _POINTWISE:
         tensor = tensor[..., None]
     if leaf == "weight" and ".subsampling.layers." in name and tensor.ndim == 2:

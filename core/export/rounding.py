@@ -68,6 +68,7 @@ def rounding_errors(
     reference = log_probabilities_in_double(model, *speech)[is_frame]
     with torch.inference_mode():
         single = model(*speech).logits.log_softmax(-1)[is_frame]
+    # An error of 1e-4 at a log-probability of -9 counts as 1e-5.
     size = 1 + reference.abs() if is_relative else torch.ones(())
     ours, theirs = (
         float(((values - reference).abs() / size).nan_to_num(nan=math.inf).max())
@@ -83,6 +84,8 @@ def log_probabilities_in_double(
     num_frames: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch time vocabulary"]:
     """Return log-probabilities in double precision; one block at a time is copied to it."""
+    # Step by step as in `Conformer.forward`: a whole copy in double precision would take twice the
+    # memory of the model, a copy of a block little.
     x = _in_double(model.frontend)(features.double(), num_frames)
     is_frame = torch.arange(x.shape[1]) < model.frontend.output_frames(num_frames)[:, None]
     distances = distance_table(

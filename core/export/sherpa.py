@@ -69,6 +69,7 @@ def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
     )
     # A symbol cannot end with a space, but a part of a word may follow: use a no-break space.
     after = "" if are_words else "\u00a0"
+    # U+2581, U+2047 and, where tokens are parts of words, a no-break space.
     pieces[UNKNOWN] = f"{WORD_START}{tokenizer.decode([UNKNOWN])}{after}"
     pieces[blank] = BLANK_NAME
     for number, piece in enumerate(pieces):
@@ -89,6 +90,7 @@ def sherpa_spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, An
         graphs: files by precision; the first is the default.
     """
     arguments = {name: {"model": file, "tokens": TOKENS} for name, file in graphs.items()}
+    # A program that knows no precisions passes `arguments` as they are to the loader.
     first = next(iter(arguments.values()))
     return {"loader": loader.name, "arguments": first, "precisions": arguments}
 
@@ -113,6 +115,8 @@ def transcribe_with_sherpa(
             "sounds": str(arrays),
         }
         process = subprocess.run(  # noqa: S603 - this interpreter, our own file
+            # -P: with this folder on the path, `import onnx` in a library would get the folder
+            # `onnx`.
             [sys.executable, "-P", sherpa_worker.__file__],
             input=json.dumps(request).encode(),
             capture_output=True,
@@ -124,6 +128,7 @@ def transcribe_with_sherpa(
             f"sherpa-onnx must load and run `{files['model']}` by `{export_spec['loader']}`,"
             f" but its process ended with {process.returncode} instead ({reason[:300]})."
         )
+    # The last line: what the library prints comes before it.
     answer = json.loads(process.stdout.decode().strip().rpartition("\n")[2])
     return RuntimeTranscripts(
         alone=tuple(answer["alone"]),

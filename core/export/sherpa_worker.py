@@ -25,6 +25,7 @@ def main() -> None:
     with np.load(request["sounds"]) as arrays:
         sounds = [arrays[name] for name in arrays.files]
     alone = [text for sound in sounds for text in _transcribe(recognizer, [sound])]
+    # Sounds of a batch are padded to its longest: this is what `together` tests.
     parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
     together = [text for part in parts for text in _transcribe(recognizer, part)]
     answer = {"alone": alone, "together": together, "version": sherpa_onnx.__version__}

@@ -27,6 +27,7 @@ def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
             "Tokens for transformers must consist of characters, but these have bytes for unknown"
             " characters; `--to onnx` exports them."
         )
+    # In the order of their ids, in which the blank comes last.
     special = [*sorted(pieces.special - {BLANK}), BLANK]
     return {
         "version": "1.0",
@@ -43,6 +44,7 @@ def fast_tokenizer(tokenizer: Tokenizer, blank: str) -> dict[str, Any]:
 
 def blank_name(tokenizer: Tokenizer) -> str:
     """Return `<pad>`, as in published models, or a name that no piece has."""
+    # `<pad>`, or else `<<pad>>`, and so on.
     taken = set(tokenizer.pieces[1:])
     name = "<pad>"
     while name in taken:
@@ -51,6 +53,7 @@ def blank_name(tokenizer: Tokenizer) -> str:
 
 
 def _their_id(ours: int, size: int) -> int:
+    # Of 4 tokens, ours 0 1 2 3 are 3 0 1 2 there.
     return (ours - 1) % size
 
 
@@ -66,6 +69,8 @@ def _special(pieces: Pieces, number: int, blank: str) -> dict[str, Any]:
     }
 
 
+# The blank's score, 0, has no effect: no text holds it. Unknown characters in a row are one unknown
+# token (`fuse_unk`), as in SentencePiece.
 def _model(pieces: Pieces, blank: str) -> dict[str, Any]:
     symbols = [*pieces.symbols[1:], blank]
     unknown = _their_id(pieces.unknown, len(symbols))
@@ -95,10 +100,13 @@ def _merges(pieces: Pieces) -> Iterator[tuple[str, str]]:
 
     Example: "the" can be made from "t" + "he" and "th" + "e", if these four are pieces.
     """
+    # No text holds these, so no pair is merged to one of them or from one.
     aside = pieces.special | {pieces.unknown}
     ranks = {symbol: i for i, symbol in enumerate(pieces.symbols) if i not in aside}
     if pieces.kind == "char":
         return
+    # SentencePiece merges the pair whose piece scores highest, the format the pair that is listed
+    # first: sorted by falling score both choose the same.
     for symbol in sorted(ranks, key=lambda symbol: -pieces.scores[ranks[symbol]]):
         pairs = [(symbol[:cut], symbol[cut:]) for cut in range(1, len(symbol))]
         valid_pairs = [
@@ -112,6 +120,7 @@ def _normalizer(pieces: Pieces) -> dict[str, Any] | None:
     if pieces.charsmap:
         text = base64.b64encode(pieces.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
+    # As SentencePiece does: no spaces at the ends, and one between two words.
     if pieces.is_squeezed:
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
@@ -130,5 +139,6 @@ def _spaces(pieces: Pieces, *, is_split: bool) -> dict[str, Any]:
 
 def _decoder(pieces: Pieces) -> dict[str, Any]:
     unknown = {"String": pieces.symbols[pieces.unknown]}
+    # Before U+2581 becomes a space: the spaces around U+2047 are SentencePiece's own.
     named = {"type": "Replace", "pattern": unknown, "content": _UNKNOWN}
     return {"type": "Sequence", "decoders": [named, _spaces(pieces, is_split=True)]}

@@ -96,18 +96,21 @@ def run_transformers(
             "scratch": scratch,
             "sounds": len(sounds),
             "batches": len(batches),
+            # Their ids are ours less one, as their blank comes last.
             "spelled": [[int(i) - 1 for i in ids] for ids in spelled],
         }
         answer = _run_worker(request, folder)
         with np.load(Path(scratch) / MADE) as outputs:
             logs = [torch.from_numpy(outputs[f"logs{i}"]) for i in range(len(batches))]
     texts = {name: tuple(answer[name]) for name in ("alone", "together", "spelled")}
+    # Columns 1 2 0 of theirs become 0 1 2: the blank comes first again.
     by_ours = tuple(log.roll(1, dims=-1) for log in logs)
     return TransformersOutputs(log_probabilities=by_ours, version=answer["version"], **texts)
 
 
 def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     process = subprocess.run(  # noqa: S603 - this interpreter, our own file
+        # -P: with this folder on the path, `import onnx` in a library would get the folder `onnx`.
         [sys.executable, "-P", transformers_worker.__file__],
         input=json.dumps(request).encode(),
         capture_output=True,
@@ -121,6 +124,7 @@ def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"transformers must load and run `{folder.name}` by `ParakeetForCTC`, but its process"
             f" ended with {process.returncode} instead ({reason[:300]})."
         )
+    # The last line: what the libraries print comes before it.
     return json.loads(process.stdout.decode().strip().rpartition("\n")[2])
 
 
@@ -204,6 +208,7 @@ def _gap(
     ):
         expected = bundle.model(features, torch.tensor(list(lengths)))
         right = expected.logits.log_softmax(-1)[expected.is_frame]
+        # Rounding grows with a number's size: 1e-5 at 0, but 2.1e-4 is allowed at -20.
         apart = (log_probabilities[expected.is_frame] - right).abs() / (1 + right.abs())
         gap = max(gap, float(apart.nan_to_num(nan=math.inf).max()))
         frames += len(right)
@@ -243,6 +248,7 @@ def _lists(size: int) -> list[list[int]]:
     """Return lists of random tokens without the blank."""
     rng = np.random.default_rng(0)
     return [
+        # From 1 on, as 0 is the blank; a list may be empty.
         rng.integers(1, size, rng.integers(0, _LONGEST)).tolist() if size > 1 else []
         for _ in range(_LISTS)
     ]

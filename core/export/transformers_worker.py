@@ -31,6 +31,7 @@ def main() -> None:
         request["folder"], output_loading_info=True, use_safetensors=True, **_NOTHING_FOREIGN
     )
     model, loading_info = loaded  # a pair, with `output_loading_info`
+    # from_pretrained fills what is missing with random numbers and only warns.
     strays = [name for names in loading_info.values() for name in names]
     if strays:
         sys.exit(f"tensors are missing, unknown or of another shape: {strays[:3]}")
@@ -41,6 +42,7 @@ def main() -> None:
             f"logs{i}": _logs(model, arrays, i) for i in range(request["batches"])
         }
         alone = [text for sound in sounds for text in _transcribe(model, processor, [sound])]
+        # Sounds of a batch are padded to its longest: this is what `together` tests.
         parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
         together = [text for part in parts for text in _transcribe(model, processor, part)]
     np.savez(scratch / "made.npz", **logs)
@@ -56,6 +58,7 @@ def main() -> None:
 def _logs(model: Any, arrays: Any, number: int) -> np.ndarray:
     features = torch.from_numpy(arrays[f"features{number}"])
     lengths = torch.from_numpy(arrays[f"frames{number}"])
+    # (batch, frames of features): true up to each utterance's length.
     mask = torch.arange(features.shape[1]) < lengths[:, None]
     return model(features, attention_mask=mask).logits.log_softmax(-1).numpy()
 
@@ -66,6 +69,7 @@ def _transcribe(model: Any, processor: Any, sounds: list[np.ndarray]) -> list[st
 
 
 def _decode(processor: Any, ids: list[int]) -> str:
+    # Without grouping: merging repeats, as for CTC, would turn 5 5 into 5.
     return processor.decode(ids, skip_special_tokens=True, group_tokens=False)
 
 

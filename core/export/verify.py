@@ -112,6 +112,7 @@ class Texts:
     @property
     def word_difference(self) -> float:
         """WER of the runtime against the transcripts of `transcribe` that have words."""
+        # A word error rate needs words in the reference: silent sounds are compared by `differing`.
         pairs = [pair for pair in zip(self.reference, self.alone, strict=True) if pair[0]]
         return word_errors(*zip(*pairs, strict=True)).wer if pairs else 0.0
 
@@ -161,8 +162,10 @@ def agreement(
     factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     for batch in batches:
         actual, reference = _real_frames(graph, batch, factor)
+        # `_real_frames` returns no frames if the numbers of frames differ: nothing can be compared.
         if len(actual) != len(reference):
             return Agreement(gap=math.inf, frames=0, same_best=0.0)
+        # max(0.0, nan) is 0.0 in Python: NaN must become infinity, or it goes unseen.
         gap = max(gap, float((actual - reference).abs().nan_to_num(nan=math.inf).max()))
         same += int((actual.argmax(-1) == reference.argmax(-1)).sum())
         frames += len(reference)
@@ -178,6 +181,7 @@ def _real_frames(
     reference, is_frame = batch.log_probabilities, batch.is_frame
     if factor > 1:
         longest = batch.features.shape[1]
+        # 10 frames of features and factor 4: output frames 0 0 0 0 1 1 1 1 2 2 of the model.
         reference = repeat_frames(reference, longest, factor)
         is_frame = torch.arange(longest) < batch.num_frames[:, None]
     if not torch.equal(output.num_frames, is_frame.sum(1)):
@@ -218,9 +222,12 @@ def check_graph(
     announce(f"comparing `{name}` and torch with double precision")
     factor = model.shape.frontend_spec.subsampling if is_nemo else 1
     errors = Errors()
+    # Infinite: other numbers of frames, or numbers that are not finite. Errors then stay 0, and the
+    # check below refuses the graph.
     if result.gap < math.inf:
         for batch in batches:
             errors = errors.combine(_errors(model, graph, batch, factor))
+    # Without any comparison both errors are 0, and 0 is no more than 4 times 0.
     if not (errors.torch > 0 and errors.is_rounding):
         raise ExportError(
             f"`{name}` must give torch's log-probabilities within {TOLERANCE:g}, but they differ"
@@ -233,6 +240,7 @@ def check_graph(
 def _errors(model: Conformer, graph: nn.Module, batch: Expected, factor: int) -> Errors:
     actual, _ = _real_frames(graph, batch, factor)
     if factor > 1:  # the first of the repeated frames
+        # Lengths 5 and 3, factor 4: of the numbers 0 1 2 3 4 0 1 2 the frames 0, 4 and 0 are taken.
         numbers = torch.cat([torch.arange(int(length)) for length in batch.num_frames])
         actual = actual[numbers % factor == 0]
     speech = (batch.features, batch.num_frames)
@@ -309,6 +317,7 @@ def make_test_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
     rng = np.random.default_rng(0)
     files = []
     for number, seconds in enumerate(_NOISE_SECONDS):
+        # 0.03 s are 3 frames of features, fewer than `conv4` needs: both transcripts must be empty.
         samples = 0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))
         files.append(folder / f"noise-{number}.wav")
         soundfile.write(files[-1], samples, SAMPLE_RATE_HZ, subtype="FLOAT")
@@ -320,6 +329,7 @@ def make_test_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
 
 def _random_texts(tokenizer: Tokenizer, rng: np.random.Generator) -> Iterator[str]:
     """Yield texts of a few random tokens."""
+    # Ids 0 and 1 are the blank and the unknown token, which nobody can speak.
     token_ids = range(UNKNOWN + 1, tokenizer.size)
     for _ in range(_SPOKEN if token_ids else 0):
         ids = rng.choice(token_ids, _TOKENS_SPOKEN)
@@ -334,4 +344,5 @@ def noise(
     generator = torch.Generator().manual_seed(sum(lengths))
     drawn = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
     frontend = model.frontend
+    # The front end's normalization backwards: after it the noise has mean 0 and deviation 1.
     return frontend.mean + frontend.deviation * drawn, torch.tensor(list(lengths))

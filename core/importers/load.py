@@ -21,6 +21,8 @@ from core.stages import Announce, be_silent
 KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
 CONFIG = "config.json"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# All that is read here. Copies of the weights in other formats, which can be gigabytes, and code
+# stay on the hub.
 _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 
 
@@ -85,7 +87,10 @@ def spec_for_sherpa(model: Conformer) -> Conformer:
         ExportError: if sherpa-onnx has no loader for it.
     """
     frontend_spec = model.shape.frontend_spec.for_sherpa
+    # For its error alone: a model without a loader is refused before a bundle is written.
     choose_loader(frontend_spec, model.shape.vocabulary)
+    # On `meta` no memory is taken, and `assign` makes the weights those of the given model, not
+    # copies.
     with torch.device("meta"):
         other = Conformer(replace(model.shape, frontend_spec=frontend_spec))
     other.load_state_dict(model.state_dict(), assign=True)
@@ -98,6 +103,8 @@ def resolve_source(model: str) -> Path:
     Raises:
         ImportingError: if there is no such path, and no such model can be had.
     """
+    # A folder `nvidia/parakeet` here wins over a model of that name on the hub: nothing is
+    # downloaded for what exists.
     path = Path(model)
     if path.exists() or not _HUB_NAME.fullmatch(model):
         if not path.exists():

@@ -60,6 +60,7 @@ def from_nemo(path: Path) -> Bundle:
             raise ImportingError(f"`{path.name}` must hold `{name}`, but does not.")
     settings = Settings(file=CONFIG, values=read_yaml(files[CONFIG], CONFIG))
     tokenizer = _tokenizer(settings, files)
+    # NeMo counts classes without the blank: 1024 pieces are 1024 classes and 1025 outputs.
     if settings.whole("decoder.num_classes") != tokenizer.size - 1:
         num_classes = settings.get("decoder.num_classes")
         raise settings.wrong(
@@ -80,6 +81,7 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
     kernel = settings.whole("encoder.conv_kernel_size", default=31)
     if kernel % 2 == 0:
         raise settings.wrong("encoder.conv_kernel_size", "odd", kernel)
+    # -1 stands for as many channels as the residual width.
     channels = settings.whole("encoder.subsampling_conv_channels", low=-1, default=-1)
     inner = width * settings.whole("encoder.ff_expansion_factor", high=64, default=4)
     block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
@@ -103,8 +105,13 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
         shape=shape,
         names=_names(frontend_spec),
         blank=vocabulary - 1,
+        # `xscaling` multiplies the front end's output by the root of the width: by 22.6 at width
+        # 512.
         input_scale=math.sqrt(width) if is_scaled else 1.0,
+        # The doubled braces leave `{}` for the number of the block: blocks.{}.ff1.up.
         unbiased=frozenset(f"blocks.{{}}.{name}" for name in unbiased),
+        # Windows, mel filters and positions are recomputed here, and must not count as unknown
+        # tensors.
         ignored=("num_batches_tracked", "featurizer.window", "featurizer.fb", "pos_enc.pe"),
     )
 
@@ -119,6 +126,9 @@ def _names(frontend_spec: FrontendSpec) -> dict[str, str]:
 
 def frontend_names(frontend_spec: FrontendSpec, theirs: str) -> dict[str, str]:
     """Their convolutions, counted with the activations between them, by ours."""
+    # With 8x subsampling, by number in their list:
+    #   striding: 0 conv1, 1 ReLU, 2 conv2, 3 ReLU, 4 conv3
+    #   dw_striding: 0 conv1, 1 ReLU, 2-3 conv2 (depthwise, pointwise), 4 ReLU, 5-6 conv3
     names = {"frontend.conv1": f"{theirs}.0"}
     for stage in range(1, frontend_spec.stages):
         if frontend_spec.subsampling_kind == "striding":
@@ -135,6 +145,8 @@ def _check_kind(settings: Settings) -> None:
     settings.one_of("encoder.conv_norm_type", ("batch_norm",))
     settings.one_of("encoder.untie_biases", (True,))
     settings.one_of("encoder.causal_downsampling", (False,))
+    # -1 is no limit: a frame attends to all others. Streaming models have numbers here, such as
+    # [70, 13].
     settings.one_of("encoder.att_context_size", ([-1, -1], None))
     settings.one_of("encoder.conv_context_size", (None,))
     settings.one_of("encoder.reduction", (None,))
@@ -144,6 +156,7 @@ def _check_kind(settings: Settings) -> None:
 def _frontend_spec(settings: Settings) -> FrontendSpec:
     kinds: tuple[SubsamplingKind, ...] = ("striding", "dw_striding")
     kind = settings.one_of("encoder.subsampling", kinds)
+    # Each stage halves the frames: 4x takes two, 8x three.
     stages = {4: 2, 8: 3}[settings.one_of("encoder.subsampling_factor", (4, 8))]
     for name, allowed in _FEATURES.items():
         settings.one_of(f"preprocessor.{name}", allowed)
@@ -164,9 +177,12 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "window_size": (0.025,),
     "window_stride": (0.01,),
     "features": (80,),
+    # None stands for the smallest power of two that is not below a window of 400 samples: 512.
     "n_fft": (512, None),
     "log": (True,),
     "frame_splicing": (1,),
+    # `one_of` compares types as well, so a number that YAML may write in two ways stands here
+    # twice.
     "mag_power": (2.0, 2),
     "lowfreq": (0, 0.0),
     "highfreq": (None, 8000, 8000.0),
@@ -179,6 +195,8 @@ _FEATURES: dict[str, tuple[object, ...]] = {
 
 
 def _tokenizer(settings: Settings, files: dict[str, bytes]) -> Tokenizer:
+    # NeMo's `bpe` is any model of SentencePiece. None is not allowed, so an archive that states no
+    # type is refused.
     settings.one_of("tokenizer.type", ("bpe",), default=None)
     name = str(settings.get("tokenizer.model_path")).removeprefix("nemo:")
     if name not in files or len(files[name]) > LARGEST_TOKENIZER:

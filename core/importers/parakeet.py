@@ -52,10 +52,14 @@ def _plan(settings: Settings, frontend_spec: FrontendSpec, vocabulary: int, blan
     settings.one_of("encoder_config.hidden_act", ("silu", "swish"))
     width = settings.whole("encoder_config.hidden_size", default=1024)
     heads = settings.whole("encoder_config.num_attention_heads", default=8)
+    # Heads need not share the width if the file states a width of their own.
     if width % heads and settings.get("encoder_config.head_dim") is None:
         rule = f"divisible by num_attention_heads = {heads}"
         raise settings.wrong("encoder_config.hidden_size", rule, width)
+    # Fewer would mean that several heads of queries share one of keys; our attention has as many of
+    # both.
     settings.one_of("encoder_config.num_key_value_heads", (heads,))
+    # A pruned model that was exported may have 3 heads of 64 in a width of 256.
     head_width = settings.whole("encoder_config.head_dim", default=width // heads)
     kernel = settings.whole("encoder_config.conv_kernel_size", default=9)
     if kernel % 2 == 0:
@@ -93,6 +97,8 @@ def _unbiased_modules(settings: Settings) -> frozenset[str]:
     """Our layers that have no bias there; `attention_bias` speaks for the feed-forwards, too."""
     in_attention = settings.one_of("encoder_config.attention_bias", (True, False))
     in_convolution = settings.one_of("encoder_config.convolution_bias", (True, False))
+    # `relative_k_proj` and the norms are in neither list: the first never has a bias, the norms
+    # always have one.
     attention = () if in_attention else (*OF_ATTENTION, *OF_FEEDFORWARD)
     convolution = () if in_convolution else OF_CONVOLUTION
     return frozenset(f"blocks.{{}}.{name}" for name in (*attention, *convolution))
@@ -101,6 +107,8 @@ def _unbiased_modules(settings: Settings) -> frozenset[str]:
 def names_of(frontend_spec: FrontendSpec) -> dict[str, str]:
     """Their modules by ours."""
     names = {
+        # NeMo's names where they are equal: `feed_forward1.linear1` stays, `self_attn.linear_q`
+        # becomes `self_attn.q_proj`.
         f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{_RENAMED.get(name, name)}"
         for ours, name in BLOCK.items()
     }
@@ -132,6 +140,7 @@ def _extractor(folder: Path) -> Settings:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             values = read_json(folder / name)
+            # `processor_config.json` holds the extractor's settings one level deeper.
             inside = values.get("feature_extractor", values)
             return Settings(file=name, values=inside if isinstance(inside, dict) else values)
     return Settings(file="preprocessor_config.json", values={})

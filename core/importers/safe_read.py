@@ -67,9 +67,13 @@ def read_archive(path: Path) -> dict[str, bytes]:
     """
     files: dict[str, bytes] = {}
     with errors_as_import(path.name, "a tar archive"), ExitStack() as stack:
+        # An archive of 1 MB may hold 20 MB. The limit counts what headers state, before any content
+        # is read.
         remaining_bytes = min(LARGEST_WEIGHTS, MOST_PACKED * path.stat().st_size)
         archive = stack.enter_context(open_tar(path, largest_read=remaining_bytes))
         for count, member in enumerate(archive):
+            # `./model_config.yaml` becomes `model_config.yaml`, and `a/../../b` becomes `../b`,
+            # which is refused.
             name = posixpath.normpath(member.name)
             _check_member(path.name, member, name, is_new=name not in files)
             remaining_bytes -= member.size
@@ -89,6 +93,8 @@ def read_archive(path: Path) -> dict[str, bytes]:
 
 
 def _check_member(archive: str, member: tarfile.TarInfo, name: str, *, is_new: bool) -> None:
+    # No links and no devices. A second member of one name is refused, as it would replace the
+    # first.
     is_plain = (member.isfile() and not member.issparse()) or member.isdir()
     if name.startswith(("/", "..")) or not is_plain or not is_new:
         raise ImportingError(
@@ -139,9 +145,12 @@ def read_checkpoint(content: bytes, name: str) -> dict[str, Tensor]:
     rule = "tensors by name as torch 1.6 or newer saves them"
     with errors_as_import(name, rule), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # `torch.save` of torch 1.6 and newer writes a zip file, whose headers state all sizes.
         with zipfile.ZipFile(io.BytesIO(content)) as records:
             # Records are stored as they are: what would grow was made to fill the memory.
             _check_size(sum(r.file_size for r in records.infolist()), name, len(content))
+        # `weights_only` makes an unpickler that knows tensors and plain containers; any other class
+        # raises.
         content_read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return _tensors(content_read, name, rule)
 
@@ -159,6 +168,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(tensors: Any, name: str, rule: str) -> dict[str, Tensor]:
+    # Checkpoints of training hold the weights one level deeper, next to the optimizer's state.
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     is_named = isinstance(tensors, Mapping) and all(

@@ -53,13 +53,17 @@ def _tokenizer_of_table(table: dict[str, Any], blank: int) -> Tokenizer:
         )
     by_id, scores = (_bpe_pieces if kind == "BPE" else _unigram_pieces)(table["model"])
     added = {entry["id"]: entry["content"] for entry in table.get("added_tokens", [])}
+    # Added tokens may repeat an id of the vocabulary, and then give its text.
     by_id |= added
     by_id.pop(blank, None)
     ids = sorted(by_id)
+    # With the blank at 2 and three other tokens: ids must be 0, 1, 3. A gap would shift all outputs
+    # after it by one.
     if ids != [number for number in range(len(ids) + 1) if number != blank][: len(ids)]:
         raise ImportingError(f"`{FAST}` must give each id but the blank's {blank} a token.")
     unknown = _unknown(table["model"], by_id)
     special = {added[number] for number in added if number != blank} - {unknown}
+    # Added tokens have no score. Any will do: they are special, so that no text is split into them.
     least = min(scores.values(), default=0.0)
     return Tokenizer.of_pieces(
         [by_id[number] for number in ids],
@@ -73,10 +77,14 @@ def _tokenizer_of_table(table: dict[str, Any], blank: int) -> Tokenizer:
 
 def _bpe_pieces(model: dict[str, Any]) -> tuple[dict[int, str], dict[str, float]]:
     """A piece that an earlier merge makes, SentencePiece must score higher."""
+    # Merges `t h`, `th e` and the letters t, h, e give the scores th 0, the -1, and -2 for each
+    # letter, which no merge makes.
     by_id = {number: piece for piece, number in model["vocab"].items()}
     scores: dict[str, float] = {}
     for rank, pair in enumerate(model["merges"]):
+        # Older files write a merge as "t h", newer ones as ["t", "h"].
         first, second = pair.split(" ") if isinstance(pair, str) else pair
+        # Two merges may make one piece (`t he`, `th e`): the earlier one counts.
         scores.setdefault(first + second, -float(rank))
     for piece in by_id.values():
         scores.setdefault(piece, -float(len(model["merges"])))

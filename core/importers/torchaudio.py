@@ -32,6 +32,7 @@ from core.importers.weights import Plan, assemble_model
 
 BLOCK = {
     "ff1.norm": "ffn1.sequential.0",
+    # Of the feed-forward's list: 0 norm, 1 linear, 2 SiLU, 3 dropout, 4 linear.
     "ff1.up": "ffn1.sequential.1",
     "ff1.down": "ffn1.sequential.4",
     "attention.norm": "self_attn_layer_norm",
@@ -40,6 +41,8 @@ BLOCK = {
     "attention.value": "self_attn.value",
     "attention.output": "self_attn.out_proj",
     "convolution.norm": "conv_module.layer_norm",
+    # 0 pointwise convolution, 1 GLU, 2 depthwise convolution, 3 batch norm, 4 SiLU, 5 pointwise
+    # convolution.
     "convolution.up": "conv_module.sequential.0",
     "convolution.depthwise": "conv_module.sequential.2",
     "convolution.batch_norm": "conv_module.sequential.3",
@@ -90,6 +93,8 @@ def split_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With queries, keys and values each on its own."""
     apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
+        # `self_attn.in_proj_weight` (3 D, D) becomes `self_attn.query.weight`, `.key.weight` and
+        # `.value.weight`, each (D, D). Without the mark `rpartition` returns it empty.
         module, mark, leaf = name.rpartition(".in_proj_")
         if mark and tensor.dim() and len(tensor) % 3 == 0:
             thirds = zip(("query", "key", "value"), tensor.chunk(3), strict=False)
@@ -113,6 +118,8 @@ def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
     if "frontend.linear" not in names:
         if width != MELS:
             raise settings.wrong("conformer.input_dim", "80 without `names.input`", width)
+        # The identity: features go to the first block as they are. `made` tensors are expanded to
+        # the shape that the model has, so one zero is a whole bias.
         made |= {"frontend.linear.weight": torch.eye(MELS), "frontend.linear.bias": torch.zeros(1)}
     shape = Shape(
         sub1=0,
@@ -154,5 +161,7 @@ def _names(settings: Settings) -> dict[str, str]:
 
 
 def _without_positions() -> dict[str, Tensor]:
+    # Scores are (q + content bias) k + (q + position bias) p, where p are projected positions. With
+    # both biases and the projection at 0, q k is left: attention without positions.
     parts = ("position.weight", "content_bias", "position_bias")
     return {f"blocks.{{}}.attention.{part}": torch.zeros(1) for part in parts}

@@ -19,6 +19,7 @@ from core.importers.safe_read import ImportingError, short_repr
 
 OURS_ALONE = ("frontend.mean", "frontend.deviation")
 """Normalisation that features have already had."""
+# `blocks.3.ff1.up.weight` becomes the pattern `blocks.{}.ff1.up.weight` and the number 3.
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -48,6 +49,8 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
     """
     with torch.device("meta"):
         model = Conformer(plan.shape)
+    # Each of our tensors gets a name of theirs, or None if it is made here. Both directions are
+    # checked: a tensor of theirs that nothing uses means that the settings describe another model.
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     theirs = {name: _their_name(name, plan) for name in expected}
     used = {name for name in theirs.values() if name is not None}
@@ -65,8 +68,11 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
         else _check_tensor(tensors[str(theirs[name])], shape, str(theirs[name]), file)
         for name, shape in expected.items()
     }
+    # scale (W x + b) = (scale W) x + scale b, so both parts of the linear layer take the scale.
     for part in ("weight", "bias"):
         ours[f"frontend.linear.{part}"] = plan.input_scale * ours[f"frontend.linear.{part}"]
+        # The blank becomes row 0 and the others keep their order: with the blank last, rows a b _
+        # become _ a b.
         rows = ours[f"head.{part}"]
         others = (rows[: plan.blank], rows[plan.blank + 1 :])
         ours[f"head.{part}"] = torch.cat((rows[plan.blank : plan.blank + 1], *others))
@@ -78,6 +84,7 @@ def _their_name(name: str, plan: Plan) -> str | None:
     """None for a tensor that is made here."""
     pattern, _ = _pattern(name)
     module, _, leaf = pattern.rpartition(".")
+    # A missing bias counts as zeros, which is what their layer computes.
     is_zero = leaf == "bias" and module in plan.unbiased
     if name in OURS_ALONE or pattern in plan.made or is_zero:
         return None
@@ -88,6 +95,8 @@ def source_tensor_name(name: str, names: Mapping[str, str]) -> str:
     """Their name of a tensor of ours, by a table of modules and tensors."""
     pattern, number = _pattern(name)
     module, _, leaf = pattern.rpartition(".")
+    # Modules are listed without their leaves (`ff1.up` stands for its weight and its bias); single
+    # tensors, such as `attention.content_bias`, by their full names.
     theirs = f"{names[module]}.{leaf}" if module in names else names[pattern]
     return theirs.format(number)
 
@@ -101,6 +110,7 @@ def _pattern(name: str) -> tuple[str, str]:
 def _make_tensor(name: str, shape: torch.Size, plan: Plan) -> Tensor:
     made = plan.made.get(_pattern(name)[0])
     if made is not None:
+        # `expand` repeats one number without memory of its own; `clone` gives each element its own.
         return made.expand(shape).clone()
     return torch.ones(shape) if name == "frontend.deviation" else torch.zeros(shape)
 
@@ -111,6 +121,7 @@ def _check_tensor(tensor: Tensor, shape: torch.Size, name: str, file: str) -> Te
     Raises:
         ImportingError: if it is of another shape, no floating-point numbers, or not finite.
     """
+    # (512, 256, 1) passes for (512, 256): a convolution of kernel size 1 is a linear layer.
     is_shaped = tensor.shape[: len(shape)] == shape and math.prod(tensor.shape[len(shape) :]) == 1
     if not is_shaped or not tensor.is_floating_point() or tensor.layout != torch.strided:
         raise ImportingError(

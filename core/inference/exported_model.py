@@ -56,6 +56,8 @@ class GraphNetwork(nn.Module):
         if not self.graph.is_mels_first:
             return output
         # A graph in NeMo's form repeats each frame for all features that it was computed from.
+        # Example: 10 mel frames and subsampling 4 give 0 0 0 0 1 1 1 1 2 2, of which every fourth
+        # is 0 1 2.
         logits = output.logits[:, :: self.frontend_spec.subsampling]
         frames = torch.arange(logits.shape[1])
         is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
@@ -184,6 +186,8 @@ def probe_frontend(graph: Graph) -> FrontendSpec:
         BundleError: if it is another front end, as such graphs read features of several kinds.
     """
     if not graph.is_mels_first:
+        # Two strides of 2 without padding: 64, 31, 15. With padding: 64, 32, 16, and 8 after a
+        # third.
         output = graph(torch.zeros(1, _PROBE, MELS), torch.tensor([_PROBE]))
         if int(output.num_frames[0]) == NATIVE.output_frames(_PROBE):
             return NATIVE

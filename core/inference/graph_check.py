@@ -47,6 +47,8 @@ def check_graph_file(file: Path) -> None:
     """
     model = _read_graph(file)
     _check_opset(file, model)
+    # Subgraphs of `If` and `Loop`, and functions, hold nodes and tensors of their own, at any
+    # depth.
     for message in _messages(model):
         if message.DESCRIPTOR.name == "NodeProto":
             _check_operator(file, message)
@@ -63,6 +65,8 @@ def _read_graph(file: Path) -> Any:
     if (size := file.stat().st_size) > MOST_BYTES:
         raise GraphError(f"`{file}` must have at most 2 GiB, but has {size / 2**30:.1f} instead.")
     try:
+        # Without external data: files that the graph names must be checked before any of them is
+        # opened.
         return onnx.load(file, load_external_data=False)
     except Exception as error:  # noqa: BLE001  # errors of protobuf share no other class
         first = next(iter(str(error).splitlines()), type(error).__name__)
@@ -88,6 +92,7 @@ def _messages(message: Any) -> Iterator[Any]:
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
+            # A field is one message or a list of them.
             for inner in (value,) if hasattr(value, "ListFields") else value:
                 yield from _messages(inner)
 
@@ -112,12 +117,15 @@ def _check_tensor(file: Path, tensor: Any) -> None:
     if any(size < 0 for size in tensor.dims):
         raise GraphError(f"`{file}` must have tensors of non-negative sizes, but {name!r} has not.")
     if tensor.data_location != tensor.EXTERNAL:
+        # Shape and bytes are stated apart: a tensor of shape (1000, 1000) with 8 bytes must not
+        # come to the runtime.
         if tensor.HasField("raw_data"):
             _check_length(file, name, _needed_bytes(tensor), len(tensor.raw_data))
         return
     stated = {entry.key: entry.value for entry in tensor.external_data}
     data = _data_file(file, name, stated.get("location", ""))
     begin = _whole_number(file, name, stated.get("offset", "0"))
+    # Bytes from the tensor's offset to the end of the file. Without a stated length they all count.
     room = max(0, data.stat().st_size - begin)
     length = _whole_number(file, name, stated["length"]) if "length" in stated else room
     _check_length(file, name, _needed_bytes(tensor), min(length, room))
@@ -128,6 +136,7 @@ def _data_file(file: Path, name: str, location: str) -> Path:
     data = folder / location
     # The name is checked first: no path outside the folder is touched.
     is_name = location not in ("", ".", "..") and not set(location) & set("/\\\0")
+    # `resolve` follows links: one in the folder that leads out of it is refused as well.
     if not is_name or data.resolve().parent != folder or not data.is_file():
         raise GraphError(
             f"`{file}` must have its weights in itself or in plain files beside it, but {name!r}"
@@ -137,6 +146,7 @@ def _data_file(file: Path, name: str, location: str) -> Path:
 
 
 def _whole_number(file: Path, name: str, text: str) -> int:
+    # `isdigit` alone also accepts such characters as a superscript 2, on which `int` raises.
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise GraphError(
             f"`{file}` must state bytes as whole numbers, but {name!r} states {text[:80]!r}."
@@ -152,6 +162,7 @@ def _needed_bytes(tensor: Any) -> int:
     except KeyError:
         return 0  # of an unknown type: the runtime refuses it by name
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+    # 3 numbers of 4 bits take 2 bytes: rounded up.
     bits = _PACKED_BITS.get(kind, 8 * dtype.itemsize)
     return -(-math.prod(tensor.dims) * bits // 8)
 

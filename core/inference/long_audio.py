@@ -48,6 +48,7 @@ def transcribe_windows(
     Raises:
         CorpusError: naming a file that is missing, empty, unreadable or of a refused sample rate.
     """
+    # Its header alone is read here, unless that does not state how long the audio is.
     recording = AudioStream(file, resample=resample)
     if recording.seconds <= windowing.seconds:
         waveform = read_file(file, resample=resample)
@@ -63,7 +64,9 @@ def _by_windows(
     model: Network, file: Path, windowing: Windowing, *, resample: bool
 ) -> Iterator[AudioSegment]:
     """Read the file twice: to find quiet points, and to compute the model."""
+    # `before`: where the last segment ended. Windows overlap, segments do not.
     frontend_spec, times, before = model.frontend_spec, frame_times(model.frontend_spec), 0
+    # One value of loudness for each output frame: at a stride of 4, each 640 samples or 40 ms.
     boundaries = find_boundaries(
         _loudness(file, times.stride * _SAMPLES, resample=resample), times, windowing
     )
@@ -89,7 +92,10 @@ def _loudness(file: Path, hop: int, *, resample: bool) -> Float[Tensor, " time"]
         for begin in range(0, len(loudness), _READ):
             end = min(begin + _READ, len(loudness))
             samples = recording.read(begin * hop, end * hop)
+            # Not the mean square: a constant offset of the samples is no sound.
             loudness[begin:end] = samples.view(-1, hop).var(-1, correction=0)
+        # The rest that gave no value is decoded, too: a file that ends too early, or has too many
+        # faulty samples, is refused before the model has run.
         recording.read(len(loudness) * hop, recording.num_samples)
         recording.report_faults()
     return loudness
@@ -112,7 +118,10 @@ def log_probabilities(
     features, num_frames = compute_features(
         frontend_spec, waveform[None], torch.tensor([len(waveform)])
     )
+    # Fewer than 7 mel frames give no output of `conv4`, whose kernels are larger than that.
     if int(num_frames[0]) < frontend_spec.shortest:
         return torch.zeros(0, model.vocabulary)
     output = model(features, num_frames)
+    # A graph returns log-probabilities as logits; log_softmax leaves them as they are, as their
+    # exponentials add up to 1.
     return output.logits.log_softmax(-1)[0, : int(output.num_frames[0])]

@@ -36,6 +36,7 @@ class Graph(nn.Module):
         check_graph_file(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Operators run one after the other; `threads` share the work inside each.
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors alone, no notes on optimizations
         try:
@@ -53,6 +54,8 @@ class Graph(nn.Module):
             )
 
         self.file = file
+        # Sizes that are free have names: ["batch", "mel_frames", 80] in our form, ["batch", 80,
+        # "mel_frames"] in NeMo's.
         self.vocabulary = self.session.get_outputs()[0].shape[-1]
         self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
 

@@ -83,6 +83,7 @@ def at_depth(bundle: Recognizer, depth: int) -> Bundle:
             f"`--depth` must be from 1 to {count}, the model's blocks, but is {depth} instead"
         )
     best = bundle.report.get(DEPTH_ORDER) or list(range(count))
+    # Not `isinstance`: true and false of a report in JSON would pass for blocks 1 and 0.
     is_list = isinstance(best, list) and all(type(number) is int for number in best)
     if not is_list or sorted(best) != list(range(count)):
         raise BundleError(
@@ -129,6 +130,7 @@ def transcript(
             seconds += part.seconds
             yield part.log_probabilities
 
+    # A path needs all segments, so that `seconds` is the length of the whole file from here on.
     words = path_words((decoder or best_path)(outputs()), bundle.tokenizer)
     times = frame_times(bundle.model.frontend_spec)
     spoken = (
@@ -247,6 +249,7 @@ def _checked_samples(samples: np.ndarray, sample_rate_hz: int) -> Float[np.ndarr
             "`samples` must be floats in [-1, 1] or 16-bit integers, but are"
             f" {array.dtype} instead."
         )
+    # As audio files are decoded: -32768 is -1, and 32767 a little less than 1.
     scale = 32768.0 if array.dtype == np.int16 else 1.0
     waveform = array.astype(np.float32) / np.float32(scale)
     if not np.isfinite(waveform).all():

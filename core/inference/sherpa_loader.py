@@ -25,6 +25,7 @@ def choose_loader(spec: FrontendSpec, vocabulary: int) -> Loader:
     Raises:
         ExportError: if there is none.
     """
+    # It computes Kaldi's features as training here does, and assumes 4x subsampling for its times.
     if spec.subsampling_kind == "conv4" and spec.features == "kaldi":
         return Loader(name="from_zipformer_ctc")
     if not (spec.is_padded and spec.features in ("nemo", "sherpa")):
@@ -38,6 +39,7 @@ def choose_loader(spec: FrontendSpec, vocabulary: int) -> Loader:
         name="from_nemo_ctc",
         is_exact=spec.features == "sherpa",  # its frames and windows are not NeMo's own
         is_nemo=True,
+        # Without `vocab_size` or `subsampling_factor` sherpa-onnx exits the process.
         metadata={
             "vocab_size": str(vocabulary),
             "subsampling_factor": "1",  # the graph outputs a frame for each frame of features

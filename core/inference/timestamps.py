@@ -37,6 +37,8 @@ class FrameTimes:
 
 def frame_times(spec: FrontendSpec) -> FrameTimes:
     """Return the times of a front end: kernels of 3 and strides of 2, with padding of 1 or none."""
+    # Without padding the first output of two stages sees mel frames 0 to 6, whose middle is 3: 0,
+    # then 2 * 0 + 1 = 1, then 2 * 1 + 1 = 3. With padding it is always frame 0.
     middle = 0.0
     for _ in range(spec.stages):
         middle = 2 * middle + 1 - spec.is_padded

@@ -58,6 +58,7 @@ class Windowing:
     def fitting(cls, report: Mapping[str, Any]) -> "Windowing":
         """Return windows no longer than a model of this report can read, by its training data."""
         measured, allowed = report.get(LONGEST_TRAINED), _largest_allowed(report)
+        # Trained on at most 3, 10 or 40 s: windows of 6, 15 or 30 s.
         if _is_length(measured):
             return cls(seconds=min(max(_TIMES_TRAINED * measured, _SHORTEST), _LONGEST))
         if _is_length(allowed):  # bundles of versions that did not measure it
@@ -83,11 +84,16 @@ def find_boundaries(
 
     Boundaries are at least a third of a window's used frames apart.
     """
+    # Windows of 12 s without overlap and a stride of 4: 25 frames a second, most = 300, around =
+    # 100, and averages over 1 + 2 * round(3.75) = 9 frames, 0.36 s.
     frames = FRAMES_PER_SECOND / times.stride  # output frames per second
     most = max(3, round((windowing.seconds - windowing.overlap) * frames))
     around, begin = most // 3, round(windowing.shift * frames)
     averaged = _moving_average(loudness[begin:], 1 + 2 * round(_PAUSE * frames / 2))
     boundaries = [0] if begin else []
+    # First the frames that are the quietest of a third of a window on each side: they do not change
+    # with what lies further away. A stretch between two of them that is too long is then split. The
+    # end of the audio closes the last stretch and is no boundary.
     for pause in [*_quietest(averaged, around), len(averaged)]:
         boundaries += _between(averaged, boundaries[-1] if boundaries else 0, pause, most)
         boundaries.append(pause)
@@ -109,6 +115,7 @@ def windows(
         boundaries: the first output frames of all windows but the first.
         windowing: length and overlap.
     """
+    # In output frames, as the boundaries are; `begin` and `end` of a window are in mel frames.
     half = round(windowing.overlap * FRAMES_PER_SECOND / times.stride / 2)
     for kept_from, kept_to in zip((0, *boundaries), (*boundaries, None), strict=True):
         read_from = max(0, kept_from - half)
@@ -137,6 +144,8 @@ def _is_length(seconds: Any) -> TypeGuard[float]:
 
 
 def _moving_average(loudness: Float[Tensor, " time"], width: int) -> Float[Tensor, " time"]:
+    # At the ends the average is over the frames that exist: zeros as padding would look like
+    # silence.
     return F.avg_pool1d(
         loudness[None], width, stride=1, padding=width // 2, count_include_pad=False
     )[0]
@@ -146,6 +155,10 @@ def _quietest(loudness: Float[Tensor, " time"], around: int) -> list[int]:
     """Return frames that are the quietest of `around` on each side; of equal ones the first."""
     if len(loudness) <= 2 * around:
         return []
+    # Minima are negative maxima of negatives: lowest[i] is that of `around` frames from i on. For
+    # frame c = around + i, before[i] covers frames c - around to c - 1, and after[i] frames c + 1
+    # to c + around.
+    # Example: of 5 4 1 4 5 3 2 2 6 7 and around = 2, frames 2 and 6 (the first of two equal ones).
     lowest = -F.max_pool1d(-loudness[None], around, stride=1)[0]  # from each frame on
     before, after = lowest[: -around - 1], lowest[around + 1 :]
     here = loudness[around:-around]
@@ -157,6 +170,9 @@ def _between(loudness: Float[Tensor, " time"], begin: int, end: int, most: int) 
 
     Boundaries keep a third of the longest part away from both ends of what they split.
     """
+    # Example: 5 4 1 4 5 3 2 2 6 7 from 0 to 10 and most = 6, so margin = 2. Among frames 2 to 7, 2
+    # is the quietest; 2 to 10 is still too long, and among its frames 4 to 7, 6 is. Both parts of a
+    # split are shorter than the whole, so that it ends.
     margin, cuts, pending = most // 3, [], [(begin, end)]
     while pending:
         begin, end = pending.pop()

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+# Zl and Zp are U+2028 and U+2029, which end lines as well.
 _ONE_LINE = r"^[^\p{Cc}\p{Zl}\p{Zp}]+$"
 """No control characters: names are shown in terminals and written in lists."""
 MOST_SECONDS = 1e7
@@ -27,6 +28,8 @@ LONGEST_MIX = 7200.0
 class Record(BaseModel):
     """One object of a manifest: strict types, finite numbers, and keys that are not read."""
 
+    # Strict: "16000" is no number, and true is none. Unknown keys are dropped, as other programs
+    # write their own. Validators are built at their first use, so that importing stays fast.
     model_config = ConfigDict(
         extra="ignore", strict=True, frozen=True, allow_inf_nan=False, defer_build=True
     )
@@ -98,6 +101,8 @@ def broken_rule(detail: Mapping[str, Any]) -> str:
         return _rule_of_kind(name, detail["ctx"])
     if kind == "too_short":
         return f"`{name}` must not be empty, but is instead"
+    # "Input should be less than or equal to 10" becomes "`factor` must be less than or equal to 10,
+    # but is 20.0 instead".
     message = detail["msg"].removeprefix("Input should ").removeprefix("have ")
     rule = _RULES.get(kind) or (message if message.startswith("be ") else f"have {message}")
     if kind == "missing":

@@ -45,6 +45,7 @@ def read_lines(file: Path) -> Iterator[Line]:
     number = 0
     try:
         with _open(file) as opened:
+            # One byte more than allowed shows that a line is too long, without reading all of it.
             while line := opened.readline(LONGEST_LINE + 1):
                 number += 1
                 if number == 1:

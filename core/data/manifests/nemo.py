@@ -64,6 +64,7 @@ def read_utterances(file: Path, notes: Notes) -> Iterator[MonoCut]:
     audio, header = Path(), None
     for line in read_lines(file):
         record = check(NemoRecord, line)
+        # Utterances of one file mostly follow one another: its header is read once for all of them.
         if header is None or audio != _audio(file, record):
             audio = _audio(file, record)
             if "shard_id" in line.values and not audio.is_file():
@@ -86,6 +87,8 @@ def _audio(manifest: Path, record: NemoRecord) -> Path:
 def _utterance(
     line: Line, record: NemoRecord, audio: Path, header: Header, notes: Notes
 ) -> MonoCut:
+    # Example: offset 1.5 and duration 1.75 of a file of 10 s at 16 kHz are samples 24,000 to
+    # 51,999, and the name a.wav#t=1.5,3.25.
     rate, whole = header.sample_rate_hz, header.num_samples
     first = compute_num_samples(record.offset or 0.0, rate)
     asked = whole - first
@@ -98,6 +101,7 @@ def _utterance(
             f" but is {record.offset or 0.0:g} s instead."
         )
     name = _name(line.file, audio, record)
+    # A duration that rounding made up to 5 ms too short still means the whole file.
     if record.offset or length < whole - ROUNDING_SECONDS * rate:
         name = f"{name}#t={_time(first / rate)},{_time((first + length) / rate)}"
     if asked - length > ROUNDING_SECONDS * rate:

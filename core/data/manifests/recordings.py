@@ -24,6 +24,7 @@ from core.data.manifests.fields import (
 from core.data.manifests.sources import NOTHING, refusal_reason
 from core.features.kaldi import SAMPLE_RATE_HZ
 
+# 44,100 to 16,000 Hz takes 441 * 160 = 70,560; 16,001 to 16,000 Hz would take 256 million.
 _MOST_WEIGHTS = 32 * 10**6
 """Of the filter that changes a rate: torchaudio makes one for each pair of phases."""
 _GIVEN = AliasChoices("kwargs")
@@ -68,6 +69,8 @@ class RecordingRecord(Record):
     @model_validator(mode="after")
     def _is_of_one_length(self) -> "RecordingRecord":
         seconds = self.num_samples / self.sampling_rate
+        # Durations are rounded when they are written: 0.11 s may be missing of 10 s, 3.7 s of an
+        # hour.
         if abs(seconds - self.duration) > 0.1 + 1e-3 * self.duration:
             raise ValueError(
                 f"must last as long as its {self.num_samples} samples, {seconds:g} s,"
@@ -91,6 +94,7 @@ class RecordingRecord(Record):
         yield self.sampling_rate, SAMPLE_RATE_HZ
         for change in self.transforms or ():
             if isinstance(change, _Speed):
+                # Speed 1.1 at 16 kHz is a change from 17,600 Hz to 16,000.
                 yield round(self.sampling_rate * change.settings.factor), self.sampling_rate
             if isinstance(change, _Resample):
                 yield change.settings.source_sampling_rate, change.settings.target_sampling_rate
@@ -112,6 +116,7 @@ class _RirCutRecord(Record):
 
 
 def _kind_of_response(values: Any) -> str:
+    # A dict when a line is checked; the record itself when pydantic writes it out for lhotse.
     is_recording = "sources" in values if isinstance(values, dict) else hasattr(values, "sources")
     return "Recording" if is_recording else "Cut"
 

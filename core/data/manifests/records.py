@@ -113,6 +113,7 @@ class PaddingRecord(Record):
 
 
 def _is_padding(values: Any) -> str:
+    # A dict when a line is checked; the record itself when pydantic writes it out for lhotse.
     kind = values.get("type") if isinstance(values, dict) else getattr(values, "type", "")
     return "PaddingCut" if kind == "PaddingCut" else "MonoCut"
 
@@ -176,6 +177,7 @@ def check(
         CorpusError: naming file, line, record, field, rule and value.
     """
     try:
+        # The context comes to the validators of nested records, down to the sources of audio.
         return kind.model_validate(line.values, context={"allowed": allowed, "is_shar": is_shar})
     except ValidationError as error:
         name = line.values.get("id")
@@ -192,6 +194,7 @@ def read_cut(line: Line, *, allowed: Allowed = NOTHING, is_shar: bool = False) -
 
 def to_cut(record: CutRecord | MixedRecord) -> Cut:
     """Makes lhotse's object of a checked record."""
+    # lhotse never sees the line: it gets what the checked record writes out, and nothing else.
     cut: Cut = deserialize_cut(_plain(record))
     for recording in recordings_in(cut):
         _open_outside(recording)
@@ -217,6 +220,8 @@ def recordings_in(item: object) -> Iterator[Recording]:
     Args:
         item: a cut, a recording, or nothing.
     """
+    # Example: of a mix of A, with reverberation by R, and B: R, A, B. An impulse response is a
+    # recording with sources of its own, so it must be checked like speech.
     tracks = item.tracks if isinstance(item, MixedCut) else ()
     for track in tracks:
         yield from recordings_in(track.cut)

@@ -71,6 +71,7 @@ def one_utterance_a_cut(cuts: Iterable[Cut], notes: Notes) -> Iterator[Cut]:
 def _of_data(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) -> MonoCut:
     begin, end = _clip_to_audio(cut, spoken, notes)
     channel = _channel(cut, spoken, notes)
+    # One supervision that spans the cut: the cut and its name stay as they are.
     is_whole = begin <= ROUNDING_SECONDS and end >= cut.duration - ROUNDING_SECONDS
     if len(cut.supervisions) == 1 and is_whole:
         if isinstance(cut, MonoCut):
@@ -78,6 +79,8 @@ def _of_data(cut: MonoCut | MultiCut, spoken: SupervisionSegment, notes: Notes) 
         name, start, duration = cut.id, cut.start, cut.duration
     else:
         # As lhotse counts: the length is rounded by itself, and ends with the cut at the latest.
+        # Example: 0.25 s from 0.5 s on, of a cut that begins at 1 s, 16 kHz: start (16,000 + 8,000)
+        # / 16,000 = 1.5 s, duration 4,000 / 16,000 = 0.25 s.
         rate = cut.sampling_rate
         first, length, whole = (
             compute_num_samples(seconds, rate) for seconds in (begin, end - begin, cut.duration)
@@ -102,6 +105,8 @@ def _of_mix(cut: MixedCut, notes: Notes) -> Iterator[Cut]:
     for spoken in cut.supervisions:
         begin, end = _clip_to_audio(cut, spoken, notes)
         piece = cut.truncate(offset=begin, duration=end - begin)
+        # A mix has no supervisions of its own, only those of its tracks, and a piece can hold parts
+        # of several: all go, and the one that counts is given to its first track of audio.
         piece = piece.drop_supervisions().with_id(spoken.id)
         supervision = fastcopy(spoken, start=0.0, duration=piece.duration)
         audible = piece.first_non_padding_cut if isinstance(piece, MixedCut) else piece
@@ -112,6 +117,7 @@ def _of_mix(cut: MixedCut, notes: Notes) -> Iterator[Cut]:
 def _clip_to_audio(cut: Cut, spoken: SupervisionSegment, notes: Notes) -> tuple[float, float]:
     """Begin and end in seconds within the cut."""
     begin, end = max(0.0, spoken.start), min(cut.duration, spoken.start + spoken.duration)
+    # Less than one sample.
     if (end - begin) * cut.sampling_rate < 1:
         raise CorpusError(
             f"`{spoken.id}` of `{notes.file}` must lie within its audio of {cut.duration:g} s, but"

@@ -47,6 +47,7 @@ class SharCuts:
         """
         notes = Notes(file=self.folder)
         yield from one_utterance_a_cut(self._cuts(), notes)
+        # Once: the same object is read again in later passes.
         if not self.is_quiet:
             notes.write()
             self.is_quiet = True
@@ -66,6 +67,7 @@ def find_shards(folder: Path) -> list[tuple[Path, Path | None]]:
     shards = {_number(file): file for file in sorted(folder.glob("cuts.*.jsonl*"))}
     archives = {_number(file): file for file in sorted(folder.glob("recording.*.tar*"))}
     for number, file in shards.items():
+        # Shards without any archive are plain manifests; an archive for some of them is a loss.
         if archives and number not in archives:
             raise CorpusError(
                 f"`{file}` must have `recording.{number}.tar` beside it, but has not; the folder"
@@ -118,8 +120,10 @@ def _recordings(archive: Path) -> Iterator[tuple[str, Recording | None]]:
     if not archive.is_file():
         raise CorpusError(f"`{archive}` must be a regular file, but is something else instead.")
     try:
+        # `|` reads forwards only, so that memory holds one member at a time; `*` takes any packing.
         with tarfile.open(archive, "r|*") as opened:
             members = _members(opened, archive)
+            # Members come in pairs: audio, and the object that describes it.
             for path, audio in members:
                 description = next(members, None)
                 if description is None:
@@ -164,6 +168,7 @@ def _recording(
     recording = to_recording(check(RecordingRecord, line, is_shar=True))
     if len(recording.sources) != 1 or recording.sources[0].type != "shar":
         raise CorpusError(f"`{archive}`, `{path}`, must have one source of type `shar`.")
+    # `shar` stands for audio that a reader fills in; from here on lhotse decodes these bytes.
     recording.sources[0].type, recording.sources[0].source = "memory", audio
     return recording
 

@@ -23,6 +23,7 @@ Allowed = frozenset[str]
 """Of `corpus.allow`."""
 NOTHING: Allowed = frozenset()
 
+# Matches s3://bucket/a.wav, pipe:sox and a lone -; not -a.wav, nor C:/a.wav.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:|-$")
 """What lhotse would open as an address, a program or the standard input."""
 _WEB = re.compile(r"https?://", re.IGNORECASE)
@@ -89,6 +90,7 @@ class FileCheck:
             CorpusError: naming a file that is missing, no regular file, no audio, or of another
                 rate, length or number of channels than its manifest says.
         """
+        # Utterances cut from one recording share the object, and its file is looked at once.
         if recording is self._last:
             return
         for source in recording.sources:
@@ -142,6 +144,7 @@ def _output(command: str) -> bytes:
 def _fetch(address: str) -> bytes:
     try:
         with urlopen(address, timeout=_SECONDS) as opened:  # noqa: S310
+            # One byte too many shows that there is more, whatever length the server states.
             content: bytes = opened.read(_MOST_BYTES + 1)
     except (URLError, OSError) as error:
         raise OSError(f"{address!r:.100} cannot be read: {error}") from None

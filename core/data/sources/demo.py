@@ -70,6 +70,7 @@ def write_script(config: DemoConfig) -> dict[str, list[Line]]:
     words = {word for text in train for word in text.split()}
 
     def draw_known() -> str:
+        # At most 100 draws: a small training split may lack a word of nearly every sentence.
         draws = (_command(rng, config) for _ in range(100))
         covered = (text for text in draws if words.issuperset(text.split()))
         return next(covered, train[0])

@@ -38,6 +38,7 @@ def main() -> None:
             samples.extend(ctypes.string_at(wave, 2 * num_samples))
         return 0
 
+    # ctypes holds no reference to it: without this name it would be freed while eSpeak calls it.
     callback = _Callback(take)
     library.espeak_SetSynthCallback(callback)
     library.espeak_ng_SetRandSeed(ctypes.c_long(order["seed"]))
@@ -54,6 +55,7 @@ def _say(library: ctypes.CDLL, request: dict[str, Any]) -> None:
     library.espeak_SetParameter(_PITCH, request["pitch"], 0)
     library.espeak_SetParameter(_VOLUME, _VOLUME_PERCENT, 0)
     text = request["text"].encode()
+    # The size counts the zero byte that ends a C string.
     if library.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None) != 0:
         sys.exit(f"eSpeak NG must speak `{request['text']}`, but does not.")
     library.espeak_Synchronize()

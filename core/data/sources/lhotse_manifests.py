@@ -36,10 +36,14 @@ from core.data.manifests.sources import NOTHING, Allowed
 Words = Literal["needed", "optional", "unread"]
 """Whether a split must have transcripts, may have them, or is read as if it had none."""
 
+# Split `train`: cv_cuts_train.jsonl.gz, cuts_train.jsonl, train_manifest.jsonl or train.jsonl.
+# Split `dev`: cv_recordings_dev.jsonl.gz. Split `test`: test_manifest.json or test.json.
 _CUTS = re.compile(r"((.*_)?cuts_)?(?P<split>[^_].*?)(_manifest)?\.jsonl(\.gz)?")
 _RECORDINGS = re.compile(r"(.*_)?recordings_(?P<split>.+?)\.jsonl(\.gz)?")
 _NEMO = re.compile(r"(?P<split>.+?)(_manifest)?\.json(\.gz)?")
+# The other half of a pair with recordings; a shard of a Shar folder that is the root itself.
 _NO_SPLIT = re.compile(r"(.*_)?supervisions_.+|cuts\.\d+\..+")
+# Bytes: the first object of a manifest of NeMo names its audio well before that.
 _LOOKED_AT = 1 << 16
 _CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
 
@@ -80,6 +84,7 @@ def describe_split(root: Path, split: str, *, allowed: Allowed = NOTHING) -> Cut
     path = _places(root)[split]
     if not path.is_dir():
         return load_split(root, split, allowed=allowed)
+    # This pass is the one that warns of clipped utterances; passes with audio repeat silently.
     return CutSet(SharCuts(folder=path, has_audio=False, allowed=allowed, is_quiet=False))
 
 
@@ -103,6 +108,7 @@ def _places(root: Path) -> dict[str, Path]:
 
 def _split_of(file: Path) -> str | None:
     """Returns the split that a file's name says it is, if any."""
+    # In this order: `_CUTS` also matches cv_recordings_dev.jsonl, as the split cv_recordings_dev.
     for pattern in (_RECORDINGS, _CUTS, _NEMO):
         match = pattern.fullmatch(file.name)
         if match and not _NO_SPLIT.fullmatch(file.name):
@@ -182,6 +188,7 @@ def _join(path: Path, words: Words, allowed: Allowed, notes: Notes) -> Iterator[
         if len(channels) > 1:
             kind = partial(MultiCut, channel=channels)
         cut = kind(
+            # As lhotse names the cuts that it makes of recordings.
             id=f"{recording.id}-{number}",
             start=0.0,
             duration=recording.duration,
@@ -199,6 +206,7 @@ def _supervisions(path: Path, words: Words) -> dict[str, list[SupervisionRecord]
     Raises:
         CorpusError: if the manifest of it is missing and needed.
     """
+    # cv_recordings_dev.jsonl.gz belongs to cv_supervisions_dev.jsonl.gz, packed alike.
     texts = path.with_name(path.name.replace("recordings_", "supervisions_"))
     if texts == path or not texts.exists():
         if words != "needed":

@@ -61,6 +61,7 @@ def fetch(root: Path, globs: list[str]) -> Path:
     Raises:
         CorpusError: if a part cannot be brought.
     """
+    # `corpus.root` may be the folder of the splits or the one above it, in which lhotse unpacks.
     home = root if split_names(root) else root / "LibriSpeech"
     here = set(split_names(home))
     needed = [part for glob in globs for part in _parts(glob)]
@@ -84,6 +85,8 @@ def _parts(glob: str) -> list[str]:
 
 def _is_half(root: Path, part: str) -> bool:
     """Whether an archive lacks lhotse's mark next to it: it was not unpacked to its end."""
+    # lhotse writes `.completed` after the last file. A folder without an archive next to it is the
+    # user's own, and is taken as it is.
     is_marked = (root / "LibriSpeech" / part / ".completed").is_file()
     return (root / f"{part}.tar.gz").exists() and not is_marked
 

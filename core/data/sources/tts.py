@@ -44,6 +44,7 @@ PACES = {"train": (135, 216), "dev": (145, 196), "test": (145, 196)}
 PITCHES = {"train": (10, 91), "dev": (30, 71), "test": (30, 71)}
 
 _AT_ONCE = 500  # utterances a process speaks; a fresh one starts from the same state
+# Speakers of different splits have different numbers; these also separate the splits' seeds.
 _SPEAKERS_FROM = {"train": 1000, "dev": 2000, "test": 3000}
 
 
@@ -65,6 +66,7 @@ class Line:
 def assign_voices(split: str, texts: Sequence[str], rng: Generator) -> list[Line]:
     """Give each sentence to a voice of the split; all voices speak about equally often."""
     voices, accents = VOICES[split].split(), ACCENTS.split()
+    # 7 sentences and 3 voices: 0 0 0 1 1 2 2.
     speakers = sorted(i % len(voices) for i in range(len(texts)))
     return [
         Line(
@@ -96,6 +98,8 @@ def synthesize_split(
     seeds = [seed, _SPEAKERS_FROM[split]]
     for begin in range(0, len(lines), _AT_ONCE):
         part = lines[begin : begin + _AT_ONCE]
+        # eSpeak has one seed for the group, as its state goes from sentence to sentence; noise has
+        # one for each utterance.
         speech = _spoken(part, int(np.random.default_rng([*seeds, begin]).integers(2**31)))
         for number, (line, samples) in enumerate(zip(part, speech, strict=True), start=begin):
             rng = np.random.default_rng([*seeds, number])
@@ -105,16 +109,19 @@ def synthesize_split(
 
 def mix_with_noise(speech: np.ndarray, snr_db: float, rng: Generator) -> np.ndarray:
     """Put speech between two pauses at some loudness, and noise of some colour under all of it."""
+    # Root mean square of 0.03 to 0.1, where full scale is 1.
     loudness = 10 ** (rng.uniform(-30, -20) / 20)
     speech = speech * (loudness / max(_rms(speech), 1e-9))
     pauses = rng.uniform(0.1, 0.3, 2) * SAMPLE_RATE_HZ
     padded = np.pad(speech, (int(pauses[0]), int(pauses[1])))
+    # A length with large prime factors makes the FFT slow; the surplus is cut off below.
     num_samples = next_fast_len(len(padded), real=True)
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     # Power falls as 1 / f**slope: 0 is white noise, 1 pink.
     slope = rng.uniform(0, 1)
     spectrum /= np.arange(1, len(spectrum) + 1) ** (slope / 2)
     noise = np.fft.irfft(spectrum, num_samples)[: len(padded)]
+    # At 20 dB the root mean square of the noise is a tenth of the speech's.
     return padded + noise * (loudness * 10 ** (-snr_db / 20) / _rms(noise))
 
 
@@ -176,10 +183,12 @@ def _split_samples(stream: bytes, count: int) -> list[np.ndarray]:
     utterances = []
     position = 0
     for _ in range(count):
+        # 4 bytes with the number of samples, then 2 bytes a sample.
         size = 2 * int.from_bytes(stream[position : position + 4], "little")
         samples = np.frombuffer(stream, "<i2", size // 2, position + 4)
         position += 4 + size
         common = math.gcd(SAMPLE_RATE_HZ, espeak.SAMPLE_RATE_HZ)
+        # 320 / 441: the greatest common divisor of 16,000 and 22,050 is 50.
         up, down = SAMPLE_RATE_HZ // common, espeak.SAMPLE_RATE_HZ // common
         utterances.append(resample_poly(samples / 32768.0, up, down))
     return utterances

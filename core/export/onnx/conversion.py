@@ -60,6 +60,8 @@ def export_onnx(
     features = torch.zeros(2, 203, MELS)  # zeros: the random generator is not touched
     if is_nemo:
         rewritten, features = _AsNemo(rewritten, model.shape.frontend_spec.subsampling), features.mT
+    # The exporter treats sizes of 0 and 1 as constants, so the example has two utterances. Their
+    # lengths differ, so that padding is part of what is traced.
     num_frames = torch.tensor([203, 150])
     batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames")
     time_axis = 2 if is_nemo else 1
@@ -76,6 +78,7 @@ def export_onnx(
     assert program is not None
     program.model.metadata_props.update(metadata or {})
     with graph_folder(file) as folder:
+        # The name of the weights' file is written into the graph.
         program.save(folder / file.name, external_data=_weights_bytes(program) > inline_bytes)
     # onnxscript's rewriting rules keep the last graph in memory, with its weights.
     for value in program.model.graph.initializers.values():
@@ -88,6 +91,7 @@ def graph_folder(file: Path) -> Iterator[Path]:
 
     A graph names the file of its weights, so it must be written under its final name.
     """
+    # In the same folder and so on the same disk, where `replace` is one step and copies nothing.
     with TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as scratch:
         folder = Path(scratch)
         yield folder

@@ -62,6 +62,7 @@ def read_tensor(tensor: Any, folder: Path) -> np.ndarray:
         return numpy_helper.to_array(tensor)
     info = ExternalDataInfo(tensor)
     file = folder / info.location
+    # A bare name: `../a`, `/etc/a` or a link would read files outside of the folder.
     if Path(info.location).name != info.location or file.is_symlink() or not file.is_file():
         raise GraphError(
             f"The weights of a graph must lie in a file of its folder `{folder}`, but"
@@ -69,6 +70,7 @@ def read_tensor(tensor: Any, folder: Path) -> np.ndarray:
         )
     kind: Any = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     try:
+        # Mapped, not read: memory holds the pages in use, not the tensor.
         begin = cast("int | None", info.offset) or 0
         return np.memmap(file, dtype=kind, mode="r", offset=begin, shape=tuple(tensor.dims))
     except ValueError:
@@ -104,6 +106,7 @@ class GraphWriter:
     ) -> None:
         if self._data is not None:
             self._data.close()
+        # After an error there is no graph, and so nothing that looks complete.
         if error is None:
             self._file.write_bytes(self._model.SerializeToString())
 
@@ -119,6 +122,7 @@ class GraphWriter:
         tensor.name, tensor.dims[:] = name, values.shape
         tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         tensor.raw_data = b"\0"  # required before external data can replace it
+        # Tensors follow one another without gaps; the graph states where each begins.
         begin = self._data.tell()
         self._data.write(np.ascontiguousarray(values).data)
         location, length = f"{self._file.name}{DATA}", values.nbytes

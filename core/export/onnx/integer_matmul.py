@@ -42,6 +42,8 @@ def find_matmuls(model: Any, names: Collection[str]) -> dict[str, Product]:
         model: a graph.
         names: of the nodes to consider.
     """
+    # Gemm is alpha A B + beta C: only the plain product, without a transposed A, can be replaced. A
+    # constant that several nodes read must stay in floats for the others.
     uses = Counter(name for node in model.graph.node for name in node.input)
     products = {}
     for node in model.graph.node:
@@ -84,7 +86,9 @@ def quantized_weight(
     absmax = np.maximum(weight.max(0), -weight.min(0))
     # In double precision, as in ONNX Runtime: another rounding would give another scale.
     scale = absmax.astype(np.float64) / LARGEST
+    # An output whose weights are all 0 would have the scale 0: it gets 1.
     scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
+    # The range of int8 is -128 to 127; with absmax / 127 no weight needs -128.
     integers = np.clip((weight / scale).round(), -LARGEST - 1, LARGEST)
     return integers.astype(np.int8), scale
 
@@ -101,6 +105,7 @@ def _integer_nodes(node: Any, quantized: set[str]) -> Iterator[Any]:
     if x not in quantized:
         quantized.add(x)
         yield make("DynamicQuantizeLinear", [x], x_names, f"{x}_QuantizeLinear")
+    # (x_q - z) W_q in 32-bit integers, then floats, times scale_x scale_W, plus the bias.
     sums, floats, scales = f"{out}_sums", f"{out}_floats", f"{out}_scales"
     inputs = [x_names[0], integers, x_names[2], zero_point]
     yield make("MatMulInteger", inputs, [sums], f"{node.name}_quant")

@@ -107,8 +107,11 @@ class FlatFrontend(nn.Module):
         self.register_buffer("rate", frontend.deviation.reciprocal())
         sub1, sub2 = conv1.out_channels, conv2.out_channels
         more1, more2 = -sub1 % LANES, -sub2 % LANES
+        # 30 channels get 2 of zeros. Their outputs are relu(0) = 0, and the next layer's weights
+        # for them are 0 as well.
         self.conv1 = zero_pad_convolution(conv1, more1, 0)
         self.conv2 = zero_pad_convolution(conv2, more2, more1)
+        # Inputs are sorted by channel, then by mel: columns of new channels come last.
         weight = frontend.linear.weight.unflatten(1, (sub2, -1))  # (D, C, F / 4)
         self.linear = matrix(F.pad(weight, (0, 0, 0, more2)).flatten(1), frontend.linear.bias)
 
@@ -144,6 +147,8 @@ class Positions(nn.Module):
         2 * 256 - 212, a coarse step of 512 and a fine one of -212.
         """
         steps = (time + FINE - 1) // FINE
+        # Coarse distances 512, 256, 0 and -256 with 256 fine ones each: 512 ... -511, of which 300
+        # ... -299 are returned.
         near = self.coarse[:, :, COARSE - steps : COARSE + steps, None]
         (sine, cosine), (fine_sine, fine_cosine) = near, self.fine[:, :, None]
         both = torch.cat(
@@ -198,6 +203,8 @@ class FlatConvolution(nn.Module):
         self.down = _zero_pad_inputs(convolution.down, more)
         norm, depthwise = convolution.batch_norm, convolution.depthwise
         assert depthwise.bias is not None
+        # Batch norm of a depthwise output y + b is (y + b - mean) s + beta, where s = gamma /
+        # sqrt(var + 1e-5): the filter times s, and the bias (b - mean) s + beta.
         scale = norm.weight * torch.rsqrt(norm.running_var + 1e-5)
         kernel = (depthwise.weight * scale[:, None, None])[:, :, None]  # (C, 1, 1, kernel)
         self.kernel = constant(F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, more)))
@@ -208,6 +215,7 @@ class FlatConvolution(nn.Module):
         self, x: Float[Tensor, "rows width"], frames: Frames
     ) -> Float[Tensor, "rows width"]:
         x = self.before(self.norm(x))
+        # Padding is 0 before the depthwise filter, which reads it at an utterance's last frames.
         x = self.value(x) * self.gate(x).sigmoid() * frames.present
         # As an image one pixel high, for which runtimes have fast convolutions.
         x = x.view(frames.batch, 1, frames.time, -1).permute(0, 3, 1, 2)  # (B, C, 1, T)
@@ -225,6 +233,7 @@ class FlatAttention(nn.Module):
         # A number, not a size of a tensor: to the exporter a size can be a symbol.
         self.heads = attention.content_bias.shape[0]
         scale = 1 / math.sqrt(self.head_width)
+        # (q + u) k / sqrt(K) = (q / sqrt(K) + u / sqrt(K)) k, likewise with v for positions.
         self.query = scale_layer(attention.query, scale)
         self.key, self.value, self.output = attention.key, attention.value, attention.output
         self.content_bias = constant(scale * attention.content_bias.flatten())
@@ -232,6 +241,8 @@ class FlatAttention(nn.Module):
         layer = attention.position
         pair = (layer.reduce, layer.expand) if isinstance(layer, Factored) else (layer,)
         first, *rest = (factor.weight for factor in pair)
+        # `Positions` has as many cosines as sines; for an odd width the last one meets a column of
+        # 0.
         even = F.pad(first, (0, first.shape[1] % 2))
         sorted_ = torch.cat((even[:, 0::2], even[:, 1::2]), dim=1)  # sines' columns first
         self.positions = nn.ParameterList(constant(weight) for weight in (sorted_, *rest))
@@ -247,6 +258,7 @@ class FlatAttention(nn.Module):
             rows.unflatten(0, (frames.batch, -1)) for rows in (query, self.key(x), self.value(x))
         )
         # The operator splits heads itself, and adds the position scores to its own.
+        # Its mask has the shape (B, H, T, T), and its scale is 1, as the query has it already.
         mixed, *_ = torch.onnx.ops.attention(
             query,
             key,
@@ -302,6 +314,7 @@ class FlatLinearAttention(nn.Module):
 def matrix(weight: Float[Tensor, "outputs inputs"], bias: Tensor | None) -> nn.Linear:
     """Return a linear layer of these constants."""
     with torch.device("meta"):
+        # Without memory: its weights are replaced at once.
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = constant(weight)
     if bias is not None:
@@ -348,6 +361,7 @@ def _zero_pad_inputs(layer: Linear, more: int) -> nn.Module:
 def zero_pad_convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
     """Add input and output channels of zeros to a convolution."""
     assert layer.bias is not None
+    # Pairs from the last axis backwards: 3 by 3 kernels stay, inputs and outputs grow.
     weight = F.pad(layer.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
     with torch.device("meta"):
         more = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)

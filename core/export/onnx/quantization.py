@@ -54,11 +54,13 @@ def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INL
     """
     needs_extra()
     model = open_graph(graph)
+    # This list holds them: `GraphWriter` empties that of the graph.
     constants = list(model.graph.initializer)
     products = find_matmuls(model, products_beyond_frontend(model))
     replace_products(model, products)
     del model.graph.value_info[:]  # of tensors that no longer exist
     sizes = (
+        # Scales and zero points are left out: a few bytes for each output.
         math.prod(array.dims) * (1 if array.name in products else FLOAT_BYTES)
         for array in constants
     )
@@ -73,6 +75,7 @@ def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INL
                 writer.add(constant.name, values)
                 continue
             is_transposed = products[constant.name].is_transposed
+            # A transposed constant is (N, K); the integer product takes (K, N).
             integers, scale = quantized_weight(values.T if is_transposed else values)
             zeros = np.zeros(len(scale), np.int8)
             for name, array in zip(
@@ -158,6 +161,9 @@ def products_beyond_frontend(model: Any) -> list[str]:
         and node.input[0] not in constants
         and node.input[1] in constants
     ]
+    # By order, not by name: the exporter calls some weights of the front end `val_115` and the like
+    # (pointwise convolutions of `dw_striding`). What comes before the first weight of a block is
+    # the front end.
     beyond = dropwhile(lambda node: _BEYOND.search(node.input[1]) is None, products)
     return [node.name for node in beyond]
 
