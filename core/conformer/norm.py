@@ -74,6 +74,8 @@ class BatchNorm(nn.Module):
         """Normalize by the statistics of the frames of all ranks."""
         if current().size > 1:
             return self._normalize_over_ranks(real)
+        if len(real) == 1:
+            return self._normalize_one(real)
         return F.batch_norm(
             real,
             self.running_mean,
@@ -92,9 +94,19 @@ class BatchNorm(nn.Module):
             # As `F.batch_norm` on one rank: the batch is normalized by the biased variance, and the
             # running one is unbiased, spread N / (N - 1).
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(spread * num_frames / (num_frames - 1), self.momentum)
+            unbiased = spread * num_frames / (num_frames - 1).clamp_min(1)
+            self.running_var.lerp_(unbiased, self.momentum)
         scale = self.weight * torch.rsqrt(spread + 1e-5)
         return torch.addcmul(self.bias - mean * scale, real, scale).to(real.dtype)
+
+    def _normalize_one(self, real: Float[Tensor, "1 channels"]) -> Float[Tensor, "1 channels"]:
+        """Normalize the only frame of a batch to the bias; it says nothing of the variance.
+
+        `F.batch_norm` refuses such a batch.
+        """
+        with torch.no_grad():
+            self.running_mean.lerp_(real[0].to(self.running_mean), self.momentum)
+        return (real - real) * self.weight + self.bias
 
     def channel_slices(self) -> tuple[Slice, ...]:
         tensors = ("weight", "bias", "running_mean", "running_var")

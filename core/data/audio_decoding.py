@@ -113,10 +113,12 @@ def decode(file: Path) -> tuple[Float[np.ndarray, "samples channels"], int]:
 class Faults:
     """Samples that are not numbers, or too large to be sound, in what was decoded so far."""
 
+    num_rows: int = 0
+    """Instants, each a sample of every channel."""
     num_samples: int = 0
     num_faulty: int = 0
     first: int = 0
-    """Number of the first faulty sample."""
+    """Number of the first instant with a faulty sample."""
 
     def mend(self, samples: np.ndarray) -> np.ndarray:
         """Return the next samples with 0 in the place of faulty ones, which are counted."""
@@ -126,9 +128,10 @@ class Faults:
                 # (samples,) or (samples, channels): a row is sound if all of its channels are.
                 # argmin of booleans is the first that is false.
                 rows = is_sound.reshape(len(samples), -1).all(axis=1)
-                self.first = self.num_samples + int(rows.argmin())
+                self.first = self.num_rows + int(rows.argmin())
             self.num_faulty += int(is_sound.size - is_sound.sum())
             samples = np.where(is_sound, samples, np.float32(0))
+        self.num_rows += len(samples)
         self.num_samples += samples.size
         return samples
 

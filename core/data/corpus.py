@@ -157,7 +157,8 @@ def with_memory(
         train=_join([new.train, memory]),
         dev=new.dev,
         test=new.test,
-        digest=hashlib.sha256("".join(parts).encode()).hexdigest(),
+        digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        wordless=new.wordless | (old.wordless & {"train"}),
     )
 
 

@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 
 from core.config.trial import Case
 from core.data.audio_decoding import CorpusError
-from core.data.tokenizer import UNKNOWN, Tokenizer
+from core.data.tokenizer import Tokenizer
 
 CASE_FUNCTIONS: Mapping[Case, Callable[[str], str]] = {
     "as_written": str,
@@ -57,4 +57,4 @@ def check_case(texts: Iterable[str], tokenizer: Tokenizer) -> None:
 
 
 def _unknown(words: Iterable[str], tokenizer: Tokenizer) -> set[str]:
-    return {word for word in words if UNKNOWN in tokenizer.encode(word)}
+    return {word for word in words if tokenizer.unknown in tokenizer.encode(word)}

@@ -24,10 +24,10 @@ from core.data.audio_decoding import CorpusError
 from core.files import atomic_write
 from core.outside_files import LARGEST_MODEL_OF_TOKENS, read_bytes
 
-# Of tokenizers that are learned here. An imported one has its blank at 0, too, but its unknown
-# piece is where it was, one further: <unk> x y become <blk> <unk> x y.
 BLANK = 0
-UNKNOWN = 1
+_UNKNOWN = 1  # of tokenizers that are learned here; others have it anywhere: `Tokenizer.unknown`
+WORD_START = "\u2581"
+"""SentencePiece's space: the pieces ▁a and b are the text `ab`."""
 FILE_NAME = "tokenizer.model"
 
 PieceKind = Literal["unigram", "bpe", "word", "char"]
@@ -90,7 +90,7 @@ class Tokenizer:
             raise CorpusError("The training text must have words, but is empty instead.")
         tokenizer = cls(_learn(texts, config))
         tokenizer.save(folder / FILE_NAME)
-        num_unknown = sum(UNKNOWN in tokenizer.encode(text) for text in texts)
+        num_unknown = sum(tokenizer.unknown in tokenizer.encode(text) for text in texts)
         if num_unknown:
             log.warning(
                 "%d of %d training transcripts hold a %s outside the %d pieces of"
@@ -218,7 +218,7 @@ class Tokenizer:
             kind=names[proto.trainer_spec.model_type],
             symbols=tuple(piece.piece for piece in proto.pieces),
             scores=tuple(piece.score for piece in proto.pieces),
-            unknown=int(self._processor.unk_id()),
+            unknown=self.unknown,
             special=frozenset({BLANK} | {i for i, t in enumerate(types) if t == kinds.CONTROL}),
             has_bytes=kinds.BYTE in types,
             charsmap=proto.normalizer_spec.precompiled_charsmap,
@@ -233,6 +233,11 @@ class Tokenizer:
     def size(self) -> int:
         """Pieces, blank and unknown included."""
         return int(self._processor.get_piece_size())
+
+    @property
+    def unknown(self) -> int:
+        """Id of the piece that stands for what has no other; of an imported model, any id."""
+        return int(self._processor.unk_id())
 
     @property
     def digest(self) -> str:
@@ -254,14 +259,25 @@ class Tokenizer:
         words = {word for text in texts for word in text.split()}
         # A tokenizer of words knows a new word only as a whole; one of pieces spells it by letters.
         parts = words if is_of_words else set("".join(words))
-        unknown = int(self._processor.unk_id())  # of an imported model, perhaps another
-        # Sorted, as the order of a set of strings differs from process to process, and ids with it.
-        missing = sorted(part for part in parts if unknown in self.encode(part))
+        misspelled = {part for part in parts if self.unknown in self.encode(part)}
+        if is_of_words:
+            return self.with_pieces(f"{WORD_START}{word}" for word in misspelled)
+        # Of ▁a and b, the word `b` is ▁ and b: b is there, and what lacks is the ▁ alone.
+        spelled = self.with_pieces(misspelled - set(self.pieces))
+        lacks_start = any(spelled.unknown in spelled.encode(word) for word in words)
+        return spelled.with_pieces({WORD_START}) if lacks_start else spelled
+
+    def with_pieces(self, symbols: Iterable[str]) -> "Tokenizer":
+        """The same pieces, and after them new ones, which are used only where no other can be."""
+        proto = ModelProto.FromString(self.model)
         lowest = min(piece.score for piece in proto.pieces)
-        for part in missing:
-            proto.pieces.add(piece=f"\u2581{part}" if is_of_words else part, score=lowest)
+        # Sorted, as the order of a set of strings differs from process to process, and ids with it.
+        for symbol in sorted(symbols):
+            proto.pieces.add(piece=symbol, score=lowest)
+        if len(proto.pieces) == self.size:
+            return self
         proto.trainer_spec.vocab_size = len(proto.pieces)
-        return Tokenizer(proto.SerializeToString(deterministic=True)) if missing else self
+        return Tokenizer(proto.SerializeToString(deterministic=True))
 
     def encode(self, text: str) -> list[int]:
         return [int(i) for i in self._processor.encode(text)]
@@ -284,7 +300,7 @@ def _learn(texts: list[str], config: CorpusConfig) -> bytes:
             hard_vocab_limit=False,
             pad_id=BLANK,
             pad_piece="<blk>",
-            unk_id=UNKNOWN,
+            unk_id=_UNKNOWN,
             bos_id=-1,
             eos_id=-1,
             # WER compares with the transcript as written: no character is folded or dropped.

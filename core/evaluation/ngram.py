@@ -17,7 +17,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from core.data.tokenizer import UNKNOWN, Tokenizer
+from core.data.tokenizer import Tokenizer
 from core.evaluation.greedy import BLANK
 from core.evaluation.word_alignment import WORD_START
 
@@ -77,7 +77,7 @@ class NGram:
         Raises:
             LmError: if they can spell none.
         """
-        if all(UNKNOWN in tokenizer.encode(word) for word in self.words):
+        if all(tokenizer.unknown in tokenizer.encode(word) for word in self.words):
             example = min(self.words, default="")
             raise LmError(
                 f"`{self.file}` must have words that the model's tokens can spell, but has none"

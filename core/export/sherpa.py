@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from core.data.tokenizer import BLANK, UNKNOWN, Tokenizer
+from core.data.tokenizer import BLANK, WORD_START, Tokenizer
 from core.export import sherpa_worker
 from core.inference.graph_interface import ExportError
 from core.inference.sherpa_loader import Loader
@@ -28,7 +28,6 @@ Precision = Literal["float", "int8"]
 BLANK_NAME = "<blk>"
 """The symbol by which sherpa-onnx finds the blank."""
 TOKENS, SPEC = "tokens.txt", "sherpa.json"
-WORD_START = "\u2581"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +62,14 @@ def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
     Raises:
         ExportError: if a token has no symbol, or one that the format cannot hold.
     """
-    pieces = tokenizer.pieces
+    pieces, unknown = tokenizer.pieces, tokenizer.unknown
     are_words = all(
-        piece.startswith(WORD_START) for i, piece in enumerate(pieces) if i not in (blank, UNKNOWN)
+        piece.startswith(WORD_START) for i, piece in enumerate(pieces) if i not in (blank, unknown)
     )
     # A symbol cannot end with a space, but a part of a word may follow: use a no-break space.
     after = "" if are_words else "\u00a0"
     # U+2581, U+2047 and, where tokens are parts of words, a no-break space.
-    pieces[UNKNOWN] = f"{WORD_START}{tokenizer.decode([UNKNOWN])}{after}"
+    pieces[unknown] = f"{WORD_START}{tokenizer.decode([unknown])}{after}"
     pieces[blank] = BLANK_NAME
     for number, piece in enumerate(pieces):
         if not piece or set(piece) & set(" \t\n\v\f\r"):

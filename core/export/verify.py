@@ -20,7 +20,7 @@ from core.conformer.model import Conformer
 from core.conformer.shape import MELS
 from core.data.audio import read_file
 from core.data.sources.tts import assign_voices, synthesize_split
-from core.data.tokenizer import UNKNOWN, Tokenizer
+from core.data.tokenizer import Tokenizer
 from core.evaluation.wer import word_errors
 from core.export.onnx.conversion import repeat_frames
 from core.export.rounding import Errors, rounding_errors
@@ -329,8 +329,9 @@ def make_test_sounds(tokenizer: Tokenizer, folder: Path) -> list[Path]:
 
 def _random_texts(tokenizer: Tokenizer, rng: np.random.Generator) -> Iterator[str]:
     """Yield texts of a few random tokens."""
-    # Ids 0 and 1 are the blank and the unknown token, which nobody can speak.
-    token_ids = range(UNKNOWN + 1, tokenizer.size)
+    # Nobody can speak the blank, the unknown token or one that no text holds.
+    silent = {tokenizer.unknown, *tokenizer.describe_pieces().special}
+    token_ids = [number for number in range(tokenizer.size) if number not in silent]
     for _ in range(_SPOKEN if token_ids else 0):
         ids = rng.choice(token_ids, _TOKENS_SPOKEN)
         if text := tokenizer.decode([int(i) for i in ids]):

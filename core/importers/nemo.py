@@ -159,7 +159,9 @@ def _frontend_spec(settings: Settings) -> FrontendSpec:
     # Each stage halves the frames: 4x takes two, 8x three.
     stages = {4: 2, 8: 3}[settings.one_of("encoder.subsampling_factor", (4, 8))]
     for name, allowed in _FEATURES.items():
-        settings.one_of(f"preprocessor.{name}", allowed)
+        settings.one_of(
+            f"preprocessor.{name}", allowed, default=_OTHER_DEFAULTS.get(name, allowed[0])
+        )
     settings.one_of("encoder.feat_in", (80,))
     normalization = settings.one_of("preprocessor.normalize", ("per_feature", "NA", None))
     return FrontendSpec(
@@ -192,6 +194,8 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "exact_pad": (False,),
 }
 """Allowed values of their features' settings; dither plays no part at inference."""
+_OTHER_DEFAULTS = {"window_size": 0.02, "features": 64}
+"""NeMo's own defaults where they differ from the values allowed: a file must state these."""
 
 
 def _tokenizer(settings: Settings, files: dict[str, bytes]) -> Tokenizer:

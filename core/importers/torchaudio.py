@@ -25,7 +25,13 @@ from core.bundle import Bundle
 from core.conformer.shape import MELS, BlockShape, Shape
 from core.features import spec
 from core.features.spec import FrontendSpec
-from core.importers.safe_read import LARGEST_WEIGHTS, read_bytes, read_checkpoint, read_safetensors
+from core.importers.safe_read import (
+    LARGEST_WEIGHTS,
+    ImportingError,
+    read_bytes,
+    read_checkpoint,
+    read_safetensors,
+)
 from core.importers.settings import Settings
 from core.importers.tokenizer import read_tokens
 from core.importers.weights import Plan, assemble_model
@@ -69,7 +75,13 @@ def from_torchaudio(folder: Path, settings: Settings) -> Bundle:
         file = folder / "model.pt"
         tensors = read_checkpoint(read_bytes(file, largest=LARGEST_WEIGHTS), file.name)
     head = str(settings.get("names.head", "head"))
-    vocabulary = len(tensors.get(f"{head}.bias", torch.zeros(3)))
+    missing = [name for leaf in ("weight", "bias") if (name := f"{head}.{leaf}") not in tensors]
+    if missing:
+        raise ImportingError(
+            f"`{file.name}` must have a head named `{head}`, but has no `{missing[0]}`;"
+            " `names.head` of `config.json` names it."
+        )
+    vocabulary = len(tensors[f"{head}.bias"])
     blank = settings.whole("blank", low=0, high=max(vocabulary - 1, 0), default=0)
     plan = _plan(settings, vocabulary, blank)
     tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)

@@ -26,7 +26,7 @@ class Magnitude(Method):
 def magnitudes(model: Conformer, axes: Sequence[Axis]) -> dict[str, Tensor]:
     """Returns the root mean square of each unit's weights, divided by the mean of its axis.
 
-    It is 0 where an axis has no weights.
+    It is 0 where an axis has no weights, or none but zeros.
     """
     tensors = named_tensors(model)
     scores = {}
@@ -39,7 +39,7 @@ def magnitudes(model: Conformer, axes: Sequence[Axis]) -> dict[str, Tensor]:
         entries = sum(tensors[s.tensor].numel() // tensors[s.tensor].shape[s.dim] for s in weights)
         assert isinstance(squares, Tensor)
         size = (squares / entries).sqrt()
-        scores[axis.name] = (size / size.mean()).cpu()
+        scores[axis.name] = (size / size.mean().clamp_min(torch.finfo(size.dtype).tiny)).cpu()
     return scores
 
 

@@ -66,6 +66,23 @@ def test_an_utterance_without_a_single_output_frame_disturbs_nobody(linear_featu
     assert torch.isfinite(output.logits).all()
 
 
+def test_a_batch_of_one_output_frame_can_be_trained_on():
+    """One frame has no variance: the module gives its bias, and the running variance stays."""
+    model = small_model().train()
+    norm = model.blocks[0].convolution.batch_norm
+    before = norm.running_var.clone()
+
+    output = model(*ragged_speech(7))
+    output.logits.square().sum().backward()
+
+    assert output.logits.shape[1] == 1
+    assert torch.equal(norm.running_var, before)
+    assert not torch.equal(norm.running_mean, torch.zeros_like(before))
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_a_position_score_stands_where_its_distance_says():
     time = 5
     scores = torch.arange(time - 1, -time, -1.0).expand(1, time, -1)

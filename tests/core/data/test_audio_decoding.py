@@ -18,6 +18,7 @@ from core.data.audio import (
 from core.data.audio_decoding import (
     BLOCK,
     CorpusError,
+    Faults,
     decode,
     open_forward,
 )
@@ -304,3 +305,14 @@ def test_channels_are_read_side_by_side_over_blocks(channels, tmp_path):
     decoded, _ = decode(file)
 
     assert np.array_equal(decoded, samples.astype(np.float32))
+
+
+def test_the_first_faulty_instant_is_counted_in_instants_whatever_the_channels():
+    faults = Faults()
+    faults.mend(np.zeros((10, 2), np.float32))
+    piece = np.zeros((10, 2), np.float32)
+    piece[3, 1] = np.nan
+
+    faults.mend(piece)
+
+    assert (faults.first, faults.num_faulty, faults.num_samples) == (13, 1, 40)

@@ -197,5 +197,8 @@ def test_a_share_of_old_speech_is_heard_among_the_new(root, tmp_path):
     other = with_memory(new, old, share=0.2, seed=1)
     assert [cut.id for cut in other.train] != memories[0]
     assert len(with_memory(new, new, share=1.0, seed=0).train) == 6
+    # A share of 0.5 with seed 12 is not one of 0.51 with seed 2.
+    alike = [with_memory(new, old, share=a, seed=b).digest for a, b in ((0.5, 12), (0.51, 2))]
+    assert len(set(alike)) == 2
     with pytest.raises(CorpusError, match=r"`memory_share` must leave training utterances"):
         with_memory(new, old, share=1e-9, seed=0)

@@ -37,6 +37,14 @@ def test_transcripts_that_another_case_would_make_known_are_refused(tokenizer):
         check_case(["OPEN THE LIGHT"], tokenizer)
 
 
+def test_the_unknown_piece_is_told_wherever_it_stands():
+    pieces = ["\u2581", "a", "b", "<unk>"]
+    last = Tokenizer.of_pieces(pieces, [-1.0, -2.0, -3.0, 0.0], unknown="<unk>", is_bpe=False)
+
+    with pytest.raises(CorpusError, match=r'case = "lower"'):
+        check_case(["A B"], last)
+
+
 @pytest.mark.parametrize(
     "texts", [["open the light"], ["the light is THERE"], ["ça été à l'œuvre"], ["12 34"], []]
 )

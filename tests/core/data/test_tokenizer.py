@@ -4,7 +4,7 @@ import pytest
 
 from core.config.trial import CorpusConfig
 from core.data.audio_decoding import CorpusError
-from core.data.tokenizer import BLANK, UNKNOWN, Tokenizer
+from core.data.tokenizer import BLANK, Tokenizer
 
 TEXTS = ["TURN ON THE LIGHT", "SET TIMER TO FIVE MINUTES", "DON'T STOP"] * 5
 KINDS = ["word", "unigram", "bpe", "char"]
@@ -28,7 +28,7 @@ def test_blank_is_no_piece_of_any_text_and_says_nothing(tokens, tmp_path):
     ids = [i for text in TEXTS for i in tokenizer.encode(text)]
 
     assert BLANK not in ids
-    assert UNKNOWN not in ids
+    assert tokenizer.unknown not in ids
     assert tokenizer.pieces[BLANK] == "<blk>"
     assert tokenizer.decode([BLANK, *tokenizer.encode(TEXTS[0]), BLANK]) == TEXTS[0]
     assert tokenizer.decode([]) == ""
@@ -63,7 +63,7 @@ def test_words_outside_the_vocabulary_are_counted_in_a_warning(tmp_path, caplog)
         tokenizer = learn(tmp_path, ["GO GO STOP", "GO", "STOP LEFT"], tokens="word", vocabulary=4)
 
     assert "1 of 3 training transcripts hold a word outside the 4 pieces" in caplog.text
-    assert UNKNOWN in tokenizer.encode("LEFT")
+    assert tokenizer.unknown in tokenizer.encode("LEFT")
 
 
 @pytest.mark.parametrize("tokens", ["unigram", "bpe"])
@@ -90,15 +90,15 @@ def test_a_missing_and_a_damaged_tokenizer_are_named(tmp_path):
 def test_a_grown_tokenizer_spells_what_it_could_not_and_the_old_as_before(tokens, tmp_path):
     old = learn(tmp_path, tokens=tokens)
     new_texts = ["PLAY QUIZ SONGS", "STOP THE MUSIC"]
-    assert any(UNKNOWN in old.encode(text) for text in new_texts)
+    assert any(old.unknown in old.encode(text) for text in new_texts)
 
     grown = old.with_words(new_texts)
 
     assert grown.pieces[: old.size] == old.pieces
     assert [grown.encode(text) for text in TEXTS] == [old.encode(text) for text in TEXTS]
     assert [grown.decode(grown.encode(text)) for text in new_texts] == new_texts
-    assert not any(UNKNOWN in grown.encode(text) for text in new_texts)
-    assert all(UNKNOWN in old.encode(p.strip("\u2581")) for p in grown.pieces[old.size :])
+    assert not any(grown.unknown in grown.encode(text) for text in new_texts)
+    assert all(old.unknown in old.encode(p.strip("\u2581")) for p in grown.pieces[old.size :])
 
 
 @pytest.mark.parametrize("tokens", KINDS)
@@ -107,3 +107,16 @@ def test_a_tokenizer_that_lacks_nothing_does_not_grow(tokens, tmp_path):
 
     assert tokenizer.with_words(TEXTS) is tokenizer
     assert tokenizer.with_words(["NEW"]).model == tokenizer.with_words(["NEW"]).model
+
+
+@pytest.mark.parametrize("is_bpe", [False, True])
+def test_where_no_word_can_begin_with_a_letter_the_space_is_what_is_added(is_bpe):
+    pieces = ["<unk>", "\u2581a", "b"]
+    tokenizer = Tokenizer.of_pieces(pieces, [0.0, -2.0, -3.0], unknown="<unk>", is_bpe=is_bpe)
+
+    grown = tokenizer.with_words(["ab cd"])
+
+    assert grown.pieces[: tokenizer.size] == tokenizer.pieces
+    assert set(grown.pieces[tokenizer.size :]) == {"c", "d", "\u2581"}
+    assert grown.decode(grown.encode("ab cd b")) == "ab cd b"
+    assert grown.encode("ab") == tokenizer.encode("ab")

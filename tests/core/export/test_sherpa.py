@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 from core.config.trial import CorpusConfig
-from core.data.tokenizer import BLANK, UNKNOWN, Tokenizer
+from core.data.tokenizer import BLANK, Tokenizer
 from core.export.onnx.conversion import export_onnx
 from core.export.sherpa import (
     SPEC,
@@ -67,9 +67,21 @@ def test_the_blank_has_the_name_by_which_it_is_found(kind, tmp_path):
 
 
 def test_unknown_words_are_set_apart_without_a_trace(tmp_path):
-    symbols = symbols_of(tokens_text(tokenizer_of("word", tmp_path)))
+    tokenizer = tokenizer_of("word", tmp_path)
+    symbols = symbols_of(tokens_text(tokenizer))
 
-    assert symbols[UNKNOWN] == " \u2047"
+    assert symbols[tokenizer.unknown] == " \u2047"
+
+
+def test_every_piece_keeps_its_symbol_wherever_the_unknown_one_stands():
+    pieces = ["\u2581", "a", "b", "<unk>"]
+    tokenizer = Tokenizer.of_pieces(pieces, [-1.0, -2.0, -3.0, 0.0], unknown="<unk>", is_bpe=False)
+
+    lines = tokens_text(tokenizer).splitlines()
+
+    assert tokenizer.unknown == 4
+    assert lines[:4] == ["<blk> 0", "\u2581 1", "a 2", "b 3"]
+    assert lines[4] == "\u2581\u2047\u00a0 4"
 
 
 def test_a_symbol_with_white_space_is_refused(tmp_path):

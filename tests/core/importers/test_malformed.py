@@ -16,7 +16,7 @@ from core.importers.load import import_model, read_model
 from core.importers.nemo import CONFIG, WEIGHTS
 from core.importers.safe_read import ImportingError, read_archive, read_checkpoint, read_yaml
 
-MODELS = Path(__file__).parents[5] / "shared/data/models"
+MODELS = Path(__file__).parents[4] / "shared/data/models"
 ARCHIVE = MODELS / "fastconformer-8x.nemo"
 needs_models = pytest.mark.skipif(not ARCHIVE.is_file(), reason="../shared/data/models is missing")
 MUTATIONS = 500

@@ -13,7 +13,7 @@ from core.importers.nemo import CONFIG, from_nemo
 from core.importers.safe_read import ImportingError, read_archive
 from core.importers.settings import Settings
 
-MODELS = Path(__file__).parents[5] / "shared/data/models"
+MODELS = Path(__file__).parents[4] / "shared/data/models"
 NAMES = ["conformer-4x", "fastconformer-8x"]
 pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason="../shared/data/models is not there")
 
@@ -87,6 +87,7 @@ def test_a_brought_model_is_a_bundle_with_its_tokens_shifted_by_the_blank(tmp_pa
         ),
         ("normalize: per_feature", "normalize: all_features", r"preprocessor.normalize.*or None"),
         ("features: 80", "features: 128", r"`preprocessor.features` .* must be 80, but is 128"),
+        ("  window_size: 0.025\n", "", r"`preprocessor.window_size`.*0.025, but is 0.02"),
         ("d_model: 64", "d_model: 65", r"`encoder.d_model`.* divisible by n_heads = 4, but is 65"),
         ("n_layers: 2", "n_layers: 3", r"lacks `encoder.layers.2\..*` \(39 missing, 0 unknown\)"),
         ("n_layers: 2", "n_layers: 100000", r"`encoder.n_layers`.* whole number from 1 to 512"),

@@ -72,6 +72,7 @@ def test_log_probabilities_are_torchaudios_on_single_utterances(width, tmp_path)
         ),
         ({"model_type": "whisper"}, r"`model_type` of `config.json` must be that of .*'whisper'"),
         ({"names": {"conformer": "other"}}, r"lacks `other.conformer_layers"),
+        ({"names": {"head": "lm_head"}}, r"a head named `lm_head`, but has no `lm_head.weight`"),
     ],
 )
 def test_a_folder_that_does_not_say_what_it_holds_is_refused(damage, message, tmp_path):

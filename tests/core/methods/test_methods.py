@@ -304,3 +304,15 @@ def test_interctc_truncates_from_the_end_without_a_look_at_the_speech():
 
     values = [scores[f"blocks.{i}"] for i in range(4)]
     assert all(first > second for first, second in pairwise(values))
+
+
+def test_an_axis_whose_weights_are_all_0_is_worth_nothing():
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].ff1.up.weight.zero_()
+        model.blocks[0].ff1.down.weight.zero_()
+
+    scores = magnitudes(model, model.axes())
+
+    assert all(values.isfinite().all() for values in scores.values())
+    assert not scores["blocks.0.ff1.inner"].any()
