@@ -23,7 +23,7 @@ from core.config.settings import ConcreteSettings, MethodSettings
 
 Resource = Literal["flops", "params", "latency"]
 AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
-Repair = Literal["none", "mask", "ls"]
+Repair = Literal["none", "mask", "ls", "sequential"]
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class PruningConfig(_MethodTables):
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
     repair: Repair = "ls"
-    """Adjustment of the consumers of removed units: none, by scaling, or by least squares."""
+    """Adjustment of the consumers of removed units: none, by scaling, by least squares, or by least
+    squares followed by all parts in order of computation, towards the unpruned residual stream."""
     calibration_batches: int = Field(8, ge=1, le=10_000)
     """Batches of training speech for repair and for batch-norm statistics."""
 

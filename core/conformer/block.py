@@ -20,6 +20,8 @@ from core.conformer.norm import LayerNorm
 from core.conformer.shape import BlockShape, Shape
 
 BlockModule = FeedForward | Attention | Convolution
+BLOCK_SHARES = {"ff1": 0.5, "attention": 1.0, "convolution": 1.0, "ff2": 0.5}
+"""Modules of a block in order, and the factor with which each is added to the residual stream."""
 
 
 class Block(nn.Module):
@@ -81,13 +83,13 @@ class Block(nn.Module):
             closed: names of modules.
         """
         if self.ff1 is not None and self.ff1.name not in closed:
-            x = self._with(x, self.ff1(x), share=0.5)
+            x = self._with(x, self.ff1(x), share=BLOCK_SHARES["ff1"])
         if self.attention is not None and self.attention.name not in closed:
             x = self._with(x, self.attention(x, is_frame, distances))
         if self.convolution is not None and self.convolution.name not in closed:
             x = self._with(x, self.convolution(x, is_frame))
         if self.ff2 is not None and self.ff2.name not in closed:
-            x = self._with(x, self.ff2(x), share=0.5)
+            x = self._with(x, self.ff2(x), share=BLOCK_SHARES["ff2"])
         return self.norm(x)
 
     def _with(

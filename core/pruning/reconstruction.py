@@ -24,6 +24,7 @@ from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
 from core.pruning.extraction import extract_factored, open_blocks, small_name
 from core.pruning.low_rank import multiply_factors
+from core.pruning.sequential import Remaining, reconstruct_streams
 from core.pruning.space import Choice
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
@@ -55,7 +56,8 @@ def extract_and_reconstruct(
         model: the student with all its units.
         reference: gates under which the student computes the target; empty for all open.
         choice: the units that stay.
-        how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them.
+        how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them,
+            `sequential` then refits all modules in order (`core/pruning/sequential.py`).
         speech: on which the consumers' inputs are measured.
     """
     device = model.head.weight.device
@@ -88,7 +90,41 @@ def extract_and_reconstruct(
         _reconstruct_layer(
             module, consumer, folded, gram, rows=rows, kept_units=kept_units, how=how
         )
-    return multiply_factors(small)
+    small = multiply_factors(small)
+    if how == "sequential":
+        _reconstruct_streams(model, small, choice, target, speech, is_gated=bool(reference))
+    return small
+
+
+def _reconstruct_streams(
+    model: Conformer,
+    small: Conformer,
+    choice: Choice,
+    target: Mask,
+    speech: Calibration,
+    *,
+    is_gated: bool,
+) -> None:
+    """Bring the residual stream of the small model back to that of the reference."""
+    whole = extract_factored(model, target) if is_gated else model
+    blocks = open_blocks(model.shape, target) if is_gated else tuple(range(len(model.blocks)))
+    remaining = open_blocks(model.shape, choice)
+
+    def indices(name: str) -> Tensor:
+        """Return the remaining units of an axis, by their numbers in the reference."""
+        return kept_unit_indices(choice[name][kept_unit_indices(target[name])].float())
+
+    channels = {
+        number: indices(f"blocks.{old}.convolution.channel")
+        for number, old in enumerate(blocks)
+        if f"blocks.{old}.convolution.channel" in choice
+    }
+    remaining_units = Remaining(
+        width=indices("width"),
+        blocks=tuple(number for number, old in enumerate(blocks) if old in remaining),
+        channels=channels,
+    )
+    reconstruct_streams(small, whole, remaining_units, speech)
 
 
 def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[str, Tensor]:

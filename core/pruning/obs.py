@@ -1,0 +1,150 @@
+"""Structured OBS: the order in which units are removed, and what each removal costs.
+
+Optimal Brain Surgeon (Hassibi and Stork, 1993) for groups of inputs, as in ZipLM (Kurtic et al.,
+arXiv 2302.04089). A consumer W of inputs X loses the inputs S of a unit, and all its other columns
+are adjusted so that its output changes as little as possible. With H = X^T X and P = H^-1:
+
+    W'     = W - W_S K            where K = (P_SS)^-1 P_S
+    growth = tr((P_SS)^-1 M_SS)   where M = W^T F W
+
+`growth` is by how much tr(F (W - W') H (W - W')^T) becomes larger, F weighing the outputs. Units
+are removed one at a time, the cheapest first: of two units that duplicate each other, only one is
+cheap to remove.
+
+M and P are all that is needed. A removal changes both by matrices of low rank, and these are
+collected and added `PENDING` at a time, which is exact: each removal reads only the rows that it
+needs. So an axis of 4,096 inputs takes seconds, where one update of everything after the other
+takes minutes.
+
+Shapes: I inputs, those that always stay (the bias) last; U units of b inputs; r pending rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PENDING = 64
+"""Rows of low-rank changes that are collected before they are added."""
+DAMPING = 1e-6
+"""Share of the mean of H's diagonal that is added to it: inputs may depend on each other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemovalOrder:
+    """All units of an axis, the first one to be removed first."""
+
+    units: Int[Tensor, " units"]
+    growth: Float[Tensor, " units"]
+    """Growth of the error with each removal, in the same order."""
+
+
+def removal_order(
+    gram: Float[Tensor, "inputs inputs"],
+    products: Float[Tensor, "inputs inputs"],
+    *,
+    num_units: int,
+    unit_inputs: int,
+    damping: float = DAMPING,
+    pending: int = PENDING,
+) -> RemovalOrder:
+    """Return the order of structured OBS, from the first unit to the last.
+
+    Args:
+        gram: H, in double precision.
+        products: M = W^T F W, likewise.
+        num_units: units; unit u has the inputs u * unit_inputs and following.
+        unit_inputs: inputs of one unit. Inputs beyond those of all units always stay.
+        damping: share of the mean of H's diagonal that is added to it.
+        pending: rows of changes that are collected; the result does not depend on it.
+    """
+    ridge = damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    inverse = torch.linalg.inv(gram + ridge)
+    elimination = _Elimination(inverse, products, num_units, unit_inputs, pending)
+    units, growth = [], []
+    for _ in range(num_units):
+        unit, cost = elimination.cheapest()
+        units.append(unit)
+        growth.append(cost)
+        elimination.remove(unit)
+    return RemovalOrder(
+        units=torch.tensor(units), growth=torch.tensor(growth, dtype=torch.float64).clamp_min(0)
+    )
+
+
+class _Elimination:
+    """H^-1 and M while units are removed, with the changes that are not added yet.
+
+    P = inverse - rows^T @ steps and M = products - steps^T @ halves - halves^T @ steps, where each
+    of the three lists has a row for each removed input.
+    """
+
+    def __init__(
+        self,
+        inverse: Float[Tensor, "inputs inputs"],
+        products: Float[Tensor, "inputs inputs"],
+        num_units: int,
+        unit_inputs: int,
+        pending: int,
+    ) -> None:
+        self._inverse, self._products = inverse, products.clone()
+        self._units, self._block = num_units, unit_inputs
+        self._pending = max(pending, unit_inputs)
+        self._lists = [inverse.new_zeros(0, len(inverse)) for _ in range(3)]  # rows, steps, halves
+        self._remaining = torch.ones(num_units, dtype=torch.bool)
+        # What each unit alone would cost needs its own entries only: these are kept up to date.
+        self._own_inverse = self._own(self._inverse)
+        self._own_products = self._own(self._products)
+
+    def _own(self, matrix: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "units block block"]:
+        inside, block = self._units * self._block, self._block
+        tiles = matrix[:inside, :inside].view(self._units, block, self._units, block)
+        return tiles.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+
+    def cheapest(self) -> tuple[int, float]:
+        """Return the unit whose removal costs least, and its cost."""
+        index = self._remaining.nonzero().squeeze(1)
+        inverse, products = self._own_inverse[index], self._own_products[index]
+        if self._block == 1:
+            growth = (products / inverse)[:, 0, 0]
+        else:
+            growth = torch.linalg.solve(inverse, products).diagonal(dim1=1, dim2=2).sum(1)
+        best = int(growth.argmin())
+        return int(index[best]), float(growth[best])
+
+    def remove(self, unit: int) -> None:
+        """Remove a unit's inputs and adjust everything else."""
+        inputs = slice(unit * self._block, (unit + 1) * self._block)
+        rows, steps, halves = self._lists
+        row = self._inverse[inputs] - rows[:, inputs].T @ steps
+        product = self._products[inputs] - steps[:, inputs].T @ halves - halves[:, inputs].T @ steps
+        step = torch.linalg.solve(row[:, inputs], row)
+        # M - step^T product - product^T step + step^T M_SS step, as two terms instead of three.
+        half = product - 0.5 * product[:, inputs] @ step
+        self._remaining[unit] = False
+        self._update_own(row, step, half)
+        self._lists = [torch.cat(pair) for pair in zip(self._lists, (row, step, half), strict=True)]
+        if len(self._lists[0]) >= self._pending:
+            self._add_pending()
+
+    def _update_own(
+        self,
+        row: Float[Tensor, "block inputs"],
+        step: Float[Tensor, "block inputs"],
+        half: Float[Tensor, "block inputs"],
+    ) -> None:
+        inside = self._units * self._block
+        r, s, h = (
+            x[:, :inside].unflatten(1, (self._units, self._block)) for x in (row, step, half)
+        )
+        self._own_inverse -= torch.einsum("kui,kuj->uij", r, s)
+        change = torch.einsum("kui,kuj->uij", s, h)
+        self._own_products -= change + change.mT
+
+    def _add_pending(self) -> None:
+        rows, steps, halves = self._lists
+        self._inverse.addmm_(rows.T, steps, alpha=-1)
+        self._products.addmm_(steps.T, halves, alpha=-1)
+        self._products.addmm_(halves.T, steps, alpha=-1)
+        self._lists = [rows[:0], steps[:0], halves[:0]]

@@ -1,0 +1,230 @@
+"""Sensitivity tables: how far the output moves as units of an axis go, found by one backward pass.
+
+To second order, a change dW of a consumer moves the distribution over tokens by
+
+    KL = tr(F dW H dW^T) / 2   nats a frame,
+
+with H = X^T X of its inputs and F the mean of g g^T over its rows, g being the gradient of
+-log p(label) with respect to its output, of a label drawn from the model's own distribution. This
+is the Fisher information as a Kronecker product (K-FAC: Martens and Grosse, 2015), used for whole
+structures by LLM Surgeon (van der Ouderaa et al., arXiv 2312.17244). Structured OBS gives the
+smallest such KL after each removal, so order and table of an axis come from one elimination.
+
+No transcript is read: the labels are drawn.
+
+Example: a table 0.001, 0.003, 0.010 says that the first unit of the order costs 0.001 nats a frame,
+the first two 0.003 and all three 0.010, when the consumer is refitted each time.
+
+Shapes: U units of an axis, I inputs of a consumer, with a last column of ones, O its outputs, V
+vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+
+from core.config.pruning import Resource
+from core.conformer.axes import Axis
+from core.conformer.masking import Folded, fold, gated_forward, named_tensors
+from core.conformer.model import Conformer
+from core.pruning.ablation import identity_fold
+from core.pruning.obs import removal_order
+from core.pruning.reconstruction import Calibration, Consumer, consumers, input_grams
+from core.pruning.space import Space, unit_share
+
+WITHIN_LEVEL = 1e-6
+"""By how much of its value a unit outranks the one that goes just before it at the same price."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SensitivityTable:
+    """What it costs to remove units of one axis, in the order in which they go."""
+
+    axis: Axis
+    order: Int[Tensor, " units"]
+    """All units, the first one to be removed first."""
+    counts: Int[Tensor, " levels"]
+    """Removed units at each level, increasing."""
+    increase: Float[Tensor, " levels"]
+    """KL from the unpruned model's distribution at each level, in nats a frame."""
+
+
+def fisher_tables(
+    model: Conformer, space: Space, speech: Calibration, *, seed: int
+) -> Iterator[SensitivityTable]:
+    """Yield the table of each axis that has a consumer, one level for each unit.
+
+    Args:
+        model: the unpruned model; its gradients are not touched.
+        space: which axes may lose units.
+        speech: calibration speech, walked through twice.
+        seed: of the labels that are drawn.
+    """
+    prunable = {axis.name for axis in space.units}
+    targets = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
+    grams = input_grams(model, identity_fold(model), targets, speech)
+    fisher, num_frames = output_fisher(model, [c.module for c in targets], speech, seed=seed)
+    tensors = named_tensors(model)
+    for consumer in targets:
+        gram = grams.pop(consumer.module).cpu()
+        columns = _columns(tensors, consumer)
+        weight = fisher[consumer.module].cpu() / gram[-1, -1]  # the last entry counts rows
+        order = removal_order(
+            gram if columns.shape[1] == len(gram) else gram[:-1, :-1],
+            columns.T @ weight @ columns,
+            num_units=consumer.axis.size,
+            unit_inputs=(len(gram) - 1) // consumer.axis.size,
+        )
+        yield SensitivityTable(
+            axis=consumer.axis,
+            order=order.units,
+            counts=torch.arange(1, consumer.axis.size + 1),
+            increase=0.5 * order.growth.cumsum(0) / num_frames,
+        )
+
+
+def _columns(tensors: Mapping[str, Tensor], consumer: Consumer) -> Float[Tensor, "outputs inputs"]:
+    """Return the consumer's weight in double precision, its bias as a last column if it has one."""
+    weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
+    bias = tensors.get(f"{consumer.module}.bias")
+    return weight if bias is None else torch.cat((weight, bias.detach().double().cpu()[:, None]), 1)
+
+
+def output_fisher(
+    model: Conformer, modules: Sequence[str], speech: Calibration, *, seed: int
+) -> tuple[dict[str, Float[Tensor, "_ _"]], int]:
+    """Return the sum of g g^T over each module's output rows, and the number of frames.
+
+    Args:
+        model: evaluated as it is.
+        modules: names of linear layers and convolutions.
+        speech: calibration speech.
+        seed: of the labels, which are drawn from the model's own distribution.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, Tensor] = {}
+    num_frames = 0
+    for features, lengths in speech:
+        with torch.enable_grad(), _watch_outputs(model, modules) as outputs:
+            output = model(features.detach().requires_grad_(), lengths)
+            log_probs = output.logits.float().log_softmax(-1)[output.is_frame]
+            labels = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator)
+            loss = -log_probs.gather(1, labels.to(log_probs.device)).sum()
+            gradients = torch.autograd.grad(
+                loss, list(outputs.values()), allow_unused=True, materialize_grads=True
+            )
+        num_frames += len(log_probs)
+        for name, gradient in zip(outputs, gradients, strict=True):
+            rows = _rows(gradient)
+            sums[name] = sums.get(name, 0) + rows.T @ rows
+    return sums, num_frames
+
+
+def _rows(gradient: Float[Tensor, "batch ..."]) -> Float[Tensor, "rows outputs"]:
+    """Return gradients with outputs last; a convolution's image has its channels second."""
+    is_image = gradient.dim() == 4
+    last = gradient.permute(0, 2, 3, 1) if is_image else gradient
+    return last.reshape(-1, last.shape[-1]).double()
+
+
+@contextmanager
+def _watch_outputs(model: Conformer, modules: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    outputs: dict[str, Tensor] = {}
+
+    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            del module, inputs
+            outputs[name] = output
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [watch(name) for name in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measured_table(
+    model: Conformer,
+    axis: Axis,
+    order: Int[Tensor, " units"],
+    speech: Calibration,
+    *,
+    levels: int,
+) -> SensitivityTable:
+    """Return the table of an axis, measured by closing its gates level by level, nothing refitted.
+
+    For axes without a consumer of their own, such as the residual width.
+
+    Args:
+        model: the unpruned model.
+        axis: whose units are closed.
+        order: the units, the first one to be removed first.
+        speech: calibration speech, walked through once for each level.
+        levels: how many numbers of removed units are measured.
+    """
+    most = axis.size - axis.floor
+    counts = sorted({round(most * (level + 1) / levels) for level in range(levels)} - {0})
+    whole, increases = identity_fold(model), []
+    for count in counts:
+        gates = torch.ones(axis.size, device=model.head.weight.device)
+        gates[order[:count]] = 0
+        folded = fold(named_tensors(model), model.axes(), {axis.name: gates})
+        increases.append(output_kl(model, whole, folded, speech))
+    rising = np.maximum.accumulate([0.0, *increases])[1:]
+    return SensitivityTable(
+        axis=axis,
+        order=order,
+        counts=torch.tensor(counts),
+        increase=torch.from_numpy(rising.astype(np.float64)),
+    )
+
+
+@torch.no_grad()
+def output_kl(model: Conformer, whole: Folded, changed: Folded, speech: Calibration) -> float:
+    """Return the mean KL from the whole model's distributions, over real frames."""
+    model.eval()
+    total, count = 0.0, 0
+    for features, lengths in speech:
+        output = gated_forward(model, features, lengths, whole)
+        expected = output.logits.float().log_softmax(-1)[output.is_frame]
+        other = gated_forward(model, features, lengths, changed).logits
+        actual = other.float().log_softmax(-1)[output.is_frame]
+        total += float((expected.exp() * (expected - actual)).sum())
+        count += len(expected)
+    return total / max(1, count)
+
+
+def table_scores(
+    space: Space, tables: Sequence[SensitivityTable], resource: Resource
+) -> dict[str, Float[Tensor, " _"]]:
+    """Return the price of each unit: the KL that its removal adds, for each share of the resource.
+
+    Within an axis the price of the next unit never falls, as pools of levels share their mean
+    (isotonic regression): otherwise a dear unit would hide cheap ones behind it.
+    """
+    return {
+        table.axis.name: unit_prices(table) / unit_share(space, table.axis.name, resource)
+        for table in tables
+    }
+
+
+def unit_prices(table: SensitivityTable) -> Float[Tensor, " units"]:
+    """Return the KL that each unit's removal adds, by its number; units of no level must stay."""
+    counts = np.diff(table.counts.numpy(), prepend=0)
+    steps = np.diff(table.increase.numpy(), prepend=0.0) / counts
+    pooled = isotonic_regression(steps, weights=counts).x
+    prices = torch.full((table.axis.size,), torch.inf, dtype=torch.float64)
+    removed = table.order[: int(counts.sum())]
+    position = torch.arange(len(removed), dtype=torch.float64)
+    prices[removed] = torch.from_numpy(np.repeat(pooled, counts)) * (1 + WITHIN_LEVEL * position)
+    return prices

@@ -1,0 +1,261 @@
+"""Sequential reconstruction: the residual stream of a pruned model, brought back module by module.
+
+Both models walk through the calibration speech in step. After each part, its output projection is
+refitted by least squares so that the pruned model's residual stream comes nearest to the unpruned
+one's, on the entries of the width that are left:
+
+    target of the part = (stream of the unpruned model after it - own stream before it) / share
+
+where `share` is the part's factor in the sum, 0.5 for a feed-forward. So a part corrects errors of
+earlier parts, and of parts that are gone. The front end's projection comes first, the head last,
+towards the unpruned logits. A ridge pulls towards the layer as it is: few frames cannot ruin it.
+
+Batch-norm statistics move with their inputs: by the difference of means and the ratio of variances
+between the two models. An unpruned model is left as it is.
+
+Memory holds the two residual streams and the inputs of one projection, whatever the depth.
+
+Shapes: B batch, T frames, N real frames, D width of the pruned model, W of the unpruned one.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from core.conformer.attention import Attention, distance_table
+from core.conformer.block import BLOCK_SHARES
+from core.conformer.convolution import Convolution
+from core.conformer.factored import Factored
+from core.conformer.model import Conformer
+
+RIDGE = 1e-3
+"""Share of the mean of the inputs' squares by which a layer is drawn towards itself."""
+SMALL = 1e-12
+"""Added to variances: a channel that never moves has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remaining:
+    """Which parts of the unpruned model the pruned one has, by the numbers of the former."""
+
+    width: Int[Tensor, " width"]
+    blocks: tuple[int, ...]
+    channels: dict[int, Int[Tensor, " _"]]
+    """Channels of the convolution module, by block; blocks without it have no entry."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Stream:
+    """Where the two models are in one batch."""
+
+    is_frame: Bool[Tensor, "batch time"]
+    whole: Float[Tensor, "batch time whole_width"]
+    """Residual stream of the unpruned model."""
+    small: Float[Tensor, "batch time width"]
+
+
+def reconstruct_streams(
+    small: Conformer,
+    whole: Conformer,
+    remaining: Remaining,
+    speech: Iterable[tuple[Tensor, Tensor]],
+    *,
+    ridge: float = RIDGE,
+) -> None:
+    """Refit the output projections of a pruned model in order of computation, in place.
+
+    Args:
+        small: the pruned model.
+        whole: the model whose residual stream is the target.
+        remaining: what of it the pruned one has.
+        speech: calibration speech, walked through once.
+        ridge: share of the mean square of the inputs that draws a layer towards itself.
+    """
+    small.eval()
+    whole.eval()
+    with torch.no_grad():
+        streams = _reconstruct_frontend(small, whole, remaining, speech, ridge)
+        for number, block in enumerate(whole.typed_blocks()):
+            own = (
+                small.typed_blocks()[remaining.blocks.index(number)]
+                if number in remaining.blocks
+                else None
+            )
+            for name, share in BLOCK_SHARES.items():
+                part, other = getattr(own, name, None), getattr(block, name)
+                if isinstance(part, Convolution) and other is not None:
+                    _move_statistics(part, other, remaining.channels[number], streams)
+                _reconstruct_part(
+                    part, other, streams, share=share, width=remaining.width, ridge=ridge
+                )
+            for stream in streams:
+                stream.whole = block.norm(stream.whole)
+                stream.small = stream.small if own is None else own.norm(stream.small)
+        fit = _LeastSquares(small.head, ridge)
+        for stream in streams:
+            fit.add(stream.small[stream.is_frame], whole.head(stream.whole[stream.is_frame]))
+        fit.solve()
+
+
+def _reconstruct_frontend(
+    small: Conformer,
+    whole: Conformer,
+    remaining: Remaining,
+    speech: Iterable[tuple[Tensor, Tensor]],
+    ridge: float,
+) -> list[_Stream]:
+    """Refit the front end's projection; return the streams after it, one a batch."""
+    fit, streams, inputs = _LeastSquares(small.frontend.linear, ridge), [], []
+    for features, num_frames in speech:
+        x, y = (m.frontend.stack_channels(features, num_frames) for m in (small, whole))
+        target = whole.frontend.linear(y)
+        frames = small.frontend.output_frames(num_frames)
+        is_frame = torch.arange(x.shape[1], device=x.device) < frames[:, None]
+        fit.add(x[is_frame], target[is_frame][:, remaining.width])
+        streams.append(_Stream(is_frame=is_frame, whole=target, small=x))
+        inputs.append(x)
+    fit.solve()
+    for stream, x in zip(streams, inputs, strict=True):
+        stream.small = small.frontend.linear(x)
+    return streams
+
+
+def _reconstruct_part(
+    part: nn.Module | None,
+    other: nn.Module | None,
+    streams: Sequence[_Stream],
+    *,
+    share: float,
+    width: Int[Tensor, " width"],
+    ridge: float,
+) -> None:
+    """Refit a part's projection, and move both streams behind the part.
+
+    A part that is gone is passed by: what the unpruned model adds there is missing until a later
+    part makes up for it.
+    """
+    hidden = [] if part is None else [_hidden(part, stream) for stream in streams]
+    if other is not None:
+        for stream in streams:
+            stream.whole = stream.whole + share * _module_output(
+                other, stream.whole, stream.is_frame
+            )
+    if part is None:
+        return
+    fit = _LeastSquares(_projection(part), ridge)
+    for x, stream in zip(hidden, streams, strict=True):
+        missing = stream.whole[..., width] - stream.small
+        fit.add(x[stream.is_frame], missing[stream.is_frame] / share)
+    fit.solve()
+    for x, stream in zip(hidden, streams, strict=True):
+        stream.small = stream.small + share * fit.layer(x)
+
+
+def _module_output(
+    part: nn.Module, x: Float[Tensor, "batch time width"], is_frame: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time width"]:
+    """Return what a module of a block adds to the residual stream."""
+    if isinstance(part, Attention):
+        table = distance_table(
+            x.shape[1], part.position.in_features, device=x.device, dtype=x.dtype
+        )
+        return part(x, is_frame, table)
+    return part(x, is_frame) if isinstance(part, Convolution) else part(x)
+
+
+def _hidden(part: nn.Module, stream: _Stream) -> Float[Tensor, "batch time inputs"]:
+    """Return the inputs of a module's output projection."""
+    return _inputs_of(
+        _projection(part), lambda: _module_output(part, stream.small, stream.is_frame)
+    )
+
+
+def _inputs_of(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+    """Return the inputs that a module receives in a run."""
+    caught: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _projection(part: nn.Module) -> nn.Linear:
+    """Return the layer that writes to the residual stream; of two factors the second."""
+    layer = part.output if isinstance(part, Attention) else part.down
+    last = layer.expand if isinstance(layer, Factored) else layer
+    assert isinstance(last, nn.Linear)
+    return last
+
+
+def _move_statistics(
+    small: Convolution,
+    whole: Convolution,
+    channels: Int[Tensor, " channels"],
+    streams: Sequence[_Stream],
+) -> None:
+    """Move the batch-norm statistics of a pruned module as its inputs have moved.
+
+    Example: where a channel's mean is 0.2 higher than the unpruned model's on the same speech, and
+    its variance 1.5 times as large, so become its running mean and variance.
+    """
+    mean, variance = _moments(small, [(s.small, s.is_frame) for s in streams])
+    old_mean, old_variance = _moments(whole, [(s.whole, s.is_frame) for s in streams])
+    norm, reference = small.batch_norm, whole.batch_norm
+    moved = reference.running_mean[channels] + (mean - old_mean[channels])
+    ratio = (variance + SMALL) / (old_variance[channels] + SMALL)
+    norm.running_mean.copy_(moved)
+    norm.running_var.copy_(reference.running_var[channels] * ratio)
+
+
+def _moments(
+    part: Convolution, streams: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Return mean and variance of the batch norm's inputs over real frames, in double precision."""
+    total = squares = torch.zeros(1, dtype=torch.float64)
+    count = 0
+    for x, is_frame in streams:
+        inputs = _inputs_of(part.batch_norm, lambda x=x, f=is_frame: _module_output(part, x, f))
+        real = inputs[is_frame].double().cpu()
+        total, squares = total + real.sum(0), squares + real.square().sum(0)
+        count += len(real)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp_min(0)
+    return mean.to(part.batch_norm.running_mean), variance.to(part.batch_norm.running_var)
+
+
+class _LeastSquares:
+    """The layer's weights that come nearest to targets, with a ridge towards what they are."""
+
+    def __init__(self, layer: nn.Linear, ridge: float) -> None:
+        self.layer, self._ridge = layer, ridge
+        size = layer.in_features + (layer.bias is not None)
+        options = {"dtype": torch.float64, "device": layer.weight.device}
+        self._gram = torch.zeros(size, size, **options)
+        self._cross = torch.zeros(layer.out_features, size, **options)
+
+    def add(
+        self, inputs: Float[Tensor, "frames inputs"], targets: Float[Tensor, "frames outputs"]
+    ) -> None:
+        """Add the frames of a batch."""
+        missing = (targets - self.layer(inputs)).double()
+        x = inputs.double()
+        if self.layer.bias is not None:
+            x = torch.cat((x, x.new_ones(len(x), 1)), 1)
+        self._gram += x.T @ x
+        self._cross += missing.T @ x
+
+    def solve(self) -> None:
+        """Change the layer to the solution."""
+        size = len(self._gram)
+        penalty = self._ridge * self._gram.diagonal().mean().clamp_min(SMALL)
+        eye = torch.eye(size, dtype=torch.float64, device=self._gram.device)
+        change = torch.linalg.solve(self._gram + penalty * eye, self._cross.T).T
+        columns = self.layer.in_features
+        self.layer.weight += change[:, :columns].to(self.layer.weight)
+        if self.layer.bias is not None:
+            self.layer.bias += change[:, columns].to(self.layer.bias)

@@ -1,0 +1,142 @@
+"""Sensitivity tables: the Fisher against measured KL, and what scores make of a table."""
+
+import pytest
+import torch
+
+from core.conformer.masking import Folded
+from core.pruning.ablation import identity_fold
+from core.pruning.reconstruction import consumers, input_grams
+from core.pruning.sensitivity import (
+    SensitivityTable,
+    fisher_tables,
+    measured_table,
+    output_fisher,
+    output_kl,
+    table_scores,
+    unit_prices,
+)
+from core.pruning.space import Space
+from core.testing import ragged_speech, small_model
+
+AXES = ["frontend", "width", "head", "inner", "channel", "module"]
+SHORTEST = 7
+"""Mel frames of one output frame: then a consumer has one row, and no approximation is left."""
+
+
+@pytest.fixture
+def model():
+    return small_model().eval().requires_grad_()
+
+
+def one_frame_many_times(count):
+    features, _ = ragged_speech(SHORTEST)
+    return [(features.expand(count, -1, -1), torch.full((count,), SHORTEST))]
+
+
+@pytest.mark.parametrize("module", ["blocks.0.ff1.down", "blocks.1.ff2.down"])
+def test_of_small_changes_the_fisher_tells_the_kl(model, module):
+    space = Space.of(model, AXES, 4.0)
+    consumer = next(c for c in consumers(list(space.axes)) if c.module == module)
+    whole = identity_fold(model)
+    gram = input_grams(model, whole, [consumer], one_frame_many_times(1))[module]
+    fisher, num_frames = output_fisher(model, [module], one_frame_many_times(20_000), seed=0)
+    weight = whole.tensors[f"{module}.weight"].detach()
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+
+    ratios = []
+    for size in (1.0, 0.1, 0.01):
+        tensors = dict(whole.tensors) | {f"{module}.weight": weight + size * change}
+        moved = Folded(tensors=tensors, closed=frozenset())
+        kl = output_kl(model.double(), *_doubled(whole, moved), _doubled_speech())
+        model.float()
+        d = size * change.double()
+        second_order = torch.trace(fisher[module] / num_frames @ d @ gram[:-1, :-1] @ d.T) / 2
+        ratios.append(float(second_order) / kl)
+
+    assert ratios[2] == pytest.approx(1, abs=0.05)  # labels are drawn 20,000 times
+    assert abs(ratios[2] - 1) <= abs(ratios[0] - 1)
+
+
+def _doubled(*folded):
+    return [
+        Folded(tensors={n: t.double() for n, t in f.tensors.items()}, closed=f.closed)
+        for f in folded
+    ]
+
+
+def _doubled_speech():
+    return [(features.double(), lengths) for features, lengths in one_frame_many_times(1)]
+
+
+def test_tables_rise_and_order_every_unit_once(model):
+    space = Space.of(model, AXES, 4.0)
+    speech = [ragged_speech(120, 90, seed=s) for s in range(3)]
+
+    tables = list(fisher_tables(model, space, speech, seed=0))
+
+    assert len(tables) > 4
+    for table in tables:
+        assert sorted(table.order.tolist()) == list(range(table.axis.size))
+        assert (table.increase.diff() >= 0).all()
+        assert table.increase[-1] > 0
+
+
+def test_tables_do_not_hear_padding(model):
+    space = Space.of(model, AXES, 4.0)
+    features, lengths = ragged_speech(120, 90)
+    longer = torch.nn.functional.pad(features, (0, 0, 0, 64))
+
+    plain = fisher_tables(model, space, [(features, lengths)], seed=0)
+    padded = fisher_tables(model, space, [(longer, lengths)], seed=0)
+
+    for a, b in zip(plain, padded, strict=True):
+        assert torch.allclose(a.increase, b.increase, rtol=1e-3)
+
+
+def test_a_measured_table_starts_with_the_levels_that_it_was_asked_for(model):
+    space = Space.of(model, AXES, 4.0)
+    width = next(axis for axis in space.axes if axis.kind == "width")
+
+    table = measured_table(
+        model, width, torch.arange(width.size), [ragged_speech(90, 60)], levels=4
+    )
+
+    assert len(table.counts) <= 4
+    assert int(table.counts[-1]) == width.size - width.floor
+    assert (table.increase.diff() >= 0).all()
+
+
+def test_prices_never_fall_along_the_order_and_sum_to_the_table():
+    axis = next(a for a in small_model().axes() if a.kind == "inner")
+    order = torch.randperm(axis.size, generator=torch.Generator().manual_seed(0))
+    increase = torch.tensor([0.5, 0.6, 0.7, 2.0]).double()
+    counts = torch.tensor([1, 3, 4, axis.size])
+    table = SensitivityTable(axis=axis, order=order, counts=counts, increase=increase)
+
+    prices = unit_prices(table)[order]
+
+    assert (prices.diff() > 0).all()
+    assert float(prices.sum()) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_units_beyond_the_last_level_must_stay():
+    axis = next(a for a in small_model().axes() if a.kind == "inner")
+    order = torch.arange(axis.size)
+    table = SensitivityTable(
+        axis=axis, order=order, counts=torch.tensor([2]), increase=torch.tensor([0.1]).double()
+    )
+
+    prices = unit_prices(table)
+
+    assert prices[2:].isinf().all()
+    assert prices[:2].isfinite().all()
+
+
+def test_scores_are_prices_for_the_share_of_the_resource(model):
+    space = Space.of(model, AXES, 4.0)
+    tables = list(fisher_tables(model, space, [ragged_speech(90, 60)], seed=0))
+
+    flops, params = (table_scores(space, tables, resource) for resource in ("flops", "params"))
+
+    assert flops.keys() == params.keys() == {table.axis.name for table in tables}
+    assert any(not torch.allclose(flops[name], params[name]) for name in flops)

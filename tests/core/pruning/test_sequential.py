@@ -1,0 +1,85 @@
+"""Sequential reconstruction brings a pruned model's residual stream back to the whole one's."""
+
+import pytest
+import torch
+
+from core.pruning.extraction import clone
+from core.pruning.reconstruction import extract_and_reconstruct
+from core.pruning.space import Space
+from core.testing import ragged_speech, random_mask, small_model
+
+AXES = ["frontend", "width", "head", "inner", "channel", "module"]
+
+
+@pytest.fixture
+def speech():
+    return [ragged_speech(200, 160, 90, seed=seed) for seed in range(4)]
+
+
+def shifted_model(speech):
+    """A model whose batch norms have seen this speech, and whose biases are not zero."""
+    model = small_model()
+    model.train()
+    with torch.no_grad():
+        for features, num_frames in speech:
+            model(features, num_frames)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def output_error(small, whole, speech):
+    """Squared distance of the logits over real frames."""
+    total = 0.0
+    with torch.no_grad():
+        for features, num_frames in speech:
+            expected, actual = whole(features, num_frames), small(features, num_frames)
+            gap = (expected.logits - actual.logits)[expected.is_frame]
+            total += float(gap.square().sum())
+    return total
+
+
+def test_an_unpruned_model_stays_as_it_is(speech):
+    model = shifted_model(speech)
+    choice = Space.of(model, AXES, 4.0).open_choice()
+
+    small = extract_and_reconstruct(clone(model), {}, choice, how="sequential", speech=speech)
+
+    for features, num_frames in speech:
+        a, b = model(features, num_frames), small(features, num_frames)
+        assert torch.allclose(a.logits[a.is_frame], b.logits[b.is_frame], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["binary", "empty_axes", "empty_modules", "empty_blocks"])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_output_comes_nearer_than_by_least_squares_alone(speech, kind, seed):
+    model = shifted_model(speech)
+    space = Space.of(model, AXES, 4.0)
+    mask = random_mask(model.axes(), kind, seed)
+    choice = {name: values > 0 for name, values in mask.items()}
+
+    errors = [
+        output_error(
+            extract_and_reconstruct(clone(model), {}, choice, how=how, speech=speech),
+            model,
+            speech,
+        )
+        for how in ("none", "ls", "sequential")
+    ]
+
+    assert space.choice_cost(choice).flops < space.unpruned.flops
+    assert errors[2] < errors[1]
+    assert errors[2] < errors[0]
+
+
+def test_padding_changes_nothing(speech):
+    model = shifted_model(speech)
+    choice = {n: v > 0 for n, v in random_mask(model.axes(), "binary", 1).items()}
+    padded = [(torch.nn.functional.pad(f, (0, 0, 0, 40)), n) for f, n in speech]
+
+    small = extract_and_reconstruct(clone(model), {}, choice, how="sequential", speech=speech)
+    other = extract_and_reconstruct(clone(model), {}, choice, how="sequential", speech=padded)
+
+    for a, b in zip(small.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
