@@ -10,13 +10,20 @@ without transcripts.
 The residual width has no consumer of its own. Its units go by magnitude, and its table is measured.
 """
 
+from pydantic import Field
+
+from core.config.settings import MethodSettings
 from core.methods.magnitude import magnitudes
 from core.pruning.sensitivity import fisher_tables, measured_table, table_scores
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
-LEVELS = 8
-"""Widths at which the table of the residual width is measured."""
+
+class Settings(MethodSettings):
+    """Settings of `obs`."""
+
+    levels: int = Field(8, ge=1, le=1024)
+    """Numbers of removed units at which the table of the residual width is measured."""
 
 
 class Obs(Method):
@@ -26,22 +33,16 @@ class Obs(Method):
         """Return the prices of all units, from the tables of all axes."""
         del search
         student, space = ctx.student.eval(), ctx.space
+        config = ctx.config.pruning
         tables = list(fisher_tables(student, space, ctx.speech, seed=ctx.config.seed))
         with_table = {table.axis.name for table in tables}
         without = [axis for axis in space.units if axis.name not in with_table]
         weights = magnitudes(student, without)
-        tables += [
-            measured_table(
-                student,
-                axis,
-                weights[axis.name].argsort(stable=True),
-                ctx.speech,
-                levels=LEVELS,
-            )
-            for axis in without
-        ]
-        scores = table_scores(space, tables, ctx.config.pruning.resource)
-        return SearchResult(scores=scores, reference={})
+        levels = config.settings(Settings).levels
+        for axis in without:
+            order = weights[axis.name].argsort(stable=True)
+            tables.append(measured_table(student, axis, order, ctx.speech, levels=levels))
+        return SearchResult(scores=table_scores(space, tables, config.resource), reference={})
 
 
 METHOD = Obs()

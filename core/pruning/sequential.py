@@ -20,6 +20,7 @@ Shapes: B batch, T frames, N real frames, D width of the pruned model, W of the 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -219,7 +220,7 @@ def _moments(
     total = squares = torch.zeros(1, dtype=torch.float64)
     count = 0
     for x, is_frame in streams:
-        inputs = _inputs_of(part.batch_norm, lambda x=x, f=is_frame: _module_output(part, x, f))
+        inputs = _inputs_of(part.batch_norm, partial(_module_output, part, x, is_frame))
         real = inputs[is_frame].double().cpu()
         total, squares = total + real.sum(0), squares + real.square().sum(0)
         count += len(real)
@@ -234,9 +235,9 @@ class _LeastSquares:
     def __init__(self, layer: nn.Linear, ridge: float) -> None:
         self.layer, self._ridge = layer, ridge
         size = layer.in_features + (layer.bias is not None)
-        options = {"dtype": torch.float64, "device": layer.weight.device}
-        self._gram = torch.zeros(size, size, **options)
-        self._cross = torch.zeros(layer.out_features, size, **options)
+        zero = torch.zeros((), dtype=torch.float64, device=layer.weight.device)
+        self._gram = zero.new_zeros(size, size)
+        self._cross = zero.new_zeros(layer.out_features, size)
 
     def add(
         self, inputs: Float[Tensor, "frames inputs"], targets: Float[Tensor, "frames outputs"]
@@ -256,6 +257,6 @@ class _LeastSquares:
         eye = torch.eye(size, dtype=torch.float64, device=self._gram.device)
         change = torch.linalg.solve(self._gram + penalty * eye, self._cross.T).T
         columns = self.layer.in_features
-        self.layer.weight += change[:, :columns].to(self.layer.weight)
+        self.layer.weight.add_(change[:, :columns].to(self.layer.weight))
         if self.layer.bias is not None:
-            self.layer.bias += change[:, columns].to(self.layer.bias)
+            self.layer.bias.add_(change[:, columns].to(self.layer.bias))
