@@ -25,9 +25,9 @@ from core.config.settings import GateSettings
 from core.config.trial import TrialConfig
 from core.conformer.axes import Axis, Mask
 from core.conformer.model import Conformer
+from core.pruning.calibration import Calibration
 from core.pruning.gates.straight_through import StraightThrough
 from core.pruning.low_rank import factorize
-from core.pruning.reconstruction import Calibration
 from core.pruning.space import resource_cost
 from core.training.gate_stage import GateMethod, GateStage, gate_rate
 from core.training.method import MethodContext

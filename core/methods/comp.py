@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.config.settings import MethodSettings
 from core.conformer.model import Conformer
-from core.pruning.reconstruction import Calibration
+from core.pruning.calibration import Calibration
 from core.pruning.scoring import ConsumerInputs, consumer_inputs, divide_by_cost
 from core.pruning.space import unit_share
 from core.training.loop import Trainable

@@ -24,7 +24,7 @@ from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
 from core.pruning.ablation import groups, identity_fold, measure_edits, spread_over_units
-from core.pruning.reconstruction import Calibration
+from core.pruning.calibration import Calibration
 from core.pruning.scoring import divide_by_cost
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult

@@ -20,8 +20,8 @@ from core.config.settings import MethodSettings
 from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.methods.magnitude import Magnitude
+from core.pruning.calibration import Calibration
 from core.pruning.extraction import clone
-from core.pruning.reconstruction import Calibration
 
 
 class Settings(MethodSettings):

@@ -8,40 +8,21 @@ Shapes: N frames, I inputs of a consumer, O its outputs, U units of an axis.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.config.pruning import Repair
-from core.conformer.axes import Axis, Mask, Slice
+from core.conformer.axes import Axis, Mask
 from core.conformer.masking import Folded, fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
+from core.pruning.calibration import Calibration, Consumer, consumers, iterate_grams
 from core.pruning.extraction import extract_factored, open_blocks, small_name
 from core.pruning.low_rank import multiply_factors
 from core.pruning.sequential import Remaining, reconstruct_streams
 from core.pruning.space import Choice
-
-Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
-"""Batches of features and their numbers of mel frames: speech without its words, iterated over
-several times."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Consumer:
-    """A module that reads the units of an axis."""
-
-    axis: Axis
-    piece: Slice
-
-    @property
-    def module(self) -> str:
-        return self.piece.tensor.removesuffix(".weight")
 
 
 def extract_and_reconstruct(
@@ -79,13 +60,8 @@ def extract_and_reconstruct(
     modules = _modules_by_old_name(model, choice, small)
     # Phase 2: consumers that lose some of their inputs, but not all, are solved for anew.
     cut = [c for c in consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
-    grams = input_grams(model, folded, cut, speech)
-    for consumer in cut:
-        module, gram, kept_units = (
-            modules[consumer.module],
-            grams[consumer.module],
-            choice[consumer.axis.name],
-        )
+    for consumer, gram in iterate_grams(model, folded, cut, speech):
+        module, kept_units = modules[consumer.module], choice[consumer.axis.name]
         rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
         _reconstruct_layer(
             module, consumer, folded, gram, rows=rows, kept_units=kept_units, how=how
@@ -136,26 +112,6 @@ def reference_gates(axes: list[Axis], reference: Mask, choice: Choice) -> dict[s
         # A choice is cut by cost, not by the gates' medians: it may hold units whose gates are 0.
         gates[axis.name] = torch.where(kept_units & (z == 0), torch.ones_like(z), z)
     return gates
-
-
-@torch.no_grad()
-def input_grams(
-    model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
-) -> dict[str, Tensor]:
-    """Return X^T X of each consumer's inputs over real frames; X has a last column of ones.
-
-    Args:
-        model: the model, which is put into evaluation mode.
-        folded: its tensors under the gates at which inputs are measured.
-        consumers: whose inputs are measured.
-        speech: on which the model is run.
-    """
-    grams: dict[str, Tensor] = {}
-    model.eval()
-    for features, num_frames in speech:
-        with _recorded_grams(model, consumers, num_frames, grams):
-            gated_forward(model, features, num_frames, folded)
-    return grams
 
 
 @torch.no_grad()
@@ -232,16 +188,6 @@ def scale_columns(
     return factors if factors.abs().max() <= 10 else torch.ones_like(factors)
 
 
-def consumers(axes: list[Axis]) -> list[Consumer]:
-    """Return the modules whose columns a gate scales; the residual width has none of its own."""
-    return [
-        Consumer(axis=axis, piece=piece)
-        for axis in axes
-        for piece in axis.slices
-        if piece.is_scaled and piece.dim == 1 and axis.kind != "width"
-    ]
-
-
 def _modules_by_old_name(
     model: Conformer, choice: Choice, small: Conformer
 ) -> dict[str, nn.Module]:
@@ -254,52 +200,6 @@ def _modules_by_old_name(
 def _is_cut(consumer: Consumer, choice: Choice) -> bool:
     kept_units = choice[consumer.axis.name]
     return bool(kept_units.any()) and not bool(kept_units.all())
-
-
-@contextmanager
-def _recorded_grams(
-    model: Conformer,
-    consumers: list[Consumer],
-    num_frames: Int[Tensor, " batch"],
-    grams: dict[str, Tensor],
-) -> Iterator[None]:
-    def register(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
-        # With three stages, 10 s are 250 frames for the second convolution and 125 for a block.
-        real = model.frontend.frames_in(consumer.module, num_frames)
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            # The table of positions has neither utterances nor padding.
-            x = (x if x.dim() == 2 else _rows(module, x, real)).double()
-            # With the ones, the last column of X^T X holds the sums of the inputs and the number of
-            # rows: what a bias needs.
-            x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
-            grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
-
-        return model.get_submodule(consumer.module).register_forward_pre_hook(hook)
-
-    handles = [register(consumer) for consumer in consumers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rows(
-    module: nn.Module, x: Float[Tensor, "batch time ..."], real: Int[Tensor, " batch"]
-) -> Float[Tensor, "frames inputs"]:
-    """Return a consumer's inputs over real frames, one row per product that it computes."""
-    if isinstance(module, nn.Conv2d):
-        kernel, stride, padding = module.kernel_size, module.stride, module.padding
-        assert not isinstance(padding, str)
-        # A convolution is a product of patches: one row of 9 C numbers per output position,
-        # channel-major as in `weight.flatten(1)`.
-        bins = (x.shape[3] + 2 * padding[1] - kernel[1]) // stride[1] + 1
-        patches = F.unfold(x, kernel, stride=stride, padding=padding)  # (B, I, T * bins)
-        x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
-    time = torch.arange(x.shape[1], device=x.device)
-    return x[time < real[:, None]].reshape(-1, x.shape[-1])
 
 
 @torch.no_grad()

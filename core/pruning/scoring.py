@@ -15,7 +15,7 @@ from core.conformer.axes import Axis
 from core.conformer.masking import named_tensors
 from core.conformer.model import Conformer
 from core.pruning.ablation import identity_fold
-from core.pruning.reconstruction import Calibration, consumers, input_grams
+from core.pruning.calibration import Calibration, consumers, iterate_grams
 from core.pruning.space import Space, unit_share
 
 
@@ -42,10 +42,9 @@ def consumer_inputs(
     """Yield the consumer inputs of each prunable axis, from one pass over the speech."""
     prunable = {axis.name for axis in space.units}
     prunable_consumers = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
-    grams = input_grams(model, identity_fold(model), prunable_consumers, speech)
-    tensors = named_tensors(model)
-    for consumer in prunable_consumers:
-        gram = grams[consumer.module].cpu()  # the last column is of ones
+    tensors, whole = named_tensors(model), identity_fold(model)
+    for consumer, sums in iterate_grams(model, whole, prunable_consumers, speech):
+        gram = sums.cpu()  # the last column is of ones
         weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
         frames = float(gram[-1, -1])
         yield ConsumerInputs(

@@ -20,7 +20,7 @@ from core.conformer.axes import Mask
 from core.conformer.model import Conformer
 from core.data.batching import Batch
 from core.evaluation.evaluator import Evaluator
-from core.pruning.reconstruction import Calibration
+from core.pruning.calibration import Calibration
 from core.pruning.selection import Scores
 from core.pruning.space import Choice, Space
 from core.training.distillation import Distillation

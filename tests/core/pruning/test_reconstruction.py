@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from core.conformer.masking import fold, named_tensors
+from core.pruning.calibration import Consumer, iterate_grams
 from core.pruning.extraction import as_mask, extract
 from core.pruning.reconstruction import (
-    Consumer,
     extract_and_reconstruct,
-    input_grams,
     least_squares_columns,
     reestimate_statistics,
     scale_columns,
@@ -101,6 +100,10 @@ def test_nothing_changes_where_the_reference_already_does_without_the_removed(ki
     )
 
 
+def grams_of(*arguments):
+    return {consumer.module: gram for consumer, gram in iterate_grams(*arguments)}
+
+
 @pytest.mark.parametrize("kind", FRONTEND_SPECS)
 def test_inputs_are_counted_at_real_frames_only(kind):
     model = small_model(shape=with_frontend(SHAPE, kind))
@@ -112,9 +115,9 @@ def test_inputs_are_counted_at_real_frames_only(kind):
     ]
     features, num_frames = ragged_speech(90, 40)
 
-    quiet = input_grams(model, folded, consumers, [(features, num_frames)])
+    quiet = grams_of(model, folded, consumers, [(features, num_frames)])
     features[1, 40:] = 50.0
-    loud = input_grams(model, folded, consumers, [(features, num_frames)])
+    loud = grams_of(model, folded, consumers, [(features, num_frames)])
 
     real = model.frontend.output_frames(num_frames).sum()
     assert quiet["blocks.0.ff1.down"][-1, -1] == real

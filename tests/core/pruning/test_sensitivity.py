@@ -5,13 +5,15 @@ import torch
 
 from core.conformer.masking import Folded
 from core.pruning.ablation import identity_fold
-from core.pruning.reconstruction import consumers, input_grams
+from core.pruning.calibration import consumers, iterate_grams
 from core.pruning.sensitivity import (
     SensitivityTable,
     fisher_tables,
     measured_table,
+    measured_tables,
     output_fisher,
     output_kl,
+    refitted_consumer,
     table_scores,
     unit_prices,
 )
@@ -38,7 +40,7 @@ def test_of_small_changes_the_fisher_tells_the_kl(model, module):
     space = Space.of(model, AXES, 4.0)
     consumer = next(c for c in consumers(list(space.axes)) if c.module == module)
     whole = identity_fold(model)
-    gram = input_grams(model, whole, [consumer], one_frame_many_times(1))[module]
+    ((_, gram),) = iterate_grams(model, whole, [consumer], one_frame_many_times(1))
     fisher, num_frames = output_fisher(model, [module], one_frame_many_times(20_000), seed=0)
     weight = whole.tensors[f"{module}.weight"].detach()
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -91,6 +93,30 @@ def test_tables_do_not_hear_padding(model):
 
     for a, b in zip(plain, padded, strict=True):
         assert torch.allclose(a.increase, b.increase, rtol=1e-3)
+
+
+def test_measured_tables_of_one_unit_a_level_measure_the_refitted_model(model):
+    """The oracle is the whole model with the consumer's columns replaced, from the features on."""
+    space = Space.of(model, AXES, 4.0)
+    speech = [ragged_speech(120, 90, seed=s) for s in range(2)]
+
+    tables = list(measured_tables(model, space, speech, levels=3))
+
+    whole = identity_fold(model)
+    by_axis = {c.axis.name: c for c in consumers(list(space.axes))}
+    assert {table.axis.name for table in tables} == {
+        axis.name for axis in space.units if axis.kind != "width"
+    }
+    for table in tables:
+        consumer = by_axis[table.axis.name]
+        ((_, gram),) = iterate_grams(model, whole, [consumer], speech)
+        increases = []
+        for count in table.counts.tolist():
+            changed = refitted_consumer(whole.tensors, consumer, gram, table.order[:count])
+            moved = Folded(tensors={**whole.tensors, **changed}, closed=frozenset())
+            increases.append(output_kl(model, whole, moved, speech))
+        expected = torch.tensor(increases).double().cummax(0).values
+        torch.testing.assert_close(table.increase, expected, rtol=1e-3, atol=1e-7)
 
 
 def test_a_measured_table_starts_with_the_levels_that_it_was_asked_for(model):

@@ -1,0 +1,246 @@
+"""Inputs of a model's layers over calibration speech, computed one part at a time.
+
+A part is the front end or a block. Between two parts only the residual stream is held, and inside a
+part the sums of its own layers: memory does not grow with the depth. Ten minutes of speech at 80 ms
+a frame and a width of 1,024 are a stream of 31 MB, and the sums of a block with 4,096 inner units
+are 2 x 134 MB.
+
+Shapes: N frames, I inputs of a consumer, M mel frames.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from core.conformer.attention import distance_table
+from core.conformer.axes import Axis, Slice
+from core.conformer.masking import Folded
+from core.conformer.model import Conformer
+
+Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
+"""Batches of features and their numbers of mel frames: speech without its words, iterated over
+several times."""
+Watch = Callable[[Int[Tensor, " batch"]], AbstractContextManager[None]]
+"""Called with a batch's numbers of mel frames; inside the context the batch passes a part."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Consumer:
+    """A module that reads the units of an axis."""
+
+    axis: Axis
+    piece: Slice
+
+    @property
+    def module(self) -> str:
+        return self.piece.tensor.removesuffix(".weight")
+
+    @property
+    def part(self) -> str:
+        """The front end or the block in which it lies, such as `blocks.3`."""
+        names = self.module.split(".")
+        return ".".join(names[:2]) if names[0] == "blocks" else names[0]
+
+
+def consumers(axes: list[Axis]) -> list[Consumer]:
+    """Return the modules whose columns a gate scales; the residual width has none of its own."""
+    return [
+        Consumer(axis=axis, piece=piece)
+        for axis in axes
+        for piece in axis.slices
+        if piece.is_scaled and piece.dim == 1 and axis.kind != "width"
+    ]
+
+
+def _watch_nothing(num_frames: Int[Tensor, " batch"]) -> AbstractContextManager[None]:
+    del num_frames
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    num_frames: Int[Tensor, " batch"]
+    is_frame: Bool[Tensor, "batch time"]
+    x: Float[Tensor, "batch time width"]
+    distances: Float[Tensor, "distances position_width"]
+
+
+@dataclass(kw_only=True, slots=True)
+class ResidualStreams:
+    """The residual streams of a model over some speech, moved through it part by part."""
+
+    model: Conformer
+    folded: Folded
+    speech: Calibration
+    _batches: list[_Batch] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the front end and of the blocks, in order of computation."""
+        return ["frontend", *(block.name for block in self.model.typed_blocks())]
+
+    def advance(self, part: str, watch: Watch = _watch_nothing) -> None:
+        """Move all batches through a part, the front end first.
+
+        Args:
+            part: one of `parts`, the next one.
+            watch: entered for each batch.
+        """
+        self._batches = list(self._outputs(part, self.folded.tensors, watch))
+
+    def watch(self, part: str, watch: Watch) -> None:
+        """Compute the next part for all batches, but stay in front of it."""
+        for _ in self._outputs(part, self.folded.tensors, watch):
+            pass
+
+    def log_probs(
+        self, part: str, changed: Mapping[str, Tensor]
+    ) -> Iterator[Float[Tensor, "frames vocabulary"]]:
+        """Yield each batch's log-probabilities over real frames, computed from a part on.
+
+        Args:
+            part: the next one.
+            changed: tensors that stand in for the model's own.
+        """
+        tensors = {**self.folded.tensors, **changed}
+        later = self.parts[self.parts.index(part) + 1 :]
+        for batch in self._outputs(part, tensors, _watch_nothing):
+            x = batch.x
+            for name in later:
+                x = self._block(name, replace(batch, x=x), tensors)
+            logits = F.linear(x[batch.is_frame], tensors["head.weight"], tensors["head.bias"])
+            yield logits.float().log_softmax(-1)
+
+    def _outputs(self, part: str, tensors: Mapping[str, Tensor], watch: Watch) -> Iterator[_Batch]:
+        if part == "frontend":
+            for features, num_frames in self.speech:
+                with watch(num_frames):
+                    batch = self._enter(features, num_frames, tensors)
+                yield batch
+            return
+        for batch in self._batches:
+            with watch(batch.num_frames):
+                x = self._block(part, batch, tensors)
+            yield replace(batch, x=x)
+
+    def _enter(
+        self,
+        features: Float[Tensor, "batch mel_frames mels"],
+        num_frames: Int[Tensor, " batch"],
+        tensors: Mapping[str, Tensor],
+    ) -> _Batch:
+        frontend, own = self.model.frontend, _own_tensors(tensors, "frontend")
+        x = torch.func.functional_call(frontend, own, (features, num_frames))
+        x = x.to(features.dtype)
+        time = torch.arange(x.shape[1], device=x.device)
+        return _Batch(
+            num_frames=num_frames,
+            is_frame=time < frontend.output_frames(num_frames)[:, None],
+            x=x,
+            distances=distance_table(
+                x.shape[1], self.model.shape.position_width, device=x.device, dtype=x.dtype
+            ),
+        )
+
+    def _block(
+        self, name: str, batch: _Batch, tensors: Mapping[str, Tensor]
+    ) -> Float[Tensor, "batch time width"]:
+        if name in self.folded.closed:
+            return batch.x
+        arguments = (batch.x, batch.is_frame, batch.distances, self.folded.closed)
+        block, own = self.model.get_submodule(name), _own_tensors(tensors, name)
+        output: Tensor = torch.func.functional_call(block, own, arguments)
+        return output
+
+
+def _own_tensors(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+@torch.no_grad()
+def iterate_grams(
+    model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
+) -> Iterator[tuple[Consumer, Float[Tensor, "inputs1 inputs1"]]]:
+    """Yield each consumer with X^T X of its inputs over real frames, part by part.
+
+    X has a last column of ones. Consumers in modules that are closed are left out.
+
+    Args:
+        model: the model.
+        folded: its tensors under a mask.
+        consumers: of the model, in any order.
+        speech: walked through once.
+    """
+    model.eval()
+    streams = ResidualStreams(model=model, folded=folded, speech=speech)
+    parts = {consumer.part for consumer in consumers}
+    last = max((streams.parts.index(part) for part in parts), default=-1)
+    for part in streams.parts[: last + 1]:
+        own = [consumer for consumer in consumers if consumer.part == part]
+        grams: dict[str, Tensor] = {}
+        streams.advance(part, gram_watch(model, own, grams))
+        for consumer in own:
+            if consumer.module in grams:
+                yield consumer, grams.pop(consumer.module)
+
+
+def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Tensor]) -> Watch:
+    """Return a watch that adds X^T X of consumers' inputs to `grams`, by module.
+
+    Args:
+        model: the model.
+        consumers: modules that the part contains.
+        grams: sums, changed in place.
+    """
+
+    @contextmanager
+    def watch(num_frames: Int[Tensor, " batch"]) -> Iterator[None]:
+        def register(consumer: Consumer) -> torch.utils.hooks.RemovableHandle:
+            # With three stages, 10 s are 250 frames for the second convolution and 125 for a block.
+            real = model.frontend.frames_in(consumer.module, num_frames)
+
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0]
+                # The table of positions has neither utterances nor padding.
+                x = (x if x.dim() == 2 else _rows(module, x, real)).double()
+                # With the ones, the last column of X^T X holds the sums of the inputs and the number
+                # of rows: what a bias needs.
+                x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
+                grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
+
+            return model.get_submodule(consumer.module).register_forward_pre_hook(hook)
+
+        handles = [register(consumer) for consumer in consumers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return watch
+
+
+def _rows(
+    module: nn.Module, x: Float[Tensor, "batch time ..."], real: Int[Tensor, " batch"]
+) -> Float[Tensor, "frames inputs"]:
+    """Return a consumer's inputs over real frames, one row per product that it computes."""
+    if isinstance(module, nn.Conv2d):
+        kernel, stride, padding = module.kernel_size, module.stride, module.padding
+        assert not isinstance(padding, str)
+        # A convolution is a product of patches: one row of 9 C numbers per output position,
+        # channel-major as in `weight.flatten(1)`.
+        bins = (x.shape[3] + 2 * padding[1] - kernel[1]) // stride[1] + 1
+        patches = F.unfold(x, kernel, stride=stride, padding=padding)  # (B, I, T * bins)
+        x = patches.transpose(1, 2).unflatten(1, (-1, bins))  # (B, T, bins, I)
+    time = torch.arange(x.shape[1], device=x.device)
+    return x[time < real[:, None]].reshape(-1, x.shape[-1])
