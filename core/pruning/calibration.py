@@ -84,6 +84,7 @@ class ResidualStreams:
         """Names of the front end and of the blocks, in order of computation."""
         return ["frontend", *(block.name for block in self.model.typed_blocks())]
 
+    @torch.no_grad()
     def advance(self, part: str, watch: Watch = _watch_nothing) -> None:
         """Move all batches through a part, the front end first.
 
@@ -93,28 +94,31 @@ class ResidualStreams:
         """
         self._batches = list(self._outputs(part, self.folded.tensors, watch))
 
+    @torch.no_grad()
     def watch(self, part: str, watch: Watch) -> None:
         """Compute the next part for all batches, but stay in front of it."""
         for _ in self._outputs(part, self.folded.tensors, watch):
             pass
 
+    @torch.no_grad()
     def log_probs(
         self, part: str, changed: Mapping[str, Tensor]
-    ) -> Iterator[Float[Tensor, "frames vocabulary"]]:
-        """Yield each batch's log-probabilities over real frames, computed from a part on.
+    ) -> list[Float[Tensor, "frames vocabulary"]]:
+        """Return each batch's log-probabilities over real frames, computed from a part on.
 
         Args:
             part: the next one.
             changed: tensors that stand in for the model's own.
         """
         tensors = {**self.folded.tensors, **changed}
-        later = self.parts[self.parts.index(part) + 1 :]
+        later, log_probs = self.parts[self.parts.index(part) + 1 :], []
         for batch in self._outputs(part, tensors, _watch_nothing):
             x = batch.x
             for name in later:
                 x = self._block(name, replace(batch, x=x), tensors)
             logits = F.linear(x[batch.is_frame], tensors["head.weight"], tensors["head.bias"])
-            yield logits.float().log_softmax(-1)
+            log_probs.append(logits.float().log_softmax(-1))
+        return log_probs
 
     def _outputs(self, part: str, tensors: Mapping[str, Tensor], watch: Watch) -> Iterator[_Batch]:
         if part == "frontend":
@@ -167,7 +171,6 @@ def _own_tensors(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     }
 
 
-@torch.no_grad()
 def iterate_grams(
     model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
 ) -> Iterator[tuple[Consumer, Float[Tensor, "inputs1 inputs1"]]]:
@@ -213,8 +216,8 @@ def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Ten
                 x = inputs[0]
                 # The table of positions has neither utterances nor padding.
                 x = (x if x.dim() == 2 else _rows(module, x, real)).double()
-                # With the ones, the last column of X^T X holds the sums of the inputs and the number
-                # of rows: what a bias needs.
+                # With the ones, the last column of X^T X holds the sums of the inputs and the
+                # number of rows: what a bias needs.
                 x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
                 grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
 

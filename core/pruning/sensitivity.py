@@ -170,7 +170,6 @@ def _watch_outputs(model: Conformer, modules: Sequence[str]) -> Iterator[dict[st
             handle.remove()
 
 
-@torch.no_grad()
 def measured_tables(
     model: Conformer, space: Space, speech: Calibration, *, levels: int
 ) -> Iterator[SensitivityTable]:
@@ -190,7 +189,7 @@ def measured_tables(
     prunable = {axis.name for axis in space.units}
     targets = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
     streams = ResidualStreams(model=model, folded=whole, speech=speech)
-    expected = list(streams.log_probs(streams.parts[0], {}))
+    expected = streams.log_probs(streams.parts[0], {})
     for part in streams.parts:
         own = [consumer for consumer in targets if consumer.part == part]
         grams: dict[str, Tensor] = {}
@@ -214,6 +213,7 @@ def measured_tables(
         streams.advance(part)
 
 
+@torch.no_grad()
 def refitted_consumer(
     tensors: Mapping[str, Tensor],
     consumer: Consumer,
@@ -253,7 +253,7 @@ def level_counts(axis: Axis, levels: int) -> list[int]:
 
 def _mean_kl(
     expected: Sequence[Float[Tensor, "frames vocabulary"]],
-    actual: Iterator[Float[Tensor, "frames vocabulary"]],
+    actual: Sequence[Float[Tensor, "frames vocabulary"]],
 ) -> float:
     sums = [
         float((before.exp() * (before - after)).sum())
