@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sweep.cli.options import AnyModel, Json, out
+from sweep.cli.output.stages import StageReporter
 
 if TYPE_CHECKING:  # torch takes seconds
     from core.evaluation.word_alignment import Decoder
@@ -79,7 +80,8 @@ def transcribe(
     from sweep.cli.transcribe_files import audio_seconds, find_audio_files, transcribe_files
 
     written_as = "json" if as_json else written_as
-    recognizer = _open_recognizer(model, depth, runtime)
+    with StageReporter("reading the model"):
+        recognizer = _open_recognizer(model, depth, runtime)
     trained_seconds = Windowing.fitting(recognizer.report).seconds
     windowing = Windowing(seconds=window or trained_seconds, overlap=overlap)
     decoder = _decoder(recognizer, beam, lm, lm_weight, word_score)
@@ -145,16 +147,18 @@ def evaluate(
 
     if details is not None:
         check_details(details)
-    models = [
-        _open_recognizer(name, depth, runtime) for name in (model, against) if name is not None
-    ]
-    decoders = [_decoder(recognizer, beam, lm, lm_weight, word_score) for recognizer in models]
-    config = corpus_config(corpus, root, case)
-    with corpus_folder() as speech:
-        transcripts = [
-            transcribe_split(recognizer, config, split, Path(speech), decoder=decoder)
-            for recognizer, decoder in zip(models, decoders, strict=True)
-        ]
+    names = [name for name in (model, against) if name is not None]
+    transcripts = []
+    with StageReporter("reading the model") as stages:
+        models = [_open_recognizer(name, depth, runtime) for name in names]
+        decoders = [_decoder(recognizer, beam, lm, lm_weight, word_score) for recognizer in models]
+        config = corpus_config(corpus, root, case)
+        with corpus_folder() as speech:
+            for name, recognizer, decoder in zip(names, models, decoders, strict=True):
+                stages.announce(f"transcribing `{split}` with {name}")
+                transcripts.append(
+                    transcribe_split(recognizer, config, split, Path(speech), decoder=decoder)
+                )
     values = evaluation_values(transcripts, confusions)
     if details is not None:
         write_details(transcripts, details)

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sweep.cli.output.stages import StageReporter
+from sweep.cli.output.transcribe import TranscriptionProgress
 
 
 def test_what_lasts_is_said_by_name_and_again(capsys):
@@ -74,3 +75,12 @@ def test_on_a_terminal_the_stage_is_shown_and_wiped_away():
     assert (process.returncode, out) == (0, "done\n")
     assert b"reading the model" in shown
     assert shown.rstrip().endswith((b"\x1b[2K", b"\x1b[?25h"))
+
+
+def test_where_no_bar_is_seen_transcribing_says_that_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setitem(StageReporter.__init__.__kwdefaults__, "quiet_seconds", 0.0)
+
+    with TranscriptionProgress(60.0):
+        time.sleep(0.5)
+
+    assert "transcribing (" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from sweep.cli.options import BAD_INPUT, err, out, print_error
 from sweep.cli.output.json_text import as_json
+from sweep.cli.output.stages import StageReporter
 from sweep.cli.output.subtitles import Format, render_transcript, values_of
 
 if TYPE_CHECKING:  # torch takes seconds
@@ -69,7 +70,7 @@ class TranscriptWriter:
 
 
 class TranscriptionProgress:
-    """Shows a progress bar on a terminal, and the real-time factor at the end."""
+    """Shows a progress bar on a terminal, elsewhere a line now and then; the speed at the end."""
 
     def __init__(self, total_seconds: float) -> None:
         self.seconds_done = 0.0
@@ -85,9 +86,12 @@ class TranscriptionProgress:
             disable=not err.is_terminal,
         )
         self._task = self._bar.add_task("transcribing", total=total_seconds)
+        self._lines = None if err.is_terminal else StageReporter("transcribing")
 
     def __enter__(self) -> Self:
         self._bar.start()
+        if self._lines is not None:
+            self._lines.__enter__()
         return self
 
     def __exit__(
@@ -97,6 +101,8 @@ class TranscriptionProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        if self._lines is not None:
+            self._lines.__exit__(kind, error, trace)
 
     def advance(self, seconds: float) -> None:
         """Adds seconds of audio that have been transcribed."""
