@@ -7,7 +7,7 @@ says how far each size is from the unpruned model.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +25,10 @@ from core.digests import bundle_digest
 from core.evaluation.greedy import greedy
 from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import word_errors
-from core.files import atomic_folder
+from core.files import atomic_folder, atomic_write
 from core.latency import cache
 from core.methods.magnitude import magnitudes
+from core.outside_files import read_json
 from core.pruning.latency_table import LatencyTable
 from core.pruning.reconstruction import extract_and_reconstruct
 from core.pruning.selection import Budget, choose
@@ -43,7 +44,9 @@ from core.report import KEPT_UNITS, LONGEST_TRAINED
 from core.stages import Announce, be_silent
 
 AXES: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")
-TABLES = "tables.safetensors"
+TABLES, SENSITIVITY = "tables.safetensors", "sensitivity.json"
+MOST_LEVELS = 16
+"""Levels of a table that the JSON for people has."""
 LATENCY_REPEATS = 3
 NAMES: Mapping[Resource, str] = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
 
@@ -111,6 +114,7 @@ def prune_with_speech(
     tables = sensitivity_tables(
         request, model, space, speech, file=folder / TABLES, digest=digest, announce=announce
     )
+    _write_sensitivity(tables, folder / SENSITIVITY)
     scores = table_scores(space, tables, request.resource)
     announce("reading held-out speech with the unpruned model")
     unpruned = _Unpruned.of(dense, speech, request.utterance_seconds)
@@ -119,8 +123,7 @@ def prune_with_speech(
         name = f"removed-{100 * target:g}"
         announce(f"removing {100 * target:g} % of the {NAMES[request.resource]}")
         if bundle.is_whole(folder / name):
-            report = bundle.load(folder / name).report["pruned"]
-            yield PrunedModel(**report)
+            yield _read_row(folder / name)
             continue
         choice = choose(
             space, scores, Budget(keep=1 - target, resource=request.resource), is_filled=True
@@ -176,6 +179,39 @@ def sensitivity_tables(
     result = tuple(ordered[axis.name] for axis in space.units)
     save_tables(result, file, digest=digest)
     return result
+
+
+def _write_sensitivity(tables: Sequence[SensitivityTable], file: Path) -> None:
+    """Write some levels of each table for people: the KL when so many units are removed."""
+    rows = []
+    for table in tables:
+        # Of 512 levels every 32nd, the last one among them.
+        step = -(-len(table.counts) // MOST_LEVELS)
+        chosen = slice(step - 1, None, step)
+        rows.append(
+            {
+                "axis": table.axis.name,
+                "kind": table.axis.kind,
+                "units": table.axis.size,
+                "counts": table.counts[chosen].tolist(),
+                "kl": table.increase[chosen].tolist(),
+            }
+        )
+    atomic_write(file, json.dumps(rows, indent=1) + "\n")
+
+
+def _read_row(folder: Path) -> PrunedModel:
+    """Return the measurements of a size that an interrupted run has finished."""
+    values = bundle.load(folder).report.get("pruned")
+    numbers = {name for name in PrunedModel.__dataclass_fields__ if name != "folder"}
+    if not isinstance(values, dict) or not all(
+        type(values.get(name)) in (int, float) for name in numbers
+    ):
+        raise ConfigError(
+            f"`{folder}` must be a size that `prune --audio` has measured, but is another bundle"
+            " instead; name another `--out`."
+        )
+    return PrunedModel(folder=folder.name, **{name: values[name] for name in numbers})
 
 
 def _latency_table(request: PruningRequest, model: Conformer, folder: Path) -> LatencyTable | None:
@@ -285,7 +321,7 @@ def _claim(folder: Path, digest: str) -> None:
         with atomic_folder(folder) as temporary:
             (temporary / marker.name).write_text(json.dumps({"digest": digest}))
         return
-    if not marker.is_file() or json.loads(marker.read_text()).get("digest") != digest:
+    if not marker.is_file() or read_json(marker) != {"digest": digest}:
         raise ConfigError(
             f"`--out` must be a new folder, or that of an interrupted run with the same model and"
             f" speech, but `{folder}` holds something else."

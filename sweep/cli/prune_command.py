@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from core.files import atomic_write
+from core.outside_files import read_json
 from sweep.cli.options import Json, Model, out, print_table
 from sweep.cli.output.json_text import as_json as as_text
 from sweep.cli.output.stages import StageReporter
@@ -112,10 +113,11 @@ def _prune_with_speech(
     """Returns the front as plain values and as a table."""
     with StageReporter("starting") as stages:
         from core import bundle
-        from core.calibrated_pruning import PruningRequest, prune_with_speech
+        from core.calibrated_pruning import SENSITIVITY, PruningRequest, prune_with_speech
         from core.data.calibration_speech import read_calibration_speech
         from sweep.cli.output.prune import pruned_table, pruned_values
         from sweep.cli.transcribe_files import find_audio_files
+        from sweep.report.pruned_front import write_pruned_front
         from sweep.snapshot import model_path
 
         stages.announce("reading the speech")
@@ -127,8 +129,11 @@ def _prune_with_speech(
             model=source, remove=shares, resource=target.resource, seed=target.seed
         )
         rows = list(prune_with_speech(request, speech, folder, announce=stages.announce))
-        values = pruned_values(rows, speech)
+        stages.announce("drawing the front")
+        sensitivity = read_json(folder / SENSITIVITY)
+        values = {**pruned_values(rows, speech), "sensitivity": sensitivity}
         atomic_write(folder / "front.json", as_text(values) + "\n")
+        write_pruned_front(values, folder, title=f"{source.parent.name}/{source.name}, pruned")
         return values, pruned_table(rows, speech)
 
 
@@ -150,5 +155,6 @@ def _prune_by_weights(
 def _show(table: Table, folder: Path, values: Mapping[str, Any]) -> None:
     print_table(table)
     smallest = f"{folder}/{values['models'][-1]['folder']}"
+    out.print(f"page        {folder}/front.html", markup=False)
     out.print(f"transcribe  conformer-sweep transcribe {smallest} FILE", markup=False)
     out.print(f"export      conformer-sweep export {smallest} --to onnx --out FOLDER", markup=False)
