@@ -21,6 +21,7 @@ from core.conformer.attention import distance_table
 from core.conformer.axes import Axis, Slice
 from core.conformer.masking import Folded
 from core.conformer.model import Conformer
+from core.pruning.space import Space
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
 """Batches of features and their numbers of mel frames: speech without its words, iterated over
@@ -60,6 +61,12 @@ def consumers(axes: list[Axis]) -> list[Consumer]:
 def _watch_nothing(num_frames: Int[Tensor, " batch"]) -> AbstractContextManager[None]:
     del num_frames
     return nullcontext()
+
+
+def prunable_consumers(space: Space) -> list[Consumer]:
+    """Return the consumers of the axes that may lose units."""
+    names = {axis.name for axis in space.units}
+    return [c for c in consumers(list(space.axes)) if c.axis.name in names]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,15 +186,14 @@ def iterate_grams(
     X has a last column of ones. Consumers in modules that are closed are left out.
 
     Args:
-        model: the model.
+        model: the model, which is put into evaluation mode.
         folded: its tensors under a mask.
         consumers: of the model, in any order.
         speech: walked through once.
     """
     model.eval()
     streams = ResidualStreams(model=model, folded=folded, speech=speech)
-    parts = {consumer.part for consumer in consumers}
-    last = max((streams.parts.index(part) for part in parts), default=-1)
+    last = max((streams.parts.index(consumer.part) for consumer in consumers), default=-1)
     for part in streams.parts[: last + 1]:
         own = [consumer for consumer in consumers if consumer.part == part]
         grams: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ from core.conformer.axes import Axis
 from core.conformer.masking import named_tensors
 from core.conformer.model import Conformer
 from core.pruning.ablation import identity_fold
-from core.pruning.calibration import Calibration, consumers, iterate_grams
+from core.pruning.calibration import Calibration, iterate_grams, prunable_consumers
 from core.pruning.space import Space, unit_share
 
 
@@ -40,10 +40,8 @@ def consumer_inputs(
     model: Conformer, space: Space, speech: Calibration
 ) -> Iterator[ConsumerInputs]:
     """Yield the consumer inputs of each prunable axis, from one pass over the speech."""
-    prunable = {axis.name for axis in space.units}
-    prunable_consumers = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
     tensors, whole = named_tensors(model), identity_fold(model)
-    for consumer, sums in iterate_grams(model, whole, prunable_consumers, speech):
+    for consumer, sums in iterate_grams(model, whole, prunable_consumers(space), speech):
         gram = sums.cpu()  # the last column is of ones
         weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
         frames = float(gram[-1, -1])

@@ -38,9 +38,9 @@ from core.pruning.calibration import (
     Calibration,
     Consumer,
     ResidualStreams,
-    consumers,
     gram_watch,
     iterate_grams,
+    prunable_consumers,
 )
 from core.pruning.obs import RemovalOrder, removal_order
 from core.pruning.reconstruction import least_squares_columns
@@ -74,13 +74,10 @@ def fisher_tables(
         speech: calibration speech, walked through twice.
         seed: of the labels that are drawn.
     """
-    prunable = {axis.name for axis in space.units}
-    targets = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
+    targets = prunable_consumers(space)
     fisher, num_frames = output_fisher(model, [c.module for c in targets], speech, seed=seed)
-    tensors = named_tensors(model)
     for consumer, sums in iterate_grams(model, identity_fold(model), targets, speech):
-        gram = sums.cpu()
-        columns = _columns(tensors, consumer)
+        gram, columns = sums.cpu(), _columns(named_tensors(model), consumer)
         weight = fisher[consumer.module].cpu() / gram[-1, -1]  # the last entry counts rows
         order = _order(gram, columns, columns.T @ weight @ columns, consumer.axis.size)
         yield SensitivityTable(
@@ -186,8 +183,7 @@ def measured_tables(
     """
     model.eval()
     whole, tensors = identity_fold(model), named_tensors(model)
-    prunable = {axis.name for axis in space.units}
-    targets = [c for c in consumers(list(space.axes)) if c.axis.name in prunable]
+    targets = prunable_consumers(space)
     streams = ResidualStreams(model=model, folded=whole, speech=speech)
     expected = streams.log_probs(streams.parts[0], {})
     for part in streams.parts:
@@ -283,9 +279,7 @@ def measured_table(
     *,
     levels: int,
 ) -> SensitivityTable:
-    """Return the table of an axis, measured by closing its gates level by level, nothing refitted.
-
-    For axes without a consumer of their own, such as the residual width.
+    """Return the table of an axis without consumers, by closing its gates level by level.
 
     Args:
         model: the unpruned model.
@@ -294,8 +288,7 @@ def measured_table(
         speech: calibration speech, walked through once for each level.
         levels: how many numbers of removed units are measured.
     """
-    counts = level_counts(axis, levels)
-    whole, increases = identity_fold(model), []
+    whole, counts, increases = identity_fold(model), level_counts(axis, levels), []
     for count in counts:
         gates = torch.ones(axis.size, device=model.head.weight.device)
         gates[order[:count]] = 0

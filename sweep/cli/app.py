@@ -19,12 +19,14 @@ from sweep.cli import (
     import_command,
     inspect_commands,
     model_commands,
+    prune_command,
     setup_commands,
     submit_command,
     sweep_commands,
 )
 from sweep.cli.options import BAD_INPUT, RESUMABLE, end
 from sweep.cli.output.streams import flushed_output, guard_output
+from sweep.cli.prune_command import spread_shares
 from sweep.run.library_caches import prepare_process
 
 COMMANDS = {
@@ -47,7 +49,7 @@ COMMANDS = {
     ),
     "Models": (
         import_command.import_,
-        setup_commands.prune,
+        prune_command.prune,
         model_commands.adapt,
         asr_commands.transcribe,
         asr_commands.evaluate,
@@ -118,7 +120,7 @@ def main() -> None:
     guard_output()
     try:
         with own_temporary_folder(), flushed_output():
-            app()
+            app(spread_shares(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(RESUMABLE)
     # A StoreError is a ConnectionError, and so an OSError: it has to be caught before those.

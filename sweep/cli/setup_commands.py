@@ -1,12 +1,12 @@
-"""Commands that prepare a sweep or need none: init, check, prune and doctor."""
+"""Commands that prepare a sweep: init, check and doctor."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sweep.cli.options import BAD_INPUT, Json, Model, Space, out
+from sweep.cli.options import BAD_INPUT, Json, Space, out
 from sweep.cli.output.stages import StageReporter
 
 
@@ -54,33 +54,6 @@ def check(space: Space, as_json: Json = False) -> None:
         values = {**estimate_values(config, cost), "methods": line}
     lines = [to_json(values)] if as_json else [*estimate_lines(values), *([line] if line else [])]
     out.print("\n".join(lines), markup=False)
-
-
-def prune(
-    model: Model,
-    to: Annotated[Path, typer.Option("--out", help="New folder for the smaller bundle.")],
-    remove: Annotated[
-        float, typer.Option(help="Share of --resource to remove.", min=0, max=1)
-    ] = 0.5,
-    method: Annotated[str, typer.Option(help="Pruning method that needs no speech.")] = "magnitude",
-    resource: Annotated[
-        Literal["flops", "params", "latency"],
-        typer.Option(help="Resource that --remove is a share of."),
-    ] = "flops",
-    seed: Annotated[int, typer.Option(help="Seed of the random generator.", min=0)] = 0,
-    as_json: Json = False,
-) -> None:
-    """Prune a model by its weights alone, without speech; no WER is measured."""
-    with StageReporter("starting") as stages:
-        from core.data_free import config_of, prune_bundle
-        from sweep.cli.output.json_text import as_json as to_json
-        from sweep.snapshot import model_path
-        from sweep.wer_labels import pruning_line
-
-        pruning = {"method": method, "resource": resource, "target_sparsity": remove}
-        config = config_of(model_path(model), pruning, seed=seed)
-        summary = prune_bundle(config, to.absolute(), announce=stages.announce)
-    out.print(to_json(summary) if as_json else pruning_line(summary), markup=False)
 
 
 def doctor(as_json: Json = False) -> None:
