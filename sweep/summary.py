@@ -5,8 +5,10 @@ The command line prints them as tables and as JSON; `sweep.api` makes frames of 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
+from core.config.methods import method_names
 from core.report import Outcome
 from sweep.config.space import overlaid
 from sweep.ledger.records import State, TrialRecord
@@ -48,7 +50,7 @@ def trial_columns(snapshot: SweepSnapshot) -> list[str]:
 def _trial_row(
     base: Mapping[str, Any], record: TrialRecord, index: int, *, is_on_front: bool
 ) -> dict[str, Any]:
-    config = overlaid(base, record.settings)
+    config = _without_other_methods(overlaid(base, record.settings))
     outcome = record.outcomes[index] if record.outcomes else None
     return {
         "trial": record.number,
@@ -77,6 +79,24 @@ def _outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
         unmeasured = (n for n in names if n not in ("method", "target_sparsity"))
         return dict.fromkeys(unmeasured)
     return {name: getattr(outcome, name) for name in names}
+
+
+def _without_other_methods(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's config without the table of the method by which the sweep's base is read.
+
+    Of a sweep over `l0` and `acip` the base has the defaults of `l0`, which a trial of `acip` does
+    not read.
+    """
+    pruning = config["pruning"]
+    start = pruning.get(pruning["method"], {}).get("start_from")
+    others = _methods() - {pruning["method"], start}
+    own = {name: value for name, value in pruning.items() if name not in others}
+    return {**config, "pruning": own}
+
+
+@cache
+def _methods() -> frozenset[str]:
+    return frozenset(method_names())  # a search in a folder, not for each of 10,000 rows
 
 
 def status_values(snapshot: SweepSnapshot) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from core.data.sources import demo
 from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
 from sweep.cli import app
-from sweep.config.distributions import Range
+from sweep.config.distributions import Choice, Range
 from sweep.config.sweep import create, load
 from sweep.ledger.files import FILE
 from sweep.ledger.ledger import Ledger
@@ -82,6 +82,26 @@ def test_trials_as_json_have_every_key_whatever_their_state(run, sweep):
         assert set(row) >= KEYS
     assert rows[1]["config"]["pruning"]["target_sparsity"] == 0.2
     assert rows[3]["wer"] is None
+
+
+def test_a_trial_of_another_method_than_the_first_shows_its_own_table_alone(run, sweep):
+    file = sweep / "sweep.toml"
+    text = file.read_text()
+    choice = 'method = { choice = ["l0", "acip"] }'
+    file.write_text(
+        text.replace('method = "l0"', choice) + "\n[trial.pruning.acip]\nsmallest = 0.2\n"
+    )
+    ledger = Ledger.open(sweep)
+    leaves = {"pruning.method": Choice(options=("l0", "acip"))}
+    for method in ("l0", "acip"):
+        ledger.add({"pruning.method": method}, leaves)
+    ledger.close()
+
+    rows = json.loads(run("trials", sweep, "--json")[1])
+
+    tables = [{"l0", "acip"} & set(row["config"]["pruning"]) for row in rows[-2:]]
+    assert "acip" not in tables[0]
+    assert "l0" not in tables[1]
 
 
 def test_the_front_as_json(run, sweep):
