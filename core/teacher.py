@@ -111,7 +111,7 @@ def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
         micro_batches=config.training.micro_batches,
     )
-    journey = make_train_run(
+    train_run = make_train_run(
         config,
         dirs.teacher,
         speech,
@@ -119,7 +119,7 @@ def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
         steps,
         clean_steps=count_clean_steps(config, steps),
     )
-    yield from fit(stage, journey, resume=checkpoint.load_newest(journey.checkpoints))
+    yield from fit(stage, train_run, resume=checkpoint.load_newest(train_run.checkpoints))
     reestimate_statistics(model, without_words(calibration_batches(config, speech, device)))
     outcome = evaluator.outcome(model, target=0.0, steps=steps)
     report = {

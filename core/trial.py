@@ -99,9 +99,9 @@ class Trial:
     def targets(self) -> tuple[float, ...]:
         return self.method.targets(self.config)
 
-    def journey(self, config: TrialConfig, steps: int) -> TrainRun:
+    def train_run(self, config: TrialConfig, steps: int) -> TrainRun:
         """Makes a run of `steps` steps from the beginning of the data, in the order of a config."""
-        journey = make_train_run(
+        train_run = make_train_run(
             config,
             self.dirs.trial,
             self.speech,
@@ -111,8 +111,8 @@ class Trial:
             if self.method.is_from_scratch
             else 0,
         )
-        journey.ranks = self.ranks
-        return journey
+        train_run.ranks = self.ranks
+        return train_run
 
 
 def _search_and_tune(trial: Trial) -> Generator[Report, None, list[Outcome]]:
@@ -124,20 +124,20 @@ def _search_and_tune(trial: Trial) -> Generator[Report, None, list[Outcome]]:
     search = trial.method.search(ctx.restricted_to(trial.method.needs))
     search_steps = search.steps if search else 0
     tune_steps = _num_steps(config) - search_steps
-    journey = trial.journey(config, search_steps + len(targets) * tune_steps)
-    resume = _load_newest(journey)
+    train_run = trial.train_run(config, search_steps + len(targets) * tune_steps)
+    resume = _load_newest(train_run)
     is_tuning = resume is not None and resume["stage"] == "tune"
     if search is not None and not is_tuning:
-        yield from fit(search, journey, resume=resume)
+        yield from fit(search, train_run, resume=resume)
     names = [_bundle_name(number) for number in range(len(targets))]
     outcomes = trial.ranks.first(_saved_outcomes(dirs=trial.dirs, names=names))
     start = None
     for number, target in enumerate(targets):
         # 400 steps of search, 300 of tuning and two outcomes: these begin at steps 400 and 700.
-        journey.steps_before = search_steps + number * tune_steps
+        train_run.steps_before = search_steps + number * tune_steps
         if number < len(outcomes):
             continue
-        is_here = is_tuning and resume and resume["steps_before"] == journey.steps_before
+        is_here = is_tuning and resume and resume["steps_before"] == train_run.steps_before
         again = resume if is_here else None
         if again is not None:
             # Extracted for its shape alone: `fit` restores the weights.
@@ -146,11 +146,11 @@ def _search_and_tune(trial: Trial) -> Generator[Report, None, list[Outcome]]:
                 **again["extra_state"],
             )
         else:
-            start = start or _search_state(trial, search, journey)
-            cut = _extract_for_target(trial, start, journey, target)
+            start = start or _search_state(trial, search, train_run)
+            cut = _extract_for_target(trial, start, train_run, target)
         stage = _make_tuning(trial, cut, steps=tune_steps)
-        journey.extra_state = {"choice": cut.choice, "depth_order": cut.depth_order}
-        yield from fit(stage, journey, resume=again)
+        train_run.extra_state = {"choice": cut.choice, "depth_order": cut.depth_order}
+        yield from fit(stage, train_run, resume=again)
         cut = replace(cut, model=stage.model)
         outcomes += _evaluate(
             trial, cut, target=target, steps=_num_steps(config), name=names[number]
@@ -170,12 +170,12 @@ class ExtractedModel:
 
 
 def _extract_for_target(
-    trial: Trial, start: "SearchState", journey: TrainRun, target: float
+    trial: Trial, start: "SearchState", train_run: TrainRun, target: float
 ) -> ExtractedModel:
     """Extracts a model for one target, from the random state that the search left."""
     ctx, result = trial.ctx, start.search_result
     # The same data and random state for each outcome, whichever ran before it.
-    journey.seek(start.position)
+    train_run.seek(start.position)
     ctx.distillation.projection.load_state_dict(start.projection)
     choice = ctx.choose(result.scores, target)
     how = trial.method.repair(ctx.config)
@@ -196,7 +196,7 @@ class SearchState:
     """Position in the data, and the states of random generators."""
 
 
-def _search_state(trial: Trial, search: Trainable | None, journey: TrainRun) -> SearchState:
+def _search_state(trial: Trial, search: Trainable | None, train_run: TrainRun) -> SearchState:
     """The state after the search.
 
     Where several outcomes begin with it, it is saved: a kill may come between two of them.
@@ -215,7 +215,7 @@ def _search_state(trial: Trial, search: Trainable | None, journey: TrainRun) -> 
     )
     projection = trial.ctx.distillation.projection.state_dict()
     start = SearchState(
-        search_result=result, projection=deepcopy(projection), position=journey.position()
+        search_result=result, projection=deepcopy(projection), position=train_run.position()
     )
     if is_kept and ranks.is_first:
         state = {
@@ -248,24 +248,24 @@ def _tune_further(trial: Trial, earlier: list[Outcome]) -> Generator[Report, Non
         best = ranks.first(tuple(tuned.report.get(bundle.DEPTH_ORDER, ())) if tuned else ())
         cut = ExtractedModel(model=small, choice=choice, depth_order=best)
         stage = _make_tuning(trial, cut, steps=more)
-        journey = trial.journey(again, len(earlier) * (before + more))
-        journey.steps_before = len(earlier) * before + number * more
-        resume = _load_newest(journey)
+        train_run = trial.train_run(again, len(earlier) * (before + more))
+        train_run.steps_before = len(earlier) * before + number * more
+        resume = _load_newest(train_run)
         # The newest checkpoint may be that of another outcome, or of the first tuning.
-        is_on_its_way = resume is not None and resume["steps_before"] == journey.steps_before
-        yield from fit(stage, journey, resume=resume if is_on_its_way else None)
+        is_on_its_way = resume is not None and resume["steps_before"] == train_run.steps_before
+        yield from fit(stage, train_run, resume=resume if is_on_its_way else None)
         cut, target = replace(cut, model=stage.model), outcome.target_sparsity
         outcomes += _evaluate(trial, cut, target=target, steps=before + more, name=names[number])
     return _write_outcomes(trial, outcomes)
 
 
-def _load_newest(journey: TrainRun) -> dict[str, Any] | None:
+def _load_newest(train_run: TrainRun) -> dict[str, Any] | None:
     """The first rank's newest checkpoint: shared folders show the others older ones for a while."""
-    ranks = journey.ranks
+    ranks = train_run.ranks
     newest: dict[str, Any] | None = ranks.first(
-        checkpoint.load_newest(journey.checkpoints) if ranks.is_first else None
+        checkpoint.load_newest(train_run.checkpoints) if ranks.is_first else None
     )
-    journey.reports = _reports(newest)
+    train_run.reports = _reports(newest)
     return newest
 
 

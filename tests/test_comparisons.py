@@ -13,7 +13,13 @@ def loaded(tiny_space):
     def planned(name, **values):
         module = importlib.import_module(f"benchmarks.quality.{name}")
         asked = {"search_steps": 0, "tuning_steps": 0, "batch_seconds": 0.0, "plain": False}
-        asked |= {"untaught": False, "precision": None, "latency": 0.5}
+        asked |= {
+            "untuned": False,
+            "calibration_batches": 0,
+            "untaught": False,
+            "precision": None,
+            "latency": 0.5,
+        }
         args = argparse.Namespace(space=str(tiny_space), seeds=2, **(asked | values))
         return module, list(module.planned(args))
 

@@ -82,6 +82,8 @@ def training_arguments(parser: argparse.ArgumentParser, space: str) -> None:
     parser.add_argument("--space", default=space, help="a search space: its fixed values")
     parser.add_argument("--search-steps", type=int, default=0, help="instead of the space's")
     parser.add_argument("--tuning-steps", type=int, default=0, help="instead of the space's")
+    parser.add_argument("--untuned", action="store_true", help="no step of any kind of training")
+    parser.add_argument("--calibration-batches", type=int, default=0, help="not the space's")
     parser.add_argument("--batch-seconds", type=float, default=0.0, help="instead of the space's")
     parser.add_argument("--plain", action="store_true", help="speech as it is: no SpecAugment")
     parser.add_argument("--untaught", action="store_true", help="no distillation: from transcripts")
@@ -93,11 +95,16 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
     base: dict[str, Any] = load(args.space).space.base.model_dump()
     base["pruning"] |= {"steps": args.search_steps} if args.search_steps else {}
     base["tuning"] |= {"steps": args.tuning_steps} if args.tuning_steps else {}
+    if args.untuned:
+        base["pruning"] |= {"steps": 0}
+        base["tuning"] |= {"steps": 0}
+    if args.calibration_batches:
+        base["pruning"] |= {"calibration_batches": args.calibration_batches}
     base["training"] |= {"batch_seconds": args.batch_seconds} if args.batch_seconds else {}
     base["training"] |= {"augment": PLAIN} if args.plain else {}
     base["distillation"] |= UNTAUGHT if args.untaught else {}
     base["runtime"] |= {"precision": args.precision} if args.precision else {}
-    every = base["pruning"]["steps"] + base["tuning"]["steps"]
+    every = max(1, base["pruning"]["steps"] + base["tuning"]["steps"])
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     return base
 

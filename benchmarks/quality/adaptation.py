@@ -247,9 +247,9 @@ def walked(stage: Any, store: FeatureStore, config: TrialConfig, speeches: Speec
     seed_everything(config, 1)
     dev, test = speeches.evaluate["new"]
     speech = Speech(tokenizer=speeches.tokenizer, train=store, dev=dev, test=test)
-    journey = make_train_run(config, Path("unused"), speech, CPU, stage.steps)
-    for step, batch in zip(range(stage.steps), journey.batches, strict=False):
-        stage.step(augment_batch(batch, journey), step)
+    train_run = make_train_run(config, Path("unused"), speech, CPU, stage.steps)
+    for step, batch in zip(range(stage.steps), train_run.batches, strict=False):
+        stage.step(augment_batch(batch, train_run), step)
     reestimate_statistics(stage.model, without_words(calibration_batches(config, speech, CPU)))
     return stage
 

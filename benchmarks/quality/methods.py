@@ -57,6 +57,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "l0 from mope, faster": {"method": "l0", "l0": {"start_from": "mope", "learning_rate": 2e-3}},
 }
 """Rows that are a method with some of its settings otherwise."""
+REPAIRS: dict[str, dict[str, Any]] = {
+    f"{method}, {repair}": {"method": method, "repair": repair}
+    for method in ("obs", "ld", "numerical", "magnitude")
+    for repair in ("none", "mask", "ls", "sequential")
+}
+"""Rows that are a method with another repair."""
+TABLES: dict[str, dict[str, Any]] = {
+    "obs measured": {"method": "obs", "repair": "sequential", "obs": {"tables": "measured"}},
+    "obs measured, 16 levels": {
+        "method": "obs",
+        "repair": "sequential",
+        "obs": {"tables": "measured", "levels": 16},
+    },
+}
+"""Rows that are `obs` with another kind of sensitivity tables."""
+OTHERS = VARIANTS | REPAIRS | TABLES
 AGAINST = "l0"
 MEBI = 2**20
 TIMES = 15
@@ -73,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--removed", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="shares of the resource"
     )
-    rows = [*method_names(), *VARIANTS]
+    rows = [*method_names(), *OTHERS]
     parser.add_argument("--methods", nargs="+", choices=rows, default=method_names())
     parser.add_argument("--variants", action="store_true", help="those of l0, too")
     parser.add_argument("--name", default="methods", help="which file under results/ --save writes")
@@ -103,7 +119,7 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     counted = "" if args.resource == "flops" else f" {args.resource}"
     for seed in range(args.seeds):
         for name in names:
-            own = VARIANTS.get(name, {"method": name})
+            own = OTHERS.get(name, {"method": name})
             if name == "acip":  # a curve must reach as far as it is cut
                 own = {**own, "acip": {"smallest": smallest(base, 1 - max(args.removed))}}
             for targets in searches(own["method"], args.removed):
@@ -199,7 +215,7 @@ def _cost(config: TrialConfig, root: Path) -> dict[str, Any]:
         began = time.perf_counter()
         search = trial.method.search(context)
         if search is not None:
-            for _ in fit(search, trial.journey(config, search.steps), resume=None):
+            for _ in fit(search, trial.train_run(config, search.steps), resume=None):
                 pass
         trial.method.search_result(context, search)
         seconds = time.perf_counter() - began
