@@ -123,7 +123,8 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.snapshot import load_snapshot
     from sweep.storage.lock import sweep_lock
 
-    # Read under the lock: of two commands at once, the second must add to what the first wrote.
+    load_snapshot(folder)  # raises where there is no sweep, before the lock leaves a file
+    # Read again under the lock: of two commands at once, the second must add to what the first wrote.
     with sweep_lock(folder):
         snapshot = load_snapshot(folder)
         # From the records as well as the plan: what "5 more" means depends on whether the sweep is
