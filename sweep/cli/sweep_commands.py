@@ -124,7 +124,7 @@ def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
     from sweep.storage.lock import sweep_lock
 
     load_snapshot(folder)  # raises where there is no sweep, before the lock leaves a file
-    # Read again under the lock: of two commands at once, the second must add to what the first wrote.
+    # Read again under the lock: of two commands, the second adds to what the first wrote.
     with sweep_lock(folder):
         snapshot = load_snapshot(folder)
         # From the records as well as the plan: what "5 more" means depends on whether the sweep is
