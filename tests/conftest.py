@@ -1,5 +1,6 @@
 """What all tests share: one torch thread, speech, one Ray cluster, one tiny sweep's config."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def _one_thread():
     """A test that prepares speech leaves torch with all cores: two such processes wait in turns."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command as the shell would; give its exit code and what it printed."""
+    from sweep.cli import app  # noqa: PLC0415  # of tests of the command line alone
+
+    def ran(*words):
+        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return ran
 
 
 @pytest.fixture

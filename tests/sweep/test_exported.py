@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +23,6 @@ from core.inference.long_audio import log_probabilities, transcribe_windows
 from core.inference.recognizer import transcript
 from core.inference.windows import Windowing
 from core.testing import SHAPE, small_model, with_frontend
-from sweep.cli import app
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
@@ -55,20 +53,6 @@ def home(tmp_path_factory):
         samples = 0.1 * chance.standard_normal(round(16_000 * seconds))
         soundfile.write(folder / f"{name}.wav", samples, 16_000)
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 @pytest.fixture

@@ -11,21 +11,6 @@ from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
-from sweep.cli import app
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 @pytest.fixture

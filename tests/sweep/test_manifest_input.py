@@ -1,7 +1,6 @@
 """`evaluate` on manifests: utterances and words are counted, or one line says what is wrong."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
-from sweep.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +25,6 @@ def folder(tmp_path_factory):
     soundfile.write(folder / "a.wav", noise[:, 0], 16_000)
     soundfile.write(folder / "stereo.wav", noise, 16_000)
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 def lines(file, *records):

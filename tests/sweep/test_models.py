@@ -13,21 +13,6 @@ from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.export.onnx.conversion import export_onnx
 from core.testing import deeper, small_model
-from sweep.cli import app
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 @pytest.fixture

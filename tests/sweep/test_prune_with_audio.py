@@ -1,7 +1,6 @@
 """`prune --audio`: from a bundle and some speech to a front of bundles, in one command."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,24 +12,9 @@ from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
-from sweep.cli import app
 from sweep.cli.prune_command import spread_shares
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 @pytest.fixture(scope="module")

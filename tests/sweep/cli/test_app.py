@@ -25,20 +25,6 @@ LEAVES = {"pruning.target_sparsity": Range(low=0.2, high=0.8)}
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
-
-
-@pytest.fixture
 def places(sweep, tiny_space, tmp_path):
     """What `{sweep}`, `{space}` and `{tmp}` stand for."""
     return {"sweep": sweep, "space": tiny_space, "tmp": tmp_path}

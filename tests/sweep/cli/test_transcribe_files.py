@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,22 +14,7 @@ from core.data.tokenizer import Tokenizer
 from core.inference.recognizer import transcribe
 from core.pruning.extraction import select_blocks
 from core.testing import deeper, small_model
-from sweep.cli import app
 from tests.support.arpa import write_arpa
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Two fronts side by side: the arithmetic, and what of it is drawn and told."""
 
 import json
-import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_outcomes import make_outcome, make_records
 
-from sweep.cli import app
 from sweep.config.distributions import Range
 from sweep.config.sweep import create, load, parse
 from sweep.ledger.ledger import Ledger
@@ -83,20 +81,6 @@ def test_sweeps_judged_by_other_speech_are_told_apart():
 
     assert unlike(one, other) == ["trial.corpus.tokens: char -> word"]
     assert unlike(one, one) == []
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.digests import bundle_digest
 from core.testing import SHAPE, small_model
-from sweep.cli import app
 from sweep.config.distributions import Range
 from sweep.config.sweep import create, load
 from sweep.ledger.ledger import Ledger
@@ -57,20 +55,6 @@ def sweep(folder, tiny_space, tmp_path):
     ledger.add({"pruning.target_sparsity": 0.6}, LEAVES)
     ledger.close()
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command as the shell would; give its exit code and what it printed."""
-
-    def ran(*words):
-        monkeypatch.setattr(sys, "argv", ["conformer-sweep", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return ran
 
 
 def promoted(run, sweep, trial, alias="best"):
