@@ -8,7 +8,7 @@ says how far each size is from the unpruned model.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,27 +20,21 @@ from core.config.pruning import AxisKind, Resource
 from core.conformer.model import Conformer
 from core.data.calibration_speech import CalibrationSpeech, SpeechBatch
 from core.data.tokenizer import Tokenizer
-from core.data_free import config_of
+from core.data_free import config_of, pruned_lineage
 from core.digests import bundle_digest
 from core.evaluation.greedy import greedy
 from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import word_errors
 from core.files import atomic_folder, atomic_write
 from core.latency import cache
-from core.methods.magnitude import magnitudes
+from core.methods.obs import Settings, all_tables
 from core.outside_files import read_json
 from core.pruning.latency_table import LatencyTable
 from core.pruning.reconstruction import extract_and_reconstruct
 from core.pruning.selection import Budget, choose
-from core.pruning.sensitivity import (
-    SensitivityTable,
-    fisher_tables,
-    measured_table,
-    table_scores,
-)
-from core.pruning.space import Space
+from core.pruning.sensitivity import SensitivityTable, mean_kl, table_scores
+from core.pruning.space import Choice, Space
 from core.pruning.table_files import load_tables, save_tables
-from core.report import KEPT_UNITS, LONGEST_TRAINED
 from core.stages import Announce, be_silent
 
 AXES: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module")
@@ -59,7 +53,8 @@ class PruningRequest:
     remove: tuple[float, ...]
     resource: Resource = "flops"
     utterance_seconds: float = 10.0
-    width_levels: int = 8
+    settings: Settings = field(default_factory=Settings)
+    """Of the sensitivity tables."""
     seed: int = 0
 
 
@@ -83,6 +78,7 @@ class PrunedModel:
 
 def prune_with_speech(
     request: PruningRequest,
+    dense: Bundle,
     speech: CalibrationSpeech,
     folder: Path,
     *,
@@ -94,17 +90,15 @@ def prune_with_speech(
 
     Args:
         request: what is asked for.
+        dense: the model of the request.
         speech: to calibrate on, and held out.
         folder: of the results: new, or of an interrupted run of the same request.
         announce: called as each stage begins.
 
     Raises:
         ConfigError: if the folder holds other results.
-        BundleError: if the model is no whole bundle.
         ValueError: if a target cannot be met by this model.
     """
-    announce("reading the model")
-    dense = bundle.load(request.model)
     model = dense.model.eval()
     digest = _digest(request, speech)
     _claim(folder, digest)
@@ -149,7 +143,7 @@ def sensitivity_tables(
     """Return the tables of all axes that may lose units, from a file if they are there.
 
     Args:
-        request: its seed draws labels, and its levels are those of the residual width.
+        request: its seed draws labels, and its settings say which tables.
         model: the unpruned model.
         space: of the model.
         speech: to calibrate on.
@@ -162,19 +156,9 @@ def sensitivity_tables(
         return found
     announce("measuring how far each part moves the output")
     tables: list[SensitivityTable] = []
-    num_axes = len(space.units)
-    for table in fisher_tables(model, space, speech.calibration, seed=request.seed):
+    for table in all_tables(model, space, speech.calibration, request.settings, seed=request.seed):
         tables.append(table)
-        announce(f"ordering units, {len(tables)} of {num_axes} axes")
-    with_table = {table.axis.name for table in tables}
-    without = [axis for axis in space.units if axis.name not in with_table]
-    weights = magnitudes(model, without)
-    for axis in without:
-        announce(f"measuring the {axis.kind}")
-        order = weights[axis.name].argsort(stable=True)
-        tables.append(
-            measured_table(model, axis, order, speech.calibration, levels=request.width_levels)
-        )
+        announce(f"measured {len(tables)} of {len(space.units)} axes")
     ordered = {table.axis.name: table for table in tables}
     result = tuple(ordered[axis.name] for axis in space.units)
     save_tables(result, file, digest=digest)
@@ -228,13 +212,11 @@ def _save(
     small: Conformer,
     dense: Bundle,
     row: PrunedModel,
-    choice: Mapping[str, torch.Tensor],
+    choice: Choice,
     *,
     source: Path,
 ) -> None:
-    kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
-    report = {"pruned": asdict(row), KEPT_UNITS: kept_units, "from": bundle_digest(source)}
-    report |= {key: dense.report[key] for key in (LONGEST_TRAINED,) if key in dense.report}
+    report = {"pruned": asdict(row), **pruned_lineage(dense, choice, source=source)}
     bundle.save(folder, small, dense.tokenizer, report)
 
 
@@ -263,12 +245,8 @@ class _Unpruned:
 
     def compare(self, model: Conformer, space: Space, *, folder: str, target: float) -> PrunedModel:
         """Measure a model beside the unpruned one."""
-        total, count, texts = 0.0, 0, []
-        for batch, expected in zip(self.held_out, self.log_probs, strict=True):
-            actual, spoken = _run(model, self.tokenizer, batch)
-            total += float((expected.exp() * (expected - actual)).sum())
-            count += len(expected)
-            texts += spoken
+        outputs = [_run(model, self.tokenizer, batch) for batch in self.held_out]
+        texts = [text for _, texts in outputs for text in texts]
         cost = space.dense_cost(model)
         return PrunedModel(
             folder=folder,
@@ -278,7 +256,7 @@ class _Unpruned:
             params=int(cost.params),
             gflops=float(cost.flops) / 1e9,
             latency_ms=1000 * _latency(model, self.seconds),
-            kl=total / max(1, count),
+            kl=mean_kl(self.log_probs, [log_probs for log_probs, _ in outputs]),
             words_changed=word_errors(self.texts, texts).wer if any(self.texts) else 0.0,
         )
 
@@ -306,7 +284,7 @@ def _run(
 def _digest(request: PruningRequest, speech: CalibrationSpeech) -> str:
     """Return a digest of the model, the settings of its tables, and the speech."""
     found = hashlib.sha256()
-    values = (bundle_digest(request.model), request.seed, request.width_levels, list(AXES))
+    values = (bundle_digest(request.model), request.seed, request.settings.model_dump(), list(AXES))
     found.update(json.dumps(values).encode())
     for features, num_frames in (*speech.calibration, *speech.held_out):
         found.update(features.numpy().tobytes())

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from core import bundle
+from core.bundle import Bundle
 from core.config.base import ConfigError
 from core.config.methods import method_names
 from core.config.trial import NO_SPEECH, TrialConfig
@@ -108,12 +109,23 @@ def prune_bundle(
         "flops_sparsity": float(space.sparsity(cost, "flops")),
         "params_sparsity": float(space.sparsity(cost, "params")),
     }
-    kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
-    lineage = {"config": config.model_dump(), KEPT_UNITS: kept_units, "from": bundle_digest(source)}
-    lineage |= {key: dense.report[key] for key in (LONGEST_TRAINED,) if key in dense.report}
+    lineage = {"config": config.model_dump(), **pruned_lineage(dense, choice, source=source)}
     announce("writing the smaller model")
     bundle.save(folder, small, dense.tokenizer, {"pruned": measured, **lineage})
     return {"model": str(folder), **measured}
+
+
+def pruned_lineage(dense: Bundle, choice: Choice, *, source: Path) -> dict[str, Any]:
+    """Return what the report of a pruned bundle says of where it comes from.
+
+    Args:
+        dense: the unpruned bundle.
+        choice: the units that stay.
+        source: the unpruned bundle's folder.
+    """
+    kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in choice.items()}
+    carried = {key: dense.report[key] for key in (LONGEST_TRAINED,) if key in dense.report}
+    return {KEPT_UNITS: kept_units, "from": bundle_digest(source), **carried}
 
 
 def prune_model(

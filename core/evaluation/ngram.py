@@ -17,9 +17,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from core.data.tokenizer import Tokenizer
+from core.data.tokenizer import WORD_START, Tokenizer
 from core.evaluation.greedy import BLANK
-from core.evaluation.word_alignment import WORD_START
 
 BEGIN, END, UNSEEN = "<s>", "</s>", "<unk>"
 _LEAST = -10.0

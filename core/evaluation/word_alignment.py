@@ -10,11 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from core.data.tokenizer import Tokenizer
+from core.data.tokenizer import WORD_START, Tokenizer
 from core.evaluation.greedy import BLANK
-
-WORD_START = "\u2581"
-"""The character that begins the first piece of a word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

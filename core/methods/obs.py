@@ -10,18 +10,23 @@ without transcripts.
 The residual width has no consumer of its own. Its units go by magnitude, and its table is measured.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
 from core.config.settings import MethodSettings
+from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
+from core.pruning.calibration import Calibration, prunable_consumers
 from core.pruning.sensitivity import (
+    SensitivityTable,
     fisher_tables,
     measured_table,
     measured_tables,
     table_scores,
 )
+from core.pruning.space import Space
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -42,20 +47,36 @@ class Obs(Method):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Return the prices of all units, from the tables of all axes."""
         del search
-        student, space = ctx.student.eval(), ctx.space
         config = ctx.config.pruning
         settings = config.settings(Settings)
-        if settings.tables == "fisher":
-            tables = list(fisher_tables(student, space, ctx.speech, seed=ctx.config.seed))
-        else:
-            tables = list(measured_tables(student, space, ctx.speech, levels=settings.levels))
-        with_table = {table.axis.name for table in tables}
-        without = [axis for axis in space.units if axis.name not in with_table]
-        weights = magnitudes(student, without)
-        for axis in without:
-            order = weights[axis.name].argsort(stable=True)
-            tables.append(measured_table(student, axis, order, ctx.speech, levels=settings.levels))
-        return SearchResult(scores=table_scores(space, tables, config.resource), reference={})
+        tables = list(
+            all_tables(ctx.student, ctx.space, ctx.speech, settings, seed=ctx.config.seed)
+        )
+        return SearchResult(scores=table_scores(ctx.space, tables, config.resource), reference={})
+
+
+def all_tables(
+    model: Conformer, space: Space, speech: Calibration, settings: Settings, *, seed: int
+) -> Iterator[SensitivityTable]:
+    """Yield the table of each axis that may lose units; those without a consumer come last.
+
+    Args:
+        model: the unpruned model, which is put into evaluation mode.
+        space: which axes may lose units.
+        speech: calibration speech, walked through several times.
+        settings: the kind of tables, and the levels of those that are measured.
+        seed: of the labels that are drawn.
+    """
+    if settings.tables == "fisher":
+        yield from fisher_tables(model, space, speech, seed=seed)
+    else:
+        yield from measured_tables(model, space, speech, levels=settings.levels)
+    with_consumer = {consumer.axis.name for consumer in prunable_consumers(space)}
+    without = [axis for axis in space.units if axis.name not in with_consumer]
+    weights = magnitudes(model, without)
+    for axis in without:
+        order = weights[axis.name].argsort(stable=True)
+        yield measured_table(model, axis, order, speech, levels=settings.levels)
 
 
 METHOD = Obs()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from core.config.pruning import Resource
 from core.conformer.axes import Axis
-from core.conformer.masking import Folded, fold, gated_forward, named_tensors
+from core.conformer.masking import Folded, fold, named_tensors
 from core.conformer.model import Conformer
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import (
@@ -185,7 +185,7 @@ def measured_tables(
     whole, tensors = identity_fold(model), named_tensors(model)
     targets = prunable_consumers(space)
     streams = ResidualStreams(model=model, folded=whole, speech=speech)
-    expected = streams.log_probs(streams.parts[0], {})
+    expected = _all_log_probs(model, whole, speech)
     for part in streams.parts:
         own = [consumer for consumer in targets if consumer.part == part]
         grams: dict[str, Tensor] = {}
@@ -197,7 +197,7 @@ def measured_tables(
             order = _order(gram.cpu(), columns, columns.T @ columns, consumer.axis.size).units
             counts = level_counts(consumer.axis, levels)
             increases = [
-                _mean_kl(
+                mean_kl(
                     expected,
                     streams.log_probs(
                         part, refitted_consumer(tensors, consumer, gram, order[:count])
@@ -247,10 +247,11 @@ def level_counts(axis: Axis, levels: int) -> list[int]:
     return sorted({round(most * (level + 1) / levels) for level in range(levels)} - {0})
 
 
-def _mean_kl(
-    expected: Sequence[Float[Tensor, "frames vocabulary"]],
-    actual: Sequence[Float[Tensor, "frames vocabulary"]],
+def mean_kl(
+    expected: Sequence[Float[Tensor, "_ vocabulary"]],
+    actual: Sequence[Float[Tensor, "_ vocabulary"]],
 ) -> float:
+    """Return the KL from expected log-probabilities, the mean over the frames of all batches."""
     sums = [
         float((before.exp() * (before - after)).sum())
         for before, after in zip(expected, actual, strict=True)
@@ -285,31 +286,25 @@ def measured_table(
         model: the unpruned model.
         axis: whose units are closed.
         order: the units, the first one to be removed first.
-        speech: calibration speech, walked through once for each level.
+        speech: calibration speech, walked through once, and once for each level.
         levels: how many numbers of removed units are measured.
     """
-    whole, counts, increases = identity_fold(model), level_counts(axis, levels), []
+    model.eval()
+    expected = _all_log_probs(model, identity_fold(model), speech)
+    counts, increases = level_counts(axis, levels), []
     for count in counts:
         gates = torch.ones(axis.size, device=model.head.weight.device)
         gates[order[:count]] = 0
         folded = fold(named_tensors(model), model.axes(), {axis.name: gates})
-        increases.append(output_kl(model, whole, folded, speech))
+        increases.append(mean_kl(expected, _all_log_probs(model, folded, speech)))
     return _measured(axis, order, counts, increases)
 
 
-@torch.no_grad()
-def output_kl(model: Conformer, whole: Folded, changed: Folded, speech: Calibration) -> float:
-    """Return the mean KL from the whole model's distributions, over real frames."""
-    model.eval()
-    total, count = 0.0, 0
-    for features, lengths in speech:
-        output = gated_forward(model, features, lengths, whole)
-        expected = output.logits.float().log_softmax(-1)[output.is_frame]
-        other = gated_forward(model, features, lengths, changed).logits
-        actual = other.float().log_softmax(-1)[output.is_frame]
-        total += float((expected.exp() * (expected - actual)).sum())
-        count += len(expected)
-    return total / max(1, count)
+def _all_log_probs(
+    model: Conformer, folded: Folded, speech: Calibration
+) -> list[Float[Tensor, "_ vocabulary"]]:
+    streams = ResidualStreams(model=model, folded=folded, speech=speech)
+    return streams.log_probs(streams.parts[0], {})
 
 
 def table_scores(

@@ -120,15 +120,16 @@ def _prune_with_speech(
         from sweep.report.pruned_front import write_pruned_front
         from sweep.snapshot import model_path
 
-        stages.announce("reading the speech")
+        stages.announce("reading the model")
         source, folder = model_path(model), target.folder.absolute()
-        spec = bundle.load(source).model.frontend_spec
+        dense = bundle.load(source)
+        stages.announce("reading the speech")
         files = [file for file, _ in find_audio_files(audio)]
-        speech = read_calibration_speech(files, spec, seconds=seconds)
+        speech = read_calibration_speech(files, dense.model.frontend_spec, seconds=seconds)
         request = PruningRequest(
             model=source, remove=shares, resource=target.resource, seed=target.seed
         )
-        rows = list(prune_with_speech(request, speech, folder, announce=stages.announce))
+        rows = list(prune_with_speech(request, dense, speech, folder, announce=stages.announce))
         stages.announce("drawing the front")
         sensitivity = read_json(folder / SENSITIVITY)
         values = {**pruned_values(rows, speech), "sensitivity": sensitivity}

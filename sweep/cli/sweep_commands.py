@@ -118,13 +118,13 @@ def _tune_on(folder: Path, trial: int, steps: int) -> None:
 
 
 def _enlarge(folder: Path, trials: int | None, hours: float | None) -> None:
-    from sweep.config.sweep import rewrite
+    from sweep.config.sweep import open_config, rewrite
     from sweep.search.budget import extended_budget
     from sweep.snapshot import load_snapshot
     from sweep.storage.lock import sweep_lock
 
-    load_snapshot(folder)  # raises where there is no sweep, before the lock leaves a file
-    # Read again under the lock: of two commands, the second adds to what the first wrote.
+    open_config(folder)  # raises where there is no sweep, before the lock leaves a file
+    # Read under the lock: of two commands, the second adds to what the first wrote.
     with sweep_lock(folder):
         snapshot = load_snapshot(folder)
         # From the records as well as the plan: what "5 more" means depends on whether the sweep is

@@ -43,15 +43,16 @@ def write_pruned_front(values: Mapping[str, Any], folder: Path, *, title: str) -
     """
     models, sensitivity = values["models"], values["sensitivity"]
     figure = draw_models(models, title)
+    picture = svg_text(figure)
     page = {
         "title": title,
         "values": values,
-        "front_svg": safe_html(svg_text(figure)),
-        "sensitivity_svg": safe_html(svg_text(draw_sensitivity(sensitivity))),
+        "front_svg": safe_html(svg_element(picture)),
+        "sensitivity_svg": safe_html(svg_element(svg_text(draw_sensitivity(sensitivity)))),
     }
     with replaced_files(folder) as temporary:
+        (temporary / "front.svg").write_text(picture, encoding="utf-8")
         with mpl.rc_context(STYLE):
-            figure.savefig(temporary / "front.svg", metadata={"Date": None})
             figure.savefig(temporary / "front.png", dpi=160, metadata={"Software": None})
         html = render_html(TEMPLATES, "pruned_front.html.j2", page)
         (temporary / "front.html").write_text(html, encoding="utf-8")
@@ -120,12 +121,16 @@ def heat_map_cells(
 
 
 def svg_text(figure: Figure) -> str:
-    """Return a figure as the SVG element of a page."""
+    """Return a figure as the contents of an SVG file."""
     text = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    content = text.getvalue()
-    return content[content.index("<svg") :]
+    return text.getvalue()
+
+
+def svg_element(picture: str) -> str:
+    """Return the element of an SVG file, as a page holds it, without the file's head."""
+    return picture[picture.index("<svg") :]
 
 
 def _draw_cells(axes: Axes, grid: np.ndarray, figure: Figure) -> None:

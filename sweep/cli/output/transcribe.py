@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -86,12 +87,11 @@ class TranscriptionProgress:
             disable=not err.is_terminal,
         )
         self._task = self._bar.add_task("transcribing", total=total_seconds)
-        self._lines = None if err.is_terminal else StageReporter("transcribing")
+        self._lines = nullcontext() if err.is_terminal else StageReporter("transcribing")
 
     def __enter__(self) -> Self:
         self._bar.start()
-        if self._lines is not None:
-            self._lines.__enter__()
+        self._lines.__enter__()
         return self
 
     def __exit__(
@@ -101,8 +101,7 @@ class TranscriptionProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
-        if self._lines is not None:
-            self._lines.__exit__(kind, error, trace)
+        self._lines.__exit__(kind, error, trace)
 
     def advance(self, seconds: float) -> None:
         """Adds seconds of audio that have been transcribed."""

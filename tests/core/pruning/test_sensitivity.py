@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.conformer.masking import Folded
+from core.conformer.masking import Folded, fold, gated_forward, named_tensors
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import consumers, iterate_grams
 from core.pruning.sensitivity import (
@@ -12,7 +12,6 @@ from core.pruning.sensitivity import (
     measured_table,
     measured_tables,
     output_fisher,
-    output_kl,
     refitted_consumer,
     table_scores,
     unit_prices,
@@ -28,6 +27,20 @@ SHORTEST = 7
 @pytest.fixture
 def model():
     return small_model().eval().requires_grad_()
+
+
+@torch.no_grad()
+def output_kl(model, whole, changed, speech):
+    """The mean KL over real frames, each model run from the features on."""
+    total, count = 0.0, 0
+    for features, lengths in speech:
+        output = gated_forward(model, features, lengths, whole)
+        expected = output.logits.float().log_softmax(-1)[output.is_frame]
+        other = gated_forward(model, features, lengths, changed).logits
+        actual = other.float().log_softmax(-1)[output.is_frame]
+        total += float((expected.exp() * (expected - actual)).sum())
+        count += len(expected)
+    return total / count
 
 
 def one_frame_many_times(count):
@@ -127,6 +140,12 @@ def test_a_measured_table_starts_with_the_levels_that_it_was_asked_for(model):
         model, width, torch.arange(width.size), [ragged_speech(90, 60)], levels=4
     )
 
+    whole = identity_fold(model)
+    for count, increase in zip(table.counts.tolist(), table.increase.tolist(), strict=True):
+        gates = torch.ones(width.size)
+        gates[:count] = 0
+        moved = fold(named_tensors(model), model.axes(), {"width": gates})
+        assert output_kl(model, whole, moved, [ragged_speech(90, 60)]) <= increase * (1 + 1e-3)
     assert len(table.counts) <= 4
     assert int(table.counts[-1]) == width.size - width.floor
     assert (table.increase.diff() >= 0).all()
