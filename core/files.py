@@ -5,7 +5,6 @@ process of which machine made it, so that the next one removes what nobody will 
 else: what belongs to a live process, another machine or another program stays.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -52,17 +51,6 @@ def sha256_file(file: Path) -> str:
     """Returns the SHA-256 digest of a file, as 64 hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-@contextmanager
-def locked_file(file: Path) -> Iterator[None]:
-    """Holds the lock of a file, which is made if it is missing; waits while another holds it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Opened for appending, so that the content of an existing file stays. The lock ends with the
-    # descriptor, also when the process is killed.
-    with file.open("a", encoding="utf-8") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
 
 
 def flush_to_disk(path: Path) -> None:

@@ -377,6 +377,7 @@ def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Tr
         choose=choose,
         evaluator=Evaluator(config, space, speech, device),
         device=device,
+        shared=dirs.teacher,
     )
     return Trial(method=method, ctx=ctx, speech=speech, dirs=dirs, ranks=ranks)
 
@@ -387,7 +388,8 @@ def _extract_small(
     small = extract_and_reconstruct(
         ctx.student, result.reference, choice, how=how, speech=ctx.speech
     )
-    reestimate_statistics(small, ctx.speech)
+    if how != "sequential":  # which has moved them with their inputs, before it refitted the rest
+        reestimate_statistics(small, ctx.speech)
     return small
 
 

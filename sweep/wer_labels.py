@@ -1,6 +1,6 @@
 """What can be done where speech has no transcripts, or where there is none at all: in words. Pure.
 
-Which methods need no speech, core/data_free.py finds out.
+Which methods need no speech, core/one_shot/by_weights.py finds out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

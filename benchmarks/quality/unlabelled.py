@@ -28,7 +28,7 @@ from benchmarks.lib.cells import (
 )
 from benchmarks.lib.measurement import arguments, emit
 from core import bundle
-from core.data_free import config_of, prune_bundle, remaining
+from core.one_shot.by_weights import config_of, prune_bundle, remaining
 from sweep.config.sweep import load
 
 AGAINST = "transcripts"

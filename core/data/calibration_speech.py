@@ -8,15 +8,18 @@ Shapes: B batch, M mel frames.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
+from lhotse.cut import Cut
 from torch import Tensor
 
+from core.data.audio import read_cut
 from core.data.audio_decoding import CorpusError
 from core.data.audio_stream import AudioStream
 from core.features.kaldi import SAMPLE_RATE_HZ
@@ -26,6 +29,8 @@ from core.features.spec import FrontendSpec
 WINDOW_SECONDS = 20.0
 """Longest window: as long as utterances are, and short enough for attention."""
 SHORTEST_SECONDS = 0.5
+LONGEST_CUT_SECONDS = 60.0
+"""Longer utterances of a corpus are left out: attention would need their square."""
 HELD_OUT_EVERY = 5
 """One window in so many is held out."""
 LEAST_SECONDS = 20.0
@@ -35,6 +40,7 @@ SILENCE = 1e-3
 """Largest sample of a window that counts as silent: -60 dB of full scale."""
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 SpeechBatch = tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]
 """Features of some windows, and their numbers of mel frames."""
 
@@ -73,18 +79,47 @@ def read_calibration_speech(
     Raises:
         CorpusError: if no file can be read, or there is too little speech in them.
     """
-    needed = seconds * HELD_OUT_EVERY / (HELD_OUT_EVERY - 1)
+    needed = _with_held_out(seconds)
     windows, reasons = _plan(files, longest=min(WINDOW_SECONDS, max(2.0, needed / 8)))
     if not windows:
         raise CorpusError(
             reasons[0] if reasons else "`--audio` must name audio files, but names none instead."
         )
-    waveforms = [wave for wave in _read(_spread(windows, needed)) if wave.abs().max() > SILENCE]
+    return _divide(_read(_spread(windows, needed)), spec)
+
+
+def read_calibration_cuts(
+    cuts: Iterable[Cut], spec: FrontendSpec, *, seconds: float
+) -> CalibrationSpeech:
+    """Read utterances of a corpus, evenly, until there is enough speech.
+
+    Args:
+        cuts: utterances; their words are not looked at.
+        spec: features of the model.
+        seconds: of calibration speech, at most; a quarter as much is held out beside it.
+
+    Raises:
+        CorpusError: if a file cannot be read, or there is too little speech.
+    """
+    fitting = [cut for cut in cuts if SHORTEST_SECONDS <= cut.duration <= LONGEST_CUT_SECONDS]
+    total = max(1e-9, sum(cut.duration for cut in fitting))
+    chosen = _evenly(fitting, _with_held_out(seconds) / total)
+    return _divide((read_cut(cut) for cut in chosen), spec)
+
+
+def _with_held_out(seconds: float) -> float:
+    """Return the seconds of which so many are left when one window in five is held out."""
+    return seconds * HELD_OUT_EVERY / (HELD_OUT_EVERY - 1)
+
+
+def _divide(read: Iterable[Float[Tensor, " samples"]], spec: FrontendSpec) -> CalibrationSpeech:
+    """Return features of the windows that are not silent, one in five of them held out."""
+    waveforms = [wave for wave in read if wave.abs().max() > SILENCE]
     held_out = waveforms[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     calibration = [w for i, w in enumerate(waveforms) if (i + 1) % HELD_OUT_EVERY]
     found = _seconds(calibration)
     if found < LEAST_SECONDS or not held_out:
-        least = LEAST_SECONDS * HELD_OUT_EVERY / (HELD_OUT_EVERY - 1)
+        least = _with_held_out(LEAST_SECONDS)
         silent = "" if waveforms else " (all of it is silent)"
         raise CorpusError(
             f"`--audio` must hold {least:g} s of speech or more, but holds"
@@ -128,8 +163,13 @@ def _spread(windows: Sequence[_Window], seconds: float) -> list[_Window]:
     For example, of an hour in windows of 20 s, ten minutes are every sixth window.
     """
     total = sum(window.end - window.begin for window in windows) / SAMPLE_RATE_HZ
-    count = min(len(windows), math.ceil(len(windows) * seconds / total))
-    return [windows[len(windows) * number // count] for number in range(count)]
+    return _evenly(windows, seconds / total)
+
+
+def _evenly(values: Sequence[Value], share: float) -> list[Value]:
+    """Return a share of some values, at equal distances."""
+    count = min(len(values), math.ceil(len(values) * share))
+    return [values[len(values) * number // count] for number in range(count)]
 
 
 def _read(windows: Sequence[_Window]) -> Iterator[Float[Tensor, " samples"]]:

@@ -7,28 +7,33 @@ for its share of the resource. The KL is that of the Kronecker-factored Fisher (
 2015; LLM Surgeon, arXiv 2312.17244): one forward and one backward pass over some minutes of speech
 without transcripts.
 
-The residual width has no consumer of its own. Its units go by magnitude, and its table is measured.
+The residual width is read by every module. Without a unit each reader is refitted for itself, and
+their errors add up (core/pruning/width_table.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
 from core.config.settings import MethodSettings
 from core.conformer.model import Conformer
-from core.methods.magnitude import magnitudes
 from core.pruning.calibration import Calibration, prunable_consumers
 from core.pruning.sensitivity import (
     SensitivityTable,
     fisher_tables,
-    measured_table,
     measured_tables,
     table_scores,
 )
 from core.pruning.space import Space
+from core.pruning.table_files import load_tables, save_tables, tables_digest
+from core.pruning.width_table import fisher_width_table
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
+
+FOLDER = "sensitivity"
+"""Folder beside the teacher with the tables that trials share."""
 
 
 class Settings(MethodSettings):
@@ -36,9 +41,10 @@ class Settings(MethodSettings):
 
     tables: Literal["fisher", "measured"] = "fisher"
     """Sensitivity tables: by the Fisher information, from one backward pass; or measured level by
-    level, which takes longer and is more exact where much is removed."""
+    level, which takes longer and is more exact where much is removed. That of the residual width is
+    always by the Fisher information."""
     levels: int = Field(8, ge=1, le=1024)
-    """Numbers of removed units at which a table is measured; the residual width's always is."""
+    """Numbers of removed units at which a table is measured."""
 
 
 class Obs(Method):
@@ -47,16 +53,40 @@ class Obs(Method):
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Return the prices of all units, from the tables of all axes."""
         del search
-        config = ctx.config.pruning
-        settings = config.settings(Settings)
-        tables = list(
-            all_tables(ctx.student, ctx.space, ctx.speech, settings, seed=ctx.config.seed)
-        )
-        return SearchResult(scores=table_scores(ctx.space, tables, config.resource), reference={})
+        tables = shared_tables(ctx, ctx.config.pruning.settings(Settings))
+        resource = ctx.config.pruning.resource
+        return SearchResult(scores=table_scores(ctx.space, tables, resource), reference={})
+
+
+def shared_tables(ctx: MethodContext, settings: Settings) -> list[SensitivityTable]:
+    """Return the tables of all axes that may lose units, from a file if a trial has left them.
+
+    Trials of the same teacher and calibration speech share them, whatever they remove.
+    """
+    seed, units = ctx.config.seed, ctx.space.units
+    speech = list(ctx.speech)
+    if ctx.shared is None:
+        return list(all_tables(ctx.student, ctx.space, speech, settings, seed=seed))
+    digest = tables_digest(ctx.student, speech, settings.model_dump_json(), seed=seed)
+    file = ctx.shared / FOLDER / f"{digest[:16]}.safetensors"
+    tables = load_tables(file, units, digest=digest)
+    new = all_tables(ctx.student, ctx.space, speech, settings, seed=seed, computed=tables)
+    added = {table.axis.name: table for table in new}
+    if added:
+        tables |= added
+        file.parent.mkdir(exist_ok=True)
+        save_tables(tables.values(), file, digest=digest)
+    return [tables[axis.name] for axis in units]
 
 
 def all_tables(
-    model: Conformer, space: Space, speech: Calibration, settings: Settings, *, seed: int
+    model: Conformer,
+    space: Space,
+    speech: Calibration,
+    settings: Settings,
+    *,
+    seed: int,
+    computed: Collection[str] = (),
 ) -> Iterator[SensitivityTable]:
     """Yield the table of each axis that may lose units; those without a consumer come last.
 
@@ -66,17 +96,18 @@ def all_tables(
         speech: calibration speech, walked through several times.
         settings: the kind of tables, and the levels of those that are measured.
         seed: of the labels that are drawn.
+        computed: names of axes whose tables are there already.
     """
-    if settings.tables == "fisher":
-        yield from fisher_tables(model, space, speech, seed=seed)
-    else:
-        yield from measured_tables(model, space, speech, levels=settings.levels)
-    with_consumer = {consumer.axis.name for consumer in prunable_consumers(space)}
-    without = [axis for axis in space.units if axis.name not in with_consumer]
-    weights = magnitudes(model, without)
-    for axis in without:
-        order = weights[axis.name].argsort(stable=True)
-        yield measured_table(model, axis, order, speech, levels=settings.levels)
+    missing = tuple(axis for axis in space.units if axis.name not in computed)
+    rest = replace(space, prunable=missing)
+    with_consumer = {consumer.axis.name for consumer in prunable_consumers(rest)}
+    if with_consumer and settings.tables == "fisher":
+        yield from fisher_tables(model, rest, speech, seed=seed)
+    elif with_consumer:
+        yield from measured_tables(model, rest, speech, levels=settings.levels)
+    for axis in (axis for axis in missing if axis.name not in with_consumer):
+        assert axis.kind == "width", axis.name  # which many layers read
+        yield fisher_width_table(model, axis, speech, seed=seed)
 
 
 METHOD = Obs()

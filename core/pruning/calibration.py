@@ -178,6 +178,17 @@ def _own_tensors(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     }
 
 
+def split_batches(speech: Calibration, *, most_frames: int) -> Calibration:
+    """Yield the same utterances in batches of at most so many mel frames, or one a batch.
+
+    A backward pass holds the activations of a whole batch: 10 s of speech are 1,000 mel frames, and
+    750 MB of activations of a model of 0.6 billion parameters.
+    """
+    for features, num_frames in speech:
+        size = max(1, most_frames // features.shape[1])
+        yield from zip(features.split(size), num_frames.split(size), strict=True)
+
+
 def iterate_grams(
     model: Conformer, folded: Folded, consumers: list[Consumer], speech: Calibration
 ) -> Iterator[tuple[Consumer, Float[Tensor, "inputs1 inputs1"]]]:

@@ -19,6 +19,7 @@ takes minutes.
 Shapes: I inputs, those that always stay (the bias) last; U units of b inputs; r pending rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,15 +60,57 @@ def removal_order(
         damping: share of the mean of H's diagonal that is added to it.
         pending: rows of changes that are collected; the result does not depend on it.
     """
+    inverse = damped_inverse(gram, damping)
+    return _removal_order([_Elimination(inverse, products, num_units, unit_inputs, pending)])
+
+
+def joint_removal_order(
+    readers: Sequence[tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs inputs"]]],
+    *,
+    num_units: int,
+    damping: float = DAMPING,
+) -> RemovalOrder:
+    """Return the order of units that several consumers read, each unit one input of every consumer.
+
+    A unit is removed from all consumers at once, and each is refitted for itself. The growth is the
+    sum over the consumers.
+
+    Args:
+        readers: H and M of each consumer, in double precision.
+        num_units: units.
+        damping: share of the mean of each H's diagonal that is added to it.
+    """
+    return _removal_order(
+        [
+            _Elimination(damped_inverse(gram, damping), products, num_units, 1, PENDING)
+            for gram, products in readers
+        ]
+    )
+
+
+def damped_inverse(
+    gram: Float[Tensor, "inputs inputs"], damping: float
+) -> Float[Tensor, "inputs inputs"]:
+    """Return the inverse of H with a share of its mean diagonal added."""
     ridge = damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-    inverse = torch.linalg.inv(gram + ridge)
-    elimination = _Elimination(inverse, products, num_units, unit_inputs, pending)
+    return torch.linalg.inv(gram + ridge)
+
+
+def _removal_order(eliminations: "Sequence[_Elimination]") -> RemovalOrder:
+    num_units = eliminations[0].num_units
+    remaining = torch.ones(num_units, dtype=torch.bool)
     units, growth = [], []
     for _ in range(num_units):
-        unit, cost = elimination.cheapest()
+        index = remaining.nonzero().squeeze(1)
+        costs = sum(elimination.growth(index) for elimination in eliminations)
+        assert isinstance(costs, Tensor)
+        best = int(costs.argmin())
+        unit = int(index[best])
         units.append(unit)
-        growth.append(cost)
-        elimination.remove(unit)
+        growth.append(float(costs[best]))
+        remaining[unit] = False
+        for elimination in eliminations:
+            elimination.remove(unit)
     return RemovalOrder(
         units=torch.tensor(units), growth=torch.tensor(growth, dtype=torch.float64).clamp_min(0)
     )
@@ -89,29 +132,24 @@ class _Elimination:
         pending: int,
     ) -> None:
         self._inverse, self._products = inverse, products.clone()
-        self._units, self._block = num_units, unit_inputs
+        self.num_units, self._block = num_units, unit_inputs
         self._pending = max(pending, unit_inputs)
         self._lists = [inverse.new_zeros(0, len(inverse)) for _ in range(3)]  # rows, steps, halves
-        self._remaining = torch.ones(num_units, dtype=torch.bool)
         # What each unit alone would cost needs its own entries only: these are kept up to date.
         self._own_inverse = self._own(self._inverse)
         self._own_products = self._own(self._products)
 
     def _own(self, matrix: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "units block block"]:
-        inside, block = self._units * self._block, self._block
-        tiles = matrix[:inside, :inside].view(self._units, block, self._units, block)
+        inside, block = self.num_units * self._block, self._block
+        tiles = matrix[:inside, :inside].view(self.num_units, block, self.num_units, block)
         return tiles.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
-    def cheapest(self) -> tuple[int, float]:
-        """Return the unit whose removal costs least, and its cost."""
-        index = self._remaining.nonzero().squeeze(1)
-        inverse, products = self._own_inverse[index], self._own_products[index]
+    def growth(self, units: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """Return what the removal of each of these units would cost."""
+        inverse, products = self._own_inverse[units], self._own_products[units]
         if self._block == 1:
-            growth = (products / inverse)[:, 0, 0]
-        else:
-            growth = torch.linalg.solve(inverse, products).diagonal(dim1=1, dim2=2).sum(1)
-        best = int(growth.argmin())
-        return int(index[best]), float(growth[best])
+            return (products / inverse)[:, 0, 0]
+        return torch.linalg.solve(inverse, products).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
         """Remove a unit's inputs and adjust everything else."""
@@ -122,7 +160,6 @@ class _Elimination:
         step = torch.linalg.solve(row[:, inputs], row)
         # M - step^T product - product^T step + step^T M_SS step, as two terms instead of three.
         half = product - 0.5 * product[:, inputs] @ step
-        self._remaining[unit] = False
         self._update_own(row, step, half)
         self._lists = [torch.cat(pair) for pair in zip(self._lists, (row, step, half), strict=True)]
         if len(self._lists[0]) >= self._pending:
@@ -134,9 +171,9 @@ class _Elimination:
         step: Float[Tensor, "block inputs"],
         half: Float[Tensor, "block inputs"],
     ) -> None:
-        inside = self._units * self._block
+        inside = self.num_units * self._block
         r, s, h = (
-            x[:, :inside].unflatten(1, (self._units, self._block)) for x in (row, step, half)
+            x[:, :inside].unflatten(1, (self.num_units, self._block)) for x in (row, step, half)
         )
         self._own_inverse -= torch.einsum("kui,kuj->uij", r, s)
         change = torch.einsum("kui,kuj->uij", s, h)

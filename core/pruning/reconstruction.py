@@ -90,15 +90,16 @@ def _reconstruct_streams(
         """Return the remaining units of an axis, by their numbers in the reference."""
         return kept_unit_indices(choice[name][kept_unit_indices(target[name])].float())
 
-    channels = {
-        number: indices(f"blocks.{old}.convolution.channel")
-        for number, old in enumerate(blocks)
-        if f"blocks.{old}.convolution.channel" in choice
+    # With blocks 0 and 3 open, those of `blocks.3` are units of the reference's `blocks.1`.
+    units = {
+        new: indices(name)
+        for name in choice
+        if name.startswith("blocks.") and (new := small_name(name, blocks)) is not None
     }
     remaining_units = Remaining(
         width=indices("width"),
         blocks=tuple(number for number, old in enumerate(blocks) if old in remaining),
-        channels=channels,
+        units=units,
     )
     reconstruct_streams(small, whole, remaining_units, speech)
 

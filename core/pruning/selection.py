@@ -22,7 +22,7 @@ from torch import Tensor
 from core.config.pruning import AxisKind, PruningConfig, Resource
 from core.conformer.axes import Cost, enclosing_axes
 from core.pruning.multi_budget import orders_meeting_budgets
-from core.pruning.space import Space, resource_cost, unit_share
+from core.pruning.space import Choice, Space, resource_cost, unit_share
 
 # Shares differ by less than this only from rounding.
 ROUNDING = 1e-12
@@ -254,17 +254,22 @@ def prefix_choice(space: Space, units: list[Unit], length: int) -> dict[str, Ten
         choice[name] = torch.zeros_like(choice[name])
     for unit in units[:length]:
         choice[unit.axis][unit.index] = True
+    return choice_without_empty(space, choice)
+
+
+def choice_without_empty(space: Space, choice: Choice) -> dict[str, Tensor]:
+    """Return a choice in which modules and prunable blocks without open units are closed."""
+    closed = dict(choice)
     inside: dict[str | None, list[str]] = {}
     for axis in space.axes:
         inside.setdefault(axis.parent, []).append(axis.name)
-    for axis in reversed(
-        space.axes
-    ):  # a block comes before its modules, and they before their units
+    # A block comes before its modules, and they before their units.
+    for axis in reversed(space.axes):
         names = inside.get(axis.name)
-        is_empty = names and not any(choice[name].any() for name in names)
+        is_empty = names and not any(closed[name].any() for name in names)
         if is_empty and (axis.kind != "block" or axis in space.prunable):
-            choice[axis.name] = torch.zeros_like(choice[axis.name])
-    return choice
+            closed[axis.name] = torch.zeros_like(closed[axis.name])
+    return closed
 
 
 def depth_order(space: Space, scores: Scores, choice: Mapping[str, Tensor]) -> tuple[int, ...]:

@@ -20,18 +20,17 @@ vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import isotonic_regression
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.config.pruning import Resource
 from core.conformer.axes import Axis
-from core.conformer.masking import Folded, fold, named_tensors
+from core.conformer.masking import Folded, named_tensors
 from core.conformer.model import Conformer
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import (
@@ -42,6 +41,7 @@ from core.pruning.calibration import (
     iterate_grams,
     prunable_consumers,
 )
+from core.pruning.fisher import output_fisher
 from core.pruning.obs import RemovalOrder, removal_order
 from core.pruning.reconstruction import least_squares_columns
 from core.pruning.space import Space, unit_share
@@ -71,7 +71,7 @@ def fisher_tables(
     Args:
         model: the unpruned model; its gradients are not touched.
         space: which axes may lose units.
-        speech: calibration speech, walked through twice.
+        speech: walked through twice.
         seed: of the labels that are drawn.
     """
     targets = prunable_consumers(space)
@@ -80,12 +80,17 @@ def fisher_tables(
         gram, columns = sums.cpu(), _columns(named_tensors(model), consumer)
         weight = fisher[consumer.module].cpu() / gram[-1, -1]  # the last entry counts rows
         order = _order(gram, columns, columns.T @ weight @ columns, consumer.axis.size)
-        yield SensitivityTable(
-            axis=consumer.axis,
-            order=order.units,
-            counts=torch.arange(1, consumer.axis.size + 1),
-            increase=0.5 * order.growth.cumsum(0) / num_frames,
-        )
+        yield unit_table(consumer.axis, order, 0.5 / num_frames)
+
+
+def unit_table(axis: Axis, order: RemovalOrder, scale: float) -> SensitivityTable:
+    """Return a table of one level a unit: what the removals cost together, scaled to nats."""
+    return SensitivityTable(
+        axis=axis,
+        order=order.units,
+        counts=torch.arange(1, axis.size + 1),
+        increase=scale * order.growth.cumsum(0),
+    )
 
 
 def _order(
@@ -108,63 +113,6 @@ def _columns(tensors: Mapping[str, Tensor], consumer: Consumer) -> Float[Tensor,
     weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
     bias = tensors.get(f"{consumer.module}.bias")
     return weight if bias is None else torch.cat((weight, bias.detach().double().cpu()[:, None]), 1)
-
-
-def output_fisher(
-    model: Conformer, modules: Sequence[str], speech: Calibration, *, seed: int
-) -> tuple[dict[str, Float[Tensor, "_ _"]], int]:
-    """Return the sum of g g^T over each module's output rows, and the number of frames.
-
-    Args:
-        model: evaluated as it is.
-        modules: names of linear layers and convolutions.
-        speech: calibration speech.
-        seed: of the labels, which are drawn from the model's own distribution.
-    """
-    model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, Tensor] = {}
-    num_frames = 0
-    for features, lengths in speech:
-        with torch.enable_grad(), _watch_outputs(model, modules) as outputs:
-            output = model(features.detach().requires_grad_(), lengths)
-            log_probs = output.logits.float().log_softmax(-1)[output.is_frame]
-            labels = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator)
-            loss = -log_probs.gather(1, labels.to(log_probs.device)).sum()
-            gradients = torch.autograd.grad(
-                loss, list(outputs.values()), allow_unused=True, materialize_grads=True
-            )
-        num_frames += len(log_probs)
-        for name, gradient in zip(outputs, gradients, strict=True):
-            rows = _rows(gradient)
-            sums[name] = sums.get(name, 0) + rows.T @ rows
-    return sums, num_frames
-
-
-def _rows(gradient: Float[Tensor, "batch ..."]) -> Float[Tensor, "rows outputs"]:
-    """Return gradients with outputs last; a convolution's image has its channels second."""
-    is_image = gradient.dim() == 4
-    last = gradient.permute(0, 2, 3, 1) if is_image else gradient
-    return last.reshape(-1, last.shape[-1]).double()
-
-
-@contextmanager
-def _watch_outputs(model: Conformer, modules: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    outputs: dict[str, Tensor] = {}
-
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            del module, inputs
-            outputs[name] = output
-
-        return model.get_submodule(name).register_forward_hook(hook)
-
-    handles = [watch(name) for name in modules]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def measured_tables(
@@ -270,34 +218,6 @@ def _measured(
         counts=torch.tensor(counts),
         increase=torch.from_numpy(rising.astype(np.float64)),
     )
-
-
-def measured_table(
-    model: Conformer,
-    axis: Axis,
-    order: Int[Tensor, " units"],
-    speech: Calibration,
-    *,
-    levels: int,
-) -> SensitivityTable:
-    """Return the table of an axis without consumers, by closing its gates level by level.
-
-    Args:
-        model: the unpruned model.
-        axis: whose units are closed.
-        order: the units, the first one to be removed first.
-        speech: calibration speech, walked through once, and once for each level.
-        levels: how many numbers of removed units are measured.
-    """
-    model.eval()
-    expected = _all_log_probs(model, identity_fold(model), speech)
-    counts, increases = level_counts(axis, levels), []
-    for count in counts:
-        gates = torch.ones(axis.size, device=model.head.weight.device)
-        gates[order[:count]] = 0
-        folded = fold(named_tensors(model), model.axes(), {axis.name: gates})
-        increases.append(mean_kl(expected, _all_log_probs(model, folded, speech)))
-    return _measured(axis, order, counts, increases)
 
 
 def _all_log_probs(

@@ -7,8 +7,11 @@ one's, on the entries of the width that are left:
     target of the part = (stream of the unpruned model after it - own stream before it) / share
 
 where `share` is the part's factor in the sum, 0.5 for a feed-forward. So a part corrects errors of
-earlier parts, and of parts that are gone. The front end's projection comes first, the head last,
-towards the unpruned logits. A ridge pulls towards the layer as it is: few frames cannot ruin it.
+earlier parts, and of parts that are gone. Before that, the layers of the part that read the stream
+(`up`; query, key and value) are refitted to give what the unpruned model's give, for the units that
+are left: they make up for entries of the width that are gone, and for the stream's own errors. The
+front end's projection comes first, the head last, towards the unpruned logits. A ridge pulls
+towards the layer as it is: few frames cannot ruin it.
 
 Batch-norm statistics move with their inputs: by the difference of means and the ratio of variances
 between the two models. An unpruned model is left as it is.
@@ -18,7 +21,7 @@ Memory holds the two residual streams and the inputs of one projection, whatever
 Shapes: B batch, T frames, N real frames, D width of the pruned model, W of the unpruned one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.attention import Attention, distance_table
-from core.conformer.block import BLOCK_SHARES
+from core.conformer.block import BLOCK_SHARES, BlockModule
 from core.conformer.convolution import Convolution
 from core.conformer.factored import Factored
 from core.conformer.model import Conformer
@@ -44,8 +47,8 @@ class Remaining:
 
     width: Int[Tensor, " width"]
     blocks: tuple[int, ...]
-    channels: dict[int, Int[Tensor, " _"]]
-    """Channels of the convolution module, by block; blocks without it have no entry."""
+    units: dict[str, Int[Tensor, " _"]]
+    """Units of each axis of a block, by the axis's name in the unpruned model."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,8 +90,11 @@ def reconstruct_streams(
             )
             for name, share in BLOCK_SHARES.items():
                 part, other = getattr(own, name, None), getattr(block, name)
+                if part is not None and other is not None:
+                    _reconstruct_readers(part, other, remaining, streams, ridge)
                 if isinstance(part, Convolution) and other is not None:
-                    _move_statistics(part, other, remaining.channels[number], streams)
+                    channels = remaining.units[f"{other.name}.channel"]
+                    _move_statistics(part, other, channels, streams)
                 _reconstruct_part(
                     part, other, streams, share=share, width=remaining.width, ridge=ridge
                 )
@@ -125,8 +131,8 @@ def _reconstruct_frontend(
 
 
 def _reconstruct_part(
-    part: nn.Module | None,
-    other: nn.Module | None,
+    part: BlockModule | None,
+    other: BlockModule | None,
     streams: Sequence[_Stream],
     *,
     share: float,
@@ -155,8 +161,42 @@ def _reconstruct_part(
         stream.small = stream.small + share * fit.layer(x)
 
 
+def _reconstruct_readers(
+    part: BlockModule,
+    other: BlockModule,
+    remaining: Remaining,
+    streams: Sequence[_Stream],
+    ridge: float,
+) -> None:
+    """Refit the layers of `part` that read the stream, to give what those of `other` give."""
+    for name, rows in _reader_rows(other, remaining.units).items():
+        layer, reader = getattr(part, name), getattr(other, name)
+        fit = _LeastSquares(_last_factor(layer), ridge)
+        for stream in streams:
+            x = part.norm(stream.small)[stream.is_frame]
+            y = reader(other.norm(stream.whole)[stream.is_frame])
+            fit.add(layer.reduce(x) if isinstance(layer, Factored) else x, y[:, rows])
+        fit.solve()
+
+
+def _reader_rows(part: BlockModule, units: Mapping[str, Tensor]) -> dict[str, Int[Tensor, " rows"]]:
+    """Return the layers of a module that read the residual stream, and their remaining outputs.
+
+    Example: heads 0 and 2 of width 64 are rows 0 to 63 and 128 to 191 of query, key and value;
+    channel 1 of 256 is rows 1 and 257 of the convolution's `up`.
+    """
+    if isinstance(part, Attention):
+        inside = torch.arange(part.head_width, device=units[f"{part.name}.head"].device)
+        rows = (units[f"{part.name}.head"][:, None] * part.head_width + inside).flatten()
+        return {"query": rows, "key": rows, "value": rows}
+    if isinstance(part, Convolution):
+        channels = units[f"{part.name}.channel"]
+        return {"up": torch.cat((channels, channels + part.down.in_features))}
+    return {"up": units[f"{part.name}.inner"]}
+
+
 def _module_output(
-    part: nn.Module, x: Float[Tensor, "batch time width"], is_frame: Bool[Tensor, "batch time"]
+    part: BlockModule, x: Float[Tensor, "batch time width"], is_frame: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time width"]:
     """Return what a module of a block adds to the residual stream."""
     if isinstance(part, Attention):
@@ -167,7 +207,7 @@ def _module_output(
     return part(x, is_frame) if isinstance(part, Convolution) else part(x)
 
 
-def _hidden(part: nn.Module, stream: _Stream) -> Float[Tensor, "batch time inputs"]:
+def _hidden(part: BlockModule, stream: _Stream) -> Float[Tensor, "batch time inputs"]:
     """Return the inputs of a module's output projection."""
     return _inputs_of(
         _projection(part), lambda: _module_output(part, stream.small, stream.is_frame)
@@ -185,9 +225,12 @@ def _inputs_of(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     return caught[0]
 
 
-def _projection(part: nn.Module) -> nn.Linear:
+def _projection(part: BlockModule) -> nn.Linear:
     """Return the layer that writes to the residual stream; of two factors the second."""
-    layer = part.output if isinstance(part, Attention) else part.down
+    return _last_factor(part.output if isinstance(part, Attention) else part.down)
+
+
+def _last_factor(layer: nn.Module) -> nn.Linear:
     last = layer.expand if isinstance(layer, Factored) else layer
     assert isinstance(last, nn.Linear)
     return last

@@ -1,20 +1,25 @@
 """Sensitivity tables as a file, with the digest of what they were computed from."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from core.conformer.axes import Axis
-from core.files import whole_file
+from core.conformer.model import Conformer
+from core.files import replaced_files
+from core.pruning.calibration import Calibration
 from core.pruning.sensitivity import SensitivityTable
 
+VERSION = 1
+"""Of the way in which tables are computed: those of another version are computed again."""
 _DIGEST = "digest"
 _PARTS = ("order", "counts", "increase")
 
 
-def save_tables(tables: Sequence[SensitivityTable], file: Path, *, digest: str) -> None:
+def save_tables(tables: Iterable[SensitivityTable], file: Path, *, digest: str) -> None:
     """Write tables completely or not at all.
 
     Args:
@@ -27,31 +32,48 @@ def save_tables(tables: Sequence[SensitivityTable], file: Path, *, digest: str) 
         for table in tables
         for part in _PARTS
     }
-    with whole_file(file) as temporary:
-        save_file(tensors, temporary, metadata={_DIGEST: digest})
+    with replaced_files(file.parent) as temporary:
+        save_file(tensors, temporary / file.name, metadata={_DIGEST: digest})
 
 
-def load_tables(
-    file: Path, axes: Sequence[Axis], *, digest: str
-) -> tuple[SensitivityTable, ...] | None:
-    """Return the tables of some axes; None if the file lacks one or is of another digest.
+def load_tables(file: Path, axes: Sequence[Axis], *, digest: str) -> dict[str, SensitivityTable]:
+    """Return the tables that a file holds, by axis; none of a file of another digest.
 
     Args:
         file: written by `save_tables`, or missing.
-        axes: of the model, which have or have not a table.
+        axes: of the model.
         digest: of model, speech and settings.
     """
     if not file.is_file():
-        return None
+        return {}
     try:
         with safe_open(file, framework="pt") as opened:
             if (opened.metadata() or {}).get(_DIGEST) != digest:
-                return None
-            tables = [_read(opened, axis) for axis in axes]
-    except (SafetensorError, OSError):  # damaged, or without an axis: they are computed anew
-        return None
-    whole = tuple(table for table in tables if table is not None)
-    return whole if len(whole) == len(axes) else None
+                return {}
+            tables = [_read(opened, axis) for axis in axes if _is_in(opened, axis)]
+    except (SafetensorError, OSError):  # damaged: they are computed anew
+        return {}
+    return {table.axis.name: table for table in tables if table is not None}
+
+
+def _is_in(opened: safe_open, axis: Axis) -> bool:
+    return {f"{axis.name}/{part}" for part in _PARTS} <= set(opened.keys())  # type: ignore[no-untyped-call]
+
+
+def tables_digest(model: Conformer, speech: Calibration, settings: str, *, seed: int) -> str:
+    """Return a digest of all that tables depend on.
+
+    Args:
+        model: the unpruned model.
+        speech: calibration speech.
+        settings: of the tables, as text.
+        seed: of the labels that are drawn.
+    """
+    digest = hashlib.sha256(f"{VERSION} {settings} {seed}".encode())
+    tensors = [tensor for _, tensor in sorted(model.state_dict().items())]
+    for tensor in (*tensors, *(part for batch in speech for part in batch)):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(opened: safe_open, axis: Axis) -> SensitivityTable | None:

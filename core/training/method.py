@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,8 @@ class MethodContext:
     """Returns the choice that these scores give when this share is to be removed."""
     evaluator: Evaluator
     device: torch.device
+    shared: Path | None = None
+    """Folder beside the teacher, of all trials of a sweep; None if there is none."""
 
     @property
     def target(self) -> float:

@@ -20,6 +20,7 @@ from sweep.cli import (
     inspect_commands,
     model_commands,
     prune_command,
+    sensitivity_command,
     setup_commands,
     submit_command,
     sweep_commands,
@@ -50,6 +51,7 @@ COMMANDS = {
     "Models": (
         import_command.import_,
         prune_command.prune,
+        sensitivity_command.sensitivity,
         model_commands.adapt,
         asr_commands.transcribe,
         asr_commands.evaluate,

@@ -3,23 +3,28 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from core.files import atomic_write
 from core.outside_files import read_json
-from sweep.cli.options import Json, Model, out, print_table
+from sweep.cli.calibration_options import AnyRecognizer, Audio, Minutes, Root
+from sweep.cli.options import Json, out, print_table
 from sweep.cli.output.json_text import as_json as as_text
 from sweep.cli.output.stages import StageReporter
+
+if TYPE_CHECKING:  # torch takes seconds that `--help` should not
+    from core.bundle import Bundle
+    from core.one_shot.comparison import TestSpeech
 
 REMOVE = "--remove"
 DEFAULT_SHARE = 0.5
 
 
 def prune(
-    model: Model,
+    model: AnyRecognizer,
     to: Annotated[Path, typer.Option("--out", help="New folder for the results.")],
     remove: Annotated[
         list[float] | None,
@@ -30,13 +35,28 @@ def prune(
             max=1,
         ),
     ] = None,
-    audio: Annotated[
-        list[Path] | None,
-        typer.Option(help="Audio file or folder of speech like that to recognize; repeatable."),
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Units to keep of a part, such as blocks.3.ff1=512 or 'blocks.*.attention=4';"
+            " repeatable, with --audio.",
+            metavar="PART=UNITS",
+        ),
     ] = None,
-    minutes: Annotated[
-        float, typer.Option(help="Minutes of --audio to calibrate on, at most.", min=0.1)
-    ] = 5.0,
+    audio: Audio = None,
+    minutes: Minutes = 5.0,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            help="Corpus with transcripts to measure the word error rate on: demo, librispeech, a"
+            " folder or a manifest.",
+            metavar="CORPUS",
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["dev", "test"], typer.Option(help="Split of --test to measure on.")
+    ] = "test",
+    root: Root = "",
     method: Annotated[
         str, typer.Option(help="Pruning method that needs no speech, where there is no --audio.")
     ] = "magnitude",
@@ -52,22 +72,19 @@ def prune(
     Neither training nor transcripts are needed. A run that was interrupted continues when the
     command is given again.
     """
-    shares = tuple(remove or (DEFAULT_SHARE,))
-    if not audio and len(shares) > 1:
-        raise ValueError(
-            f"`{REMOVE}` must name one share without `--audio`, but names {len(shares)} instead"
-        )
-    if max(shares) == 1:
-        raise ValueError(f"`{REMOVE}` must be less than 1, but is 1 instead")
-    target = _Target(folder=to, resource=resource, seed=seed)
+    counts = _kept_counts(keep or [])
+    shares = tuple(remove or (() if counts else (DEFAULT_SHARE,)))
+    _check_options(shares, has_audio=bool(audio), needs_audio={"--keep": keep, "--test": test})
+    target = _Target(folder=to, resource=resource, seed=seed, remove=shares, keep=counts)
     if audio:
-        values, table = _prune_with_speech(model, shares, audio, target, seconds=60 * minutes)
+        speech = _Speech(audio=audio, seconds=60 * minutes, root=root, test=test, split=split)
+        values, table = _prune_with_speech(model, target, speech)
         if as_json:
             out.print(as_text(values), markup=False)
         else:
             _show(table, to, values)
     else:
-        values, line = _prune_by_weights(model, shares[0], method, target)
+        values, line = _prune_by_weights(model, method, target)
         out.print(as_text(values) if as_json else line, markup=False)
 
 
@@ -78,6 +95,64 @@ class _Target:
     folder: Path
     resource: Literal["flops", "params", "latency"]
     seed: int
+    remove: tuple[float, ...]
+    keep: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Speech:
+    """Which speech is looked at, and which is recognized for a word error rate."""
+
+    audio: Sequence[str]
+    seconds: float
+    root: str
+    test: str | None
+    split: Literal["dev", "test"]
+
+    @property
+    def test_corpus(self) -> str | None:
+        """The corpus to measure on: a named corpus of `audio` has splits that lie apart."""
+        from sweep.cli.calibration_options import CORPORA, is_corpus
+
+        named = [name for name in self.audio if name in CORPORA and is_corpus(name)]
+        return self.test or next(iter(named), None)
+
+
+def _check_options(
+    shares: Sequence[float], *, has_audio: bool, needs_audio: Mapping[str, object]
+) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, value in needs_audio.items():
+        if value and not has_audio:
+            raise ValueError(f"`{name}` must go with `--audio`, but is given without it instead")
+    if not has_audio and len(shares) > 1:
+        raise ValueError(
+            f"`{REMOVE}` must name one share without `--audio`, but names {len(shares)} instead"
+        )
+    if shares and max(shares) == 1:
+        raise ValueError(f"`{REMOVE}` must be less than 1, but is 1 instead")
+
+
+def _kept_counts(words: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of units by part, of words such as `blocks.3.ff1=512`.
+
+    Raises:
+        ValueError: naming a word of another form.
+    """
+    counts = {}
+    for word in words:
+        part, _, count = word.rpartition("=")
+        if not part or not count.isdecimal() or len(count) > len("1000000"):
+            raise ValueError(
+                f"`--keep` must be a part and a number, such as blocks.3.ff1=512, but is `{word}`"
+                " instead"
+            )
+        counts[part] = int(count)
+    return counts
 
 
 def spread_shares(words: Sequence[str]) -> list[str]:
@@ -102,51 +177,66 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _prune_with_speech(
-    model: str,
-    shares: tuple[float, ...],
-    audio: Sequence[Path],
-    target: _Target,
-    *,
-    seconds: float,
-) -> tuple[dict[str, Any], Table]:
+def _prune_with_speech(model: str, target: _Target, named: _Speech) -> tuple[dict[str, Any], Table]:
     """Returns the front as plain values and as a table."""
     with StageReporter("starting") as stages:
-        from core import bundle
-        from core.calibrated_pruning import SENSITIVITY, PruningRequest, prune_with_speech
-        from core.data.calibration_speech import read_calibration_speech
+        from core.one_shot.with_speech import SENSITIVITY, PruningRequest, prune_with_speech
+        from sweep.cli.calibration_options import open_unpruned, read_speech
+        from sweep.cli.corpus_option import corpus_folder
         from sweep.cli.output.prune import pruned_table, pruned_values
-        from sweep.cli.transcribe_files import find_audio_files
         from sweep.report.pruned_front import write_pruned_front
-        from sweep.snapshot import model_path
 
-        stages.announce("reading the model")
-        source, folder = model_path(model), target.folder.absolute()
-        dense = bundle.load(source)
+        folder = target.folder.absolute()
+        source, dense = open_unpruned(model, folder, announce=stages.announce)
         stages.announce("reading the speech")
-        files = [file for file, _ in find_audio_files(audio)]
-        speech = read_calibration_speech(files, dense.model.frontend_spec, seconds=seconds)
-        request = PruningRequest(
-            model=source, remove=shares, resource=target.resource, seed=target.seed
-        )
-        rows = list(prune_with_speech(request, dense, speech, folder, announce=stages.announce))
+        with corpus_folder() as spoken:
+            speech = read_speech(
+                named.audio,
+                dense.model.frontend_spec,
+                seconds=named.seconds,
+                root=named.root,
+                spoken=Path(spoken),
+            )
+            request = PruningRequest(
+                model=source,
+                remove=target.remove,
+                keep=target.keep,
+                resource=target.resource,
+                seed=target.seed,
+            )
+            test = _test_speech(named, dense, Path(spoken))
+            rows = list(
+                prune_with_speech(
+                    request, dense, speech, folder, test=test, announce=stages.announce
+                )
+            )
         stages.announce("drawing the front")
         sensitivity = read_json(folder / SENSITIVITY)
-        values = {**pruned_values(rows, speech), "sensitivity": sensitivity}
+        values = {**pruned_values(rows, speech, test), "sensitivity": sensitivity}
         atomic_write(folder / "front.json", as_text(values) + "\n")
         write_pruned_front(values, folder, title=f"{source.parent.name}/{source.name}, pruned")
-        return values, pruned_table(rows, speech)
+        return values, pruned_table(rows, speech, test)
 
 
-def _prune_by_weights(
-    model: str, share: float, method: str, target: _Target
-) -> tuple[dict[str, Any], str]:
+def _test_speech(named: _Speech, dense: "Bundle", folder: Path) -> "TestSpeech | None":
+    """Returns the split with transcripts; None if there is none."""
+    from core.one_shot.comparison import TestSpeech
+    from sweep.cli.corpus_option import corpus_config
+
+    corpus = named.test_corpus
+    if corpus is None:
+        return None
+    return TestSpeech.read(dense, corpus_config(corpus, named.root), named.split, folder)
+
+
+def _prune_by_weights(model: str, method: str, target: _Target) -> tuple[dict[str, Any], str]:
     """Returns what was measured, as plain values and as a line."""
     with StageReporter("starting") as stages:
-        from core.data_free import config_of, prune_bundle
+        from core.one_shot.by_weights import config_of, prune_bundle
         from sweep.snapshot import model_path
         from sweep.wer_labels import pruning_line
 
+        (share,) = target.remove
         pruning = {"method": method, "resource": target.resource, "target_sparsity": share}
         config = config_of(model_path(model), pruning, seed=target.seed)
         values = prune_bundle(config, target.folder.absolute(), announce=stages.announce)
@@ -159,3 +249,4 @@ def _show(table: Table, folder: Path, values: Mapping[str, Any]) -> None:
     out.print(f"page        {folder}/front.html", markup=False)
     out.print(f"transcribe  conformer-sweep transcribe {smallest} FILE", markup=False)
     out.print(f"export      conformer-sweep export {smallest} --to onnx --out FOLDER", markup=False)
+    out.print(f'tune        [trial.teacher] bundle = "{smallest}"', markup=False)

@@ -36,8 +36,8 @@ def check(space: Space, as_json: Json = False) -> None:
     with StageReporter("starting") as stages:
         from core.config.trial import NO_SPEECH
         from core.cost_estimate import estimate_cost
-        from core.data_free import check as check_without_speech
-        from core.data_free import remaining
+        from core.one_shot.by_weights import check as check_without_speech
+        from core.one_shot.by_weights import remaining
         from sweep.cli.output.estimate import estimate_lines, estimate_values
         from sweep.cli.output.json_text import as_json as to_json
         from sweep.config.sweep import load

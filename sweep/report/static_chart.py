@@ -1,5 +1,6 @@
 """The front as a picture, drawn by matplotlib without a screen or global state."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,16 @@ def _landmarks(axes: Axes, scene: Scene) -> None:
 
 def _places(points: list[Point]) -> tuple[Any, Any]:
     return np.array([p.gflops for p in points]), np.array([100 * p.wer for p in points])
+
+
+def svg_text(figure: Figure) -> str:
+    """Return a figure as the contents of an SVG file."""
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def svg_element(picture: str) -> str:
+    """Return the element of an SVG file, as a page holds it, without the file's head."""
+    return picture[picture.index("<svg") :]

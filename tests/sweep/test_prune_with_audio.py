@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from core.data.tokenizer import Tokenizer
 from core.testing import SHAPE, small_model
 from sweep.cli.prune_command import spread_shares
 
+ARCHIVE = Path(__file__).parents[3] / "shared/data/models/fastconformer-8x.nemo"
 pytestmark = pytest.mark.slow
 
 
@@ -98,6 +100,12 @@ def test_an_unpruned_share_leaves_the_model_as_it_is(run, model, speech, tmp_pat
         (["--audio", "{tmp}/silent.wav"], "all of it is silent"),
         (["--audio", "{speech}", "--remove", "1"], "`--remove` must be less than 1"),
         (["--remove", "0.3", "0.5"], "must name one share without `--audio`"),
+        (["--keep", "blocks.0.ff1=4"], "`--keep` must go with `--audio`"),
+        (["--test", "demo"], "`--test` must go with `--audio`"),
+        (["--audio", "{speech}", "--keep", "blocks.0.ff1"], "but is `blocks.0.ff1`"),
+        (["--audio", "{speech}", "--keep", "blocks.0.ff1=-1"], "but is `blocks.0.ff1=-1`"),
+        (["--audio", "demo", "--audio", "{speech}"], "must name one corpus or audio files"),
+        (["--audio", "librispeech"], "`corpus.root` must be LibriSpeech's folder"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(words, message, run, model, speech, tmp_path):
@@ -112,6 +120,155 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, run, model, sp
     assert err.splitlines()[-1].startswith("error: ")
     assert message in err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_units_chosen_by_hand_are_kept_and_the_others_repaired(run, model, speech, tmp_path):
+    """The part's name stands for its units, and a pattern for one axis a block."""
+    words = ("--keep", "blocks.0.ff1=4", "--keep", "blocks.*.convolution=5")
+
+    code, printed, err = run(
+        "prune", model, "--audio", speech, *words, "--out", tmp_path / "out", "--json"
+    )
+
+    assert code == 0, err
+    (row,) = json.loads(printed)["models"][1:]
+    shape = bundle.load(tmp_path / "out" / row["folder"]).model.shape
+    before = bundle.load(model).model.shape
+    assert [block.ff1 for block in shape.blocks] == [4, before.blocks[1].ff1]
+    assert [block.channels for block in shape.blocks] == [5, 5]
+    assert [block.heads for block in shape.blocks] == [block.heads for block in before.blocks]
+    assert row["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("blocks.7.ff1=4", "but names `blocks.7.ff1` instead"),
+        ("blocks.0.ff1=4000", "must keep from 0 to 12 units of `blocks.0.ff1.inner`"),
+        ("width=2", "must keep from 8 to 16 units of `width`"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(keep, message, run, model, speech, tmp_path):
+    code, _, err = run("prune", model, "--audio", speech, "--keep", keep, "--out", tmp_path / "out")
+
+    assert code == 2
+    assert message in err.splitlines()[-1]
+
+
+def test_a_module_without_units_leaves_the_model(run, model, speech, tmp_path):
+    code, printed, err = run(
+        "prune", model, "--audio", speech, "--keep", "blocks.0.ff1=0", "--out", tmp_path / "out"
+    )
+
+    assert code == 0, err
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.name.startswith("kept-"))
+    assert bundle.load(folder).model.shape.blocks[0].ff1 == 0
+    assert folder.name in printed
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, speech):
+    """Ten training and two test utterances in the LibriSpeech layout."""
+    root = tmp_path_factory.mktemp("corpus")
+    for split, files in {"train-a": range(10), "dev-a": [0, 1], "test-a": [2, 3]}.items():
+        chapter = root / split / "1" / "1"
+        chapter.mkdir(parents=True)
+        for number in files:
+            samples, rate = soundfile.read(speech / f"{number}.wav")
+            soundfile.write(chapter / f"1-1-{split}-{number}.flac", samples, rate)
+        lines = [f"1-1-{split}-{number} ONE TWO" for number in files]
+        (chapter / "1-1.trans.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_where_there_are_transcripts_the_word_error_rate_is_that_of_evaluate(
+    run, model, speech, corpus, tmp_path
+):
+    out = tmp_path / "out"
+    code, printed, err = run(
+        "prune", model, "--audio", speech, "--test", corpus, "--out", out, "--json"
+    )
+    assert code == 0, err
+    values = json.loads(printed)
+
+    for row in values["models"]:
+        judged = out / row["folder"] if row["folder"] else model
+        _, evaluated, _ = run("evaluate", judged, corpus, "--json")
+        assert row["wer"] == json.loads(evaluated)["wer"]
+    assert values["test"] == f"{corpus} test"
+    assert f"WER (%) on {corpus} test" in (out / "front.html").read_text()
+
+    # Again, without: what is there is not measured again, and nothing is claimed.
+    _, printed, _ = run("prune", model, "--audio", speech, "--out", out, "--json")
+    assert [row["wer"] for row in json.loads(printed)["models"]] == [None, None]
+
+
+def test_a_corpus_is_calibrated_on_by_its_training_split_without_its_words(
+    run, model, corpus, tmp_path
+):
+    """Lhotse's manifests name audio that lies elsewhere; the training split has no words here."""
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    for split in ("train-a", "dev-a", "test-a"):
+        rows = [
+            {"audio_filepath": str(file), "duration": 3.0, "text": "ONE"}
+            for file in sorted((corpus / split).rglob("*.flac"))
+        ]
+        for row in rows if split == "train-a" else []:
+            del row["text"]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (manifests / f"{split}.json").write_text(text)
+
+    code, printed, err = run(
+        "prune", model, "--audio", manifests, "--out", tmp_path / "out", "--json"
+    )
+
+    assert code == 0, err
+    assert json.loads(printed)["calibration_seconds"] == pytest.approx(24.0)
+
+
+@pytest.mark.skipif(not ARCHIVE.is_file(), reason="needs ../shared/data/models")
+def test_another_librarys_model_is_imported_first(run, speech, tmp_path):
+    out = tmp_path / "out"
+
+    code, printed, err = run("prune", ARCHIVE, "--audio", speech, "--out", out, "--json")
+
+    assert code == 0, err
+    unpruned, pruned = json.loads(printed)["models"]
+    assert pruned["params"] < unpruned["params"]
+    assert unpruned["params"] == sum(
+        p.numel() for p in bundle.load(out / "unpruned").model.parameters()
+    )
+
+
+def test_sensitivity_shows_every_part_and_prune_goes_on_from_its_tables(
+    run, model, speech, tmp_path
+):
+    out = tmp_path / "out"
+
+    code, printed, err = run("sensitivity", model, "--audio", speech, "--out", out, "--json")
+
+    assert code == 0, err
+    rows = json.loads(printed)
+    assert rows == json.loads((out / "sensitivity.json").read_text())
+    assert {"width", "blocks.0.ff1.inner", "blocks.1.attention.head"} <= {r["axis"] for r in rows}
+    for row in rows:
+        assert row["counts"] == sorted(row["counts"])
+        assert row["kl"] == sorted(row["kl"])
+        assert 0 < row["flops_share"] < 1
+    assert {"sensitivity.html", "sensitivity.png"} <= {path.name for path in out.iterdir()}
+    tables = (out / "tables.safetensors").stat().st_mtime_ns
+
+    assert run("prune", model, "--audio", speech, "--out", out)[0] == 0
+
+    assert (out / "tables.safetensors").stat().st_mtime_ns == tables
+
+
+def test_sensitivity_needs_speech(run, model, tmp_path):
+    code, _, err = run("sensitivity", model, "--out", tmp_path / "out")
+
+    assert code == 2
+    assert "`--audio` must name speech" in err
 
 
 def test_a_folder_of_something_else_is_refused(run, model, speech, tmp_path):

@@ -12,7 +12,7 @@ from core.config.base import ConfigError
 from core.config.methods import method_names
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.data_free import remaining
+from core.one_shot.by_weights import remaining
 from core.testing import SHAPE, small_model
 from sweep.cli.app import app
 from sweep.cli.output.tables import confirmations_table

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from core import bundle
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.data_free import config_of, prune_bundle
 from core.export.export import export
 from core.export.parakeet import write_parakeet
 from core.export.transformers_check import check_export, needs_transformers, run_transformers
 from core.importers.load import import_model
 from core.inference.graph_interface import ExportError
+from core.one_shot.by_weights import config_of, prune_bundle
 from core.safe_text import markdown_text
 from core.testing import SHAPE, ragged_speech, small_model, with_frontend
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.pruning.obs import removal_order
+from core.pruning.obs import joint_removal_order, removal_order
 
 
 def problem(units, block, outputs=5, rows=200, *, has_bias=True, seed=0):
@@ -87,3 +87,31 @@ def test_of_two_units_that_say_the_same_only_one_goes_cheaply():
     assert int(order.units[0]) in {1, 3}
     assert float(order.growth[0]) < 1e-3 * float(order.growth[1])
     assert int(order.units[1]) not in {1, 3} or float(order.growth[1]) > 1e-3
+
+
+def test_the_growth_of_a_unit_that_several_read_is_what_all_of_them_miss():
+    """Each reader has inputs and a weight of its own, and a bias; each is refitted for itself."""
+    problems = [problem(8, 1, seed=seed) for seed in range(3)]
+
+    order = joint_removal_order(
+        [(x.T @ x, weight.T @ fisher @ weight) for x, weight, fisher in problems],
+        num_units=8,
+        damping=0.0,
+    )
+
+    kept = torch.ones(9, dtype=torch.bool)
+    for unit, total in zip(order.units.tolist(), order.growth.cumsum(0).tolist(), strict=True):
+        kept[unit] = False
+        left = sum(refitted_error(*each, kept) for each in problems)
+        assert total == pytest.approx(left, rel=1e-9)
+
+
+def test_one_reader_alone_has_its_own_order():
+    x, weight, fisher = problem(12, 1)
+    arguments = (x.T @ x, weight.T @ fisher @ weight)
+
+    joint = joint_removal_order([arguments], num_units=12)
+    alone = removal_order(*arguments, num_units=12, unit_inputs=1)
+
+    assert joint.units.tolist() == alone.units.tolist()
+    assert torch.equal(joint.growth, alone.growth)

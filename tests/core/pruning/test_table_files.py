@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from core.pruning.sensitivity import fisher_tables
 from core.pruning.space import Space
-from core.pruning.table_files import load_tables, save_tables
+from core.pruning.table_files import load_tables, save_tables, tables_digest
 from core.testing import ragged_speech, small_model
 
 AXES = ["frontend", "head", "inner", "channel"]
@@ -27,27 +27,53 @@ def test_tables_are_read_as_they_were_written(space, tables, tmp_path):
 
     found = load_tables(tmp_path / "tables", space.units, digest="one")
 
-    for a, b in zip(found, tables, strict=True):
+    for a, b in zip(found.values(), tables, strict=True):
         assert a.axis == b.axis
         for part in ("order", "counts", "increase"):
             assert torch.equal(getattr(a, part), getattr(b, part))
 
 
-def test_other_tables_are_none(space, tables, tmp_path):
+def test_tables_of_anything_else_are_not_taken(space, tables, tmp_path):
+    save_tables(tables, tmp_path / "tables", digest="one")
+
+    assert load_tables(tmp_path / "tables", space.units, digest="two") == {}
+    assert load_tables(tmp_path / "missing", space.units, digest="one") == {}
+
+
+def test_those_that_were_finished_are_taken(space, tables, tmp_path):
     save_tables(tables[1:], tmp_path / "tables", digest="one")
 
-    assert load_tables(tmp_path / "tables", space.units, digest="one") is None
-    assert load_tables(tmp_path / "tables", space.units, digest="two") is None
-    assert load_tables(tmp_path / "missing", space.units, digest="one") is None
+    found = load_tables(tmp_path / "tables", space.units, digest="one")
+
+    assert list(found) == [table.axis.name for table in tables[1:]]
+
+
+@pytest.mark.parametrize("what", ["weights", "speech", "settings", "seed"])
+def test_the_digest_changes_with_all_that_tables_depend_on(what, space):
+    speech = [ragged_speech(90, 60)]
+    digest = tables_digest(space.model, speech, "fisher", seed=0)
+    assert digest == tables_digest(space.model, [ragged_speech(90, 60)], "fisher", seed=0)
+
+    if what == "weights":
+        with torch.no_grad():
+            space.model.head.bias[0] += 1
+    other = tables_digest(
+        space.model,
+        [ragged_speech(90, 60, seed=3)] if what == "speech" else speech,
+        "measured" if what == "settings" else "fisher",
+        seed=1 if what == "seed" else 0,
+    )
+
+    assert other != digest
 
 
 @pytest.mark.parametrize("count", [0, 100, -10])
-def test_a_damaged_file_is_none(count, space, tables, tmp_path):
+def test_a_damaged_file_holds_none(count, space, tables, tmp_path):
     save_tables(tables, tmp_path / "tables", digest="one")
     content = (tmp_path / "tables").read_bytes()
     (tmp_path / "tables").write_bytes(content[:count])
 
-    assert load_tables(tmp_path / "tables", space.units, digest="one") is None
+    assert load_tables(tmp_path / "tables", space.units, digest="one") == {}
 
 
 @pytest.mark.parametrize(
@@ -65,4 +91,5 @@ def test_a_table_that_cannot_be_is_none(damage, space, tables, tmp_path):
     tensors = load_file(file) | {f"{axis}/{part}": tensor for part, tensor in damage.items()}
     save_file(tensors, file, metadata={"digest": "one"})
 
-    assert load_tables(file, space.units, digest="one") is None
+    found = load_tables(file, space.units, digest="one")
+    assert set(found) == {table.axis.name for table in tables[1:]}

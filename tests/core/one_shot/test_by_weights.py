@@ -7,7 +7,7 @@ from core import bundle
 from core.config.base import ConfigError
 from core.config.trial import TrialConfig
 from core.data.tokenizer import Tokenizer
-from core.data_free import check, config_of, prune_bundle, prune_model, remaining
+from core.one_shot.by_weights import check, config_of, prune_bundle, prune_model, remaining
 from core.testing import SHAPE, ragged_speech, small_model
 from core.training.method import load_method
 

@@ -1,0 +1,1 @@
+"""One-shot pruning: smaller models at once, without training."""
