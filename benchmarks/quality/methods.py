@@ -84,6 +84,7 @@ def main() -> None:
     training_arguments(parser, "methods")
     parser.add_argument("--dir", type=Path, default=Path("runs/methods_table"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the teacher and the trials")
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     parser.add_argument("--resource", choices=get_args(Resource), default="flops")
     parser.add_argument(
@@ -117,7 +118,7 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     base["pruning"]["resource"] = args.resource
     names = dict.fromkeys([*args.methods, *(VARIANTS if args.variants else ())])
     counted = "" if args.resource == "flops" else f" {args.resource}"
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in names:
             own = OTHERS.get(name, {"method": name})
             if name == "acip":  # a curve must reach as far as it is cut
