@@ -5,8 +5,11 @@ from collections.abc import MutableMapping
 DEFAULTS = {
     # oneDNN compiles a kernel for each shape of each product, and its cache holds 1,024 by default:
     # batches of speech of many lengths need more, and an evicted kernel is compiled again. In bf16
-    # that took a quarter of the training time of a tiny model.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384",
+    # that took a quarter of the training time of a tiny model. But a kernel takes half a megabyte,
+    # and a worker that trains one trial after the other, each of other sizes, fills the cache: with
+    # 16,384 kernels two workers of the demo held 9.7 and 7.3 GB after eight trials. 4,096 are those
+    # of one trial, and some of the one before.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
 }
 """Read by oneDNN when a process computes its first product."""
 

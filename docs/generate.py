@@ -8,8 +8,10 @@ When modules or names move, only the first section of this file has to follow.
 """
 
 import ast
+import functools
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import types
@@ -17,6 +19,8 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel
 
 # ---- what is documented, and where it is ----
 
@@ -60,6 +64,40 @@ def pages() -> dict[str, str]:
     """Returns the Markdown of all generated pages, by their paths under docs/."""
     methods = {f"methods/{name}.md": method_page(name) for name in load("method names")()}
     return {"reference/cli.md": cli_page(), "reference/config.md": config_page(), **methods}
+
+
+# ---- what a model's source says of its fields ----
+
+
+@functools.cache
+def field_texts(model: Any) -> dict[str, str]:
+    """Returns the string below each field of a configuration, by the field's name.
+
+    Pydantic would collect them, too, but every time that the program starts.
+    """
+    texts: dict[str, str] = {}
+    for parent in reversed(model.__mro__):
+        if issubclass(parent, BaseModel) and parent is not BaseModel:
+            for field, below in itertools.pairwise(_class_body(parent)):
+                if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                    texts[ast.unparse(field.target)] = inspect.cleandoc(
+                        ast.literal_eval(below.value)
+                    )
+    return texts
+
+
+def _class_body(model: Any) -> list[ast.stmt]:
+    """Returns the statements of a class; that of a method's settings is made of its file."""
+    is_own = model.__qualname__ in load("method names")()  # `core.config.methods.l0`, for pickle
+    module = f"core.methods.{model.__qualname__}" if is_own else model.__module__
+    name = "Settings" if is_own else model.__qualname__
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    classes = {
+        node.name: node.body
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return classes.get(name, [])  # one that the program makes, of methods' tables, has no text
 
 
 # ---- types, defaults and texts in words ----
@@ -341,7 +379,8 @@ def _table(model: Any, name: str) -> Iterator[str]:
 def _keys(model: Any, anchor: str) -> Iterator[str]:
     for key, field in model.model_fields.items():
         if section_of(field.annotation) is None:
-            yield from ("", f"### {key} {{ #{anchor}-{key} }}", "", join_lines(field.description))
+            text = join_lines(field_texts(model).get(key))
+            yield from ("", f"### {key} {{ #{anchor}-{key} }}", "", text)
             yield from ("", _values_and_default(field) + _methods_of(anchor, key))
 
 
@@ -394,20 +433,27 @@ def method_page(name: str) -> str:
 def _settings_of(name: str, method: Any) -> Iterator[str]:
     """Yields the section of a method's page on its own table and the other keys that it reads."""
     own, shared = load("settings of a method")(name), _shared_keys_of(name, method)
-    groups = [(f"[trial.pruning.{name}]", "These keys belong to this method.", own.model_fields)]
-    groups += [("[trial.pruning]", "It also reads these keys, which methods share.", shared)]
+    groups = [
+        (f"[trial.pruning.{name}]", "These keys belong to this method.", own, own.model_fields),
+        (
+            "[trial.pruning]",
+            "It also reads these keys, which methods share.",
+            load("pruning"),
+            shared,
+        ),
+    ]
     for section in {key.split(".")[0] for key in own.reads}:
-        fields = load("trial").model_fields[section].annotation.model_fields
-        keys = {key: field for key, field in fields.items() if f"{section}.{key}" in own.reads}
-        groups += [(f"[trial.{section}]", "No other method reads these keys.", keys)]
-    groups = [group for group in groups if group[2]]
+        model = load("trial").model_fields[section].annotation
+        keys = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in own.reads}
+        groups += [(f"[trial.{section}]", "No other method reads these keys.", model, keys)]
+    groups = [group for group in groups if group[-1]]
     yield from ("", "## Settings", "") if groups else ()
-    for table, text, fields in groups:
+    for table, text, model, fields in groups:
         anchor = table.strip("[]").replace(".", "-")
         yield from (f"### {table} {{ #{anchor} }}", "", text, "")
         for key, field in fields.items():
             yield f"[`{key}`](../reference/config.md#{anchor}-{key})"
-            yield from (f":   {join_lines(field.description)}", "")
+            yield from (f":   {join_lines(field_texts(model).get(key))}", "")
             yield from (f"    {_values_and_default(field)}", "")
 
 
@@ -424,7 +470,7 @@ def _shared_keys_of(name: str, method: Any) -> Mapping[str, Any]:
         if section_of(field.annotation) is None
         and key not in SHARED_KEYS
         and name in load("methods of a key")(f"pruning.{key}")
-        and (key in asked or f"`{name}`" in (field.description or ""))
+        and (key in asked or f"`{name}`" in field_texts(load("pruning")).get(key, ""))
     }
 
 

@@ -29,7 +29,6 @@ class Config(BaseModel):
         strict=True,
         allow_inf_nan=False,  # infinity would meet every lower bound
         validate_default=True,
-        use_attribute_docstrings=True,
     )
 
     @classmethod

@@ -14,6 +14,8 @@ from typing import Any
 from core.config.settings import MethodSettings
 
 METHODS_FOLDER = Path(__file__).parents[1] / "methods"
+BETWEEN_CLASSES = "\n\n\n"
+"""Two empty lines, which end a class."""
 ADAPT_KEYS = frozenset({"boosting.task_weight"})
 """Keys for `conformer-sweep adapt` alone: in a trial, `distillation.task_weight` is the weight."""
 
@@ -31,17 +33,20 @@ def settings_class(method: str) -> type[MethodSettings]:
     `PruningConfig.settings` turns values of one into values of the other.
     """
     path = METHODS_FOLDER / f"{method}.py"
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == "Settings"]
-    if not classes:
+    # What comes behind the class is not parsed: every command that reads a configuration would wait
+    # for it.
+    head, line, rest = path.read_text(encoding="utf-8").partition("\nclass Settings")
+    if not line:
         return MethodSettings
+    body = ast.parse(f"{head}{line}{rest.partition(BETWEEN_CLASSES)[0]}").body
+    (settings_node,) = (n for n in body if isinstance(n, ast.ClassDef) and n.name == "Settings")
     # Names that the class reads: for `order_share: float = Field(0.25)` these are `float` and
     # `Field`.
-    nodes = [node for node in ast.walk(classes[0]) if isinstance(node, ast.Name)]
+    nodes = [node for node in ast.walk(settings_node) if isinstance(node, ast.Name)]
     names = {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
     imports = [statement for node in body if (statement := _import_of(names, node)) is not None]
     namespace: dict[str, Any] = {"__name__": f"core.methods.{method}"}
-    module = ast.Module(body=[*imports, classes[0]], type_ignores=[])
+    module = ast.Module(body=[*imports, settings_node], type_ignores=[])
     exec(compile(module, str(path), "exec"), namespace)  # noqa: S102  # a file of this program
     settings: type[MethodSettings] = namespace["Settings"]
     settings.__module__, settings.__qualname__ = __name__, method  # where `__getattr__` has it

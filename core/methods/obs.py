@@ -98,13 +98,14 @@ def all_tables(
         seed: of the labels that are drawn.
         computed: names of axes whose tables are there already.
     """
+    levels = settings.levels
     missing = tuple(axis for axis in space.units if axis.name not in computed)
     rest = replace(space, prunable=missing)
     with_consumer = {consumer.axis.name for consumer in prunable_consumers(rest)}
     if with_consumer and settings.tables == "fisher":
         yield from fisher_tables(model, rest, speech, seed=seed)
     elif with_consumer:
-        yield from measured_tables(model, rest, speech, levels=settings.levels)
+        yield from measured_tables(model, rest, speech, levels=levels)
     for axis in (axis for axis in missing if axis.name not in with_consumer):
         assert axis.kind == "width", axis.name  # which many layers read
         yield fisher_width_table(model, axis, speech, seed=seed)

@@ -6,7 +6,6 @@ A command imports what it needs inside its function: Ray, torch and MLflow take 
 
 import errno
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -83,6 +82,8 @@ for group, commands in COMMANDS.items():
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
+        from importlib.metadata import version  # a twentieth of a second
+
         typer.echo(f"conformer-sweep {version('conformer-sweep')}")
         raise typer.Exit
 
