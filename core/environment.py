@@ -1,4 +1,4 @@
-"""Environment variables of the libraries below PyTorch, set by entry points, never by an import."""
+"""Environment variables of libraries, set by entry points, never by an import."""
 
 from collections.abc import MutableMapping
 
@@ -10,8 +10,11 @@ DEFAULTS = {
     # 16,384 kernels two workers of the demo held 9.7 and 7.3 GB after eight trials. 4,096 are those
     # of one trial, and some of the one before.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096",
+    # Pydantic looks through all installed packages for plugins, which takes a twentieth of the time
+    # of a command that only reads. We use none, and none of another package should run here.
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",
 }
-"""Read by oneDNN when a process computes its first product."""
+"""Read by oneDNN when a process computes its first product, by pydantic at its first model."""
 
 
 def set_defaults(environment: MutableMapping[str, str]) -> None:

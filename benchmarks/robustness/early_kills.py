@@ -343,6 +343,10 @@ def _filled(word: str, names: dict[str, str]) -> str:
 
 
 PROMOTE = ("promote", "BASE", "0", "--name", "NAME", "--alias", "best")
+PRUNE = (
+    *("prune", "BASE/teacher/model", "--audio", "BASE/features/demo/train", "--minutes", "1"),
+    *("--remove", "0.3", "0.5", "0.7", "--out", "OUT"),
+)
 CASES: dict[str, Case] = {
     "run sqlite": run_of(),
     "run journal": run_of("journal"),
@@ -353,6 +357,7 @@ CASES: dict[str, Case] = {
     "unpack": command_of("unpack", "BASE/../packed.tar.gz", "OUT", more=packed),
     "import": command_of("import", "ARCHIVE", "OUT"),
     "promote": command_of(*PROMOTE),
+    "prune": command_of(*PRUNE),
     "extend": sweep_of(
         *("extend", "COPY", "--trials", "1"), again=("resume", "COPY"), trials=(1, 2)
     ),
@@ -375,6 +380,7 @@ SHARES = {
     "unpack": 8,
     "import": 8,
     "promote": 10,
+    "prune": 10,
     "extend": 5,
     "confirm": 5,
     "warm-start": 6,
