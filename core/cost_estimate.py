@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from core import bundle
+from core.config.settings import ConcreteSettings
 from core.config.trial import NO_SPEECH, TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import MELS, Shape
 from core.data.batching import Batch
 from core.pruning.space import Space
+from core.pruning.table_cost import estimate_table_bytes, estimate_table_seconds
 from core.runtime import seed_everything, select_device
 from core.stages import Announce, be_silent
 from core.training.intermediate_ctc import InterCTC
@@ -28,6 +30,10 @@ class CostEstimate:
     """Of the unpruned model, at the stated utterance length."""
     seconds_per_step: float
     """One measured dense training step on this machine, full batch; 0 where nothing is trained."""
+    table_seconds: float = 0.0
+    """To compute the sensitivity tables, once for all trials; 0 where there are none."""
+    table_gigabytes: float = 0.0
+    """Memory of their sums, beside the model."""
 
 
 def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> CostEstimate:
@@ -68,7 +74,24 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     # As a number: on a GPU this waits until the step is done.
     float(stage.step(batch, 1)["total"])
     elapsed = time.perf_counter() - started
-    return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
+    if "obs" not in (config.pruning.method, _start_of(config)):
+        return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
+    announce("timing an order of units")
+    # A pass forward and backward for the Fisher of consumers and one for that of the width; a third
+    # for their inputs.
+    passes = 3 * config.pruning.calibration_batches * elapsed
+    return CostEstimate(
+        params=params,
+        gflops=gflops,
+        seconds_per_step=elapsed,
+        table_seconds=passes + estimate_table_seconds(space),
+        table_gigabytes=estimate_table_bytes(space) / 1e9,
+    )
+
+
+def _start_of(config: TrialConfig) -> str:
+    """Return the method whose scores gates start from; "" if there is none."""
+    return config.pruning.settings(ConcreteSettings).start_from
 
 
 def _open_unpruned(config: TrialConfig) -> Conformer:

@@ -18,7 +18,6 @@ from core.bundle import Bundle
 from core.config.base import ConfigError
 from core.config.pruning import AxisKind, Resource
 from core.conformer.axes import Axis
-from core.conformer.masking import named_tensors
 from core.conformer.model import Conformer
 from core.data.calibration_speech import CalibrationSpeech
 from core.files import atomic_folder, atomic_write, remove_leftovers
@@ -32,6 +31,7 @@ from core.pruning.reconstruction import extract_and_reconstruct
 from core.pruning.selection import Budget, choice_without_empty, choose
 from core.pruning.sensitivity import SensitivityTable, table_scores
 from core.pruning.space import Choice, Space, unit_share
+from core.pruning.table_cost import elimination_cost
 from core.pruning.table_files import load_tables, save_tables, tables_digest
 from core.stages import Announce, be_silent
 
@@ -191,19 +191,16 @@ class _Clock:
 
     @classmethod
     def of(cls, space: Space, computed: Collection[str]) -> "_Clock":
-        return cls(waiting={a.name: _cost(space, a) for a in space.units if a.name not in computed})
+        return cls(
+            waiting={
+                a.name: elimination_cost(space, a) for a in space.units if a.name not in computed
+            }
+        )
 
     def advance(self, axis: Axis) -> float:
         """Count an axis as done, and return the seconds that the others will take."""
         self.done += self.waiting.pop(axis.name)
         return (time.monotonic() - self.began) * sum(self.waiting.values()) / self.done
-
-
-def _cost(space: Space, axis: Axis) -> float:
-    """Return a number that the time of an axis's elimination grows with."""
-    tensors = named_tensors(space.model)
-    shapes = [tensors[piece.tensor].flatten(1).shape for piece in axis.slices if piece.dim == 1]
-    return float(sum(shape[1] ** 3 for shape in shapes))
 
 
 def _chosen_sizes(request: PruningRequest, measured: Sensitivity) -> Iterator[_Size]:

@@ -32,6 +32,8 @@ def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]
         "teacher_steps": teacher,
         "trial_steps": steps,
         "worker_hours": seconds / 3600,
+        "table_seconds": cost.table_seconds,
+        "table_gigabytes": cost.table_gigabytes,
     }
 
 
@@ -41,6 +43,11 @@ def estimate_lines(values: Mapping[str, Any]) -> list[str]:
     budgets = [f"{_percent(ends)} of {name}" for name, ends in values["removed"].items()]
     seconds = values["seconds_per_step"]
     timed = [f"one step: {seconds:.2f} s on this machine"] if seconds else []
+    if values["table_seconds"]:
+        timed.append(
+            f"sensitivity tables: about {values['table_seconds']:.0f} s and"
+            f" {values['table_gigabytes']:.2g} GB, once for all trials"
+        )
     return [
         f"{values['name']}: {values['trials']} trials" + (f" over {searched}" if searched else ""),
         f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",

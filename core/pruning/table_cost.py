@@ -1,0 +1,58 @@
+"""What sensitivity tables take: time and memory, before they are computed."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from core.conformer.axes import Axis
+from core.conformer.masking import named_tensors
+from core.pruning.calibration import prunable_consumers
+from core.pruning.obs import removal_order
+from core.pruning.space import Space
+
+TRIED_INPUTS = 256
+"""Inputs of the elimination that is timed."""
+DOUBLE_BYTES = 8
+READERS_OF_A_BLOCK = 4
+
+
+def elimination_cost(space: Space, axis: Axis) -> float:
+    """Return the cubes of the inputs of all layers that read an axis, with which time grows."""
+    tensors = named_tensors(space.model)
+    shapes = [tensors[piece.tensor].flatten(1).shape for piece in axis.slices if piece.dim == 1]
+    return float(sum(shape[1] ** 3 for shape in shapes))
+
+
+def estimate_table_seconds(space: Space) -> float:
+    """Return the seconds that all orders will take on this machine, from one that is timed."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * TRIED_INPUTS, TRIED_INPUTS, generator=generator, dtype=torch.float64)
+    started = time.perf_counter()
+    removal_order(x.T @ x, x.T @ x, num_units=TRIED_INPUTS, unit_inputs=1)
+    a_cube = (time.perf_counter() - started) / TRIED_INPUTS**3
+    return a_cube * sum(elimination_cost(space, axis) for axis in space.units)
+
+
+def estimate_table_bytes(space: Space) -> int:
+    """Return the memory of the sums that are held at once, beside the model.
+
+    While axes with a consumer have their turn: the Fisher of all consumers' outputs, and three
+    matrices of the largest consumer's inputs. Then, for the width: two sums and two matrices of
+    each reader.
+    """
+    tensors = named_tensors(space.model)
+    shapes = [
+        tensors[consumer.piece.tensor].flatten(1).shape for consumer in prunable_consumers(space)
+    ]
+    outputs = sum(rows * rows for rows, _ in shapes)
+    largest = max((columns for _, columns in shapes), default=0)
+    of_consumers = outputs + 3 * (largest + 1) ** 2
+    readers = READERS_OF_A_BLOCK * len(space.model.blocks) + 1
+    of_width = 4 * readers * (_width(tensors) + 1) ** 2
+    return DOUBLE_BYTES * max(of_consumers, of_width)
+
+
+def _width(tensors: Mapping[str, Tensor]) -> int:
+    return tensors["head.weight"].shape[1]

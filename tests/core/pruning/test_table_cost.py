@@ -1,0 +1,41 @@
+"""What sensitivity tables are said to take, before they are computed."""
+
+from dataclasses import replace
+
+from core.pruning.space import Space
+from core.pruning.table_cost import elimination_cost, estimate_table_bytes, estimate_table_seconds
+from core.testing import SHAPE, small_model
+
+AXES = ["frontend", "width", "head", "inner", "channel"]
+
+
+def space_of(shape=SHAPE):
+    return Space.of(small_model(shape=shape), AXES, 4.0)
+
+
+def test_the_cost_of_an_axis_is_the_cube_of_what_its_readers_read():
+    space = space_of()
+    axes = {axis.name: axis for axis in space.units}
+    readers = [piece for piece in axes["width"].slices if piece.dim == 1]
+
+    assert elimination_cost(space, axes["blocks.0.ff1.inner"]) == 12**3
+    assert elimination_cost(space, axes["blocks.0.attention.head"]) == (3 * 4) ** 3
+    assert elimination_cost(space, axes["width"]) == len(readers) * 16**3
+
+
+def test_the_memory_is_that_of_the_width_or_of_the_largest_consumer():
+    """Of 200 blocks 801 norms read a width of 16; an inner size of 4,000 takes more than these."""
+    wide = replace(SHAPE, blocks=(replace(SHAPE.blocks[0], ff1=4000), SHAPE.blocks[1]))
+
+    deep = replace(SHAPE, blocks=SHAPE.blocks[:1] * 200)
+    assert estimate_table_bytes(space_of(deep)) == 8 * 4 * (4 * 200 + 1) * 17**2
+    assert estimate_table_bytes(space_of(wide)) >= 8 * 3 * 4001**2
+
+
+def test_more_inputs_are_said_to_take_longer():
+    """Both times are of the same elimination, so their ratio is that of the costs, about."""
+    wide = replace(SHAPE, blocks=(replace(SHAPE.blocks[0], ff1=1200), SHAPE.blocks[1]))
+
+    small, large = (estimate_table_seconds(space_of(shape)) for shape in (SHAPE, wide))
+
+    assert 0 < small < large / 100
