@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
+
 from core import bundle
 from core.bundle import Bundle
 from core.config.base import ConfigError
@@ -105,6 +107,7 @@ def prune_with_speech(
         ConfigError: if the folder holds other results, or the choice by hand cannot be made.
         ValueError: if a target cannot be met by this model.
     """
+    _check_targets(request, dense.model)
     measured = measure_sensitivity(request, dense, speech, folder, announce=announce)
     model, space = measured.model, measured.space
     sizes = [*_chosen_sizes(request, measured), *_sizes_by_hand(request, measured)]
@@ -203,13 +206,31 @@ class _Clock:
         return (time.monotonic() - self.began) * sum(self.waiting.values()) / self.done
 
 
+def _check_targets(request: PruningRequest, model: Conformer) -> None:
+    """Refuse shares that this model cannot lose, before anything takes time.
+
+    Raises:
+        ValueError: naming the largest share that it can lose.
+    """
+    if request.resource == "latency" or not request.remove:  # whose table is measured first
+        return
+    space = Space.of(model, AXES, request.utterance_seconds)
+    scores = {axis.name: torch.zeros(axis.size) for axis in space.units}
+    budget = Budget(keep=1 - max(request.remove), resource=request.resource)
+    try:
+        choose(space, scores, budget)
+    except ValueError as error:
+        raise ValueError(str(error).replace("pruning.target_sparsity", "--remove")) from None
+
+
 def _chosen_sizes(request: PruningRequest, measured: Sensitivity) -> Iterator[_Size]:
     scores = table_scores(measured.space, measured.tables, request.resource)
     for target in sorted(request.remove):
         budget = Budget(keep=1 - target, resource=request.resource)
         percent = f"{100 * target:g}"
+        of = "" if request.resource == "flops" else f"-{request.resource}"
         yield _Size(
-            name=f"removed-{percent}",
+            name=f"removed-{percent}{of}",
             title=f"removing {percent} % of the {NAMES[request.resource]}",
             target=target,
             choice=choose(measured.space, scores, budget, is_filled=True),

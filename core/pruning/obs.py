@@ -19,7 +19,7 @@ takes minutes.
 Shapes: I inputs, those that always stay (the bias) last; U units of b inputs; r pending rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +61,12 @@ def removal_order(
         pending: rows of changes that are collected; the result does not depend on it.
     """
     inverse = damped_inverse(gram, damping)
-    return _removal_order([_Elimination(inverse, products, num_units, unit_inputs, pending)])
+    elimination = _Elimination(inverse, products.clone(), num_units, unit_inputs, pending)
+    return _removal_order([elimination])
 
 
 def joint_removal_order(
-    readers: Sequence[tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs inputs"]]],
+    readers: Iterable[tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs inputs"]]],
     *,
     num_units: int,
     damping: float = DAMPING,
@@ -76,7 +77,8 @@ def joint_removal_order(
     sum over the consumers.
 
     Args:
-        readers: H and M of each consumer, in double precision.
+        readers: H and M of each consumer, in double precision; M is changed. A hundred of them may
+            not fit into memory twice, so an iterator may let go of each.
         num_units: units.
         damping: share of the mean of each H's diagonal that is added to it.
     """
@@ -131,7 +133,7 @@ class _Elimination:
         unit_inputs: int,
         pending: int,
     ) -> None:
-        self._inverse, self._products = inverse, products.clone()
+        self._inverse, self._products = inverse, products
         self.num_units, self._block = num_units, unit_inputs
         self._pending = max(pending, unit_inputs)
         self._lists = [inverse.new_zeros(0, len(inverse)) for _ in range(3)]  # rows, steps, halves

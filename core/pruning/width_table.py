@@ -16,6 +16,7 @@ parts behind it, but every part misses the same units of the width. WIDTH_WEIGHT
 Shapes: D width, and a last input of ones for the bias; B batch, T frames.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -71,9 +72,13 @@ def fisher_width_table(
         seed: of the labels that are drawn.
     """
     sums, num_frames = _reader_sums(model, speech, seed=seed)
-    order = joint_removal_order(
-        [(reader.gram, reader.products / num_frames) for reader in sums], num_units=axis.size
-    )
+
+    def readers() -> Iterator[tuple[Tensor, Tensor]]:
+        while sums:
+            reader = sums.pop()
+            yield reader.gram, reader.products / num_frames
+
+    order = joint_removal_order(readers(), num_units=axis.size)
     return unit_table(axis, order, WIDTH_WEIGHT * 0.5 / num_frames)
 
 

@@ -80,6 +80,20 @@ def test_what_an_interrupted_run_has_finished_stays_as_it_is(run, model, speech,
     assert {path: path.stat().st_mtime_ns for path in finished} == before
 
 
+def test_shares_of_another_resource_have_folders_of_their_own(run, model, speech, tmp_path):
+    out = tmp_path / "out"
+    words = ("prune", model, "--audio", speech, "--remove", 0.5, "--out", out, "--json")
+    _, flops, _ = run(*words)
+
+    code, params, err = run(*words, "--resource", "params")
+
+    assert code == 0, err
+    (of_flops, of_params) = (json.loads(text)["models"][1] for text in (flops, params))
+    assert (of_flops["folder"], of_params["folder"]) == ("removed-50", "removed-50-params")
+    assert of_flops["flops_sparsity"] >= 0.5
+    assert of_params["params_sparsity"] >= 0.5
+
+
 def test_an_unpruned_share_leaves_the_model_as_it_is(run, model, speech, tmp_path):
     """At 0 nothing is removed, and the sequential repair must change nothing."""
     code, _, err = run("prune", model, "--audio", speech, "--remove", 0, "--out", tmp_path / "out")
@@ -99,6 +113,7 @@ def test_an_unpruned_share_leaves_the_model_as_it_is(run, model, speech, tmp_pat
         (["--audio", "{speech}/0.wav"], "must hold 25 s of speech or more, but holds 3.0 s"),
         (["--audio", "{tmp}/silent.wav"], "all of it is silent"),
         (["--audio", "{speech}", "--remove", "1"], "`--remove` must be less than 1"),
+        (["--audio", "{speech}", "--remove", "0.999"], "`--remove` must be at most 0."),
         (["--remove", "0.3", "0.5"], "must name one share without `--audio`"),
         (["--keep", "blocks.0.ff1=4"], "`--keep` must go with `--audio`"),
         (["--test", "demo"], "`--test` must go with `--audio`"),
