@@ -94,7 +94,8 @@ class Rounds(GateStage):
         self.closed = ClosedGates(list(ctx.space.units)).to(ctx.device)
         super().__init__(ctx, self.closed, NoControl())
         self.rounds = self.config.settings(Settings).rounds
-        self._rounds = min(self.rounds, max(1, self.steps))
+        # Without a search all rounds follow each other, whatever the number of steps.
+        self._rounds = min(self.rounds, self.steps) if self.steps else self.rounds
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         for number in range(self._rounds):

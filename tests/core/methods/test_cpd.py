@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core.conformer.masking import fold, gated_forward, named_tensors
-from core.methods.cpd import Rounds
+from core.methods.cpd import METHOD, Rounds
 from core.pruning.gate_gradients import fisher, split_utterances
 from core.testing import make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
@@ -77,3 +77,16 @@ def test_its_order_names_first_what_was_shut_first(searched):
     # All that stayed to the end is worth more than whatever went in a round before the last.
     assert kept.median() > gone.median()
     assert gone.min() < 1.0
+
+
+@pytest.mark.slow
+def test_without_steps_all_rounds_follow_each_other_up_to_the_target(context_of):
+    ctx = context_of("cpd", steps=0, rounds=3, target_sparsity=0.6)
+
+    scores = METHOD.search_result(ctx, METHOD.search(ctx)).scores
+
+    choice = ctx.choose(scores, 0.6)
+    assert ctx.space.sparsity(ctx.space.choice_cost(choice), "flops") >= 0.6
+    # Whole numbers are rounds: 0.x closed in the first, and 2.x stayed open up to the last.
+    rounds = {int(value) for values in scores.values() for value in values}
+    assert rounds == {0, 1, 2}
