@@ -5,7 +5,7 @@ A table stands between `<!-- NAME -->` and `<!-- end -->`; a test checks that fi
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.lib.method_tables import (
@@ -55,8 +55,14 @@ def table(name: str) -> str:
         return ""  # it was not measured yet
     rows = columns(json.loads((RESULTS / f"{file}.json").read_text())["rows"])
     head = list(rows[0])
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(row.values() for row in rows)]
+    rules = ["---:" if has_numbers(row[name] for row in rows) else "---" for name in head]
+    lines = [head, rules, *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{origin(file)}"
+
+
+def has_numbers(cells: Iterable[str]) -> bool:
+    """Whether all cells of a column begin with a number, or are empty: it stands at the right."""
+    return all(re.match(r"[-+]?\d|$", cell) for cell in cells)
 
 
 def origin(file: str) -> str:

@@ -28,6 +28,7 @@ def loaded(tiny_space):
 
 def methods_planned(loaded, **values):
     asked = {"methods": ["l0"], "variants": False, "removed": [0.5, 0.9], "resource": "flops"}
+    asked |= {"first_seed": 0}
     return loaded("methods", **(asked | values))
 
 

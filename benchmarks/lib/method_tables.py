@@ -92,6 +92,8 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     "comp": ("ours: reading of COMP", "blocks and units shall go together"),
     "ld": ("ours: reading of LD-Pruner", "there are no transcripts"),
     "mope": ("ours: reading of MoPE-CLIP", "the error itself shall decide"),
+    "obs": ("ours: OBS with sensitivity tables", "there are minutes, and no transcripts"),
+    "obs measured": ("the same, tables measured", ""),
     "prunenet": ("ours: reading of PruneNet", "the training speech is gone"),
     "interctc": ("ours: Layer Pruning on Demand", "depth shall be chosen at run time"),
     "performer": ("ours: Performers in Conformers", "utterances are long"),
@@ -107,7 +109,7 @@ SYSTEMS: dict[str, tuple[str, str]] = {
 
 
 def methods(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """A row a method: what it is, what it takes, WER at each budget; best at the last first."""
+    """A row a method: WER at each budget, what it takes, what it is; best at the last first."""
     wanted = targets(rows)
     wers: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -118,10 +120,10 @@ def methods(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [
         {
             "method": f"`{name}`" if name != "teacher" else name,
-            "what it is": SYSTEMS[name][0],
-            **taken(last[name]),
             "WER % with nothing removed": wers[name].get("", ""),
             **{target: wers[name].get(target, "") for target in wanted},
+            **taken(last[name]),
+            "what it is": SYSTEMS[name][0],
             "choose it when": SYSTEMS[name][1],
         }
         for name in names

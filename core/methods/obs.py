@@ -8,7 +8,7 @@ for its share of the resource. The KL is that of the Kronecker-factored Fisher (
 without transcripts.
 
 The residual width is read by every module. Without a unit each reader is refitted for itself, and
-their errors add up (core/pruning/width_table.py).
+their errors add up (`core/pruning/width_table.py`).
 """
 
 from collections.abc import Collection, Iterator
