@@ -11,7 +11,9 @@ import torch
 
 from core import bundle
 from core.config.trial import CorpusConfig
+from core.data.calibration_speech import read_calibration_speech
 from core.data.tokenizer import Tokenizer
+from core.one_shot.with_speech import PruningRequest, measure_sensitivity
 from core.testing import SHAPE, small_model
 from sweep.cli.prune_command import spread_shares
 
@@ -78,6 +80,30 @@ def test_what_an_interrupted_run_has_finished_stays_as_it_is(run, model, speech,
     assert code == 0
     assert "removed-50" in printed
     assert {path: path.stat().st_mtime_ns for path in finished} == before
+
+
+def test_an_interruption_in_the_middle_of_the_tables_changes_nothing(model, speech, tmp_path):
+    dense = bundle.load(model)
+    heard = read_calibration_speech(sorted(speech.iterdir()), dense.model.frontend_spec, seconds=60.0)
+    request = PruningRequest(model=model)
+    whole = measure_sensitivity(request, dense, heard, tmp_path / "whole")
+    announced = []
+
+    def interrupt(stage):
+        announced.append(stage)
+        if stage.startswith("measured 3 of"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_sensitivity(request, dense, heard, tmp_path / "out", announce=interrupt)
+    first = len(announced)
+    again = measure_sensitivity(request, dense, heard, tmp_path / "out", announce=announced.append)
+
+    assert announced[first + 1].startswith("measured 4 of")
+    for a, b in zip(whole.tables, again.tables, strict=True):
+        assert a.axis == b.axis
+        assert torch.equal(a.order, b.order)
+        assert torch.equal(a.increase, b.increase)
 
 
 def test_shares_of_another_resource_have_folders_of_their_own(run, model, speech, tmp_path):

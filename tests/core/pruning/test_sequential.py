@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from core.pruning import sequential
 from core.pruning.extraction import clone
 from core.pruning.reconstruction import extract_and_reconstruct
 from core.pruning.space import Space
@@ -113,3 +114,33 @@ def first_activations(model, features, num_frames):
     is_frame = model(features, num_frames).is_frame
     handle.remove()
     return caught[0][is_frame]
+
+
+@pytest.mark.parametrize("kind", ["binary", "empty_modules"])
+def test_no_refit_adds_to_the_error_of_its_layer(speech, kind, monkeypatch):
+    """Layer by layer, on the calibration speech, whatever the layers before have become.
+
+    With G the sum of x x^T and C that of (target - output) x^T, a change D of a layer adds
+    tr(D G D^T) - 2 tr(C D^T) to the squared error.
+    """
+    model = shifted_model(speech)
+    choice = {n: v > 0 for n, v in random_mask(model.axes(), kind, 0).items()}
+    solve, added = sequential._LeastSquares.solve, []
+
+    def solve_and_compare(fit):
+        before, gram, cross = columns(fit.layer), fit._gram.clone(), fit._cross.clone()
+        solve(fit)
+        change = columns(fit.layer) - before
+        added.append(float((change @ gram * change).sum() - 2 * (cross * change).sum()))
+
+    monkeypatch.setattr(sequential._LeastSquares, "solve", solve_and_compare)
+    extract_and_reconstruct(clone(model), {}, choice, how="sequential", speech=speech)
+
+    assert len(added) > 8
+    assert max(added) <= 1e-6
+    assert min(added) < -1e-3
+
+
+def columns(layer):
+    weight, bias = layer.weight.detach().double(), layer.bias
+    return weight if bias is None else torch.cat((weight, bias.detach().double()[:, None]), 1)
