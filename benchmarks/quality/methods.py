@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/methods_table"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="of the teacher and the trials")
+    parser.add_argument("--teachers", action="store_true", help="a teacher of its own a seed")
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     parser.add_argument("--resource", choices=get_args(Resource), default="flops")
     parser.add_argument(
@@ -97,11 +98,13 @@ def main() -> None:
     parser.add_argument("--no-costs", action="store_true", help="of searches, each run once more")
     parser.add_argument("--table-only", action="store_true", help="of the trials that are done")
     args = parser.parse_args()
-    root = args.dir.resolve()
     cells = list(planned(args))
-    if not args.table_only:
-        trained(cells, root, args.workers, args.space)
-    finished = [cell for cell in cells if cell.is_done(root)]
+    roots = {cell.seed: root_of(args, cell.seed) for cell in cells}
+    for seed, root in roots.items() if not args.table_only and args.teachers else ():
+        trained([cell for cell in cells if cell.seed == seed], root, args.workers, args.space)
+    if not args.table_only and not args.teachers:
+        trained(cells, root_of(args, 0), args.workers, args.space)
+    finished = [(cell, roots[cell.seed]) for cell in cells if cell.is_done(roots[cell.seed])]
     config = cells[0].config
     values = {
         "steps": config.pruning.steps + config.tuning.steps,
@@ -109,7 +112,13 @@ def main() -> None:
         "targets": args.removed,
         "trials": len(finished),
     }
-    emit(args.name, tabulated(finished, root, args), values, args)
+    emit(args.name, tabulated(finished, args), values, args)
+
+
+def root_of(args: argparse.Namespace, seed: int) -> Path:
+    """Where a seed's trials and their teacher are."""
+    root: Path = args.dir.resolve()
+    return root / f"teacher-{seed}" if args.teachers else root
 
 
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
@@ -150,24 +159,29 @@ def percent(share: float) -> str:
     return f"{round(100 * share, 1):g}"
 
 
-def tabulated(cells: list[Cell], root: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a method and budget."""
+def tabulated(cells: list[tuple[Cell, Path]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a method and budget, of cells with the folders in which they are."""
     groups: dict[tuple[str, float], list[Path]] = defaultdict(list)
-    groups["teacher", 0.0] = [teacher_of(root)]
-    examples: dict[str, Cell] = {}
-    for cell in cells:
-        examples.setdefault(cell.name, cell)
+    roots = dict.fromkeys(root for _, root in cells) or [root_of(args, args.first_seed)]
+    groups["teacher", 0.0] = [teacher_of(root) for root in roots]
+    examples: dict[str, tuple[Cell, Path]] = {}
+    for cell, root in cells:
+        examples.setdefault(cell.name, (cell, root))
         for model, outcome in zip(cell.models(root), outcomes_of(cell.models(root)), strict=True):
             groups[cell.name, outcome["target_sparsity"]].append(model)
     errors = {key: errors_of(models) for key, models in groups.items()}
     costed = {} if args.no_costs else examples
-    costs = {name: cost_of(cell.config, root) for name, cell in costed.items()}
+    costs = {name: cost_of(cell.config, root) for name, (cell, root) in costed.items()}
     return [
         {
             "name": name,
             "target": f"{percent(target)} % {args.resource}" if target else "",
             **realised(groups[name, target]),
-            **(timed(root, groups[name, target]) if args.resource == "latency" else {}),
+            **(
+                timed(root_of(args, args.first_seed), groups[name, target])
+                if args.resource == "latency"
+                else {}
+            ),
             **wer_of(own),
             **compared(name, target, errors),
             **costs.get(name, {}),
