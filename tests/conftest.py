@@ -1,8 +1,10 @@
-"""What all tests share: one torch thread, speech, one Ray cluster, one tiny sweep's config."""
+"""What all tests share: checked shapes, one torch thread, speech, a Ray cluster, a tiny sweep."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -56,6 +58,17 @@ latency_repeats = 1
 report_steps = 2
 checkpoint_steps = 2
 """
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Check no shapes in whole trials and exports, whose parts have tests of their own.
+
+    The checks take half of the time of a test that trains.
+    """
+    is_whole = any(item.get_closest_marker(name) for name in ("whole", "long"))
+    jaxtyping.config.update("jaxtyping_disable", is_whole)
+    return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ from core.teacher import prepare
 from core.testing import run_as_rank
 from core.trial import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from core.teacher import prepare
 from core.training.loop import DivergenceError
 from core.trial import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 
 def trial_config(**sections) -> TrialConfig:

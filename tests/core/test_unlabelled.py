@@ -20,7 +20,7 @@ from core.teacher import prepare
 from core.testing import SHAPE, small_model
 from core.trial import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 
 def config_of(**sections) -> TrialConfig:

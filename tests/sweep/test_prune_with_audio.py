@@ -84,7 +84,9 @@ def test_what_an_interrupted_run_has_finished_stays_as_it_is(run, model, speech,
 
 def test_an_interruption_in_the_middle_of_the_tables_changes_nothing(model, speech, tmp_path):
     dense = bundle.load(model)
-    heard = read_calibration_speech(sorted(speech.iterdir()), dense.model.frontend_spec, seconds=60.0)
+    heard = read_calibration_speech(
+        sorted(speech.iterdir()), dense.model.frontend_spec, seconds=60.0
+    )
     request = PruningRequest(model=model)
     whole = measure_sensitivity(request, dense, heard, tmp_path / "whole")
     announced = []

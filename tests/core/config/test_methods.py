@@ -26,6 +26,8 @@ from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.trial import run
 
+pytestmark = pytest.mark.whole
+
 GATES = {"start_from": "magnitude", "gate_travel": 5.0}
 """Under which gates read what they do not read by default."""
 

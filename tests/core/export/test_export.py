@@ -22,6 +22,8 @@ from core.inference.onnx_session import Graph
 from core.safe_text import markdown_text
 from core.testing import SHAPE, ragged_speech, small_model
 
+pytestmark = pytest.mark.whole
+
 needs_sherpa = pytest.mark.skipif(
     importlib.util.find_spec("sherpa_onnx") is None, reason="needs the extra `sherpa`"
 )

@@ -13,6 +13,8 @@ from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
 from core.testing import deeper, ragged_speech, small_model, with_factors, with_frontend
 
+pytestmark = pytest.mark.whole
+
 SHAPES = [
     deeper(2),
     with_factors(deeper(2)),

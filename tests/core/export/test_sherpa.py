@@ -29,6 +29,8 @@ from core.inference.graph_interface import ExportError
 from core.inference.sherpa_loader import Loader, choose_loader
 from core.testing import SHAPE, small_model
 
+pytestmark = pytest.mark.whole
+
 TEXTS = ["ONE TWO THREE", "THREE TEN TWENTY", "TWO TENS"]
 HAS_SHERPA = importlib.util.find_spec("sherpa_onnx") is not None
 

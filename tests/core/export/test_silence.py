@@ -18,6 +18,8 @@ from core.export.verify import compare_texts, one_space
 from core.inference.recognizer import transcribe, transcribe_split
 from core.testing import SHAPE, small_model
 
+pytestmark = pytest.mark.whole
+
 RATE_HZ = 16_000
 
 

@@ -24,6 +24,8 @@ from core.one_shot.by_weights import config_of, prune_bundle
 from core.safe_text import markdown_text
 from core.testing import SHAPE, ragged_speech, small_model, with_frontend
 
+pytestmark = pytest.mark.whole
+
 needs = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="needs the extra `transformers`"
 )

@@ -14,6 +14,8 @@ from core.inference.onnx_session import Graph
 from core.pruning.extraction import extract
 from core.testing import deeper, random_mask, small_model, with_factors, with_frontend
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.long
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from core.inference.onnx_session import Graph
 from core.inference.recognizer import at_depth, evaluate, transcribe
 from core.testing import SHAPE, deeper, ragged_speech, small_model
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def bundle(demo_corpus, demo_config, tmp_path) -> Bundle:

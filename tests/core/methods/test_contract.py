@@ -26,7 +26,7 @@ WEAK = ("prunenet", "uniform")
 FOR_DEPTH = ("interctc",)
 """Without tuning they are of no use on any other teacher; see benchmarks/quality/depth.py."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 
 @pytest.mark.parametrize("method", METHODS)

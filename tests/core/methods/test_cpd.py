@@ -12,6 +12,8 @@ from core.pruning.gate_gradients import fisher, split_utterances
 from core.testing import make_patterned_speech, small_model
 from core.training.distillation import ctc_loss
 
+pytestmark = pytest.mark.whole
+
 # Of the tests' patterns, those of the first tokens that the small model knows.
 WORDS = 6
 STEP = 1e-2  # CTC is computed in single precision

@@ -13,6 +13,8 @@ from core.pruning.reconstruction import reestimate_statistics
 from core.testing import make_patterned_speech, run_method
 from core.training.distillation import ctc_loss
 
+pytestmark = pytest.mark.whole
+
 SIZES = (0.3, 0.5, 0.7)
 
 

@@ -14,6 +14,8 @@ from core.training.gate_stage import expected_sparsities, expected_sparsity
 from core.training.hard_concrete_stage import ConcreteStage
 from core.training.method import load_method
 
+pytestmark = pytest.mark.whole
+
 
 class Pull:
     """A restraint that pulls every log_alpha down alike, or not at all."""

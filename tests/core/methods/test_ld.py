@@ -14,6 +14,8 @@ from core.testing import make_patterned_speech
 from core.training.distillation import ctc_loss
 from core.training.method import load_method
 
+pytestmark = pytest.mark.whole
+
 
 def all_groups(ctx):
     axes = list(ctx.space.units)

@@ -19,6 +19,8 @@ from core.testing import (
     with_frontend,
 )
 
+pytestmark = pytest.mark.whole
+
 LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
 OFTEN = [
     ("binary", deeper(2)),

@@ -28,7 +28,7 @@ from core.testing import (
     with_frontend,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 
 @pytest.fixture(scope="module")
