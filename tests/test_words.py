@@ -174,7 +174,7 @@ def test_functions_are_short():
 
     assert statistics.median(lines) <= 8
     assert lines[int(0.9 * len(lines))] <= 22
-    assert lines[-1] <= 70  # a command with its options
+    assert lines[-1] <= 55  # a command with its options
 
 
 def test_most_public_functions_that_raise_say_so():

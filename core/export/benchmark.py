@@ -75,25 +75,12 @@ def benchmark_model(
         ExportError: if the extra `export` is not installed, or an export has no such graph.
     """
     sizes: dict[str, float | None] = {"params": None, "gflops": None}
-    models: dict[str, nn.Module]
-    if path.suffix == SUFFIX:
-        models = {"onnxruntime": Graph(path, threads=threads)}
-    elif is_export(path):
-        files = {"onnxruntime": graph_file(path, is_int8=False)}
-        if is_int8:
-            files["int8"] = graph_file(path, is_int8=True)
-        models = {name: Graph(file, threads=threads) for name, file in files.items()}
+    if path.suffix == SUFFIX or is_export(path):
+        models = _open_graphs(path, threads, is_int8=is_int8)
     else:
         announce("reading the model")
         model = bundle.load(path).model
-        names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
-        # Graphs are in memory once they are loaded: their files may go before they are timed.
-        with TemporaryDirectory() as folder:
-            models = {
-                name: load_in_runtime(model, name, Path(folder), threads, announce=announce)
-                # True counts as 1: the third runtime is there only with `is_int8`.
-                for name in names[: 2 + is_int8]
-            }
+        models = _open_runtimes(model, threads, is_int8=is_int8, announce=announce)
         cost = whole_cost(model, utterance_seconds)
         sizes = {"params": int(cost.params), "gflops": float(cost.flops) / 1e9}
     # The number of threads is the whole process's: it is put back whatever happens.
@@ -111,6 +98,30 @@ def benchmark_model(
         torch.set_num_threads(before)
     setting = {"seconds": utterance_seconds, "batch": batch, "threads": threads}
     return {**sizes, **setting, "rows": [asdict(row) for row in rows]}
+
+
+def _open_graphs(path: Path, threads: int, *, is_int8: bool) -> dict[str, nn.Module]:
+    """Return a graph, or the graphs of an export, by their runtimes."""
+    if path.suffix == SUFFIX:
+        return {"onnxruntime": Graph(path, threads=threads)}
+    files = {"onnxruntime": graph_file(path, is_int8=False)}
+    if is_int8:
+        files["int8"] = graph_file(path, is_int8=True)
+    return {name: Graph(file, threads=threads) for name, file in files.items()}
+
+
+def _open_runtimes(
+    model: Conformer, threads: int, *, is_int8: bool, announce: Announce
+) -> dict[str, nn.Module]:
+    """Return a model as each runtime runs it."""
+    names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
+    # Graphs are in memory once they are loaded: their files may go before they are timed.
+    with TemporaryDirectory() as folder:
+        return {
+            name: load_in_runtime(model, name, Path(folder), threads, announce=announce)
+            # True counts as 1: the third runtime is there only with `is_int8`.
+            for name in names[: 2 + is_int8]
+        }
 
 
 def measure_speeds(

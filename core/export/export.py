@@ -129,22 +129,30 @@ def export(
             verified = _as_sherpa(job)
         else:
             verified = _as_transformers(job)
-        # Listed before the card is written, which describes all files but itself. A file without a
-        # purpose in `_PURPOSES` is a KeyError: no card leaves a file unexplained.
-        files = tuple(sorted(path.name for path in folder.iterdir()))
-        about = Exported(
-            name=out.name,
-            to=to,
-            params=sum(p.numel() for p in opened.model.parameters()),
-            source=bundle_digest(source) or "",
-            tokenizer=opened.tokenizer.digest,
-            files={name: _PURPOSES[name] for name in files},
-            verified=verified,
-            loading=usage_snippets.TEXTS[to],
-            notes=_notes(opened, to),
-        )
-        (folder / CARD).write_text(card_text(about, opened.report), encoding="utf-8")
+        files = _write_card(job, source, out.name, to, verified)
     return ExportResult(folder=str(out), to=to, files=(*files, CARD), verified=tuple(verified))
+
+
+def _write_card(
+    job: "_Job", source: Path, name: str, to: Target, verified: Sequence[str]
+) -> tuple[str, ...]:
+    """Write the model card; return the names of all other files, which it describes."""
+    opened = job.opened
+    # A file without a purpose in `_PURPOSES` is a KeyError: no card leaves a file unexplained.
+    files = tuple(sorted(path.name for path in job.folder.iterdir()))
+    about = Exported(
+        name=name,
+        to=to,
+        params=sum(p.numel() for p in opened.model.parameters()),
+        source=bundle_digest(source) or "",
+        tokenizer=opened.tokenizer.digest,
+        files={name: _PURPOSES[name] for name in files},
+        verified=verified,
+        loading=usage_snippets.TEXTS[to],
+        notes=_notes(opened, to),
+    )
+    (job.folder / CARD).write_text(card_text(about, opened.report), encoding="utf-8")
+    return files
 
 
 def _check_options(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:

@@ -38,33 +38,39 @@ Runtime = Annotated[
 ]
 
 
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Audio files, or folders that hold audio files."),
+]
+WrittenAs = Annotated[
+    Literal["text", "json", "srt", "vtt"],
+    typer.Option("--format", help="Format of the transcripts."),
+]
+Timestamps = Annotated[
+    bool,
+    typer.Option("--timestamps", help="Add the times and the confidence of each word to JSON."),
+]
+TranscriptFolder = Annotated[
+    Path | None, typer.Option("--out", help="Folder for one transcript per audio file.")
+]
+Window = Annotated[
+    float | None,
+    typer.Option(
+        help="Longest window in seconds (default: the length that the model was trained on).",
+        min=1,
+    ),
+]
+Overlap = Annotated[float, typer.Option(help="Seconds that neighboring windows share.", min=0)]
+
+
 def transcribe(
     model: AnyModel,
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="Audio files, or folders that hold audio files."),
-    ],
-    written_as: Annotated[
-        Literal["text", "json", "srt", "vtt"],
-        typer.Option("--format", help="Format of the transcripts."),
-    ] = "text",
-    timestamps: Annotated[
-        bool,
-        typer.Option("--timestamps", help="Add the times and the confidence of each word to JSON."),
-    ] = False,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder for one transcript per audio file.")
-    ] = None,
-    window: Annotated[
-        float | None,
-        typer.Option(
-            help="Longest window in seconds (default: the length that the model was trained on).",
-            min=1,
-        ),
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option(help="Seconds that neighboring windows share.", min=0)
-    ] = 0.0,
+    files: Files,
+    written_as: WrittenAs = "text",
+    timestamps: Timestamps = False,
+    to: TranscriptFolder = None,
+    window: Window = None,
+    overlap: Overlap = 0.0,
     depth: Depth = None,
     runtime: Runtime = None,
     beam: Beam = None,
@@ -102,30 +108,36 @@ def transcribe(
     writer.finish(num_files=len(audio_files))
 
 
+Corpus = Annotated[
+    str,
+    typer.Argument(metavar="CORPUS", help="Corpus: demo, librispeech, a folder or a manifest."),
+]
+Split = Annotated[Literal["dev", "test"], typer.Option(help="Split of the corpus to evaluate.")]
+Case = Annotated[
+    Literal["as_written", "lower", "upper"],
+    typer.Option(help="Letter case of the transcripts."),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL2", help="Second model, compared on the same utterances."),
+]
+Details = Annotated[
+    Path | None, typer.Option(help="File (.json or .csv) for one row per utterance.")
+]
+Confusions = Annotated[
+    int, typer.Option(help="Number of the most frequent confusions to list.", min=0)
+]
+
+
 def evaluate(
     model: AnyModel,
-    corpus: Annotated[
-        str,
-        typer.Argument(metavar="CORPUS", help="Corpus: demo, librispeech, a folder or a manifest."),
-    ],
-    split: Annotated[
-        Literal["dev", "test"], typer.Option(help="Split of the corpus to evaluate.")
-    ] = "test",
+    corpus: Corpus,
+    split: Split = "test",
     root: Annotated[str, typer.Option(help="Folder that holds LibriSpeech.")] = "",
-    case: Annotated[
-        Literal["as_written", "lower", "upper"],
-        typer.Option(help="Letter case of the transcripts."),
-    ] = "as_written",
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL2", help="Second model, compared on the same utterances."),
-    ] = None,
-    details: Annotated[
-        Path | None, typer.Option(help="File (.json or .csv) for one row per utterance.")
-    ] = None,
-    confusions: Annotated[
-        int, typer.Option(help="Number of the most frequent confusions to list.", min=0)
-    ] = 5,
+    case: Case = "as_written",
+    against: Against = None,
+    details: Details = None,
+    confusions: Confusions = 5,
     depth: Depth = None,
     runtime: Runtime = None,
     beam: Beam = None,

@@ -70,25 +70,30 @@ def show(
         out.print("\n".join(trial_lines(snapshot, record)), markup=False)
 
 
+MaxWer = Annotated[
+    float | None, typer.Option(help="Largest word error rate, as a fraction: 0.05 is 5 %.")
+]
+MaxGflops = Annotated[float | None, typer.Option(help="Largest cost of one utterance, in GFLOPs.")]
+MaxLatencyMs = Annotated[
+    float | None, typer.Option(help="Largest latency of one utterance, in milliseconds.")
+]
+Knee = Annotated[
+    bool, typer.Option("--knee", help="Show only the knee, the point where the front bends.")
+]
+Compare = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR2", help="Second sweep, to compare the fronts of both."),
+]
+
+
 def pareto(
     folder: SweepToRead,
-    max_wer: Annotated[
-        float | None, typer.Option(help="Largest word error rate, as a fraction: 0.05 is 5 %.")
-    ] = None,
-    max_gflops: Annotated[
-        float | None, typer.Option(help="Largest cost of one utterance, in GFLOPs.")
-    ] = None,
+    max_wer: MaxWer = None,
+    max_gflops: MaxGflops = None,
     max_params: Annotated[float | None, typer.Option(help="Largest number of parameters.")] = None,
-    max_latency_ms: Annotated[
-        float | None, typer.Option(help="Largest latency of one utterance, in milliseconds.")
-    ] = None,
-    knee: Annotated[
-        bool, typer.Option("--knee", help="Show only the knee, the point where the front bends.")
-    ] = False,
-    compare: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR2", help="Second sweep, to compare the fronts of both."),
-    ] = None,
+    max_latency_ms: MaxLatencyMs = None,
+    knee: Knee = False,
+    compare: Compare = None,
     html: Annotated[Path | None, typer.Option(help="File for the interactive page.")] = None,
     svg: Annotated[Path | None, typer.Option(help="File for the chart, as SVG.")] = None,
     png: Annotated[Path | None, typer.Option(help="File for the chart, as PNG.")] = None,

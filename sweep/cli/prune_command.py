@@ -23,47 +23,53 @@ REMOVE = "--remove"
 DEFAULT_SHARE = 0.5
 
 
+Remove = Annotated[
+    list[float] | None,
+    typer.Option(
+        REMOVE,
+        help="Shares of --resource to remove, several with --audio (default: 0.5).",
+        min=0,
+        max=1,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Units to keep of a part, such as blocks.3.ff1=512 or 'blocks.*.attention=4';"
+        " repeatable, with --audio.",
+        metavar="PART=UNITS",
+    ),
+]
+TestCorpus = Annotated[
+    str | None,
+    typer.Option(
+        help="Corpus with transcripts to measure the word error rate on: demo, librispeech, a"
+        " folder or a manifest.",
+        metavar="CORPUS",
+    ),
+]
+TestSplit = Annotated[Literal["dev", "test"], typer.Option(help="Split of --test to measure on.")]
+Method = Annotated[
+    str, typer.Option(help="Pruning method that needs no speech, where there is no --audio.")
+]
+Resource = Annotated[
+    Literal["flops", "params", "latency"],
+    typer.Option(help="Resource that --remove is a share of."),
+]
+
+
 def prune(
     model: AnyRecognizer,
     to: Annotated[Path, typer.Option("--out", help="New folder for the results.")],
-    remove: Annotated[
-        list[float] | None,
-        typer.Option(
-            REMOVE,
-            help="Shares of --resource to remove, several with --audio (default: 0.5).",
-            min=0,
-            max=1,
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Units to keep of a part, such as blocks.3.ff1=512 or 'blocks.*.attention=4';"
-            " repeatable, with --audio.",
-            metavar="PART=UNITS",
-        ),
-    ] = None,
+    remove: Remove = None,
+    keep: Keep = None,
     audio: Audio = None,
     minutes: Minutes = 5.0,
-    test: Annotated[
-        str | None,
-        typer.Option(
-            help="Corpus with transcripts to measure the word error rate on: demo, librispeech, a"
-            " folder or a manifest.",
-            metavar="CORPUS",
-        ),
-    ] = None,
-    split: Annotated[
-        Literal["dev", "test"], typer.Option(help="Split of --test to measure on.")
-    ] = "test",
+    test: TestCorpus = None,
+    split: TestSplit = "test",
     root: Root = "",
-    method: Annotated[
-        str, typer.Option(help="Pruning method that needs no speech, where there is no --audio.")
-    ] = "magnitude",
-    resource: Annotated[
-        Literal["flops", "params", "latency"],
-        typer.Option(help="Resource that --remove is a share of."),
-    ] = "flops",
+    method: Method = "magnitude",
+    resource: Resource = "flops",
     seed: Annotated[int, typer.Option(help="Seed of the random generator.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:

@@ -7,46 +7,50 @@ import typer
 
 from sweep.cli.options import Space, out
 
+Scheduler = Annotated[
+    Literal["ray-job", "kuberay", "slurm"], typer.Option(help="Scheduler that runs the job.")
+]
+Folder = Annotated[
+    Path,
+    typer.Option("--dir", help="Directory of the sweep, on storage that all machines share."),
+]
+Nodes = Annotated[int, typer.Option(help="Number of machines that run trials.", min=1, max=10_000)]
+Cpus = Annotated[
+    int | None, typer.Option(help="CPUs per machine (default: what the trials need).", min=1)
+]
+Gpus = Annotated[
+    int | None, typer.Option(help="GPUs per machine (default: what the trials need).", min=0)
+]
+TimeLimit = Annotated[
+    str | None, typer.Option(help="Time limit of one run: [DAYS-]HOURS:MINUTES:SECONDS.")
+]
+WorkingDir = Annotated[Path | None, typer.Option(help="Folder in which the job starts.")]
+Venv = Annotated[Path | None, typer.Option(help="Virtual environment on the machines, for Slurm.")]
+Partition = Annotated[str | None, typer.Option(help="Slurm partition that runs the job.")]
+Claim = Annotated[
+    str | None, typer.Option(help="PersistentVolumeClaim that holds --dir, for KubeRay.")
+]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", help="File for the job; by default standard output.")
+]
+
 
 def submit(
     space: Space,
-    to: Annotated[
-        Literal["ray-job", "kuberay", "slurm"], typer.Option(help="Scheduler that runs the job.")
-    ],
-    folder: Annotated[
-        Path,
-        typer.Option("--dir", help="Directory of the sweep, on storage that all machines share."),
-    ],
-    nodes: Annotated[
-        int, typer.Option(help="Number of machines that run trials.", min=1, max=10_000)
-    ] = 1,
-    cpus: Annotated[
-        int | None, typer.Option(help="CPUs per machine (default: what the trials need).", min=1)
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs per machine (default: what the trials need).", min=0)
-    ] = None,
+    to: Scheduler,
+    folder: Folder,
+    nodes: Nodes = 1,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     memory: Annotated[int, typer.Option(help="Memory per machine, in GiB.", min=1)] = 16,
-    time: Annotated[
-        str | None, typer.Option(help="Time limit of one run: [DAYS-]HOURS:MINUTES:SECONDS.")
-    ] = None,
+    time: TimeLimit = None,
     retries: Annotated[int, typer.Option(help="Number of automatic restarts.", min=0)] = 20,
-    working_dir: Annotated[
-        Path | None, typer.Option(help="Folder in which the job starts.")
-    ] = None,
-    venv: Annotated[
-        Path | None, typer.Option(help="Virtual environment on the machines, for Slurm.")
-    ] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="Slurm partition that runs the job.")
-    ] = None,
+    working_dir: WorkingDir = None,
+    venv: Venv = None,
+    partition: Partition = None,
     image: Annotated[str | None, typer.Option(help="Container image, for KubeRay.")] = None,
-    claim: Annotated[
-        str | None, typer.Option(help="PersistentVolumeClaim that holds --dir, for KubeRay.")
-    ] = None,
-    to_file: Annotated[
-        Path | None, typer.Option("--out", help="File for the job; by default standard output.")
-    ] = None,
+    claim: Claim = None,
+    to_file: OutFile = None,
 ) -> None:
     """Render a job that starts or continues a sweep, without submitting it."""
     from sweep.config.sweep import read_space

@@ -61,6 +61,16 @@ class LostWorkerError(RuntimeError):
     """An attempt has ended without a fault of the trial, which starts again at no cost."""
 
 
+def _new_cluster(cpus: int | None) -> dict[str, Any]:
+    """Return what Ray is told of a new cluster, and refuses where a cluster is joined."""
+    return {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": _session_folder(),
+    }
+
+
 @contextmanager
 def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or to a new one that lives as long as the block.
@@ -89,17 +99,6 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         if not address:
             code_version()  # of the sources that are copied now
             copy_program(Path(working_dir))
-        # Ray refuses these arguments where a cluster is joined.
-        local: dict[str, Any] = (
-            {}
-            if address
-            else {
-                "num_cpus": cpus,
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "_temp_dir": _session_folder(),
-            }
-        )
         try:
             with _block_hangup(), _share_temporary_folder(is_own=not address):
                 ray.init(
@@ -107,7 +106,7 @@ def connect(address: str | None = None, *, cpus: int | None = None) -> Iterator[
                     runtime_env={"working_dir": working_dir},
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    **local,
+                    **({} if address else _new_cluster(cpus)),
                 )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise ClusterError(
