@@ -37,7 +37,9 @@ from core.pruning.table_cost import elimination_cost
 from core.pruning.table_files import load_tables, save_tables, tables_digest
 from core.stages import Announce, be_silent
 
-AXES: tuple[AxisKind, ...] = ("frontend", "width", "head", "inner", "channel", "module", "block")
+AXES: tuple[AxisKind, ...] = (
+    *("frontend", "width", "head", "inner", "channel", "module", "block", "rank"),
+)
 REQUEST, TABLES, SENSITIVITY = "request.json", "tables.safetensors", "sensitivity.json"
 UNPRUNED = "unpruned"
 """Folder of the results with the unpruned model, where it is no bundle of the user's."""

@@ -233,11 +233,15 @@ def table_scores(
     """Return the price of each unit: the KL that its removal adds, for each share of the resource.
 
     Within an axis the price of the next unit never falls, as pools of levels share their mean
-    (isotonic regression): otherwise a dear unit would hide cheap ones behind it.
+    (isotonic regression): otherwise a dear unit would hide cheap ones behind it. An axis whose
+    units take nothing of the resource has no scores, and stays whole: so do factors of a rank at
+    which the product is not larger.
     """
+    shares = {table.axis.name: unit_share(space, table.axis.name, resource) for table in tables}
     return {
-        table.axis.name: unit_prices(table) / unit_share(space, table.axis.name, resource)
+        table.axis.name: unit_prices(table) / shares[table.axis.name]
         for table in tables
+        if shares[table.axis.name] > 0
     }
 
 

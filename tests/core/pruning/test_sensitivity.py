@@ -6,7 +6,11 @@ import torch
 from core.conformer.masking import Folded, gated_forward
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import consumers, iterate_grams
+from core.pruning.extraction import extract_factored
 from core.pruning.fisher import output_fisher
+from core.pruning.low_rank import factorize
+from core.pruning.reconstruction import extract_and_reconstruct
+from core.pruning.selection import Budget, choose
 from core.pruning.sensitivity import (
     SensitivityTable,
     fisher_tables,
@@ -16,6 +20,7 @@ from core.pruning.sensitivity import (
     unit_prices,
 )
 from core.pruning.space import Space
+from core.pruning.width_table import fisher_width_table
 from core.testing import FRONTEND_SPECS, SHAPE, ragged_speech, small_model, with_frontend
 
 AXES = ["frontend", "width", "head", "inner", "channel", "module"]
@@ -179,3 +184,28 @@ def test_scores_are_prices_for_the_share_of_the_resource(model):
 
     assert flops.keys() == params.keys() == {table.axis.name for table in tables}
     assert any(not torch.allclose(flops[name], params[name]) for name in flops)
+
+
+@pytest.mark.parametrize("rank", [3, None])
+def test_ranks_of_factors_are_units_like_others(model, rank):
+    """At full rank a factor's unit takes nothing, as the product is no larger: it has no score."""
+    whole = factorize(model)
+    ranks = [axis for axis in whole.axes() if axis.kind == "rank"]
+    cut = {a.name: (torch.arange(a.size) < (rank or a.size)).float() for a in ranks}
+    factored = extract_factored(whole, cut).eval()
+    space = Space.of(factored, [*AXES, "rank"], 4.0)
+    speech = [ragged_speech(120, 90, seed=s) for s in range(2)]
+
+    tables = [
+        *fisher_tables(factored, space, speech, seed=0),
+        fisher_width_table(factored, space.axes[0], speech, seed=0),
+    ]
+    scores = table_scores(space, tables, "flops")
+
+    assert {table.axis.name for table in tables} == {axis.name for axis in space.units}
+    assert any(name.endswith(".rank") for name in scores) == (rank is not None)
+    choice = choose(space, scores, Budget(keep=0.6, resource="flops"), is_filled=True)
+    small = extract_and_reconstruct(factored, {}, choice, how="sequential", speech=speech)
+    cost = space.dense_cost(small)
+    assert cost.flops == space.choice_cost(choice).flops
+    assert space.sparsity(cost, "flops") >= 0.4
