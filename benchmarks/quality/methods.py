@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -226,7 +227,8 @@ def _cost(config: TrialConfig, root: Path) -> dict[str, Any]:
         shared = place_of(root, "none")
         place = TrialDirs(teacher=shared.teacher, features=shared.features, trial=Path(scratch))
         trial = open_trial(config, place)
-        context = trial.ctx.restricted_to(trial.method.needs)
+        # Without the folder in which trials have left their tables: these are part of the search.
+        context = replace(trial.ctx, shared=None).restricted_to(trial.method.needs)
         began = time.perf_counter()
         search = trial.method.search(context)
         if search is not None:

@@ -102,13 +102,18 @@ def read_calibration_cuts(
         CorpusError: if a file cannot be read, or there is too little speech.
     """
     fitting = [cut for cut in cuts if SHORTEST_SECONDS <= cut.duration <= LONGEST_CUT_SECONDS]
-    total = max(1e-9, sum(cut.duration for cut in fitting))
+    if not fitting:
+        raise CorpusError(
+            f"`--audio` must have utterances of {SHORTEST_SECONDS:g} to {LONGEST_CUT_SECONDS:g} s,"
+            " but has none instead."
+        )
+    total = sum(cut.duration for cut in fitting)
     chosen = _evenly(fitting, _with_held_out(seconds) / total)
     return _divide((read_cut(cut) for cut in chosen), spec)
 
 
 def _with_held_out(seconds: float) -> float:
-    """Return the seconds of which so many are left when one window in five is held out."""
+    """Return how many seconds to read so that these remain after one window in five is held out."""
     return seconds * HELD_OUT_EVERY / (HELD_OUT_EVERY - 1)
 
 
@@ -119,11 +124,11 @@ def _divide(read: Iterable[Float[Tensor, " samples"]], spec: FrontendSpec) -> Ca
     calibration = [w for i, w in enumerate(waveforms) if (i + 1) % HELD_OUT_EVERY]
     found = _seconds(calibration)
     if found < LEAST_SECONDS or not held_out:
-        least = _with_held_out(LEAST_SECONDS)
-        silent = "" if waveforms else " (all of it is silent)"
+        silent = "" if waveforms else ", as all of it is silent"
         raise CorpusError(
-            f"`--audio` must hold {least:g} s of speech or more, but holds"
-            f" {_seconds(waveforms):.1f} s{silent} instead; a few minutes are better."
+            f"`--audio` and `--minutes` must give {_with_held_out(LEAST_SECONDS):g} s of speech or"
+            f" more, but give {_seconds(waveforms):.1f} s{silent} instead; add audio, or raise"
+            " `--minutes`."
         )
     return CalibrationSpeech(
         calibration=list(_batches(calibration, spec)),

@@ -4,7 +4,7 @@ Inside an axis, units go in the order of structured OBS (Hassibi and Stork, 1993
 2302.04089): each removal is the one that grows the error of the refitted consumer least. Between
 axes, a unit is worth the KL from the unpruned model's output distribution that its removal adds,
 for its share of the resource. The KL is that of the Kronecker-factored Fisher (Martens and Grosse,
-2015; LLM Surgeon, arXiv 2312.17244): one forward and one backward pass over some minutes of speech
+2015; LLM Surgeon, arXiv 2312.17244): a few forward and backward passes over some minutes of speech
 without transcripts.
 
 The residual width is read by every module. Without a unit each reader is refitted for itself, and
@@ -15,14 +15,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from core.config.settings import MethodSettings
+from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.pruning.calibration import Calibration, prunable_consumers
 from core.pruning.sensitivity import (
     SensitivityTable,
     fisher_tables,
+    measured_table,
     measured_tables,
     table_scores,
 )
@@ -63,7 +66,7 @@ def shared_tables(ctx: MethodContext, settings: Settings) -> list[SensitivityTab
 
     Trials of the same teacher and calibration speech share them, whatever they remove.
     """
-    seed, units = ctx.config.seed, ctx.space.units
+    seed, units = ctx.config.seed, axes_with_tables(ctx.space)
     speech = list(ctx.speech)
     if ctx.shared is None:
         return list(all_tables(ctx.student, ctx.space, speech, settings, seed=seed))
@@ -99,7 +102,7 @@ def all_tables(
         computed: names of axes whose tables are there already.
     """
     levels = settings.levels
-    missing = tuple(axis for axis in space.units if axis.name not in computed)
+    missing = tuple(a for a in axes_with_tables(space) if a.name not in computed)
     rest = replace(space, prunable=missing)
     with_consumer = {consumer.axis.name for consumer in prunable_consumers(rest)}
     if with_consumer and settings.tables == "fisher":
@@ -107,8 +110,15 @@ def all_tables(
     elif with_consumer:
         yield from measured_tables(model, rest, speech, levels=levels)
     for axis in (axis for axis in missing if axis.name not in with_consumer):
-        assert axis.kind == "width", axis.name  # which many layers read
-        yield fisher_width_table(model, axis, speech, seed=seed)
+        if axis.kind == "width":  # which many layers read
+            yield fisher_width_table(model, axis, speech, seed=seed)
+        else:  # a whole module, or a whole block
+            yield measured_table(model, axis, torch.arange(axis.size), speech, levels=levels)
+
+
+def axes_with_tables(space: Space) -> list[Axis]:
+    """Return the axes that may lose units; one at its floor, such as a single channel, cannot."""
+    return [axis for axis in space.units if axis.size > axis.floor]
 
 
 METHOD = Obs()

@@ -24,13 +24,13 @@ from core.conformer.model import Conformer
 from core.data.calibration_speech import CalibrationSpeech
 from core.files import atomic_folder, atomic_write, remove_leftovers
 from core.latency import cache
-from core.methods.obs import Settings, all_tables
+from core.methods.obs import Settings, all_tables, axes_with_tables
 from core.one_shot.by_weights import config_of, pruned_lineage
 from core.one_shot.comparison import Comparison, PrunedModel, TestSpeech
 from core.outside_files import read_json
 from core.pruning.latency_table import LatencyTable
 from core.pruning.reconstruction import extract_and_reconstruct
-from core.pruning.selection import Budget, choice_without_empty, choose
+from core.pruning.selection import Budget, Scores, choice_without_empty, choose
 from core.pruning.sensitivity import SensitivityTable, table_scores
 from core.pruning.space import Choice, Space, unit_share
 from core.pruning.table_cost import elimination_cost
@@ -41,10 +41,15 @@ AXES: tuple[AxisKind, ...] = (
     *("frontend", "width", "head", "inner", "channel", "module", "block", "rank"),
 )
 REQUEST, TABLES, SENSITIVITY = "request.json", "tables.safetensors", "sensitivity.json"
-UNPRUNED = "unpruned"
-"""Folder of the results with the unpruned model, where it is no bundle of the user's."""
+REMOVE = "--remove"
+"""Option of `prune` that errors name."""
+UNPRUNED, IMPORTED = "unpruned", "imported.json"
+"""Folder of the results with the unpruned model, where it is no bundle of the user's, and the file
+that says which model that is."""
 MOST_LEVELS = 16
 """Levels of a table that the JSON for people has."""
+TOLD_FROM = 0.03
+"""Share of the work after which the time of the rest is told."""
 NAMES: Mapping[Resource, str] = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
 
 
@@ -95,7 +100,8 @@ def prune_with_speech(
 ) -> Iterator[PrunedModel]:
     """Prune a model to each size and write the bundles; yields the unpruned model first.
 
-    What an interrupted run has finished is not computed again.
+    What an interrupted run has finished is not computed again. Sizes that an earlier run was asked
+    for are yielded last.
 
     Args:
         request: what is asked for.
@@ -133,6 +139,17 @@ def prune_with_speech(
         }
         bundle.save(folder / size.name, small, dense.tokenizer, report)
         yield row
+    for earlier in _other_sizes(folder, [size.name for size in sizes]):
+        yield _read_row(earlier, comparison)
+
+
+def _other_sizes(folder: Path, names: Collection[str]) -> list[Path]:
+    """Return the bundles of sizes that an earlier run was asked for, and this one was not."""
+    return [
+        path
+        for path in sorted(folder.glob("removed-*")) + sorted(folder.glob("kept-*"))
+        if path.name not in names and bundle.is_whole(path)
+    ]
 
 
 def measure_sensitivity(
@@ -169,18 +186,18 @@ def measure_sensitivity(
         model, AXES, request.utterance_seconds, latency=_latency_table(request, model, folder)
     )
     file = folder / TABLES
-    tables = load_tables(file, space.units, digest=digest)
+    axes = axes_with_tables(space)
+    tables = load_tables(file, axes, digest=digest)
     announce("measuring how far each part moves the output")
     new = all_tables(
         model, space, speech.calibration, request.settings, seed=request.seed, computed=tables
     )
-    clock = _Clock.of(space, tables)
+    clock = _Clock.of(space, [axis for axis in axes if axis.name not in tables])
     for table in new:
         tables[table.axis.name] = table
         save_tables(tables.values(), file, digest=digest)
-        left = clock.advance(table.axis)
-        announce(f"measured {len(tables)} of {len(space.units)} axes, about {left:.0f} s left")
-    ordered = tuple(tables[axis.name] for axis in space.units)
+        announce(f"measured {len(tables)} of {len(axes)} axes{clock.advance(table.axis)}")
+    ordered = tuple(tables[axis.name] for axis in axes)
     _write_sensitivity(space, ordered, folder / SENSITIVITY)
     return Sensitivity(model=model, space=space, tables=ordered)
 
@@ -192,20 +209,23 @@ class _Clock:
     waiting: dict[str, float]
     """Cost of each axis that has no table yet."""
     done: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    """When the first table was there: before it both passes over the speech were made."""
 
     @classmethod
-    def of(cls, space: Space, computed: Collection[str]) -> "_Clock":
-        return cls(
-            waiting={
-                a.name: elimination_cost(space, a) for a in space.units if a.name not in computed
-            }
-        )
+    def of(cls, space: Space, axes: Sequence[Axis]) -> "_Clock":
+        return cls(waiting={axis.name: elimination_cost(space, axis) for axis in axes})
 
-    def advance(self, axis: Axis) -> float:
-        """Count an axis as done, and return the seconds that the others will take."""
-        self.done += self.waiting.pop(axis.name)
-        return (time.monotonic() - self.began) * sum(self.waiting.values()) / self.done
+    def advance(self, axis: Axis) -> str:
+        """Count an axis as done, and say how long the others will take, once that can be told."""
+        cost, left = self.waiting.pop(axis.name), sum(self.waiting.values())
+        if self.began is None:
+            self.began = time.monotonic()
+            return ""
+        self.done += cost
+        if self.done < TOLD_FROM * (self.done + left):
+            return ""
+        return f", about {(time.monotonic() - self.began) * left / self.done:.0f} s left"
 
 
 def _check_targets(request: PruningRequest, model: Conformer) -> None:
@@ -219,10 +239,15 @@ def _check_targets(request: PruningRequest, model: Conformer) -> None:
     space = Space.of(model, AXES, request.utterance_seconds)
     scores = {axis.name: torch.zeros(axis.size) for axis in space.units}
     budget = Budget(keep=1 - max(request.remove), resource=request.resource)
+    _choose(space, scores, budget)
+
+
+def _choose(space: Space, scores: Scores, budget: Budget) -> Choice:
+    """Choose for a budget; an error names the option that set it."""
     try:
-        choose(space, scores, budget)
+        return choose(space, scores, budget, is_filled=True)
     except ValueError as error:
-        raise ValueError(str(error).replace("pruning.target_sparsity", "--remove")) from None
+        raise ValueError(str(error).replace("pruning.target_sparsity", REMOVE)) from None
 
 
 def _chosen_sizes(request: PruningRequest, measured: Sensitivity) -> Iterator[_Size]:
@@ -235,7 +260,7 @@ def _chosen_sizes(request: PruningRequest, measured: Sensitivity) -> Iterator[_S
             name=f"removed-{percent}{of}",
             title=f"removing {percent} % of the {NAMES[request.resource]}",
             target=target,
-            choice=choose(measured.space, scores, budget, is_filled=True),
+            choice=_choose(measured.space, scores, budget),
         )
 
 
@@ -268,6 +293,7 @@ def choice_by_hand(measured: Sensitivity, keep: Mapping[str, int]) -> Choice:
                     f"`--keep` must keep from {axis.floor} to {axis.size} units of `{axis.name}`,"
                     f" but keeps {count} instead."
                 )
+            choice[axis.name][:] = True  # what was said of it before does not count
             choice[axis.name][table.order[: axis.size - count]] = False
     return choice_without_empty(measured.space, choice)
 
@@ -352,11 +378,11 @@ def _claim(folder: Path, digest: str) -> None:
         with atomic_folder(folder) as temporary:
             (temporary / marker.name).write_text(json.dumps({"digest": digest}))
         return
-    if {path.name for path in folder.iterdir()} == {UNPRUNED}:  # imported a moment ago
+    if {path.name for path in folder.iterdir()} <= {UNPRUNED, IMPORTED}:  # a moment ago
         atomic_write(marker, json.dumps({"digest": digest}))
         return
     if not marker.is_file() or read_json(marker) != {"digest": digest}:
         raise ConfigError(
-            f"`--out` must be a new folder, or that of an interrupted run with the same model and"
-            f" speech, but `{folder}` holds something else."
+            "`--out` must be a new folder, or one that was made with the same model, speech,"
+            f" `--minutes`, `--tables` and `--seed`, but `{folder}` was not; name a new folder."
         )

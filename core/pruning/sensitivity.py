@@ -30,7 +30,7 @@ from torch import Tensor
 
 from core.config.pruning import Resource
 from core.conformer.axes import Axis
-from core.conformer.masking import Folded, named_tensors
+from core.conformer.masking import Folded, fold, named_tensors
 from core.conformer.model import Conformer
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import (
@@ -218,6 +218,34 @@ def _measured(
         counts=torch.tensor(counts),
         increase=torch.from_numpy(rising.astype(np.float64)),
     )
+
+
+def measured_table(
+    model: Conformer,
+    axis: Axis,
+    order: Int[Tensor, " units"],
+    speech: Calibration,
+    *,
+    levels: int,
+) -> SensitivityTable:
+    """Return the table of an axis without consumers, by closing its gates level by level.
+
+    Args:
+        model: the unpruned model.
+        axis: whose units are closed.
+        order: the units, the first one to be removed first.
+        speech: calibration speech, walked through once, and once for each level.
+        levels: how many numbers of removed units are measured.
+    """
+    model.eval()
+    expected = _all_log_probs(model, identity_fold(model), speech)
+    counts, increases = level_counts(axis, levels), []
+    for count in counts:
+        gates = torch.ones(axis.size, device=model.head.weight.device)
+        gates[order[:count]] = 0
+        folded = fold(named_tensors(model), model.axes(), {axis.name: gates})
+        increases.append(mean_kl(expected, _all_log_probs(model, folded, speech)))
+    return _measured(axis, order, counts, increases)
 
 
 def _all_log_probs(

@@ -142,8 +142,9 @@ def resource_cost(cost: Cost, resource: Resource) -> Number | float:
 def unit_share(space: Space, name: str, resource: Resource) -> float:
     """Return the share of the unpruned model's resource that one unit of an axis takes."""
     # Parameters and FLOPs are linear in a count: every unit of an axis saves what the last one
-    # saves. For a latency table the last unit stands for all.
-    size = {axis.name: axis.size for axis in space.axes}[name]
-    whole, less = space.counted_cost({}), space.counted_cost({name: size - 1})
+    # saves. A latency table may be flat there, so all that may go stand for each.
+    axis = {axis.name: axis for axis in space.axes}[name]
+    removed = axis.size - axis.floor if resource == "latency" else 1
+    whole, less = space.counted_cost({}), space.counted_cost({name: axis.size - removed})
     saved = resource_cost(whole, resource) - resource_cost(less, resource)
-    return float(saved) / float(resource_cost(space.unpruned, resource))
+    return float(saved) / removed / float(resource_cost(space.unpruned, resource))

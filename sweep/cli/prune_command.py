@@ -10,7 +10,7 @@ from rich.table import Table
 
 from core.files import atomic_write
 from core.outside_files import read_json
-from sweep.cli.calibration_options import AnyRecognizer, Audio, Minutes, Root
+from sweep.cli.calibration_options import MINUTES, AnyRecognizer, Audio, Minutes, Root, Tables
 from sweep.cli.options import Json, out, print_table
 from sweep.cli.output.json_text import as_json as as_text
 from sweep.cli.output.stages import StageReporter
@@ -27,7 +27,7 @@ Remove = Annotated[
     list[float] | None,
     typer.Option(
         REMOVE,
-        help="Shares of --resource to remove, several with --audio (default: 0.5).",
+        help="Share of --resource to remove, less than 1 (default: 0.5); several with --audio.",
         min=0,
         max=1,
     ),
@@ -35,8 +35,8 @@ Remove = Annotated[
 Keep = Annotated[
     list[str] | None,
     typer.Option(
-        help="Units to keep of a part, such as blocks.3.ff1=512 or 'blocks.*.attention=4';"
-        " repeatable, with --audio.",
+        help="Number of units that a part keeps, such as blocks.3.ff1=512, or"
+        " 'blocks.*.attention=4' for all blocks; repeatable, with --audio.",
         metavar="PART=UNITS",
     ),
 ]
@@ -48,9 +48,17 @@ TestCorpus = Annotated[
         metavar="CORPUS",
     ),
 ]
-TestSplit = Annotated[Literal["dev", "test"], typer.Option(help="Split of --test to measure on.")]
+TestSplit = Annotated[
+    Literal["dev", "test"] | None,
+    typer.Option(help="Split of --test to measure on (default: test)."),
+]
+Case = Annotated[
+    Literal["as_written", "lower", "upper"] | None,
+    typer.Option(help="Letter case of the transcripts of --test (default: as_written)."),
+]
 Method = Annotated[
-    str, typer.Option(help="Pruning method that needs no speech, where there is no --audio.")
+    str | None,
+    typer.Option(help="Pruning method, without --audio (default: magnitude)."),
 ]
 Resource = Annotated[
     Literal["flops", "params", "latency"],
@@ -64,34 +72,50 @@ def prune(
     remove: Remove = None,
     keep: Keep = None,
     audio: Audio = None,
-    minutes: Minutes = 5.0,
+    minutes: Minutes = None,
+    tables: Tables = None,
     test: TestCorpus = None,
-    split: TestSplit = "test",
+    split: TestSplit = None,
+    case: Case = None,
     root: Root = "",
-    method: Method = "magnitude",
+    method: Method = None,
     resource: Resource = "flops",
     seed: Annotated[int, typer.Option(help="Seed of the random generator.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Prune a model at once: with --audio well and to several sizes, without it by weights alone.
+    """Prune a model without training: with --audio well and to several sizes.
 
-    Neither training nor transcripts are needed. A run that was interrupted continues when the
-    command is given again.
+    Without --audio only the weights are looked at. Transcripts are never needed. A run with --audio
+    that was interrupted continues when the command is given again.
     """
     counts = _kept_counts(keep or [])
     shares = tuple(remove or (() if counts else (DEFAULT_SHARE,)))
-    _check_options(shares, has_audio=bool(audio), needs_audio={"--keep": keep, "--test": test})
+    with_audio = {"--keep": keep, "--minutes": minutes, "--tables": tables, "--test": test}
+    with_test = {"--split": split, "--case": case}
+    _check_together("--audio", audio, {**with_audio, "--root": root})
+    _check_together("--test", test, with_test)
+    _check_shares(shares, is_one=not audio)
     target = _Target(folder=to, resource=resource, seed=seed, remove=shares, keep=counts)
-    if audio:
-        speech = _Speech(audio=audio, seconds=60 * minutes, root=root, test=test, split=split)
-        values, table = _prune_with_speech(model, target, speech)
-        if as_json:
-            out.print(as_text(values), markup=False)
-        else:
-            _show(table, to, values)
-    else:
-        values, line = _prune_by_weights(model, method, target)
+    if not audio:
+        values, line = _prune_by_weights(model, method or "magnitude", target)
         out.print(as_text(values) if as_json else line, markup=False)
+        return
+    if method is not None:
+        raise ValueError(f"`--method` must be left out with `--audio`, but is `{method}` instead")
+    speech = _Speech(
+        audio=audio,
+        seconds=60 * (minutes or MINUTES),
+        tables=tables or "fisher",
+        root=root,
+        test=test,
+        split=split or "test",
+        case=case or "as_written",
+    )
+    values, table = _prune_with_speech(model, target, speech)
+    if as_json:
+        out.print(as_text(values), markup=False)
+    else:
+        _show(table, to, values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,31 +135,31 @@ class _Speech:
 
     audio: Sequence[str]
     seconds: float
+    tables: Literal["fisher", "measured"]
     root: str
     test: str | None
     split: Literal["dev", "test"]
-
-    @property
-    def test_corpus(self) -> str | None:
-        """The corpus to measure on: a named corpus of `audio` has splits that lie apart."""
-        from sweep.cli.calibration_options import CORPORA, is_corpus
-
-        named = [name for name in self.audio if name in CORPORA and is_corpus(name)]
-        return self.test or next(iter(named), None)
+    case: Literal["as_written", "lower", "upper"]
 
 
-def _check_options(
-    shares: Sequence[float], *, has_audio: bool, needs_audio: Mapping[str, object]
-) -> None:
-    """Refuse options that do not go together.
+def _check_together(option: str, value: object, others: Mapping[str, object]) -> None:
+    """Refuse options that have no effect without another.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: naming the first of them.
     """
-    for name, value in needs_audio.items():
-        if value and not has_audio:
-            raise ValueError(f"`{name}` must go with `--audio`, but is given without it instead")
-    if not has_audio and len(shares) > 1:
+    for name, given in others.items():
+        if given and not value:
+            raise ValueError(f"`{name}` must go with `{option}`, but is given without it instead")
+
+
+def _check_shares(shares: Sequence[float], *, is_one: bool) -> None:
+    """Refuse shares that cannot be removed.
+
+    Raises:
+        ValueError: naming the rule.
+    """
+    if is_one and len(shares) > 1:
         raise ValueError(
             f"`{REMOVE}` must name one share without `--audio`, but names {len(shares)} instead"
         )
@@ -149,7 +173,7 @@ def _kept_counts(words: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: naming a word of another form.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for word in words:
         part, _, count = word.rpartition("=")
         if not part or not count.isdecimal() or len(count) > len("1000000"):
@@ -157,6 +181,7 @@ def _kept_counts(words: Sequence[str]) -> dict[str, int]:
                 f"`--keep` must be a part and a number, such as blocks.3.ff1=512, but is `{word}`"
                 " instead"
             )
+        counts.pop(part, None)  # the last one counts, and stands last
         counts[part] = int(count)
     return counts
 
@@ -186,8 +211,9 @@ def _is_number(word: str) -> bool:
 def _prune_with_speech(model: str, target: _Target, named: _Speech) -> tuple[dict[str, Any], Table]:
     """Returns the front as plain values and as a table."""
     with StageReporter("starting") as stages:
+        from core.methods.obs import Settings
         from core.one_shot.with_speech import SENSITIVITY, PruningRequest, prune_with_speech
-        from sweep.cli.calibration_options import open_unpruned, read_speech
+        from sweep.cli.calibration_options import open_unpruned, read_speech, title_of
         from sweep.cli.corpus_option import corpus_folder
         from sweep.cli.output.prune import pruned_table, pruned_values
         from sweep.report.pruned_front import write_pruned_front
@@ -208,6 +234,7 @@ def _prune_with_speech(model: str, target: _Target, named: _Speech) -> tuple[dic
                 remove=target.remove,
                 keep=target.keep,
                 resource=target.resource,
+                settings=Settings(tables=named.tables),
                 seed=target.seed,
             )
             test = _test_speech(named, dense, Path(spoken))
@@ -218,9 +245,10 @@ def _prune_with_speech(model: str, target: _Target, named: _Speech) -> tuple[dic
             )
         stages.announce("drawing the front")
         sensitivity = read_json(folder / SENSITIVITY)
+        rows[1:] = sorted(rows[1:], key=lambda row: -row.gflops)
         values = {**pruned_values(rows, speech, test), "sensitivity": sensitivity}
         atomic_write(folder / "front.json", as_text(values) + "\n")
-        write_pruned_front(values, folder, title=f"{source.parent.name}/{source.name}, pruned")
+        write_pruned_front(values, folder, title=f"{title_of(model, source)}, pruned")
         return values, pruned_table(rows, speech, test)
 
 
@@ -229,10 +257,10 @@ def _test_speech(named: _Speech, dense: "Bundle", folder: Path) -> "TestSpeech |
     from core.one_shot.comparison import TestSpeech
     from sweep.cli.corpus_option import corpus_config
 
-    corpus = named.test_corpus
-    if corpus is None:
+    if named.test is None:
         return None
-    return TestSpeech.read(dense, corpus_config(corpus, named.root), named.split, folder)
+    config = corpus_config(named.test, named.root, named.case)
+    return TestSpeech.read(dense, config, named.split, folder)
 
 
 def _prune_by_weights(model: str, method: str, target: _Target) -> tuple[dict[str, Any], str]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from core.outside_files import read_json
-from sweep.cli.calibration_options import AnyRecognizer, Audio, Minutes, Root
+from sweep.cli.calibration_options import MINUTES, AnyRecognizer, Audio, Minutes, Root, Tables
 from sweep.cli.options import Json, out, print_table
 from sweep.cli.output.json_text import as_json as as_text
 from sweep.cli.output.stages import StageReporter
@@ -18,25 +18,22 @@ def sensitivity(
     model: AnyRecognizer,
     to: Annotated[Path, typer.Option("--out", help="New folder for the results.")],
     audio: Audio = None,
-    minutes: Minutes = 5.0,
+    minutes: Minutes = None,
     root: Root = "",
-    tables: Annotated[
-        Literal["fisher", "measured"],
-        typer.Option(help="Way to compute them: by one backward pass, or measured level by level."),
-    ] = "fisher",
+    tables: Tables = None,
     seed: Annotated[int, typer.Option(help="Seed of the random generator.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Show which parts of a model matter: the divergence of its output as each part loses units.
 
-    `prune --audio` with the same model, speech and --out goes on from these tables.
+    `prune --audio` with the same model, speech, --tables and --out reuses these tables.
     """
     if not audio:
         raise ValueError("`--audio` must name speech, but is missing")
     with StageReporter("starting") as stages:
         from core.methods.obs import Settings
         from core.one_shot.with_speech import SENSITIVITY, PruningRequest, measure_sensitivity
-        from sweep.cli.calibration_options import open_unpruned, read_speech
+        from sweep.cli.calibration_options import open_unpruned, read_speech, title_of
         from sweep.cli.corpus_option import corpus_folder
         from sweep.report.sensitivity_page import write_sensitivity
 
@@ -47,15 +44,17 @@ def sensitivity(
             speech = read_speech(
                 audio,
                 dense.model.frontend_spec,
-                seconds=60 * minutes,
+                seconds=60 * (minutes or MINUTES),
                 root=root,
                 spoken=Path(spoken),
             )
-        request = PruningRequest(model=source, settings=Settings(tables=tables), seed=seed)
+        request = PruningRequest(
+            model=source, settings=Settings(tables=tables or "fisher"), seed=seed
+        )
         measure_sensitivity(request, dense, speech, folder, announce=stages.announce)
         stages.announce("drawing")
         rows = read_json(folder / SENSITIVITY)
-        write_sensitivity(rows, folder, title=f"{source.parent.name}/{source.name}")
+        write_sensitivity(rows, folder, title=title_of(model, source))
     if as_json:
         out.print(as_text(rows), markup=False)
         return

@@ -27,11 +27,11 @@ COLUMNS = {
 }
 """Columns of the heat map, by the end of an axis's name."""
 REMOVED = 0.5
-"""Share of an axis's units whose price the heat map shows."""
+"""Share of an axis's units whose KL the heat map shows."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Shares of units whose prices the page shows."""
+"""Shares of units whose KL the page shows."""
 SMALLEST_KL = 1e-9
-"""Smaller prices have this color: a logarithmic scale has no 0."""
+"""Smaller values have this color: a logarithmic scale has no 0."""
 
 
 def write_sensitivity(rows: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
@@ -59,7 +59,7 @@ def write_sensitivity(rows: Sequence[Mapping[str, Any]], folder: Path, *, title:
 
 
 def kl_of_share(row: Mapping[str, Any], share: float) -> float:
-    """Return the price in nats of a share of an axis's units.
+    """Return the KL in nats a frame after a share of an axis's units is removed.
 
     It is that of the first level that removes as many or more: of levels 3, 6, 9 and 12 of 12
     units, half is that of 6.
@@ -72,7 +72,7 @@ def kl_of_share(row: Mapping[str, Any], share: float) -> float:
 def heat_map_cells(
     sensitivity: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[int, int], float]:
-    """Return the price in nats of half of an axis's units, by block and column."""
+    """Return the KL after half of an axis's units is removed, by block and column."""
     cells = {}
     for row in sensitivity:
         block, _, part = row["axis"].removeprefix("blocks.").partition(".")
@@ -82,8 +82,10 @@ def heat_map_cells(
 
 
 def draw_sensitivity(sensitivity: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw what half of each part's units are worth, a row a block."""
+    """Draw the KL after half of each part's units are removed, one row for each block."""
     cells = heat_map_cells(sensitivity)
+    if not cells:
+        return Figure(figsize=(6.8, 0.4))
     depth = 1 + max((row for row, _ in cells), default=0)
     height = 0.85 + 0.36 * depth
     with mpl.rc_context(STYLE):

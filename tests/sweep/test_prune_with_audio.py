@@ -1,6 +1,7 @@
 """`prune --audio`: from a bundle and some speech to a front of bundles, in one command."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from core.config.trial import CorpusConfig
 from core.data.calibration_speech import read_calibration_speech
 from core.data.tokenizer import Tokenizer
 from core.one_shot.with_speech import PruningRequest, measure_sensitivity
+from core.pruning.extraction import extract
 from core.testing import SHAPE, small_model
 from sweep.cli.prune_command import spread_shares
 
@@ -116,8 +118,10 @@ def test_shares_of_another_resource_have_folders_of_their_own(run, model, speech
     code, params, err = run(*words, "--resource", "params")
 
     assert code == 0, err
-    (of_flops, of_params) = (json.loads(text)["models"][1] for text in (flops, params))
-    assert (of_flops["folder"], of_params["folder"]) == ("removed-50", "removed-50-params")
+    (of_flops,) = json.loads(flops)["models"][1:]
+    both = {row["folder"]: row for row in json.loads(params)["models"]}
+    of_params = both["removed-50-params"]
+    assert both["removed-50"] == of_flops
     assert of_flops["flops_sparsity"] >= 0.5
     assert of_params["params_sparsity"] >= 0.5
 
@@ -138,13 +142,16 @@ def test_an_unpruned_share_leaves_the_model_as_it_is(run, model, speech, tmp_pat
         (["--audio", "{tmp}/empty"], "must hold audio"),
         (["--audio", "{tmp}/missing.wav"], "must be an audio file, but is missing"),
         (["--audio", "{tmp}/broken.wav"], "broken.wav"),
-        (["--audio", "{speech}/0.wav"], "must hold 25 s of speech or more, but holds 3.0 s"),
+        (["--audio", "{speech}/0.wav"], "must give 25 s of speech or more, but give 3.0 s"),
         (["--audio", "{tmp}/silent.wav"], "all of it is silent"),
         (["--audio", "{speech}", "--remove", "1"], "`--remove` must be less than 1"),
         (["--audio", "{speech}", "--remove", "0.999"], "`--remove` must be at most 0."),
         (["--remove", "0.3", "0.5"], "must name one share without `--audio`"),
         (["--keep", "blocks.0.ff1=4"], "`--keep` must go with `--audio`"),
         (["--test", "demo"], "`--test` must go with `--audio`"),
+        (["--minutes", "2"], "`--minutes` must go with `--audio`"),
+        (["--audio", "{speech}", "--split", "dev"], "`--split` must go with `--test`"),
+        (["--audio", "{speech}", "--method", "ld"], "`--method` must be left out with `--audio`"),
         (["--audio", "{speech}", "--keep", "blocks.0.ff1"], "but is `blocks.0.ff1`"),
         (["--audio", "{speech}", "--keep", "blocks.0.ff1=-1"], "but is `blocks.0.ff1=-1`"),
         (["--audio", "demo", "--audio", "{speech}"], "must name one corpus or audio files"),
@@ -196,6 +203,55 @@ def test_what_cannot_be_kept_is_refused(keep, message, run, model, speech, tmp_p
 
     assert code == 2
     assert message in err.splitlines()[-1]
+
+
+def test_of_two_numbers_for_a_part_the_last_one_counts(run, model, speech, tmp_path):
+    words = ("--keep", "blocks.*.ff1=4", "--keep", "blocks.0.ff1=8")
+
+    code, printed, err = run(
+        "prune", model, "--audio", speech, *words, "--out", tmp_path / "out", "--json"
+    )
+
+    assert code == 0, err
+    (row,) = json.loads(printed)["models"][1:]
+    shape = bundle.load(tmp_path / "out" / row["folder"]).model.shape
+    assert [block.ff1 for block in shape.blocks] == [8, 4]
+
+
+def test_sizes_of_an_earlier_call_stay_in_the_front(run, model, speech, tmp_path):
+    out = tmp_path / "out"
+    assert run("prune", model, "--audio", speech, "--remove", 0.6, "--out", out)[0] == 0
+
+    code, printed, err = run(
+        *("prune", model, "--audio", speech, "--remove", 0.3, "--out", out, "--json")
+    )
+
+    assert code == 0, err
+    rows = json.loads(printed)["models"]
+    assert [row["folder"] for row in rows] == ["", "removed-30", "removed-60"]
+
+
+@pytest.mark.parametrize("removed", ["blocks.1", "all"])
+def test_a_model_with_empty_blocks_or_none_is_pruned(removed, run, model, speech, tmp_path):
+    dense = bundle.load(model)
+    gone = [a.name for a in dense.model.axes() if a.kind == "module"]
+    parts = gone if removed == "all" else [name for name in gone if name.startswith(removed)]
+    blocks = ["blocks.0", "blocks.1"] if removed == "all" else []
+    small = extract(dense.model, {name: torch.zeros(1) for name in (*parts, *blocks)})
+    bundle.save(tmp_path / "small", small, dense.tokenizer, dense.report)
+    assert len(small.blocks) == (0 if removed == "all" else 2)
+
+    code, printed, err = run(
+        *("prune", tmp_path / "small", "--audio", speech, "--remove", 0.2),
+        *("--out", tmp_path / "out", "--json"),
+    )
+
+    assert code == 0, err
+    assert json.loads(printed)["models"][1]["flops_sparsity"] >= 0.2
+    code, _, err = run(
+        "sensitivity", tmp_path / "small", "--audio", speech, "--out", tmp_path / "s"
+    )
+    assert code == 0, err
 
 
 def test_a_module_without_units_leaves_the_model(run, model, speech, tmp_path):
@@ -279,6 +335,11 @@ def test_another_librarys_model_is_imported_first(run, speech, tmp_path):
     assert code == 0, err
     unpruned, pruned = json.loads(printed)["models"]
     assert pruned["params"] < unpruned["params"]
+    other = tmp_path / "other.nemo"
+    shutil.copy(ARCHIVE, other)
+    code, _, err = run("prune", other, "--audio", speech, "--out", out)
+    assert code == 2
+    assert "`--out` must be a new folder, or one that was made of" in err
     assert unpruned["params"] == sum(
         p.numel() for p in bundle.load(out / "unpruned").model.parameters()
     )
@@ -321,7 +382,7 @@ def test_a_folder_of_something_else_is_refused(run, model, speech, tmp_path):
     code, _, err = run("prune", model, "--audio", speech, "--out", tmp_path / "out")
 
     assert code == 2
-    assert "holds something else" in err
+    assert "must be a new folder, or one that was made with the same model" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from core.conformer.masking import Folded, gated_forward
+from core.conformer.masking import Folded, fold, gated_forward, named_tensors
+from core.methods.obs import Settings, all_tables
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import consumers, iterate_grams
-from core.pruning.extraction import extract_factored
+from core.pruning.extraction import extract, extract_factored
 from core.pruning.fisher import output_fisher
 from core.pruning.low_rank import factorize
 from core.pruning.reconstruction import extract_and_reconstruct
@@ -148,6 +149,33 @@ def test_measured_tables_of_one_unit_a_level_measure_the_refitted_model(model):
             increases.append(output_kl(model, whole, moved, speech))
         expected = torch.tensor(increases).double().cummax(0).values
         torch.testing.assert_close(table.increase, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_module_as_a_whole_is_measured_with_its_gate_closed(model):
+    """The oracle is the whole model with the gate closed, from the features on."""
+    space = Space.of(model, ["module"], 4.0)
+    speech = [ragged_speech(90, 60)]
+
+    tables = list(all_tables(model, space, speech, Settings(), seed=0))
+
+    assert [table.axis.name for table in tables] == [axis.name for axis in space.units]
+    whole = identity_fold(model)
+    for table in tables:
+        moved = fold(named_tensors(model), model.axes(), {table.axis.name: torch.zeros(1)})
+        kl = output_kl(model, whole, moved, speech)
+        assert float(table.increase[0]) == pytest.approx(kl, rel=1e-3, abs=1e-9)
+
+
+def test_an_axis_that_can_lose_nothing_has_no_table(model):
+    choice = {"frontend.sub2": torch.tensor([1.0, 0, 0, 0, 0])}
+    narrow = extract(model, choice).eval()
+    space = Space.of(narrow, AXES, 4.0)
+
+    for kind in ("fisher", "measured"):
+        settings = Settings(tables=kind, levels=2)
+        tables = all_tables(narrow, space, [ragged_speech(120, 90)], settings, seed=0)
+        names = {table.axis.name for table in tables}
+        assert names == {axis.name for axis in space.units} - {"frontend.sub2"}
 
 
 def test_prices_never_fall_along_the_order_and_sum_to_the_table():
