@@ -1,4 +1,4 @@
-"""A bundle: a folder with a whole recogniser: shape, weights, tokenizer, and what was measured.
+"""A bundle: a folder with a whole recognizer: shape, weights, tokenizer, and what was measured.
 
 shape.json  model.safetensors  tokenizer.model  report.json  checksums.json
 """

@@ -1,4 +1,4 @@
-"""New words for a pruned recogniser: what it learns, and what it forgets, by each way of training.
+"""New words for a pruned recognizer: what it learns, and what it forgets, by each way of training.
 
 Real spoken commands, recordings of one second each, are parted into five old and four new words. A
 teacher learns the old ones and is pruned by magnitude; then each way has the same steps. `boosted`

@@ -1,4 +1,4 @@
-"""The whole job with a recogniser from elsewhere: import, train, sweep, front, graphs, sherpa-onnx.
+"""The whole job with a recognizer from elsewhere: import, train, sweep, front, graphs, sherpa-onnx.
 
 A FastConformer of chance, made and saved by transformers' own class, is imported and learns the
 demo corpus, which eSpeak NG speaks, from its transcripts; it is then the teacher of a sweep. Of

@@ -1,4 +1,4 @@
-"""What a recogniser writes where nothing is said: silence, and speech as telephones and files give.
+"""What a recognizer writes where nothing is said: silence, and speech as telephones and files give.
 
 Trains the teacher of a search space with and without the silence, levels, noise and bandwidth of
 `[trial.training.augment]`, and gives each the test speech as it is; with two seconds of digital

@@ -113,7 +113,7 @@ class FeatureStore:
 
         Training speech is kept at every speed, in half precision, without utterances that CTC
         cannot learn from. Speech to be judged on is kept whole and exact: it must sound to the
-        recogniser as it will in use, and no word of it may be lost.
+        recognizer as it will in use, and no word of it may be lost.
 
         Args:
             cuts: utterances.

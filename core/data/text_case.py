@@ -1,4 +1,4 @@
-"""Transcripts in upper or lower case, as a recogniser's tokens are written."""
+"""Transcripts in upper or lower case, as a recognizer's tokens are written."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -33,7 +33,7 @@ def _change_case_of_supervision(case: Case, spoken: SupervisionSegment) -> Super
 
 
 def check_case(texts: Iterable[str], tokenizer: Tokenizer) -> None:
-    """See that transcripts are not merely written in another case than a recogniser's tokens.
+    """See that transcripts are not merely written in another case than a recognizer's tokens.
 
     Raises:
         CorpusError: if most words are unknown to the tokens, and would be known in the other case.
@@ -50,7 +50,7 @@ def check_case(texts: Iterable[str], tokenizer: Tokenizer) -> None:
         return
     example = min(word for word in as_written if CASE_FUNCTIONS[best](word) not in unknown[best])
     raise CorpusError(
-        "The transcripts must be written as the recogniser's tokens are, but"
+        "The transcripts must be written as the recognizer's tokens are, but"
         f" `{example}` is unknown to them and `{CASE_FUNCTIONS[best](example)}` is not;"
         f' `corpus.case = "{best}"` in a search space, or `--case {best}`, writes them so.'
     )

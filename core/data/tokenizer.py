@@ -94,7 +94,7 @@ class Tokenizer:
         if num_unknown:
             log.warning(
                 "%d of %d training transcripts hold a %s outside the %d pieces of"
-                " `corpus.vocabulary`; it can never be recognised.",
+                " `corpus.vocabulary`; it can never be recognized.",
                 *(num_unknown, len(texts), "word" if config.tokens == "word" else "character"),
                 tokenizer.size,
             )
@@ -118,7 +118,7 @@ class Tokenizer:
 
     @classmethod
     def with_blank(cls, model: bytes) -> "Tokenizer":
-        """Another recogniser's SentencePiece model, every id one further: 0 becomes the blank.
+        """Another recognizer's SentencePiece model, every id one further: 0 becomes the blank.
 
         Raises:
             CorpusError: if it is none, or damaged.

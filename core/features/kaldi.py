@@ -1,6 +1,6 @@
 """Log-mel features, computed in batches on the device, and SpecAugment.
 
-The features are Kaldi's 80 filter banks as sherpa-onnx computes them, so that a recogniser trained
+The features are Kaldi's 80 filter banks as sherpa-onnx computes them, so that a recognizer trained
 here leaves without conversion: samples in [-1, 1], frames of 25 ms every 10 ms, reflected at both
 ends, DC removed, pre-emphasis 0.97, Povey window, no dither, 20 to 7600 Hz.
 

@@ -57,7 +57,7 @@ def import_model(
 
 
 def read_model(path: Path) -> Bundle:
-    """A recogniser, read by what it is.
+    """A recognizer, read by what it is.
 
     Raises:
         ImportingError: in one line, if it is damaged or none that we know.

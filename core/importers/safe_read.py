@@ -29,7 +29,7 @@ MOST_PACKED = 20
 LARGEST_TABLE = 4 * 2**20
 LARGEST_TOKENIZER = 64 * 2**20
 LARGEST_WEIGHTS = 32 * 2**30
-"""Bytes; a recogniser of eight billion weights is larger than any published one."""
+"""Bytes; a recognizer of eight billion weights is larger than any published one."""
 
 
 class ImportingError(ValueError):

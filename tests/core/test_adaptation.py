@@ -52,7 +52,7 @@ def make_config(spoken):
 
 @pytest.fixture(scope="module")
 def source(spoken):
-    """A recogniser of the old words' tokens, untrained."""
+    """A recognizer of the old words' tokens, untrained."""
     config = CorpusConfig(name=str(spoken / "old"), tokens="word")
     texts = map(transcript, open_corpus(config, spoken).train)
     tokenizer = Tokenizer.train(texts, config, spoken / "tokens")

@@ -1,4 +1,4 @@
-"""A published recogniser goes the whole way: brought in, trained, pruned, put to work, exported."""
+"""A published recognizer goes the whole way: brought in, trained, pruned, put to work, exported."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""`conformer-sweep import`: a recogniser from elsewhere, in one line or with one line."""
+"""`conformer-sweep import`: a recognizer from elsewhere, in one line or with one line."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def test_an_archive_becomes_a_bundle_that_says_what_it_is(tmp_path, monkeypatch,
     )
 
 
-def test_what_is_no_recogniser_is_bad_input(tmp_path, monkeypatch, capsys):
+def test_what_is_no_recognizer_is_bad_input(tmp_path, monkeypatch, capsys):
     code, _, err = ran(monkeypatch, capsys, "import", tmp_path, tmp_path / "out")
 
     assert code == 2

@@ -1,7 +1,7 @@
 """Files of one JSON object a line, read without believing them.
 
 A line ends at a newline alone, as JSON may hold any other separator. A byte-order mark is taken,
-compression is recognised by its first bytes, and no size is believed.
+compression is recognized by its first bytes, and no size is believed.
 """
 
 import gzip

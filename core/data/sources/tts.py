@@ -26,7 +26,7 @@ from core.data.sources import espeak
 from core.features.kaldi import SAMPLE_RATE_HZ
 
 # eSpeak's variants, without whispers, robots, whatever clips, and three (Alicia, Lee, shelby) that
-# a recogniser of the others misheard twice as often as any. Relatives (f1, f2) share a split.
+# a recognizer of the others misheard twice as often as any. Relatives (f1, f2) share a split.
 VOICES = {
     "train": """
         Andrea Andy Gene Gene2 Hugo Mario Mike Nguyen Storm Tweaky anika announcer antonio

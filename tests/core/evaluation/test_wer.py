@@ -82,7 +82,7 @@ def test_the_interval_covers_as_often_as_it_says():
 
 
 @given(counts)
-def test_a_recogniser_does_not_differ_from_itself(errors):
+def test_a_recognizer_does_not_differ_from_itself(errors):
     found = paired_difference(errors, errors, [6] * len(errors), samples=100)
 
     assert (found.low, found.difference, found.high) == (0, 0, 0)

@@ -14,7 +14,7 @@ SIZES = {"num_heads": 4, "ffn_dim": 96, "num_layers": 2, "depthwise_conv_kernel_
 PIECES = ["<unk>", "\u2581", "a", "b", "c"]
 
 
-class Recogniser(nn.Module):
+class Recognizer(nn.Module):
     """As a person would write one around it."""
 
     def __init__(self, width):
@@ -29,7 +29,7 @@ class Recogniser(nn.Module):
 
 def save_model(folder, width):
     torch.manual_seed(0)
-    model = Recogniser(width).eval()
+    model = Recognizer(width).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.running_mean.normal_()

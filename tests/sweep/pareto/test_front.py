@@ -165,7 +165,7 @@ def test_the_knee_is_where_the_front_bends():
     assert pairs([front.knee(made((0.9, 1.0), (0.2, 2.0), (0.1, 9.0)))]) == [(0.2, 2.0)]
 
 
-def test_without_a_bend_the_best_recogniser_is_the_knee():
+def test_without_a_bend_the_best_recognizer_is_the_knee():
     assert pairs([front.knee(made((0.9, 1.0)))]) == [(0.9, 1.0)]
     assert pairs([front.knee(made((0.9, 1.0), (0.1, 9.0)))]) == [(0.1, 9.0)]
     assert pairs([front.knee(made((0.9, 1.0), (0.8, 8.0), (0.1, 9.0)))]) == [(0.1, 9.0)]

@@ -113,7 +113,7 @@ def test_a_front_of_any_size_is_drawn(tmp_path, count):
     assert "<h1>a &lt; b &amp; c</h1>" in files.html.read_text("utf-8")
 
 
-def test_errorless_recognisers_are_drawn_too(tmp_path):
+def test_errorless_recognizers_are_drawn_too(tmp_path):
     outcomes = (make_outcome(0.0, 1.0), make_outcome(0.0, 1.0), make_outcome(2.5, 0.0))
     record = TrialRecord(number=0, state="finished", outcomes=outcomes)
 
