@@ -101,10 +101,9 @@ def main() -> None:
     args = parser.parse_args()
     cells = list(planned(args))
     roots = {cell.seed: root_of(args, cell.seed) for cell in cells}
-    for seed, root in roots.items() if not args.table_only and args.teachers else ():
-        trained([cell for cell in cells if cell.seed == seed], root, args.workers, args.space)
-    if not args.table_only and not args.teachers:
-        trained(cells, root_of(args, 0), args.workers, args.space)
+    for root in () if args.table_only else dict.fromkeys(roots.values()):
+        own = [cell for cell in cells if roots[cell.seed] == root]
+        trained(own, root, args.workers, args.space)
     finished = [(cell, roots[cell.seed]) for cell in cells if cell.is_done(roots[cell.seed])]
     config = cells[0].config
     values = {

@@ -166,6 +166,32 @@ def evaluate(
     return wer_report(transcripts.references, transcripts.hypotheses)
 
 
+def read_split(
+    bundle: Recognizer, corpus: CorpusConfig, split: SplitName, folder: Path, *, features: Path
+) -> FeatureStore:
+    """Return a split as the features that a recognizer reads, with its transcripts.
+
+    Args:
+        bundle: the recognizer.
+        corpus: has the split.
+        split: train, dev or test.
+        folder: where a demo corpus is synthesized.
+        features: a new folder, for the features.
+
+    Raises:
+        CorpusError: naming what of the corpus cannot be used.
+    """
+    cuts = open_split(corpus, folder, split)
+    check_case(map(cut_transcript, cuts), bundle.tokenizer)
+    return FeatureStore.build(
+        cuts,
+        bundle.tokenizer,
+        features,
+        is_training=False,
+        frontend_spec=bundle.model.frontend_spec,
+    )
+
+
 def transcribe_split(
     bundle: Recognizer,
     corpus: CorpusConfig,
@@ -188,24 +214,15 @@ def transcribe_split(
     Raises:
         CorpusError: naming what of the corpus cannot be used.
     """
-    cuts = open_split(corpus, folder, split)
-    check_case(map(cut_transcript, cuts), bundle.tokenizer)
     with TemporaryDirectory() as scratch:
-        frontend_spec = bundle.model.frontend_spec
-        store = FeatureStore.build(
-            cuts,
-            bundle.tokenizer,
-            Path(scratch) / "features",
-            is_training=False,
-            frontend_spec=frontend_spec,
-        )
+        store = read_split(bundle, corpus, split, folder, features=Path(scratch) / "features")
         model = bundle.model if runs_on is None else runs_on
         texts = decode_store(
             model,
             store,
             bundle.tokenizer,
             torch.device("cpu"),
-            shortest=frontend_spec.shortest,
+            shortest=bundle.model.frontend_spec.shortest,
             decoder=decoder,
         )
         return SplitTranscripts(

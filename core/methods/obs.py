@@ -30,7 +30,7 @@ from core.pruning.sensitivity import (
     table_scores,
 )
 from core.pruning.space import Space
-from core.pruning.table_files import load_tables, save_tables, tables_digest
+from core.pruning.table_files import load_tables, saved_tables, tables_digest
 from core.pruning.width_table import fisher_width_table
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -74,11 +74,8 @@ def shared_tables(ctx: MethodContext, settings: Settings) -> list[SensitivityTab
     file = ctx.shared / FOLDER / f"{digest[:16]}.safetensors"
     tables = load_tables(file, units, digest=digest)
     new = all_tables(ctx.student, ctx.space, speech, settings, seed=seed, computed=tables)
-    added = {table.axis.name: table for table in new}
-    if added:
-        tables |= added
-        file.parent.mkdir(exist_ok=True)
-        save_tables(tables.values(), file, digest=digest)
+    for _ in saved_tables(new, tables, file, digest=digest):
+        pass
     return [tables[axis.name] for axis in units]
 
 

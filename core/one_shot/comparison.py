@@ -11,14 +11,14 @@ from core.bundle import Bundle
 from core.config.trial import CorpusConfig
 from core.conformer.model import Conformer
 from core.data.calibration_speech import CalibrationSpeech, SpeechBatch
-from core.data.corpus import SplitName, open_split
+from core.data.corpus import SplitName
 from core.data.feature_cache import FeatureStore
-from core.data.text_case import check_case
-from core.data.tokenizer import Tokenizer, transcript
+from core.data.tokenizer import Tokenizer
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.greedy import greedy
 from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import word_errors
+from core.inference.recognizer import read_split
 from core.pruning.sensitivity import mean_kl
 from core.pruning.space import Space
 
@@ -70,15 +70,7 @@ class TestSpeech:
         Raises:
             CorpusError: naming what of the corpus cannot be used.
         """
-        cuts = open_split(corpus, folder, split)
-        check_case(map(transcript, cuts), dense.tokenizer)
-        store = FeatureStore.build(
-            cuts,
-            dense.tokenizer,
-            folder / f"features-{split}",
-            is_training=False,
-            frontend_spec=dense.model.frontend_spec,
-        )
+        store = read_split(dense, corpus, split, folder, features=folder / f"features-{split}")
         return cls(name=f"{corpus.name} {split}", store=store)
 
 

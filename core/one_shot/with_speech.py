@@ -34,7 +34,7 @@ from core.pruning.selection import Budget, Scores, choice_without_empty, choose
 from core.pruning.sensitivity import SensitivityTable, table_scores
 from core.pruning.space import Choice, Space, unit_share
 from core.pruning.table_cost import elimination_cost
-from core.pruning.table_files import load_tables, save_tables, tables_digest
+from core.pruning.table_files import load_tables, saved_tables, tables_digest
 from core.stages import Announce, be_silent
 
 AXES: tuple[AxisKind, ...] = (
@@ -193,9 +193,7 @@ def measure_sensitivity(
         model, space, speech.calibration, request.settings, seed=request.seed, computed=tables
     )
     clock = _Clock.of(space, [axis for axis in axes if axis.name not in tables])
-    for table in new:
-        tables[table.axis.name] = table
-        save_tables(tables.values(), file, digest=digest)
+    for table in saved_tables(new, tables, file, digest=digest):
         announce(f"measured {len(tables)} of {len(axes)} axes{clock.advance(table.axis)}")
     ordered = tuple(tables[axis.name] for axis in axes)
     _write_sensitivity(space, ordered, folder / SENSITIVITY)

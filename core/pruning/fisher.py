@@ -17,7 +17,7 @@ from core.conformer.model import Conformer
 from core.pruning.calibration import Calibration, split_batches
 
 MOST_ACTIVATIONS = 1.5e8
-"""Frames times width times blocks of one backward pass: 10 s of a model of 0.6 B parameters."""
+"""Numbers that one backward pass may hold: those of 10 s of a model of 0.6 B parameters."""
 ACTIVATIONS_PER_ENTRY = 48
 """Numbers that are held for each frame, block and entry of the width, about."""
 Watch = Callable[[], AbstractContextManager[list[Tensor]]]

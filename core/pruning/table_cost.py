@@ -1,10 +1,8 @@
 """What sensitivity tables take: time and memory, before they are computed."""
 
 import time
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from core.conformer.axes import Axis
 from core.conformer.masking import named_tensors
@@ -50,9 +48,5 @@ def estimate_table_bytes(space: Space) -> int:
     largest = max((columns for _, columns in shapes), default=0)
     of_consumers = outputs + 3 * (largest + 1) ** 2
     readers = READERS_OF_A_BLOCK * len(space.model.blocks) + 1
-    of_width = 4 * readers * (_width(tensors) + 1) ** 2
+    of_width = 4 * readers * (space.model.shape.width + 1) ** 2
     return DOUBLE_BYTES * max(of_consumers, of_width)
-
-
-def _width(tensors: Mapping[str, Tensor]) -> int:
-    return tensors["head.weight"].shape[1]

@@ -1,7 +1,7 @@
 """Sensitivity tables as a file, with the digest of what they were computed from."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,27 @@ def save_tables(tables: Iterable[SensitivityTable], file: Path, *, digest: str) 
     }
     with replaced_files(file.parent) as temporary:
         save_file(tensors, temporary / file.name, metadata={_DIGEST: digest})
+
+
+def saved_tables(
+    new: Iterable[SensitivityTable],
+    tables: dict[str, SensitivityTable],
+    file: Path,
+    *,
+    digest: str,
+) -> Iterator[SensitivityTable]:
+    """Yield tables as they are computed, each saved with those before it.
+
+    Args:
+        new: computes them.
+        tables: those that there are, by axis; the new ones are added.
+        file: written after each.
+        digest: of model, speech and settings.
+    """
+    for table in new:
+        tables[table.axis.name] = table
+        save_tables(tables.values(), file, digest=digest)
+        yield table
 
 
 def load_tables(file: Path, axes: Sequence[Axis], *, digest: str) -> dict[str, SensitivityTable]:

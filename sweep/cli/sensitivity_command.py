@@ -64,7 +64,7 @@ def sensitivity(
 
 def sensitivity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a row for each part, in order of computation."""
-    from sweep.report.sensitivity_page import kl_of_share
+    from sweep.report.sensitivity_page import SHARES, kl_of_share
 
     table = Table(
         title="Sensitivity",
@@ -73,7 +73,7 @@ def sensitivity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("part", "units", "FLOPs (%)", "a quarter", "half", "three quarters", "all"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for row in rows:
-        levels = [kl_of_share(row, share) for share in (0.25, 0.5, 0.75, 1.0)]
+        levels = [kl_of_share(row, share) for share in SHARES]
         table.add_row(
             row["axis"],
             f"{row['units']}",

@@ -8,10 +8,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from core.files import replaced_files
 from sweep.report.chart_data import BLUE
 from sweep.report.sensitivity_page import draw_sensitivity
-from sweep.report.static_chart import STYLE, svg_element, svg_text
+from sweep.report.static_chart import STYLE, svg_element, svg_text, write_chart_page
 from sweep.templates import render_html, safe_html
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,12 +33,8 @@ def write_pruned_front(values: Mapping[str, Any], folder: Path, *, title: str) -
         "front_svg": safe_html(svg_element(svg_text(draw_models(models)))),
         "sensitivity_svg": safe_html(svg_element(svg_text(draw_sensitivity(sensitivity)))),
     }
-    with replaced_files(folder) as temporary:
-        (temporary / "front.svg").write_text(svg_text(figure), encoding="utf-8")
-        with mpl.rc_context(STYLE):
-            figure.savefig(temporary / "front.png", dpi=160, metadata={"Software": None})
-        html = render_html(TEMPLATES, "pruned_front.html.j2", page)
-        (temporary / "front.html").write_text(html, encoding="utf-8")
+    html = render_html(TEMPLATES, "pruned_front.html.j2", page)
+    write_chart_page(folder, "front", figure, html)
 
 
 def draw_models(models: Sequence[Mapping[str, Any]], title: str = "") -> Figure:

@@ -13,9 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from core.files import replaced_files
 from sweep.report.chart_data import GREY
-from sweep.report.static_chart import STYLE, svg_element, svg_text
+from sweep.report.static_chart import STYLE, svg_element, svg_text, write_chart_page
 from sweep.templates import render_html, safe_html
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,19 +42,14 @@ def write_sensitivity(rows: Sequence[Mapping[str, Any]], folder: Path, *, title:
         title: of the page.
     """
     figure = draw_sensitivity(rows)
-    picture = svg_text(figure)
     page = {
         "title": title,
-        "picture": safe_html(svg_element(picture)),
+        "picture": safe_html(svg_element(svg_text(figure))),
         "shares": SHARES,
         "rows": [{**row, "levels": [kl_of_share(row, share) for share in SHARES]} for row in rows],
     }
-    with replaced_files(folder) as temporary:
-        (temporary / "sensitivity.svg").write_text(picture, encoding="utf-8")
-        with mpl.rc_context(STYLE):
-            figure.savefig(temporary / "sensitivity.png", dpi=160, metadata={"Software": None})
-        html = render_html(TEMPLATES, "sensitivity.html.j2", page)
-        (temporary / "sensitivity.html").write_text(html, encoding="utf-8")
+    html = render_html(TEMPLATES, "sensitivity.html.j2", page)
+    write_chart_page(folder, "sensitivity", figure, html)
 
 
 def kl_of_share(row: Mapping[str, Any], share: float) -> float:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from core.files import replaced_files
 from sweep.pareto.front import Point
 from sweep.report.chart_data import BLACK, Scene
 
@@ -187,6 +188,15 @@ def svg_text(figure: Figure) -> str:
     with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
+
+
+def write_chart_page(folder: Path, stem: str, figure: Figure, html: str) -> None:
+    """Write a chart as `STEM.svg` and `STEM.png`, and its page as `STEM.html`, all or none."""
+    with replaced_files(folder) as temporary:
+        (temporary / f"{stem}.svg").write_text(svg_text(figure), encoding="utf-8")
+        with mpl.rc_context(STYLE):
+            figure.savefig(temporary / f"{stem}.png", dpi=160, metadata={"Software": None})
+        (temporary / f"{stem}.html").write_text(html, encoding="utf-8")
 
 
 def svg_element(picture: str) -> str:
