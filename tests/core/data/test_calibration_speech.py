@@ -80,8 +80,8 @@ def test_another_sample_rate_is_changed(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "loudness", "message"),
     [
-        (1.5, 0.1, r"must hold 25 s of speech or more, but holds 9.0 s instead"),
-        (9.0, 0.0, r"holds 0.0 s \(all of it is silent\) instead"),
+        (1.5, 0.1, r"must give 25 s of speech or more, but give 9.0 s instead"),
+        (9.0, 0.0, r"give 0.0 s, as all of it is silent instead"),
     ],
 )
 def test_too_little_speech_is_refused(seconds, loudness, message, tmp_path):
