@@ -12,7 +12,7 @@ from core.config.trial import TrialConfig
 from core.conformer.masking import fold, gated_forward, named_tensors
 from core.evaluation.evaluator import Evaluator
 from core.pruning.extraction import as_mask, clone
-from core.pruning.selection import Budget, choose
+from core.pruning.selection import ROUNDING, Budget, choose
 from core.pruning.space import Space, resource_cost
 from core.testing import noise_with_tokens, ragged_speech, random_mask, small_model
 from core.training.distillation import Distillation
@@ -71,7 +71,7 @@ def test_every_size_holds_all_smaller_ones_and_leaves_no_room_for_another_unit(
     for larger, smaller in pairwise(choices):
         assert all((larger[name] | ~kept).all() for name, kept in smaller.items())
     for target, choice in zip(sorted(targets), choices, strict=True):
-        limit = (1 - target) * resource_cost(SPACE.unpruned, "flops") + 1e-6
+        limit = (1 - target + ROUNDING) * resource_cost(SPACE.unpruned, "flops")
         assert SPACE.choice_cost(choice).flops <= limit
         for axis in SPACE.units:
             if (axis.parent and not choice[axis.parent].any()) or choice[axis.name].all():
