@@ -11,6 +11,7 @@ import torch
 from core.config.trial import CorpusConfig, DemoConfig
 from core.data.corpus import Corpus, open_corpus
 
+CORE_TESTS = Path(__file__).parent / "core"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 TINY = """
@@ -62,11 +63,12 @@ checkpoint_steps = 2
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Check no shapes in whole trials and exports, whose parts have tests of their own.
+    """Check shapes in tests of `core`, but not in whole trials and exports, nor in sweeps.
 
-    The checks take half of the time of a test that trains.
+    Their parts have tests of their own, and the checks take half of the time of a test that trains.
     """
     is_whole = any(item.get_closest_marker(name) for name in ("whole", "long"))
+    is_whole = is_whole or not item.path.is_relative_to(CORE_TESTS)
     jaxtyping.config.update("jaxtyping_disable", is_whole)
     return (yield)
 

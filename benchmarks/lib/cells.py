@@ -26,7 +26,7 @@ from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import bootstrap, paired_difference, word_errors
 from core.runtime import TrialDirs
 from core.teacher import prepare
-from core.trial import run
+from core.trial import OUTCOMES, run
 from sweep.config.sweep import load
 
 SAMPLES = 10_000
@@ -65,7 +65,7 @@ class Cell:
     def models(self, root: Path) -> list[Path]:
         """The bundle of each outcome; none as long as the trial is not done."""
         folder = place_of(root, self.folder).trial
-        done = folder / "outcomes.json"
+        done = folder / OUTCOMES
         outcomes = json.loads(done.read_text()) if done.is_file() else []
         return [folder / outcome["model"] for outcome in outcomes]
 
@@ -199,9 +199,11 @@ def errors_of(models: Sequence[Path]) -> Errors:
 
 
 def outcomes_of(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """What each bundle says of itself."""
+    """What trials said of each model; of a teacher nothing."""
     for model in models:
-        yield bundle.load(model).report["outcome"]
+        file = model.parent / OUTCOMES
+        outcomes = json.loads(file.read_text()) if file.is_file() else []
+        yield next((outcome for outcome in outcomes if outcome["model"] == model.name), {})
 
 
 def time_share(root: Path, models: Sequence[Path], *, repeats: int) -> float:

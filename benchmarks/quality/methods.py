@@ -5,7 +5,8 @@ over dev and test together, in the mean over seeds, with a bootstrap interval ov
 against `l0` at the same budget pair by pair. What a search takes is measured when all training is
 over, one method after the other, each in a process of its own: seconds, the process's largest
 memory, and the data that it touched; models of a latency are timed then, each in turn with the
-teacher. Trials are kept in --dir, so an interrupted run goes on where it stopped.
+teacher. Trials are kept in --dir, so an interrupted run goes on where it stopped; with --packed the
+errors of their models are also kept in a file, which another machine goes on from.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from benchmarks.lib.cells import (
     wer_of,
 )
 from benchmarks.lib.measurement import arguments, emit
+from benchmarks.lib.packed_cells import pack_errors, unpack_errors
 from core.config.methods import method_names, settings_class
 from core.config.pruning import Resource
 from core.config.trial import TrialConfig
@@ -51,6 +53,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "l0 from numerical": {"method": "l0", "l0": {"start_from": "numerical"}},
     "l0 from ld": {"method": "l0", "l0": {"start_from": "ld"}},
     "l0 from mope": {"method": "l0", "l0": {"start_from": "mope"}},
+    "l0 from obs": {"method": "l0", "l0": {"start_from": "obs"}},
+    "l0 from obs, sequential": {
+        "method": "l0",
+        "repair": "sequential",
+        "l0": {"start_from": "obs"},
+    },
     "l0 gates faster": {"method": "l0", "l0": {"gate_travel": 50.0}},
     "l0 longer warm-up": {"method": "l0", "l0": {"warmup_share": 0.6}},
     "l0 in three rounds": {"method": "l0", "l0": {"shrink_rounds": 3}},
@@ -60,7 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Rows that are a method with some of its settings otherwise."""
 REPAIRS: dict[str, dict[str, Any]] = {
     f"{method}, {repair}": {"method": method, "repair": repair}
-    for method in ("obs", "ld", "numerical", "magnitude")
+    for method in ("obs", "ld", "numerical", "magnitude", "mope", "l0")
     for repair in ("none", "mask", "ls", "sequential")
 }
 """Rows that are a method with another repair."""
@@ -97,13 +105,19 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="those of l0, too")
     parser.add_argument("--name", default="methods", help="which file under results/ --save writes")
     parser.add_argument("--no-costs", action="store_true", help="of searches, each run once more")
+    parser.add_argument("--packed", type=Path, help="a .tar.xz of finished trials' errors")
     parser.add_argument("--table-only", action="store_true", help="of the trials that are done")
     args = parser.parse_args()
     cells = list(planned(args))
     roots = {cell.seed: root_of(args, cell.seed) for cell in cells}
+    if args.packed and args.packed.is_file():
+        unpack_errors(args.packed, args.dir)
     for root in () if args.table_only else dict.fromkeys(roots.values()):
         own = [cell for cell in cells if roots[cell.seed] == root]
-        trained(own, root, args.workers, args.space)
+        if not all(cell.is_done(root) for cell in own):
+            trained(own, root, args.workers, args.space)
+        if args.packed:
+            pack_errors(args.dir, args.packed)
     finished = [(cell, roots[cell.seed]) for cell in cells if cell.is_done(roots[cell.seed])]
     config = cells[0].config
     values = {

@@ -15,10 +15,11 @@ from core.config.trial import TrialConfig
 from core.conformer.masking import fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
+from core.decoders.ctc import ctc_loss
 from core.pruning.gates.hard_concrete import HardConcrete
 from core.pruning.lagrangian import Lagrangian
 from core.pruning.space import Space
-from core.training.distillation import Distillation, Student, ctc_loss
+from core.training.distillation import Distillation, Student
 from core.training.gate_stage import NARROW_FROM
 from core.training.optim_step import autocast, weighted_total
 from core.training.optimizers import primal

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from core.conformer.axes import Axis, Mask, Slice
-from core.conformer.model import Conformer, Output
+from core.conformer.model import Conformer
+from core.conformer.output import Output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

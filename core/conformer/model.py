@@ -7,7 +7,6 @@ Shapes: B batch, M mel frames, T frames, D width, V vocabulary, blank 0.
 """
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,25 +16,13 @@ from core.conformer.attention import distance_table
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts, total
 from core.conformer.block import Block
 from core.conformer.frontend import Frontend
+from core.conformer.output import Output
 from core.conformer.shape import Shape
+from core.decoders.ctc import CtcHead
 from core.features.spec import FrontendSpec
 
 NOTHING: AbstractSet[str] = frozenset()
 """No closed module or block."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
-    """The output of a forward pass; frames beyond an utterance's length have no meaning."""
-
-    logits: Float[Tensor, "batch time vocabulary"]
-    is_frame: Bool[Tensor, "batch time"]
-    hidden: tuple[Float[Tensor, "batch time width"], ...]
-    """Hidden states after each block, also after one that was skipped."""
-
-    @property
-    def num_frames(self) -> Int[Tensor, " batch"]:
-        return self.is_frame.sum(1)
 
 
 class Conformer(nn.Module):
@@ -46,7 +33,7 @@ class Conformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(sizes, shape, name=f"blocks.{i}") for i, sizes in enumerate(shape.blocks)
         )
-        self.head = nn.Linear(shape.width, shape.vocabulary)
+        self.head = CtcHead(width=shape.width, vocabulary=shape.vocabulary, name="head")
 
     @property
     def frontend_spec(self) -> FrontendSpec:
@@ -121,14 +108,11 @@ class Conformer(nn.Module):
         return (
             *self.frontend.width_slices(),
             *(piece for block in self.typed_blocks() for piece in block.width_slices()),
-            # Not scaled: gates have scaled gain and bias of the last norm, which the head reads.
-            Slice(tensor="head.weight", dim=1),
+            *self.head.width_slices(),
         )
 
     def cost(self, counts: UnitCounts, seconds: float) -> Cost:
         """Return the cost for an utterance of this length; it is multilinear in the counts."""
         lengths = Lengths.of(seconds, self.shape.frontend_spec)
-        d, v = counts["width"], self.shape.vocabulary
-        head = Cost(params=(d + 1) * v, flops=2 * lengths.frames * d * v)
         blocks = total(block.cost(counts, lengths) for block in self.typed_blocks())
-        return self.frontend.cost(counts, lengths) + blocks + head
+        return self.frontend.cost(counts, lengths) + blocks + self.head.cost(counts, lengths)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from core.data.batching import dev_batches
 from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
-from core.evaluation.greedy import greedy
+from core.decoders.ctc import greedy
 from core.evaluation.word_alignment import Decoder, join_words, path_words
 from core.features.spec import NATIVE
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.data.tokenizer import Tokenizer
-from core.evaluation.greedy import BLANK
+from core.decoders.ctc import BLANK
 from core.evaluation.ngram import NGram, SpelledWords, needs_extra
 from core.evaluation.word_alignment import TokenPath
 

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from core.data.tokenizer import WORD_START, Tokenizer
-from core.evaluation.greedy import BLANK
+from core.decoders.ctc import BLANK
 
 BEGIN, END, UNSEEN = "<s>", "</s>", "<unk>"
 _LEAST = -10.0

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from core.conformer.model import Output
+from core.conformer.output import Output
 from core.data.batching import Batch
-from core.evaluation.greedy import greedy
+from core.decoders.ctc import greedy
 from core.evaluation.wer import word_errors
 
 

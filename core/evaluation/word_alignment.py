@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from core.data.tokenizer import WORD_START, Tokenizer
-from core.evaluation.greedy import BLANK
+from core.decoders.ctc import BLANK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from core import bundle
 from core.bundle import Bundle, BundleError
-from core.conformer.model import Conformer, Output
+from core.conformer.model import Conformer
+from core.conformer.output import Output
 from core.conformer.shape import MELS
 from core.data.tokenizer import FILE_NAME, Tokenizer
 from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from core.conformer.model import Output
+from core.conformer.output import Output
 from core.conformer.shape import MELS
 from core.inference.graph_check import check_graph_file
 from core.inference.graph_interface import INPUTS, OUTPUTS, GraphError, needs_extra

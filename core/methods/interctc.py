@@ -18,8 +18,8 @@ from core.config.settings import MethodSettings
 from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch
+from core.decoders.ctc import ctc_loss
 from core.evaluation.token_error_rate import token_error_rate
-from core.training.distillation import ctc_loss
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 

@@ -14,8 +14,8 @@ from core.data.calibration_speech import CalibrationSpeech, SpeechBatch
 from core.data.corpus import SplitName
 from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
+from core.decoders.ctc import greedy
 from core.evaluation.batch_decoding import decode_store
-from core.evaluation.greedy import greedy
 from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import word_errors
 from core.inference.recognizer import read_split

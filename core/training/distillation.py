@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from core.config.trial import DistillationConfig
 from core.conformer.masking import Folded, gated_forward
-from core.conformer.model import Conformer, Output
+from core.conformer.model import Conformer
+from core.conformer.output import Output
 from core.data.batching import Batch
+from core.decoders.ctc import ctc_loss
 from core.distributed import part_of_mean, whole
 
 
@@ -200,16 +202,3 @@ def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]
         return ctc_loss(output, batch.tokens, batch.num_tokens)
 
     return loss
-
-
-def ctc_loss(
-    output: Output, tokens: Int[Tensor, "batch tokens"], num_tokens: Int[Tensor, " batch"]
-) -> Float[Tensor, ""]:
-    """Return the mean over utterances of the loss per token; blank is 0."""
-    log_probabilities = F.log_softmax(output.logits.float(), dim=-1).transpose(0, 1)
-    # Divides each utterance's loss by its tokens. One with more tokens than frames has an infinite
-    # loss, which counts as 0.
-    mean = F.ctc_loss(
-        log_probabilities, tokens, output.num_frames, num_tokens, blank=0, zero_infinity=True
-    )
-    return part_of_mean(mean, len(num_tokens))

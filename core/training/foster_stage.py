@@ -17,11 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.config.trial import BoostingConfig, RuntimeConfig
-from core.conformer.model import Conformer, Output
+from core.conformer.model import Conformer
+from core.conformer.output import Output
 from core.data.batching import Batch
+from core.decoders.ctc import CtcHead, ctc_loss
 from core.pruning.extraction import clone
 from core.report import Report, Stage
-from core.training.distillation import ctc_loss, logit_loss
+from core.training.distillation import logit_loss
 from core.training.loop import Rates
 from core.training.optim_step import autocast, optimizer_step
 from core.training.optimizers import primal
@@ -315,9 +317,11 @@ def extend_vocabulary(model: Conformer, vocabulary: int) -> Conformer:
 
 
 @torch.no_grad()
-def extend_head(old: nn.Linear, *, inputs: int, outputs: int) -> nn.Linear:
+def extend_head(old: CtcHead, *, inputs: int, outputs: int) -> CtcHead:
     """Return a head whose first rows and columns are the old ones; the others are 0."""
-    head = nn.utils.skip_init(nn.Linear, inputs, outputs, device=old.weight.device)
+    head = nn.utils.skip_init(
+        CtcHead, width=inputs, vocabulary=outputs, name=old.name, device=old.weight.device
+    )
     for tensor in head.parameters():
         tensor.zero_()
     head.weight[: old.out_features, : old.in_features] = old.weight

@@ -16,12 +16,14 @@ from core.config.pruning import PruningConfig, Resource
 from core.config.settings import GateSettings, SearchSettings
 from core.conformer.axes import Mask
 from core.conformer.masking import Folded, fold, gated_forward, kept_unit_indices, named_tensors
-from core.conformer.model import Conformer, Output
+from core.conformer.model import Conformer
+from core.conformer.output import Output
 from core.data.batching import Batch
+from core.decoders.ctc import ctc_loss
 from core.distributed import part_of_same
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.report import Report, Stage
-from core.training.distillation import Student, ctc_loss
+from core.training.distillation import Student
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 from core.training.optim_step import Losses, accumulate_gradients, autocast, weighted_total

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from core.config.base import ConfigError
 from core.config.trial import TeacherConfig
-from core.conformer.model import NOTHING, Conformer, Output
+from core.conformer.model import NOTHING, Conformer
+from core.conformer.output import Output
 from core.data.batching import Batch
+from core.decoders.ctc import ctc_loss
 from core.distributed import broadcast_draw
-from core.training.distillation import ctc_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from core.config.trial import AugmentConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch, TrainBatches
+from core.decoders.ctc import ctc_loss
 from core.distributed import ALONE, Ranks, together
 from core.evaluation.evaluator import Evaluator
 from core.features.kaldi import spec_augment
@@ -24,7 +25,7 @@ from core.pruning.extraction import open_blocks
 from core.pruning.space import Choice
 from core.report import Report, Stage
 from core.training import checkpoint
-from core.training.distillation import Distillation, Student, ctc_loss
+from core.training.distillation import Distillation, Student
 from core.training.intermediate_ctc import InterCTC, has_stochastic_depth, sample_skips
 from core.training.optim_step import autocast, optimizer_step, weighted_total
 from core.training.optimizers import primal, warmup_cosine

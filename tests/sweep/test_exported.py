@@ -25,7 +25,7 @@ from core.inference.windows import Windowing
 from core.testing import SHAPE, small_model, with_frontend
 
 pytest.importorskip("onnxruntime")
-pytestmark = [pytest.mark.slow, pytest.mark.whole]
+pytestmark = pytest.mark.slow
 
 KINDS = ("kaldi", "nemo", "as sherpa reads nemo")
 

@@ -14,8 +14,6 @@ from core.data.tokenizer import Tokenizer
 from core.export.onnx.conversion import export_onnx
 from core.testing import deeper, small_model
 
-pytestmark = pytest.mark.whole
-
 
 @pytest.fixture
 def model(tmp_path):

@@ -27,11 +27,11 @@ from core.data.recording_conditions import (
     with_gain,
 )
 from core.data.tokenizer import Tokenizer, transcript
+from core.decoders.ctc import ctc_loss
 from core.features.kaldi import NUM_MELS
 from core.features.nemo import compute_features
 from core.features.spec import NATIVE, FrontendSpec
 from core.testing import small_model
-from core.training.distillation import ctc_loss
 from core.training.setup import calibration_batches
 
 FRONTEND_SPECS = {

@@ -5,7 +5,7 @@ import torch
 
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
-from core.evaluation.greedy import greedy
+from core.decoders.ctc import greedy
 from core.evaluation.word_alignment import best_path, join_words, path_words
 
 TEXTS = ["ONE TWO THREE", "TWO ONE", "NONE TO THREE TEN"] * 4

@@ -4,12 +4,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from core.decoders.ctc import ctc_loss
 from core.methods.comp import block_influence, contributions, merge_orders
 from core.pruning.extraction import as_mask, extract
 from core.pruning.scoring import consumer_inputs
 from core.pruning.space import unit_share
 from core.testing import deeper, make_patterned_speech, small_model
-from core.training.distillation import ctc_loss
 
 
 def test_a_contribution_is_the_share_of_a_units_own_product(context_of):

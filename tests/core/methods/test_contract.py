@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.config.methods import method_names
 from core.conformer.masking import fold, gated_forward, named_tensors
+from core.decoders.ctc import ctc_loss
 from core.pruning.extraction import as_mask, extract
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.pruning.selection import Budget, choose
 from core.testing import make_patterned_speech, run_method, train_toy
-from core.training.distillation import ctc_loss
 from core.training.intermediate_ctc import InterCTC
 from core.training.method import NeedError, load_method
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from core.conformer.masking import fold, gated_forward, named_tensors
+from core.decoders.ctc import ctc_loss
 from core.methods.cpd import METHOD, Rounds
 from core.pruning.gate_gradients import fisher, split_utterances
 from core.testing import make_patterned_speech, small_model
-from core.training.distillation import ctc_loss
 
 pytestmark = pytest.mark.whole
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from core.config.trial import TrialConfig
+from core.decoders.ctc import ctc_loss
 from core.methods.family import METHOD, FamilyStage, ordering
 from core.pruning.extraction import as_mask, extract
 from core.pruning.reconstruction import reestimate_statistics
 from core.testing import make_patterned_speech, run_method
-from core.training.distillation import ctc_loss
 
 pytestmark = pytest.mark.whole
 

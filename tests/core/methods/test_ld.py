@@ -7,11 +7,11 @@ import torch
 from scipy.stats import spearmanr
 
 from core.conformer.masking import gated_forward
+from core.decoders.ctc import ctc_loss
 from core.methods.ld import FeatureMoments
 from core.methods.magnitude import magnitudes
 from core.pruning.ablation import groups, identity_fold, measure_edits
 from core.testing import make_patterned_speech
-from core.training.distillation import ctc_loss
 from core.training.method import load_method
 
 pytestmark = pytest.mark.whole

@@ -12,8 +12,8 @@ from core.config.settings import ConcreteSettings
 from core.config.trial import TrialConfig
 from core.conformer.masking import named_tensors
 from core.data.batching import Batch
+from core.decoders.ctc import greedy
 from core.evaluation.evaluator import Evaluator
-from core.evaluation.greedy import greedy
 from core.methods.interctc import error, order_by_error
 from core.methods.l0 import METHOD as L0
 from core.methods.magnitude import magnitudes

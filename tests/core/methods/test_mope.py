@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.evaluation.greedy import greedy
+from core.decoders.ctc import greedy
 from core.methods.mope import error_growth
 from core.pruning.ablation import groups
 from core.testing import deeper, make_patterned_speech, small_model

@@ -5,13 +5,13 @@ import torch
 
 from core.config.trial import DistillationConfig
 from core.conformer.masking import fold, gated_forward, kept_unit_indices, named_tensors
-from core.conformer.model import Output
+from core.conformer.output import Output
+from core.decoders.ctc import ctc_loss
 from core.pruning.extraction import clone, extract
 from core.testing import deeper, ragged_speech, random_mask, small_model
 from core.training.distillation import (
     Distillation,
     Student,
-    ctc_loss,
     logit_loss,
     ordered_matches,
     same_blocks,

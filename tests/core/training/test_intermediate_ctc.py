@@ -6,9 +6,9 @@ import torch
 from core.config.base import ConfigError
 from core.config.trial import TeacherConfig, TrialConfig
 from core.conformer.masking import fold, gated_forward, named_tensors
+from core.decoders.ctc import ctc_loss
 from core.pruning.extraction import extract
 from core.testing import deeper, noise_with_tokens, ragged_speech, small_model
-from core.training.distillation import ctc_loss
 from core.training.intermediate_ctc import InterCTC, sample_skips
 from core.training.loop import DenseStage, Rates
 

@@ -9,7 +9,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.onnx_model import ONNXModel
 
-from core.evaluation.greedy import greedy
+from core.decoders.ctc import greedy
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import (
     products_beyond_frontend,

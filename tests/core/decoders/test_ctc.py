@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.evaluation.greedy import BLANK, greedy
+from core.decoders.ctc import BLANK, greedy
 
 VOCABULARY = 4
 paths = st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=8), min_size=1, max_size=4)

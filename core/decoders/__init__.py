@@ -1,0 +1,1 @@
+"""Decoders: from an encoder's frames to tokens, one file each."""
