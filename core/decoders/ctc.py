@@ -19,7 +19,7 @@ class CtcHead(nn.Linear):
     """The logits of each frame; its tensors are those of a linear layer."""
 
     def __init__(
-        self, *, width: int, vocabulary: int, name: str, device: torch.device | None = None
+        self, *, width: int, vocabulary: int, name: str, device: torch.device | str | None = None
     ) -> None:
         super().__init__(width, vocabulary, device=device)
         self.name = name

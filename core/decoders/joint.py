@@ -42,17 +42,7 @@ class Joint(nn.Module):
         durations: Sequence[int] = (),
         activation: Activation = "relu",
     ) -> None:
-        """Make a joint.
-
-        Args:
-            encoder_width: of the frames.
-            predictor_width: of the predictor's output.
-            width: of the sum of both projections.
-            vocabulary: number of tokens, blank included.
-            blank: the number of the blank.
-            durations: of TDT, ascending; none for RNN-T.
-            activation: of the sum.
-        """
+        """Make a joint of these sizes; RNN-T has no durations, those of TDT ascend."""
         super().__init__()
         self.blank, self.durations = blank, tuple(durations)
         self.activation: Activation = activation
