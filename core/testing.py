@@ -14,7 +14,7 @@ from core.config.trial import RuntimeConfig, TrialConfig
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
-from core.conformer.shape import BlockShape, Shape
+from core.conformer.shape import BlockShape, Shape, TransducerShape
 from core.data.batching import Batch
 from core.distributed import join_ranks
 from core.features.spec import NATIVE, FrontendSpec
@@ -71,6 +71,22 @@ def with_frontend(shape: Shape, kind: str) -> Shape:
     frontend_spec = FRONTEND_SPECS[kind]
     sub1, sub2, sub3 = (size if i < frontend_spec.stages else 0 for i, size in enumerate((6, 5, 7)))
     return replace(shape, frontend_spec=frontend_spec, sub1=sub1, sub2=sub2, sub3=sub3)
+
+
+TRANSDUCERS = {
+    "stateless rnnt": TransducerShape(embedding=9, context=2, joint=11),
+    "lstm rnnt": TransducerShape(embedding=9, units=(10, 8), joint=11, activation="relu"),
+    "stateless tdt": TransducerShape(embedding=9, context=3, joint=11, durations=(0, 1, 2)),
+    "lstm tdt": TransducerShape(
+        embedding=9, units=(10,), joint=11, durations=(0, 1, 2, 3, 4), activation="sigmoid"
+    ),
+}
+"""Every kind of predictor and of lattice."""
+
+
+def with_transducer(shape: Shape, kind: str, *, has_ctc: bool = False) -> Shape:
+    """The shape with a transducer, in place of its CTC head or beside it."""
+    return replace(shape, transducer=TRANSDUCERS[kind], has_ctc=has_ctc)
 
 
 TOY = Shape(

@@ -352,6 +352,8 @@ def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Tr
     device, pruning = select_device(config), config.pruning
     speech, method = open_speech(dirs.features), load_method(pruning.method)
     teacher = bundle.load(dirs.teacher / "model").model.to(device)
+    if teacher.transducer is not None:
+        config.check_transducer(has_ctc=teacher.head is not None)
     batches = calibration_batches(config, speech, device)
     audible = guard_audio(without_words(batches), method.needs)
     student = method.prepare_model(clone(teacher), config, audible).requires_grad_()

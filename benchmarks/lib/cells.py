@@ -145,7 +145,8 @@ def trained(cells: Sequence[Cell], root: Path, workers: int, space: str = "") ->
 def teaching(config: TrialConfig, space: str) -> TrialConfig:
     """By which the teacher of a trial is made."""
     base: TrialConfig = load(space).space.base if space else config
-    return config.model_copy(update={"training": base.training})
+    # Its runtime, too: without steps, trials report after each.
+    return config.model_copy(update={"training": base.training, "runtime": base.runtime})
 
 
 def _trained_one(job: tuple[Cell, Path]) -> str:

@@ -2,13 +2,10 @@
 
 A step is the joint over all places, the loss, and the gradients of all that goes in. torchaudio and
 transformers get logits of all places, made by the same joint; here the joint hands out what the
-lattice needs, block by block. The largest memory that tensors took is this process's own, of each
-kind in a process of its own.
+lattice needs, block by block.
 """
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +24,6 @@ SIZES = ((8, 100, 20, 100), (4, 125, 50, 1025), (1, 250, 80, 1025))
 DURATIONS = (0, 1, 2, 3, 4)
 WIDTH = 640
 """Of encoder, predictor and joint: NeMo's."""
-MEBI = 2**20
 
 
 class Step:
@@ -62,8 +58,8 @@ class Step:
         }
 
     def _own(self, durations: tuple[int, ...]) -> None:
-        arcs = self.joints[durations].arcs(self.encoded, self.predicted, self.tokens)
-        self._descend(transducer_loss(arcs, *self.lengths), self.joints[durations])
+        scores = self.joints[durations].scores(self.encoded, self.predicted, self.tokens)
+        self._descend(transducer_loss(scores.arcs(), *self.lengths), self.joints[durations])
 
     def _torchaudio(self) -> None:
         logits, _ = self._whole(())
@@ -117,21 +113,7 @@ def row_of(size: tuple[int, int, int, int], args: argparse.Namespace) -> dict[st
         )
         for name, theirs in (("rnnt", "torchaudio"), ("tdt", "transformers"))
     }
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        jobs = [(size, name) for name in seconds]
-        memory = dict(zip(seconds, pool.map(memory_of, jobs, chunksize=1), strict=True))
-    mib = {f"{name}_mib": round(each / MEBI) for name, each in memory.items()}
-    return {"name": "B {} T {} U {} V {}".format(*size), **ms, **faster, **mib}
-
-
-def memory_of(job: tuple[tuple[int, int, int, int], str]) -> int:
-    """By how many bytes a step raises a process's largest memory."""
-    size, name = job
-    torch.set_num_threads(1)
-    run = Step(size).runs()[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return {"name": "B {} T {} U {} V {}".format(*size), **ms, **faster}
 
 
 if __name__ == "__main__":

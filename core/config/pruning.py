@@ -22,7 +22,19 @@ from core.config.methods import (
 from core.config.settings import ConcreteSettings, MethodSettings
 
 Resource = Literal["flops", "params", "latency"]
-AxisKind = Literal["frontend", "width", "head", "inner", "channel", "module", "block", "rank"]
+AxisKind = Literal[
+    "frontend",
+    "width",
+    "head",
+    "inner",
+    "channel",
+    "module",
+    "block",
+    "rank",
+    "embedding",
+    "unit",
+    "joint",
+]
 Repair = Literal["none", "mask", "ls", "sequential"]
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
@@ -58,10 +70,22 @@ class PruningConfig(_MethodTables):
     """More shares to remove, each an outcome of the same trial, by methods whose one search serves
     every budget; methods that learn for one budget do not read them."""
     axes: list[AxisKind] = Field(
-        ["frontend", "width", "head", "inner", "channel", "module", "rank"], min_length=1
+        [
+            "frontend",
+            "width",
+            "head",
+            "inner",
+            "channel",
+            "module",
+            "rank",
+            "embedding",
+            "unit",
+            "joint",
+        ],
+        min_length=1,
     )
-    """Kinds of units that may be removed; only factored models have `rank`; `interctc` removes
-    blocks."""
+    """Kinds of units that may be removed; only factored models have `rank`, and only transducers
+    the last three, of which `unit` are those of an LSTM; `interctc` removes blocks."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
     repair: Repair = "ls"

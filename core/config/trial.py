@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from core.config.base import Config
+from core.config.base import Config, ConfigError
 from core.config.pruning import PruningConfig
 
 NO_SPEECH = "none"
@@ -113,6 +113,16 @@ class ModelConfig(Config):
     """Kernel of the depthwise convolutions, odd, in frames of 40 ms."""
     frontend_channels: int | None = Field(None, ge=1, le=4096)
     """Channels of both convolutions of the front end."""
+    decoder: Literal["ctc", "rnnt", "tdt"] = "ctc"
+    """From frames to tokens: CTC, or a transducer that advances by one frame at a blank (RNN-T) or
+    by a predicted duration (TDT)."""
+    predictor: Literal["stateless", "lstm"] = "stateless"
+    """Predictor of a transducer: over the last two tokens, or an LSTM layer over all of them."""
+    predictor_width: int | None = Field(None, ge=1, le=8192)
+    """Width of the predictor's embedding and LSTM, and of the joint; by default the residual width.
+    """
+    auxiliary_ctc: bool = False
+    """Whether a transducer has a CTC head beside it, with 0.3 of the loss."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout while the teacher is trained."""
 
@@ -311,6 +321,35 @@ class TrialConfig(Config):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _transducer_is_supported(self) -> "TrialConfig":
+        if not self.teacher.bundle and self.model.decoder != "ctc":
+            self.check_transducer(has_ctc=self.model.auxiliary_ctc)
+        return self
+
+    def check_transducer(self, *, has_ctc: bool) -> None:
+        """Check that all that is asked for works on a model with a transducer.
+
+        Args:
+            has_ctc: whether the model has a CTC head beside it.
+
+        Raises:
+            ConfigError: naming the first setting that does not.
+        """
+        pruning = self.pruning
+        needs_ctc = {
+            'pruning.method = "interctc"': pruning.method == "interctc" and not has_ctc,
+            "teacher.interctc_weight": self.teacher.interctc_weight > 0 and not has_ctc,
+            'pruning.method = "foster"': pruning.method == "foster",
+            "latency as a resource": "latency" in pruning.targets,
+        }
+        for setting, is_asked in needs_ctc.items():
+            if is_asked:
+                raise ConfigError(
+                    f"`{setting}` must go with a CTC model, but the model has a transducer instead"
+                    '; take another method or resource, or `model.decoder = "ctc"`'
+                )
 
     @model_validator(mode="after")
     def _pseudo_labels_have_a_teacher(self) -> "TrialConfig":

@@ -94,6 +94,18 @@ class Cost:
         return Cost(params=share * self.params, flops=share * self.flops)
 
 
+def square_name(name: str) -> str:
+    """Return the key in counts of an axis's squared number of units."""
+    return f"{name}^2"
+
+
+def square_of(counts: UnitCounts, name: str) -> Number:
+    """Return the square of an axis's number of units; of a random number what is stated as such."""
+    # Two gates that are open with probability 0.5 have a mean number of 1, whose square is 1; but
+    # the mean square is 0.25 * 0 + 0.5 * 1 + 0.25 * 4 = 1.5.
+    return counts.get(square_name(name), counts[name] * counts[name])
+
+
 def total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, start=Cost(params=0, flops=0))
 
@@ -102,6 +114,7 @@ def total(costs: Iterable[Cost]) -> Cost:
 class Lengths:
     """Numbers of frames of one utterance in the front end."""
 
+    seconds: float
     mels: int
     stages: tuple[int, ...]
     """Frames after each convolution."""
@@ -114,4 +127,5 @@ class Lengths:
         mels = spec.count_frames(round(seconds * 16_000))
         stages = spec.stage_frames(mels)
         # Without convolutions there is no last stage, and the blocks read the mel frames.
-        return cls(mels=mels, stages=stages, frames=(mels, *stages)[-1])
+        frames = (mels, *stages)[-1]
+        return cls(seconds=seconds, mels=mels, stages=stages, frames=frames)

@@ -15,6 +15,7 @@ from torch import Tensor
 from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.model import Conformer
 from core.conformer.output import Output
+from core.decoders.places import Places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +84,9 @@ def gated_forward(
     features: Float[Tensor, "batch mel_frames mels"],
     num_frames: Int[Tensor, " batch"],
     folded: Folded,
+    *,
+    tokens: Int[Tensor, "batch tokens"] | None = None,
+    places: Places | None = None,
 ) -> Output:
     """Run the model's forward pass with folded tensors.
 
@@ -91,9 +95,11 @@ def gated_forward(
         features: of the batch.
         num_frames: mel frames of each utterance.
         folded: tensors under a mask.
+        tokens: transcripts, along which a transducer gives scores.
+        places: at which a transducer gives all log-probabilities.
     """
     return torch.func.functional_call(
-        model, dict(folded.tensors), (features, num_frames, folded.closed)
+        model, dict(folded.tensors), (features, num_frames, folded.closed, tokens, places)
     )
 
 

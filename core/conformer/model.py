@@ -1,4 +1,4 @@
-"""The Conformer with CTC: front end, blocks, and a linear head over the vocabulary.
+"""The Conformer and its decoders: front end, blocks, and a CTC head, a transducer, or both.
 
 Sizes are taken from tensors: forward never uses the shape, so that narrowed tensors may replace the
 model's own.
@@ -16,11 +16,14 @@ from core.conformer.attention import distance_table
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts, total
 from core.conformer.block import Block
 from core.conformer.frontend import Frontend
-from core.conformer.output import Output
+from core.conformer.output import DecoderError, Output
 from core.conformer.shape import Shape
 from core.decoders.ctc import CtcHead
+from core.decoders.places import Places
+from core.decoders.transducer import Transducer
 from core.features.spec import FrontendSpec
 
+Decoder = CtcHead | Transducer
 NOTHING: AbstractSet[str] = frozenset()
 """No closed module or block."""
 
@@ -33,7 +36,15 @@ class Conformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(sizes, shape, name=f"blocks.{i}") for i, sizes in enumerate(shape.blocks)
         )
-        self.head = CtcHead(width=shape.width, vocabulary=shape.vocabulary, name="head")
+        width, vocabulary = shape.width, shape.vocabulary
+        self.head = (
+            CtcHead(width=width, vocabulary=vocabulary, name="head") if shape.has_ctc else None
+        )
+        self.transducer = (
+            Transducer(shape.transducer, width=width, vocabulary=vocabulary, name="transducer")
+            if shape.transducer
+            else None
+        )
 
     @property
     def frontend_spec(self) -> FrontendSpec:
@@ -43,28 +54,73 @@ class Conformer(nn.Module):
     @property
     def vocabulary(self) -> int:
         """Number of tokens, blank included."""
-        return self.head.out_features
+        return self.shape.vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        return self.frontend.linear.weight.device
+
+    @property
+    def ctc_head(self) -> CtcHead:
+        """Return the CTC head.
+
+        Raises:
+            DecoderError: if the model has none.
+        """
+        if self.head is None:
+            raise DecoderError
+        return self.head
+
+    @property
+    def decoders(self) -> list[Decoder]:
+        return [decoder for decoder in (self.head, self.transducer) if decoder is not None]
 
     def forward(
         self,
         features: Float[Tensor, "batch mel_frames mels"],
         num_frames: Int[Tensor, " batch"],
         closed: AbstractSet[str] = NOTHING,
+        tokens: Int[Tensor, "batch tokens"] | None = None,
+        places: Places | None = None,
     ) -> Output:
-        """Compute the logits.
+        """Compute the outputs of all decoders.
 
         Args:
             features: of the batch.
             num_frames: mel frames of each utterance.
             closed: names of modules and blocks to leave out.
+            tokens: transcripts, along which a transducer gives scores.
+            places: at which a transducer gives all log-probabilities.
         """
         # The residual stream keeps its precision under autocast, too.
         x = self.frontend(features, num_frames).to(features.dtype)
         time = torch.arange(x.shape[1], device=x.device)
         is_frame = time < self.frontend.output_frames(num_frames)[:, None]  # (B, T)
         hidden = self.encode_blocks(x, is_frame, closed)
-        # Without blocks, the head reads the front end's frames.
-        return Output(logits=self.head((x, *hidden)[-1]), is_frame=is_frame, hidden=hidden)
+        # Without blocks, the decoders read the front end's frames.
+        encoded = (x, *hidden)[-1]
+        return Output(
+            is_frame=is_frame,
+            hidden=hidden,
+            encoded=encoded,
+            ctc_logits=None if self.head is None else self.head(encoded),
+            lattice=None
+            if self.transducer is None or tokens is None
+            else self.transducer.scores(encoded, tokens),
+            at_places=None
+            if self.transducer is None or places is None
+            else self.transducer(encoded, places),
+        )
+
+    @torch.no_grad()
+    def best_places(
+        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
+    ) -> Places | None:
+        """Return where smaller models are compared with this one; None with CTC alone."""
+        if self.transducer is None:
+            return None
+        output = self(features, num_frames)
+        return self.transducer.best_places(output.encoded, output.num_frames)
 
     def encode_blocks(
         self,
@@ -102,17 +158,22 @@ class Conformer(nn.Module):
             name="width", kind="width", size=self.shape.width, slices=self.width_slices(), floor=8
         )
         inside = (axis for block in self.typed_blocks() for axis in block.axes())
-        return [width, *self.frontend.axes(), *inside]
+        of_decoder = self.transducer.axes() if self.transducer else []
+        return [width, *self.frontend.axes(), *inside, *of_decoder]
 
     def width_slices(self) -> tuple[Slice, ...]:
         return (
             *self.frontend.width_slices(),
             *(piece for block in self.typed_blocks() for piece in block.width_slices()),
-            *self.head.width_slices(),
+            *(piece for decoder in self.decoders for piece in decoder.width_slices()),
         )
 
     def cost(self, counts: UnitCounts, seconds: float) -> Cost:
-        """Return the cost for an utterance of this length; it is multilinear in the counts."""
+        """Return the cost for an utterance of this length.
+
+        It is multilinear in the counts, but for units of an LSTM (`core/decoders/predictor.py`).
+        """
         lengths = Lengths.of(seconds, self.shape.frontend_spec)
         blocks = total(block.cost(counts, lengths) for block in self.typed_blocks())
-        return self.frontend.cost(counts, lengths) + blocks + self.head.cost(counts, lengths)
+        decoders = total(decoder.cost(counts, lengths) for decoder in self.decoders)
+        return self.frontend.cost(counts, lengths) + blocks + decoders

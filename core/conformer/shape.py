@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from core.config.base import ConfigError
 from core.config.trial import ModelConfig
@@ -12,7 +12,12 @@ from core.features.spec import NATIVE, FrontendSpec
 FORMAT = 2
 """The version of `shape.json` that is written; 1 is read as well."""
 MELS = 80
+Activation = Literal["relu", "tanh", "sigmoid"]
 LARGEST = 65_536
+CONTEXT = 2
+"""Tokens that a stateless predictor reads: icefall's number."""
+DURATIONS = (0, 1, 2, 3, 4)
+"""Frames by which TDT advances: NeMo's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +30,56 @@ class BlockShape:
     ff2: int
     linear_features: int = 0
     """Random features of attention in linear time; 0 for softmax."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransducerShape:
+    """Sizes of a transducer's predictor and joint."""
+
+    embedding: int
+    joint: int
+    units: tuple[int, ...] = ()
+    """Units of each layer of an LSTM; none for a stateless predictor."""
+    context: int = 0
+    """Tokens that a stateless predictor reads; 0 for an LSTM."""
+    durations: tuple[int, ...] = ()
+    """Of TDT, ascending from 0 or 1; none for RNN-T."""
+    activation: Activation = "tanh"
+    """Of the joint."""
+
+    @classmethod
+    def from_plain(cls, values: Any) -> "TransducerShape":
+        """Read back what `asdict` gave.
+
+        Raises:
+            ValueError: if a size is missing, unknown, not a whole number or out of range.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError(
+                f"`transducer.*` must be exactly {', '.join(sorted(names))}, but is {values}."
+            )
+        lists = {name: values[name] for name in ("units", "durations")}
+        for name, sizes in lists.items():
+            if not isinstance(sizes, list | tuple):
+                raise ValueError(  # noqa: TRY004 - data
+                    f"`transducer.{name}` must be a list, but is {sizes!r} instead"
+                )
+            for size in sizes:
+                _check_size(f"transducer.{name}", size, low=int(name == "units"))
+        for name, low in (("embedding", 1), ("joint", 1), ("context", 0 if lists["units"] else 1)):
+            _check_size(f"transducer.{name}", values[name], low=low)
+        durations = lists["durations"]
+        if [*durations] != sorted(set(durations)) or (durations and max(durations) < 1):
+            raise ValueError(
+                f"`transducer.durations` must ascend to 1 or more, but are {durations} instead"
+            )
+        if values["activation"] not in get_args(Activation):
+            raise ValueError(
+                f"`transducer.activation` must be one of {', '.join(get_args(Activation))},"
+                f" but is {values['activation']!r} instead"
+            )
+        return cls(**{**values, **{name: tuple(sizes) for name, sizes in lists.items()}})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +102,9 @@ class Shape:
     """Channels of a third convolution, where there is one."""
     frontend_spec: FrontendSpec = NATIVE
     """The features, and the kind of the front end."""
+    transducer: TransducerShape | None = None
+    has_ctc: bool = True
+    """Whether there is a CTC head: alone, or beside a transducer."""
 
     @classmethod
     def of(cls, config: ModelConfig, vocabulary: int) -> "Shape":
@@ -77,6 +135,8 @@ class Shape:
             kernel=size["kernel"],
             vocabulary=vocabulary,
             blocks=(block,) * size["blocks"],
+            transducer=None if config.decoder == "ctc" else _new_transducer(config, size["width"]),
+            has_ctc=config.decoder == "ctc" or config.auxiliary_ctc,
         )
 
     @classmethod
@@ -89,6 +149,7 @@ class Shape:
         whole = dict(values)
         blocks, ranks = whole.pop("blocks", None), whole.pop("ranks", {})
         frontend_spec = FrontendSpec.from_plain(whole.pop("frontend", NATIVE.to_plain()))
+        decoders = _decoders(whole.pop("transducer", None), whole.pop("has_ctc", True))
         if not isinstance(blocks, list):
             raise ValueError("`blocks` must be a list of sizes, but is not.")  # noqa: TRY004 - data
         checked = tuple(
@@ -102,7 +163,7 @@ class Shape:
         unused = [name for name, low in channels.items() if not low and sizes.get(name)]
         if unused:
             raise ValueError(f"`{unused[0]}` must be 0 where there is no such convolution.")
-        shape = cls(**sizes, blocks=checked, frontend_spec=frontend_spec)
+        shape = cls(**sizes, blocks=checked, frontend_spec=frontend_spec, **decoders)
         return replace(shape, ranks=_ranks(ranks, shape.linears()))
 
     def to_plain(self) -> dict[str, Any]:
@@ -110,6 +171,7 @@ class Shape:
         plain["frontend"] = plain.pop("frontend_spec")
         # What a model does not use is left out: it is written as it was before there was any.
         usual = {"ranks": {}, "sub3": 0, "frontend": NATIVE.to_plain()}
+        usual |= {"transducer": None, "has_ctc": True}
         return {key: value for key, value in plain.items() if usual.get(key, ...) != value}
 
     @property
@@ -174,7 +236,7 @@ def _sizes(
     Some may have a lowest value of their own. One with a default may be missing: a bundle from
     before it was known lacks it.
     """
-    aside = ("blocks", "ranks", "frontend_spec")
+    aside = ("blocks", "ranks", "frontend_spec", "transducer", "has_ctc")
     # What is not a plain size is read apart.
     defaults = {field.name: field.default for field in fields(kind) if field.name not in aside}
     needed = {key for key, default in defaults.items() if default is MISSING}
@@ -185,6 +247,28 @@ def _sizes(
     for key, size in values.items():
         _check_size(f"{name}{key}", size, low=(lows or {}).get(key, low))
     return values
+
+
+def _new_transducer(config: ModelConfig, width: int) -> TransducerShape:
+    """Return the sizes of a transducer that is trained here."""
+    size = config.predictor_width or width
+    is_lstm = config.predictor == "lstm"
+    return TransducerShape(
+        embedding=size,
+        joint=size,
+        units=(size,) if is_lstm else (),
+        context=0 if is_lstm else CONTEXT,
+        durations=DURATIONS if config.decoder == "tdt" else (),
+        activation="relu" if is_lstm else "tanh",
+    )
+
+
+def _decoders(transducer: Any, has_ctc: Any) -> dict[str, Any]:
+    """Check which decoders there are."""
+    if type(has_ctc) is not bool or not (has_ctc or transducer):
+        raise ValueError("`has_ctc` must be true or false, and true without `transducer`.")
+    read = None if transducer is None else TransducerShape.from_plain(transducer)
+    return {"transducer": read, "has_ctc": has_ctc}
 
 
 def _ranks(values: Any, linears: list[str]) -> dict[str, int]:

@@ -8,7 +8,6 @@ Shapes: B batch, T frames, P places (tokens and one more), J joint width, V voca
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core.decoders.lattice import Arcs
+from core.conformer.axes import Axis, Cost, Number, Slice, UnitCounts
+from core.conformer.shape import Activation
+from core.decoders.lattice import LatticeScores
 
-Activation = Literal["relu", "tanh", "sigmoid"]
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -41,9 +41,11 @@ class Joint(nn.Module):
         blank: int,
         durations: Sequence[int] = (),
         activation: Activation = "relu",
+        name: str = "joint",
     ) -> None:
         """Make a joint of these sizes; RNN-T has no durations, those of TDT ascend."""
         super().__init__()
+        self.name = name
         self.blank, self.durations = blank, tuple(durations)
         self.activation: Activation = activation
         self.encoder = nn.Linear(encoder_width, width)
@@ -58,71 +60,100 @@ class Joint(nn.Module):
         vocabulary = whole.shape[-1] - len(self.durations)
         return whole[..., :vocabulary], whole[..., vocabulary:]
 
-    def arcs(
+    def scores(
         self,
         encoded: Float[Tensor, "batch frames encoder_width"],
         predicted: Float[Tensor, "batch places predictor_width"],
         tokens: Int[Tensor, "batch tokens"],
         *,
-        sigma: float = 0.0,
         block_bytes: int = BLOCK_BYTES,
-    ) -> Arcs:
+    ) -> LatticeScores:
         """Return the log-probabilities that the loss of a transcript needs.
 
         Args:
             encoded: the encoder's frames.
             predicted: the predictor's output before each token and after the last.
             tokens: the transcripts.
-            sigma: by which tokens' log-probabilities, blank's included, are lowered: so TDT learns
-                to prefer long durations.
             block_bytes: largest size of the logits in memory; they are computed again for
                 gradients.
         """
         frames, predictions = self.encoder(encoded), self.predictor(predicted)
         row_bytes = 4 * predictions[..., 0].numel() * self.output.out_features
-        blocks = frames.split(max(1, block_bytes // row_bytes), dim=1)
-        parts = [
-            checkpoint(self._block, block, predictions, tokens, sigma, use_reentrant=False)
-            for block in blocks
-        ]
-        blank, label, duration = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
-        return self._arcs_of(blank, label, duration)
-
-    def _block(
-        self,
-        frames: Float[Tensor, "batch frames width"],
-        predictions: Float[Tensor, "batch places width"],
-        tokens: Int[Tensor, "batch tokens"],
-        sigma: float,
-    ) -> tuple[
-        Float[Tensor, "batch frames places"],
-        Float[Tensor, "batch frames places"],
-        Float[Tensor, "batch frames places durations"],
-    ]:
-        """Return log-probabilities of blank, of the next token, and of durations."""
-        of_tokens, of_durations = self.logits(frames[:, :, None], predictions[:, None])
-        of_tokens = of_tokens.float() if of_tokens.dtype.itemsize < 4 else of_tokens
-        total = of_tokens.logsumexp(-1) + sigma
         # After the last token there is no next one: blank stands there, and no path takes it.
-        following = F.pad(tokens, (0, 1), value=self.blank)[:, None, :, None]
-        label = of_tokens.gather(-1, following.expand(-1, of_tokens.shape[1], -1, 1))[..., 0]
-        return of_tokens[..., self.blank] - total, label - total, of_durations.log_softmax(-1)
-
-    def _arcs_of(
-        self,
-        blank: Float[Tensor, "batch frames places"],
-        label: Float[Tensor, "batch frames places"],
-        duration: Float[Tensor, "batch frames places durations"],
-    ) -> Arcs:
-        if not self.durations:
-            return Arcs(
-                blanks=blank[None], labels=label[None], blank_durations=(1,), label_durations=(0,)
+        following = F.pad(tokens, (0, 1), value=self.blank)
+        # The tensors that are here now: under gates, the backward pass comes when the model has
+        # its own ones back.
+        weight, bias = self.output.weight, self.output.bias
+        parts = [
+            checkpoint(
+                _block_scores,
+                *(block, predictions, following, weight, bias),
+                activation=ACTIVATIONS[self.activation],
+                blank=self.blank,
+                num_durations=len(self.durations),
+                use_reentrant=False,
             )
-        by_duration = duration.movedim(-1, 0)
-        is_long = [i for i, d in enumerate(self.durations) if d > 0]
-        return Arcs(
-            blanks=blank + by_duration[is_long],
-            labels=label + by_duration,
-            blank_durations=tuple(self.durations[i] for i in is_long),
-            label_durations=self.durations,
+            for block in frames.split(max(1, block_bytes // row_bytes), dim=1)
+        ]
+        blank, label, duration = (torch.cat(blocks, dim=1) for blocks in zip(*parts, strict=True))
+        return LatticeScores(blank=blank, label=label, duration=duration, durations=self.durations)
+
+    def axis(self) -> Axis:
+        """Return the axis of the units between both projections and the output."""
+        rows = (
+            Slice(tensor=f"{self.name}.{side}.{tensor}", dim=0)
+            for side in ("encoder", "predictor")
+            for tensor in ("weight", "bias")
         )
+        reader = Slice(tensor=f"{self.name}.output.weight", dim=1, is_scaled=True)
+        return Axis(
+            name=self.name,
+            kind="joint",
+            size=self.output.in_features,
+            floor=1,
+            slices=(*rows, reader),
+        )
+
+    def width_slices(self) -> tuple[Slice, ...]:
+        # Not scaled: gates have scaled gain and bias of the last norm, which is read here.
+        return (Slice(tensor=f"{self.name}.encoder.weight", dim=1),)
+
+    def predictor_slice(self) -> Slice:
+        """Return the columns that read the predictor."""
+        return Slice(tensor=f"{self.name}.predictor.weight", dim=1, is_scaled=True)
+
+    def cost(
+        self, counts: UnitCounts, predictor_width: Number, *, frames: int, tokens: int, visits: int
+    ) -> Cost:
+        """Return the cost of projecting frames and predictions, and of visits of places."""
+        d, j, outputs = counts["width"], counts[self.name], self.output.out_features
+        return Cost(
+            params=(d + predictor_width + 2) * j + (j + 1) * outputs,
+            flops=2 * j * (frames * d + tokens * predictor_width + visits * outputs),
+        )
+
+
+def _block_scores(
+    frames: Float[Tensor, "batch frames width"],
+    predictions: Float[Tensor, "batch places width"],
+    following: Int[Tensor, "batch places"],
+    weight: Float[Tensor, "outputs width"],
+    bias: Float[Tensor, " outputs"],
+    *,
+    activation: Callable[[Tensor], Tensor],
+    blank: int,
+    num_durations: int,
+) -> tuple[
+    Float[Tensor, "batch frames places"],
+    Float[Tensor, "batch frames places"],
+    Float[Tensor, "batch frames places durations"],
+]:
+    """Return log-probabilities of blank, of the following token, and of durations."""
+    logits = F.linear(activation(frames[:, :, None] + predictions[:, None]), weight, bias)
+    # Sums over a vocabulary need more digits than autocast's types have.
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    of_tokens, of_durations = logits.split([len(bias) - num_durations, num_durations], dim=-1)
+    total = of_tokens.logsumexp(-1)
+    index = following[:, None, :, None].expand(-1, of_tokens.shape[1], -1, 1)
+    label = of_tokens.gather(-1, index)[..., 0]
+    return of_tokens[..., blank] - total, label - total, of_durations.log_softmax(-1)

@@ -42,6 +42,39 @@ class Arcs:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatticeScores:
+    """Log-probabilities that a transducer gives along a transcript, at each place."""
+
+    blank: Float[Tensor, "batch frames places"]
+    label: Float[Tensor, "batch frames places"]
+    """Of the next token of the transcript; in the last place there is none."""
+    duration: Float[Tensor, "batch frames places durations"]
+    durations: tuple[int, ...]
+    """Of TDT, ascending; none for RNN-T."""
+
+    def arcs(self, *, sigma: float = 0.0) -> Arcs:
+        """Return the lattice's arcs.
+
+        Args:
+            sigma: by which log-probabilities of tokens and blank are lowered. A path of fewer arcs
+                loses less, so TDT learns to prefer long durations.
+        """
+        blank, label = self.blank - sigma, self.label - sigma
+        if not self.durations:
+            return Arcs(
+                blanks=blank[None], labels=label[None], blank_durations=(1,), label_durations=(0,)
+            )
+        by_duration = self.duration.movedim(-1, 0)
+        is_long = [i for i, d in enumerate(self.durations) if d > 0]
+        return Arcs(
+            blanks=blank + by_duration[is_long],
+            labels=label + by_duration,
+            blank_durations=tuple(self.durations[i] for i in is_long),
+            label_durations=self.durations,
+        )
+
+
 def transducer_loss(
     arcs: Arcs,
     num_frames: Int[Tensor, " batch"],
@@ -181,7 +214,7 @@ class _Lattice:
         if self.staying is not None:
             labels.insert(0, beyond[: self.time, :, 1:] + self.staying)
         of_blanks, of_labels = (
-            torch.exp(reached + torch.stack(each)).transpose(1, 2) for each in (blanks, labels)
+            torch.exp(reached + torch.stack(arcs)).transpose(1, 2) for arcs in (blanks, labels)
         )
         return of_blanks, of_labels
 

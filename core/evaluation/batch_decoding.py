@@ -1,15 +1,20 @@
 """Transcripts of a feature store by batches."""
 
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from core.conformer.masking import Folded
+from core.conformer.model import Conformer
+from core.conformer.output import Output
 from core.data.batching import dev_batches
 from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
 from core.decoders.ctc import greedy
+from core.decoders.transducer import Transducer
 from core.evaluation.word_alignment import Decoder, join_words, path_words
 from core.features.spec import NATIVE
 
@@ -29,13 +34,13 @@ def decode_store(
     """Return the transcripts in the store's order; an utterance too short for a frame gets "".
 
     Args:
-        model: a Conformer, or another module that returns its `Output`.
+        model: a Conformer, or another module that returns its `Output` with CTC logits.
         store: features of the utterances.
         tokenizer: of the model.
         device: of the model.
         shortest: frames of features that the model needs for one output frame.
-        decoder: decodes one utterance; by default the best token of each frame is taken, for all
-            utterances of a batch at once.
+        decoder: decodes one utterance from CTC logits; by default the best token of each frame or
+            place is taken, for all utterances of a batch at once.
     """
     model.eval()
     texts = [""] * len(store)
@@ -44,10 +49,10 @@ def decode_store(
             continue  # no utterance has an output frame
         ready = batch.to(device)
         output = model(ready.features, ready.num_frames)
-        log_probabilities = output.logits.float().log_softmax(-1)  # (B, T, V)
         if decoder is None:
-            transcripts = map(tokenizer.decode, greedy(log_probabilities, output.num_frames))
+            transcripts = map(tokenizer.decode, best_tokens(model, output))
         else:
+            log_probabilities = output.logits.float().log_softmax(-1)  # (B, T, V)
             transcripts = map(
                 partial(_decode_utterance, decoder, tokenizer), log_probabilities, output.num_frames
             )
@@ -55,6 +60,54 @@ def decode_store(
         for index, text in zip(batch.indices, transcripts, strict=True):
             texts[index] = text
     return texts
+
+
+def best_tokens(model: nn.Module, output: Output) -> list[list[int]]:
+    """Return each utterance's tokens by greedy decoding: a transducer's, or else the CTC head's."""
+    transducer = getattr(model, "transducer", None)
+    if transducer is None:
+        return greedy(output.logits, output.num_frames)
+    assert isinstance(transducer, Transducer)
+    assert output.encoded is not None
+    by_utterance = transducer.greedy(output.encoded, output.num_frames)
+    return [[symbol.token for symbol in symbols] for symbols in by_utterance]
+
+
+class _Decoding(nn.Module):
+    """A model whose output is what it says."""
+
+    def __init__(self, model: Conformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch mel_frames mels"],
+        num_frames: Int[Tensor, " batch"],
+        closed: AbstractSet[str],
+    ) -> list[list[int]]:
+        return best_tokens(self.model, self.model(features, num_frames, closed))
+
+
+@torch.no_grad()
+def gated_tokens(
+    model: Conformer,
+    features: Float[Tensor, "batch mel_frames mels"],
+    num_frames: Int[Tensor, " batch"],
+    folded: Folded,
+) -> list[list[int]]:
+    """Return each utterance's tokens by greedy decoding with folded tensors.
+
+    Args:
+        model: the model.
+        features: of the batch.
+        num_frames: mel frames of each utterance.
+        folded: tensors under a mask.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in folded.tensors.items()}
+    arguments = (features, num_frames, folded.closed)
+    tokens: list[list[int]] = torch.func.functional_call(_Decoding(model), tensors, arguments)
+    return tokens
 
 
 def _decode_utterance(

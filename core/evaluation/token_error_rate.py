@@ -1,18 +1,16 @@
-"""Token error rate of model outputs on batches: fast, for methods that search."""
+"""Token error rate on batches: fast, for methods that search."""
 
 from collections.abc import Iterable, Sequence
 
-from core.conformer.output import Output
 from core.data.batching import Batch
-from core.decoders.ctc import greedy
 from core.evaluation.wer import word_errors
 
 
-def token_error_rate(outputs: Iterable[tuple[Output, Batch]]) -> float:
-    """Return the errors of greedy decoding per token of the references."""
+def token_error_rate(decoded: Iterable[tuple[list[list[int]], Batch]]) -> float:
+    """Return the errors of decoded tokens per token of the references."""
     references, hypotheses = list[str](), list[str]()
-    for output, batch in outputs:
-        hypotheses += [_text(ids) for ids in greedy(output.logits, output.num_frames)]
+    for tokens, batch in decoded:
+        hypotheses += map(_text, tokens)
         pairs = zip(batch.tokens.tolist(), batch.num_tokens.tolist(), strict=True)
         references += [_text(ids[:count]) for ids, count in pairs]
     return word_errors(references, hypotheses).wer

@@ -93,7 +93,7 @@ def log_probabilities_in_double(
     )
     for block in model.typed_blocks():
         x = _in_double(block)(x, is_frame, distances, frozenset[str]())
-    return cast("Tensor", _in_double(model.head)(x)).log_softmax(-1)
+    return cast("Tensor", _in_double(model.ctc_head)(x)).log_softmax(-1)
 
 
 def _in_double(module: nn.Module) -> nn.Module:

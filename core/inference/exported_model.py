@@ -62,7 +62,7 @@ class GraphNetwork(nn.Module):
         logits = output.logits[:, :: self.frontend_spec.subsampling]
         frames = torch.arange(logits.shape[1])
         is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
-        return Output(logits=logits, is_frame=is_frame, hidden=())
+        return Output(ctc_logits=logits, is_frame=is_frame, hidden=())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -68,4 +68,4 @@ class Graph(nn.Module):
         log_probabilities, num_output_frames = map(torch.from_numpy, self.session.run(None, feed))
         frames = torch.arange(log_probabilities.shape[1])
         is_frame = frames < num_output_frames[:, None]
-        return Output(logits=log_probabilities, is_frame=is_frame, hidden=())
+        return Output(ctc_logits=log_probabilities, is_frame=is_frame, hidden=())

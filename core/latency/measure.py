@@ -135,7 +135,7 @@ def _parts_of(model: Conformer) -> Mapping[Component, list[nn.Module]]:
         "attention": [block.attention for block in blocks],
         "convolution": [block.convolution for block in blocks],
         "norm": [block.norm for block in blocks],
-        "output": [model.head],
+        "output": [model.ctc_head],
     }
     return {part: [m for m in parts if m is not None] for part, parts in modules.items()}
 

@@ -19,6 +19,7 @@ from core.config.trial import TrialConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch
 from core.decoders.ctc import ctc_loss
+from core.evaluation.batch_decoding import best_tokens
 from core.evaluation.token_error_rate import token_error_rate
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -74,7 +75,8 @@ def error(model: Conformer, closed: set[str], labeled: Iterable[Batch]) -> tuple
     model.eval()
     outputs = [(model(batch.features, batch.num_frames, closed), batch) for batch in labeled]
     losses = [float(ctc_loss(o, batch.tokens, batch.num_tokens)) for o, batch in outputs]
-    return token_error_rate(outputs), sum(losses) / len(losses)
+    decoded = ((best_tokens(model, output), batch) for output, batch in outputs)
+    return token_error_rate(decoded), sum(losses) / len(losses)
 
 
 METHOD = InterCTC()

@@ -24,7 +24,7 @@ from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
 from core.pruning.ablation import groups, identity_fold, measure_edits, spread_over_units
-from core.pruning.calibration import Calibration
+from core.pruning.calibration import Calibration, comparison_places
 from core.pruning.scoring import divide_by_cost
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
@@ -56,11 +56,13 @@ class FeatureMoments:
     def __init__(self, model: Conformer, speech: Calibration) -> None:
         self._model = model.eval()
         self._speech = speech
+        # Where a transducer is compared: places of the whole model's lattice.
+        self._places = comparison_places(self._model, speech)
         whole = identity_fold(model)
         with torch.no_grad():
             latents = list(self._latents(whole))
         # The sets are those of the whole model, also when edits are measured.
-        self._sets = [latent.argmax(-1) == 0 for latent in latents]
+        self._sets = [latent[:, : model.vocabulary].argmax(-1) == 0 for latent in latents]
         self._means = self._moments(latents)
 
     @torch.no_grad()
@@ -71,9 +73,11 @@ class FeatureMoments:
         ).sum()
 
     def _latents(self, folded: Folded) -> Iterable[Float[Tensor, "frames vocabulary"]]:
-        for features, num_frames in self._speech:
-            output = gated_forward(self._model, features, num_frames, folded)
-            yield output.logits.float().log_softmax(-1)[output.is_frame]
+        for number, (features, num_frames) in enumerate(self._speech):
+            places = self._places[number] if self._places else None
+            yield gated_forward(
+                self._model, features, num_frames, folded, places=places
+            ).log_probs()
 
     def _moments(
         self, latents: Iterable[Float[Tensor, "_ vocabulary"]]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from core.config.settings import MethodSettings
 from core.conformer.axes import Axis
-from core.conformer.masking import Folded, gated_forward
+from core.conformer.masking import Folded
+from core.evaluation.batch_decoding import gated_tokens
 from core.evaluation.token_error_rate import token_error_rate
 from core.pruning.ablation import Edit, groups, identity_fold, measure_edits, spread_over_units
 from core.pruning.gate_gradients import gate_gradients
@@ -53,7 +54,7 @@ def error_growth(ctx: MethodContext, edits: list[Edit]) -> list[tuple[Edit, floa
 
     def error(folded: Folded) -> Tensor:
         rate = token_error_rate(
-            (gated_forward(student, batch.features, batch.num_frames, folded), batch)
+            (gated_tokens(student, batch.features, batch.num_frames, folded), batch)
             for batch in ctx.labeled
         )
         return torch.tensor(rate)

@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from core.config.settings import MethodSettings
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
+from core.methods.magnitude import magnitudes
 from core.pruning.calibration import Calibration, prunable_consumers
 from core.pruning.sensitivity import (
     SensitivityTable,
@@ -109,8 +109,9 @@ def all_tables(
     for axis in (axis for axis in missing if axis.name not in with_consumer):
         if axis.kind == "width":  # which many layers read
             yield fisher_width_table(model, axis, speech, seed=seed)
-        else:  # a whole module, or a whole block
-            yield measured_table(model, axis, torch.arange(axis.size), speech, levels=levels)
+        else:  # a whole module, a whole block, or units of a transducer
+            order = magnitudes(model, [axis])[axis.name].argsort(stable=True)
+            yield measured_table(model, axis, order, speech, levels=levels)
 
 
 def axes_with_tables(space: Space) -> list[Axis]:

@@ -14,8 +14,8 @@ from core.data.calibration_speech import CalibrationSpeech, SpeechBatch
 from core.data.corpus import SplitName
 from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
-from core.decoders.ctc import greedy
-from core.evaluation.batch_decoding import decode_store
+from core.decoders.places import Places
+from core.evaluation.batch_decoding import best_tokens, decode_store
 from core.evaluation.timer import latency_seconds
 from core.evaluation.wer import word_errors
 from core.inference.recognizer import read_split
@@ -80,6 +80,8 @@ class Comparison:
 
     tokenizer: Tokenizer
     held_out: Sequence[SpeechBatch]
+    places: Sequence[Places | None]
+    """Of each batch: where transducers are compared."""
     log_probs: Sequence[Float[torch.Tensor, "frames vocabulary"]]
     texts: Sequence[str]
     utterance_seconds: float
@@ -95,10 +97,15 @@ class Comparison:
         test: TestSpeech | None = None,
     ) -> "Comparison":
         """Run the unpruned model on held-out speech; latency is of noise of this length."""
-        outputs = [_run(dense.model, dense.tokenizer, batch) for batch in speech.held_out]
+        places = [dense.model.best_places(*batch) for batch in speech.held_out]
+        outputs = [
+            _run(dense.model, dense.tokenizer, *inputs)
+            for inputs in zip(speech.held_out, places, strict=True)
+        ]
         return cls(
             tokenizer=dense.tokenizer,
             held_out=speech.held_out,
+            places=places,
             log_probs=[log_probs for log_probs, _ in outputs],
             texts=[text for _, texts in outputs for text in texts],
             utterance_seconds=utterance_seconds,
@@ -114,7 +121,10 @@ class Comparison:
             folder: of its bundle.
             target: share of the resource that was to be removed.
         """
-        outputs = [_run(model, self.tokenizer, batch) for batch in self.held_out]
+        outputs = [
+            _run(model, self.tokenizer, *inputs)
+            for inputs in zip(self.held_out, self.places, strict=True)
+        ]
         texts = [text for _, texts in outputs for text in texts]
         cost = space.dense_cost(model)
         seconds = latency_seconds(
@@ -148,10 +158,8 @@ class Comparison:
 
 @torch.inference_mode()
 def _run(
-    model: Conformer, tokenizer: Tokenizer, batch: SpeechBatch
-) -> tuple[Float[torch.Tensor, "frames vocabulary"], list[str]]:
-    """Return log-probabilities over real frames, and the text of each window."""
-    output = model(*batch)
-    log_probs = output.logits.float().log_softmax(-1)
-    texts = [tokenizer.decode(ids) for ids in greedy(log_probs, output.num_frames)]
-    return log_probs[output.is_frame], texts
+    model: Conformer, tokenizer: Tokenizer, batch: SpeechBatch, places: Places | None
+) -> tuple[Float[torch.Tensor, "distributions outputs"], list[str]]:
+    """Return log-probabilities at frames or places, and the text of each window."""
+    output = model(*batch, places=places)
+    return output.log_probs(), [tokenizer.decode(ids) for ids in best_tokens(model, output)]

@@ -39,6 +39,7 @@ from core.stages import Announce, be_silent
 
 AXES: tuple[AxisKind, ...] = (
     *("frontend", "width", "head", "inner", "channel", "module", "block", "rank"),
+    *("embedding", "unit", "joint"),
 )
 REQUEST, TABLES, SENSITIVITY = "request.json", "tables.safetensors", "sensitivity.json"
 REMOVE = "--remove"

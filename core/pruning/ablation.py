@@ -55,7 +55,7 @@ def measure_edits(
     model: Conformer, edits: Sequence[Edit], measure: Callable[[Folded], Tensor]
 ) -> Iterator[tuple[Edit, Tensor]]:
     """Yield each edit with the measure of the model under it; the model is not changed."""
-    tensors, axes, device = named_tensors(model), model.axes(), model.head.weight.device
+    tensors, axes, device = named_tensors(model), model.axes(), model.device
     for edit in edits:
         mask = {name: gates.to(device) for name, gates in edit.mask().items()}
         with torch.no_grad():

@@ -8,7 +8,7 @@ are 2 x 134 MB.
 Shapes: N frames, I inputs of a consumer, M mel frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +21,7 @@ from core.conformer.attention import distance_table
 from core.conformer.axes import Axis, Slice
 from core.conformer.masking import Folded
 from core.conformer.model import Conformer
+from core.decoders.places import Places
 from core.pruning.space import Space
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
@@ -49,12 +50,18 @@ class Consumer:
 
 
 def consumers(axes: list[Axis]) -> list[Consumer]:
-    """Return the modules whose columns a gate scales; the residual width has none of its own."""
+    """Return the modules whose columns a gate scales; the residual width has none of its own.
+
+    Those of a transducer are not among them: they are read at places, not at frames.
+    """
     return [
         Consumer(axis=axis, piece=piece)
         for axis in axes
         for piece in axis.slices
-        if piece.is_scaled and piece.dim == 1 and axis.kind != "width"
+        if piece.is_scaled
+        and piece.dim == 1
+        and axis.kind != "width"
+        and not axis.name.startswith("transducer.")
     ]
 
 
@@ -67,6 +74,14 @@ def prunable_consumers(space: Space) -> list[Consumer]:
     """Return the consumers of the axes that may lose units."""
     names = {axis.name for axis in space.units}
     return [c for c in consumers(list(space.axes)) if c.axis.name in names]
+
+
+def comparison_places(model: Conformer, speech: Calibration) -> list[Places]:
+    """Return for each batch where a transducer is compared; none for CTC, at no pass."""
+    if model.transducer is None:
+        return []
+    by_batch = (model.best_places(*batch) for batch in speech)
+    return [places for places in by_batch if places is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +99,8 @@ class ResidualStreams:
     model: Conformer
     folded: Folded
     speech: Calibration
+    places: Sequence[Places] = ()
+    """Of each batch: where a transducer is compared; none for CTC."""
     _batches: list[_Batch] = field(default_factory=list)
 
     @property
@@ -111,7 +128,7 @@ class ResidualStreams:
     def log_probs(
         self, part: str, changed: Mapping[str, Tensor]
     ) -> list[Float[Tensor, "frames vocabulary"]]:
-        """Return each batch's log-probabilities over real frames, computed from a part on.
+        """Return each batch's log-probabilities at frames or places, computed from a part on.
 
         Args:
             part: the next one.
@@ -119,13 +136,29 @@ class ResidualStreams:
         """
         tensors = {**self.folded.tensors, **changed}
         later, log_probs = self.parts[self.parts.index(part) + 1 :], []
-        for batch in self._outputs(part, tensors, _watch_nothing):
+        for number, batch in enumerate(self._outputs(part, tensors, _watch_nothing)):
             x = batch.x
             for name in later:
                 x = self._block(name, replace(batch, x=x), tensors)
-            logits = F.linear(x[batch.is_frame], tensors["head.weight"], tensors["head.bias"])
-            log_probs.append(logits.float().log_softmax(-1))
+            places = self.places[number] if self.places else None
+            log_probs.append(self._decode(x, batch.is_frame, places, tensors))
         return log_probs
+
+    def _decode(
+        self,
+        x: Float[Tensor, "batch time width"],
+        is_frame: Bool[Tensor, "batch time"],
+        places: Places | None,
+        tensors: Mapping[str, Tensor],
+    ) -> Float[Tensor, "distributions outputs"]:
+        if places is None:
+            logits = F.linear(x[is_frame], tensors["head.weight"], tensors["head.bias"])
+            return logits.float().log_softmax(-1)
+        decoder = self.model.transducer
+        assert decoder is not None
+        own = _own_tensors(tensors, decoder.name)
+        output: Tensor = torch.func.functional_call(decoder, own, (x, places))
+        return output
 
     def _outputs(self, part: str, tensors: Mapping[str, Tensor], watch: Watch) -> Iterator[_Batch]:
         if part == "frontend":

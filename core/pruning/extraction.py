@@ -1,7 +1,7 @@
 """Extraction: from a model and a mask to a smaller dense model that computes the same."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from core.conformer.axes import Axis, Mask
 from core.conformer.masking import close_empty_modules, fold, named_tensors
 from core.conformer.model import Conformer
-from core.conformer.shape import BlockShape, Shape
+from core.conformer.shape import BlockShape, Shape, TransducerShape
 from core.pruning.low_rank import build_model, multiply_factors
 
 
@@ -31,7 +31,7 @@ def extract_factored(model: Conformer, mask: Mask) -> Conformer:
     One block is folded at a time, so memory holds the two models and at most one block more.
     """
     axes = model.axes()
-    floats = {name: values.to(model.head.weight) for name, values in mask.items()}
+    floats = {name: values.to(model.frontend.linear.weight) for name, values in mask.items()}
     block_numbers = open_blocks(model.shape, floats)
     tensors: dict[str, Tensor] = {}
     # Phase 1: fold and narrow part by part, under the names that tensors have in the small model.
@@ -95,6 +95,7 @@ def extracted_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         sub3=count_open("frontend.sub3", shape.sub3),
         width=count_open("width", shape.width),
         blocks=blocks,
+        transducer=shape.transducer and _transducer_shape(shape.transducer, count_open),
     )
     # A factored layer leaves with its module, and its rank with it.
     existing = set(small.linears())
@@ -102,6 +103,20 @@ def extracted_shape(shape: Shape, axes: list[Axis], mask: Mask) -> Shape:
         small_name(n, remaining): count_open(f"{n}.rank", rank) for n, rank in shape.ranks.items()
     }
     return replace(small, ranks={n: rank for n, rank in named.items() if n in existing})
+
+
+def _transducer_shape(
+    shape: TransducerShape, count_open: Callable[[str, int], int]
+) -> TransducerShape:
+    predictor = "transducer.predictor"
+    return replace(
+        shape,
+        embedding=count_open(f"{predictor}.embedding", shape.embedding),
+        units=tuple(
+            count_open(f"{predictor}.layers.{i}", size) for i, size in enumerate(shape.units)
+        ),
+        joint=count_open("transducer.joint", shape.joint),
+    )
 
 
 def open_blocks(shape: Shape, mask: Mask) -> tuple[int, ...]:

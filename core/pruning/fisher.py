@@ -27,7 +27,7 @@ Watch = Callable[[], AbstractContextManager[list[Tensor]]]
 def output_fisher(
     model: Conformer, modules: Sequence[str], speech: Calibration, *, seed: int
 ) -> tuple[dict[str, Float[Tensor, "_ _"]], int]:
-    """Return the sum of g g^T over each module's output rows, and the number of frames.
+    """Return the sum of g g^T over each module's output rows, and the number of distributions.
 
     Args:
         model: evaluated as it is.
@@ -37,21 +37,21 @@ def output_fisher(
     """
     watched = [model.get_submodule(name) for name in modules]
     sums: dict[str, Tensor] = {}
-    num_frames = 0
-    for _, gradients, is_frame in label_gradients(
+    total = 0
+    for _, gradients, _, count in label_gradients(
         model, speech, lambda: watch_outputs(watched), seed=seed
     ):
-        num_frames += int(is_frame.sum())
+        total += count
         for name, module, gradient in zip(modules, watched, gradients, strict=True):
             rows = _rows(module, gradient)
             sums[name] = sums.get(name, 0) + rows.T @ rows
-    return sums, num_frames
+    return sums, total
 
 
 def label_gradients(
     model: Conformer, speech: Calibration, watch: Watch, *, seed: int
-) -> Iterator[tuple[list[Tensor], tuple[Tensor, ...], Bool[Tensor, "batch time"]]]:
-    """Yield watched tensors, the gradients of -log p(label) by them, and which frames are real.
+) -> Iterator[tuple[list[Tensor], tuple[Tensor, ...], Bool[Tensor, "batch time"], int]]:
+    """Yield watched tensors, gradients of -log p(label), real frames, and the number of labels.
 
     Args:
         model: evaluated as it is.
@@ -65,15 +65,26 @@ def label_gradients(
     # The front end makes of 4 or 8 mel frames one.
     most_frames = round(8 * MOST_ACTIVATIONS / entries)
     for features, lengths in split_batches(speech, most_frames=most_frames):
+        places = model.best_places(features, lengths)
         with torch.enable_grad(), watch() as tensors:
-            output = model(features.detach().requires_grad_(), lengths)
-            log_probs = output.logits.float().log_softmax(-1)[output.is_frame]
-            labels = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator)
-            loss = -log_probs.gather(1, labels.to(log_probs.device)).sum()
+            output = model(features.detach().requires_grad_(), lengths, places=places)
+            log_probs = output.log_probs()
+            # Of tokens, and of a transducer's durations: one label of each.
+            kinds = log_probs.split([model.vocabulary, log_probs.shape[1] - model.vocabulary], 1)
+            drawn = [_drawn(kind, generator) for kind in kinds if kind.shape[1]]
+            loss = -torch.stack(drawn).sum()
             gradients = torch.autograd.grad(
                 loss, tensors, allow_unused=True, materialize_grads=True
             )
-        yield tensors, gradients, output.is_frame
+        yield tensors, gradients, output.is_frame, len(log_probs)
+
+
+def _drawn(
+    log_probs: Float[Tensor, "distributions labels"], generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """Return the sum of the log-probabilities of labels that are drawn from the distributions."""
+    labels = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator)
+    return log_probs.gather(1, labels.to(log_probs.device)).sum()
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def gate_gradients(
         loss: of the folded model on a batch.
         mask: gates at which gradients are taken; open by default.
     """
-    device = model.head.weight.device
+    device = model.device
     gates = {
         axis.name: mask.get(axis.name, torch.ones(axis.size)).to(device).clone().requires_grad_()
         for axis in axes

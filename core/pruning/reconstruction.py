@@ -41,7 +41,7 @@ def extract_and_reconstruct(
             `sequential` then refits all modules in order (`core/pruning/sequential.py`).
         speech: on which the consumers' inputs are measured.
     """
-    device = model.head.weight.device
+    device = model.device
     choice = {name: units.to(device) for name, units in choice.items()}
     # Phase 1: the outputs to preserve are those of all units, at the reference's soft gates; those
     # of the mask are the same gates with the removed units at 0.
@@ -94,7 +94,8 @@ def _reconstruct_streams(
     units = {
         new: indices(name)
         for name in choice
-        if name.startswith("blocks.") and (new := small_name(name, blocks)) is not None
+        if name.startswith(("blocks.", "transducer."))
+        and (new := small_name(name, blocks)) is not None
     }
     remaining_units = Remaining(
         width=indices("width"),

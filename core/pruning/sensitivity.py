@@ -32,11 +32,13 @@ from core.config.pruning import Resource
 from core.conformer.axes import Axis
 from core.conformer.masking import Folded, fold, named_tensors
 from core.conformer.model import Conformer
+from core.decoders.places import Places
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import (
     Calibration,
     Consumer,
     ResidualStreams,
+    comparison_places,
     gram_watch,
     iterate_grams,
     prunable_consumers,
@@ -132,8 +134,9 @@ def measured_tables(
     model.eval()
     whole, tensors = identity_fold(model), named_tensors(model)
     targets = prunable_consumers(space)
-    streams = ResidualStreams(model=model, folded=whole, speech=speech)
-    expected = _all_log_probs(model, whole, speech)
+    places = comparison_places(model, speech)
+    streams = ResidualStreams(model=model, folded=whole, speech=speech, places=places)
+    expected = _all_log_probs(model, whole, speech, places)
     for part in streams.parts:
         own = [consumer for consumer in targets if consumer.part == part]
         grams: dict[str, Tensor] = {}
@@ -238,20 +241,21 @@ def measured_table(
         levels: how many numbers of removed units are measured.
     """
     model.eval()
-    expected = _all_log_probs(model, identity_fold(model), speech)
+    places = comparison_places(model, speech)
+    expected = _all_log_probs(model, identity_fold(model), speech, places)
     counts, increases = level_counts(axis, levels), []
     for count in counts:
-        gates = torch.ones(axis.size, device=model.head.weight.device)
+        gates = torch.ones(axis.size, device=model.device)
         gates[order[:count]] = 0
         folded = fold(named_tensors(model), model.axes(), {axis.name: gates})
-        increases.append(mean_kl(expected, _all_log_probs(model, folded, speech)))
+        increases.append(mean_kl(expected, _all_log_probs(model, folded, speech, places)))
     return _measured(axis, order, counts, increases)
 
 
 def _all_log_probs(
-    model: Conformer, folded: Folded, speech: Calibration
+    model: Conformer, folded: Folded, speech: Calibration, places: Sequence[Places]
 ) -> list[Float[Tensor, "_ vocabulary"]]:
-    streams = ResidualStreams(model=model, folded=folded, speech=speech)
+    streams = ResidualStreams(model=model, folded=folded, speech=speech, places=places)
     return streams.log_probs(streams.parts[0], {})
 
 

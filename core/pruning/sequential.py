@@ -48,7 +48,7 @@ class Remaining:
     width: Int[Tensor, " width"]
     blocks: tuple[int, ...]
     units: dict[str, Int[Tensor, " _"]]
-    """Units of each axis of a block, by the axis's name in the unpruned model."""
+    """Units of each axis of a block or a decoder, by the axis's name in the unpruned model."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,10 +101,7 @@ def reconstruct_streams(
             for stream in streams:
                 stream.whole = block.norm(stream.whole)
                 stream.small = stream.small if own is None else own.norm(stream.small)
-        fit = _LeastSquares(small.head, ridge)
-        for stream in streams:
-            fit.add(stream.small[stream.is_frame], whole.head(stream.whole[stream.is_frame]))
-        fit.solve()
+        _reconstruct_decoders(small, whole, remaining, streams, ridge)
 
 
 def _reconstruct_frontend(
@@ -128,6 +125,29 @@ def _reconstruct_frontend(
     for stream, x in zip(streams, inputs, strict=True):
         stream.small = small.frontend.linear(x)
     return streams
+
+
+def _reconstruct_decoders(
+    small: Conformer,
+    whole: Conformer,
+    remaining: Remaining,
+    streams: Sequence[_Stream],
+    ridge: float,
+) -> None:
+    """Refit what reads the last frames: the CTC head, and a transducer's projection of frames."""
+    layers: list[tuple[nn.Linear, nn.Linear, Tensor | slice]] = []
+    if small.head is not None and whole.head is not None:
+        layers.append((small.head, whole.head, slice(None)))
+    if small.transducer is not None and whole.transducer is not None:
+        joint = whole.transducer.joint
+        units = remaining.units[joint.name]
+        layers.append((small.transducer.joint.encoder, joint.encoder, units))
+    for layer, reader, rows in layers:
+        fit = _LeastSquares(layer, ridge)
+        for stream in streams:
+            targets = reader(stream.whole[stream.is_frame])[:, rows]
+            fit.add(stream.small[stream.is_frame], targets)
+        fit.solve()
 
 
 def _reconstruct_part(

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from core.config.pruning import AxisKind, Resource
-from core.conformer.axes import Axis, Cost, Mask, Number, enclosing_axes
+from core.conformer.axes import Axis, Cost, Mask, Number, enclosing_axes, square_name
 from core.conformer.masking import close_empty_modules
 from core.conformer.model import Conformer
 from core.pruning.latency_table import LatencyTable
@@ -98,11 +98,18 @@ class Space:
         """Return the expected cost of independent gates that are open with these probabilities.
 
         Costs are multilinear in the gates, so the expectation of a product is the product of
-        expectations.
+        expectations. Units of an LSTM read themselves: their expected square is stated, too.
         """
         # Three inner units at 0.5 in a module at 0.8: 0.8 * 1.5 d expected weights of `up`, as
         # gates are independent.
-        return self.counted_cost({name: p.sum() for name, p in mask.items()})
+        numbers = {name: p.sum() for name, p in mask.items()}
+        squares = {
+            square_name(axis.name): numbers[axis.name].square()
+            + (mask[axis.name] * (1 - mask[axis.name])).sum()
+            for axis in self.axes
+            if axis.kind == "unit" and axis.name in mask
+        }
+        return self.counted_cost(numbers | squares)
 
     def counted_cost(self, counts: Mapping[str, Number]) -> Cost:
         """Return the cost of these numbers of units by axis; axes not named are whole."""

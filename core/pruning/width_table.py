@@ -83,14 +83,14 @@ def fisher_width_table(
 
 
 def _reader_sums(model: Conformer, speech: Calibration, *, seed: int) -> tuple[list[_Sums], int]:
-    """Return the sums of all readers over real frames, and the number of these."""
+    """Return the sums of all readers over real frames, and the number of distributions."""
     norms = reader_norms(model)
     sums = [_Sums.zeros(model.shape.width + 1) for _ in norms]
     total = 0
-    for outputs, gradients, is_frame in label_gradients(
+    for outputs, gradients, is_frame, count in label_gradients(
         model, speech, lambda: watch_outputs(norms), seed=seed
     ):
-        total += int(is_frame.sum())
+        total += count
         for reader, x, gradient in zip(sums, outputs, gradients, strict=True):
             reader.add(x.detach()[is_frame], gradient[is_frame])
     return sums, total

@@ -19,8 +19,11 @@ from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.conformer.output import Output
 from core.data.batching import Batch
-from core.decoders.ctc import ctc_loss
+from core.decoders.task_loss import lattice_divergence, task_loss
 from core.distributed import part_of_mean, whole
+
+Transcripts = tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]
+"""Tokens, and how many there are of each utterance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +58,7 @@ class Distillation(nn.Module):
         student: Student,
         *,
         targets: Output | None = None,
+        transcripts: Transcripts | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the losses `logit` and `layer`, without those of weight 0.
 
@@ -64,16 +68,16 @@ class Distillation(nn.Module):
             student: its output on this batch.
             targets: the teacher's output on this batch, where several students share it; it is
                 computed if None.
+            transcripts: tokens and their numbers, along which transducers are compared.
         """
         config = self.config
-        targets = targets or self.teacher_output(features, num_frames)
+        tokens, num_tokens = transcripts or (None, None)
+        targets = targets or self.teacher_output(features, num_frames, tokens)
         if targets is None:
             return {}
         terms = {}
         if config.logit_weight > 0:
-            terms["logit"] = logit_loss(
-                student.output.logits, targets.logits, targets.is_frame, config.temperature
-            )
+            terms["logit"] = self._output_loss(targets, student.output, num_tokens)
         if config.layer_weight > 0:
             terms["layer"] = self._layer_loss(targets, student)
         return terms
@@ -83,11 +87,12 @@ class Distillation(nn.Module):
         self,
         features: Float[Tensor, "batch mel_frames mels"],
         num_frames: Int[Tensor, " batch"],
+        tokens: Int[Tensor, "batch tokens"] | None = None,
     ) -> Output | None:
         """Return the teacher's output, or None if all terms have a weight of 0."""
         if self.config.logit_weight == 0 and self.config.layer_weight == 0:
             return None
-        output: Output = self.teacher(features, num_frames)
+        output: Output = self.teacher(features, num_frames, tokens=tokens)
         return output
 
     def train(self, mode: bool = True) -> "Distillation":  # noqa: FBT001, FBT002 - torch's signature
@@ -95,6 +100,19 @@ class Distillation(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def _output_loss(
+        self, targets: Output, output: Output, num_tokens: Int[Tensor, " batch"] | None
+    ) -> Float[Tensor, ""]:
+        """Return the divergence of what decoders give: the sum over the decoders."""
+        terms = []
+        if output.ctc_logits is not None and targets.ctc_logits is not None:
+            temperature = self.config.temperature
+            terms.append(logit_loss(output.logits, targets.logits, targets.is_frame, temperature))
+        if output.lattice and targets.lattice and num_tokens is not None:
+            lattices = (output.lattice, targets.lattice)
+            terms.append(lattice_divergence(*lattices, targets.num_frames, num_tokens))
+        return torch.stack(terms).sum()
 
     def _layer_loss(self, targets: Output, student: Student) -> Float[Tensor, ""]:
         layers = target_layers(len(targets.hidden), self.config.layers)
@@ -195,10 +213,10 @@ def logit_loss(
 
 
 def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]:
-    """Return a function that computes the CTC loss of a model under gates on a batch."""
+    """Return a function that computes the task's loss of a model under gates on a batch."""
 
     def loss(folded: Folded, batch: Batch) -> Float[Tensor, ""]:
-        output = gated_forward(model, batch.features, batch.num_frames, folded)
-        return ctc_loss(output, batch.tokens, batch.num_tokens)
+        output = gated_forward(model, batch.features, batch.num_frames, folded, tokens=batch.tokens)
+        return task_loss(output, batch.tokens, batch.num_tokens)
 
     return loss

@@ -52,7 +52,7 @@ class Boosted(nn.Module):
         self.new = extend_vocabulary(old, vocabulary)
         # Columns for the second encoder and rows for new tokens are 0: at first the fused head
         # gives the old logits, and 0 for new tokens.
-        self.head = extend_head(old.head, inputs=2 * old.shape.width, outputs=vocabulary)
+        self.head = extend_head(old.ctc_head, inputs=2 * old.shape.width, outputs=vocabulary)
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
@@ -66,7 +66,7 @@ class Boosted(nn.Module):
             old = self.old(features, num_frames)
         new = self.new(features, num_frames)
         both = torch.cat((old.hidden[-1], new.hidden[-1]), dim=-1)  # (B, T, 2 D)
-        return BoostedOutputs(fused=replace(old, logits=self.head(both)), new=new, old=old)
+        return BoostedOutputs(fused=replace(old, ctc_logits=self.head(both)), new=new, old=old)
 
     def train(self, mode: bool = True) -> "Boosted":  # noqa: FBT001, FBT002 - torch's signature
         """Keep the old model in evaluation mode, so that its statistics do not change."""
@@ -130,7 +130,7 @@ class Boosting:
                     target = self.teacher(batch.features, batch.num_frames).logits
             fused = outputs.fused.logits
             # Divided by its weight, a rare token's logit must be that much larger to be as likely.
-            divided = replace(outputs.fused, logits=fused / self.class_weights.to(device))
+            divided = replace(outputs.fused, ctc_logits=fused / self.class_weights.to(device))
             tasks = [
                 ctc_loss(output, batch.tokens, batch.num_tokens)
                 for output in (divided, outputs.new)
@@ -312,7 +312,7 @@ def extend_vocabulary(model: Conformer, vocabulary: int) -> Conformer:
     """Return a copy with head rows for more tokens; its outputs for old tokens do not change."""
     extended = clone(model)
     extended.shape = replace(model.shape, vocabulary=vocabulary)
-    extended.head = extend_head(model.head, inputs=model.shape.width, outputs=vocabulary)
+    extended.head = extend_head(model.ctc_head, inputs=model.shape.width, outputs=vocabulary)
     return extended
 
 

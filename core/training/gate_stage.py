@@ -19,7 +19,7 @@ from core.conformer.masking import Folded, fold, gated_forward, kept_unit_indice
 from core.conformer.model import Conformer
 from core.conformer.output import Output
 from core.data.batching import Batch
-from core.decoders.ctc import ctc_loss
+from core.decoders.task_loss import task_loss
 from core.distributed import part_of_same
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.report import Report, Stage
@@ -216,13 +216,19 @@ def masked_losses(
     model, distillation = ctx.student, ctx.distillation
     with autocast(batch.features.device, ctx.config.runtime.precision):
         folded = fold(named_tensors(model), ctx.space.axes, mask, narrow_from=narrow_from)
-        output = gated_forward(model, batch.features, batch.num_frames, folded)
-        task = ctc_loss(output, batch.tokens, batch.num_tokens)
+        output = gated_forward(model, batch.features, batch.num_frames, folded, tokens=batch.tokens)
+        task = task_loss(output, batch.tokens, batch.num_tokens)
         whole = torch.ones(model.shape.width, device=ctx.device)
         # The residual width is always narrowed: hidden states have open units alone.
         width = kept_unit_indices(mask.get("width", whole))
         student = Student(output=output, width=width, is_active=active_blocks(model, folded))
-        terms = distillation.losses(batch.features, batch.num_frames, student, targets=targets)
+        terms = distillation.losses(
+            batch.features,
+            batch.num_frames,
+            student,
+            targets=targets,
+            transcripts=(batch.tokens, batch.num_tokens),
+        )
     return weighted_total({"task": task, **terms}, distillation)
 
 

@@ -68,7 +68,8 @@ class InterCTC:
         if self.weight == 0:
             return {"total": task, "task": task}
         middle = [
-            replace(output, logits=model.head(output.hidden[layer - 1])) for layer in self.layers
+            replace(output, ctc_logits=model.ctc_head(output.hidden[layer - 1]))
+            for layer in self.layers
         ]
         intermediate_losses = [ctc_loss(early, batch.tokens, batch.num_tokens) for early in middle]
         intermediate = torch.stack(intermediate_losses).mean()

@@ -17,7 +17,7 @@ from torch import Tensor
 from core.config.trial import AugmentConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch, TrainBatches
-from core.decoders.ctc import ctc_loss
+from core.decoders.task_loss import task_loss
 from core.distributed import ALONE, Ranks, together
 from core.evaluation.evaluator import Evaluator
 from core.features.kaldi import spec_augment
@@ -289,8 +289,8 @@ class DenseStage:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.features.device, self.precision):
             skipped = sample_skips(self.model)
-            output = self.forward(batch.features, batch.num_frames, skipped)
-            task = ctc_loss(output, batch.tokens, batch.num_tokens)
+            output = self.forward(batch.features, batch.num_frames, skipped, batch.tokens)
+            task = task_loss(output, batch.tokens, batch.num_tokens)
             if self.taught is None:
                 return self.interctc.losses(task, self.model, output, batch)
             distillation = self.taught.distillation
@@ -298,7 +298,12 @@ class DenseStage:
             is_active = tuple(bool(block.parts()) for block in self.model.typed_blocks())
             blocks = self.taught.blocks
             student = Student(output=output, width=width, is_active=is_active, blocks=blocks)
-            terms = distillation.losses(batch.features, batch.num_frames, student)
+            terms = distillation.losses(
+                batch.features,
+                batch.num_frames,
+                student,
+                transcripts=(batch.tokens, batch.num_tokens),
+            )
         return weighted_total({"task": task, **terms}, distillation)
 
     def evaluate(self) -> Report:

@@ -81,7 +81,9 @@ class Nested:
         """Yield each size's part of the mean over sizes."""
         ctx = self.ctx
         with autocast(batch.features.device, ctx.config.runtime.precision):
-            targets = ctx.distillation.teacher_output(batch.features, batch.num_frames)
+            targets = ctx.distillation.teacher_output(
+                batch.features, batch.num_frames, batch.tokens
+            )
         for mask in masks:
             losses = masked_losses(ctx, mask, batch, targets=targets)
             yield {name: loss / len(masks) for name, loss in losses.items()}

@@ -281,6 +281,8 @@ def _show(table: Table, folder: Path, values: Mapping[str, Any]) -> None:
     print_table(table)
     smallest = f"{folder}/{values['models'][-1]['folder']}"
     out.print(f"page        {folder}/front.html", markup=False)
-    out.print(f"transcribe  conformer-sweep transcribe {smallest} FILE", markup=False)
-    out.print(f"export      conformer-sweep export {smallest} --to onnx --out FOLDER", markup=False)
+    if read_json(Path(smallest) / "shape.json").get("has_ctc", True):  # others are not exported yet
+        out.print(f"transcribe  conformer-sweep transcribe {smallest} FILE", markup=False)
+        onnx = f"export {smallest} --to onnx --out FOLDER"
+        out.print(f"export      conformer-sweep {onnx}", markup=False)
     out.print(f'tune        [trial.teacher] bundle = "{smallest}"', markup=False)

@@ -12,14 +12,27 @@ from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.files import sha256_file
 from core.pruning.extraction import extract
-from core.testing import SHAPE, deeper, ragged_speech, random_mask, small_model, with_factors
+from core.testing import (
+    SHAPE,
+    deeper,
+    ragged_speech,
+    random_mask,
+    small_model,
+    with_factors,
+    with_transducer,
+)
 
 TEXTS = ["one two three", "two three four", "four one"]
 
 
 @pytest.fixture(
-    params=[SHAPE, with_factors(SHAPE), deeper(2, linear_features=6)],
-    ids=["dense", "factored", "linear attention"],
+    params=[
+        SHAPE,
+        with_factors(SHAPE),
+        deeper(2, linear_features=6),
+        with_transducer(SHAPE, "lstm tdt", has_ctc=True),
+    ],
+    ids=["dense", "factored", "linear attention", "hybrid"],
 )
 def bundle_and_model(tmp_path, request):
     config = CorpusConfig(tokens="word", vocabulary=20)

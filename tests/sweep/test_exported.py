@@ -124,6 +124,7 @@ def test_the_commands_hear_in_an_export_what_they_hear_in_its_bundle(home, run, 
     assert [row["hypothesis"] for row in rows] == [row["against_hypothesis"] for row in rows]
 
 
+@pytest.mark.long
 def test_a_runtime_hears_in_a_bundle_what_it_hears_in_the_export(home, run, corpus):
     for runtime in ("onnxruntime", "int8"):
         texts = [

@@ -65,7 +65,7 @@ class Inference(nn.Module):
         self.min_features = min_features(self.frontend_spec)
         self.positions = Positions(model.shape.position_width)
         self.blocks = nn.ModuleList(FlatBlock(block) for block in model.typed_blocks())
-        self.head = model.head
+        self.head = model.ctc_head
         self.eval()
 
     def forward(

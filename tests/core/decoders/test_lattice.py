@@ -197,8 +197,8 @@ def test_blocks_of_frames_give_what_all_frames_give(durations, block_bytes):
     for size in (block_bytes, 2**30):
         joint.zero_grad()
         encoded.grad = predicted.grad = None
-        arcs = joint.arcs(encoded, predicted, tokens, sigma=0.05, block_bytes=size)
-        loss = transducer_loss(arcs, *lengths).sum()
+        scores = joint.scores(encoded, predicted, tokens, block_bytes=size)
+        loss = transducer_loss(scores.arcs(sigma=0.05), *lengths).sum()
         loss.backward()
         each = [encoded.grad, predicted.grad, *(p.grad for p in joint.parameters())]
         grads.append([loss.detach(), *(g.clone() for g in each)])
@@ -220,7 +220,7 @@ def test_rnnt_is_that_of_torchaudio():
         reduction="none",
         fused_log_softmax=True,
     )
-    loss = transducer_loss(joint.arcs(encoded, predicted, tokens), *lengths)
+    loss = transducer_loss(joint.scores(encoded, predicted, tokens).arcs(), *lengths)
 
     torch.testing.assert_close(loss.float(), expected, atol=1e-5, rtol=1e-6)
     found, right = (
@@ -240,7 +240,7 @@ def test_tdt_is_that_of_transformers(sigma):
     expected = theirs.tdt_loss(
         logits, of_durations, tokens, *lengths, blank, [*durations], sigma=sigma, reduction="none"
     )
-    loss = transducer_loss(joint.arcs(encoded, predicted, tokens, sigma=sigma), *lengths)
+    loss = transducer_loss(joint.scores(encoded, predicted, tokens).arcs(sigma=sigma), *lengths)
 
     torch.testing.assert_close(loss, expected.double(), atol=1e-5, rtol=1e-6)
     found, right = (
@@ -254,8 +254,8 @@ def test_under_autocast_the_loss_stays_near():
     joint, encoded, predicted, tokens, lengths = made_joint()
     joint, encoded, predicted = joint.float(), encoded.float(), predicted.float()
 
-    exact = transducer_loss(joint.arcs(encoded, predicted, tokens), *lengths)
+    exact = transducer_loss(joint.scores(encoded, predicted, tokens).arcs(), *lengths)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = transducer_loss(joint.arcs(encoded, predicted, tokens), *lengths)
+        rough = transducer_loss(joint.scores(encoded, predicted, tokens).arcs(), *lengths)
 
     torch.testing.assert_close(rough, exact, atol=0, rtol=0.02)

@@ -39,7 +39,7 @@ def test_without_any_unit_every_reader_gives_its_mean_and_the_table_says_what_th
 
     norms, frames = reader_norms(model), 0
     inputs, gradients = [[] for _ in norms], [[] for _ in norms]
-    for outputs, grads, is_frame in label_gradients(
+    for outputs, grads, is_frame, _ in label_gradients(
         model, speech(), lambda: watch_outputs(norms), seed=0
     ):
         frames += int(is_frame.sum())

@@ -154,7 +154,7 @@ def test_ctc_costs_nothing_where_the_words_are_said_and_much_where_others_are():
     path = torch.tensor([[1, 0, 1, 2, 2], [3, 3, 0, 1, 1]])
     logits = 20 * torch.nn.functional.one_hot(path, 4).float()
     is_frame = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    output = Output(logits=logits, is_frame=is_frame, hidden=())
+    output = Output(ctc_logits=logits, is_frame=is_frame, hidden=())
 
     right = ctc_loss(output, torch.tensor([[1, 1, 2], [3, 0, 0]]), torch.tensor([3, 1]))
     wrong = ctc_loss(output, torch.tensor([[1, 1, 3], [3, 0, 0]]), torch.tensor([3, 1]))

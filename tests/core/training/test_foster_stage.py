@@ -9,6 +9,7 @@ from core.config.pruning import PruningConfig
 from core.config.trial import BoostingConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch
+from core.evaluation.batch_decoding import best_tokens
 from core.evaluation.token_error_rate import token_error_rate
 from core.methods.magnitude import magnitudes
 from core.pruning.extraction import as_mask, extract
@@ -197,7 +198,9 @@ def halved(model):
 def error(model, tokens):
     batches = [make_patterned_speech(32, seed=90 + i, tokens=tokens) for i in range(4)]
     model.eval()
-    return token_error_rate([(model(b.features, b.num_frames), b) for b in batches])
+    return token_error_rate(
+        [(best_tokens(model, model(b.features, b.num_frames)), b) for b in batches]
+    )
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 6])

@@ -105,6 +105,7 @@ def test_a_sweep_runs_and_is_extended_with_its_ledger_on_a_server(make, postgres
     assert not (folder / "ledger.db").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_that_cannot_be_fails_in_one_line_and_alone(make):
     folder = make(

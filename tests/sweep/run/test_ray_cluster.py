@@ -155,6 +155,7 @@ LABELS = """
 """
 
 
+@pytest.mark.long
 def test_trials_go_to_the_machines_with_their_labels(cluster):
     number = cluster.add_node(labels={"kind": "big"})
     try:

@@ -73,6 +73,7 @@ def test_an_export_leaves_nothing_half_written_and_chance_as_it_was(tmp_path):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_graph_with_its_weights_beside_it_computes_the_same_in_any_folder(tmp_path):
     model = small_model()

@@ -1,0 +1,81 @@
+"""The loss by which a model learns to recognize: of its CTC head, of its transducer, or of both."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from core.conformer.output import Output
+from core.decoders.ctc import ctc_loss
+from core.decoders.lattice import LatticeScores, transducer_loss
+from core.distributed import part_of_mean
+
+CTC_WEIGHT = 0.3
+"""Share of a CTC head beside a transducer; NeMo's hybrids have the same."""
+
+
+def task_loss(
+    output: Output, tokens: Int[Tensor, "batch tokens"], num_tokens: Int[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """Return the mean over utterances of the loss per token.
+
+    Args:
+        output: of a forward pass, with the transcripts if the model has a transducer.
+        tokens: transcripts.
+        num_tokens: of each transcript.
+    """
+    if output.lattice is None:
+        return ctc_loss(output, tokens, num_tokens)
+    losses = transducer_loss(output.lattice.arcs(), output.num_frames, num_tokens)
+    # An utterance without words has a loss, too: that of saying blank at every frame.
+    mean = part_of_mean((losses / num_tokens.clamp(min=1)).mean(), len(num_tokens))
+    if output.ctc_logits is None:
+        return mean
+    return (1 - CTC_WEIGHT) * mean + CTC_WEIGHT * ctc_loss(output, tokens, num_tokens)
+
+
+def lattice_divergence(
+    student: LatticeScores,
+    teacher: LatticeScores,
+    num_frames: Int[Tensor, " batch"],
+    num_tokens: Int[Tensor, " batch"],
+) -> Float[Tensor, ""]:
+    """Return the KL divergence of the student from the teacher, the mean over places.
+
+    Three classes are compared at each place: blank, the next token, and all others (Panchapagesan
+    et al., arXiv 2011.06110); for TDT the durations, too.
+
+    Args:
+        student: its scores along the transcripts.
+        teacher: its scores along the same transcripts.
+        num_frames: of each utterance.
+        num_tokens: of each transcript.
+    """
+    device, (_, time, places) = student.blank.device, student.blank.shape
+    is_frame = torch.arange(time, device=device) < num_frames[:, None]
+    is_place = torch.arange(places, device=device) <= num_tokens[:, None]
+    inside = is_frame[:, :, None] & is_place[:, None]  # (B, T, P)
+    own, target = (_three_classes(scores, num_tokens)[inside] for scores in (student, teacher))
+    divergence = F.kl_div(own, target, reduction="sum", log_target=True)
+    if student.durations:
+        divergence = divergence + F.kl_div(
+            student.duration[inside], teacher.duration[inside], reduction="sum", log_target=True
+        )
+    return part_of_mean(divergence / inside.sum().clamp(min=1), inside.sum())
+
+
+def _three_classes(
+    scores: LatticeScores, num_tokens: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch frames places 3"]:
+    """Return log-probabilities of blank, of the next token, and of all other tokens."""
+    blank, label = scores.blank, scores.label
+    # The last place has no next token: its class is as good as empty.
+    has_next = torch.arange(blank.shape[2], device=blank.device) < num_tokens[:, None, None]
+    label = torch.where(has_next, label, LEAST)
+    # A difference from 1 of less than rounding would be log(0).
+    rest = (1 - blank.exp() - label.exp()).clamp(min=torch.finfo(blank.dtype).eps).log()
+    return torch.stack((blank, label, rest), -1)
+
+
+LEAST = -30.0
+"""Log-probability of a class that is never taken."""
