@@ -6,7 +6,7 @@ field. Each method with settings of its own has a table here under its name.
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, create_model, model_serializer
 from pydantic import model_validator as validator
@@ -70,19 +70,7 @@ class PruningConfig(_MethodTables):
     """More shares to remove, each an outcome of the same trial, by methods whose one search serves
     every budget; methods that learn for one budget do not read them."""
     axes: list[AxisKind] = Field(
-        [
-            "frontend",
-            "width",
-            "head",
-            "inner",
-            "channel",
-            "module",
-            "rank",
-            "embedding",
-            "unit",
-            "joint",
-        ],
-        min_length=1,
+        [kind for kind in get_args(AxisKind) if kind != "block"], min_length=1
     )
     """Kinds of units that may be removed; only factored models have `rank`, and only transducers
     the last three, of which `unit` are those of an LSTM; `interctc` removes blocks."""

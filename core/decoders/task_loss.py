@@ -12,6 +12,8 @@ from core.distributed import part_of_mean
 
 CTC_WEIGHT = 0.3
 """Share of a CTC head beside a transducer; NeMo's hybrids have the same."""
+LEAST = -30.0
+"""Log-probability of a class that is never taken."""
 
 
 def task_loss(
@@ -75,7 +77,3 @@ def _three_classes(
     # A difference from 1 of less than rounding would be log(0).
     rest = (1 - blank.exp() - label.exp()).clamp(min=torch.finfo(blank.dtype).eps).log()
     return torch.stack((blank, label, rest), -1)
-
-
-LEAST = -30.0
-"""Log-probability of a class that is never taken."""

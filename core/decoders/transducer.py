@@ -21,11 +21,7 @@ from core.decoders.ctc import BLANK
 from core.decoders.joint import Joint
 from core.decoders.lattice import LatticeScores
 from core.decoders.places import Places, neighbouring_places
-from core.decoders.predictor import (
-    State,
-    make_predictor,
-    predict,
-)
+from core.decoders.predictor import State, make_predictor, predict
 
 TOKENS_PER_SECOND = 3.6
 """At which costs are stated: read English in word pieces (36 in 10 s)."""
@@ -136,6 +132,7 @@ class _GreedySearch:
         self.predictor, self.joint = transducer.predictor, transducer.joint
         self.frames = self.joint.encoder(encoded)  # (B, T, J)
         self.num_frames = num_frames
+        self.durations = num_frames.new_tensor(self.joint.durations)
         batch = len(encoded)
         self.rows = torch.arange(batch, device=encoded.device)
         self.frame = torch.zeros_like(self.rows)
@@ -160,11 +157,11 @@ class _GreedySearch:
             self.frames[rows, self.frame[rows]], self.predicted[rows]
         )
         best, token = logits.log_softmax(-1).max(-1)
-        moved = self._moved(rows, token, of_durations)
+        moved = self._moved(token, of_durations)
         is_token = token != BLANK
         self._keep(rows[is_token], token[is_token], moved[is_token], best[is_token])
-        self.num_at_frame[rows] += is_token.to(self.num_at_frame.dtype)
-        self.num_tokens[rows] += is_token.to(self.num_at_frame.dtype)
+        for count in (self.num_at_frame, self.num_tokens):
+            count[rows] += is_token.to(count.dtype)
         # A blank that takes no frame, and one token too many at a frame, would go on for ever.
         is_stuck = (moved == 0) & (~is_token | (self.num_at_frame[rows] >= MOST_SYMBOLS))
         moved = torch.where(is_stuck, 1, moved)
@@ -173,15 +170,13 @@ class _GreedySearch:
 
     def _moved(
         self,
-        rows: Int[Tensor, " rows"],
         token: Int[Tensor, " rows"],
         of_durations: Float[Tensor, "rows durations"],
     ) -> Int[Tensor, " rows"]:
         """Return how many frames each utterance goes on by."""
         if not self.joint.durations:
-            return (token == BLANK).to(rows.dtype)
-        durations = torch.tensor(self.joint.durations, device=rows.device)
-        return durations[of_durations.argmax(-1)]
+            return (token == BLANK).to(token.dtype)
+        return self.durations[of_durations.argmax(-1)]
 
     def _keep(
         self,

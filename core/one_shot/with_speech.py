@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -37,10 +38,7 @@ from core.pruning.table_cost import elimination_cost
 from core.pruning.table_files import load_tables, saved_tables, tables_digest
 from core.stages import Announce, be_silent
 
-AXES: tuple[AxisKind, ...] = (
-    *("frontend", "width", "head", "inner", "channel", "module", "block", "rank"),
-    *("embedding", "unit", "joint"),
-)
+AXES: tuple[AxisKind, ...] = get_args(AxisKind)
 REQUEST, TABLES, SENSITIVITY = "request.json", "tables.safetensors", "sensitivity.json"
 REMOVE = "--remove"
 """Option of `prune` that errors name."""
