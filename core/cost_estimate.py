@@ -10,7 +10,7 @@ from core import bundle
 from core.config.settings import ConcreteSettings
 from core.config.trial import NO_SPEECH, TrialConfig
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS, Shape
+from core.conformer.shape import Shape
 from core.data.batching import Batch
 from core.pruning.space import Space
 from core.pruning.table_cost import estimate_table_bytes, estimate_table_seconds
@@ -66,7 +66,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
     )
-    batch = _noise(config, model.shape.vocabulary).to(device)
+    batch = _noise(config, model.shape).to(device)
     announce("taking a step of training to warm up")
     stage.step(batch, 0)
     announce("timing a step of training")
@@ -100,14 +100,14 @@ def _open_unpruned(config: TrialConfig) -> Conformer:
     return Conformer(Shape.of(config.model, config.corpus.vocabulary))
 
 
-def _noise(config: TrialConfig, vocabulary: int) -> Batch:
+def _noise(config: TrialConfig, shape: Shape) -> Batch:
     """A full batch of utterances of 4 s."""
     # A batch of 60 s is 15 utterances of 400 frames, with 8 tokens each.
     count = max(1, round(config.training.batch_seconds / 4))
     return Batch(
-        features=torch.randn(count, 400, MELS),
+        features=torch.randn(count, 400, shape.frontend_spec.mels),
         num_frames=torch.full((count,), 400),
-        tokens=torch.randint(1, vocabulary, (count, 8)),
+        tokens=torch.randint(1, shape.vocabulary, (count, 8)),
         num_tokens=torch.full((count,), 8),
         seconds=4.0 * count,
         ids=("",) * count,

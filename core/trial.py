@@ -299,7 +299,8 @@ def _evaluate_and_save(
 ) -> Outcome:
     ctx = trial.ctx
     reestimate_statistics(cut.model, ctx.speech)
-    outcome = ctx.evaluator.outcome(cut.model, target=target, steps=steps, folder=name)
+    measured = ctx.evaluator.outcome(cut.model, target=target, steps=steps, folder=name)
+    outcome = replace(measured, repair=trial.method.repair(ctx.config))
     kept_units = {axis: units.nonzero().flatten().tolist() for axis, units in cut.choice.items()}
     best = {bundle.DEPTH_ORDER: cut.depth_order} if cut.depth_order else {}
     report = {

@@ -423,6 +423,7 @@ def method_page(name: str) -> str:
         f"| Reads while it searches | {needs[-1] if needs else 'no training data'} |",
         f"| Trains while it searches | {'yes' if trains else 'no'} |",
         f"| One trial gives | {YIELDS[method.yields]} |",
+        f'| `repair = "auto"` is | `"{method.default_repair}"` |',
         f"| Source | `{file}` |",
         *("", escape_products(text)),
     ]

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from core.conformer.shape import MELS
+from core.features.spec import NATIVE
 
 RESULTS = Path(__file__).parents[1] / "results"
 MANY_COLUMNS = 10_000
@@ -83,7 +83,7 @@ def on_one_utterance(
 ) -> dict[str, list[float]]:
     """Seconds of each model's forward passes over one utterance of noise, in turn."""
     frames = round(100 * seconds)
-    features, num_frames = torch.randn(1, frames, MELS), torch.tensor([frames])
+    features, num_frames = torch.randn(1, frames, NATIVE.mels), torch.tensor([frames])
     runs = {name: partial(model, features, num_frames) for name, model in models.items()}
     return interleaved(runs, repeats=repeats)
 

@@ -139,6 +139,7 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed, so that whatever is done can be compared."""
     base = base_of(args)
     base["pruning"]["resource"] = args.resource
+    base["pruning"]["repair"] = "ls"  # of rows that name no other
     names = dict.fromkeys([*args.methods, *(VARIANTS if args.variants else ())])
     counted = "" if args.resource == "flops" else f" {args.resource}"
     for seed in range(args.first_seed, args.first_seed + args.seeds):

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.lib.measurement import arguments, emit, interleaved
 from core.config.trial import ModelConfig
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS, Shape
+from core.conformer.shape import Shape
+from core.features.spec import NATIVE
 from core.training.optim_step import autocast
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -51,7 +52,7 @@ def measured(precision: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     }
     torch.manual_seed(0)
     model = Conformer(Shape.of(ModelConfig(size=args.size), 128)).to(device)
-    features = torch.randn(args.batch, args.mel_frames, MELS, device=device)
+    features = torch.randn(args.batch, args.mel_frames, NATIVE.mels, device=device)
     num_frames = torch.full((args.batch,), args.mel_frames, device=device)
     passes = {
         "training": partial(trained, model, features, num_frames, precision),

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from benchmarks.lib.measurement import arguments, emit, interleaved
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS, BlockShape, Shape
+from core.conformer.shape import BlockShape, Shape
 from core.data.batching import padded_frames, plan_epoch
 from core.distributed import current, join_ranks, open_store, together
 from core.features.kaldi import FRAMES_PER_SECOND
+from core.features.spec import NATIVE
 
 CPU = torch.device("cpu")
 BASE = {"seconds": 8, "width": 128, "depth": 4}
@@ -94,7 +95,7 @@ def stepper(*, seconds: int, width: int, depth: int, batch: int = UTTERANCES) ->
     torch.manual_seed(0)
     model = Conformer(shape_of(width, depth)).train()
     model.set_dropout(0.1)
-    features = torch.randn(batch, seconds * FRAMES_PER_SECOND, MELS)
+    features = torch.randn(batch, seconds * FRAMES_PER_SECOND, NATIVE.mels)
     num_frames = torch.full((batch,), seconds * FRAMES_PER_SECOND)
 
     def step() -> None:

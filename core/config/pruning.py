@@ -36,6 +36,7 @@ AxisKind = Literal[
     "joint",
 ]
 Repair = Literal["none", "mask", "ls", "sequential"]
+RepairSetting = Literal["auto", "none", "mask", "ls", "sequential"]
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ class PruningConfig(_MethodTables):
     the last three, of which `unit` are those of an LSTM; `interctc` removes blocks."""
     steps: int = Field(400, ge=0, le=10_000_000)
     """Steps of the search; methods that do not train while they search spend them on tuning."""
-    repair: Repair = "ls"
+    repair: RepairSetting = "auto"
     """Adjustment of the consumers of removed units: none, by scaling, by least squares, or by least
-    squares followed by all parts in order of computation, towards the unpruned residual stream."""
+    squares followed by all parts in order of computation, towards the unpruned residual stream.
+    With `auto`, the method's own: see its page."""
     calibration_batches: int = Field(8, ge=1, le=10_000)
     """Batches of training speech for repair and for batch-norm statistics."""
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
-from core.conformer.shape import MELS, Shape
+from core.conformer.shape import Shape
 from core.features.spec import FrontendSpec
 
 
@@ -53,8 +53,8 @@ class Frontend(nn.Module):
             self.add_module(f"conv{number}", _stage(self.frontend_spec, number, before, after))
         # 40 channels of 19 bins are 760 inputs; without convolutions, the 80 mel bins of one frame.
         self.linear = nn.Linear((1, *channels)[-1] * self.bins[-1], shape.width)
-        self.register_buffer("mean", torch.zeros(MELS))
-        self.register_buffer("deviation", torch.ones(MELS))
+        self.register_buffer("mean", torch.zeros(shape.frontend_spec.mels))
+        self.register_buffer("deviation", torch.ones(shape.frontend_spec.mels))
 
     @property
     def stages(self) -> list[Stage]:
@@ -65,7 +65,8 @@ class Frontend(nn.Module):
     def bins(self) -> tuple[int, ...]:
         """Mel bins of the features, and bins after each stage."""
         # Without padding 80, 39 and 19; with padding 80, 40 and 20: bins shrink as frames do.
-        return (MELS, *self.frontend_spec.stage_frames(MELS))
+        mels = self.frontend_spec.mels
+        return (mels, *self.frontend_spec.stage_frames(mels))
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]

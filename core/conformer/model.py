@@ -52,6 +52,11 @@ class Conformer(nn.Module):
         return self.shape.frontend_spec
 
     @property
+    def mels(self) -> int:
+        """Mel bins of the features."""
+        return self.shape.frontend_spec.mels
+
+    @property
     def vocabulary(self) -> int:
         """Number of tokens, blank included."""
         return self.shape.vocabulary

@@ -11,7 +11,6 @@ from core.features.spec import NATIVE, FrontendSpec
 
 FORMAT = 2
 """The version of `shape.json` that is written; 1 is read as well."""
-MELS = 80
 Activation = Literal["relu", "tanh", "sigmoid"]
 LARGEST = 65_536
 CONTEXT = 2
@@ -168,7 +167,8 @@ class Shape:
 
     def to_plain(self) -> dict[str, Any]:
         plain = asdict(self) | {"blocks": [asdict(block) for block in self.blocks]}
-        plain["frontend"] = plain.pop("frontend_spec")
+        del plain["frontend_spec"]
+        plain["frontend"] = self.frontend_spec.to_plain()
         # What a model does not use is left out: it is written as it was before there was any.
         usual = {"ranks": {}, "sub3": 0, "frontend": NATIVE.to_plain()}
         usual |= {"transducer": None, "has_ctc": True}
@@ -178,6 +178,14 @@ class Shape:
     def frontend_channels(self) -> tuple[int, ...]:
         """Channels of each of the front end's convolutions."""
         return (self.sub1, self.sub2, self.sub3)[: self.frontend_spec.stages]
+
+    @property
+    def decoders(self) -> list[str]:
+        """Names of the decoders, the one that is judged first."""
+        names = []
+        if self.transducer is not None:
+            names.append("TDT" if self.transducer.durations else "RNN-T")
+        return [*names, "CTC"] if self.has_ctc else names
 
     def linears(self) -> list[str]:
         """Return the names of the linear layers that may be factored, in modules that exist."""

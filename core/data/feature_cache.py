@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from core.data.audio_decoding import (
 from core.data.corpus import Corpus, SplitName
 from core.data.tokenizer import Tokenizer, transcript
 from core.features import spec
-from core.features.kaldi import FEATURE_VERSION, NUM_MELS, SAMPLE_RATE_HZ
+from core.features.kaldi import FEATURE_VERSION, SAMPLE_RATE_HZ
 from core.features.nemo import compute_features
 from core.features.spec import NATIVE, FrontendSpec
 from core.files import atomic_folder
@@ -79,7 +80,9 @@ class FeatureStore:
         self.frontend_spec = None if plain is None else FrontendSpec.from_plain(plain)
         """The kind of the features; None in stores that were written before it was recorded."""
         self.num_frames = np.diff(self._begins)
-        self._features = _map(folder / "features.bin", index["dtype"], int(self._begins[-1]))
+        mels = (self.frontend_spec or NATIVE).mels
+        size = (int(self._begins[-1]), mels)
+        self._features = _map(folder / "features.bin", index["dtype"], size)
 
     @classmethod
     def open(cls, folder: Path) -> "FeatureStore":
@@ -162,7 +165,7 @@ class FeatureStore:
 
     def statistics(self) -> tuple[Float[Tensor, " mels"], Float[Tensor, " mels"]]:
         """Mean and standard deviation of each mel bin over all frames."""
-        total, squares = np.zeros(NUM_MELS), np.zeros(NUM_MELS)
+        total, squares = np.zeros((2, self._features.shape[1]))
         # 65,536 frames at a time are 42 MB. Sums in double precision: the variance is a difference
         # of two large means, of squares and of values.
         for begin in range(0, len(self._features), 1 << 16):
@@ -341,12 +344,12 @@ def _why_not(num_outputs: int, tokens: list[int]) -> str:
     return _TOO_DENSE if num_outputs < len(tokens) + num_repeats else ""
 
 
-def _map(file: Path, dtype: str, num_frames: int) -> np.ndarray:
-    expected = num_frames * NUM_MELS * np.dtype(dtype).itemsize
-    size = file.stat().st_size
-    if size != expected:
-        raise ValueError(f"`{file.name}` must have {expected} bytes, but has {size}")
+def _map(file: Path, dtype: str, size: tuple[int, int]) -> np.ndarray:
+    expected = math.prod(size) * np.dtype(dtype).itemsize
+    num_bytes = file.stat().st_size
+    if num_bytes != expected:
+        raise ValueError(f"`{file.name}` must have {expected} bytes, but has {num_bytes}")
     # Memory of no bytes cannot be mapped.
-    if num_frames == 0:
-        return np.zeros((0, NUM_MELS), dtype)
-    return np.memmap(file, dtype=dtype, mode="r", shape=(num_frames, NUM_MELS))
+    if expected == 0:
+        return np.zeros(size, dtype)
+    return np.memmap(file, dtype=dtype, mode="r", shape=size)

@@ -143,7 +143,7 @@ def apply_condition(
         noise = noise_frames(len(features), condition.noise, spec)
         features = torch.logaddexp(features, noise)
     if condition.band_depth > 0:
-        features = features - _attenuation(condition)
+        features = features - _attenuation(condition, spec)
     if condition.gain != 0 or condition.band_depth > 0:
         features = with_gain(features, condition.gain, spec)
     if not condition.added_frames:
@@ -158,7 +158,7 @@ def silence_frames(
     count: int, silence: Noise | None, spec: FrontendSpec
 ) -> Float[Tensor, "frames mels"]:
     """Returns `count` frames of digital silence, or of faint noise."""
-    floor = torch.full((count, NUM_MELS), silence_value(spec))
+    floor = torch.full((count, spec.mels), silence_value(spec))
     if silence is None:
         return floor
     # NeMo adds its floor to each power, Kaldi takes the larger of power and floor.
@@ -169,7 +169,7 @@ def silence_frames(
 def noise_frames(count: int, noise: Noise, spec: FrontendSpec) -> Float[Tensor, "frames mels"]:
     """Returns `count` frames of noise, which repeats after the stretch that is computed once."""
     index = (torch.arange(count) + noise.begin) % _NOISE_FRAMES
-    return _white_noise(spec)[index] + noise.level + noise.slope * torch.arange(NUM_MELS)
+    return _white_noise(spec)[index] + noise.level + noise.slope * _scale(spec)
 
 
 def with_gain(
@@ -262,7 +262,12 @@ def _draw_noise(config: AugmentConfig, rng: np.random.Generator) -> Noise:
     )
 
 
-def _attenuation(condition: Condition) -> Float[Tensor, " mels"]:
+def _scale(spec: FrontendSpec) -> Float[Tensor, " mels"]:
+    """Each mel bin's number, in the scale of 80 in which conditions are drawn."""
+    return torch.arange(spec.mels) * (NUM_MELS / spec.mels)
+
+
+def _attenuation(condition: Condition, spec: FrontendSpec) -> Float[Tensor, " mels"]:
     # Example: end 60, slope 0.5, depth 3 take 0 from bin 60, 0.5 from bin 61, and 3 from bin 66 on.
-    above = torch.arange(NUM_MELS) - condition.band_end
+    above = _scale(spec) - condition.band_end
     return (condition.band_slope * above).clamp(0, condition.band_depth)

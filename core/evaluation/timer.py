@@ -4,7 +4,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from core.conformer.shape import MELS
 from core.evaluation.batch_decoding import best_tokens
+from core.features.spec import NATIVE
 from core.stages import Announce, be_silent
 
 WARM_UP = 2
@@ -53,7 +53,7 @@ def measure_latency(
     before = CpuTimes.now()
     taken = pass_seconds(
         {"": model},
-        speech=noise(1, utterance_seconds, device),
+        speech=noise(1, utterance_seconds, device, mels=mels_of([model])),
         repeats=repeats,
         device=device,
     )[""]
@@ -158,7 +158,7 @@ def batch_seconds(
     """
     times = pass_seconds(
         models,
-        speech=noise(utterances, utterance_seconds, device),
+        speech=noise(utterances, utterance_seconds, device, mels=mels_of(models.values())),
         repeats=repeats,
         device=device,
     )
@@ -201,13 +201,18 @@ def pass_seconds(
     return {name: taken[min(WARM_UP, len(taken) - 1) :] for name, taken in times.items()}
 
 
+def mels_of(models: Iterable[nn.Module]) -> int:
+    """Return the mel bins that models read, all the same; of modules that do not say, 80."""
+    return next((getattr(model, "mels", NATIVE.mels) for model in models), NATIVE.mels)
+
+
 def noise(
-    utterances: int, seconds: float, device: torch.device
+    utterances: int, seconds: float, device: torch.device, *, mels: int = NATIVE.mels
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
     """Return a batch of random features, always the same, and their lengths."""
     frames = round(seconds * 100)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(utterances, frames, MELS, generator=generator).to(device)
+    features = torch.randn(utterances, frames, mels, generator=generator).to(device)
     return features, torch.full((utterances,), frames, device=device)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from core import bundle
 from core.conformer.model import Conformer
-from core.evaluation.timer import noise, pass_seconds
+from core.evaluation.timer import mels_of, noise, pass_seconds
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_weights
 from core.inference.exported_model import (
@@ -145,7 +145,7 @@ def measure_speeds(
     alone, together = (
         pass_seconds(
             models,
-            speech=noise(count, utterance_seconds, cpu),
+            speech=noise(count, utterance_seconds, cpu, mels=mels_of(models.values())),
             repeats=repeats,
             device=cpu,
             most_seconds=MOST_SECONDS,

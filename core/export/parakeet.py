@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS, BlockShape, Shape
+from core.conformer.shape import BlockShape, Shape
 from core.data.tokenizer import FILE_NAME, Tokenizer
 from core.export.padding import pad_to_shape
 from core.export.tokenizer_json import blank_name, fast_tokenizer
@@ -160,7 +160,7 @@ def _config(shape: Shape) -> dict[str, Any]:
             "subsampling_conv_channels": shape.sub1,
             "subsampling_conv_kernel_size": 3,
             "subsampling_conv_stride": 2,
-            "num_mel_bins": MELS,
+            "num_mel_bins": shape.frontend_spec.mels,
             "scale_input": False,  # the front end's weights include the scale
         },
     }
@@ -170,7 +170,7 @@ def _extractor(frontend_spec: FrontendSpec) -> dict[str, Any]:
     return {
         "feature_extractor_type": "ParakeetFeatureExtractor",
         "processor_class": "ParakeetProcessor",
-        "feature_size": MELS,
+        "feature_size": frontend_spec.mels,
         "sampling_rate": 16_000,
         "hop_length": 160,
         "n_fft": 512,

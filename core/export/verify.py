@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from core.bundle import Bundle
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS
 from core.data.audio import read_file
 from core.data.sources.tts import assign_voices, synthesize_split
 from core.data.tokenizer import Tokenizer
@@ -343,7 +342,7 @@ def noise(
 ) -> tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]:
     """Return noise as loud as the model's training speech, and its lengths."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    drawn = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
+    drawn = torch.randn(len(lengths), max(lengths), model.frontend_spec.mels, generator=generator)
     frontend = model.frontend
     # The front end's normalization backwards: after it the noise has mean 0 and deviation 1.
     return frontend.mean + frontend.deviation * drawn, torch.tensor(list(lengths))

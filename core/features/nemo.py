@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.features.kaldi import (
-    NUM_MELS,
     SAMPLE_RATE_HZ,
     floored_log,
     frame_windows,
@@ -48,11 +47,11 @@ def compute_features(
     num_frames: Tensor = spec.count_frames(num_samples)
     longest = int(num_frames.max())
     if longest == 0:
-        return waveforms.new_zeros(len(waveforms), 0, NUM_MELS, dtype=torch.float32), num_frames
+        return waveforms.new_zeros(len(waveforms), 0, spec.mels, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
         if spec.features == "sherpa":
-            powers = _late_powers(waveforms.float(), num_samples, longest)
+            powers = _late_powers(spec, waveforms.float(), num_samples, longest)
         else:
             powers = _powers(spec, waveforms.float(), num_samples)[:, :longest]
         mels = _logarithm(spec, powers)
@@ -82,17 +81,20 @@ def _powers(
         pad_mode="constant",
         return_complex=True,
     )
-    return spectrum.abs().square().transpose(1, 2) @ _mel_bank(waveforms.device)
+    return spectrum.abs().square().transpose(1, 2) @ _mel_bank(spec.mels, waveforms.device)
 
 
 def _late_powers(
-    waveforms: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], longest: int
+    spec: FrontendSpec,
+    waveforms: Float[Tensor, "batch samples"],
+    num_samples: Int[Tensor, " batch"],
+    longest: int,
 ) -> Float[Tensor, "batch frames mels"]:
     """Computes mel powers as sherpa-onnx does, in frames 5 ms later than NeMo's."""
     frames = preemphasize(frame_windows(waveforms, num_samples, longest))
     window = _window("hann", waveforms.device, is_periodic=True)
     power = torch.fft.rfft(frames * window, n=_FFT).abs().square()  # (B, T, bins)
-    return power @ _mel_bank(waveforms.device)
+    return power @ _mel_bank(spec.mels, waveforms.device)
 
 
 def _logarithm(
@@ -131,12 +133,12 @@ def _window(
 
 
 @functools.cache
-def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
+def _mel_bank(mels: int, device: torch.device) -> Float[Tensor, "bins mels"]:
     """Triangles of equal area on Slaney's scale, as columns; torchaudio's are no doubles."""
     hz = torch.arange(_FFT // 2 + 1, dtype=torch.float64)[:, None] * SAMPLE_RATE_HZ / _FFT
     # 8000 Hz are 45.2 mel. 82 edges make 80 triangles, each from one edge to the next but one.
     top = 15 + math.log(SAMPLE_RATE_HZ / 2 / 1000) / _STEP
-    edges = _hz(torch.linspace(0, top, NUM_MELS + 2, dtype=torch.float64))
+    edges = _hz(torch.linspace(0, top, mels + 2, dtype=torch.float64))
     lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (hz - lower) / (center - lower), (upper - hz) / (upper - center)
     # Divided by half the width of the triangle: all have the area 1.

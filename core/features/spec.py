@@ -15,6 +15,8 @@ FeatureKind = Literal["kaldi", "nemo", "sherpa"]
 Normalization = Literal["none", "per_feature"]
 Window = Literal["hann", "hamming"]
 
+LARGEST_MELS = 256
+"""With more, bins of low frequencies hold no line of a spectrum of 257."""
 _HOP = 160
 """Samples from one frame to the next."""
 
@@ -34,6 +36,8 @@ class FrontendSpec:
     subsampling_kind: SubsamplingKind = "conv4"
     stages: int = 2
     """Convolutions of stride 2, one after the other."""
+    mels: int = 80
+    """Mel bins: 80, or another number of a model that was imported."""
 
     @classmethod
     def from_plain(cls, values: Any) -> "FrontendSpec":
@@ -43,7 +47,7 @@ class FrontendSpec:
             ValueError: naming what is missing, unknown or no value of its kind.
         """
         keys = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != keys:
+        if not isinstance(values, Mapping) or {"mels", *values} != keys:
             raise ValueError(f"`frontend.*` must be exactly {', '.join(sorted(keys))}.")
         for name, kinds in _CHOICES.items():
             if values[name] not in kinds:
@@ -51,7 +55,7 @@ class FrontendSpec:
                     f"`frontend.{name}` must be one of {', '.join(kinds)},"
                     f" but is {values[name]!r} instead"
                 )
-        slope, stages = values["preemphasis"], values["stages"]
+        slope = values["preemphasis"]
         if type(slope) not in (int, float) or not 0 <= slope < 1:
             raise ValueError(f"`frontend.preemphasis` must be in [0, 1), but is {slope!r} instead")
         if values["features"] == "kaldi" and values["normalization"] != "none":
@@ -59,16 +63,14 @@ class FrontendSpec:
                 "`frontend.normalization` must be `none` for kaldi features,"
                 f" but is `{values['normalization']}` instead"
             )
-        allowed_stages = _STAGES[values["subsampling_kind"]]
-        if type(stages) is not int or stages not in allowed_stages:
-            raise ValueError(
-                f"`frontend.stages` of {values['subsampling_kind']} must be"
-                f" {' or '.join(map(str, allowed_stages))}, but is {stages!r} instead"
-            )
+        _check_sizes(values)
         return cls(**values)
 
     def to_plain(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        if self.mels == 80:  # as files were written before there were others
+            del plain["mels"]
+        return plain
 
     @property
     def is_padded(self) -> bool:
@@ -113,6 +115,28 @@ class FrontendSpec:
     def output_frames(self, num_frames: Any) -> Any:
         """Counts the frames after all convolutions, from frames of features."""
         return (num_frames, *self.stage_frames(num_frames))[-1]
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    """Check the numbers of mel bins and of stages.
+
+    Raises:
+        ValueError: naming the one that is not allowed.
+    """
+    mels, stages = values.get("mels", 80), values["stages"]
+    if type(mels) is not int or not 1 <= mels <= LARGEST_MELS:
+        raise ValueError(
+            f"`frontend.mels` must be a whole number from 1 to {LARGEST_MELS},"
+            f" but is {mels!r} instead"
+        )
+    if values["features"] == "kaldi" and mels != 80:
+        raise ValueError(f"`frontend.mels` must be 80 for kaldi features, but is {mels} instead")
+    allowed_stages = _STAGES[values["subsampling_kind"]]
+    if type(stages) is not int or stages not in allowed_stages:
+        raise ValueError(
+            f"`frontend.stages` of {values['subsampling_kind']} must be"
+            f" {' or '.join(map(str, allowed_stages))}, but is {stages!r} instead"
+        )
 
 
 def upgrade_format_1(values: Any) -> Any:

@@ -10,7 +10,10 @@ import torch
 from core import bundle
 from core.bundle import Bundle
 from core.conformer.model import Conformer
+from core.conformer.shape import Shape
 from core.importers.nemo import from_nemo
+from core.importers.nemo_decoders import Branch
+from core.importers.parakeet import KINDS as PARAKEETS
 from core.importers.parakeet import from_parakeet
 from core.importers.safe_read import ImportingError, read_json
 from core.importers.settings import Settings
@@ -18,7 +21,7 @@ from core.importers.torchaudio import from_torchaudio
 from core.inference.sherpa_loader import choose_loader
 from core.stages import Announce, be_silent
 
-KINDS = "a `.nemo` archive, or a folder of `ParakeetForCTC` or of torchaudio's Conformer"
+KINDS = "a `.nemo` archive, or a folder of transformers' Parakeet or of torchaudio's Conformer"
 CONFIG = "config.json"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # All that is read here. Copies of the weights in other formats, which can be gigabytes, and code
@@ -27,7 +30,12 @@ _WANTED = ("*.nemo", "*.json", "*.safetensors", "tokenizer.model")
 
 
 def import_model(
-    model: str, out: Path, *, for_sherpa: bool = False, announce: Announce = be_silent
+    model: str,
+    out: Path,
+    *,
+    for_sherpa: bool = False,
+    branch: Branch = "all",
+    announce: Announce = be_silent,
 ) -> Bundle:
     """Writes a published recognizer as a bundle, under a temporary name that is then changed.
 
@@ -36,6 +44,7 @@ def import_model(
         out: the bundle, a new folder.
         for_sherpa: whether it is to read the features that sherpa-onnx computes for it, instead of
             those that it was trained on.
+        branch: which decoders of a hybrid.
         announce: called as each stage begins.
 
     Raises:
@@ -48,7 +57,8 @@ def import_model(
     announce("looking for the model")
     path = resolve_source(model)
     announce("reading the model")
-    imported = read_model(path)
+    imported = read_model(path, branch)
+    _check_branch(path, imported.model.shape, branch)
     if for_sherpa:
         imported = replace(imported, model=spec_for_sherpa(imported.model))
     announce("writing the bundle")
@@ -56,19 +66,23 @@ def import_model(
     return imported
 
 
-def read_model(path: Path) -> Bundle:
+def read_model(path: Path, branch: Branch = "all") -> Bundle:
     """A recognizer, read by what it is.
+
+    Args:
+        path: a file or a folder.
+        branch: which decoders of a hybrid.
 
     Raises:
         ImportingError: in one line, if it is damaged or none that we know.
     """
     if path.suffix == ".nemo" and path.is_file():
-        return from_nemo(path)
+        return from_nemo(path, branch)
     if not (path / CONFIG).is_file():
         raise ImportingError(f"`{path}` must be {KINDS}, but is none.")
     settings = Settings(file=CONFIG, values=read_json(path / CONFIG))
     match settings.get("model_type"):
-        case "parakeet_ctc":
+        case kind if kind in PARAKEETS:
             return from_parakeet(path, settings)
         case "torchaudio_conformer":
             return from_torchaudio(path, settings)
@@ -78,6 +92,14 @@ def read_model(path: Path) -> Bundle:
                 " samples through seven convolutions over time; nothing here computes those."
             )
     raise settings.wrong("model_type", f"that of {KINDS}", settings.get("model_type"))
+
+
+def _check_branch(path: Path, shape: Shape, branch: Branch) -> None:
+    decoders = {"ctc": shape.has_ctc, "transducer": shape.transducer is not None}
+    if not decoders.get(branch, True):
+        raise ImportingError(
+            f"`--decoder` must be a decoder of `{path.name}`, but is `{branch}` instead."
+        )
 
 
 def spec_for_sherpa(model: Conformer) -> Conformer:

@@ -1,4 +1,7 @@
-"""NeMo's archives `.nemo` of Conformer-CTC and FastConformer-CTC with SentencePiece tokens."""
+"""NeMo's archives `.nemo` of Conformers and FastConformers with SentencePiece tokens.
+
+Their decoders, CTC, RNN-T, TDT or two of them, are in `core/importers/nemo_decoders.py`.
+"""
 
 import math
 from pathlib import Path
@@ -7,7 +10,8 @@ from core.bundle import Bundle
 from core.conformer.shape import BlockShape, Shape
 from core.data.audio_decoding import CorpusError
 from core.data.tokenizer import Tokenizer
-from core.features.spec import FrontendSpec, SubsamplingKind
+from core.features.spec import LARGEST_MELS, FrontendSpec, SubsamplingKind
+from core.importers.nemo_decoders import Branch, Decoders, read_decoders
 from core.importers.safe_read import (
     LARGEST_TOKENIZER,
     ImportingError,
@@ -48,8 +52,12 @@ OF_CONVOLUTION = ("convolution.up", "convolution.depthwise", "convolution.down")
 """Our layers that have a bias unless `use_bias` is false."""
 
 
-def from_nemo(path: Path) -> Bundle:
+def from_nemo(path: Path, branch: Branch = "all") -> Bundle:
     """Read an archive.
+
+    Args:
+        path: of the archive.
+        branch: which decoders of a hybrid.
 
     Raises:
         ImportingError: in one line, if it is damaged or a model of another kind.
@@ -60,19 +68,14 @@ def from_nemo(path: Path) -> Bundle:
             raise ImportingError(f"`{path.name}` must hold `{name}`, but does not.")
     settings = Settings(file=CONFIG, values=read_yaml(files[CONFIG], CONFIG))
     tokenizer = _tokenizer(settings, files)
-    # NeMo counts classes without the blank: 1024 pieces are 1024 classes and 1025 outputs.
-    if settings.whole("decoder.num_classes") != tokenizer.size - 1:
-        num_classes = settings.get("decoder.num_classes")
-        raise settings.wrong(
-            "decoder.num_classes", f"{tokenizer.size - 1} as tokens are", num_classes
-        )
-    plan = _plan(settings, tokenizer.size)
+    decoders = read_decoders(settings, num_classes=tokenizer.size - 1, branch=branch)
+    plan = _plan(settings, tokenizer.size, decoders)
     model = assemble_model(plan, read_checkpoint(files[WEIGHTS], WEIGHTS), WEIGHTS)
     origin = {"family": "nemo", "source": path.name, "nemo": str(settings.get("nemo_version"))[:40]}
     return Bundle(model=model, tokenizer=tokenizer, report={"imported": origin})
 
 
-def _plan(settings: Settings, vocabulary: int) -> Plan:
+def _plan(settings: Settings, vocabulary: int, decoders: Decoders) -> Plan:
     _check_kind(settings)
     frontend_spec = _frontend_spec(settings)
     width, heads = settings.whole("encoder.d_model"), settings.whole("encoder.n_heads")
@@ -97,13 +100,15 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
         vocabulary=vocabulary,
         blocks=(block,) * settings.whole("encoder.n_layers", high=512),
         frontend_spec=frontend_spec,
+        transducer=decoders.transducer,
+        has_ctc=decoders.has_ctc,
     )
     has_bias = settings.one_of("encoder.use_bias", (True, False))
     is_scaled = settings.one_of("encoder.xscaling", (True, False))
     unbiased = () if has_bias else (*OF_FEEDFORWARD, *OF_ATTENTION, *OF_CONVOLUTION)
     return Plan(
         shape=shape,
-        names=_names(frontend_spec),
+        names={**_names(frontend_spec), **decoders.names},
         blank=vocabulary - 1,
         # `xscaling` multiplies the front end's output by the root of the width: by 22.6 at width
         # 512.
@@ -113,6 +118,8 @@ def _plan(settings: Settings, vocabulary: int) -> Plan:
         # Windows, mel filters and positions are recomputed here, and must not count as unknown
         # tensors.
         ignored=("num_batches_tracked", "featurizer.window", "featurizer.fb", "pos_enc.pe"),
+        unused=decoders.unused,
+        starts_with_zeros=True,
     )
 
 
@@ -120,7 +127,6 @@ def _names(frontend_spec: FrontendSpec) -> dict[str, str]:
     names = {f"blocks.{{}}.{ours}": f"encoder.layers.{{}}.{name}" for ours, name in BLOCK.items()}
     names |= frontend_names(frontend_spec, "encoder.pre_encode.conv")
     names["frontend.linear"] = "encoder.pre_encode.out"
-    names["head"] = "decoder.decoder_layers.0"
     return names
 
 
@@ -162,7 +168,8 @@ def _frontend_spec(settings: Settings) -> FrontendSpec:
         settings.one_of(
             f"preprocessor.{name}", allowed, default=_OTHER_DEFAULTS.get(name, allowed[0])
         )
-    settings.one_of("encoder.feat_in", (80,))
+    mels = settings.whole("preprocessor.features", high=LARGEST_MELS, default=64)
+    settings.one_of("encoder.feat_in", (mels,))
     normalization = settings.one_of("preprocessor.normalize", ("per_feature", "NA", None))
     return FrontendSpec(
         features="nemo",
@@ -171,6 +178,7 @@ def _frontend_spec(settings: Settings) -> FrontendSpec:
         window=settings.one_of("preprocessor.window", ("hann", "hamming")),
         subsampling_kind=kind,
         stages=stages,
+        mels=mels,
     )
 
 
@@ -178,7 +186,6 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "sample_rate": (16_000,),
     "window_size": (0.025,),
     "window_stride": (0.01,),
-    "features": (80,),
     # None stands for the smallest power of two that is not below a window of 400 samples: 512.
     "n_fft": (512, None),
     "log": (True,),
@@ -194,7 +201,7 @@ _FEATURES: dict[str, tuple[object, ...]] = {
     "exact_pad": (False,),
 }
 """Allowed values of their features' settings; dither plays no part at inference."""
-_OTHER_DEFAULTS = {"window_size": 0.02, "features": 64}
+_OTHER_DEFAULTS = {"window_size": 0.02}
 """NeMo's own defaults where they differ from the values allowed: a file must state these."""
 
 

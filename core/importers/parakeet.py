@@ -1,18 +1,23 @@
-"""Folders of transformers' `ParakeetForCTC`: FastConformer-CTC as NVIDIA publishes it there."""
+"""Folders of transformers' `ParakeetForCTC`, `ParakeetForRNNT` and `ParakeetForTDT`.
+
+They are the FastConformers that NVIDIA publishes there.
+"""
 
 import math
 from pathlib import Path
 
 from core.bundle import Bundle
-from core.conformer.shape import BlockShape, Shape
-from core.features.spec import FrontendSpec
+from core.conformer.shape import DURATIONS, BlockShape, Shape, TransducerShape
+from core.features.spec import LARGEST_MELS, FrontendSpec
 from core.importers.nemo import BLOCK, OF_ATTENTION, OF_CONVOLUTION, OF_FEEDFORWARD, frontend_names
-from core.importers.safe_read import read_json, read_safetensors
+from core.importers.nemo_decoders import check_durations, lstm_names
+from core.importers.safe_read import read_json, read_weights
 from core.importers.settings import Settings
 from core.importers.tokenizer import read_tokens
 from core.importers.weights import Plan, assemble_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KINDS = ("parakeet_ctc", "parakeet_rnnt", "parakeet_tdt")
 _RENAMED = {
     "self_attn.linear_q": "self_attn.q_proj",
     "self_attn.linear_k": "self_attn.k_proj",
@@ -25,7 +30,6 @@ _RENAMED = {
 }
 """What NeMo calls otherwise."""
 _EXTRACTOR = {
-    "feature_size": (80,),
     "sampling_rate": (16_000,),
     "hop_length": (160,),
     "n_fft": (512,),
@@ -39,12 +43,15 @@ def from_parakeet(folder: Path, settings: Settings) -> Bundle:
     Raises:
         ImportingError: in one line, if it is damaged or a variant that we do not know.
     """
-    vocabulary = settings.whole("vocab_size", low=3, default=1025)
-    blank = settings.whole("pad_token_id", low=0, high=vocabulary - 1, default=1024)
+    kind = settings.one_of("model_type", KINDS)
+    # With CTC the padding is the blank; transducers have a token for each.
+    name, size = ("pad_token_id", 1025) if kind == "parakeet_ctc" else ("blank_token_id", 8193)
+    vocabulary = settings.whole("vocab_size", low=3, default=size)
+    blank = settings.whole(name, low=0, high=vocabulary - 1, default=size - 1)
     plan = _plan(settings, _frontend_spec(folder, settings), vocabulary, blank)
     tokenizer = read_tokens(folder, vocabulary=vocabulary, blank=blank)
-    model = assemble_model(plan, read_safetensors(folder / WEIGHTS), WEIGHTS)
-    origin = {"family": "parakeet_ctc", "source": folder.name}
+    model = assemble_model(plan, read_weights(folder, WEIGHTS), WEIGHTS)
+    origin = {"family": kind, "source": folder.name}
     return Bundle(model=model, tokenizer=tokenizer, report={"imported": origin})
 
 
@@ -79,10 +86,12 @@ def _plan(settings: Settings, frontend_spec: FrontendSpec, vocabulary: int, blan
         vocabulary=vocabulary,
         blocks=(block,) * count,
         frontend_spec=frontend_spec,
+        transducer=(transducer := _transducer_shape(settings)),
+        has_ctc=transducer is None,
     )
     return Plan(
         shape=shape,
-        names=names_of(frontend_spec),
+        names=names_of(frontend_spec, transducer),
         blank=blank,
         input_scale=(
             math.sqrt(width)
@@ -104,7 +113,28 @@ def _unbiased_modules(settings: Settings) -> frozenset[str]:
     return frozenset(f"blocks.{{}}.{name}" for name in (*attention, *convolution))
 
 
-def names_of(frontend_spec: FrontendSpec) -> dict[str, str]:
+def _transducer_shape(settings: Settings) -> TransducerShape | None:
+    kind = settings.get("model_type")
+    if kind == "parakeet_ctc":
+        return None
+    hidden = settings.whole("decoder_hidden_size", default=640)
+    layers = settings.whole("num_decoder_layers", high=16, default=2)
+    durations = settings.get("durations", list(DURATIONS))
+    count = len(durations) if isinstance(durations, list) else 0
+    return TransducerShape(
+        embedding=hidden,
+        joint=hidden,
+        units=(hidden,) * layers,
+        durations=check_durations(settings, "durations", durations, count)
+        if kind == "parakeet_tdt"
+        else (),
+        activation=settings.one_of("hidden_act", ("relu", "tanh", "sigmoid")),
+    )
+
+
+def names_of(
+    frontend_spec: FrontendSpec, transducer: TransducerShape | None = None
+) -> dict[str, str]:
     """Their modules by ours."""
     names = {
         # NeMo's names where they are equal: `feed_forward1.linear1` stays, `self_attn.linear_q`
@@ -114,24 +144,33 @@ def names_of(frontend_spec: FrontendSpec) -> dict[str, str]:
     }
     names |= frontend_names(frontend_spec, "encoder.subsampling.layers")
     names["frontend.linear"] = "encoder.subsampling.linear"
-    names["head"] = "ctc_head"
-    return names
+    if transducer is None:
+        return names | {"head": "ctc_head"}
+    return names | {
+        "transducer.predictor.embedding": "decoder.embedding",
+        **lstm_names("decoder.lstm", len(transducer.units)),
+        "transducer.joint.encoder": "encoder_projector",
+        "transducer.joint.predictor": "decoder.decoder_projector",
+        "transducer.joint.output": "joint.head",
+    }
 
 
 def _frontend_spec(folder: Path, settings: Settings) -> FrontendSpec:
-    settings.one_of("encoder_config.num_mel_bins", (80,))
+    mels = settings.whole("encoder_config.num_mel_bins", high=LARGEST_MELS, default=80)
     settings.one_of("encoder_config.subsampling_conv_kernel_size", (3,))
     settings.one_of("encoder_config.subsampling_conv_stride", (2,))
     stages = {8: 3, 4: 2}[settings.one_of("encoder_config.subsampling_factor", (8, 4))]
     extractor = _extractor(folder)
     for name, allowed in _EXTRACTOR.items():
         extractor.one_of(name, allowed)
+    extractor.one_of("feature_size", (mels,), default=80)
     return FrontendSpec(
         features="nemo",
         normalization="per_feature",
         preemphasis=extractor.number("preemphasis", default=0.97),
         subsampling_kind="dw_striding",
         stages=stages,
+        mels=mels,
     )
 
 

@@ -167,6 +167,36 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return _tensors(load_file(path), path.name, rule)
 
 
+def read_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    """Tensors by name of a folder, in one file or in several that an index lists.
+
+    Args:
+        folder: of the model.
+        name: of the one file, such as `model.safetensors`; the index is `NAME.index.json`.
+
+    Raises:
+        ImportingError: if a file is missing or damaged, or the index names one elsewhere.
+    """
+    index = folder / f"{name}.index.json"
+    if (folder / name).exists() or not index.exists():
+        return read_safetensors(folder / name)
+    files = read_json(index).get("weight_map")
+    # A part has a plain name: "model-00001-of-00002.safetensors", and no path to another folder.
+    if not isinstance(files, dict) or not all(_is_part(file) for file in files.values()):
+        raise ImportingError(
+            f"`weight_map` of `{index.name}` must name a .safetensors file of this folder for each"
+            f" tensor, but is {short_repr(files)} instead."
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in dict.fromkeys(files.values()):
+        tensors |= read_safetensors(folder / file)
+    return tensors
+
+
+def _is_part(file: Any) -> bool:
+    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
+
+
 def _tensors(tensors: Any, name: str, rule: str) -> dict[str, Tensor]:
     # Checkpoints of training hold the weights one level deeper, next to the optimizer's state.
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from core.bundle import Bundle
-from core.conformer.shape import MELS, BlockShape, Shape
+from core.conformer.shape import BlockShape, Shape
 from core.features import spec
-from core.features.spec import FrontendSpec
+from core.features.spec import NATIVE, FrontendSpec
 from core.importers.safe_read import (
     LARGEST_WEIGHTS,
     ImportingError,
@@ -128,11 +128,14 @@ def _plan(settings: Settings, vocabulary: int, blank: int) -> Plan:
     block = BlockShape(ff1=inner, heads=heads, channels=width, ff2=inner)
     names, made = _names(settings), _without_positions()
     if "frontend.linear" not in names:
-        if width != MELS:
+        if width != NATIVE.mels:
             raise settings.wrong("conformer.input_dim", "80 without `names.input`", width)
         # The identity: features go to the first block as they are. `made` tensors are expanded to
         # the shape that the model has, so one zero is a whole bias.
-        made |= {"frontend.linear.weight": torch.eye(MELS), "frontend.linear.bias": torch.zeros(1)}
+        made |= {
+            "frontend.linear.weight": torch.eye(NATIVE.mels),
+            "frontend.linear.bias": torch.zeros(1),
+        }
     shape = Shape(
         sub1=0,
         sub2=0,

@@ -17,6 +17,8 @@ from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.importers.safe_read import ImportingError, short_repr
 
+BLANK_ROWS = ("head", "transducer.joint.output", "transducer.predictor.embedding")
+"""Our modules with a row a token."""
 OURS_ALONE = ("frontend.mean", "frontend.deviation")
 """Normalisation that features have already had."""
 # `blocks.3.ff1.up.weight` becomes the pattern `blocks.{}.ff1.up.weight` and the number 3.
@@ -31,12 +33,16 @@ class Plan:
     names: Mapping[str, str]
     """Their modules or tensors by ours, `{}` for the number of a block."""
     blank: int
-    """Its row of their head."""
+    """Its row of their tensors."""
     input_scale: float = 1.0
     unbiased: AbstractSet[str] = frozenset()
     """Our modules that have no bias in theirs."""
     ignored: Sequence[str] = field(default=("num_batches_tracked",))
     """Ends of names of tensors that no one needs."""
+    unused: Sequence[str] = ()
+    """Beginnings of names of tensors of parts that are left out."""
+    starts_with_zeros: bool = False
+    """Whether their predictor starts with zeros, and not with the blank's embedding."""
     made: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors by our names that stand in no file."""
 
@@ -54,7 +60,7 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     theirs = {name: _their_name(name, plan) for name in expected}
     used = {name for name in theirs.values() if name is not None}
-    unknown = [n for n in tensors if n not in used and not n.endswith(tuple(plan.ignored))]
+    unknown = [n for n in tensors if n not in used and not _is_unused(n, plan)]
     missing = [n for n in sorted(used) if n not in tensors]
     if missing or unknown:
         what = f"lacks `{missing[0]}`" if missing else f"has {short_repr(unknown[0])}"
@@ -71,13 +77,22 @@ def assemble_model(plan: Plan, tensors: Mapping[str, Tensor], file: str) -> Conf
     # scale (W x + b) = (scale W) x + scale b, so both parts of the linear layer take the scale.
     for part in ("weight", "bias"):
         ours[f"frontend.linear.{part}"] = plan.input_scale * ours[f"frontend.linear.{part}"]
-        # The blank becomes row 0 and the others keep their order: with the blank last, rows a b _
-        # become _ a b.
-        rows = ours[f"head.{part}"]
-        others = (rows[: plan.blank], rows[plan.blank + 1 :])
-        ours[f"head.{part}"] = torch.cat((rows[plan.blank : plan.blank + 1], *others))
+    for name in [name for name in ours if name.rpartition(".")[0] in BLANK_ROWS]:
+        ours[name] = _with_blank_first(ours[name], plan.blank)
+    if plan.starts_with_zeros and plan.shape.transducer:
+        ours["transducer.predictor.embedding.weight"][0] = 0.0
     model.load_state_dict({name: t.contiguous() for name, t in ours.items()}, assign=True)
     return model.requires_grad_().eval()
+
+
+def _with_blank_first(rows: Tensor, blank: int) -> Tensor:
+    """Move the blank to row 0; the others keep their order, durations of TDT at the end."""
+    # With the blank last, rows a b _ become _ a b.
+    return torch.cat((rows[blank : blank + 1], rows[:blank], rows[blank + 1 :]))
+
+
+def _is_unused(name: str, plan: Plan) -> bool:
+    return name.endswith(tuple(plan.ignored)) or name.startswith(tuple(plan.unused))
 
 
 def _their_name(name: str, plan: Plan) -> str | None:

@@ -18,7 +18,6 @@ from core import bundle
 from core.bundle import Bundle, BundleError
 from core.conformer.model import Conformer
 from core.conformer.output import Output
-from core.conformer.shape import MELS
 from core.data.tokenizer import FILE_NAME, Tokenizer
 from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1
 from core.inference.graph_interface import ExportError
@@ -189,7 +188,7 @@ def probe_frontend(graph: Graph) -> FrontendSpec:
     if not graph.is_mels_first:
         # Two strides of 2 without padding: 64, 31, 15. With padding: 64, 32, 16, and 8 after a
         # third.
-        output = graph(torch.zeros(1, _PROBE, MELS), torch.tensor([_PROBE]))
+        output = graph(torch.zeros(1, _PROBE, NATIVE.mels), torch.tensor([_PROBE]))
         if int(output.num_frames[0]) == NATIVE.output_frames(_PROBE):
             return NATIVE
     raise BundleError(

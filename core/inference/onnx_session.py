@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.output import Output
-from core.conformer.shape import MELS
 from core.inference.graph_check import check_graph_file
 from core.inference.graph_interface import INPUTS, OUTPUTS, GraphError, needs_extra
 from core.telemetry import disable_telemetry
@@ -57,7 +56,9 @@ class Graph(nn.Module):
         # Sizes that are free have names: ["batch", "mel_frames", 80] in our form, ["batch", 80,
         # "mel_frames"] in NeMo's.
         self.vocabulary = self.session.get_outputs()[0].shape[-1]
-        self.is_mels_first = self.session.get_inputs()[0].shape[1] == MELS
+        _, second, third = self.session.get_inputs()[0].shape
+        self.is_mels_first = isinstance(second, int)
+        self.mels: int = second if self.is_mels_first else third
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]

@@ -80,7 +80,7 @@ def _measured_shares(
 ) -> np.ndarray:
     """Return the models' times as shares of the unpruned model's, as medians over rounds."""
     device = next(unpruned.parameters()).device
-    speech, before = noise(1, seconds, device), torch.get_num_threads()
+    speech, before = noise(1, seconds, device, mels=unpruned.mels), torch.get_num_threads()
     torch.set_num_threads(threads)
     rounds = [
         [

@@ -52,7 +52,7 @@ def latency_table(
         device: of the models.
         multiple_of: units of an axis are kept in multiples of this number.
     """
-    speech = noise(1, utterance_seconds, device)
+    speech = noise(1, utterance_seconds, device, mels=shape.frontend_spec.mels)
     points = [(i, j) for i in range(len(UNIT_SHARES)) for j in range(len(WIDTH_SHARES))]
     passes: dict[tuple[int, int], list[dict[Component, float]]] = {point: [] for point in points}
     whole, before = [], torch.get_num_threads()

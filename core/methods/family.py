@@ -134,7 +134,7 @@ class Family(Method):
 
     def repair(self, config: TrialConfig) -> Repair:
         """Returns no repair once all sizes have learned: it would fit each size to the largest."""
-        return "none" if config.pruning.steps else config.pruning.repair
+        return "none" if config.pruning.steps else super().repair(config)
 
 
 METHOD = Family()

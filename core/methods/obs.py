@@ -52,6 +52,7 @@ class Settings(MethodSettings):
 
 class Obs(Method):
     needs = frozenset({"audio"})
+    default_repair = "sequential"
 
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Return the prices of all units, from the tables of all axes."""

@@ -104,6 +104,8 @@ class Method(ABC):
 
     lives_by_tuning: bool = False
     """Whether its models are not meant to be used before they are tuned."""
+    default_repair: Repair = "ls"
+    """What `repair = "auto"` stands for: the repair that was measured to suit it."""
     is_from_scratch: bool = False
     """Whether its models are tuned from random weights."""
 
@@ -137,7 +139,7 @@ class Method(ABC):
 
     def repair(self, config: TrialConfig) -> Repair:
         """Return how extraction adjusts the consumers of removed units."""
-        return config.pruning.repair
+        return self.default_repair if config.pruning.repair == "auto" else config.pruning.repair
 
     def prepare_tuning(self, model: Conformer, ctx: MethodContext) -> Conformer:
         """Return the extracted model as its tuning starts."""

@@ -1,7 +1,7 @@
 """The command `import`, which turns a published recognizer into a bundle."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ def import_(
         bool,
         typer.Option("--for-sherpa", help="Use the feature extraction of sherpa-onnx."),
     ] = False,
+    decoder: Annotated[
+        Literal["all", "ctc", "transducer"],
+        typer.Option(help="Of a hybrid: both decoders, or one of them."),
+    ] = "all",
     as_json: Json = False,
 ) -> None:
     """Import a published recognizer as a bundle, to use as a teacher or as it is."""
@@ -30,13 +34,20 @@ def import_(
         from core.pruning.space import whole_cost
         from sweep.cli.output.json_text import as_json as to_json
 
-        bundle = import_model(model, to.absolute(), for_sherpa=for_sherpa, announce=stages.announce)
+        bundle = import_model(
+            model,
+            to.absolute(),
+            for_sherpa=for_sherpa,
+            branch=decoder,
+            announce=stages.announce,
+        )
     shape, cost = bundle.model.shape, whole_cost(bundle.model, 10.0)
     info = {
         **bundle.report["imported"],
         "blocks": len(shape.blocks),
         "width": shape.width,
         "tokens": shape.vocabulary,
+        "decoders": shape.decoders,
         "params": int(cost.params),
         "gflops": float(cost.flops) / 1e9,
         "frontend": shape.frontend_spec.to_plain(),
@@ -45,7 +56,8 @@ def import_(
         out.print(to_json(info), markup=False)
         return
     out.print(
-        f"{to}: {info['family']}, {info['blocks']} blocks of width {info['width']},"
+        f"{to}: {info['family']}, {' and '.join(shape.decoders)}, {info['blocks']} blocks"
+        f" of width {info['width']},"
         f" {info['params'] / 1e6:.2f} M parameters, {info['gflops']:.3g} GFLOP at 10 s,"
         f" {info['tokens']} tokens.",
         markup=False,

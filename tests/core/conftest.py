@@ -14,23 +14,28 @@ SIZES = {
 
 @pytest.fixture(scope="session")
 def save_parakeet():
-    """Saves a randomly initialized `ParakeetForCTC`, no tensor at its default; blank comes last."""
+    """Saves a randomly initialized Parakeet, no tensor at its default; blank comes last."""
     transformers = pytest.importorskip("transformers")
 
-    def save(folder, vocabulary, **sizes):
+    def save(folder, vocabulary, *, decoder="CTC", shard="5GB", dtype=None, own=None, **sizes):
         torch.manual_seed(0)
-        config = transformers.ParakeetCTCConfig(
-            vocab_size=vocabulary, pad_token_id=vocabulary - 1, encoder_config=SIZES | sizes
+        blank = "pad_token_id" if decoder == "CTC" else "blank_token_id"
+        config = getattr(transformers, f"Parakeet{decoder}Config")(
+            vocab_size=vocabulary,
+            encoder_config=SIZES | sizes,
+            **{blank: vocabulary - 1},
+            **(own or {}),
         )
-        model = transformers.ParakeetForCTC(config).eval()
+        model = getattr(transformers, f"ParakeetFor{decoder}")(config).eval()
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 if name.endswith("running_var"):
                     tensor.uniform_(0.5, 2.0)
                 elif tensor.is_floating_point():
                     tensor.add_(0.05 * torch.randn_like(tensor))
-        model.save_pretrained(folder)
-        transformers.ParakeetFeatureExtractor().save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+        mels = sizes.get("num_mel_bins", 80)
+        transformers.ParakeetFeatureExtractor(feature_size=mels).save_pretrained(folder)
         return model
 
     return save

@@ -19,6 +19,7 @@ from core.report import LONGEST_TRAINED, Report
 from core.runtime import TrialDirs
 from core.teacher import prepare
 from core.training.loop import DivergenceError
+from core.training.method import load_method
 from core.trial import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.whole]
@@ -157,6 +158,7 @@ def test_an_outcome_says_what_its_bundle_is(shared, method):
     assert outcome.target_sparsity == (0.0 if method == "dense" else 0.6)
     assert outcome.realised_sparsity >= outcome.target_sparsity
     assert outcome.steps == 10
+    assert outcome.repair == load_method(method).repair(config)
     assert outcome.wer_low <= outcome.wer <= outcome.wer_high
 
 

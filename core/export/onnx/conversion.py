@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.model import Conformer
-from core.conformer.shape import MELS
 from core.export.onnx.model import Inference
 from core.inference.graph_interface import INPUTS, OUTPUTS, needs_extra
 
@@ -57,7 +56,8 @@ def export_onnx(
     """
     needs_extra()
     rewritten: nn.Module = Inference(model)
-    features = torch.zeros(2, 203, MELS)  # zeros: the random generator is not touched
+    # Zeros: the random generator is not touched.
+    features = torch.zeros(2, 203, model.frontend_spec.mels)
     if is_nemo:
         rewritten, features = _AsNemo(rewritten, model.shape.frontend_spec.subsampling), features.mT
     # The exporter treats sizes of 0 and 1 as constants, so the example has two utterances. Their

@@ -316,3 +316,14 @@ def test_an_axis_whose_weights_are_all_0_is_worth_nothing():
 
     assert all(values.isfinite().all() for values in scores.values())
     assert not scores["blocks.0.ff1.inner"].any()
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_auto_is_the_repair_of_the_method_and_a_named_one_is_itself(method):
+    tables = {"pruning": {"method": method, "steps": 0}}
+    named = {"pruning": {**tables["pruning"], "repair": "mask"}}
+
+    auto = load_method(method).repair(TrialConfig.parse(tables))
+
+    assert auto == ("sequential" if method == "obs" else "ls")
+    assert load_method(method).repair(TrialConfig.parse(named)) == "mask"

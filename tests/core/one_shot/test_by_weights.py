@@ -78,7 +78,7 @@ def test_what_needs_speech_is_refused_by_what_can_be_done():
 
     assert str(refused.value).splitlines() == [
         f"`pruning.method` must be one of {able} without speech, but is `l0` instead",
-        "`pruning.repair` must be 'none' without speech, but is 'ls' instead",
+        "`pruning.repair` must be 'none' without speech, but is 'auto' instead",
         "`pruning.steps` must be 0 without speech, but is 400 instead",
         "`tuning.steps` must be 0 without speech, but is 300 instead",
     ]
