@@ -286,10 +286,9 @@ def _evaluate(
     trial: Trial, cut: ExtractedModel, *, target: float, steps: int, name: str
 ) -> list[Outcome]:
     """Measures and saves a tuned model on the first rank, which sends the outcome to the others."""
-    ranks = trial.ranks
-    return ranks.first(
+    return trial.ranks.first(
         [_evaluate_and_save(trial, cut, target=target, steps=steps, name=name)]
-        if ranks.is_first
+        if trial.ranks.is_first
         else []
     )
 

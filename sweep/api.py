@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # imported where they are used: torch takes seconds, pandas h
 
 __all__ = ["Sweep", "TrialRecognizer"]
 
-Target = Literal["bundle", "onnx", "sherpa", "transformers"]
+Target = Literal["bundle", "onnx", "sherpa", "onnx-asr", "transformers"]
 
 
 @dataclass(frozen=True, slots=True)

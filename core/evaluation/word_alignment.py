@@ -38,7 +38,7 @@ class Word:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _TokenRun:
+class TokenRun:
     """A token and the run of frames that output it."""
 
     id: int
@@ -64,9 +64,14 @@ def path_words(path: TokenPath, tokenizer: Tokenizer) -> list[Word]:
     For example, the frames `_tu _tu blank rn blank _on` are the words "turn" at frames 0 to 3 and
     "on" at frame 5.
     """
+    return join_tokens(_token_runs(path), tokenizer)
+
+
+def join_tokens(tokens: Iterable[TokenRun], tokenizer: Tokenizer) -> list[Word]:
+    """Join tokens to words: a piece that starts a word begins a new one."""
     pieces = tokenizer.pieces
-    groups: list[list[_TokenRun]] = []
-    for token in _token_runs(path):
+    groups: list[list[TokenRun]] = []
+    for token in tokens:
         if not groups or pieces[token.id].startswith(WORD_START):
             groups.append([])
         groups[-1].append(token)
@@ -86,13 +91,13 @@ def join_words(words: Iterable[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def _token_runs(path: TokenPath) -> list[_TokenRun]:
+def _token_runs(path: TokenPath) -> list[TokenRun]:
     # Frames 5 5 0 7: runs of 2, 1 and 1 that end before frames 2, 3 and 4.
     ids, lengths = torch.unique_consecutive(path.ids, return_counts=True)
     ends = lengths.cumsum(0).tolist()
     probabilities = path.probabilities.tolist()
     return [
-        _TokenRun(
+        TokenRun(
             id=id_,
             first=end - length,
             last=end - 1,

@@ -1,23 +1,25 @@
 """Export of a bundle as a folder that other programs load, verified before it appears.
 
 Targets: `bundle`, a copy; `onnx`, a graph for any runtime; `sherpa`, a graph with the files that
-sherpa-onnx loads; `transformers`, the files that its `ParakeetForCTC` loads.
+sherpa-onnx loads; `onnx-asr`, the files that onnx-asr loads; `transformers`, the files that its
+`ParakeetForCTC` loads.
 """
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 from core import bundle
 from core.bundle import Bundle
-from core.data.audio import check_file
+from core.data.audio import check_file, read_file
 from core.data.tokenizer import BLANK, FILE_NAME
 from core.digests import bundle_digest
-from core.export import usage_snippets
+from core.export import onnx_asr, usage_snippets
 from core.export.model_card import FEATURES, Exported, card_text
 from core.export.onnx.conversion import DATA, LARGEST_INLINE, OPSET, export_onnx
 from core.export.onnx.quantization import quantize_weights
@@ -30,10 +32,13 @@ from core.export.verify import (
     TOLERANCE,
     Agreement,
     Expected,
+    Texts,
     agreement,
+    check_equal,
     check_graph,
     check_texts,
     compare_texts,
+    compare_with,
     make_test_sounds,
 )
 from core.files import atomic_folder
@@ -42,11 +47,18 @@ from core.importers.tokenizer import FAST
 from core.inference.exported_model import FEATURES_FILE, FLOAT, INT8, features_text
 from core.inference.graph_interface import ExportError, needs_extra
 from core.inference.onnx_session import Graph
+from core.inference.recognizer import transcribe_waveform
 from core.inference.sherpa_loader import Loader, choose_loader
 from core.stages import Announce, be_silent
 
-Target = Literal["bundle", "onnx", "sherpa", "transformers"]
-_GRAPHS = ("onnx", "sherpa")
+Target = Literal["bundle", "onnx", "sherpa", "onnx-asr", "transformers"]
+_GRAPHS = ("onnx", "sherpa", "onnx-asr")
+_NEEDS: Mapping[Target, Callable[[], None]] = {
+    "sherpa": needs_sherpa,
+    "onnx-asr": onnx_asr.needs_onnx_asr,
+    "transformers": needs_transformers,
+}
+"""Targets that are verified on audio, and the check that their runtimes are installed."""
 CARD = "README.md"
 _PURPOSES = {
     FLOAT: "the graph, in floats",
@@ -96,7 +108,7 @@ def export(
         out: a new folder.
         to: the target.
         is_int8: also in 8-bit integers.
-        verify_on: audio on which sherpa-onnx or transformers must give the transcripts of
+        verify_on: audio on which sherpa-onnx, onnx-asr or transformers must give the transcripts of
             `transcribe`; by default noise, and speech of eSpeak NG if it is installed.
         inline_bytes: the most bytes of weights in a graph's own file.
         announce: called with what begins.
@@ -127,6 +139,8 @@ def export(
             verified = _as_onnx(job)
         elif to == "sherpa":
             verified = _as_sherpa(job)
+        elif to == "onnx-asr":
+            verified = _as_onnx_asr(job)
         else:
             verified = _as_transformers(job)
         files = _write_card(job, source, out.name, to, verified)
@@ -140,13 +154,14 @@ def _write_card(
     opened = job.opened
     # A file without a purpose in `_PURPOSES` is a KeyError: no card leaves a file unexplained.
     files = tuple(sorted(path.name for path in job.folder.iterdir()))
+    purposes = _PURPOSES | (onnx_asr.PURPOSES if to == "onnx-asr" else {})
     about = Exported(
         name=name,
         to=to,
         params=sum(p.numel() for p in opened.model.parameters()),
         source=bundle_digest(source) or "",
         tokenizer=opened.tokenizer.digest,
-        files={name: _PURPOSES[name] for name in files},
+        files={name: purposes[name] for name in files},
         verified=verified,
         loading=usage_snippets.TEXTS[to],
         notes=_notes(opened, to),
@@ -160,18 +175,16 @@ def _check_options(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[
         raise ExportError(f"`--out` must be a new folder, but `{out}` exists already.")
     if to not in _GRAPHS and is_int8:
         raise ExportError(
-            f"`--int8` must go with a graph, `--to onnx` or `sherpa`, but goes with `{to}`."
+            f"`--int8` must go with a graph, `--to {' or '.join(_GRAPHS)}`, but goes with `{to}`."
         )
-    if verify_on and to not in ("sherpa", "transformers"):
+    if verify_on and to not in _NEEDS:
         raise ExportError(
-            f"`--verify-on` must go with `--to sherpa` or `transformers`, but goes with `{to}`."
+            f"`--verify-on` must go with `--to {' or '.join(_NEEDS)}`, but goes with `{to}`."
         )
     for file in verify_on:
         check_file(file)
-    if to == "sherpa":
-        needs_sherpa()
-    if to == "transformers":
-        needs_transformers()
+    if to in _NEEDS:
+        _NEEDS[to]()
     if to in _GRAPHS:
         needs_extra()
 
@@ -230,11 +243,47 @@ def _as_sherpa(job: _Job) -> list[str]:
             job.announce("comparing texts of sherpa-onnx in 8-bit integers")
             # The transcripts of `transcribe` are those of the graph in floats: not computed again.
             texts = compare_texts(opened, folder, files, "int8", reference=texts.reference)
-            verified.append(
-                f"In 8-bit integers {texts.equal} of {len(files)} transcripts are equal;"
-                f" {100 * texts.word_difference:.1f} % of the words differ."
-            )
+            verified.append(_integer_sentence(texts))
     return verified
+
+
+def _as_onnx_asr(job: _Job) -> list[str]:
+    opened, folder = job.opened, job.folder
+    kind = onnx_asr.model_kind(opened.model)
+    job.announce("writing the graphs")
+    onnx_asr.write_onnx_asr(opened, folder, is_int8=job.is_int8, inline_bytes=job.inline_bytes)
+    opened.tokenizer.save(folder / FILE_NAME)
+    _write_report(opened, folder)
+    with TemporaryDirectory() as scratch:
+        files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
+        job.announce("comparing texts of onnx-asr and `transcribe`")
+        transcribers = {
+            name: partial(onnx_asr.transcribe_with_onnx_asr, folder, is_int8=is_int8)
+            for name, is_int8 in (("float", False), ("int8", True))
+        }
+        reference = tuple(
+            onnx_asr.with_its_spaces(transcribe_waveform(opened, read_file(file))) for file in files
+        )
+        texts = compare_with(opened, files, transcribers["float"], reference=reference)
+        check_equal(texts, "onnx-asr")
+        sentence = (
+            f"onnx-asr {texts.version}, in a process of its own, gives the transcripts of"
+            f" `transcribe` as `{kind}` for {texts.equal} of {len(files)} sounds,"
+            f" {texts.with_words} of them with words, alone and in batches."
+        )
+        verified = [sentence]
+        if job.is_int8:
+            job.announce("comparing texts of onnx-asr in 8-bit integers")
+            texts = compare_with(opened, files, transcribers["int8"], reference=reference)
+            verified.append(_integer_sentence(texts))
+    return verified
+
+
+def _integer_sentence(texts: Texts) -> str:
+    return (
+        f"In 8-bit integers {texts.equal} of {len(texts.files)} transcripts are equal;"
+        f" {100 * texts.word_difference:.1f} % of the words differ."
+    )
 
 
 def _as_transformers(job: _Job) -> list[str]:
@@ -315,10 +364,11 @@ def _notes(opened: Bundle, to: Target) -> list[str]:
     blank = size - 1 if to == "transformers" else BLANK  # last, there
     outputs = (
         f"It outputs one of {size} tokens every {10 * frontend_spec.subsampling} ms;"
-        f" token {blank} is CTC's blank."
+        f" token {blank} is the blank. Its decoder: {opened.model.shape.decoders[0]}."
     )
-    lines = [FEATURES[frontend_spec.features] + normalized, "", outputs]
-    if to in _GRAPHS:
+    features = FEATURES[frontend_spec.features].format(mels=frontend_spec.mels)
+    lines = [features + normalized, "", outputs]
+    if to in ("onnx", "sherpa"):
         graph = (
             f"The graph is of opset {OPSET}; batch and time are free; in: `features` and"
             " `num_frames`; out: `log_probabilities` and `num_output_frames`."

@@ -13,17 +13,20 @@ from core.safe_text import markdown_text
 
 FEATURES: dict[FeatureKind, str] = {
     "kaldi": (
-        "It reads 80 log-mel filter banks of 16 kHz mono speech, as Kaldi computes them: samples in"
+        "It reads {mels} log-mel filter banks of 16 kHz mono speech, as Kaldi"
+        " computes them: samples in"
         " [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), DC removed, pre-emphasis 0.97,"
         " Povey window, no dither, 20 to 7600 Hz, natural logarithm."
     ),
     "nemo": (
-        "It reads 80 log-mel filter banks of 16 kHz mono speech, as NeMo computes them: samples in"
+        "It reads {mels} log-mel filter banks of 16 kHz mono speech, as NeMo"
+        " computes them: samples in"
         " [-1, 1], windows of 25 ms every 10 ms, centered, pre-emphasis over the whole signal,"
         " Slaney's mel scale, natural logarithm."
     ),
     "sherpa": (
-        "It reads 80 log-mel filter banks of 16 kHz mono speech, as sherpa-onnx computes them for"
+        "It reads {mels} log-mel filter banks of 16 kHz mono speech, as sherpa-onnx"
+        " computes them for"
         " NeMo's models: samples in [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), each"
         " emphasised by 0.97, periodic Hann window, Slaney's mel scale, natural logarithm."
     ),

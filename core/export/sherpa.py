@@ -7,20 +7,16 @@ the process on a file that it cannot read.
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from core.data.tokenizer import BLANK, WORD_START, Tokenizer
 from core.export import sherpa_worker
+from core.export.worker_process import RuntimeTranscripts, transcribe_in_process
 from core.inference.graph_interface import ExportError
 from core.inference.sherpa_loader import Loader
 
@@ -28,16 +24,6 @@ Precision = Literal["float", "int8"]
 BLANK_NAME = "<blk>"
 """The symbol by which sherpa-onnx finds the blank."""
 TOKENS, SPEC = "tokens.txt", "sherpa.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RuntimeTranscripts:
-    """Transcripts of sounds by sherpa-onnx, in their order."""
-
-    alone: tuple[str, ...]
-    together: tuple[str, ...]
-    """Transcripts of the same sounds in padded batches."""
-    version: str
 
 
 def needs_sherpa() -> None:
@@ -105,32 +91,9 @@ def transcribe_with_sherpa(
     needs_sherpa()
     export_spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     files = export_spec["precisions"][precision]
-    with TemporaryDirectory() as scratch:
-        arrays = Path(scratch) / "sounds.npz"
-        np.savez(arrays, *(sound.numpy() for sound in sounds))
-        request = {
-            "loader": export_spec["loader"],
-            "arguments": {name: str(folder / file) for name, file in files.items()},
-            "sounds": str(arrays),
-        }
-        process = subprocess.run(  # noqa: S603 - this interpreter, our own file
-            # -P: with this folder on the path, `import onnx` in a library would get the folder
-            # `onnx`.
-            [sys.executable, "-P", sherpa_worker.__file__],
-            input=json.dumps(request).encode(),
-            capture_output=True,
-            check=False,
-        )
-    if process.returncode != 0:
-        reason = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ExportError(
-            f"sherpa-onnx must load and run `{files['model']}` by `{export_spec['loader']}`,"
-            f" but its process ended with {process.returncode} instead ({reason[:300]})."
-        )
-    # The last line: what the library prints comes before it.
-    answer = json.loads(process.stdout.decode().strip().rpartition("\n")[2])
-    return RuntimeTranscripts(
-        alone=tuple(answer["alone"]),
-        together=tuple(answer["together"]),
-        version=answer["version"],
-    )
+    request = {
+        "loader": export_spec["loader"],
+        "arguments": {name: str(folder / file) for name, file in files.items()},
+    }
+    rule = f"sherpa-onnx must load and run `{files['model']}` by `{export_spec['loader']}`"
+    return transcribe_in_process(sherpa_worker.__file__, request, sounds, rule=rule)

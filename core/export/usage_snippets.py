@@ -40,6 +40,14 @@ stream.accept_waveform(rate_hz, samples)
 recognizer.decode_stream(stream)
 print(stream.result.text)
 """,
+    "onnx-asr": """
+import json
+import onnx_asr
+
+kind = json.load(open("config.json"))["model_type"]  # in the export's folder
+model = onnx_asr.load_model(kind, ".")  # quantization="int8" takes the graphs in integers
+print(model.recognize("speech.wav"))
+""",
     "transformers": """
 import soundfile
 from transformers import AutoProcessor, ParakeetForCTC

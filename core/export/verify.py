@@ -5,8 +5,9 @@ Shapes: B batch, M mel frames.
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from core.evaluation.wer import word_errors
 from core.export.onnx.conversion import repeat_frames
 from core.export.rounding import Errors, rounding_errors
 from core.export.sherpa import Precision, transcribe_with_sherpa
+from core.export.worker_process import RuntimeTranscripts
 from core.features.kaldi import SAMPLE_RATE_HZ
 from core.inference.graph_interface import ExportError
 from core.inference.recognizer import transcribe_waveform
@@ -254,23 +256,39 @@ def compare_texts(
     *,
     reference: tuple[str, ...] | None = None,
 ) -> Texts:
-    """Transcribe files with `transcribe` and with sherpa-onnx.
-
-    Args:
-        bundle: the model.
-        folder: of the export.
-        files: audio.
-        precision: of the graph.
-        reference: transcripts of `transcribe`, if they are computed already.
+    """Transcribe files with `transcribe` and with sherpa-onnx, as `compare_with` does.
 
     Raises:
         CorpusError: naming a file that cannot be read.
         ExportError: if sherpa-onnx is not installed, or cannot load or run the export.
     """
-    waveforms = [read_file(file) for file in files]  # sherpa-onnx has no windows
+    run = partial(transcribe_with_sherpa, folder, precision=precision)
+    return compare_with(bundle, files, run, reference=reference)
+
+
+def compare_with(
+    bundle: Bundle,
+    files: Sequence[Path],
+    run: Callable[[Sequence[Float[Tensor, " _"]]], RuntimeTranscripts],
+    *,
+    reference: tuple[str, ...] | None = None,
+) -> Texts:
+    """Transcribe files with `transcribe` and with another runtime.
+
+    Args:
+        bundle: the model.
+        files: audio.
+        run: transcribes sounds in the runtime.
+        reference: transcripts of `transcribe`, if they are computed already.
+
+    Raises:
+        CorpusError: naming a file that cannot be read.
+        ExportError: if the runtime cannot load or run the export.
+    """
+    waveforms = [read_file(file) for file in files]  # other runtimes have no windows
     if reference is None:
         reference = tuple(transcribe_waveform(bundle, waveform) for waveform in waveforms)
-    transcripts = transcribe_with_sherpa(folder, waveforms, precision)
+    transcripts = run(waveforms)
     return Texts.of(
         files,
         reference,

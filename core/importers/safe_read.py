@@ -180,6 +180,13 @@ def read_weights(folder: Path, name: str) -> dict[str, Tensor]:
     index = folder / f"{name}.index.json"
     if (folder / name).exists() or not index.exists():
         return read_safetensors(folder / name)
+    tensors: dict[str, Tensor] = {}
+    for part in _read_parts(index):
+        tensors |= read_safetensors(folder / part)
+    return tensors
+
+
+def _read_parts(index: Path) -> list[str]:
     files = read_json(index).get("weight_map")
     # A part has a plain name: "model-00001-of-00002.safetensors", and no path to another folder.
     if not isinstance(files, dict) or not all(_is_part(file) for file in files.values()):
@@ -187,10 +194,7 @@ def read_weights(folder: Path, name: str) -> dict[str, Tensor]:
             f"`weight_map` of `{index.name}` must name a .safetensors file of this folder for each"
             f" tensor, but is {short_repr(files)} instead."
         )
-    tensors: dict[str, Tensor] = {}
-    for file in dict.fromkeys(files.values()):
-        tensors |= read_safetensors(folder / file)
-    return tensors
+    return list(dict.fromkeys(files.values()))
 
 
 def _is_part(file: Any) -> bool:

@@ -47,6 +47,7 @@ class GraphNetwork(nn.Module):
         """
         super().__init__()
         self.graph, self.frontend_spec, self.vocabulary = graph, frontend_spec, vocabulary
+        self.mels = frontend_spec.mels
 
     def forward(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]

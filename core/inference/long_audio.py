@@ -26,10 +26,34 @@ _READ = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Frames:
+    """What decoders read of consecutive output frames."""
+
+    log_probabilities: Float[Tensor, "part vocabulary"] | None
+    """Of CTC; None without a CTC head."""
+    encoded: Float[Tensor, "part width"] | None = None
+    """The encoder's output, for a transducer; None without one."""
+
+    def __getitem__(self, part: slice) -> "Frames":
+        """Return some of the frames."""
+        return Frames(
+            log_probabilities=None
+            if self.log_probabilities is None
+            else self.log_probabilities[part],
+            encoded=None if self.encoded is None else self.encoded[part],
+        )
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        one = self.encoded if self.log_probabilities is None else self.log_probabilities
+        return 0 if one is None else len(one)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AudioSegment:
     """The output of a model for the next segment of a file."""
 
-    log_probabilities: Float[Tensor, "part vocabulary"]
+    frames: Frames
     seconds: float
     """Seconds of audio that no earlier segment had."""
 
@@ -53,7 +77,7 @@ def transcribe_windows(
     if recording.seconds <= windowing.seconds:
         waveform = read_file(file, resample=resample)
         yield AudioSegment(
-            log_probabilities=log_probabilities(model, waveform),
+            frames=compute_frames(model, waveform),
             seconds=len(waveform) / SAMPLE_RATE_HZ,
         )
         return
@@ -76,11 +100,11 @@ def _by_windows(
             # Rounding leaves samples after the last frame; the last window includes them.
             end = recording.num_samples if window.last is None else window.end * _SAMPLES
             waveform = recording.read(window.begin * _SAMPLES, end)
-            frames = log_probabilities(model, waveform)[window.first : window.last]
+            frames = compute_frames(model, waveform)[window.first : window.last]
             assert _is_complete(window, len(frames)), (
                 "the front end returned a frame less than expected"
             )
-            yield AudioSegment(log_probabilities=frames, seconds=(end - before) / SAMPLE_RATE_HZ)
+            yield AudioSegment(frames=frames, seconds=(end - before) / SAMPLE_RATE_HZ)
             before = end
 
 
@@ -106,10 +130,8 @@ def _is_complete(window: Window, num_kept: int) -> bool:
 
 
 @torch.inference_mode()
-def log_probabilities(
-    model: Network, waveform: Float[Tensor, " samples"]
-) -> Float[Tensor, "time vocabulary"]:
-    """Return log-probabilities of a waveform; of one too short for a frame, none.
+def compute_frames(model: Network, waveform: Float[Tensor, " samples"]) -> Frames:
+    """Return what decoders read of a waveform; of one too short for a frame, no frames.
 
     Kaldi features of a segment equal those of the whole file; NeMo features that are normalized
     over an utterance are normalized over the segment.
@@ -120,8 +142,14 @@ def log_probabilities(
     )
     # Fewer than 7 mel frames give no output of `conv4`, whose kernels are larger than that.
     if int(num_frames[0]) < frontend_spec.shortest:
-        return torch.zeros(0, model.vocabulary)
+        features, num_frames = torch.zeros(1, frontend_spec.shortest, model.mels), num_frames * 0
     output = model(features, num_frames)
+    real = int(output.num_frames[0])
     # A graph returns log-probabilities as logits; log_softmax leaves them as they are, as their
     # exponentials add up to 1.
-    return output.logits.log_softmax(-1)[0, : int(output.num_frames[0])]
+    logits, has_transducer = output.ctc_logits, getattr(model, "transducer", None) is not None
+    encoded = output.encoded if has_transducer else None
+    return Frames(
+        log_probabilities=None if logits is None else logits.log_softmax(-1)[0, :real],
+        encoded=None if encoded is None else encoded[0, :real],
+    )

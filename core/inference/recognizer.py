@@ -1,5 +1,6 @@
 """Recognizers at work: transcripts of files and splits, word error rates, and reduced depth."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,17 +15,27 @@ from torch import Tensor, nn
 
 from core.bundle import DEPTH_ORDER, Bundle, BundleError
 from core.config.trial import CorpusConfig
+from core.conformer.output import DecoderError
 from core.data.audio_decoding import CorpusError
 from core.data.corpus import SplitName, open_split
 from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler
 from core.data.text_case import check_case
 from core.data.tokenizer import transcript as cut_transcript
+from core.decoders.transducer import Symbol
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import WerReport, wer_report
-from core.evaluation.word_alignment import Decoder, best_path, join_words, path_words
+from core.evaluation.word_alignment import (
+    Decoder,
+    TokenRun,
+    Word,
+    best_path,
+    join_tokens,
+    join_words,
+    path_words,
+)
 from core.inference.exported_model import ExportedRecognizer, Recognizer
-from core.inference.long_audio import AudioSegment, log_probabilities, transcribe_windows
+from core.inference.long_audio import AudioSegment, Frames, compute_frames, transcribe_windows
 from core.inference.timestamps import frame_times
 from core.inference.windows import Windowing
 from core.pruning.extraction import select_blocks
@@ -100,8 +111,7 @@ def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:
 
 def transcribe_waveform(bundle: Recognizer, waveform: Float[Tensor, " samples"]) -> str:
     """Return the transcript of samples at 16 kHz; "" if they are too short for a frame."""
-    path = best_path([log_probabilities(bundle.model, waveform)])
-    return join_words(path_words(path, bundle.tokenizer))
+    return join_words(decode_frames(bundle, [compute_frames(bundle.model, waveform)]))
 
 
 def transcribe(
@@ -121,17 +131,21 @@ def transcribe(
 def transcript(
     bundle: Recognizer, parts: Iterable[AudioSegment], decoder: Decoder | None = None
 ) -> Transcript:
-    """Decode the segments of a file, by the best token of each frame unless by a decoder."""
+    """Decode the segments of a file, by the best token of each frame unless by a decoder.
+
+    Raises:
+        DecoderError: if there is a decoder of CTC, and the model has no CTC head.
+    """
     seconds = 0.0
 
-    def outputs() -> Iterator[Float[Tensor, "_ vocabulary"]]:
+    def frames() -> Iterator[Frames]:
         nonlocal seconds
         for part in parts:
             seconds += part.seconds
-            yield part.log_probabilities
+            yield part.frames
 
-    # A path needs all segments, so that `seconds` is the length of the whole file from here on.
-    words = path_words((decoder or best_path)(outputs()), bundle.tokenizer)
+    # Words need all segments, so that `seconds` is the length of the whole file from here on.
+    words = decode_frames(bundle, frames(), decoder)
     times = frame_times(bundle.model.frontend_spec)
     spoken = (
         SpokenWord(
@@ -143,6 +157,44 @@ def transcript(
         for word in words
     )
     return Transcript(words=tuple(spoken), seconds=seconds)
+
+
+def decode_frames(
+    bundle: Recognizer, parts: Iterable[Frames], decoder: Decoder | None = None
+) -> list[Word]:
+    """Decode frames by the transducer, if there is one, or else by the CTC head.
+
+    Args:
+        bundle: the recognizer.
+        parts: its frames, in order.
+        decoder: of CTC, which is taken instead of a transducer.
+
+    Raises:
+        DecoderError: if there is a decoder of CTC, and the model has no CTC head.
+    """
+    transducer = getattr(bundle.model, "transducer", None)
+    if transducer is None or decoder is not None:
+        path = (decoder or best_path)(map(_of_ctc, parts))
+        return path_words(path, bundle.tokenizer)
+    encoded = torch.cat([part.encoded for part in parts if part.encoded is not None])[None]
+    (symbols,) = transducer.greedy(encoded, torch.tensor([encoded.shape[1]]))
+    return join_tokens(map(_token_run, symbols), bundle.tokenizer)
+
+
+def _of_ctc(frames: Frames) -> Float[Tensor, "part vocabulary"]:
+    if frames.log_probabilities is None:
+        raise DecoderError
+    return frames.log_probabilities
+
+
+def _token_run(symbol: Symbol) -> TokenRun:
+    # A token of TDT with a duration of 3 at frame 10 is said to end with frame 12.
+    return TokenRun(
+        id=symbol.token,
+        first=symbol.frame,
+        last=symbol.frame + max(symbol.duration, 1) - 1,
+        confidence=math.exp(symbol.log_probability),
+    )
 
 
 def evaluate(

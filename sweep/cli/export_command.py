@@ -20,7 +20,7 @@ def export(
     ] = "",
     *,
     to: Annotated[
-        Literal["bundle", "onnx", "sherpa", "transformers"],
+        Literal["bundle", "onnx", "sherpa", "onnx-asr", "transformers"],
         typer.Option(help="Format of the export."),
     ],
     folder: Annotated[Path, typer.Option("--out", help="New folder for the export.")],
@@ -31,7 +31,7 @@ def export(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Audio file on which sherpa-onnx or transformers is verified; repeat for several.",
+            help="Audio file on which the export's runtime is verified; repeat for several.",
         ),
     ] = None,
     as_json: Json = False,

@@ -24,7 +24,7 @@ def import_(
     ] = False,
     decoder: Annotated[
         Literal["all", "ctc", "transducer"],
-        typer.Option(help="Of a hybrid: both decoders, or one of them."),
+        typer.Option(help="Decoders of a hybrid to import: both, or one."),
     ] = "all",
     as_json: Json = False,
 ) -> None:

@@ -8,8 +8,9 @@ Shapes: B batch, M mel frames, T frames, V vocabulary.
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,26 +55,63 @@ def export_onnx(
         ExportError: if the extra `export` is not installed.
         OSError: if the disk is full or not writable.
     """
-    needs_extra()
     rewritten: nn.Module = Inference(model)
-    # Zeros: the random generator is not touched.
-    features = torch.zeros(2, 203, model.frontend_spec.mels)
     if is_nemo:
-        rewritten, features = _AsNemo(rewritten, model.shape.frontend_spec.subsampling), features.mT
-    # The exporter treats sizes of 0 and 1 as constants, so the example has two utterances. Their
-    # lengths differ, so that padding is part of what is traced.
-    num_frames = torch.tensor([203, 150])
+        rewritten = _AsNemo(rewritten, model.shape.frontend_spec.subsampling)
+    speech, free = speech_example(model.frontend_spec.mels, is_mels_first=is_nemo)
+    write_graph(
+        Tracing(module=rewritten, example=speech, free=free, inputs=INPUTS, outputs=OUTPUTS),
+        file,
+        metadata=metadata,
+        inline_bytes=inline_bytes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """A module to trace as a graph."""
+
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    """Its inputs; sizes that are free are 2 or more, as 0 and 1 would be taken for constants."""
+    free: tuple[dict[int, Any], ...]
+    """Which dimensions of each input are free."""
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    """Their names in the graph."""
+
+
+def speech_example(
+    mels: int, *, is_mels_first: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[dict[int, Any], ...]]:
+    """Return features with their lengths to trace a model with, and which dimensions are free."""
+    # Zeros: the random generator is not touched. Two utterances, whose lengths differ, so that
+    # padding is part of what is traced.
+    features, num_frames = torch.zeros(2, 203, mels), torch.tensor([203, 150])
     batch, mel_frames = torch.export.Dim("batch"), torch.export.Dim("mel_frames")
-    time_axis = 2 if is_nemo else 1
+    if is_mels_first:
+        return (features.mT, num_frames), ({0: batch, 2: mel_frames}, {0: batch})
+    return (features, num_frames), ({0: batch, 1: mel_frames}, {0: batch})
+
+
+def write_graph(
+    tracing: Tracing,
+    file: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    inline_bytes: int = LARGEST_INLINE,
+) -> None:
+    """Trace a module and write its graph; see `export_onnx`."""
+    needs_extra()
     with _quiet():
         program = torch.onnx.export(
-            rewritten,
-            (features, num_frames),
+            tracing.module,
+            tracing.example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: batch, time_axis: mel_frames}, {0: batch}),
+            input_names=list(tracing.inputs),
+            output_names=list(tracing.outputs),
+            dynamic_shapes=tracing.free,
         )
     assert program is not None
     program.model.metadata_props.update(metadata or {})

@@ -4,6 +4,7 @@ A graph holds its weights itself, or names a second file with them, as protobuf 
 extra `export` installs the packages.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
@@ -18,8 +19,12 @@ SMALLEST_OUTSIDE = 1024
 graph alone."""
 
 
-def open_graph(file: Path) -> Any:
+def open_graph(file: Path, expected: Sequence[str] = INPUTS + OUTPUTS) -> Any:
     """Open the graph of a recognizer, without weights in a second file.
+
+    Args:
+        file: of the graph.
+        expected: its inputs and outputs.
 
     Raises:
         GraphError: if it is missing or no such graph.
@@ -34,10 +39,10 @@ def open_graph(file: Path) -> Any:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GraphError(f"`{file}` must be an ONNX graph, but: {first}") from None
     names = tuple(end.name for end in (*model.graph.input, *model.graph.output))
-    if names != INPUTS + OUTPUTS:
+    if names != tuple(expected):
         raise GraphError(
             f"`{file}` must be an ONNX graph with the inputs and outputs"
-            f" {', '.join(INPUTS + OUTPUTS)}, but has {', '.join(names) or 'none'} instead."
+            f" {', '.join(expected)}, but has {', '.join(names) or 'none'} instead."
         )
     return model
 
@@ -117,7 +122,8 @@ class GraphWriter:
 
         tensor = self._model.graph.initializer.add()
         if self._data is None or values.nbytes < SMALLEST_OUTSIDE:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
+            # Not `ascontiguousarray`: it makes a scalar an array of one number, which has an axis.
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values, order="C"), name))
             return
         tensor.name, tensor.dims[:] = name, values.shape
         tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)

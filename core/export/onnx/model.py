@@ -21,10 +21,19 @@ from torch import Tensor, nn
 from core.conformer.attention import Attention, distance_table
 from core.conformer.block import Block
 from core.conformer.convolution import Convolution
-from core.conformer.factored import Factored, Linear
+from core.conformer.factored import Factored
 from core.conformer.feedforward import FeedForward
 from core.conformer.frontend import Frontend
 from core.conformer.model import Conformer
+from core.export.onnx.layers import (
+    constant,
+    matrix,
+    scale_layer,
+    split,
+    zero_pad_convolution,
+    zero_pad_inputs,
+    zero_pad_layer,
+)
 from core.features.spec import FrontendSpec
 
 LANES = 16
@@ -54,8 +63,8 @@ class Frames:
         return torch.where(self.is_frame, 0.0, lowest)[:, None, None]
 
 
-class Inference(nn.Module):
-    """Computes log-probabilities and their lengths from features and their lengths."""
+class FlatEncoder(nn.Module):
+    """Computes what decoders read, from features and their lengths."""
 
     def __init__(self, model: Conformer) -> None:
         """Rewrite a dense model in evaluation mode; unchanged parts are shared with it."""
@@ -65,12 +74,12 @@ class Inference(nn.Module):
         self.min_features = min_features(self.frontend_spec)
         self.positions = Positions(model.shape.position_width)
         self.blocks = nn.ModuleList(FlatBlock(block) for block in model.typed_blocks())
-        self.head = model.ctc_head
         self.eval()
 
-    def forward(
+    def encode(
         self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
+    ) -> tuple[Float[Tensor, "rows width"], tuple[int, int], Int[Tensor, " batch"]]:
+        """Return frames as rows, the batch's size and time, and the frames of each utterance."""
         # A very short sound gets one frame of length 0, not an error inside the runtime.
         few: Any = torch.sym_max(
             0, self.min_features - features.shape[1]
@@ -87,7 +96,26 @@ class Inference(nn.Module):
         x = self.frontend.linear(stacked.flatten(0, 1))  # (N, D)
         for block in self.blocks:
             x = block(x, frames)
-        return self.head(x).log_softmax(-1).view(batch, time, -1), lengths.clamp(max=time)
+        return x, (batch, time), lengths.clamp(max=time)
+
+
+class Inference(FlatEncoder):
+    """Computes CTC's log-probabilities and their lengths from features and their lengths."""
+
+    def __init__(self, model: Conformer) -> None:
+        """Rewrite a dense model in evaluation mode; unchanged parts are shared with it.
+
+        Raises:
+            DecoderError: if it has no CTC head.
+        """
+        super().__init__(model)
+        self.head = model.ctc_head
+
+    def forward(
+        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch time vocabulary"], Int[Tensor, " batch"]]:
+        x, (batch, time), lengths = self.encode(features, num_frames)
+        return self.head(x).log_softmax(-1).view(batch, time, -1), lengths
 
 
 def min_features(frontend_spec: FrontendSpec) -> int:
@@ -200,7 +228,7 @@ class FlatConvolution(nn.Module):
         more = -convolution.down.in_features % LANES
         self.before, halves = split(convolution.up, 2)
         self.value, self.gate = (zero_pad_layer(half, outputs=more) for half in halves)
-        self.down = _zero_pad_inputs(convolution.down, more)
+        self.down = zero_pad_inputs(convolution.down, more)
         norm, depthwise = convolution.batch_norm, convolution.depthwise
         assert depthwise.bias is not None
         # Batch norm of a depthwise output y + b is (y + b - mean) s + beta, where s = gamma /
@@ -309,64 +337,6 @@ class FlatLinearAttention(nn.Module):
         distances = distance_table(frames.time, self.position_width, device=x.device, dtype=x.dtype)
         batched = x.view(frames.batch, frames.time, -1)
         return self.attention(batched, frames.is_frame, distances).flatten(0, 1)
-
-
-def matrix(weight: Float[Tensor, "outputs inputs"], bias: Tensor | None) -> nn.Linear:
-    """Return a linear layer of these constants."""
-    with torch.device("meta"):
-        # Without memory: its weights are replaced at once.
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = constant(weight)
-    if bias is not None:
-        layer.bias = constant(bias)
-    return layer
-
-
-def constant(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
-
-
-def split(layer: Linear, count: int) -> tuple[nn.Module, list[nn.Linear]]:
-    """Split the outputs of a layer into equal parts.
-
-    Returns:
-        The shared first factor, or the identity; and a layer for each part.
-    """
-    last = layer.expand if isinstance(layer, Factored) else layer
-    pairs = zip(last.weight.chunk(count), last.bias.chunk(count), strict=True)
-    before = layer.reduce if isinstance(layer, Factored) else nn.Identity()
-    return before, [matrix(weight, bias) for weight, bias in pairs]
-
-
-def scale_layer(layer: Linear, scale: float) -> nn.Module:
-    """Return the layer with its output multiplied by a scale."""
-    before, (last,) = split(layer, 1)
-    return nn.Sequential(before, matrix(scale * last.weight, scale * last.bias))
-
-
-def zero_pad_layer(layer: nn.Linear, *, inputs: int = 0, outputs: int = 0) -> nn.Linear:
-    """Add inputs and outputs of zeros to a layer."""
-    bias: Tensor | None = layer.bias  # by torch's annotations it is never None
-    more = None if bias is None else F.pad(bias, (0, outputs))
-    return matrix(F.pad(layer.weight, (0, inputs, 0, outputs)), more)
-
-
-def _zero_pad_inputs(layer: Linear, more: int) -> nn.Module:
-    """Add inputs to a layer, which it ignores."""
-    if isinstance(layer, Factored):
-        return nn.Sequential(zero_pad_layer(layer.reduce, inputs=more), layer.expand)
-    return zero_pad_layer(layer, inputs=more)
-
-
-def zero_pad_convolution(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
-    """Add input and output channels of zeros to a convolution."""
-    assert layer.bias is not None
-    # Pairs from the last axis backwards: 3 by 3 kernels stay, inputs and outputs grow.
-    weight = F.pad(layer.weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
-    with torch.device("meta"):
-        more = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
-    more.weight, more.bias = constant(weight), constant(F.pad(layer.bias, (0, outputs)))
-    return more
 
 
 def _frontend(frontend: Frontend) -> FlatFrontend | Frontend:

@@ -10,7 +10,7 @@ have inputs of such a range that quantization costs words.
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from core.export.onnx.integer_matmul import (
     replace_products,
     tensor_names,
 )
-from core.inference.graph_interface import needs_extra
+from core.inference.graph_interface import INPUTS, OUTPUTS, needs_extra
 from core.inference.onnx_session import Graph
 
 Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
@@ -35,16 +35,23 @@ Speech = tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]]
 
 PRODUCTS = ("MatMul", "Gemm")
 FLOAT_BYTES = 4
-_BEYOND = re.compile(r"\b(blocks|head)\.")
+_BEYOND = re.compile(r"\b(blocks|head|projection|step|joiner)\.")
 """Matches the names of weights outside the front end."""
 
 
-def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INLINE) -> None:
+def quantize_weights(
+    graph: Path,
+    file: Path,
+    *,
+    ends: Sequence[str] = INPUTS + OUTPUTS,
+    inline_bytes: int = LARGEST_INLINE,
+) -> None:
     """Write the graph with 8-bit weights, tensor by tensor; it appears whole.
 
     Args:
-        graph: written by `export_onnx`.
+        graph: written by `write_graph`.
         file: the path to write.
+        ends: names of the graph's inputs and outputs.
         inline_bytes: the most bytes of weights in its own file; more go to a second file.
 
     Raises:
@@ -53,7 +60,7 @@ def quantize_weights(graph: Path, file: Path, *, inline_bytes: int = LARGEST_INL
         OSError: if the disk is full or not writable.
     """
     needs_extra()
-    model = open_graph(graph)
+    model = open_graph(graph, ends)
     # This list holds them: `GraphWriter` empties that of the graph.
     constants = list(model.graph.initializer)
     products = find_matmuls(model, products_beyond_frontend(model))

@@ -43,7 +43,7 @@ def test_frames_of_windows_are_those_of_the_whole_file(local, tmp_path, rate_hz,
     parts = list(transcribe_windows(local, file, windowing=windowing))
 
     assert len(parts) > 1
-    joined = torch.cat([part.log_probabilities for part in parts])
+    joined = torch.cat([part.frames.log_probabilities for part in parts])
     torch.testing.assert_close(joined, whole(local, file), atol=2e-3, rtol=0)
     assert sum(part.seconds for part in parts) == pytest.approx(seconds, abs=1e-3)
 
@@ -53,4 +53,4 @@ def test_a_file_that_fits_a_window_is_heard_as_one(tmp_path):
 
     (part,) = transcribe_windows(model, file, windowing=Windowing(seconds=3.0, overlap=1.0))
 
-    assert torch.equal(part.log_probabilities, whole(model, file))
+    assert torch.equal(part.frames.log_probabilities, whole(model, file))
