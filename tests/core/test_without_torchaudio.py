@@ -12,7 +12,7 @@ ABSENT = "import sys; sys.modules['torchaudio'] = None\n"
 NO_CUDA = "raise OSError('libcudart.so.13: cannot open shared object file')"
 
 
-@pytest.fixture(params=["absent", "without CUDA's libraries"])
+@pytest.fixture(params=[pytest.param("absent", marks=pytest.mark.long), "without CUDA's libraries"])
 def python(request, tmp_path):
     """Runs code in a fresh process in which torchaudio does not load."""
     folder = tmp_path / "packages"

@@ -82,6 +82,7 @@ class Heads(nn.Module):
         return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), weight, bias), None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_torchaudios_conformer_is_cut_and_computes_what_it_did_masked():
     torch.manual_seed(0)

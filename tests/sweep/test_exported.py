@@ -19,7 +19,7 @@ from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_weights
 from core.features.spec import FrontendSpec
 from core.inference.exported_model import FEATURES_FILE, load_export, open_recognizer
-from core.inference.long_audio import log_probabilities, transcribe_windows
+from core.inference.long_audio import compute_frames, transcribe_windows
 from core.inference.recognizer import transcript
 from core.inference.windows import Windowing
 from core.testing import SHAPE, small_model, with_frontend
@@ -30,29 +30,42 @@ pytestmark = pytest.mark.slow
 KINDS = ("kaldi", "nemo", "as sherpa reads nemo")
 
 
+def write_kind(folder, tokenizer, kind):
+    shape = SHAPE if kind == "kaldi" else with_frontend(SHAPE, "dw_striding 8x")
+    model = small_model(shape=replace(shape, vocabulary=tokenizer.size))
+    with torch.no_grad():
+        model.head.bias[:3] -= 20.0  # of noise, too, it says letters
+    bundle.save(folder / kind, model, tokenizer, {"longest_trained_seconds": 2.0})
+    out = folder / f"{kind}.export"
+    out.mkdir()
+    _write_common_files(bundle.load(folder / kind), out)
+    export_onnx(model, out / "model.onnx", is_nemo=kind.startswith("as"))
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Bundles of two kinds of features and their exports, as `export` writes their files."""
     folder = tmp_path_factory.mktemp("exports")
     config = CorpusConfig(tokens="char", vocabulary=12)
     tokenizer = Tokenizer.train(["ONE TWO", "TEN"], config, folder)
-    for kind in KINDS:
-        shape = SHAPE if kind == "kaldi" else with_frontend(SHAPE, "dw_striding 8x")
-        model = small_model(shape=replace(shape, vocabulary=tokenizer.size))
-        with torch.no_grad():
-            model.head.bias[:3] -= 20.0  # of noise, too, it says letters
-        bundle.save(folder / kind, model, tokenizer, {"longest_trained_seconds": 2.0})
-        out = folder / f"{kind}.export"
-        out.mkdir()
-        _write_common_files(bundle.load(folder / kind), out)
-        export_onnx(model, out / "model.onnx", is_nemo=kind.startswith("as"))
+    write_kind(folder, tokenizer, "kaldi")
     graphs = folder / "kaldi.export"
+    shutil.copytree(graphs, folder / "floats.export")
     quantize_weights(graphs / "model.onnx", graphs / "model.int8.onnx")
     chance = np.random.default_rng(0)
     for name, seconds in (("click", 0.01), ("short", 2.0), ("long", 20.0)):
         samples = 0.1 * chance.standard_normal(round(16_000 * seconds))
         soundfile.write(folder / f"{name}.wav", samples, 16_000)
     return folder
+
+
+@pytest.fixture(scope="module")
+def nemo_home(home):
+    """The same folder, with the other kinds."""
+    tokenizer = Tokenizer.load(home / "kaldi" / "tokenizer.model")
+    for kind in KINDS[1:]:
+        write_kind(home, tokenizer, kind)
+    return home
 
 
 @pytest.fixture
@@ -69,13 +82,22 @@ def corpus(home):
     return folder.parents[2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_export_gives_the_log_probabilities_and_words_of_its_bundle(home, kind):
+@pytest.mark.parametrize(
+    ("kind", "fixture"),
+    [
+        (KINDS[0], "home"),
+        *(pytest.param(kind, "nemo_home", marks=pytest.mark.long) for kind in KINDS[1:]),
+    ],
+)
+def test_an_export_gives_the_log_probabilities_and_words_of_its_bundle(kind, fixture, request):
+    home = request.getfixturevalue(fixture)
     whole, left = bundle.load(home / kind), open_recognizer(home / f"{kind}.export", threads=1)
     samples = torch.from_numpy(soundfile.read(home / "short.wav", dtype="float32")[0])
     beam = BeamSearch(whole.tokenizer, width=4)
 
-    expected, found = (log_probabilities(each.model, samples) for each in (whole, left))
+    expected, found = (
+        compute_frames(each.model, samples).log_probabilities for each in (whole, left)
+    )
 
     assert left.model.frontend_spec == whole.model.frontend_spec
     assert left.report == whole.report
@@ -153,10 +175,10 @@ def test_bench_times_the_graphs_of_an_export(home, run):
         (("transcribe", "kaldi.export", "short.wav", "--runtime", "torch"), "`--runtime` of the"),
         (("transcribe", "kaldi.export", "short.wav", "--depth", "1"), "`--depth` must go with a"),
         (
-            ("transcribe", "nemo.export", "short.wav", "--runtime", "int8"),
+            ("transcribe", "floats.export", "short.wav", "--runtime", "int8"),
             "model.int8.onnx, but has",
         ),
-        (("bench", "nemo.export", "--int8"), "must have the graph model.int8.onnx, but has none"),
+        (("bench", "floats.export", "--int8"), "must have the graph model.int8.onnx, but has none"),
         (("prune", "kaldi.export", "--out", "new"), "is an export for other runtimes instead"),
     ],
 )
@@ -169,10 +191,11 @@ def test_what_an_export_cannot_do_is_one_line_and_code_2(home, run, words, messa
     assert err.count("\n") == 1
 
 
-def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(home, tmp_path):
+@pytest.mark.long
+def test_an_export_of_before_is_read_where_its_graph_is_of_one_kind(nemo_home, tmp_path):
     for kind in KINDS:
         folder = tmp_path / kind
-        shutil.copytree(home / f"{kind}.export", folder)
+        shutil.copytree(nemo_home / f"{kind}.export", folder)
         (folder / FEATURES_FILE).unlink()
         if kind == "kaldi":
             assert load_export(folder).model.frontend_spec == FrontendSpec()

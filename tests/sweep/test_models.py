@@ -27,6 +27,7 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_bench_says_how_large_and_how_fast_a_model_is_in_each_runtime(run, model):
     opened = bundle.load(model).model

@@ -264,6 +264,7 @@ def test_a_model_diverges_from_itself_by_nothing_and_from_another_by_more(kind):
     assert lattice_divergence(own, other, *lengths) > 0
 
 
+@pytest.mark.long
 def test_a_transducer_learns_what_it_is_taught():
     """Some steps on one batch, and the greedy tokens are its transcripts."""
     torch.manual_seed(0)

@@ -129,10 +129,9 @@ def test_an_export_to_onnx_states_its_opset_and_what_it_was_verified_with(model,
     assert "ONNX Runtime gives torch's log-probabilities within 0.0001" in card
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "to", ["onnx", pytest.param("sherpa", marks=[pytest.mark.long, needs_sherpa])]
-)
+@pytest.mark.parametrize("to", ["onnx", pytest.param("sherpa", marks=needs_sherpa)])
 def test_an_export_with_its_weights_in_files_of_their_own_is_whole(to, model, tmp_path):
     files = [model.parent / "a.wav"] if to == "sherpa" else []
 

@@ -99,6 +99,7 @@ def test_a_graph_beyond_the_tolerance_is_right_if_torch_is_as_far_from_double(tm
     assert errors.is_rounding
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mistake_of_a_graph_is_refused_however_wide_its_logits_are(tmp_path):
     model = small_model(shape=deeper(2))

@@ -230,6 +230,7 @@ SETTINGS = [
 HARMLESS = [("joint.jointnet", "dropout", None), ("loss.tdt_kwargs", "durations", None)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_malformed_transducer_is_refused_in_one_line(tmp_path, repack):
     rng = random.Random(0)

@@ -49,6 +49,7 @@ def test_a_file_is_heard_alone_as_its_corpus_is_heard_together(
     assert any(heard.values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_graph_hears_a_corpus_as_its_model_does(bundle, demo_config, demo_folder, tmp_path):
     expected = evaluate(bundle, demo_config, "dev", demo_folder)

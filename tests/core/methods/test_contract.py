@@ -88,6 +88,7 @@ def touch(plugin, ctx):
     plugin.search_result(ctx, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_makes_the_same_choice(method, searched, searched_anew):
     (ctx, first), (_, second) = searched(method), searched_anew(method)

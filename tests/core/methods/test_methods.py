@@ -158,6 +158,7 @@ def test_l0_closes_units_that_do_nothing_before_units_that_do():
         assert scores[name][:half].mean() < scores[name][half:].mean(), name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_l0_reaches_its_target_and_its_choice_meets_the_budget():
     stage = trained_gates(small_model(shape=deeper(3)), steps=80, target_sparsity=0.5)

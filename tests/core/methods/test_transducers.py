@@ -33,7 +33,12 @@ def taught():
     return model.eval()
 
 
-@pytest.mark.parametrize("name", METHODS)
+OFTEN = ("l0", "obs", "magnitude", "acip", "family")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.long) for n in METHODS]
+)
 def test_masked_computes_what_extracted_does_and_repair_what_a_forward_pass_can(
     name, taught, context_of
 ):

@@ -55,6 +55,7 @@ def sizes(*targets):
     return [filled(scores, target) for target in sorted(targets)]
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 1000),

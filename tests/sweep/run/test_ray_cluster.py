@@ -179,6 +179,7 @@ EXAMINED = """
 """
 
 
+@pytest.mark.long
 def test_a_machine_with_another_program_is_refused_by_name(cluster, tmp_path):
     for package in ("core", "sweep", "search_spaces"):
         shutil.copytree(ROOT / package, tmp_path / "other" / package)

@@ -135,6 +135,7 @@ tracker.close()
 """
 
 
+@pytest.mark.long
 def test_mlflow_s_artifacts_are_found_where_the_sweep_moved(sweep, tmp_path):
     command = [sys.executable, "-P", "-c", FIRST, str(sweep)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603

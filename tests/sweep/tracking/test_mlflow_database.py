@@ -32,7 +32,9 @@ def statuses(tracker):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [0, 1, 200_000])
+@pytest.mark.parametrize(
+    "size", [*(pytest.param(n, marks=pytest.mark.long) for n in (0, 1)), 200_000]
+)
 def test_a_database_whose_making_was_killed_is_made_anew(tmp_path, size):
     command = [sys.executable, "-P", "-c", OPEN, str(tmp_path)]
     process = subprocess.Popen(command)  # noqa: S603
@@ -54,10 +56,12 @@ def test_a_database_whose_making_was_killed_is_made_anew(tmp_path, size):
     "statements",
     [
         ["DROP TABLE alembic_version"],
-        ["DROP TABLE runs"],
-        ["UPDATE alembic_version SET version_num = '451aebb31d03'"],
+        pytest.param(["DROP TABLE runs"], marks=pytest.mark.long),
+        pytest.param(
+            ["UPDATE alembic_version SET version_num = '451aebb31d03'"], marks=pytest.mark.long
+        ),
         ["UPDATE alembic_version SET version_num = '451aebb31d03'", "DROP TABLE trace_tags"],
-        ["DELETE FROM alembic_version"],
+        pytest.param(["DELETE FROM alembic_version"], marks=pytest.mark.long),
     ],
 )
 def test_a_half_made_database_without_runs_is_moved_aside_and_made_anew(folder, statements, caplog):

@@ -26,7 +26,7 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(retry_queue, "FIRST_PAUSE", 0.0)
 
 
-@pytest.fixture(params=["own database", "server"])
+@pytest.fixture(params=["own database", pytest.param("server", marks=pytest.mark.long)])
 def begun(request, opened):
     """A tracker of a new segment each time it is called, as the ledger's records want it."""
     uri = ""

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.whole
 
 LENGTHS = [(61, 40), (203,), (9, 8, 7), (400, 399, 12, 7, 100), (7,), (90, 3)]
 OFTEN = [
-    ("binary", deeper(2)),
     ("binary", with_frontend(deeper(2), "dw_striding 8x")),
 ]
 SELDOM = [
+    ("binary", deeper(2)),
     ("empty_blocks", deeper(2)),
     ("open", deeper(2)),
     ("empty_modules", deeper(2)),
@@ -59,6 +59,7 @@ def test_the_graph_gives_the_models_log_probabilities(kind, shape, tmp_path):
         assert gap.max() < 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_export_leaves_nothing_half_written_and_chance_as_it_was(tmp_path):
     model = small_model()

@@ -152,6 +152,7 @@ def _quantize_by_runtime(graph, file):
     )
 
 
+@pytest.mark.long
 def test_weights_in_a_file_of_their_own_are_quantized_as_those_within(graphs, tmp_path):
     speech = ragged_speech(90, 60)
     for name, inline_bytes in (("within", 2**30), ("external", 1000)):
