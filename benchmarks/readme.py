@@ -314,6 +314,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "imported_in_sherpa": ("imported", imported_in_sherpa),
     "large_models": ("large_models", large_models),
     "untuned_demo": ("untuned_demo", claim_wer),
+    "untuned_commands": ("untuned_commands", claim_wer),
     "tuned_demo": ("tuned_demo", claim_wer),
 }
 """What stands between the marks: of which result, and how it is said."""
