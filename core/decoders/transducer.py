@@ -86,10 +86,20 @@ class Transducer(nn.Module):
 
     @torch.no_grad()
     def greedy(
-        self, encoded: Float[Tensor, "batch time width"], num_frames: Int[Tensor, " batch"]
+        self,
+        encoded: Float[Tensor, "batch time width"],
+        num_frames: Int[Tensor, " batch"],
+        *,
+        most_symbols: int = MOST_SYMBOLS,
     ) -> list[list["Symbol"]]:
-        """Return each utterance's tokens with their frames, the best at each place."""
-        return self._searched(encoded, num_frames).symbols
+        """Return each utterance's tokens with their frames, the best at each place.
+
+        Args:
+            encoded: the encoder's frames.
+            num_frames: real frames of each utterance.
+            most_symbols: tokens at one frame, after which it goes on to the next.
+        """
+        return self._searched(encoded, num_frames, most_symbols).symbols
 
     @torch.no_grad()
     def best_places(
@@ -101,9 +111,12 @@ class Transducer(nn.Module):
         return neighbouring_places(torch.cat(search.visited), tokens, num_frames)
 
     def _searched(
-        self, encoded: Float[Tensor, "batch time width"], num_frames: Int[Tensor, " batch"]
+        self,
+        encoded: Float[Tensor, "batch time width"],
+        num_frames: Int[Tensor, " batch"],
+        most_symbols: int = MOST_SYMBOLS,
     ) -> "_GreedySearch":
-        search = _GreedySearch(self, encoded, num_frames)
+        search = _GreedySearch(self, encoded, num_frames, most_symbols)
         while search.is_running.any():
             search.visit()
         return search
@@ -128,8 +141,10 @@ class _GreedySearch:
         transducer: Transducer,
         encoded: Float[Tensor, "batch time width"],
         num_frames: Int[Tensor, " batch"],
+        most_symbols: int,
     ) -> None:
         self.predictor, self.joint = transducer.predictor, transducer.joint
+        self.most_symbols = most_symbols
         self.frames = self.joint.encoder(encoded)  # (B, T, J)
         self.num_frames = num_frames
         self.durations = num_frames.new_tensor(self.joint.durations)
@@ -163,7 +178,7 @@ class _GreedySearch:
         for count in (self.num_at_frame, self.num_tokens):
             count[rows] += is_token.to(count.dtype)
         # A blank that takes no frame, and one token too many at a frame, would go on for ever.
-        is_stuck = (moved == 0) & (~is_token | (self.num_at_frame[rows] >= MOST_SYMBOLS))
+        is_stuck = (moved == 0) & (~is_token | (self.num_at_frame[rows] >= self.most_symbols))
         moved = torch.where(is_stuck, 1, moved)
         self.frame[rows] += moved
         self.num_at_frame[rows[moved > 0]] = 0

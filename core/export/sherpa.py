@@ -95,5 +95,6 @@ def transcribe_with_sherpa(
         "loader": export_spec["loader"],
         "arguments": {name: str(folder / file) for name, file in files.items()},
     }
-    rule = f"sherpa-onnx must load and run `{files['model']}` by `{export_spec['loader']}`"
+    graph = next(iter(files.values()))  # of a transducer, its encoder
+    rule = f"sherpa-onnx must load and run `{graph}` by `{export_spec['loader']}`"
     return transcribe_in_process(sherpa_worker.__file__, request, sounds, rule=rule)

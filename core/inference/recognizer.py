@@ -22,7 +22,7 @@ from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler
 from core.data.text_case import check_case
 from core.data.tokenizer import transcript as cut_transcript
-from core.decoders.transducer import Symbol
+from core.decoders.transducer import MOST_SYMBOLS, Symbol
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import WerReport, wer_report
 from core.evaluation.word_alignment import (
@@ -109,9 +109,15 @@ def make_labeler(bundle: Bundle, digest: str) -> PseudoLabeler:
     return PseudoLabeler(digest=digest, transcribe=partial(transcribe_waveform, bundle))
 
 
-def transcribe_waveform(bundle: Recognizer, waveform: Float[Tensor, " samples"]) -> str:
-    """Return the transcript of samples at 16 kHz; "" if they are too short for a frame."""
-    return join_words(decode_frames(bundle, [compute_frames(bundle.model, waveform)]))
+def transcribe_waveform(
+    bundle: Recognizer, waveform: Float[Tensor, " samples"], *, most_symbols: int = MOST_SYMBOLS
+) -> str:
+    """Return the transcript of samples at 16 kHz; "" if they are too short for a frame.
+
+    A transducer says at most `most_symbols` tokens at one frame.
+    """
+    frames = [compute_frames(bundle.model, waveform)]
+    return join_words(decode_frames(bundle, frames, most_symbols=most_symbols))
 
 
 def transcribe(
@@ -160,7 +166,11 @@ def transcript(
 
 
 def decode_frames(
-    bundle: Recognizer, parts: Iterable[Frames], decoder: Decoder | None = None
+    bundle: Recognizer,
+    parts: Iterable[Frames],
+    decoder: Decoder | None = None,
+    *,
+    most_symbols: int = MOST_SYMBOLS,
 ) -> list[Word]:
     """Decode frames by the transducer, if there is one, or else by the CTC head.
 
@@ -168,6 +178,7 @@ def decode_frames(
         bundle: the recognizer.
         parts: its frames, in order.
         decoder: of CTC, which is taken instead of a transducer.
+        most_symbols: of a transducer at one frame.
 
     Raises:
         DecoderError: if there is a decoder of CTC, and the model has no CTC head.
@@ -177,7 +188,8 @@ def decode_frames(
         path = (decoder or best_path)(map(_of_ctc, parts))
         return path_words(path, bundle.tokenizer)
     encoded = torch.cat([part.encoded for part in parts if part.encoded is not None])[None]
-    (symbols,) = transducer.greedy(encoded, torch.tensor([encoded.shape[1]]))
+    num_frames = torch.tensor([encoded.shape[1]])
+    (symbols,) = transducer.greedy(encoded, num_frames, most_symbols=most_symbols)
     return join_tokens(map(_token_run, symbols), bundle.tokenizer)
 
 

@@ -14,9 +14,9 @@ from core.bundle import BundleError
 from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.evaluation.beam import BeamSearch
-from core.export.export import _write_common_files
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_weights
+from core.export.targets import write_common_files
 from core.features.spec import FrontendSpec
 from core.inference.exported_model import FEATURES_FILE, load_export, open_recognizer
 from core.inference.long_audio import compute_frames, transcribe_windows
@@ -38,7 +38,7 @@ def write_kind(folder, tokenizer, kind):
     bundle.save(folder / kind, model, tokenizer, {"longest_trained_seconds": 2.0})
     out = folder / f"{kind}.export"
     out.mkdir()
-    _write_common_files(bundle.load(folder / kind), out)
+    write_common_files(bundle.load(folder / kind), out)
     export_onnx(model, out / "model.onnx", is_nemo=kind.startswith("as"))
 
 

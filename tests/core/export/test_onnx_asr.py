@@ -9,11 +9,8 @@ import torch
 
 from core import bundle
 from core.bundle import Bundle
-from core.config.trial import CorpusConfig
 from core.conformer.shape import TransducerShape
 from core.data.audio import read_file
-from core.data.tokenizer import Tokenizer
-from core.decoders.predictor import predict
 from core.export.export import export
 from core.export.onnx.transducer import EncoderGraph, StepGraph
 from core.export.onnx_asr import (
@@ -28,6 +25,7 @@ from core.inference.graph_interface import ExportError
 from core.inference.recognizer import transcribe_waveform
 from core.pruning.extraction import extract
 from core.testing import SHAPE, ragged_speech, random_mask, small_model, with_frontend
+from tests.support.drawn_recognizers import balance, short_tokenizer
 
 pytest.importorskip("onnx_asr", reason="the extra `onnx-asr` is not installed")
 pytest.importorskip("onnxruntime")
@@ -46,8 +44,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    config = CorpusConfig(tokens="char", vocabulary=12)
-    return Tokenizer.train(["ONE TWO", "TEN"], config, tmp_path_factory.mktemp("tokens"))
+    return short_tokenizer(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +52,6 @@ def sounds(tokenizer, tmp_path_factory):
     files = make_test_sounds(tokenizer, tmp_path_factory.mktemp("sounds"))
     # One hop or more: shorter, the CTC loader of onnx-asr counts a frame that is not there.
     return [sound for sound in map(read_file, files) if len(sound) > 1600]
-
-
-def balance(model):
-    """Let a drawn model say all its tokens of noise, the blank most often."""
-    features = torch.randn(4, 300, model.mels, generator=torch.Generator().manual_seed(0))
-    own = model.transducer
-    last = model.head if own is None else own.joint.output
-    with torch.no_grad():
-        last.weight *= 20.0
-        output = model(features, torch.full((4,), 300))
-        if own is None:
-            logits = output.logits
-        else:
-            tokens = torch.randint(1, model.vocabulary, (4, 38))
-            frames = own.joint.encoder(output.encoded)
-            predicted = own.joint.predictor(predict(own.predictor, tokens))
-            places = own.joint.logits(frames[:, :, None], predicted[:, None])
-            logits = torch.cat(places, -1)
-        last.bias -= logits.flatten(0, -2).mean(0)
-        first = (logits - logits.flatten(0, -2).mean(0))[..., : model.vocabulary]
-        # Before the first token, the blank is the best of some places only.
-        first = first if own is None else first[:, :, 0]
-        last.bias[0] += (first[..., 1:].amax(-1) - first[..., 0]).quantile(0.5)
 
 
 def recognizer(tokenizer, transducer, *, mels=80) -> Bundle:
