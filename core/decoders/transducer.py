@@ -150,13 +150,12 @@ class _GreedySearch:
         self.durations = num_frames.new_tensor(self.joint.durations)
         batch = len(encoded)
         self.rows = torch.arange(batch, device=encoded.device)
-        self.frame = torch.zeros_like(self.rows)
+        self.frame, self.num_tokens = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
         self.num_at_frame = torch.zeros_like(self.rows)
         """Tokens at the present frame."""
         self.symbols: list[list[Symbol]] = [[] for _ in range(batch)]
         self.visited: list[Int[Tensor, "rows 3"]] = [self.rows.new_zeros(0, 3)]
         """Utterance, frame, and number of tokens before."""
-        self.num_tokens = torch.zeros_like(self.rows)
         blank = self.rows.new_full((batch,), BLANK)
         self.predicted, self.state = self._advance(blank, self.predictor.start(batch))
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -140,13 +140,16 @@ def write_onnx_asr(
         file = folder / f"{name}.onnx"
         quantize_weights(file, file.with_suffix(".int8.onnx"), ends=ends, inline_bytes=inline_bytes)
     (folder / VOCABULARY).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
-    config = {
+    (folder / CONFIG).write_text(json.dumps(_config(model, kind), indent=1) + "\n")
+
+
+def _config(model: Conformer, kind: Kind) -> dict[str, Any]:
+    return {
         "model_type": kind,
         "features_size": model.mels,
         "subsampling_factor": model.frontend_spec.subsampling,
         "max_tokens_per_step": MOST_SYMBOLS,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
 def with_its_spaces(text: str) -> str:

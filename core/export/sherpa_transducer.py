@@ -11,6 +11,7 @@ from typing import Any
 
 from core.bundle import Bundle
 from core.conformer.model import Conformer
+from core.conformer.shape import TransducerShape
 from core.decoders.transducer import Transducer
 from core.export.onnx.conversion import DATA, LARGEST_INLINE
 from core.export.onnx.quantization import quantize_weights
@@ -47,19 +48,12 @@ def check_stateless(model: Conformer) -> Transducer:
     transducer, shape = model.transducer, model.shape.transducer
     assert transducer is not None
     assert shape is not None
-    spec = model.frontend_spec
-    if spec.features == "nemo":
+    if model.frontend_spec.features == "nemo":
         raise ExportError(
             "A transducer for sherpa-onnx must read Kaldi's features, but reads NeMo's instead;"
             " `export --to onnx-asr` takes those."
         )
-    found = {
-        "decoder": ("RNN-T", "TDT" if shape.durations else "RNN-T"),
-        "predictor": ("stateless", "LSTM" if shape.units else "stateless"),
-        "features": ("kaldi", spec.features),
-        "subsampling": (4, spec.subsampling),
-    }
-    for name, (needed, value) in found.items():
+    for name, (needed, value) in _needed_and_found(model, shape).items():
         if value != needed:
             raise ExportError(
                 f"A transducer for sherpa-onnx must have the {name} `{needed}`, but has `{value}`"
@@ -67,6 +61,15 @@ def check_stateless(model: Conformer) -> Transducer:
                 " head of a hybrid."
             )
     return transducer
+
+
+def _needed_and_found(model: Conformer, shape: TransducerShape) -> dict[str, tuple[object, object]]:
+    return {
+        "decoder": ("RNN-T", "TDT" if shape.durations else "RNN-T"),
+        "predictor": ("stateless", "LSTM" if shape.units else "stateless"),
+        "features": ("kaldi", model.frontend_spec.features),
+        "subsampling": (4, model.frontend_spec.subsampling),
+    }
 
 
 def write_sherpa_transducer(

@@ -79,9 +79,8 @@ def _write_sherpa_transducer(job: ExportJob) -> list[str]:
     with TemporaryDirectory() as scratch:
         files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
         job.announce("comparing texts of sherpa-onnx and `transcribe`")
-        waveforms = [read_file(file) for file in files]
         once, usual = (
-            tuple(transcribe_waveform(opened, each, most_symbols=most) for each in waveforms)
+            _greedy_texts(opened, files, most_symbols=most)
             for most in (sherpa_transducer.MOST_SYMBOLS, MOST_SYMBOLS)
         )
         texts = compare_texts(opened, folder, files, reference=once)
@@ -149,9 +148,7 @@ def write_for_onnx_asr(job: ExportJob) -> list[str]:
             name: partial(onnx_asr.transcribe_with_onnx_asr, folder, is_int8=is_int8)
             for name, is_int8 in (("float", False), ("int8", True))
         }
-        reference = tuple(
-            onnx_asr.with_its_spaces(transcribe_waveform(opened, read_file(file))) for file in files
-        )
+        reference = tuple(map(onnx_asr.with_its_spaces, _greedy_texts(opened, files)))
         texts = compare_with(opened, files, transcribers["float"], reference=reference)
         check_equal(texts, "onnx-asr")
         sentence = (
@@ -165,6 +162,13 @@ def write_for_onnx_asr(job: ExportJob) -> list[str]:
             texts = compare_with(opened, files, transcribers["int8"], reference=reference)
             verified.append(_integer_sentence(texts))
     return verified
+
+
+def _greedy_texts(
+    opened: Bundle, files: Sequence[Path], *, most_symbols: int = MOST_SYMBOLS
+) -> tuple[str, ...]:
+    waveforms = map(read_file, files)
+    return tuple(transcribe_waveform(opened, w, most_symbols=most_symbols) for w in waveforms)
 
 
 def _integer_sentence(texts: Texts) -> str:

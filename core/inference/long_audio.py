@@ -76,10 +76,8 @@ def transcribe_windows(
     recording = AudioStream(file, resample=resample)
     if recording.seconds <= windowing.seconds:
         waveform = read_file(file, resample=resample)
-        yield AudioSegment(
-            frames=compute_frames(model, waveform),
-            seconds=len(waveform) / SAMPLE_RATE_HZ,
-        )
+        frames = compute_frames(model, waveform)
+        yield AudioSegment(frames=frames, seconds=len(waveform) / SAMPLE_RATE_HZ)
         return
     yield from _by_windows(model, file, windowing, resample=resample)
 

@@ -22,7 +22,7 @@ from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler
 from core.data.text_case import check_case
 from core.data.tokenizer import transcript as cut_transcript
-from core.decoders.transducer import MOST_SYMBOLS, Symbol
+from core.decoders.transducer import MOST_SYMBOLS, Symbol, Transducer
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import WerReport, wer_report
 from core.evaluation.word_alignment import (
@@ -187,10 +187,16 @@ def decode_frames(
     if transducer is None or decoder is not None:
         path = (decoder or best_path)(map(_of_ctc, parts))
         return path_words(path, bundle.tokenizer)
+    symbols = _greedy_symbols(transducer, parts, most_symbols)
+    return join_tokens(map(_token_run, symbols), bundle.tokenizer)
+
+
+def _greedy_symbols(
+    transducer: Transducer, parts: Iterable[Frames], most_symbols: int
+) -> list[Symbol]:
     encoded = torch.cat([part.encoded for part in parts if part.encoded is not None])[None]
     num_frames = torch.tensor([encoded.shape[1]])
-    (symbols,) = transducer.greedy(encoded, num_frames, most_symbols=most_symbols)
-    return join_tokens(map(_token_run, symbols), bundle.tokenizer)
+    return transducer.greedy(encoded, num_frames, most_symbols=most_symbols)[0]
 
 
 def _of_ctc(frames: Frames) -> Float[Tensor, "part vocabulary"]:

@@ -108,6 +108,7 @@ def timeless(reports, outcome):
     return reports_alone, replace(outcome, latency_ms=0.0, latency_busy=None, real_time_factor=0.0)
 
 
+@pytest.mark.long
 def test_a_killed_trial_goes_on_with_its_ranks_to_the_same_numbers(shared, others):
     config = trial_config(tuning={"dropout": 0.1})  # each rank's own chance is kept, too
     dirs = place_in(shared, "killed")

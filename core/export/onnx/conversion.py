@@ -103,6 +103,17 @@ def write_graph(
 ) -> None:
     """Trace a module and write its graph; see `export_onnx`."""
     needs_extra()
+    program = _trace(tracing)
+    program.model.metadata_props.update(metadata or {})
+    with graph_folder(file) as folder:
+        # The name of the weights' file is written into the graph.
+        program.save(folder / file.name, external_data=_weights_bytes(program) > inline_bytes)
+    # onnxscript's rewriting rules keep the last graph in memory, with its weights.
+    for value in program.model.graph.initializers.values():
+        value.const_value = None
+
+
+def _trace(tracing: Tracing) -> Any:
     with _quiet():
         program = torch.onnx.export(
             tracing.module,
@@ -114,13 +125,7 @@ def write_graph(
             dynamic_shapes=tracing.free,
         )
     assert program is not None
-    program.model.metadata_props.update(metadata or {})
-    with graph_folder(file) as folder:
-        # The name of the weights' file is written into the graph.
-        program.save(folder / file.name, external_data=_weights_bytes(program) > inline_bytes)
-    # onnxscript's rewriting rules keep the last graph in memory, with its weights.
-    for value in program.model.graph.initializers.values():
-        value.const_value = None
+    return program
 
 
 @contextmanager

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.whole
 LSTM = TransducerShape(embedding=9, units=(10, 8), joint=11, activation="relu")
 STATELESS = TransducerShape(embedding=9, context=3, joint=11, durations=(0, 1, 2))
 TDT = replace(LSTM, durations=(0, 1, 2, 3, 4))
-SELDOM = ("ctc", "lstm rnnt")
 KINDS = {
     "ctc": (None, "nemo-conformer-ctc"),
     "lstm rnnt": (LSTM, "nemo-conformer-rnnt"),
@@ -63,11 +62,9 @@ def recognizer(tokenizer, transducer, *, mels=80) -> Bundle:
     return Bundle(model=model, tokenizer=tokenizer, report={})
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=pytest.mark.long if kind in SELDOM else ()) for kind in KINDS],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_transcripts_are_those_of_transcribe_alone_and_together(kind, tokenizer, sounds, tmp_path):
     transducer, name = KINDS[kind]
     opened = recognizer(tokenizer, transducer)

@@ -209,6 +209,7 @@ SOUNDS = [torch.randn(16_000, generator=torch.Generator().manual_seed(0))]
 SEVEN = "<blk> 0\na 1\nb 2\nc 3\nd 4\ne 5\nf 6\n"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_graph_with_nemo_s_metadata_is_loaded(nemo):
     (nemo / TOKENS).write_text(SEVEN)
@@ -216,6 +217,7 @@ def test_a_graph_with_nemo_s_metadata_is_loaded(nemo):
     assert transcribe_with_sherpa(nemo, []).alone == ()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_ends_sherpa_s_process_is_an_error_of_ours(nemo):
     (nemo / TOKENS).write_text(SEVEN.replace("<blk>", "nothing"))

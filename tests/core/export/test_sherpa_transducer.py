@@ -20,6 +20,7 @@ pytestmark = pytest.mark.whole
 STATELESS = TransducerShape(embedding=9, context=2, joint=11)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_export_is_verified_in_floats_and_measured_in_integers(tmp_path):
     pytest.importorskip("sherpa_onnx")

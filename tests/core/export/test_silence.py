@@ -85,6 +85,7 @@ def test_evaluate_hears_what_transcribe_does(model, corpus):
     assert len(set(texts.values())) > len(texts) / 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("sherpa_onnx") is None, reason="needs the extra `sherpa`"

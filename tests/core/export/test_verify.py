@@ -52,6 +52,7 @@ def test_a_graph_read_as_nemo_s_says_each_frame_for_all_its_features(front_end, 
     assert agreement(model, Graph(tmp_path / "model.onnx")).gap == float("inf")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_graph_of_another_model_is_refused(tmp_path):
     model = small_model()

@@ -21,7 +21,7 @@ from core.inference.timestamps import frame_times
 from core.inference.windows import Windowing
 from core.testing import SHAPE, TRANSDUCERS, small_model, with_transducer
 
-KINDS = [(kind, has_ctc) for kind in TRANSDUCERS for has_ctc in (False, True)]
+KINDS = [*((kind, False) for kind in TRANSDUCERS), ("stateless tdt", True)]
 WHOLE = Windowing(seconds=30.0)
 
 

@@ -124,6 +124,7 @@ def test_a_file_that_is_no_graph_is_named(quantise, content, tmp_path):
         quantise(tmp_path / "broken.onnx", tmp_path / "small.onnx")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "front_end", ["conv4", pytest.param("dw_striding 8x", marks=pytest.mark.long)]
 )
@@ -166,6 +167,7 @@ def test_weights_in_a_file_of_their_own_are_quantized_as_those_within(graphs, tm
     assert (tmp_path / "external.onnx").stat().st_size < 2**18
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "missing", "linked"])
 def test_weights_that_a_graph_names_elsewhere_are_not_opened(location, graphs, tmp_path):
     graph = tmp_path / "folder" / "model.onnx"
