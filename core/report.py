@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from core.config.pruning import Repair
-
 KEPT_UNITS = "kept_units"
 """Key of a bundle's `report.json`: the units of the dense model that remain, by axis."""
 LONGEST_TRAINED = "longest_trained_seconds"
@@ -82,8 +80,9 @@ class Outcome:
     """Optimizer steps spent, search and tuning together."""
     model: str
     """The bundle's folder, relative to the trial's."""
-    repair: Repair | None = None
-    """How the consumers of removed units were adjusted; None of an unpruned model."""
+    repair: str | None = None
+    """How the consumers of removed units were adjusted: a value of `pruning.repair`; None of an
+    unpruned model."""
     wer_against: Reference = "transcripts"
     test_wer_against: Reference = "transcripts"
 

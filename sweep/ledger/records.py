@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from core.report import Outcome
 
@@ -119,9 +119,7 @@ def _field_types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
     for name, hint in get_type_hints(kind).items():
         # `float | None` allows float, int and NoneType, as JSON has 1 for 1.0; `Mapping[str, Any]`
         # allows dict, and `tuple[CurvePoint, ...]` allows tuple.
-        # `Literal["a"] | None` is an `Optional` of typing, and no `UnionType`.
-        is_union = get_origin(hint) in (Union, UnionType)
-        members = get_args(hint) if is_union else (hint,)
+        members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         origins: list[Any] = [get_origin(member) or member for member in members]
         types[name] = tuple(t for origin in origins for t in plain.get(origin, (origin,)))
     return types
