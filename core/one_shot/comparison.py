@@ -16,7 +16,7 @@ from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
 from core.decoders.places import Places
 from core.evaluation.batch_decoding import best_tokens, decode_store
-from core.evaluation.timer import latency_seconds
+from core.evaluation.timer import measure_latency
 from core.evaluation.wer import word_errors
 from core.inference.recognizer import read_split
 from core.pruning.sensitivity import mean_kl
@@ -44,6 +44,8 @@ class PrunedModel:
     """Word errors against the unpruned model's transcripts of held-out speech, a share."""
     wer: float | None = None
     """On a split with transcripts, a share; None if there is none."""
+    latency_busy: bool = False
+    """Whether other programs kept the machine busy meanwhile, so that the latency says little."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +129,7 @@ class Comparison:
         ]
         texts = [text for _, texts in outputs for text in texts]
         cost = space.dense_cost(model)
-        seconds = latency_seconds(
+        latency = measure_latency(
             model,
             utterance_seconds=self.utterance_seconds,
             repeats=LATENCY_REPEATS,
@@ -140,7 +142,8 @@ class Comparison:
             params_sparsity=float(space.sparsity(cost, "params")),
             params=int(cost.params),
             gflops=float(cost.flops) / 1e9,
-            latency_ms=1000 * seconds,
+            latency_ms=1000 * latency.seconds,
+            latency_busy=latency.is_busy,
             kl=mean_kl(self.log_probs, [log_probs for log_probs, _ in outputs]),
             words_changed=word_errors(self.texts, texts).wer if any(self.texts) else 0.0,
             wer=self.wer(model),

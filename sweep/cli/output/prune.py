@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from sweep.pareto.front import BUSY
+
 if TYPE_CHECKING:  # torch takes seconds
     from core.data.calibration_speech import CalibrationSpeech
     from core.one_shot.comparison import PrunedModel, TestSpeech
@@ -42,7 +44,7 @@ def pruned_table(
             f"{100 * row.flops_sparsity:.1f}",
             f"{row.params / 1e6:.2f} M",
             f"{row.gflops:.3g}",
-            f"{row.latency_ms:.1f}",
+            f"{row.latency_ms:.1f}{BUSY * row.latency_busy}",
             f"{row.kl:.4f}",
             f"{100 * row.words_changed:.1f}",
             *([] if row.wer is None else [f"{100 * row.wer:.2f}"]),

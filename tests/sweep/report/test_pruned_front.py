@@ -11,6 +11,7 @@ MODEL = {
     "params": 1_450_000,
     "gflops": 1.17,
     "latency_ms": 30.0,
+    "latency_busy": False,
     "kl": 0.0,
     "words_changed": 0.0,
     "wer": None,
@@ -50,6 +51,12 @@ def test_the_page_has_all_models_and_is_alone(words_changed, tmp_path):
     assert page.count("<svg") == 2
     assert "$" not in page
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
+
+
+def test_a_latency_of_a_busy_machine_is_marked(tmp_path):
+    write_pruned_front(values(latency_busy=True), tmp_path, title="teacher")
+
+    assert (tmp_path / "front.html").read_text().count("30.0 (busy)") == 1
 
 
 def test_a_name_cannot_command_the_page(tmp_path):
