@@ -342,7 +342,7 @@ def _read_row(folder: Path, comparison: Comparison) -> PrunedModel:
     """Return the measurements of a size that an interrupted run has finished."""
     size = bundle.load(folder)
     values = size.report.get("pruned")
-    optional = {"folder", "wer"}
+    optional = {"folder", "wer", "latency_busy"}
     numbers = set(PrunedModel.__dataclass_fields__) - optional
     if not isinstance(values, dict) or not all(
         type(values.get(name)) in (int, float) for name in numbers
@@ -355,7 +355,8 @@ def _read_row(folder: Path, comparison: Comparison) -> PrunedModel:
     wer, test = values.get("wer"), comparison.test
     if test is not None and (type(wer) not in (int, float) or values.get("test") != test.name):
         wer = comparison.wer(size.model)
-    return replace(row, wer=None if test is None else wer)
+    is_busy = values.get("latency_busy") is True
+    return replace(row, wer=None if test is None else wer, latency_busy=is_busy)
 
 
 def _latency_table(request: PruningRequest, model: Conformer, folder: Path) -> LatencyTable | None:
