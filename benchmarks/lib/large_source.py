@@ -33,8 +33,20 @@ SHAPES = {
     "0.6b": {"hidden_size": 1024, "num_hidden_layers": 24},
     "1.1b": {"hidden_size": 1024, "num_hidden_layers": 42},
 }
-"""What each differs in from transformers' defaults, which are those of parakeet-ctc."""
+"""What each encoder differs in from transformers' defaults, which are those of parakeet-ctc."""
+_TDT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_mel_bins": 128}
+_UNSCALED = {"scale_input": False, "attention_bias": False, "convolution_bias": False}
+SHAPES |= {
+    "small-tdt": SHAPES["small"],
+    "rnnt-0.6b": SHAPES["0.6b"],
+    "tdt-0.6b-v2": _TDT | _UNSCALED,
+    "tdt-0.6b-v3": _TDT | _UNSCALED,
+}
+TRANSDUCERS = {"small-tdt": "TDT", "rnnt-0.6b": "RNNT", "tdt-0.6b-v2": "TDT", "tdt-0.6b-v3": "TDT"}
+"""Shapes that are no CTC, and the class of their decoder: two LSTM layers of 640, but the small."""
 PIECES = 1024
+MANY = {"tdt-0.6b-v3": 8192}
+"""Shapes that have another number of pieces."""
 SPREAD = 0.02
 """Standard deviation of matrices, as transformers initializes them."""
 
@@ -57,25 +69,31 @@ def write_source(folder: Path, shape: str, *, spread: float = SPREAD) -> None:
         spread: standard deviation of the entries of matrices and kernels.
     """
     folder.mkdir(parents=True)
-    config = transformers.ParakeetCTCConfig(
-        vocab_size=PIECES + 1, pad_token_id=PIECES, encoder_config=SHAPES[shape]
+    pieces, decoder = MANY.get(shape, PIECES), TRANSDUCERS.get(shape, "CTC")
+    blank = {"pad_token_id" if decoder == "CTC" else "blank_token_id": pieces}
+    if shape == "small-tdt":
+        blank["decoder_hidden_size"] = 64
+    config = getattr(transformers, f"Parakeet{decoder}Config")(
+        vocab_size=pieces + 1, encoder_config=SHAPES[shape], **blank
     )
-    config.architectures = ["ParakeetForCTC"]
+    config.architectures = [f"ParakeetFor{decoder}"]
     config.save_pretrained(folder)
-    transformers.ParakeetFeatureExtractor().save_pretrained(folder)
-    (folder / FILE_NAME).write_bytes(tokenizer().without_blank())
+    mels = config.encoder_config.num_mel_bins
+    transformers.ParakeetFeatureExtractor(feature_size=mels).save_pretrained(folder)
+    (folder / FILE_NAME).write_bytes(tokenizer(pieces).without_blank())
     with torch.device("meta"):
-        tensors = transformers.ParakeetForCTC(config).state_dict()
+        tensors = getattr(transformers, f"ParakeetFor{decoder}")(config).state_dict()
     write_safetensors(folder / "model.safetensors", tensors, spread=spread)
 
 
-def tokenizer() -> Tokenizer:
-    """As many pieces as parakeet has: letters and pairs of them, at a word's start or not."""
+def tokenizer(count: int = PIECES) -> Tokenizer:
+    """So many pieces: letters, pairs and triples of them, at a word's start or not."""
     starts = (f"{start}{letter}" for letter in ascii_lowercase for start in ("", "\u2581"))
     pairs = ("".join(pair) for pair in product(ascii_lowercase, repeat=2))
     opening = (f"\u2581{a}{b}" for a, b in product(ascii_lowercase, repeat=2))
-    pieces = ["<unk>", "\u2581", *starts, *pairs, *opening][:PIECES]
-    scores = [-float(number) / 100 for number in range(PIECES)]
+    triples = ("".join(triple) for triple in product(ascii_lowercase, repeat=3))
+    pieces = ["<unk>", "\u2581", *starts, *pairs, *opening, *triples][:count]
+    scores = [-float(number) / 100 for number in range(count)]
     return Tokenizer.of_pieces(pieces, scores, unknown="<unk>", is_bpe=False)
 
 

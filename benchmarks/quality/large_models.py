@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 import soundfile
 
-from benchmarks.lib.large_source import SHAPES, SPREAD
+from benchmarks.lib.large_source import SHAPES, SPREAD, TRANSDUCERS
 from benchmarks.lib.measurement import RESULTS, arguments, emit
 
 NAME = "large_models"
@@ -38,6 +38,7 @@ LIMITS = {
     "int8": 4.0,
     "sherpa": 4.0,
     "transformers": 4.0,
+    "onnx-asr": 4.0,
 }
 """Of peak memory, in sizes of the weights in single precision."""
 STEPS = (
@@ -52,7 +53,10 @@ STEPS = (
     "int8",
     "sherpa",
     "transformers",
+    "onnx-asr",
 )
+OF_TRANSDUCERS = ("source", "import", "check", "prune", "prune --audio", "transcribe", "onnx-asr")
+"""Those of a shape that is no CTC."""
 SECONDS = 10.0
 """Of the speech that is transcribed."""
 SPEECH = Path(__file__).parents[3] / "shared" / "data" / "commands" / "train-clean"
@@ -100,14 +104,15 @@ class Measured:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--steps", default=",".join(STEPS), help="some of them, by commas")
+    parser.add_argument("--steps", help="some of them, by commas; by default all of the shape")
     parser.add_argument("--spread", type=float, default=SPREAD, help="of the random weights")
     parser.add_argument("--dir", type=Path, default=Path("runs/large_models"))
     parser.add_argument("--again", action="store_true", help="also steps that were measured")
     args = parser.parse_args()
     root = (args.dir / f"{args.shape}-{args.spread:g}").resolve()
     root.mkdir(parents=True, exist_ok=True)
-    for step in (each.strip() for each in args.steps.split(",")):
+    usual = ",".join(OF_TRANSDUCERS if args.shape in TRANSDUCERS else STEPS[:-1])
+    for step in (each.strip() for each in (args.steps or usual).split(",")):
         if step not in STEPS:
             parser.error(f"--steps must be some of {', '.join(STEPS)}, but has {step} instead")
         if args.again or not (root / f"{step}.json").is_file():
