@@ -23,6 +23,7 @@ from core.inference.exported_model import (
     graph_file,
     is_export,
 )
+from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
 from core.pruning.space import whole_cost
 from core.stages import Announce, be_silent
@@ -113,7 +114,18 @@ def _open_graphs(path: Path, threads: int, *, is_int8: bool) -> dict[str, nn.Mod
 def _open_runtimes(
     model: Conformer, threads: int, *, is_int8: bool, announce: Announce
 ) -> dict[str, nn.Module]:
-    """Return a model as each runtime runs it."""
+    """Return a model as each runtime runs it; one with a transducer in torch, with its decoding.
+
+    Raises:
+        ExportError: if 8-bit integers are asked for, and the model has a transducer.
+    """
+    if model.transducer is not None:
+        if is_int8:
+            raise ExportError(
+                "`--int8` must go with a model of CTC alone, but the model has a transducer"
+                " instead; torch alone runs those here."
+            )
+        return {"torch": model}
     names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
     # Graphs are in memory once they are loaded: their files may go before they are timed.
     with TemporaryDirectory() as folder:
