@@ -316,6 +316,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "untuned_demo": ("untuned_demo", claim_wer),
     "untuned_commands": ("untuned_commands", claim_wer),
     "tuned_demo": ("tuned_demo", claim_wer),
+    "tuned_commands": ("tuned_commands", claim_wer),
 }
 """What stands between the marks: of which result, and how it is said."""
 
