@@ -4,7 +4,6 @@ onnx-asr computes NeMo's features itself, normalized per feature. It takes CTC, 
 package is that of the extra `onnx-asr`, and it runs in a process of its own.
 """
 
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -18,9 +17,15 @@ from core.bundle import Bundle
 from core.conformer.model import Conformer
 from core.decoders.transducer import MOST_SYMBOLS
 from core.export import onnx_asr_worker
-from core.export.onnx.conversion import DATA, LARGEST_INLINE, Tracing, speech_example, write_graph
+from core.export.onnx.conversion import (
+    LARGEST_INLINE,
+    Tracing,
+    graph_purposes,
+    speech_example,
+    write_graph,
+)
 from core.export.onnx.model import Inference
-from core.export.onnx.quantization import quantize_weights
+from core.export.onnx.quantization import quantize_graphs
 from core.export.onnx.transducer import (
     ENCODER_INPUTS,
     ENCODER_OUTPUTS,
@@ -30,7 +35,7 @@ from core.export.onnx.transducer import (
     write_step,
 )
 from core.export.sherpa import tokens_text
-from core.export.worker_process import RuntimeTranscripts, transcribe_in_process
+from core.export.worker_process import RuntimeTranscripts, needs_package, transcribe_in_process
 from core.inference.graph_interface import ExportError
 
 Kind = Literal["nemo-conformer-ctc", "nemo-conformer-rnnt", "nemo-conformer-tdt"]
@@ -43,19 +48,12 @@ MODEL, ENCODER, STEP = "model", "encoder-model", "decoder_joint-model"
 PURPOSES = {
     CONFIG: "the kind of the model, and the sizes that onnx-asr must know",
     VOCABULARY: "each token's symbol and id",
-    **{
-        f"{name}{suffix}": f"the graph of {what}{form}"
-        for name, what in (
-            (ENCODER, "the encoder and the joint's projection of its frames"),
-            (STEP, "one step of predictor and joint"),
-        )
-        for suffix, form in (
-            (".onnx", ", in floats"),
-            (".int8.onnx", " in 8-bit integers"),
-            (f".onnx{DATA}", ": its weights, which must stay in one folder with it"),
-            (f".int8.onnx{DATA}", ": its weights in integers, for the same folder"),
-        )
-    },
+    **graph_purposes(
+        {
+            ENCODER: "the encoder and the joint's projection of its frames",
+            STEP: "one step of predictor and joint",
+        }
+    ),
 }
 """What its files are, where other exports have no file of the name."""
 
@@ -66,11 +64,7 @@ def needs_onnx_asr() -> None:
     Raises:
         ExportError: if it is not, with the command that installs it.
     """
-    if importlib.util.find_spec("onnx_asr") is None:
-        raise ExportError(
-            "An export to onnx-asr must have the package `onnx_asr` to verify it with, but it is"
-            ' not installed; `pip install "conformer-sweep[onnx-asr]"` installs it.'
-        )
+    needs_package("onnx_asr", "onnx-asr")
 
 
 def model_kind(model: Conformer) -> Kind:
@@ -136,9 +130,8 @@ def write_onnx_asr(
             ENCODER: (*ENCODER_INPUTS, *ENCODER_OUTPUTS),
             STEP: (*STEP_INPUTS, *STEP_OUTPUTS),
         }
-    for name, ends in names.items() if is_int8 else ():
-        file = folder / f"{name}.onnx"
-        quantize_weights(file, file.with_suffix(".int8.onnx"), ends=ends, inline_bytes=inline_bytes)
+    if is_int8:
+        quantize_graphs(folder, names, inline_bytes=inline_bytes)
     (folder / VOCABULARY).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(_config(model, kind), indent=1) + "\n")
 

@@ -5,7 +5,6 @@ trained on. The package is that of the extra `sherpa`. It runs in a process of i
 the process on a file that it cannot read.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from core.data.tokenizer import BLANK, WORD_START, Tokenizer
 from core.export import sherpa_worker
-from core.export.worker_process import RuntimeTranscripts, transcribe_in_process
+from core.export.worker_process import RuntimeTranscripts, needs_package, transcribe_in_process
 from core.inference.graph_interface import ExportError
 from core.inference.sherpa_loader import Loader
 
@@ -32,11 +31,7 @@ def needs_sherpa() -> None:
     Raises:
         ExportError: if it is not, with the command that installs it.
     """
-    if importlib.util.find_spec("sherpa_onnx") is None:
-        raise ExportError(
-            "An export to sherpa must have the package `sherpa_onnx` to verify it with, but it is"
-            ' not installed; `pip install "conformer-sweep[sherpa]"` installs it.'
-        )
+    needs_package("sherpa_onnx", "sherpa")
 
 
 def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:

@@ -13,8 +13,8 @@ from core.bundle import Bundle
 from core.conformer.model import Conformer
 from core.conformer.shape import TransducerShape
 from core.decoders.transducer import Transducer
-from core.export.onnx.conversion import DATA, LARGEST_INLINE
-from core.export.onnx.quantization import quantize_weights
+from core.export.onnx.conversion import LARGEST_INLINE, graph_purposes
+from core.export.onnx.quantization import quantize_graphs
 from core.export.onnx.transducer import STATELESS_ENDS, write_stateless
 from core.export.sherpa import SPEC, TOKENS, Precision
 from core.inference.graph_interface import ExportError
@@ -22,20 +22,13 @@ from core.inference.graph_interface import ExportError
 MOST_SYMBOLS = 1
 """Tokens that sherpa-onnx says at one frame."""
 LOADER = "from_transducer"
-PURPOSES = {
-    f"{name}{suffix}": f"the graph of {what}{form}"
-    for name, what in (
-        ("encoder", "the encoder and the joint's projection of its frames"),
-        ("decoder", "the predictor, from its last tokens"),
-        ("joiner", "the joint"),
-    )
-    for suffix, form in (
-        (".onnx", ", in floats"),
-        (".int8.onnx", " in 8-bit integers"),
-        (f".onnx{DATA}", ": its weights, which must stay in one folder with it"),
-        (f".int8.onnx{DATA}", ": its weights in integers, for the same folder"),
-    )
-}
+PURPOSES = graph_purposes(
+    {
+        "encoder": "the encoder and the joint's projection of its frames",
+        "decoder": "the predictor, from its last tokens",
+        "joiner": "the joint",
+    }
+)
 """What its files are."""
 
 
@@ -86,13 +79,8 @@ def write_sherpa_transducer(
     suffixes: dict[Precision, str] = {"float": ".onnx"}
     if is_int8:
         suffixes["int8"] = ".int8.onnx"
-    for name, (inputs, outputs) in STATELESS_ENDS.items() if is_int8 else ():
-        quantize_weights(
-            folder / f"{name}.onnx",
-            folder / f"{name}.int8.onnx",
-            ends=(*inputs, *outputs),
-            inline_bytes=inline_bytes,
-        )
+        ends = {name: (*inputs, *outputs) for name, (inputs, outputs) in STATELESS_ENDS.items()}
+        quantize_graphs(folder, ends, inline_bytes=inline_bytes)
     (folder / SPEC).write_text(json.dumps(_spec(suffixes), indent=1) + "\n")
 
 

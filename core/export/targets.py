@@ -144,12 +144,9 @@ def write_for_onnx_asr(job: ExportJob) -> list[str]:
     with TemporaryDirectory() as scratch:
         files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
         job.announce("comparing texts of onnx-asr and `transcribe`")
-        transcribers = {
-            name: partial(onnx_asr.transcribe_with_onnx_asr, folder, is_int8=is_int8)
-            for name, is_int8 in (("float", False), ("int8", True))
-        }
+        run = partial(onnx_asr.transcribe_with_onnx_asr, folder)
         reference = tuple(map(onnx_asr.with_its_spaces, _greedy_texts(opened, files)))
-        texts = compare_with(opened, files, transcribers["float"], reference=reference)
+        texts = compare_with(opened, files, run, reference=reference)
         check_equal(texts, "onnx-asr")
         sentence = (
             f"onnx-asr {texts.version}, in a process of its own, gives the transcripts of"
@@ -159,7 +156,7 @@ def write_for_onnx_asr(job: ExportJob) -> list[str]:
         verified = [sentence]
         if job.is_int8:
             job.announce("comparing texts of onnx-asr in 8-bit integers")
-            texts = compare_with(opened, files, transcribers["int8"], reference=reference)
+            texts = compare_with(opened, files, partial(run, is_int8=True), reference=reference)
             verified.append(_integer_sentence(texts))
     return verified
 

@@ -4,12 +4,7 @@ transformers runs in a process of its own, as in a user's program; the extra `tr
 it.
 """
 
-import importlib.util
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +21,7 @@ from core.data.audio import read_file
 from core.export import transformers_worker
 from core.export.rounding import Errors, rounding_errors
 from core.export.verify import Texts, check_equal, noise, one_space
+from core.export.worker_process import needs_package, run_worker
 from core.inference.graph_interface import ExportError
 from core.inference.recognizer import transcribe_waveform
 from core.stages import Announce, be_silent
@@ -60,11 +56,7 @@ def needs_transformers() -> None:
     Raises:
         ExportError: if it is not, with the command that installs it.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise ExportError(
-            "An export to transformers must have the package `transformers` to verify it with, but"
-            ' it is not installed; `pip install "conformer-sweep[transformers]"` installs it.'
-        )
+    needs_package("transformers", "transformers")
 
 
 def run_transformers(
@@ -109,23 +101,10 @@ def run_transformers(
 
 
 def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    process = subprocess.run(  # noqa: S603 - this interpreter, our own file
-        # -P: with this folder on the path, `import onnx` in a library would get the folder `onnx`.
-        [sys.executable, "-P", transformers_worker.__file__],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        check=False,
-        # Files that are missing in the folder must not be downloaded.
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-    )
-    if process.returncode != 0:
-        reason = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ExportError(
-            f"transformers must load and run `{folder.name}` by `ParakeetForCTC`, but its process"
-            f" ended with {process.returncode} instead ({reason[:300]})."
-        )
-    # The last line: what the libraries print comes before it.
-    return json.loads(process.stdout.decode().strip().rpartition("\n")[2])
+    rule = f"transformers must load and run `{folder.name}` by `ParakeetForCTC`"
+    # Files that are missing in the folder must not be downloaded.
+    env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    return run_worker(transformers_worker.__file__, request, rule=rule, env=env)
 
 
 def check_export(

@@ -3,7 +3,9 @@
 Such programs exit on files that they cannot load, and import what is not wanted here.
 """
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,19 @@ class RuntimeTranscripts:
     version: str
 
 
+def needs_package(package: str, target: str) -> None:
+    """Check that the package is installed by which exports to a target are verified.
+
+    Raises:
+        ExportError: if it is not, with the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ExportError(
+            f"An export to {target} must have the package `{package}` to verify it with, but it is"
+            f' not installed; `pip install "conformer-sweep[{target}]"` installs it.'
+        )
+
+
 def transcribe_in_process(
     worker: str, request: Mapping[str, Any], sounds: Sequence[Float[Tensor, " _"]], *, rule: str
 ) -> RuntimeTranscripts:
@@ -46,23 +61,41 @@ def transcribe_in_process(
     with TemporaryDirectory() as scratch:
         arrays = Path(scratch) / "sounds.npz"
         np.savez(arrays, *(sound.numpy() for sound in sounds))
-        process = subprocess.run(  # noqa: S603 - this interpreter, our own file
-            # -P: with this folder on the path, `import onnx` in a library would get the folder
-            # `onnx`.
-            [sys.executable, "-P", worker],
-            input=json.dumps({**request, "sounds": str(arrays)}).encode(),
-            capture_output=True,
-            check=False,
-        )
+        answer = run_worker(worker, {**request, "sounds": str(arrays)}, rule=rule)
+    return RuntimeTranscripts(
+        alone=tuple(answer["alone"]),
+        together=tuple(answer["together"]),
+        version=answer["version"],
+    )
+
+
+def run_worker(
+    worker: str, request: Mapping[str, Any], *, rule: str, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return a worker's answer.
+
+    Args:
+        worker: the file of the worker's program.
+        request: what it reads.
+        rule: what must work, for the error.
+        env: variables of its environment, beside those of this process.
+
+    Raises:
+        ExportError: if the process ends with an error.
+    """
+    process = subprocess.run(  # noqa: S603 - this interpreter, our own file
+        # -P: with this folder on the path, `import onnx` in a library would get the folder `onnx`.
+        [sys.executable, "-P", worker],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        check=False,
+        env=os.environ | (env or {}),
+    )
     if process.returncode != 0:
         reason = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ExportError(
             f"{rule}, but its process ended with {process.returncode} instead ({reason[:300]})."
         )
     # The last line: what the library prints comes before it.
-    answer = json.loads(process.stdout.decode().strip().rpartition("\n")[2])
-    return RuntimeTranscripts(
-        alone=tuple(answer["alone"]),
-        together=tuple(answer["together"]),
-        version=answer["version"],
-    )
+    answer: dict[str, Any] = json.loads(process.stdout.decode().strip().rpartition("\n")[2])
+    return answer

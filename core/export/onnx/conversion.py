@@ -33,6 +33,21 @@ DATA = ".data"
 """Suffix of that file."""
 
 
+def graph_purposes(parts: Mapping[str, str]) -> dict[str, str]:
+    """Return what each file of some graphs is, from what each graph computes, by its name."""
+    forms = {
+        ".onnx": ", in floats",
+        ".int8.onnx": " in 8-bit integers",
+        f".onnx{DATA}": ": its weights, which must stay in one folder with it",
+        f".int8.onnx{DATA}": ": its weights in integers, for the same folder",
+    }
+    return {
+        f"{name}{suffix}": f"the graph of {part}{form}"
+        for name, part in parts.items()
+        for suffix, form in forms.items()
+    }
+
+
 def export_onnx(
     model: Conformer,
     file: Path,

@@ -10,7 +10,7 @@ have inputs of such a range that quantization costs words.
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,24 @@ def quantize_weights(
                 tensor_names(constant.name), (integers, scale, zeros), strict=True
             ):
                 writer.add(name, array)
+
+
+def quantize_graphs(
+    folder: Path, ends: Mapping[str, Sequence[str]], *, inline_bytes: int = LARGEST_INLINE
+) -> None:
+    """Write `NAME.int8.onnx` beside each `NAME.onnx`.
+
+    Args:
+        folder: of the graphs.
+        ends: inputs and outputs of each graph, by its name.
+        inline_bytes: the most bytes of weights in a graph's own file.
+
+    Raises:
+        ExportError, GraphError, OSError: as `quantize_weights`.
+    """
+    for name, names in ends.items():
+        graph, integers = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
+        quantize_weights(graph, integers, ends=names, inline_bytes=inline_bytes)
 
 
 def quantize_activations(graph: Path, file: Path, speech: Iterable[Speech]) -> None:

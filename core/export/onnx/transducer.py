@@ -101,9 +101,7 @@ class StatelessStep(nn.Module):
 
     def __init__(self, predictor: StatelessPredictor) -> None:
         super().__init__()
-        self.embedding, self.state = predictor.embedding, max(1, predictor.context - 1)
-        self.context = predictor.context
-        self.filter = constant(predictor.convolution.weight[:, 0].T)  # (C, E)
+        self.predictor, self.state = predictor, max(1, predictor.context - 1)
 
     def forward(
         self,
@@ -114,11 +112,10 @@ class StatelessStep(nn.Module):
         Float[Tensor, "batch outputs"], Float[Tensor, "batch state"], Float[Tensor, "batch state"]
     ]:
         # Context 3: a state 0 6 and the token 7 are nothing, token 5 and token 7.
-        numbered = torch.cat((previous, tokens[:, None] + 1.0), 1)[:, -self.context :]
-        read = self.embedding((numbered - 1).clamp(min=0).long())
-        read = read * (numbered > 0).to(read.dtype)[..., None]
-        after = torch.cat((previous, tokens[:, None] + 1.0), 1)[:, 1:]
-        return F.relu((read * self.filter).sum(1)), after, unused * 1.0
+        numbered = torch.cat((previous, tokens[:, None] + 1.0), 1)
+        known = (numbered[:, -self.predictor.context : -1] - 1).long()  # -1: nothing
+        outputs, _ = self.predictor.advance(tokens[:, None], (known,))
+        return outputs[:, 0], numbered[:, 1:], unused * 1.0
 
 
 class PredictorGraph(nn.Module):
@@ -201,14 +198,11 @@ class ContextGraph(nn.Module):
 
     def __init__(self, predictor: StatelessPredictor, joint: Joint) -> None:
         super().__init__()
-        self.embedding = predictor.embedding
-        self.filter = constant(predictor.convolution.weight[:, 0].T)  # (C, E)
-        self.projection = joint.predictor
+        self.predictor, self.projection = predictor, joint.predictor
 
     def forward(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch joint"]:
-        read = self.embedding(tokens.clamp(min=0))
-        read = read * (tokens >= 0).to(read.dtype)[..., None]  # -1 stands before the beginning
-        return self.projection(F.relu((read * self.filter).sum(1)))
+        outputs, _ = self.predictor.advance(tokens[:, -1:], (tokens[:, :-1],))
+        return self.projection(outputs[:, 0])
 
 
 class AddedGraph(nn.Module):

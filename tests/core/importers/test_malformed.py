@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from core.importers.load import import_model, read_model
 from core.importers.nemo import CONFIG, WEIGHTS
 from core.importers.safe_read import ImportingError, read_archive, read_checkpoint, read_yaml
+from tests.support.malformed import check_refused, with_malformed_tensor
 
 MODELS = Path(__file__).parents[4] / "shared/data/models"
 ARCHIVE = MODELS / "fastconformer-8x.nemo"
@@ -38,21 +39,8 @@ def with_changed_tensor(files, rng):
     """One tensor gone, renamed, of another shape, of whole numbers, or not finite."""
     tensors = torch.load(io.BytesIO(files[WEIGHTS]), weights_only=True)
     needed = [n for n in tensors if not n.endswith(("num_batches_tracked", "window", "fb"))]
-    name = rng.choice(needed)
-    tensor = tensors.pop(name)
-    changed = rng.choice(
-        [
-            {},
-            {f"{name}_": tensor},
-            {name: tensor[None]},
-            {name: tensor[:-1]},
-            {name: tensor.long()},
-            {name: tensor * torch.nan},
-            {name: torch.zeros(1).expand(10**6, 10**6)},
-            {name: "not a tensor"},
-        ]
-    )
-    return files | {WEIGHTS: save_tensors(tensors | changed)}
+    changed = with_malformed_tensor(tensors, rng.choice(needed), rng)
+    return files | {WEIGHTS: save_tensors(changed)}
 
 
 def with_changed_setting(files, rng):
@@ -89,20 +77,6 @@ def with_noise(files, rng):
 
 
 KINDS = [with_changed_tensor, with_changed_setting, with_cut_file, without_a_file, with_noise]
-
-
-def check_refused(file, folder):
-    """One line, and the folder holds nothing new."""
-    before = sorted(folder.rglob("*"))
-
-    with pytest.raises(ImportingError) as refused:
-        import_model(str(file), folder / "out")
-
-    line = str(refused.value)
-    assert "\n" not in line
-    assert "`" in line
-    assert len(line) < 700
-    assert sorted(folder.rglob("*")) == before
 
 
 @needs_models
