@@ -12,8 +12,13 @@ from core.config.trial import NO_SPEECH, TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.data.batching import Batch
+from core.methods.obs import Settings as ObsSettings
 from core.pruning.space import Space
-from core.pruning.table_cost import estimate_table_bytes, estimate_table_seconds
+from core.pruning.table_cost import (
+    estimate_table_bytes,
+    estimate_table_seconds,
+    measured_passes,
+)
 from core.runtime import seed_everything, select_device
 from core.stages import Announce, be_silent
 from core.training.intermediate_ctc import InterCTC
@@ -77,9 +82,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     if "obs" not in (config.pruning.method, _start_of(config)):
         return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
     announce("timing an order of units")
-    # A pass forward and backward for the Fisher of consumers and one for that of the width; a third
-    # for their inputs.
-    passes = 3 * config.pruning.calibration_batches * elapsed
+    passes = _table_passes(config, space) * config.pruning.calibration_batches * elapsed
     return CostEstimate(
         params=params,
         gflops=gflops,
@@ -87,6 +90,18 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
         table_seconds=passes + estimate_table_seconds(space),
         table_gigabytes=estimate_table_bytes(space) / 1e9,
     )
+
+
+def _table_passes(config: TrialConfig, space: Space) -> float:
+    """Return how often the tables read the calibration speech, in steps of training.
+
+    A pass forward and backward for the Fisher of consumers and one for that of the width; a third
+    for their inputs. A pass forward alone takes a third of a step.
+    """
+    settings = config.pruning.settings(ObsSettings)
+    is_measured = settings.tables == "measured"
+    measured = measured_passes(space, settings.levels, consumers_too=is_measured)
+    return (2 if is_measured else 3) + measured / 3
 
 
 def _start_of(config: TrialConfig) -> str:

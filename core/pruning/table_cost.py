@@ -8,6 +8,7 @@ from core.conformer.axes import Axis
 from core.conformer.masking import named_tensors
 from core.pruning.calibration import prunable_consumers
 from core.pruning.obs import removal_order
+from core.pruning.sensitivity import level_counts
 from core.pruning.space import Space
 
 TRIED_INPUTS = 1024
@@ -50,3 +51,28 @@ def estimate_table_bytes(space: Space) -> int:
     readers = READERS_OF_A_BLOCK * len(space.model.blocks) + 1
     of_width = 4 * readers * (space.model.shape.width + 1) ** 2
     return DOUBLE_BYTES * max(of_consumers, of_width)
+
+
+def measured_passes(space: Space, levels: int, *, consumers_too: bool) -> float:
+    """Return how many passes over the calibration speech measure tables level by level.
+
+    A level of an axis with a consumer is computed from its part on. Whole modules, whole blocks and
+    units of a transducer are measured from the features on, with one pass of the unpruned model for
+    each axis. Example: 12 blocks with 4 axes each at 8 levels take 12 x 4 x 8 / 2 = 192 passes.
+
+    Args:
+        space: which axes may lose units.
+        levels: how many numbers of removed units are measured for each axis.
+        consumers_too: whether axes with a consumer are measured; others always are, but the width.
+    """
+    parts = ["frontend", *(block.name for block in space.model.typed_blocks())]
+    with_consumer = {consumer.axis.name: consumer.part for consumer in prunable_consumers(space)}
+    passes = 0.0
+    for axis in (axis for axis in space.units if axis.size > axis.floor):
+        num_levels = len(level_counts(axis, levels))
+        if axis.name in with_consumer:
+            behind = len(parts) - parts.index(with_consumer[axis.name])
+            passes += consumers_too * num_levels * behind / len(parts)
+        elif axis.kind != "width":
+            passes += 1 + num_levels
+    return passes

@@ -2,8 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
+
+from core.pruning.calibration import prunable_consumers
 from core.pruning.space import Space
-from core.pruning.table_cost import elimination_cost, estimate_table_bytes, estimate_table_seconds
+from core.pruning.table_cost import (
+    elimination_cost,
+    estimate_table_bytes,
+    estimate_table_seconds,
+    measured_passes,
+)
 from core.testing import SHAPE, small_model
 
 AXES = ["frontend", "width", "head", "inner", "channel"]
@@ -39,3 +47,26 @@ def test_more_inputs_are_said_to_take_longer():
     small, large = (estimate_table_seconds(space_of(shape)) for shape in (SHAPE, wide))
 
     assert 0 < small < large / 100
+
+
+def test_each_level_is_a_pass_from_the_axis_s_part_on():
+    """Of two blocks behind the front end, a level of the last block passes a third of the parts."""
+    last = [axis for axis in space_of().units if axis.name == "blocks.1.ff2.inner"]
+    front = [axis for axis in space_of().units if axis.kind == "frontend"][-1:]
+
+    def passes(axes, **what):
+        space = replace(space_of(), prunable=tuple(axes))
+        assert prunable_consumers(space)
+        return measured_passes(space, 3, **what)
+
+    assert passes(last, consumers_too=True) == pytest.approx(3 / 3)
+    assert passes(front, consumers_too=True) == pytest.approx(3)
+    assert passes(last, consumers_too=False) == 0
+
+
+def test_whole_modules_are_measured_with_either_kind_of_tables():
+    space = Space.of(small_model(), ["module"], 4.0)
+
+    passes = measured_passes(space, 8, consumers_too=False)
+
+    assert passes == 2 * len(space.units)  # a module's only level, and the unpruned model
