@@ -24,8 +24,8 @@ from core.methods.magnitude import magnitudes
 from core.pruning.calibration import Calibration, prunable_consumers
 from core.pruning.sensitivity import (
     SensitivityTable,
+    closed_axis_tables,
     fisher_tables,
-    measured_table,
     measured_tables,
     table_scores,
 )
@@ -107,12 +107,14 @@ def all_tables(
         yield from fisher_tables(model, rest, speech, seed=seed)
     elif with_consumer:
         yield from measured_tables(model, rest, speech, levels=levels)
-    for axis in (axis for axis in missing if axis.name not in with_consumer):
-        if axis.kind == "width":  # which many layers read
-            yield fisher_width_table(model, axis, speech, seed=seed)
-        else:  # a whole module, a whole block, or units of a transducer
-            order = magnitudes(model, [axis])[axis.name].argsort(stable=True)
-            yield measured_table(model, axis, order, speech, levels=levels)
+    # Whole modules, whole blocks, and units of a transducer.
+    closed = [a for a in missing if a.name not in with_consumer and a.kind != "width"]
+    if closed:
+        weights = magnitudes(model, closed)
+        orders = {name: weight.argsort(stable=True) for name, weight in weights.items()}
+        yield from closed_axis_tables(model, orders, speech, levels=levels)
+    for axis in (axis for axis in missing if axis.kind == "width"):  # which many layers read
+        yield fisher_width_table(model, axis, speech, seed=seed)
 
 
 def axes_with_tables(space: Space) -> list[Axis]:

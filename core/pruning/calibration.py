@@ -27,6 +27,10 @@ from core.pruning.space import Space
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
 """Batches of features and their numbers of mel frames: speech without its words, iterated over
 several times."""
+STRIP_INPUTS = 512
+"""Rows of X^T X that are computed at once."""
+DECODER = "decoder"
+"""The part behind the last block; it does not change the residual stream."""
 Watch = Callable[[Int[Tensor, " batch"]], AbstractContextManager[None]]
 """Called with a batch's numbers of mel frames; inside the context the batch passes a part."""
 
@@ -45,8 +49,15 @@ class Consumer:
     @property
     def part(self) -> str:
         """The front end or the block in which it lies, such as `blocks.3`."""
-        names = self.module.split(".")
-        return ".".join(names[:2]) if names[0] == "blocks" else names[0]
+        return part_of(self.module)
+
+
+def part_of(name: str) -> str:
+    """Return the part in which a module or an axis lies: the front end, a block, or the decoder."""
+    names = name.split(".")
+    if names[0] == "blocks":
+        return ".".join(names[:2])
+    return names[0] if names[0] == "frontend" else DECODER
 
 
 def consumers(axes: list[Axis]) -> list[Consumer]:
@@ -131,11 +142,12 @@ class ResidualStreams:
         """Return each batch's log-probabilities at frames or places, computed from a part on.
 
         Args:
-            part: the next one.
+            part: the next one, or `DECODER` behind the last block.
             changed: tensors that stand in for the model's own.
         """
         tensors = {**self.folded.tensors, **changed}
-        later, log_probs = self.parts[self.parts.index(part) + 1 :], []
+        parts = [*self.parts, DECODER]
+        later, log_probs = parts[parts.index(part) + 1 : -1], []
         for number, batch in enumerate(self._outputs(part, tensors, _watch_nothing)):
             x = batch.x
             for name in later:
@@ -166,6 +178,9 @@ class ResidualStreams:
                 with watch(num_frames):
                     batch = self._enter(features, num_frames, tensors)
                 yield batch
+            return
+        if part == DECODER:
+            yield from self._batches
             return
         for batch in self._batches:
             with watch(batch.num_frames):
@@ -269,7 +284,7 @@ def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Ten
                 # With the ones, the last column of X^T X holds the sums of the inputs and the
                 # number of rows: what a bias needs.
                 x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
-                grams[consumer.module] = grams.get(consumer.module, 0) + x.T @ x
+                grams[consumer.module] = grams.get(consumer.module, 0) + gram(x)
 
             return model.get_submodule(consumer.module).register_forward_pre_hook(hook)
 
@@ -281,6 +296,19 @@ def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Ten
                 handle.remove()
 
     return watch
+
+
+def gram(x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "inputs inputs"]:
+    """Return X^T X; of many inputs half is computed, as it is its own transpose."""
+    # Of 4,096 inputs in strips of 1,024: 4 + 3 + 2 + 1 squares of 16.
+    if x.shape[1] < 2 * STRIP_INPUTS:
+        return x.T @ x
+    product = x.new_empty(x.shape[1], x.shape[1])
+    for begin in range(0, x.shape[1], STRIP_INPUTS):
+        end = min(begin + STRIP_INPUTS, x.shape[1])
+        product[begin:end, begin:] = x[:, begin:end].T @ x[:, begin:]
+        product[end:, begin:end] = product[begin:end, end:].T
+    return product
 
 
 def _rows(

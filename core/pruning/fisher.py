@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from core.conformer.model import Conformer
+from core.environment import return_freed_memory
 from core.pruning.calibration import Calibration, split_batches
 
 MOST_ACTIVATIONS = 1.5e8
@@ -77,6 +78,7 @@ def label_gradients(
                 loss, tensors, allow_unused=True, materialize_grads=True
             )
         yield tensors, gradients, output.is_frame, len(log_probs)
+        return_freed_memory()
 
 
 def _drawn(

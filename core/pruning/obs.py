@@ -28,6 +28,9 @@ from torch import Tensor
 
 PENDING = 64
 """Rows of low-rank changes that are collected before they are added."""
+DROPPED_SHARE = 0.125
+"""Share of the units that a matrix holds at which removed ones are taken out: each update costs the
+square of what is held, so all together a third of what they cost with nothing taken out."""
 DAMPING = 1e-6
 """Share of the mean of H's diagonal that is added to it: inputs may depend on each other."""
 
@@ -95,7 +98,10 @@ def damped_inverse(
 ) -> Float[Tensor, "inputs inputs"]:
     """Return the inverse of H with a share of its mean diagonal added."""
     ridge = damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-    return torch.linalg.inv(gram + ridge)
+    factor, fails = torch.linalg.cholesky_ex(gram + ridge)
+    if fails:  # by rounding, or where no input is ever other than 0
+        return torch.linalg.inv(gram + ridge)
+    return torch.cholesky_inverse(factor)
 
 
 def _removal_order(eliminations: "Sequence[_Elimination]") -> RemovalOrder:
@@ -122,7 +128,8 @@ class _Elimination:
     """H^-1 and M while units are removed, with the changes that are not added yet.
 
     P = inverse - rows^T @ steps and M = products - steps^T @ halves - halves^T @ steps, where each
-    of the three lists has a row for each removed input.
+    of the three lists has a row for each removed input. The matrices hold the remaining units, and
+    some of those that were removed lately.
     """
 
     def __init__(
@@ -136,10 +143,22 @@ class _Elimination:
         self._inverse, self._products = inverse, products
         self.num_units, self._block = num_units, unit_inputs
         self._pending = max(pending, unit_inputs)
-        self._lists = [inverse.new_zeros(0, len(inverse)) for _ in range(3)]  # rows, steps, halves
+        self._held = torch.arange(num_units)
+        """Units that the matrices hold, in their order."""
+        self._place = self._held.clone()
+        """Of each unit among those that are held."""
+        self._is_removed = torch.zeros(num_units, dtype=torch.bool)
+        """Of the units that are held."""
         # What each unit alone would cost needs its own entries only: these are kept up to date.
         self._own_inverse = self._own(self._inverse)
         self._own_products = self._own(self._products)
+        self._start_lists()
+
+    def _start_lists(self) -> None:
+        """Make room for the rows of removed inputs; they are filled from the first on."""
+        most = self._pending + self._block
+        self._lists = [self._inverse.new_empty(most, len(self._inverse)) for _ in range(3)]
+        self._num_rows = 0
 
     def _own(self, matrix: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "units block block"]:
         inside, block = self.num_units * self._block, self._block
@@ -148,23 +167,28 @@ class _Elimination:
 
     def growth(self, units: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
         """Return what the removal of each of these units would cost."""
-        inverse, products = self._own_inverse[units], self._own_products[units]
+        places = self._place[units]
+        inverse, products = self._own_inverse[places], self._own_products[places]
         if self._block == 1:
             return (products / inverse)[:, 0, 0]
         return torch.linalg.solve(inverse, products).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
         """Remove a unit's inputs and adjust everything else."""
-        inputs = slice(unit * self._block, (unit + 1) * self._block)
-        rows, steps, halves = self._lists
+        place = int(self._place[unit])
+        inputs = slice(place * self._block, (place + 1) * self._block)
+        rows, steps, halves = (rows[: self._num_rows] for rows in self._lists)
         row = self._inverse[inputs] - rows[:, inputs].T @ steps
         product = self._products[inputs] - steps[:, inputs].T @ halves - halves[:, inputs].T @ steps
         step = torch.linalg.solve(row[:, inputs], row)
         # M - step^T product - product^T step + step^T M_SS step, as two terms instead of three.
         half = product - 0.5 * product[:, inputs] @ step
         self._update_own(row, step, half)
-        self._lists = [torch.cat(pair) for pair in zip(self._lists, (row, step, half), strict=True)]
-        if len(self._lists[0]) >= self._pending:
+        for rows, new in zip(self._lists, (row, step, half), strict=True):
+            rows[self._num_rows : self._num_rows + self._block] = new
+        self._num_rows += self._block
+        self._is_removed[place] = True
+        if self._num_rows >= self._pending:
             self._add_pending()
 
     def _update_own(
@@ -173,17 +197,32 @@ class _Elimination:
         step: Float[Tensor, "block inputs"],
         half: Float[Tensor, "block inputs"],
     ) -> None:
-        inside = self.num_units * self._block
+        inside = len(self._held) * self._block
         r, s, h = (
-            x[:, :inside].unflatten(1, (self.num_units, self._block)) for x in (row, step, half)
+            x[:, :inside].unflatten(1, (len(self._held), self._block)) for x in (row, step, half)
         )
         self._own_inverse -= torch.einsum("kui,kuj->uij", r, s)
         change = torch.einsum("kui,kuj->uij", s, h)
         self._own_products -= change + change.mT
 
     def _add_pending(self) -> None:
-        rows, steps, halves = self._lists
+        rows, steps, halves = (rows[: self._num_rows] for rows in self._lists)
         self._inverse.addmm_(rows.T, steps, alpha=-1)
         self._products.addmm_(steps.T, halves, alpha=-1)
         self._products.addmm_(halves.T, steps, alpha=-1)
-        self._lists = [rows[:0], steps[:0], halves[:0]]
+        self._num_rows = 0
+        if self._is_removed.sum() >= DROPPED_SHARE * len(self._held):
+            self._drop_removed()
+
+    def _drop_removed(self) -> None:
+        """Take the rows and columns of removed units out of the matrices, where all are 0."""
+        stays = ~self._is_removed
+        num_others = len(self._inverse) - len(self._held) * self._block
+        inputs = torch.cat((stays.repeat_interleave(self._block), stays.new_ones(num_others)))
+        index = inputs.nonzero().squeeze(1).to(self._inverse.device)
+        self._inverse = self._inverse[index][:, index]
+        self._products = self._products[index][:, index]
+        self._own_inverse, self._own_products = self._own_inverse[stays], self._own_products[stays]
+        self._held, self._is_removed = self._held[stays], self._is_removed[stays]
+        self._place[self._held] = torch.arange(len(self._held))
+        self._start_lists()

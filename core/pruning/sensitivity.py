@@ -20,7 +20,7 @@ vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,12 +35,14 @@ from core.conformer.model import Conformer
 from core.decoders.places import Places
 from core.pruning.ablation import identity_fold
 from core.pruning.calibration import (
+    DECODER,
     Calibration,
     Consumer,
     ResidualStreams,
     comparison_places,
     gram_watch,
     iterate_grams,
+    part_of,
     prunable_consumers,
 )
 from core.pruning.fisher import output_fisher
@@ -223,33 +225,40 @@ def _measured(
     )
 
 
-def measured_table(
+def closed_axis_tables(
     model: Conformer,
-    axis: Axis,
-    order: Int[Tensor, " units"],
+    orders: Mapping[str, Int[Tensor, " _"]],
     speech: Calibration,
     *,
     levels: int,
-) -> SensitivityTable:
-    """Return the table of an axis without consumers, by closing its gates level by level.
+) -> Iterator[SensitivityTable]:
+    """Yield tables of axes without consumers, measured by closing their gates level by level.
+
+    A level is computed from the axis's part on: of a transducer's own units the decoder alone.
 
     Args:
         model: the unpruned model.
-        axis: whose units are closed.
-        order: the units, the first one to be removed first.
-        speech: calibration speech, walked through once, and once for each level.
-        levels: how many numbers of removed units are measured.
+        orders: of each axis the units, the first one to be removed first.
+        speech: calibration speech.
+        levels: how many numbers of removed units are measured for each axis.
     """
     model.eval()
+    whole, tensors, axes = identity_fold(model), named_tensors(model), model.axes()
     places = comparison_places(model, speech)
-    expected = _all_log_probs(model, identity_fold(model), speech, places)
-    counts, increases = level_counts(axis, levels), []
-    for count in counts:
-        gates = torch.ones(axis.size, device=model.device)
-        gates[order[:count]] = 0
-        folded = fold(named_tensors(model), model.axes(), {axis.name: gates})
-        increases.append(mean_kl(expected, _all_log_probs(model, folded, speech, places)))
-    return _measured(axis, order, counts, increases)
+    streams = ResidualStreams(model=model, folded=whole, speech=speech, places=places)
+    expected = _all_log_probs(model, whole, speech, places)
+    for part in (*streams.parts, DECODER):
+        for axis in (a for a in axes if a.name in orders and part_of(a.name) == part):
+            order, counts = orders[axis.name], level_counts(axis, levels)
+            increases = []
+            for count in counts:
+                gates = torch.ones(axis.size, device=model.device)
+                gates[order[:count]] = 0
+                closed = replace(streams, folded=fold(tensors, axes, {axis.name: gates}))
+                increases.append(mean_kl(expected, closed.log_probs(part, {})))
+            yield _measured(axis, order, counts, increases)
+        if part != DECODER:
+            streams.advance(part)
 
 
 def _all_log_probs(

@@ -6,7 +6,7 @@ import torch
 
 from core.conformer.axes import Axis
 from core.conformer.masking import named_tensors
-from core.pruning.calibration import prunable_consumers
+from core.pruning.calibration import DECODER, part_of, prunable_consumers
 from core.pruning.obs import removal_order
 from core.pruning.sensitivity import level_counts
 from core.pruning.space import Space
@@ -56,23 +56,20 @@ def estimate_table_bytes(space: Space) -> int:
 def measured_passes(space: Space, levels: int, *, consumers_too: bool) -> float:
     """Return how many passes over the calibration speech measure tables level by level.
 
-    A level of an axis with a consumer is computed from its part on. Whole modules, whole blocks and
-    units of a transducer are measured from the features on, with one pass of the unpruned model for
-    each axis. Example: 12 blocks with 4 axes each at 8 levels take 12 x 4 x 8 / 2 = 192 passes.
+    A level is computed from the axis's part on: of a transducer's units the decoder alone, which
+    takes next to nothing. Example: 12 blocks with 4 axes each at 8 levels take 12 x 4 x 8 / 2 = 192
+    passes.
 
     Args:
         space: which axes may lose units.
         levels: how many numbers of removed units are measured for each axis.
         consumers_too: whether axes with a consumer are measured; others always are, but the width.
     """
-    parts = ["frontend", *(block.name for block in space.model.typed_blocks())]
-    with_consumer = {consumer.axis.name: consumer.part for consumer in prunable_consumers(space)}
+    parts = ["frontend", *(block.name for block in space.model.typed_blocks()), DECODER]
+    with_consumer = {consumer.axis.name for consumer in prunable_consumers(space)}
     passes = 0.0
     for axis in (axis for axis in space.units if axis.size > axis.floor):
-        num_levels = len(level_counts(axis, levels))
-        if axis.name in with_consumer:
-            behind = len(parts) - parts.index(with_consumer[axis.name])
-            passes += consumers_too * num_levels * behind / len(parts)
-        elif axis.kind != "width":
-            passes += 1 + num_levels
+        if axis.kind != "width" and (consumers_too or axis.name not in with_consumer):
+            behind = parts[parts.index(part_of(axis.name)) : -1]
+            passes += len(level_counts(axis, levels)) * len(behind) / (len(parts) - 1)
     return passes

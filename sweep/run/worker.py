@@ -4,10 +4,8 @@ A trial reads its own newest checkpoint and writes the next before it reports, s
 handles no checkpoints. The driver imports it without training: `core` is imported in functions.
 """
 
-import ctypes
 import errno
 import fcntl
-import gc
 import json
 import os
 import time
@@ -117,7 +115,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
         tune.report({"failure": failure})
         raise  # so that Tune gives the next trial a fresh process
     finally:
-        _give_back_memory()
+        environment.return_freed_memory()
 
 
 def run_rank(
@@ -135,7 +133,7 @@ def run_rank(
             for _ in run(config, dirs, ranks):
                 pass
     finally:
-        _give_back_memory()
+        environment.return_freed_memory()
 
 
 def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
@@ -156,18 +154,6 @@ def describe_error(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else ""
     return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}"
-
-
-def _give_back_memory() -> None:
-    """Return freed memory to the system, which glibc holds for the thread that used it.
-
-    Tune runs each trial of a reused process in a thread of its own: without this the process grew
-    by a gigabyte a trial.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not everywhere
-    if trim is not None:
-        trim(0)
 
 
 def error_kind(error: BaseException) -> Kind:

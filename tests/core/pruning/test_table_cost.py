@@ -65,8 +65,10 @@ def test_each_level_is_a_pass_from_the_axis_s_part_on():
 
 
 def test_whole_modules_are_measured_with_either_kind_of_tables():
+    """Four modules of each block, of which those of the first pass two of three parts."""
     space = Space.of(small_model(), ["module"], 4.0)
 
-    passes = measured_passes(space, 8, consumers_too=False)
-
-    assert passes == 2 * len(space.units)  # a module's only level, and the unpruned model
+    assert len(space.units) == 8
+    for consumers_too in (False, True):
+        passes = measured_passes(space, 8, consumers_too=consumers_too)
+        assert passes == pytest.approx(4 * 2 / 3 + 4 / 3)
