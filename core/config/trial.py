@@ -93,6 +93,9 @@ class CorpusConfig(Config):
         return self
 
 
+Decoder = Literal["ctc", "rnnt", "tdt"]
+
+
 class ModelConfig(Config):
     """The teacher's shape: a named size, any number of which may be overruled."""
 
@@ -113,7 +116,7 @@ class ModelConfig(Config):
     """Kernel of the depthwise convolutions, odd, in frames of 40 ms."""
     frontend_channels: int | None = Field(None, ge=1, le=4096)
     """Channels of both convolutions of the front end."""
-    decoder: Literal["ctc", "rnnt", "tdt"] = "ctc"
+    decoder: Decoder = "ctc"
     """From frames to tokens: CTC, or a transducer that advances by one frame at a blank (RNN-T) or
     by a predicted duration (TDT)."""
     predictor: Literal["stateless", "lstm"] = "stateless"

@@ -4,7 +4,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,13 +29,24 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--dir", help="Directory of the demo's sweep.")
     ] = DEMO_FOLDER,
+    decoder: Annotated[
+        Literal["ctc", "rnnt", "tdt"] | None,
+        typer.Option(help="CTC, or a transducer: RNN-T or TDT. By default CTC."),
+    ] = None,
 ) -> None:
     """Run speech, teacher, sweep and front on this machine in minutes, or continue if begun."""
-    from sweep.config.sweep import CONFIG_FILE
-    from sweep.run.start import create_sweep
+    from core.config.base import ConfigError
+    from sweep.config.sweep import CONFIG_FILE, open_config
+    from sweep.run.start import create_demo
 
     if not (folder / CONFIG_FILE).exists():
-        create_sweep("demo", folder)
+        create_demo(folder, decoder or "ctc")
+    begun = open_config(folder).space.base.model.decoder
+    if decoder not in (None, begun):
+        raise ConfigError(
+            f"`--decoder` must be that of the sweep in `{folder}`, {begun}, but is {decoder}"
+            " instead; give another `--dir`."
+        )
     _run(folder, None)
 
 

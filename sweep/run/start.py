@@ -3,10 +3,12 @@
 Nothing runs here; `sweep.run.driver.run` does that next.
 """
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.config.trial import Decoder
 from sweep.config.consent import give_consent
 from sweep.config.diff import changes, check
 from sweep.config.paths import check_corpus
@@ -14,6 +16,7 @@ from sweep.config.sweep import (
     CONFIG_FILE,
     SweepConfig,
     create,
+    find,
     load_table,
     open_config,
     read_space,
@@ -22,6 +25,8 @@ from sweep.config.sweep import (
 from sweep.storage.lock import sweep_lock
 from sweep.wer_labels import refuse_sweep
 
+DEMO = "demo"
+"""The search space of `conformer-sweep demo`."""
 Space = str | Mapping[str, Any]
 """A search space: the path or the name of a TOML file, or the table that such a file holds."""
 
@@ -60,6 +65,24 @@ def create_sweep(
     refuse_sweep(config.space.base.corpus)
     create(folder.resolve(), config, text or config.toml())
     give_consent(folder, config)
+
+
+def create_demo(folder: Path, decoder: Decoder) -> None:
+    """Write the directory of the demo's sweep.
+
+    Args:
+        folder: new.
+        decoder: what its models decode with; a transducer has a CTC head beside it.
+
+    Raises:
+        ConfigError: if the directory holds a sweep.
+    """
+    if decoder == "ctc":
+        create_sweep(DEMO, folder)
+        return
+    space = tomllib.loads(find(DEMO).read_text(encoding="utf-8"))
+    space["trial"]["model"] |= {"decoder": decoder, "auxiliary_ctc": True}
+    create_sweep({**space, "sweep": {"name": DEMO, **space["sweep"]}}, folder)
 
 
 def adopt_space(
