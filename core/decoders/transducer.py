@@ -9,15 +9,14 @@ visits one a frame and one a token, TDT as many as its durations ask for.
 Shapes: B batch, T frames, D width, U tokens, P = U + 1 places, V vocabulary, J joint width.
 """
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
 from core.conformer.shape import TransducerShape
 from core.decoders.ctc import BLANK
+from core.decoders.greedy import MOST_SYMBOLS, GreedySearch, Symbol, greedy_search
 from core.decoders.joint import Joint
 from core.decoders.lattice import LatticeScores
 from core.decoders.places import Places, neighbouring_places
@@ -27,8 +26,6 @@ TOKENS_PER_SECOND = 3.6
 """At which costs are stated: read English in word pieces (36 in 10 s)."""
 VISITS_PER_FRAME = 0.5
 """Of a TDT whose durations reach 4, beside those of tokens: an assumption, as it is learned."""
-MOST_SYMBOLS = 10
-"""Tokens at one frame, NeMo's limit: a transducer may never say blank."""
 
 
 class Transducer(nn.Module):
@@ -91,7 +88,7 @@ class Transducer(nn.Module):
         num_frames: Int[Tensor, " batch"],
         *,
         most_symbols: int = MOST_SYMBOLS,
-    ) -> list[list["Symbol"]]:
+    ) -> list[list[Symbol]]:
         """Return each utterance's tokens with their frames, the best at each place.
 
         Args:
@@ -115,100 +112,27 @@ class Transducer(nn.Module):
         encoded: Float[Tensor, "batch time width"],
         num_frames: Int[Tensor, " batch"],
         most_symbols: int = MOST_SYMBOLS,
-    ) -> "_GreedySearch":
-        search = _GreedySearch(self, encoded, num_frames, most_symbols)
-        while search.is_running.any():
-            search.visit()
-        return search
+    ) -> GreedySearch:
+        steps = _ModuleSteps(self, len(encoded))
+        return greedy_search(steps, self.joint.encoder(encoded), num_frames, most_symbols)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Symbol:
-    """A token that was found."""
+class _ModuleSteps:
+    """The steps of a greedy search, by the modules of a transducer."""
 
-    token: int
-    frame: int
-    duration: int
-    """In frames; 0 for RNN-T."""
-    log_probability: float
-
-
-class _GreedySearch:
-    """Where each utterance of a batch is; all visit one place each in turn."""
-
-    def __init__(
-        self,
-        transducer: Transducer,
-        encoded: Float[Tensor, "batch time width"],
-        num_frames: Int[Tensor, " batch"],
-        most_symbols: int,
-    ) -> None:
+    def __init__(self, transducer: Transducer, batch: int) -> None:
         self.predictor, self.joint = transducer.predictor, transducer.joint
-        self.most_symbols = most_symbols
-        self.frames = self.joint.encoder(encoded)  # (B, T, J)
-        self.num_frames = num_frames
-        self.durations = num_frames.new_tensor(self.joint.durations)
-        batch = len(encoded)
-        self.rows = torch.arange(batch, device=encoded.device)
-        self.frame, self.num_tokens = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
-        self.num_at_frame = torch.zeros_like(self.rows)
-        """Tokens at the present frame."""
-        self.symbols: list[list[Symbol]] = [[] for _ in range(batch)]
-        self.visited: list[Int[Tensor, "rows 3"]] = [self.rows.new_zeros(0, 3)]
-        """Utterance, frame, and number of tokens before."""
-        blank = self.rows.new_full((batch,), BLANK)
+        self.durations = self.joint.durations
+        blank = torch.full((batch,), BLANK, device=self.joint.output.weight.device)
         self.predicted, self.state = self._advance(blank, self.predictor.start(batch))
 
-    @property
-    def is_running(self) -> Bool[Tensor, " batch"]:
-        return self.frame < self.num_frames
+    def logits(
+        self, rows: Int[Tensor, " rows"], frames: Float[Tensor, "rows joint"]
+    ) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows durations"]]:
+        return self.joint.logits(frames, self.predicted[rows])
 
-    def visit(self) -> None:
-        """Read one place of each running utterance, and move on."""
-        rows = self.rows[self.is_running]
-        self.visited.append(torch.stack((rows, self.frame[rows], self.num_tokens[rows]), 1))
-        logits, of_durations = self.joint.logits(
-            self.frames[rows, self.frame[rows]], self.predicted[rows]
-        )
-        best, token = logits.log_softmax(-1).max(-1)
-        moved = self._moved(token, of_durations)
-        is_token = token != BLANK
-        self._keep(rows[is_token], token[is_token], moved[is_token], best[is_token])
-        for count in (self.num_at_frame, self.num_tokens):
-            count[rows] += is_token.to(count.dtype)
-        # A blank that takes no frame, and one token too many at a frame, would go on for ever.
-        is_stuck = (moved == 0) & (~is_token | (self.num_at_frame[rows] >= self.most_symbols))
-        moved = torch.where(is_stuck, 1, moved)
-        self.frame[rows] += moved
-        self.num_at_frame[rows[moved > 0]] = 0
-
-    def _moved(
-        self,
-        token: Int[Tensor, " rows"],
-        of_durations: Float[Tensor, "rows durations"],
-    ) -> Int[Tensor, " rows"]:
-        """Return how many frames each utterance goes on by."""
-        if not self.joint.durations:
-            return (token == BLANK).to(token.dtype)
-        return self.durations[of_durations.argmax(-1)]
-
-    def _keep(
-        self,
-        rows: Int[Tensor, " found"],
-        token: Int[Tensor, " found"],
-        duration: Int[Tensor, " found"],
-        best: Float[Tensor, " found"],
-    ) -> None:
-        """Add tokens to their utterances, and advance the predictor by them."""
-        if not len(rows):
-            return
-        columns = (rows, token, self.frame[rows], duration, best)
-        for row, *values in zip(*(column.tolist() for column in columns), strict=True):
-            number, frame, length, log_probability = values
-            self.symbols[row].append(
-                Symbol(token=number, frame=frame, duration=length, log_probability=log_probability)
-            )
-        predicted, state = self._advance(token, tuple(part[rows] for part in self.state))
+    def accept(self, rows: Int[Tensor, " found"], tokens: Int[Tensor, " found"]) -> None:
+        predicted, state = self._advance(tokens, tuple(part[rows] for part in self.state))
         self.predicted[rows] = predicted
         for part, new in zip(self.state, state, strict=True):
             part[rows] = new

@@ -14,7 +14,7 @@ from core.data.batching import dev_batches
 from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
 from core.decoders.ctc import greedy
-from core.decoders.transducer import Transducer
+from core.decoders.greedy import GreedyDecoder
 from core.evaluation.word_alignment import Decoder, join_words, path_words
 from core.features.spec import NATIVE
 
@@ -64,10 +64,9 @@ def decode_store(
 
 def best_tokens(model: nn.Module, output: Output) -> list[list[int]]:
     """Return each utterance's tokens by greedy decoding: a transducer's, or else the CTC head's."""
-    transducer = getattr(model, "transducer", None)
+    transducer: GreedyDecoder | None = getattr(model, "transducer", None)
     if transducer is None:
         return greedy(output.logits, output.num_frames)
-    assert isinstance(transducer, Transducer)
     assert output.encoded is not None
     by_utterance = transducer.greedy(output.encoded, output.num_frames)
     return [[symbol.token for symbol in symbols] for symbols in by_utterance]

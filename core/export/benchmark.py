@@ -15,16 +15,17 @@ from core.conformer.model import Conformer
 from core.evaluation.timer import mels_of, noise, pass_seconds
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_weights
+from core.export.onnx.transducer import write_transducer_graphs
 from core.inference.exported_model import (
     ExportedRecognizer,
     GraphNetwork,
     Recognizer,
     Runtime,
-    graph_file,
     is_export,
+    load_export,
 )
-from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
+from core.inference.transducer_graphs import TransducerGraphs
 from core.pruning.space import whole_cost
 from core.stages import Announce, be_silent
 
@@ -105,27 +106,17 @@ def _open_graphs(path: Path, threads: int, *, is_int8: bool) -> dict[str, nn.Mod
     """Return a graph, or the graphs of an export, by their runtimes."""
     if path.suffix == SUFFIX:
         return {"onnxruntime": Graph(path, threads=threads)}
-    files = {"onnxruntime": graph_file(path, is_int8=False)}
-    if is_int8:
-        files["int8"] = graph_file(path, is_int8=True)
-    return {name: Graph(file, threads=threads) for name, file in files.items()}
+    forms = {"onnxruntime": False, "int8": True} if is_int8 else {"onnxruntime": False}
+    return {
+        name: load_export(path, is_int8=is_integer, threads=threads).model
+        for name, is_integer in forms.items()
+    }
 
 
 def _open_runtimes(
     model: Conformer, threads: int, *, is_int8: bool, announce: Announce
 ) -> dict[str, nn.Module]:
-    """Return a model as each runtime runs it; one with a transducer in torch, with its decoding.
-
-    Raises:
-        ExportError: if 8-bit integers are asked for, and the model has a transducer.
-    """
-    if model.transducer is not None:
-        if is_int8:
-            raise ExportError(
-                "`--int8` must go with a model of CTC alone, but the model has a transducer"
-                " instead; torch alone runs those here."
-            )
-        return {"torch": model}
+    """Return a model as each runtime runs it; one with a transducer decodes."""
     names: tuple[Runtime, ...] = ("torch", "onnxruntime", "int8")
     # Graphs are in memory once they are loaded: their files may go before they are timed.
     with TemporaryDirectory() as folder:
@@ -199,11 +190,17 @@ def load_in_runtime(
     """
     if runtime == "torch":
         return model
+    is_int8 = runtime == "int8"
+    if model.transducer is not None:
+        announce("writing the graphs")
+        write_transducer_graphs(model, model.transducer, folder, is_int8=is_int8)
+        spec, size = model.frontend_spec, model.vocabulary
+        return TransducerGraphs(folder, spec, size, is_int8=is_int8, threads=threads).eval()
     graph = folder / f"model{SUFFIX}"
     if not graph.exists():
         announce("writing the graph")
         export_onnx(model, graph)
-    if runtime == "int8":
+    if is_int8:
         whole, graph = graph, folder / f"model.int8{SUFFIX}"
         announce("writing the graph in 8-bit integers")
         quantize_weights(whole, graph)
@@ -220,7 +217,9 @@ def recognizer_in(opened: Recognizer, runtime: Runtime | None, *, threads: int) 
     if isinstance(opened, ExportedRecognizer) or runtime in (None, "torch"):
         return opened
     with TemporaryDirectory(prefix="conformer-sweep-graph-") as folder:
-        graph = load_in_runtime(opened.model, runtime, Path(folder), threads)
-    assert isinstance(graph, Graph)
-    network = GraphNetwork(graph, opened.model.frontend_spec, opened.tokenizer.size).eval()
+        network = load_in_runtime(opened.model, runtime, Path(folder), threads)
+    if isinstance(network, Graph):
+        spec = opened.model.frontend_spec
+        network = GraphNetwork(network, spec, opened.tokenizer.size).eval()
+    assert isinstance(network, GraphNetwork | TransducerGraphs)
     return ExportedRecognizer(model=network, tokenizer=opened.tokenizer, report=opened.report)

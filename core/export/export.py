@@ -18,6 +18,7 @@ from core.digests import bundle_digest
 from core.export import onnx_asr, sherpa_transducer, usage_snippets
 from core.export.model_card import FEATURES, Exported, card_text
 from core.export.onnx.conversion import DATA, LARGEST_INLINE, OPSET
+from core.export.onnx.transducer import GRAPHS
 from core.export.parakeet import EXTRACTOR, PROCESSOR, TOKENS_CONFIG, count_added
 from core.export.sherpa import SPEC, TOKENS, needs_sherpa
 from core.export.targets import (
@@ -139,7 +140,7 @@ def _write_card(
     opened = job.opened
     # A file without a purpose in `_PURPOSES` is a KeyError: no card leaves a file unexplained.
     files = tuple(sorted(path.name for path in job.folder.iterdir()))
-    purposes = _PURPOSES | sherpa_transducer.PURPOSES
+    purposes = _PURPOSES | sherpa_transducer.PURPOSES | GRAPHS
     purposes |= onnx_asr.PURPOSES if to == "onnx-asr" else {}
     about = Exported(
         name=name,

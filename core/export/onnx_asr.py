@@ -15,45 +15,33 @@ from torch import Tensor
 
 from core.bundle import Bundle
 from core.conformer.model import Conformer
-from core.decoders.transducer import MOST_SYMBOLS
+from core.decoders.greedy import MOST_SYMBOLS
 from core.export import onnx_asr_worker
 from core.export.onnx.conversion import (
     LARGEST_INLINE,
     Tracing,
-    graph_purposes,
     speech_example,
     write_graph,
 )
 from core.export.onnx.model import Inference
 from core.export.onnx.quantization import quantize_graphs
-from core.export.onnx.transducer import (
-    ENCODER_INPUTS,
-    ENCODER_OUTPUTS,
-    STEP_INPUTS,
-    STEP_OUTPUTS,
-    write_encoder,
-    write_step,
-)
+from core.export.onnx.transducer import GRAPHS, write_transducer_graphs
 from core.export.sherpa import tokens_text
 from core.export.worker_process import RuntimeTranscripts, needs_package, transcribe_in_process
-from core.inference.graph_interface import ExportError
+from core.inference.graph_interface import (
+    CTC_OUTPUTS,
+    NEMO_INPUTS,
+    ExportError,
+)
 
 Kind = Literal["nemo-conformer-ctc", "nemo-conformer-rnnt", "nemo-conformer-tdt"]
-CTC_OUTPUTS = ("logprobs", "encoded_lengths")
 CONFIG, VOCABULARY = "config.json", "vocab.txt"
-MODEL, ENCODER, STEP = "model", "encoder-model", "decoder_joint-model"
-"""Names of its graphs, without `.onnx` or, in integers, `.int8.onnx`."""
-
-
+MODEL = "model"
+"""Name of the graph of CTC, without its suffix."""
 PURPOSES = {
     CONFIG: "the kind of the model, and the sizes that onnx-asr must know",
     VOCABULARY: "each token's symbol and id",
-    **graph_purposes(
-        {
-            ENCODER: "the encoder and the joint's projection of its frames",
-            STEP: "one step of predictor and joint",
-        }
-    ),
+    **GRAPHS,
 }
 """What its files are, where other exports have no file of the name."""
 
@@ -71,7 +59,7 @@ def model_kind(model: Conformer) -> Kind:
     """Return what onnx-asr calls such a model.
 
     Raises:
-        ExportError: if it reads other features, or durations that onnx-asr does not know.
+        ExportError: if it reads other features.
     """
     spec, transducer = model.frontend_spec, model.shape.transducer
     usual = ("nemo", "per_feature", 0.97, "hann")
@@ -83,12 +71,7 @@ def model_kind(model: Conformer) -> Kind:
         )
     if transducer is None:
         return "nemo-conformer-ctc"
-    durations = transducer.durations
-    if durations != tuple(range(len(durations))):
-        raise ExportError(
-            f"Durations for onnx-asr must be 0, 1, 2 and so on, but are {durations} instead."
-        )
-    return "nemo-conformer-tdt" if durations else "nemo-conformer-rnnt"
+    return "nemo-conformer-tdt" if transducer.durations else "nemo-conformer-rnnt"
 
 
 class CtcGraph(Inference):
@@ -110,28 +93,23 @@ def write_onnx_asr(
         OSError: if the disk is full or not writable.
     """
     model, kind = opened.model, model_kind(opened.model)
-    names: dict[str, tuple[str, ...]]
     if model.transducer is None:
         speech, free = speech_example(model.mels, is_mels_first=True)
         tracing = Tracing(
             module=CtcGraph(model),
             example=speech,
             free=free,
-            inputs=ENCODER_INPUTS,
+            inputs=NEMO_INPUTS,
             outputs=CTC_OUTPUTS,
         )
         write_graph(tracing, folder / f"{MODEL}.onnx", inline_bytes=inline_bytes)
-        names = {MODEL: (*ENCODER_INPUTS, *CTC_OUTPUTS)}
+        if is_int8:
+            ends = {MODEL: (*NEMO_INPUTS, *CTC_OUTPUTS)}
+            quantize_graphs(folder, ends, inline_bytes=inline_bytes)
     else:
-        file = folder / f"{ENCODER}.onnx"
-        write_encoder(model, model.transducer, file, inline_bytes=inline_bytes)
-        write_step(model.transducer, folder / f"{STEP}.onnx")
-        names = {
-            ENCODER: (*ENCODER_INPUTS, *ENCODER_OUTPUTS),
-            STEP: (*STEP_INPUTS, *STEP_OUTPUTS),
-        }
-    if is_int8:
-        quantize_graphs(folder, names, inline_bytes=inline_bytes)
+        write_transducer_graphs(
+            model, model.transducer, folder, is_int8=is_int8, inline_bytes=inline_bytes
+        )
     (folder / VOCABULARY).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(_config(model, kind), indent=1) + "\n")
 

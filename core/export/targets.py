@@ -15,10 +15,12 @@ from core import bundle
 from core.bundle import Bundle
 from core.data.audio import read_file
 from core.data.tokenizer import FILE_NAME
-from core.decoders.transducer import MOST_SYMBOLS
+from core.decoders.greedy import MOST_SYMBOLS
+from core.decoders.transducer import Transducer
 from core.export import onnx_asr, sherpa_transducer
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_weights
+from core.export.onnx.transducer import write_transducer_graphs
 from core.export.parakeet import write_parakeet
 from core.export.rounding import Errors
 from core.export.sherpa import SPEC, TOKENS, Precision, sherpa_spec, tokens_text
@@ -37,6 +39,7 @@ from core.export.verify import (
     compare_texts,
     compare_with,
     make_test_sounds,
+    transcribe_with_graphs,
 )
 from core.inference.exported_model import FEATURES_FILE, FLOAT, INT8, features_text
 from core.inference.onnx_session import Graph
@@ -67,8 +70,35 @@ class ExportJob:
 
 def write_onnx(job: ExportJob) -> list[str]:
     write_common_files(job.opened, job.folder)
+    if job.opened.model.transducer is not None:
+        return _write_onnx_transducer(job, job.opened.model.transducer)
     # No runtime of one kind: a graph in our own form, without metadata.
     return _write_graphs(job, Loader(name=""))
+
+
+def _write_onnx_transducer(job: ExportJob, transducer: Transducer) -> list[str]:
+    opened, folder = job.opened, job.folder
+    job.announce("writing the graphs")
+    write_transducer_graphs(
+        opened.model, transducer, folder, is_int8=job.is_int8, inline_bytes=job.inline_bytes
+    )
+    with TemporaryDirectory() as scratch:
+        files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
+        job.announce("comparing texts of ONNX Runtime and `transcribe`")
+        texts = compare_with(opened, files, partial(transcribe_with_graphs, folder))
+        check_equal(texts, "ONNX Runtime")
+        sentence = (
+            f"ONNX Runtime {texts.version} gives the transcripts of `transcribe` for"
+            f" {texts.equal} of {len(files)} sounds, {texts.with_words} of them with words, alone"
+            " and in batches."
+        )
+        verified = [sentence]
+        if job.is_int8:
+            job.announce("comparing texts of ONNX Runtime in 8-bit integers")
+            run = partial(transcribe_with_graphs, folder, is_int8=True)
+            texts = compare_with(opened, files, run, reference=texts.reference)
+            verified.append(_integer_sentence(texts))
+    return verified
 
 
 def _write_sherpa_transducer(job: ExportJob) -> list[str]:
@@ -140,6 +170,7 @@ def write_for_onnx_asr(job: ExportJob) -> list[str]:
     job.announce("writing the graphs")
     onnx_asr.write_onnx_asr(opened, folder, is_int8=job.is_int8, inline_bytes=job.inline_bytes)
     opened.tokenizer.save(folder / FILE_NAME)
+    _write_features(opened, folder)
     _write_report(opened, folder)
     with TemporaryDirectory() as scratch:
         files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
@@ -189,8 +220,12 @@ def write_common_files(opened: Bundle, folder: Path) -> None:
     """Write the files that every graph needs: tokenizer, tokens, features and report."""
     opened.tokenizer.save(folder / FILE_NAME)
     (folder / TOKENS).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
-    (folder / FEATURES_FILE).write_text(features_text(opened.model.frontend_spec), encoding="utf-8")
+    _write_features(opened, folder)
     _write_report(opened, folder)
+
+
+def _write_features(opened: Bundle, folder: Path) -> None:
+    (folder / FEATURES_FILE).write_text(features_text(opened.model.frontend_spec), encoding="utf-8")
 
 
 def _write_report(opened: Bundle, folder: Path) -> None:

@@ -3,6 +3,7 @@
 Shapes: B batch, M mel frames.
 """
 
+import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,15 @@ from core.conformer.model import Conformer
 from core.data.audio import read_file
 from core.data.sources.tts import assign_voices, synthesize_split
 from core.data.tokenizer import Tokenizer
+from core.evaluation.batch_decoding import best_tokens
 from core.evaluation.wer import word_errors
 from core.export.onnx.conversion import repeat_frames
 from core.export.rounding import Errors, rounding_errors
 from core.export.sherpa import Precision, transcribe_with_sherpa
 from core.export.worker_process import RuntimeTranscripts
 from core.features.kaldi import SAMPLE_RATE_HZ
+from core.features.nemo import compute_features
+from core.inference.exported_model import load_export
 from core.inference.graph_interface import ExportError
 from core.inference.recognizer import transcribe_waveform
 from core.stages import Announce, be_silent
@@ -295,6 +299,28 @@ def compare_with(
         alone=transcripts.alone,
         together=transcripts.together,
         version=transcripts.version,
+    )
+
+
+def transcribe_with_graphs(
+    folder: Path, sounds: Sequence[Float[Tensor, " _"]], *, is_int8: bool = False
+) -> RuntimeTranscripts:
+    """Transcribe sounds with an export in ONNX Runtime, alone and padded to one batch.
+
+    Raises:
+        BundleError, ExportError, GraphError: as `load_export`.
+    """
+    opened = load_export(folder, is_int8=is_int8)
+    spec, lengths = opened.model.frontend_spec, torch.tensor([len(sound) for sound in sounds])
+    padded = torch.nn.utils.rnn.pad_sequence(list(sounds), batch_first=True)
+    features, num_frames = compute_features(spec, padded, lengths)
+    # Sounds that are too short for a frame have none, and nothing is said of them.
+    is_heard = num_frames >= spec.shortest
+    output = opened.model(features, num_frames * is_heard)
+    return RuntimeTranscripts(
+        alone=tuple(transcribe_waveform(opened, sound) for sound in sounds),
+        together=tuple(map(opened.tokenizer.decode, best_tokens(opened.model, output))),
+        version=importlib.metadata.version("onnxruntime"),
     )
 
 

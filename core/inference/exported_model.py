@@ -1,6 +1,6 @@
-"""Recognizers from exports: folders written by `export --to onnx` or `sherpa`, used like bundles.
+"""Recognizers from exports: folders of `export --to onnx`, `sherpa` or `onnx-asr`, used as bundles.
 
-The graph runs in ONNX Runtime; `features.json` in its folder states the features that it reads.
+The graphs run in ONNX Runtime; `features.json` in its folder states the features that it reads.
 Exports without that file are read if their graph can only read features of one kind.
 """
 
@@ -20,8 +20,9 @@ from core.conformer.model import Conformer
 from core.conformer.output import Output
 from core.data.tokenizer import FILE_NAME, Tokenizer
 from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1
-from core.inference.graph_interface import ExportError
+from core.inference.graph_interface import ENCODER, SUFFIXES, ExportError
 from core.inference.onnx_session import Graph
+from core.inference.transducer_graphs import TransducerGraphs
 from core.report import upgrade_format_1 as upgrade_report
 
 FEATURES_FILE = "features.json"
@@ -54,9 +55,9 @@ class GraphNetwork(nn.Module):
     ) -> Output:
         """Return log-probabilities as logits, with the frames that the model itself outputs."""
         output: Output = self.graph(features, num_frames)
-        if not self.graph.is_mels_first:
+        if not self.graph.repeats_frames:
             return output
-        # A graph in NeMo's form repeats each frame for all features that it was computed from.
+        # A graph for sherpa-onnx repeats each frame for all features that it was computed from.
         # Example: 10 mel frames and subsampling 4 give 0 0 0 0 1 1 1 1 2 2, of which every fourth
         # is 0 1 2.
         logits = output.logits[:, :: self.frontend_spec.subsampling]
@@ -69,13 +70,13 @@ class GraphNetwork(nn.Module):
 class ExportedRecognizer:
     """A recognizer whose model runs in ONNX Runtime."""
 
-    model: GraphNetwork
+    model: GraphNetwork | TransducerGraphs
     tokenizer: Tokenizer
     report: Mapping[str, Any]
     """The report of its bundle, as plain values."""
 
 
-Network = Conformer | GraphNetwork
+Network = Conformer | GraphNetwork | TransducerGraphs
 Recognizer = Bundle | ExportedRecognizer
 
 
@@ -107,7 +108,15 @@ def open_recognizer(folder: Path, runtime: Runtime | None = None, *, threads: in
 def is_export(folder: Path) -> bool:
     """Whether a folder holds a graph and is no bundle."""
     is_bundle = (folder / "checksums.json").exists()
-    return not is_bundle and any((folder / name).is_file() for name in (FLOAT, INT8))
+    is_transducer = any(is_transducer_export(folder, is_int8=is_int8) for is_int8 in SUFFIXES)
+    return not is_bundle and (
+        is_transducer or any((folder / name).is_file() for name in (FLOAT, INT8))
+    )
+
+
+def is_transducer_export(folder: Path, *, is_int8: bool) -> bool:
+    """Whether a folder holds the graphs of a transducer, in floats or in integers."""
+    return (folder / f"{ENCODER}{SUFFIXES[is_int8]}").is_file()
 
 
 def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> ExportedRecognizer:
@@ -119,10 +128,15 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
         ExportError: if the extra `export` is not installed, or there is no graph of that kind.
         GraphError: if the graph is damaged or refused.
     """
-    file = graph_file(folder, is_int8=is_int8)
+    has_transducer = is_transducer_export(folder, is_int8=is_int8)
+    file = None if has_transducer else graph_file(folder, is_int8=is_int8)
     tokenizer = Tokenizer.load(folder / FILE_NAME)
     file_report = folder / "report.json"
     report = upgrade_report(bundle.read_table(file_report)) if file_report.exists() else {}
+    if file is None:
+        features, size = read_features(folder / FEATURES_FILE), tokenizer.size
+        graphs = TransducerGraphs(folder, features, size, is_int8=is_int8, threads=threads).eval()
+        return ExportedRecognizer(model=graphs, tokenizer=tokenizer, report=report)
     graph = Graph(file, threads=threads)
     frontend_spec = (
         read_features(folder / FEATURES_FILE)

@@ -3,7 +3,15 @@
 import importlib.util
 
 INPUTS, OUTPUTS = ("features", "num_frames"), ("log_probabilities", "num_output_frames")
-
+NEMO_INPUTS = ("audio_signal", "length")
+"""Of NeMo's exports, whose features have mels before frames."""
+CTC_OUTPUTS, ENCODER_OUTPUTS = ("logprobs", "encoded_lengths"), ("outputs", "encoded_lengths")
+STEP_INPUTS = ("encoder_outputs", "targets", "target_length", "input_states_1", "input_states_2")
+STEP_OUTPUTS = ("outputs", "prednet_lengths", "output_states_1", "output_states_2")
+ENCODER, STEP = "encoder-model", "decoder_joint-model"
+"""Names of a transducer's graphs, without their suffix."""
+SUFFIXES = {False: ".onnx", True: ".int8.onnx"}
+"""Of graphs in floats, and in 8-bit integers."""
 
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
 

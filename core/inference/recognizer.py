@@ -22,7 +22,7 @@ from core.data.feature_cache import FeatureStore
 from core.data.pseudo_labels import PseudoLabeler
 from core.data.text_case import check_case
 from core.data.tokenizer import transcript as cut_transcript
-from core.decoders.transducer import MOST_SYMBOLS, Symbol, Transducer
+from core.decoders.greedy import MOST_SYMBOLS, GreedyDecoder, Symbol
 from core.evaluation.batch_decoding import decode_store
 from core.evaluation.wer import WerReport, wer_report
 from core.evaluation.word_alignment import (
@@ -192,7 +192,7 @@ def decode_frames(
 
 
 def _greedy_symbols(
-    transducer: Transducer, parts: Iterable[Frames], most_symbols: int
+    transducer: GreedyDecoder, parts: Iterable[Frames], most_symbols: int
 ) -> list[Symbol]:
     encoded = torch.cat([part.encoded for part in parts if part.encoded is not None])[None]
     num_frames = torch.tensor([encoded.shape[1]])

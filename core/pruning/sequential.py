@@ -34,6 +34,8 @@ from core.conformer.block import BLOCK_SHARES, BlockModule
 from core.conformer.convolution import Convolution
 from core.conformer.factored import Factored
 from core.conformer.model import Conformer
+from core.environment import return_freed_memory
+from core.pruning.calibration import gram
 
 RIDGE = 1e-3
 """Share of the mean of the inputs' squares by which a layer is drawn towards itself."""
@@ -101,6 +103,7 @@ def reconstruct_streams(
             for stream in streams:
                 stream.whole = block.norm(stream.whole)
                 stream.small = stream.small if own is None else own.norm(stream.small)
+            return_freed_memory()  # of the sums of a block: of a large model, a gigabyte
         _reconstruct_decoders(small, whole, remaining, streams, ridge)
 
 
@@ -310,7 +313,7 @@ class _LeastSquares:
         x = inputs.double()
         if self.layer.bias is not None:
             x = torch.cat((x, x.new_ones(len(x), 1)), 1)
-        self._gram += x.T @ x
+        self._gram += gram(x)
         self._cross += missing.T @ x
 
     def solve(self) -> None:

@@ -24,13 +24,26 @@ from core.conformer.model import Conformer
 from core.decoders.joint import ACTIVATIONS, Joint
 from core.decoders.predictor import LstmLayer, LstmPredictor, Predictor, StatelessPredictor
 from core.decoders.transducer import Transducer
-from core.export.onnx.conversion import LARGEST_INLINE, Tracing, speech_example, write_graph
+from core.export.onnx.conversion import (
+    LARGEST_INLINE,
+    Tracing,
+    graph_purposes,
+    speech_example,
+    write_graph,
+)
 from core.export.onnx.layers import constant
 from core.export.onnx.model import FlatEncoder
-
-ENCODER_INPUTS, ENCODER_OUTPUTS = ("audio_signal", "length"), ("outputs", "encoded_lengths")
-STEP_INPUTS = ("encoder_outputs", "targets", "target_length", "input_states_1", "input_states_2")
-STEP_OUTPUTS = ("outputs", "prednet_lengths", "output_states_1", "output_states_2")
+from core.export.onnx.quantization import quantize_graphs
+from core.inference.graph_interface import (
+    ENCODER,
+    ENCODER_OUTPUTS,
+    NEMO_INPUTS,
+    STEP,
+    STEP_INPUTS,
+    STEP_OUTPUTS,
+    SUFFIXES,
+    ExportError,
+)
 
 
 class EncoderGraph(FlatEncoder):
@@ -230,7 +243,7 @@ def write_encoder(
     speech, free = speech_example(model.frontend_spec.mels, is_mels_first=True)
     module = EncoderGraph(model, transducer.joint).eval()
     tracing = Tracing(
-        module=module, example=speech, free=free, inputs=ENCODER_INPUTS, outputs=ENCODER_OUTPUTS
+        module=module, example=speech, free=free, inputs=NEMO_INPUTS, outputs=ENCODER_OUTPUTS
     )
     write_graph(tracing, file, inline_bytes=inline_bytes)
 
@@ -253,6 +266,43 @@ def write_step(transducer: Transducer, file: Path) -> None:
         outputs=STEP_OUTPUTS,
     )
     write_graph(tracing, file)
+
+
+def write_transducer_graphs(
+    model: Conformer,
+    transducer: Transducer,
+    folder: Path,
+    *,
+    is_int8: bool = False,
+    inline_bytes: int = LARGEST_INLINE,
+) -> None:
+    """Write both graphs in floats and, if asked for, in 8-bit integers.
+
+    Args:
+        model: the recognizer.
+        transducer: of it.
+        folder: for the graphs.
+        is_int8: also in 8-bit integers.
+        inline_bytes: the most bytes of weights in a graph's own file.
+
+    Raises:
+        ExportError: if the extra `export` is not installed, or a duration is not its own index.
+        OSError: if the disk is full or not writable.
+    """
+    durations = transducer.joint.durations
+    if durations != tuple(range(len(durations))):
+        raise ExportError(
+            f"Durations of an export must be 0, 1, 2 and so on, but are {durations} instead."
+        )
+    encoder, step = (folder / f"{name}{SUFFIXES[False]}" for name in (ENCODER, STEP))
+    write_encoder(model, transducer, encoder, inline_bytes=inline_bytes)
+    write_step(transducer, step)
+    if is_int8:
+        ends = {
+            ENCODER: (*NEMO_INPUTS, *ENCODER_OUTPUTS),
+            STEP: (*STEP_INPUTS, *STEP_OUTPUTS),
+        }
+        quantize_graphs(folder, ends, inline_bytes=inline_bytes)
 
 
 STATELESS_ENDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -312,3 +362,12 @@ def _predictor_example(state: int) -> tuple[Tensor, ...]:
 
 def _predictor_free(batch: object) -> Sequence[dict[int, object]]:
     return {0: batch}, {0: batch}, {1: batch}, {1: batch}
+
+
+GRAPHS = graph_purposes(
+    {
+        ENCODER: "the encoder and the joint's projection of its frames",
+        STEP: "one step of predictor and joint",
+    }
+)
+"""What the files of `write_transducer_graphs` are."""

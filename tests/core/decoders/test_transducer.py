@@ -13,10 +13,11 @@ from core.conformer.masking import fold, gated_forward, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
 from core.decoders.ctc import BLANK
+from core.decoders.greedy import MOST_SYMBOLS
 from core.decoders.lattice import transducer_loss
 from core.decoders.predictor import predict
 from core.decoders.task_loss import lattice_divergence, task_loss
-from core.decoders.transducer import MOST_SYMBOLS, TOKENS_PER_SECOND
+from core.decoders.transducer import TOKENS_PER_SECOND
 from core.evaluation.batch_decoding import best_tokens, gated_tokens
 from core.pruning.extraction import as_mask, extract
 from core.pruning.space import Space
