@@ -315,8 +315,8 @@ def transcribe_with_graphs(
     padded = torch.nn.utils.rnn.pad_sequence(list(sounds), batch_first=True)
     features, num_frames = compute_features(spec, padded, lengths)
     # Sounds that are too short for a frame have none, and nothing is said of them.
-    is_heard = num_frames >= spec.shortest
-    output = opened.model(features, num_frames * is_heard)
+    has_frames = num_frames >= spec.shortest
+    output = opened.model(features, num_frames * has_frames)
     return RuntimeTranscripts(
         alone=tuple(transcribe_waveform(opened, sound) for sound in sounds),
         together=tuple(map(opened.tokenizer.decode, best_tokens(opened.model, output))),

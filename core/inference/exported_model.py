@@ -133,23 +133,29 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
     tokenizer = Tokenizer.load(folder / FILE_NAME)
     file_report = folder / "report.json"
     report = upgrade_report(bundle.read_table(file_report)) if file_report.exists() else {}
+    network: GraphNetwork | TransducerGraphs
     if file is None:
-        features, size = read_features(folder / FEATURES_FILE), tokenizer.size
-        graphs = TransducerGraphs(folder, features, size, is_int8=is_int8, threads=threads).eval()
-        return ExportedRecognizer(model=graphs, tokenizer=tokenizer, report=report)
-    graph = Graph(file, threads=threads)
+        spec, size = read_features(folder / FEATURES_FILE), tokenizer.size
+        network = TransducerGraphs(folder, spec, size, is_int8=is_int8, threads=threads)
+    else:
+        network = _open_network(file, tokenizer.size, threads=threads)
+    return ExportedRecognizer(model=network.eval(), tokenizer=tokenizer, report=report)
+
+
+def _open_network(file: Path, num_pieces: int, *, threads: int) -> GraphNetwork:
+    """Read a graph of CTC, and its features beside it."""
+    folder, graph = file.parent, Graph(file, threads=threads)
     frontend_spec = (
         read_features(folder / FEATURES_FILE)
         if (folder / FEATURES_FILE).exists()
         else probe_frontend(graph)
     )
-    if (outputs := graph.vocabulary) != tokenizer.size:
+    if (outputs := graph.vocabulary) != num_pieces:
         raise BundleError(
             f"`{folder}/{FILE_NAME}` must have {outputs} pieces, as the graph has outputs, but has"
-            f" {tokenizer.size} instead."
+            f" {num_pieces} instead."
         )
-    network = GraphNetwork(graph, frontend_spec, tokenizer.size).eval()
-    return ExportedRecognizer(model=network, tokenizer=tokenizer, report=report)
+    return GraphNetwork(graph, frontend_spec, num_pieces)
 
 
 def graph_file(folder: Path, *, is_int8: bool) -> Path:

@@ -145,7 +145,7 @@ class _Elimination:
         self._pending = max(pending, unit_inputs)
         self._held = torch.arange(num_units)
         """Units that the matrices hold, in their order."""
-        self._place = self._held.clone()
+        self._index = self._held.clone()
         """Of each unit among those that are held."""
         self._is_removed = torch.zeros(num_units, dtype=torch.bool)
         """Of the units that are held."""
@@ -167,16 +167,16 @@ class _Elimination:
 
     def growth(self, units: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
         """Return what the removal of each of these units would cost."""
-        places = self._place[units]
-        inverse, products = self._own_inverse[places], self._own_products[places]
+        held = self._index[units]
+        inverse, products = self._own_inverse[held], self._own_products[held]
         if self._block == 1:
             return (products / inverse)[:, 0, 0]
         return torch.linalg.solve(inverse, products).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
         """Remove a unit's inputs and adjust everything else."""
-        place = int(self._place[unit])
-        inputs = slice(place * self._block, (place + 1) * self._block)
+        index = int(self._index[unit])
+        inputs = slice(index * self._block, (index + 1) * self._block)
         rows, steps, halves = (rows[: self._num_rows] for rows in self._lists)
         row = self._inverse[inputs] - rows[:, inputs].T @ steps
         product = self._products[inputs] - steps[:, inputs].T @ halves - halves[:, inputs].T @ steps
@@ -187,7 +187,7 @@ class _Elimination:
         for rows, new in zip(self._lists, (row, step, half), strict=True):
             rows[self._num_rows : self._num_rows + self._block] = new
         self._num_rows += self._block
-        self._is_removed[place] = True
+        self._is_removed[index] = True
         if self._num_rows >= self._pending:
             self._add_pending()
 
@@ -224,5 +224,5 @@ class _Elimination:
         self._products = self._products[index][:, index]
         self._own_inverse, self._own_products = self._own_inverse[stays], self._own_products[stays]
         self._held, self._is_removed = self._held[stays], self._is_removed[stays]
-        self._place[self._held] = torch.arange(len(self._held))
+        self._index[self._held] = torch.arange(len(self._held))
         self._start_lists()

@@ -3,7 +3,6 @@
 Nothing runs here; `sweep.run.driver.run` does that next.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from sweep.config.sweep import (
     CONFIG_FILE,
     SweepConfig,
     create,
-    find,
     load_table,
     open_config,
     read_space,
+    read_table,
     rewrite,
 )
 from sweep.storage.lock import sweep_lock
@@ -80,7 +79,7 @@ def create_demo(folder: Path, decoder: Decoder) -> None:
     if decoder == "ctc":
         create_sweep(DEMO, folder)
         return
-    space = tomllib.loads(find(DEMO).read_text(encoding="utf-8"))
+    space = read_table(DEMO)
     space["trial"]["model"] |= {"decoder": decoder, "auxiliary_ctc": True}
     create_sweep({**space, "sweep": {"name": DEMO, **space["sweep"]}}, folder)
 
