@@ -1,7 +1,6 @@
 """This process: environment variables of libraries, set by entry points, and its freed memory."""
 
 import ctypes
-import gc
 from collections.abc import MutableMapping
 
 DEFAULTS = {
@@ -36,7 +35,6 @@ def return_freed_memory() -> None:
     backward pass of a model of 0.6 billion parameters left 1.8 GB, and each trial of a reused
     worker, which runs in a thread of its own, a gigabyte.
     """
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not everywhere
     if trim is not None:
         trim(0)

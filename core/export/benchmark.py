@@ -14,16 +14,19 @@ from core import bundle
 from core.conformer.model import Conformer
 from core.evaluation.timer import mels_of, noise, pass_seconds
 from core.export.onnx.conversion import export_onnx
-from core.export.onnx.quantization import quantize_weights
-from core.export.onnx.transducer import write_transducer_graphs
+from core.export.onnx.quantization import quantize_graphs, quantize_weights
+from core.export.onnx.transducer import GRAPH_ENDS, write_transducer_graphs
 from core.inference.exported_model import (
     ExportedRecognizer,
     GraphNetwork,
     Recognizer,
     Runtime,
+    graph_file,
+    is_encoder,
     is_export,
     load_export,
 )
+from core.inference.graph_interface import ENCODER
 from core.inference.onnx_session import Graph
 from core.inference.transducer_graphs import TransducerGraphs
 from core.pruning.space import whole_cost
@@ -108,9 +111,16 @@ def _open_graphs(path: Path, threads: int, *, is_int8: bool) -> dict[str, nn.Mod
         return {"onnxruntime": Graph(path, threads=threads)}
     forms = {"onnxruntime": False, "int8": True} if is_int8 else {"onnxruntime": False}
     return {
-        name: load_export(path, is_int8=is_integer, threads=threads).model
-        for name, is_integer in forms.items()
+        name: _open_export(path, threads, is_int8=is_integer) for name, is_integer in forms.items()
     }
+
+
+def _open_export(folder: Path, threads: int, *, is_int8: bool) -> nn.Module:
+    """Return what of an export is timed; a graph of CTC needs no other file for that."""
+    file = graph_file(folder, is_int8=is_int8)
+    if is_encoder(file):
+        return load_export(folder, is_int8=is_int8, threads=threads).model
+    return Graph(file, threads=threads)
 
 
 def _open_runtimes(
@@ -192,8 +202,12 @@ def load_in_runtime(
         return model
     is_int8 = runtime == "int8"
     if model.transducer is not None:
-        announce("writing the graphs")
-        write_transducer_graphs(model, model.transducer, folder, is_int8=is_int8)
+        if not (folder / f"{ENCODER}{SUFFIX}").exists():
+            announce("writing the graphs")
+            write_transducer_graphs(model, model.transducer, folder)
+        if is_int8:
+            announce("writing the graphs in 8-bit integers")
+            quantize_graphs(folder, GRAPH_ENDS)
         spec, size = model.frontend_spec, model.vocabulary
         return TransducerGraphs(folder, spec, size, is_int8=is_int8, threads=threads).eval()
     graph = folder / f"model{SUFFIX}"

@@ -142,6 +142,7 @@ def _write_card(
     files = tuple(sorted(path.name for path in job.folder.iterdir()))
     purposes = _PURPOSES | sherpa_transducer.PURPOSES | GRAPHS
     purposes |= onnx_asr.PURPOSES if to == "onnx-asr" else {}
+    is_pair = to == "onnx" and opened.model.transducer is not None
     about = Exported(
         name=name,
         to=to,
@@ -150,7 +151,7 @@ def _write_card(
         tokenizer=opened.tokenizer.digest,
         files={name: purposes[name] for name in files},
         verified=verified,
-        loading=usage_snippets.TEXTS[to],
+        loading=usage_snippets.TEXTS[f"{to} transducer" if is_pair else to],
         notes=_notes(opened, to),
     )
     (job.folder / CARD).write_text(card_text(about, opened.report), encoding="utf-8")
@@ -187,7 +188,7 @@ def _notes(opened: Bundle, to: Target) -> list[str]:
     )
     features = FEATURES[frontend_spec.features].format(mels=frontend_spec.mels)
     lines = [features + normalized, "", outputs]
-    if to in ("onnx", "sherpa"):
+    if to in ("onnx", "sherpa") and opened.model.transducer is None:
         graph = (
             f"The graph is of opset {OPSET}; batch and time are free; in: `features` and"
             " `num_frames`; out: `log_probabilities` and `num_output_frames`."

@@ -6,7 +6,7 @@ package is that of the extra `onnx-asr`, and it runs in a process of its own.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from core.export.onnx.conversion import (
 )
 from core.export.onnx.model import Inference
 from core.export.onnx.quantization import quantize_graphs
-from core.export.onnx.transducer import GRAPHS, write_transducer_graphs
+from core.export.onnx.transducer import GRAPH_ENDS, GRAPHS, write_transducer_graphs
 from core.export.sherpa import tokens_text
 from core.export.worker_process import RuntimeTranscripts, needs_package, transcribe_in_process
 from core.inference.graph_interface import (
@@ -93,6 +93,7 @@ def write_onnx_asr(
         OSError: if the disk is full or not writable.
     """
     model, kind = opened.model, model_kind(opened.model)
+    ends: Mapping[str, Sequence[str]]
     if model.transducer is None:
         speech, free = speech_example(model.mels, is_mels_first=True)
         tracing = Tracing(
@@ -103,13 +104,12 @@ def write_onnx_asr(
             outputs=CTC_OUTPUTS,
         )
         write_graph(tracing, folder / f"{MODEL}.onnx", inline_bytes=inline_bytes)
-        if is_int8:
-            ends = {MODEL: (*NEMO_INPUTS, *CTC_OUTPUTS)}
-            quantize_graphs(folder, ends, inline_bytes=inline_bytes)
+        ends = {MODEL: (*NEMO_INPUTS, *CTC_OUTPUTS)}
     else:
-        write_transducer_graphs(
-            model, model.transducer, folder, is_int8=is_int8, inline_bytes=inline_bytes
-        )
+        write_transducer_graphs(model, model.transducer, folder, inline_bytes=inline_bytes)
+        ends = GRAPH_ENDS
+    if is_int8:
+        quantize_graphs(folder, ends, inline_bytes=inline_bytes)
     (folder / VOCABULARY).write_text(tokens_text(opened.tokenizer), encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(_config(model, kind), indent=1) + "\n")
 

@@ -19,8 +19,8 @@ from core.decoders.greedy import MOST_SYMBOLS
 from core.decoders.transducer import Transducer
 from core.export import onnx_asr, sherpa_transducer
 from core.export.onnx.conversion import export_onnx
-from core.export.onnx.quantization import quantize_weights
-from core.export.onnx.transducer import write_transducer_graphs
+from core.export.onnx.quantization import quantize_graphs, quantize_weights
+from core.export.onnx.transducer import GRAPH_ENDS, write_transducer_graphs
 from core.export.parakeet import write_parakeet
 from core.export.rounding import Errors
 from core.export.sherpa import SPEC, TOKENS, Precision, sherpa_spec, tokens_text
@@ -79,11 +79,11 @@ def write_onnx(job: ExportJob) -> list[str]:
 def _write_onnx_transducer(job: ExportJob, transducer: Transducer) -> list[str]:
     opened, folder = job.opened, job.folder
     job.announce("writing the graphs")
-    write_transducer_graphs(
-        opened.model, transducer, folder, is_int8=job.is_int8, inline_bytes=job.inline_bytes
-    )
+    write_transducer_graphs(opened.model, transducer, folder, inline_bytes=job.inline_bytes)
+    if job.is_int8:
+        quantize_graphs(folder, GRAPH_ENDS, inline_bytes=job.inline_bytes)
     with TemporaryDirectory() as scratch:
-        files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
+        files = make_test_sounds(opened.tokenizer, Path(scratch))
         job.announce("comparing texts of ONNX Runtime and `transcribe`")
         texts = compare_with(opened, files, partial(transcribe_with_graphs, folder))
         check_equal(texts, "ONNX Runtime")

@@ -27,6 +27,15 @@ log_probabilities, num_output_frames = session.run(
 )
 best = log_probabilities[0, : num_output_frames[0]].argmax(-1)  # merge repeats, drop 0
 """,
+    "onnx transducer": """
+# pip install "conformer-sweep[export]"
+from pathlib import Path
+from core.inference.exported_model import load_export
+from core.inference.recognizer import transcribe
+
+for file, text in transcribe(load_export(Path(".")), [Path("speech.wav")]):
+    print(file, text)
+""",
     "sherpa": """
 import json
 import sherpa_onnx

@@ -29,6 +29,7 @@ FEATURES_FILE = "features.json"
 FEATURES_FORMAT = 2
 """The version of `features.json` that is written; 1 is read as well."""
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
+_ENCODERS = tuple(f"{ENCODER}{suffix}" for suffix in SUFFIXES.values())
 Runtime = Literal["torch", "onnxruntime", "int8"]
 """Eager torch; ONNX Runtime in floats, or in 8-bit integers with ranges computed at run time."""
 _PROBE = 64
@@ -108,15 +109,12 @@ def open_recognizer(folder: Path, runtime: Runtime | None = None, *, threads: in
 def is_export(folder: Path) -> bool:
     """Whether a folder holds a graph and is no bundle."""
     is_bundle = (folder / "checksums.json").exists()
-    is_transducer = any(is_transducer_export(folder, is_int8=is_int8) for is_int8 in SUFFIXES)
-    return not is_bundle and (
-        is_transducer or any((folder / name).is_file() for name in (FLOAT, INT8))
-    )
+    return not is_bundle and any((folder / name).is_file() for name in (FLOAT, INT8, *_ENCODERS))
 
 
-def is_transducer_export(folder: Path, *, is_int8: bool) -> bool:
-    """Whether a folder holds the graphs of a transducer, in floats or in integers."""
-    return (folder / f"{ENCODER}{SUFFIXES[is_int8]}").is_file()
+def is_encoder(file: Path) -> bool:
+    """Whether a graph is the encoder of a transducer, and not that of CTC."""
+    return file.name in _ENCODERS
 
 
 def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> ExportedRecognizer:
@@ -128,13 +126,12 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
         ExportError: if the extra `export` is not installed, or there is no graph of that kind.
         GraphError: if the graph is damaged or refused.
     """
-    has_transducer = is_transducer_export(folder, is_int8=is_int8)
-    file = None if has_transducer else graph_file(folder, is_int8=is_int8)
+    file = graph_file(folder, is_int8=is_int8)
     tokenizer = Tokenizer.load(folder / FILE_NAME)
     file_report = folder / "report.json"
     report = upgrade_report(bundle.read_table(file_report)) if file_report.exists() else {}
     network: GraphNetwork | TransducerGraphs
-    if file is None:
+    if is_encoder(file):
         spec, size = read_features(folder / FEATURES_FILE), tokenizer.size
         network = TransducerGraphs(folder, spec, size, is_int8=is_int8, threads=threads)
     else:
@@ -159,12 +156,13 @@ def _open_network(file: Path, num_pieces: int, *, threads: int) -> GraphNetwork:
 
 
 def graph_file(folder: Path, *, is_int8: bool) -> Path:
-    """Return the file of an export's graph.
+    """Return the file of an export's graph; of a transducer, that of its encoder.
 
     Raises:
         ExportError: if there is none of that kind.
     """
-    file = folder / (INT8 if is_int8 else FLOAT)
+    has_transducer = any((folder / name).is_file() for name in _ENCODERS)
+    file = folder / (_ENCODERS if has_transducer else (FLOAT, INT8))[is_int8]
     if not file.is_file():
         flags = " --int8" * is_int8
         raise ExportError(

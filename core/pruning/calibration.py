@@ -300,7 +300,7 @@ def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Ten
 
 def gram(x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "inputs inputs"]:
     """Return X^T X; of many inputs half is computed, as it is its own transpose."""
-    # Of 4,096 inputs in strips of 1,024: 4 + 3 + 2 + 1 squares of 16.
+    # Of 4,096 inputs in strips of 512: 8 + 7 + ... + 1, that is 36 of 64 squares.
     if x.shape[1] < 2 * STRIP_INPUTS:
         return x.T @ x
     product = x.new_empty(x.shape[1], x.shape[1])

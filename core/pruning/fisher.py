@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.environment import return_freed_memory
-from core.pruning.calibration import Calibration, split_batches
+from core.pruning.calibration import Calibration, gram, split_batches
 
 MOST_ACTIVATIONS = 1.5e8
 """Numbers that one backward pass may hold: those of 10 s of a model of 0.6 B parameters."""
@@ -45,7 +45,7 @@ def output_fisher(
         total += count
         for name, module, gradient in zip(modules, watched, gradients, strict=True):
             rows = _rows(module, gradient)
-            sums[name] = sums.get(name, 0) + rows.T @ rows
+            sums[name] = sums.get(name, 0) + gram(rows)
     return sums, total
 
 

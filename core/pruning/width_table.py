@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
-from core.pruning.calibration import Calibration
+from core.pruning.calibration import Calibration, gram
 from core.pruning.fisher import label_gradients, watch_outputs
 from core.pruning.obs import joint_removal_order
 from core.pruning.sensitivity import SensitivityTable, unit_table
@@ -55,9 +55,9 @@ class _Sums:
     ) -> None:
         rows, g = x.double(), gradient.double()
         rows = torch.cat((rows, rows.new_ones(len(rows), 1)), 1)
-        self.gram += (rows.T @ rows).cpu()
+        self.gram += gram(rows).cpu()
         # The column of ones is never removed, so its own products are not needed.
-        self.products[:-1, :-1] += (g.T @ g).cpu()
+        self.products[:-1, :-1] += gram(g).cpu()
 
 
 def fisher_width_table(

@@ -249,11 +249,6 @@ def load_table(table: Mapping[str, Any], *, name: str) -> SweepConfig:
     return config
 
 
-def read_table(name: str) -> dict[str, Any]:
-    """Return the table of a search space that comes with the program, by its name."""
-    return tomllib.loads(find(name).read_text(encoding="utf-8"))
-
-
 def read_space(path_or_name: str) -> tuple[SweepConfig, Path, str]:
     """A search space, its file, and what that says; its corpus may be on other machines.
 

@@ -15,10 +15,10 @@ from sweep.config.sweep import (
     CONFIG_FILE,
     SweepConfig,
     create,
+    load,
     load_table,
     open_config,
     read_space,
-    read_table,
     rewrite,
 )
 from sweep.storage.lock import sweep_lock
@@ -79,9 +79,9 @@ def create_demo(folder: Path, decoder: Decoder) -> None:
     if decoder == "ctc":
         create_sweep(DEMO, folder)
         return
-    space = read_table(DEMO)
+    space = load(DEMO).model_dump()
     space["trial"]["model"] |= {"decoder": decoder, "auxiliary_ctc": True}
-    create_sweep({**space, "sweep": {"name": DEMO, **space["sweep"]}}, folder)
+    create_sweep(space, folder)
 
 
 def adopt_space(

@@ -6,6 +6,7 @@ handles no checkpoints. The driver imports it without training: `core` is import
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import time
@@ -115,7 +116,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
         tune.report({"failure": failure})
         raise  # so that Tune gives the next trial a fresh process
     finally:
-        environment.return_freed_memory()
+        _release_memory()
 
 
 def run_rank(
@@ -133,7 +134,7 @@ def run_rank(
             for _ in run(config, dirs, ranks):
                 pass
     finally:
-        environment.return_freed_memory()
+        _release_memory()
 
 
 def prepare_shared(job: Mapping[str, Any]) -> Iterator[Report]:
@@ -154,6 +155,12 @@ def describe_error(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else ""
     return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}"
+
+
+def _release_memory() -> None:
+    """Free what trials leave in cycles, and return it to the system."""
+    gc.collect()
+    environment.return_freed_memory()
 
 
 def error_kind(error: BaseException) -> Kind:

@@ -33,7 +33,6 @@ from core.export.onnx.conversion import (
 )
 from core.export.onnx.layers import constant
 from core.export.onnx.model import FlatEncoder
-from core.export.onnx.quantization import quantize_graphs
 from core.inference.graph_interface import (
     ENCODER,
     ENCODER_OUTPUTS,
@@ -273,16 +272,14 @@ def write_transducer_graphs(
     transducer: Transducer,
     folder: Path,
     *,
-    is_int8: bool = False,
     inline_bytes: int = LARGEST_INLINE,
 ) -> None:
-    """Write both graphs in floats and, if asked for, in 8-bit integers.
+    """Write both graphs, in floats.
 
     Args:
         model: the recognizer.
         transducer: of it.
         folder: for the graphs.
-        is_int8: also in 8-bit integers.
         inline_bytes: the most bytes of weights in a graph's own file.
 
     Raises:
@@ -297,12 +294,6 @@ def write_transducer_graphs(
     encoder, step = (folder / f"{name}{SUFFIXES[False]}" for name in (ENCODER, STEP))
     write_encoder(model, transducer, encoder, inline_bytes=inline_bytes)
     write_step(transducer, step)
-    if is_int8:
-        ends = {
-            ENCODER: (*NEMO_INPUTS, *ENCODER_OUTPUTS),
-            STEP: (*STEP_INPUTS, *STEP_OUTPUTS),
-        }
-        quantize_graphs(folder, ends, inline_bytes=inline_bytes)
 
 
 STATELESS_ENDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -364,6 +355,11 @@ def _predictor_free(batch: object) -> Sequence[dict[int, object]]:
     return {0: batch}, {0: batch}, {1: batch}, {1: batch}
 
 
+GRAPH_ENDS: Mapping[str, Sequence[str]] = {
+    ENCODER: (*NEMO_INPUTS, *ENCODER_OUTPUTS),
+    STEP: (*STEP_INPUTS, *STEP_OUTPUTS),
+}
+"""Inputs and outputs of the graphs of `write_transducer_graphs`, by name."""
 GRAPHS = graph_purposes(
     {
         ENCODER: "the encoder and the joint's projection of its frames",

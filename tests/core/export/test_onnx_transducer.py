@@ -8,9 +8,10 @@ import torch
 from core import bundle
 from core.data.audio import read_file
 from core.export.benchmark import recognizer_in
-from core.export.export import export
+from core.export.export import CARD, export
 from core.export.verify import make_test_sounds
 from core.inference.exported_model import FEATURES_FILE, is_export, open_recognizer
+from core.inference.graph_interface import ExportError
 from core.inference.long_audio import transcribe_windows
 from core.inference.recognizer import transcribe_waveform, transcript
 from core.inference.windows import Windowing
@@ -71,6 +72,23 @@ def test_a_bundle_runs_in_onnx_runtime(kind, tokenizer, files, tmp_path):
     texts = [transcribe_waveform(ours, sound) for sound in sounds]
     assert len(set(texts)) > 3
     assert [transcribe_waveform(in_runtime, sound) for sound in sounds] == texts
+
+
+def test_the_card_says_how_these_graphs_are_loaded(exported):
+    """Not how the one graph of CTC is."""
+    card = (exported[1] / CARD).read_text(encoding="utf-8")
+
+    assert "load_export" in card
+    assert "log_probabilities" not in card
+
+
+def test_an_export_without_integers_names_the_graph_that_it_lacks(exported, tmp_path):
+    for file in exported[1].iterdir():
+        if ".int8." not in file.name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+
+    with pytest.raises(ExportError, match=r"encoder-model\.int8\.onnx"):
+        open_recognizer(tmp_path, "int8", threads=1)
 
 
 def test_the_graphs_in_integers_are_near(exported):
