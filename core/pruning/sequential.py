@@ -168,17 +168,21 @@ def _reconstruct_part(
     part makes up for it.
     """
     hidden = [] if part is None else [_hidden(part, stream) for stream in streams]
-    if other is not None:
-        for stream in streams:
-            stream.whole = stream.whole + share * _module_output(
-                other, stream.whole, stream.is_frame
-            )
+    targets = []
+    for stream in streams:
+        # The difference of the streams is taken before the part: behind it, what the part adds
+        # would have lost digits to them, and streams that are equal would give a change.
+        target = (stream.whole[..., width] - stream.small) / share
+        if other is not None:
+            output = _module_output(other, stream.whole, stream.is_frame)
+            stream.whole = stream.whole + share * output
+            target = target + output[..., width]
+        targets.append(target)
     if part is None:
         return
     fit = _LeastSquares(_projection(part), ridge)
-    for x, stream in zip(hidden, streams, strict=True):
-        missing = stream.whole[..., width] - stream.small
-        fit.add(x[stream.is_frame], missing[stream.is_frame] / share)
+    for x, target, stream in zip(hidden, targets, streams, strict=True):
+        fit.add(x[stream.is_frame], target[stream.is_frame])
     fit.solve()
     for x, stream in zip(hidden, streams, strict=True):
         stream.small = stream.small + share * fit.layer(x)
