@@ -116,30 +116,43 @@ def prune_with_speech(
     """
     _check_targets(request, dense.model)
     measured = measure_sensitivity(request, dense, speech, folder, announce=announce)
-    model, space = measured.model, measured.space
     sizes = [*_chosen_sizes(request, measured), *_sizes_by_hand(request, measured)]
     announce("reading held-out speech with the unpruned model")
     comparison = Comparison.of(
         dense, speech, utterance_seconds=request.utterance_seconds, test=test
     )
-    yield comparison.compare(model, space, folder="", target=0.0)
+    yield comparison.compare(measured.model, measured.space, folder="", target=0.0)
     for size in sizes:
         announce(size.title)
-        if bundle.is_whole(folder / size.name):
-            yield _read_row(folder / size.name, comparison)
+        own = folder / size.name
+        if bundle.is_whole(own):
+            yield _read_row(own, comparison)
             continue
-        small = extract_and_reconstruct(
-            model, {}, size.choice, how="sequential", speech=speech.calibration
-        ).eval()
-        row = comparison.compare(small, space, folder=size.name, target=size.target)
-        report = {
-            "pruned": {**asdict(row), "test": test.name if test else ""},
-            **pruned_lineage(dense, size.choice, source=request.model),
-        }
-        bundle.save(folder / size.name, small, dense.tokenizer, report)
-        yield row
+        yield _prune_to(size, measured, dense, speech, comparison, folder=own, source=request.model)
     for earlier in _other_sizes(folder, [size.name for size in sizes]):
         yield _read_row(earlier, comparison)
+
+
+def _prune_to(
+    size: _Size,
+    measured: Sensitivity,
+    dense: Bundle,
+    speech: CalibrationSpeech,
+    comparison: Comparison,
+    *,
+    folder: Path,
+    source: Path,
+) -> PrunedModel:
+    """Write the bundle of one size, and compare it; its model is gone with the return."""
+    small = extract_and_reconstruct(
+        measured.model, {}, size.choice, how="sequential", speech=speech.calibration
+    ).eval()
+    row = comparison.compare(small, measured.space, folder=folder.name, target=size.target)
+    test = comparison.test.name if comparison.test else ""
+    lineage = pruned_lineage(dense, size.choice, source=source)
+    report = {"pruned": {**asdict(row), "test": test}, **lineage}
+    bundle.save(folder, small, dense.tokenizer, report)
+    return row
 
 
 def _other_sizes(folder: Path, names: Collection[str]) -> list[Path]:

@@ -29,6 +29,7 @@ Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
 several times."""
 STRIP_INPUTS = 512
 """Rows of X^T X that are computed at once."""
+FRONTEND = "frontend"
 DECODER = "decoder"
 """The part behind the last block; it does not change the residual stream."""
 Watch = Callable[[Int[Tensor, " batch"]], AbstractContextManager[None]]
@@ -57,7 +58,7 @@ def part_of(name: str) -> str:
     names = name.split(".")
     if names[0] == "blocks":
         return ".".join(names[:2])
-    return names[0] if names[0] == "frontend" else DECODER
+    return FRONTEND if names[0] == FRONTEND else DECODER
 
 
 def consumers(axes: list[Axis]) -> list[Consumer]:
@@ -117,7 +118,7 @@ class ResidualStreams:
     @property
     def parts(self) -> list[str]:
         """Names of the front end and of the blocks, in order of computation."""
-        return ["frontend", *(block.name for block in self.model.typed_blocks())]
+        return [FRONTEND, *(block.name for block in self.model.typed_blocks())]
 
     @torch.no_grad()
     def advance(self, part: str, watch: Watch = _watch_nothing) -> None:
@@ -173,7 +174,7 @@ class ResidualStreams:
         return output
 
     def _outputs(self, part: str, tensors: Mapping[str, Tensor], watch: Watch) -> Iterator[_Batch]:
-        if part == "frontend":
+        if part == FRONTEND:
             for features, num_frames in self.speech:
                 with watch(num_frames):
                     batch = self._enter(features, num_frames, tensors)
@@ -193,7 +194,7 @@ class ResidualStreams:
         num_frames: Int[Tensor, " batch"],
         tensors: Mapping[str, Tensor],
     ) -> _Batch:
-        frontend, own = self.model.frontend, _own_tensors(tensors, "frontend")
+        frontend, own = self.model.frontend, _own_tensors(tensors, FRONTEND)
         x = torch.func.functional_call(frontend, own, (features, num_frames))
         x = x.to(features.dtype)
         time = torch.arange(x.shape[1], device=x.device)

@@ -18,7 +18,7 @@ from core.conformer.axes import Axis, Mask
 from core.conformer.masking import Folded, fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.norm import BatchNorm
-from core.pruning.calibration import Calibration, Consumer, consumers, iterate_grams
+from core.pruning.calibration import FRONTEND, Calibration, Consumer, consumers, iterate_grams
 from core.pruning.extraction import extract_factored, open_blocks, small_name
 from core.pruning.low_rank import multiply_factors
 from core.pruning.sequential import Remaining, reconstruct_streams
@@ -38,7 +38,8 @@ def extract_and_reconstruct(
         reference: gates under which the student computes the target; empty for all open.
         choice: the units that stay.
         how: `none` keeps the consumers' columns, `mask` scales them, `ls` solves for them,
-            `sequential` then refits all modules in order (`core/pruning/sequential.py`).
+            `sequential` does so in the front end, then refits all modules in order
+            (`core/pruning/sequential.py`).
         speech: on which the consumers' inputs are measured.
     """
     device = model.device
@@ -50,8 +51,9 @@ def extract_and_reconstruct(
     if how == "none" and not (reference and speech):
         return multiply_factors(extract_factored(model, mask))
     # Not narrowed: removed inputs must be in the Gram matrices, and batch norms must see all
-    # channels.
-    folded = fold(named_tensors(model), model.axes(), target, narrow_from=math.inf)
+    # channels. Gates that are 1 are left out, as each product with them would be a copy.
+    scaled = {name: z for name, z in target.items() if (z != 1).any()}
+    folded = fold(named_tensors(model), model.axes(), scaled, narrow_from=math.inf)
     if reference and speech:
         reestimate_statistics(model, speech, folded=folded)
     small = extract_factored(model, mask)
@@ -60,6 +62,10 @@ def extract_and_reconstruct(
     modules = _modules_by_old_name(model, choice, small)
     # Phase 2: consumers that lose some of their inputs, but not all, are solved for anew.
     cut = [c for c in consumers(model.axes()) if c.module in modules and _is_cut(c, choice)]
+    if how == "sequential":
+        # The rest is solved for in phase 3. To solve here as well changes word error rates by no
+        # more than 0.3 % absolute, up or down, and doubles the time.
+        cut = [consumer for consumer in cut if consumer.part == FRONTEND]
     for consumer, gram in iterate_grams(model, folded, cut, speech):
         module, kept_units = modules[consumer.module], choice[consumer.axis.name]
         rows = _kept_rows(consumer, model.axes(), choice, target).to(device)
@@ -67,6 +73,7 @@ def extract_and_reconstruct(
             module, consumer, folded, gram, rows=rows, kept_units=kept_units, how=how
         )
     small = multiply_factors(small)
+    # Phase 3: modules are refitted in order, each making up for those before it.
     if how == "sequential":
         _reconstruct_streams(model, small, choice, target, speech, is_gated=bool(reference))
     return small

@@ -24,6 +24,7 @@ Shapes: B batch, T frames, N real frames, D width of the pruned model, W of the 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -241,15 +242,29 @@ def _hidden(part: BlockModule, stream: _Stream) -> Float[Tensor, "batch time inp
     )
 
 
+class _InputsReachedError(Exception):
+    """Ends a run at the module whose inputs are asked for."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
 def _inputs_of(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-    """Return the inputs that a module receives in a run."""
-    caught: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    """Return the inputs that a module receives in a run, which ends there."""
+
+    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> NoReturn:
+        del module
+        raise _InputsReachedError(inputs[0])
+
+    handle = module.register_forward_pre_hook(stop)
     try:
         run()
+    except _InputsReachedError as reached:
+        return reached.inputs
     finally:
         handle.remove()
-    return caught[0]
+    raise AssertionError(f"the run does not reach {module}")
 
 
 def _projection(part: BlockModule) -> nn.Linear:
@@ -313,8 +328,9 @@ class _LeastSquares:
         self, inputs: Float[Tensor, "frames inputs"], targets: Float[Tensor, "frames outputs"]
     ) -> None:
         """Add the frames of a batch."""
-        missing = (targets - self.layer(inputs)).double()
-        x = inputs.double()
+        # A batch's products are of the model's own precision, and summed over batches in double:
+        # their rounding, some 1e-6 of the mean square, is nothing beside the ridge of 1e-3.
+        missing, x = targets - self.layer(inputs), inputs
         if self.layer.bias is not None:
             x = torch.cat((x, x.new_ones(len(x), 1)), 1)
         self._gram += gram(x)
@@ -322,10 +338,10 @@ class _LeastSquares:
 
     def solve(self) -> None:
         """Change the layer to the solution."""
-        size = len(self._gram)
-        penalty = self._ridge * self._gram.diagonal().mean().clamp_min(SMALL)
-        eye = torch.eye(size, dtype=torch.float64, device=self._gram.device)
-        change = torch.linalg.solve(self._gram + penalty * eye, self._cross.T).T
+        diagonal = self._gram.diagonal()
+        diagonal += self._ridge * diagonal.mean().clamp_min(SMALL)
+        factor = torch.linalg.cholesky_ex(self._gram).L
+        change = torch.cholesky_solve(self._cross.T, factor).T
         columns = self.layer.in_features
         self.layer.weight.add_(change[:, :columns].to(self.layer.weight))
         if self.layer.bias is not None:

@@ -6,7 +6,7 @@ import torch
 
 from core.conformer.axes import Axis
 from core.conformer.masking import named_tensors
-from core.pruning.calibration import DECODER, part_of, prunable_consumers
+from core.pruning.calibration import DECODER, FRONTEND, part_of, prunable_consumers
 from core.pruning.obs import removal_order
 from core.pruning.sensitivity import level_counts
 from core.pruning.space import Space
@@ -65,7 +65,7 @@ def measured_passes(space: Space, levels: int, *, consumers_too: bool) -> float:
         levels: how many numbers of removed units are measured for each axis.
         consumers_too: whether axes with a consumer are measured; others always are, but the width.
     """
-    parts = ["frontend", *(block.name for block in space.model.typed_blocks()), DECODER]
+    parts = [FRONTEND, *(block.name for block in space.model.typed_blocks()), DECODER]
     with_consumer = {consumer.axis.name for consumer in prunable_consumers(space)}
     passes = 0.0
     for axis in (axis for axis in space.units if axis.size > axis.floor):
