@@ -39,6 +39,7 @@ class Settings(MethodSettings):
 
 class LatentShift(Method):
     needs = frozenset({"audio"})
+    default_repair = "sequential"
 
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search

@@ -17,6 +17,8 @@ from core.training.method import Method, MethodContext, SearchResult
 
 
 class Magnitude(Method):
+    default_repair = "sequential"
+
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search
         return SearchResult(scores=magnitudes(ctx.student, ctx.space.units), reference={})

@@ -34,6 +34,7 @@ class Settings(MethodSettings):
 
 class MoPE(Method):
     needs = frozenset({"labels"})
+    default_repair = "sequential"
 
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         del search

@@ -27,6 +27,7 @@ DAMPING = 1e-4
 
 class Numerical(Method):
     needs = frozenset({"audio"})
+    default_repair = "sequential"
 
     def search_result(self, ctx: MethodContext, search: Trainable | None) -> SearchResult:
         """Each unit's gate, the mean of its inputs', when the target's share is to be closed."""

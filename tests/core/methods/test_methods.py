@@ -326,5 +326,8 @@ def test_auto_is_the_repair_of_the_method_and_a_named_one_is_itself(method):
 
     auto = load_method(method).repair(TrialConfig.parse(tables))
 
-    assert auto == ("sequential" if method == "obs" else "ls")
+    # Measured to be better for these (docs/results/one-shot.md); the paper's method stays as it is.
+    assert auto == (
+        "sequential" if method in {"obs", "ld", "magnitude", "mope", "numerical"} else "ls"
+    )
     assert load_method(method).repair(TrialConfig.parse(named)) == "mask"
