@@ -60,7 +60,7 @@ def open_in_browser(file):
         [CHROMIUM, *flags, "--virtual-time-budget=3000", "--dump-dom", file.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     return process.stdout

@@ -21,7 +21,7 @@ from pathlib import Path
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """A little more than the least that Ray allows."""
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 MOST_STARTS = 4
 """Ray gives up a node that takes thirty seconds, which happens on a busy machine."""
 STARTED = "Ray runtime started"

@@ -62,7 +62,7 @@ def browse(tmp_path: Path, chromium: str) -> Callable[..., str]:
             *("--dump-dom", url),
         ]
         done = subprocess.run(  # noqa: S603  (our own command)
-            command, capture_output=True, text=True, timeout=120, check=True
+            command, capture_output=True, text=True, timeout=300, check=True
         )
         return done.stdout
 
@@ -262,7 +262,7 @@ class _Talk:
         return "\n".join(str(answer.get("result", {}).get("value", "")) for answer in texts)
 
     async def wait_for(self, words: str) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while words not in (text := await self.text()):
             assert time.monotonic() < deadline, f"{words!r} is not in:\n{text}"
             await asyncio.sleep(0.2)
@@ -278,7 +278,7 @@ def browser(tmp_path: Path, chromium: str) -> Iterator[Browser]:
     )
     try:
         port_file = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (port_file.exists() and port_file.read_text().count("\n")):
             assert time.monotonic() < deadline, "the browser does not start"
             time.sleep(0.1)
@@ -357,7 +357,7 @@ class Server:
                 cwd=self.folder,
                 env={**os.environ, **QUIET, **self.environment},
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
             if self.answers():
                 return self.base

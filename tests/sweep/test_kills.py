@@ -60,7 +60,7 @@ def test_a_driver_whose_own_ray_dies_ends_in_order_and_goes_on(tiny_space, tmp_p
         for child in psutil.Process(process.pid).children(recursive=True):
             if child.name() == "ray::RuntimeEnvAgent":  # without it a machine gives itself up
                 child.kill()
-        assert process.wait(timeout=120) == driver.INTERRUPTED
+        assert process.wait(timeout=300) == driver.INTERRUPTED
 
     with begun(folder) as process:
         assert process.wait(timeout=300) == driver.DONE

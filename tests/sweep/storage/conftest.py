@@ -37,7 +37,7 @@ def store_server() -> Iterator[str]:
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert server.poll() is None, "the object store has ended"
         try:

@@ -59,7 +59,7 @@ def space(tiny_space):
     return tiny_space
 
 
-def wait_until(is_so, process, seconds=180):
+def wait_until(is_so, process, seconds=600):
     deadline = time.monotonic() + seconds
     while not is_so():
         assert process.poll() is None, "the sweep has ended"

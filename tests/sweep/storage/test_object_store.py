@@ -106,7 +106,7 @@ except StoreError as error:
         env=environment | {"HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
 

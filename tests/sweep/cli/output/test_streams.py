@@ -83,7 +83,7 @@ def test_a_sweep_whose_terminal_is_closed_ends_in_order_and_goes_on_later(begun)
     with on_a_terminal("resume", str(begun)) as (process, terminal):
         wait_for_reports(begun, process, 2)
         os.close(terminal)
-        assert process.wait(timeout=120) == driver.INTERRUPTED
+        assert process.wait(timeout=300) == driver.INTERRUPTED
     assert states(begun) <= {"finished", "waiting"}
     lines = (begun / "events.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["event"] == "interrupted"
@@ -148,7 +148,7 @@ def test_a_closed_pipe_ends_what_is_only_said_and_nothing_else(tmp_path, word, i
     process.stdout.close()
     process.stdin.close()
 
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert file.exists() == is_done
 
 
