@@ -96,7 +96,7 @@ def timeless(report: Report) -> Report:
     return replace(report, audio_seconds_per_second=None)
 
 
-SEARCH_LONG = ("acip", "cpd", "ld", "mope", "prunenet")
+SEARCH_LONG = ("acip", "comp", "constrained", "cpd", "foster", "ld", "mope", "prunenet")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def model(tmp_path):
 SETTING = {"utterance_seconds": 1.0, "batch": 2, "threads": 1, "repeats": 1}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_transducer_is_timed_with_its_decoding_in_every_runtime(model):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

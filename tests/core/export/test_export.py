@@ -118,6 +118,7 @@ def test_a_file_to_verify_on_that_is_missing_is_named_at_once(model, tmp_path):
         export(model, tmp_path / "out", "sherpa", verify_on=[tmp_path / "missing.wav"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_export_to_onnx_states_its_opset_and_what_it_was_verified_with(model, tmp_path):
     done = export(model, tmp_path / "out", "onnx")

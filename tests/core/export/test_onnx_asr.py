@@ -79,6 +79,7 @@ def test_transcripts_are_those_of_transcribe_alone_and_together(kind, tokenizer,
     assert json.loads((tmp_path / CONFIG).read_text())["model_type"] == name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_export_is_verified_in_floats_and_measured_in_integers(tokenizer, sounds, tmp_path):
     opened = recognizer(tokenizer, TDT, mels=128)

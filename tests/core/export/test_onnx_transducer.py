@@ -63,7 +63,9 @@ def test_words_and_times_are_those_of_the_bundle(exported, files):
     assert [spoken(graphs, file) for file in files] == words
 
 
-@pytest.mark.parametrize("kind", ["stateless rnnt", "stateless tdt"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("stateless rnnt", marks=pytest.mark.long), "stateless tdt"]
+)
 def test_a_bundle_runs_in_onnx_runtime(kind, tokenizer, files, tmp_path):
     ours = bundle.load(saved(tmp_path / "model", tokenizer, TRANSDUCERS[kind]))
     in_runtime = recognizer_in(ours, "onnxruntime", threads=1)

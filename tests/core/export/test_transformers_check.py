@@ -85,6 +85,7 @@ def test_a_parakeet_pruned_here_says_the_same_there(published, sounds, tmp_path)
     assert "more parameters here" in card
 
 
+@pytest.mark.long
 @needs
 @pytest.mark.slow
 def test_a_parakeet_that_came_leaves_as_it_came(published, sounds, tmp_path):

@@ -13,6 +13,7 @@ from core.testing import deeper, small_model
 CPU = torch.device("cpu")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_measured_table_holds_every_part_up_to_the_model_and_adds_up():
     torch.set_num_threads(1)

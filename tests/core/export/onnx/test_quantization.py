@@ -68,7 +68,7 @@ def static(graph, file):
     quantize_activations(graph, file, calibration())
 
 
-@pytest.mark.parametrize("quantise", [dynamic, static])
+@pytest.mark.parametrize("quantise", [pytest.param(dynamic, marks=pytest.mark.long), static])
 def test_a_taught_model_in_integers_says_nearly_what_it_said(toy, quantise, tmp_path):
     model, graph = toy
     quantise(graph, tmp_path / "small.onnx")
@@ -186,6 +186,7 @@ def test_weights_that_a_graph_names_elsewhere_are_not_opened(location, graphs, t
     assert not (tmp_path / "small.onnx").exists()
 
 
+@pytest.mark.long
 def test_weights_that_are_cut_short_are_named(graphs, tmp_path):
     graph = tmp_path / "folder" / "model.onnx"
     shutil.copytree(exported(graphs, SHAPE, inline_bytes=1000), graph.parent)
