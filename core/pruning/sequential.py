@@ -40,6 +40,9 @@ from core.pruning.calibration import gram
 
 RIDGE = 1e-3
 """Share of the mean of the inputs' squares by which a layer is drawn towards itself."""
+SUMMED_FRAMES = 2048
+"""Frames whose products are summed at once: a batch has a few hundred, and its sums for a layer of
+4,096 inputs, 134 MB, would be read and written for each."""
 SMALL = 1e-12
 """Added to variances: a channel that never moves has none."""
 
@@ -64,13 +67,23 @@ class _Stream:
     small: Float[Tensor, "batch time width"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pass:
+    """What a module of the unpruned model computes of one batch."""
+
+    output: Float[Tensor, "batch time whole_width"]
+    """What it adds to the residual stream."""
+    read: dict[str, Float[Tensor, "frames rows"]]
+    """Outputs of layers that read the stream, at the units that are left; taken out when used."""
+    normalized: Float[Tensor, "frames channels"] | None
+    """Inputs of a batch norm, if the module has one."""
+
+
 def reconstruct_streams(
     small: Conformer,
     whole: Conformer,
     remaining: Remaining,
     speech: Iterable[tuple[Tensor, Tensor]],
-    *,
-    ridge: float = RIDGE,
 ) -> None:
     """Refit the output projections of a pruned model in order of computation, in place.
 
@@ -79,33 +92,22 @@ def reconstruct_streams(
         whole: the model whose residual stream is the target.
         remaining: what of it the pruned one has.
         speech: calibration speech, walked through once.
-        ridge: share of the mean square of the inputs that draws a layer towards itself.
     """
     small.eval()
     whole.eval()
     with torch.no_grad():
-        streams = _reconstruct_frontend(small, whole, remaining, speech, ridge)
+        streams = _reconstruct_frontend(small, whole, remaining, speech)
         for number, block in enumerate(whole.typed_blocks()):
-            own = (
-                small.typed_blocks()[remaining.blocks.index(number)]
-                if number in remaining.blocks
-                else None
-            )
+            is_left = number in remaining.blocks
+            own = small.typed_blocks()[remaining.blocks.index(number)] if is_left else None
             for name, share in BLOCK_SHARES.items():
                 part, other = getattr(own, name, None), getattr(block, name)
-                if part is not None and other is not None:
-                    _reconstruct_readers(part, other, remaining, streams, ridge)
-                if isinstance(part, Convolution) and other is not None:
-                    channels = remaining.units[f"{other.name}.channel"]
-                    _move_statistics(part, other, channels, streams)
-                _reconstruct_part(
-                    part, other, streams, share=share, width=remaining.width, ridge=ridge
-                )
+                _reconstruct_module(part, other, remaining, streams, share=share)
             for stream in streams:
                 stream.whole = block.norm(stream.whole)
                 stream.small = stream.small if own is None else own.norm(stream.small)
             return_freed_memory()  # of the sums of a block: of a large model, a gigabyte
-        _reconstruct_decoders(small, whole, remaining, streams, ridge)
+        _reconstruct_decoders(small, whole, remaining, streams)
 
 
 def _reconstruct_frontend(
@@ -113,10 +115,9 @@ def _reconstruct_frontend(
     whole: Conformer,
     remaining: Remaining,
     speech: Iterable[tuple[Tensor, Tensor]],
-    ridge: float,
 ) -> list[_Stream]:
     """Refit the front end's projection; return the streams after it, one a batch."""
-    fit, streams, inputs = _LeastSquares(small.frontend.linear, ridge), [], []
+    fit, streams, inputs = _LeastSquares(small.frontend.linear), [], []
     for features, num_frames in speech:
         x, y = (m.frontend.stack_channels(features, num_frames) for m in (small, whole))
         target = whole.frontend.linear(y)
@@ -136,7 +137,6 @@ def _reconstruct_decoders(
     whole: Conformer,
     remaining: Remaining,
     streams: Sequence[_Stream],
-    ridge: float,
 ) -> None:
     """Refit what reads the last frames: the CTC head, and a transducer's projection of frames."""
     layers: list[tuple[nn.Linear, nn.Linear, Tensor | slice]] = []
@@ -147,21 +147,40 @@ def _reconstruct_decoders(
         units = remaining.units[joint.name]
         layers.append((small.transducer.joint.encoder, joint.encoder, units))
     for layer, reader, rows in layers:
-        fit = _LeastSquares(layer, ridge)
+        fit = _LeastSquares(layer)
         for stream in streams:
             targets = reader(stream.whole[stream.is_frame])[:, rows]
             fit.add(stream.small[stream.is_frame], targets)
         fit.solve()
 
 
-def _reconstruct_part(
+def _reconstruct_module(
     part: BlockModule | None,
     other: BlockModule | None,
+    remaining: Remaining,
+    streams: Sequence[_Stream],
+    *,
+    share: float,
+) -> None:
+    """Refit a module that remains, from its first layers on, and move both streams behind it."""
+    rows = {} if part is None or other is None else _reader_rows(other, remaining.units)
+    passes = [] if other is None else [_pass(other, stream, rows) for stream in streams]
+    if part is not None:
+        for layer in rows:
+            _reconstruct_reader(part, layer, passes, streams)
+    if isinstance(part, Convolution) and isinstance(other, Convolution):
+        channels = remaining.units[f"{other.name}.channel"]
+        _move_statistics(part, other, channels, streams, passes)
+    _reconstruct_part(part, passes, streams, share=share, width=remaining.width)
+
+
+def _reconstruct_part(
+    part: BlockModule | None,
+    passes: Sequence[_Pass],
     streams: Sequence[_Stream],
     *,
     share: float,
     width: Int[Tensor, " width"],
-    ridge: float,
 ) -> None:
     """Refit a part's projection, and move both streams behind the part.
 
@@ -169,19 +188,16 @@ def _reconstruct_part(
     part makes up for it.
     """
     hidden = [] if part is None else [_hidden(part, stream) for stream in streams]
-    targets = []
-    for stream in streams:
-        # The difference of the streams is taken before the part: behind it, what the part adds
-        # would have lost digits to them, and streams that are equal would give a change.
-        target = (stream.whole[..., width] - stream.small) / share
-        if other is not None:
-            output = _module_output(other, stream.whole, stream.is_frame)
-            stream.whole = stream.whole + share * output
-            target = target + output[..., width]
-        targets.append(target)
+    # The difference of the streams is taken before the part: behind it, what the part adds would
+    # have lost digits to them, and streams that are equal would give a change.
+    targets = [(stream.whole[..., width] - stream.small) / share for stream in streams]
+    if passes:
+        for number, (stream, whole) in enumerate(zip(streams, passes, strict=True)):
+            stream.whole = stream.whole + share * whole.output
+            targets[number] = targets[number] + whole.output[..., width]
     if part is None:
         return
-    fit = _LeastSquares(_projection(part), ridge)
+    fit = _LeastSquares(_projection(part))
     for x, target, stream in zip(hidden, targets, streams, strict=True):
         fit.add(x[stream.is_frame], target[stream.is_frame])
     fit.solve()
@@ -189,22 +205,19 @@ def _reconstruct_part(
         stream.small = stream.small + share * fit.layer(x)
 
 
-def _reconstruct_readers(
+def _reconstruct_reader(
     part: BlockModule,
-    other: BlockModule,
-    remaining: Remaining,
+    name: str,
+    passes: Sequence[_Pass],
     streams: Sequence[_Stream],
-    ridge: float,
 ) -> None:
-    """Refit the layers of `part` that read the stream, to give what those of `other` give."""
-    for name, rows in _reader_rows(other, remaining.units).items():
-        layer, reader = getattr(part, name), getattr(other, name)
-        fit = _LeastSquares(_last_factor(layer), ridge)
-        for stream in streams:
-            x = part.norm(stream.small)[stream.is_frame]
-            y = reader(other.norm(stream.whole)[stream.is_frame])
-            fit.add(layer.reduce(x) if isinstance(layer, Factored) else x, y[:, rows])
-        fit.solve()
+    """Refit a layer of `part` that reads the stream, to give what the unpruned model's gave."""
+    layer = getattr(part, name)
+    fit = _LeastSquares(_last_factor(layer))
+    for stream, whole in zip(streams, passes, strict=True):
+        x = part.norm(stream.small)[stream.is_frame]
+        fit.add(layer.reduce(x) if isinstance(layer, Factored) else x, whole.read.pop(name))
+    fit.solve()
 
 
 def _reader_rows(part: BlockModule, units: Mapping[str, Tensor]) -> dict[str, Int[Tensor, " rows"]]:
@@ -221,6 +234,28 @@ def _reader_rows(part: BlockModule, units: Mapping[str, Tensor]) -> dict[str, In
         channels = units[f"{part.name}.channel"]
         return {"up": torch.cat((channels, channels + part.down.in_features))}
     return {"up": units[f"{part.name}.inner"]}
+
+
+def _pass(part: BlockModule, stream: _Stream, rows: Mapping[str, Int[Tensor, " rows"]]) -> _Pass:
+    """Run a module of the unpruned model, and keep these outputs of layers inside."""
+    read: dict[str, Tensor] = {}
+    normalized: list[Tensor] = []
+
+    def keep(name: str, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        read[name] = output[stream.is_frame][:, rows[name]]
+
+    def keep_normalized(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        normalized.append(inputs[0][stream.is_frame])
+
+    handles = [getattr(part, name).register_forward_hook(partial(keep, name)) for name in rows]
+    if isinstance(part, Convolution) and rows:
+        handles.append(part.batch_norm.register_forward_pre_hook(keep_normalized))
+    try:
+        output = _module_output(part, stream.whole, stream.is_frame)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Pass(output=output, read=read, normalized=normalized[0] if normalized else None)
 
 
 def _module_output(
@@ -243,11 +278,7 @@ def _hidden(part: BlockModule, stream: _Stream) -> Float[Tensor, "batch time inp
 
 
 class _InputsReachedError(Exception):
-    """Ends a run at the module whose inputs are asked for."""
-
-    def __init__(self, inputs: Tensor) -> None:
-        super().__init__()
-        self.inputs = inputs
+    """Ends a run at the module whose inputs are asked for, which are its only argument."""
 
 
 def _inputs_of(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
@@ -261,7 +292,8 @@ def _inputs_of(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     try:
         run()
     except _InputsReachedError as reached:
-        return reached.inputs
+        inputs: Tensor = reached.args[0]
+        return inputs
     finally:
         handle.remove()
     raise AssertionError(f"the run does not reach {module}")
@@ -283,15 +315,22 @@ def _move_statistics(
     whole: Convolution,
     channels: Int[Tensor, " channels"],
     streams: Sequence[_Stream],
+    passes: Sequence[_Pass],
 ) -> None:
     """Move the batch-norm statistics of a pruned module as its inputs have moved.
 
     Example: where a channel's mean is 0.2 higher than the unpruned model's on the same speech, and
     its variance 1.5 times as large, so become its running mean and variance.
     """
-    mean, variance = _moments(small, [(s.small, s.is_frame) for s in streams])
-    old_mean, old_variance = _moments(whole, [(s.whole, s.is_frame) for s in streams])
     norm, reference = small.batch_norm, whole.batch_norm
+
+    def own_inputs(stream: _Stream) -> Tensor:
+        run = partial(_module_output, small, stream.small, stream.is_frame)
+        return _inputs_of(norm, run)[stream.is_frame]
+
+    mean, variance = _moments(map(own_inputs, streams), norm.running_mean)
+    whole_inputs = (each.normalized for each in passes if each.normalized is not None)
+    old_mean, old_variance = _moments(whole_inputs, norm.running_mean)
     moved = reference.running_mean[channels] + (mean - old_mean[channels])
     ratio = (variance + SMALL) / (old_variance[channels] + SMALL)
     norm.running_mean.copy_(moved)
@@ -299,47 +338,58 @@ def _move_statistics(
 
 
 def _moments(
-    part: Convolution, streams: Sequence[tuple[Tensor, Tensor]]
+    inputs: Iterable[Float[Tensor, "frames channels"]], like: Tensor
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Return mean and variance of the batch norm's inputs over real frames, in double precision."""
+    """Return the mean and the variance of some batches' frames, summed in double precision."""
     total = squares = torch.zeros(1, dtype=torch.float64)
     count = 0
-    for x, is_frame in streams:
-        inputs = _inputs_of(part.batch_norm, partial(_module_output, part, x, is_frame))
-        real = inputs[is_frame].double().cpu()
-        total, squares = total + real.sum(0), squares + real.square().sum(0)
-        count += len(real)
+    for batch in inputs:
+        x = batch.double().cpu()
+        total, squares = total + x.sum(0), squares + x.square().sum(0)
+        count += len(x)
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
-    return mean.to(part.batch_norm.running_mean), variance.to(part.batch_norm.running_var)
+    return mean.to(like), variance.to(like)
 
 
 class _LeastSquares:
     """The layer's weights that come nearest to targets, with a ridge towards what they are."""
 
-    def __init__(self, layer: nn.Linear, ridge: float) -> None:
-        self.layer, self._ridge = layer, ridge
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
         size = layer.in_features + (layer.bias is not None)
         zero = torch.zeros((), dtype=torch.float64, device=layer.weight.device)
         self._gram = zero.new_zeros(size, size)
         self._cross = zero.new_zeros(layer.out_features, size)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        """Inputs and what the layer misses, of frames that are in no sum yet."""
 
     def add(
         self, inputs: Float[Tensor, "frames inputs"], targets: Float[Tensor, "frames outputs"]
     ) -> None:
         """Add the frames of a batch."""
-        # A batch's products are of the model's own precision, and summed over batches in double:
-        # their rounding, some 1e-6 of the mean square, is nothing beside the ridge of 1e-3.
-        missing, x = targets - self.layer(inputs), inputs
+        missing = targets - self.layer(inputs)
         if self.layer.bias is not None:
-            x = torch.cat((x, x.new_ones(len(x), 1)), 1)
-        self._gram += gram(x)
-        self._cross += missing.T @ x
+            inputs = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), 1)
+        self._waiting.append((inputs, missing))
+        if sum(len(x) for x, _ in self._waiting) >= SUMMED_FRAMES:
+            self._sum_waiting()
+
+    def _sum_waiting(self) -> None:
+        if not self._waiting:
+            return
+        inputs, missing = (torch.cat(tensors) for tensors in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        # Products are of the model's own precision, and sums of them in double: their rounding,
+        # some 1e-6 of the mean square, is nothing beside the ridge of 1e-3.
+        self._gram += gram(inputs)
+        self._cross += missing.T @ inputs
 
     def solve(self) -> None:
         """Change the layer to the solution."""
+        self._sum_waiting()
         diagonal = self._gram.diagonal()
-        diagonal += self._ridge * diagonal.mean().clamp_min(SMALL)
+        diagonal += RIDGE * diagonal.mean().clamp_min(SMALL)
         factor = torch.linalg.cholesky_ex(self._gram).L
         change = torch.cholesky_solve(self._cross.T, factor).T
         columns = self.layer.in_features
