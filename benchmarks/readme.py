@@ -17,6 +17,7 @@ from benchmarks.lib.method_tables import (
     methods,
 )
 from benchmarks.lib.speed_tables import (
+    large_audio,
     latency_target,
     long_audio,
     masked_overhead,
@@ -35,6 +36,7 @@ PAGES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "results").glob("*.md")),
     ROOT / "docs" / "large_models.md",
+    ROOT / "docs" / "concepts" / "pruning-without-training.md",
 )
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -313,6 +315,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "imported": ("imported", imported),
     "imported_in_sherpa": ("imported", imported_in_sherpa),
     "large_models": ("large_models", large_models),
+    "large_audio": ("large_audio", large_audio),
     "untuned_demo": ("untuned_demo", claim_wer),
     "untuned_commands": ("untuned_commands", claim_wer),
     "tuned_demo": ("tuned_demo", claim_wer),

@@ -145,3 +145,27 @@ def orchestration(rows: Sequence[Row]) -> list[dict[str, str]]:
         }
         for row in rows
     ]
+
+
+def large_audio(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What `prune --audio` took for a large model, stage by stage."""
+    return [
+        {
+            "model": f"parakeet-ctc-{row['shape']}",
+            "tables": minutes(row["stages"]["measuring"]),
+            **{
+                f"{title.split()[1]} % removed": minutes(seconds)
+                for title, seconds in row["stages"].items()
+                if title.startswith("removing")
+            },
+            "all": minutes(row["seconds"]),
+            "peak memory": f"{row['peak_gb']:.1f} GB",
+            "of the weights": f"{row['weights']:.1f}",
+        }
+        for row in rows
+        if row["name"] == "prune --audio"
+    ]
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min"

@@ -7,11 +7,14 @@ has random weights of the exact shape of a published one (large_source.py); text
 What was measured stays in --dir, so an interrupted run goes on; --again measures steps anew.
 
 `python -m benchmarks.quality.large_models --shape 0.6b --save`, then `--shape 1.1b --save`.
+`--steps "source,import,prune --audio" --name large_audio --save` makes the table of
+docs/concepts/pruning-without-training.md, for either shape.
 """
 
 import argparse
 import json
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -97,6 +100,8 @@ class Measured:
     """Longest time without output, in seconds."""
     written_gb: float
     """Of what the command leaves."""
+    stages: dict[str, float]
+    """Seconds of each stage that the command announced."""
     code: int
     error: str
 
@@ -107,29 +112,29 @@ def main() -> None:
     parser.add_argument("--steps", help="some of them, by commas; by default all of the shape")
     parser.add_argument("--spread", type=float, default=SPREAD, help="of the random weights")
     parser.add_argument("--dir", type=Path, default=Path("runs/large_models"))
+    parser.add_argument("--name", default=NAME, help="of the table; rows are of these steps alone")
     parser.add_argument("--again", action="store_true", help="also steps that were measured")
     args = parser.parse_args()
     root = (args.dir / f"{args.shape}-{args.spread:g}").resolve()
     root.mkdir(parents=True, exist_ok=True)
     usual = ",".join(OF_TRANSDUCERS if args.shape in TRANSDUCERS else STEPS[:-1])
-    for step in (each.strip() for each in (args.steps or usual).split(",")):
+    steps = [each.strip() for each in (args.steps or usual).split(",")]
+    for step in steps:
         if step not in STEPS:
             parser.error(f"--steps must be some of {', '.join(STEPS)}, but has {step} instead")
         if args.again or not (root / f"{step}.json").is_file():
             measured = measure(step, args.shape, root, spread=args.spread)
             (root / f"{step}.json").write_text(json.dumps(asdict(measured), indent=1))
             print(f"{step}: {asdict(measured)}", file=sys.stderr, flush=True)
-    rows = merged(args, [json.loads(file.read_text()) for file in ordered(root)])
-    emit(NAME, rows, verdict(rows), args)
-
-
-def ordered(root: Path) -> list[Path]:
-    return [file for step in STEPS if (file := root / f"{step}.json").is_file()]
+    wanted = STEPS if args.name == NAME else steps
+    files = [root / f"{step}.json" for step in wanted]
+    rows = merged(args, [json.loads(file.read_text()) for file in files if file.is_file()])
+    emit(args.name, rows, verdict(rows), args)
 
 
 def merged(args: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """These rows, and those of other shapes that the file has."""
-    file = RESULTS / f"{NAME}.json"
+    file = RESULTS / f"{args.name}.json"
     others = json.loads(file.read_text())["rows"] if args.save and file.is_file() else []
     kept = [row for row in others if row["shape"] != args.shape]
     return sorted([*kept, *rows], key=lambda row: list(SHAPES).index(row["shape"]))
@@ -217,14 +222,30 @@ def watch(words: Sequence[str]) -> dict[str, Any]:
     code = process.wait()
     lines = text.decode(errors="replace").strip().splitlines()
     sys.stderr.write("".join(f"    {line}\n" for line in lines[-40:]))
+    seconds = time.monotonic() - started
     return {
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
+        "stages": stage_seconds(lines, seconds),
         "silence": silence,
         "peak": peak,
         "peak_gb": peak / 1e9,
         "code": code,
         "error": "" if code == 0 else lines[-1] if lines else "",
     }
+
+
+def stage_seconds(lines: Sequence[str], whole: float) -> dict[str, float]:
+    """Seconds of each stage, from lines such as `removing 50 % of the FLOPs (136 s)`.
+
+    Lines of progress, `measured 3 of 100 axes, ...`, belong to the stage that measures.
+    """
+    begins: dict[str, float] = {}
+    for line in lines:
+        if announced := re.fullmatch(r"(.*) \((\d+) s\)", line.strip()):
+            title = "measuring" if announced[1].startswith("measur") else announced[1]
+            begins.setdefault(title, float(announced[2]))
+    ends = [*list(begins.values())[1:], whole]
+    return {title: end - begin for (title, begin), end in zip(begins.items(), ends, strict=True)}
 
 
 def resident(pid: int) -> int:
