@@ -17,7 +17,7 @@ class DecoderError(ValueError):
     def __init__(self) -> None:
         super().__init__(
             "The model must have a CTC head for this, but has a transducer alone instead; sweeps,"
-            " `prune`, `evaluate`, `transcribe` and `export --to onnx-asr` take transducers."
+            " `prune`, `evaluate`, `transcribe` and `export` to onnx or onnx-asr take transducers."
         )
 
 
