@@ -244,7 +244,7 @@ def stage_seconds(lines: Sequence[str], whole: float) -> dict[str, float]:
         if announced := re.fullmatch(r"(.*) \((\d+) s\)", line.strip()):
             title = "measuring" if announced[1].startswith("measur") else announced[1]
             begins.setdefault(title, float(announced[2]))
-    ends = [*list(begins.values())[1:], whole]
+    ends = [*begins.values(), whole][1:]
     return {title: end - begin for (title, begin), end in zip(begins.items(), ends, strict=True)}
 
 
