@@ -76,7 +76,7 @@ def fisher_width_table(
     def readers() -> Iterator[tuple[Tensor, Tensor]]:
         while sums:
             reader = sums.pop()
-            yield reader.gram, reader.products / num_frames
+            yield reader.gram, reader.products.div_(num_frames)  # no copy of a hundred matrices
 
     order = joint_removal_order(readers(), num_units=axis.size)
     return unit_table(axis, order, WIDTH_WEIGHT * 0.5 / num_frames)
