@@ -16,7 +16,7 @@ towards the layer as it is: few frames cannot ruin it.
 Batch-norm statistics move with their inputs: by the difference of means and the ratio of variances
 between the two models. An unpruned model is left as it is.
 
-Memory holds the two residual streams and the inputs of one projection, whatever the depth.
+Memory holds the two residual streams and what one module reads and gives, whatever the depth.
 
 Shapes: B batch, T frames, N real frames, D width of the pruned model, W of the unpruned one.
 """
