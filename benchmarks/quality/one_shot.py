@@ -194,13 +194,13 @@ def composed(first: Choice, second: Choice) -> Choice:
 @contextmanager
 def readers_refitted(*, is_on: bool) -> Iterator[None]:
     """Without it the sequential repair refits output projections alone."""
-    refit = sequential._reconstruct_readers  # noqa: SLF001 - an ingredient that is taken out
+    refit = sequential._reconstruct_reader  # noqa: SLF001 - an ingredient that is taken out
     try:
         if not is_on:
-            sequential._reconstruct_readers = lambda *_: None  # noqa: SLF001
+            sequential._reconstruct_reader = lambda *_: None  # noqa: SLF001
         yield
     finally:
-        sequential._reconstruct_readers = refit  # noqa: SLF001
+        sequential._reconstruct_reader = refit  # noqa: SLF001
 
 
 def errors_of(model: Conformer, dense: Bundle, judged: Speech) -> Errors:
