@@ -8,7 +8,7 @@ for its share of the resource. The KL is that of the Kronecker-factored Fisher (
 without transcripts.
 
 The residual width is read by every module. Without a unit each reader is refitted for itself, and
-their errors add up (`core/pruning/width_table.py`).
+their errors add up (`core/pruning/fisher_tables.py`).
 """
 
 from collections.abc import Collection, Iterator
@@ -22,16 +22,15 @@ from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.methods.magnitude import magnitudes
 from core.pruning.calibration import Calibration, prunable_consumers
+from core.pruning.fisher_tables import fisher_tables
 from core.pruning.sensitivity import (
     SensitivityTable,
     closed_axis_tables,
-    fisher_tables,
     measured_tables,
     table_scores,
 )
 from core.pruning.space import Space
 from core.pruning.table_files import load_tables, saved_tables, tables_digest
-from core.pruning.width_table import fisher_width_table
 from core.training.loop import Trainable
 from core.training.method import Method, MethodContext, SearchResult
 
@@ -103,18 +102,15 @@ def all_tables(
     missing = tuple(a for a in axes_with_tables(space) if a.name not in computed)
     rest = replace(space, prunable=missing)
     with_consumer = {consumer.axis.name for consumer in prunable_consumers(rest)}
-    if with_consumer and settings.tables == "fisher":
-        yield from fisher_tables(model, rest, speech, seed=seed)
-    elif with_consumer:
+    measured = with_consumer if settings.tables == "measured" else set()
+    by_fisher = tuple(a for a in missing if a.kind == "width" or a.name in with_consumer - measured)
+    yield from fisher_tables(model, replace(space, prunable=by_fisher), speech, seed=seed)
+    if measured:
         yield from measured_tables(model, rest, speech, levels=levels)
     # Whole modules, whole blocks, and units of a transducer.
-    closed = [a for a in missing if a.name not in with_consumer and a.kind != "width"]
-    if closed:
-        weights = magnitudes(model, closed)
-        orders = {name: weight.argsort(stable=True) for name, weight in weights.items()}
+    if closed := [a for a in missing if a.name not in with_consumer and a.kind != "width"]:
+        orders = {n: w.argsort(stable=True) for n, w in magnitudes(model, closed).items()}
         yield from closed_axis_tables(model, orders, speech, levels=levels)
-    for axis in (axis for axis in missing if axis.kind == "width"):  # which many layers read
-        yield fisher_width_table(model, axis, speech, seed=seed)
 
 
 def axes_with_tables(space: Space) -> list[Axis]:

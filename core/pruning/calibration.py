@@ -29,6 +29,9 @@ Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
 several times."""
 STRIP_INPUTS = 512
 """Rows of X^T X that are computed at once."""
+SUMMED_ROWS = 2048
+"""Rows whose products are summed at once: a batch has a few hundred, and its sums for a layer of
+4,096 inputs, 134 MB, would be read and written for each."""
 FRONTEND = "frontend"
 DECODER = "decoder"
 """The part behind the last block; it does not change the residual stream."""
@@ -251,25 +254,72 @@ def iterate_grams(
         consumers: of the model, in any order.
         speech: walked through once.
     """
-    model.eval()
-    streams = ResidualStreams(model=model, folded=folded, speech=speech)
+    streams = ResidualStreams(model=model.eval(), folded=folded, speech=speech)
     last = max((streams.parts.index(consumer.part) for consumer in consumers), default=-1)
     for part in streams.parts[: last + 1]:
         own = [consumer for consumer in consumers if consumer.part == part]
-        grams: dict[str, Tensor] = {}
+        grams: dict[str, GramSum] = {}
         streams.advance(part, gram_watch(model, own, grams))
         for consumer in own:
             if consumer.module in grams:
-                yield consumer, grams.pop(consumer.module)
+                yield consumer, grams.pop(consumer.module).total()
 
 
-def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Tensor]) -> Watch:
-    """Return a watch that adds X^T X of consumers' inputs to `grams`, by module.
+class WaitingRows:
+    """Rows of some tensors that are in no sum yet."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, ...]] = []
+
+    def add(self, *tensors: Float[Tensor, "rows _"]) -> None:
+        """Let the rows of a batch wait, those of each tensor."""
+        self._batches.append(tensors)
+
+    def take(self, *, least: int) -> tuple[Tensor, ...] | None:
+        """Return all that waits, one after the other, if it has at least so many rows."""
+        if sum(len(tensors[0]) for tensors in self._batches) < least:
+            return None
+        together = tuple(torch.cat(rows) for rows in zip(*self._batches, strict=True))
+        self._batches.clear()
+        return together
+
+
+class GramSum:
+    """X^T X in double precision, X having a last column of ones, summed as rows come."""
+
+    def __init__(self) -> None:
+        self._waiting = WaitingRows()
+        self._total: Tensor | None = None
+
+    def add(self, x: Float[Tensor, "rows inputs"]) -> None:
+        """Add the rows of a batch."""
+        self._waiting.add(x)
+        self._sum(least=SUMMED_ROWS)
+
+    def total(self) -> Float[Tensor, "inputs1 inputs1"]:
+        """Return the sum over all rows, of which there is at least one."""
+        self._sum(least=1)
+        assert self._total is not None
+        return self._total
+
+    def _sum(self, *, least: int) -> None:
+        rows = self._waiting.take(least=least)
+        if rows is None:
+            return
+        # With the ones, the last column holds the sums of the inputs and the number of rows: what
+        # a bias needs.
+        x = rows[0].double()
+        product = gram(torch.cat((x, x.new_ones(len(x), 1)), dim=1))
+        self._total = product if self._total is None else self._total.add_(product)
+
+
+def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, GramSum]) -> Watch:
+    """Return a watch that adds the rows of consumers' inputs to `grams`, by module.
 
     Args:
         model: the model.
         consumers: modules that the part contains.
-        grams: sums, changed in place.
+        grams: sums, which are added to.
     """
 
     @contextmanager
@@ -281,11 +331,8 @@ def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Ten
             def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 x = inputs[0]
                 # The table of positions has neither utterances nor padding.
-                x = (x if x.dim() == 2 else _rows(module, x, real)).double()
-                # With the ones, the last column of X^T X holds the sums of the inputs and the
-                # number of rows: what a bias needs.
-                x = torch.cat((x, x.new_ones(len(x), 1)), dim=1)
-                grams[consumer.module] = grams.get(consumer.module, 0) + gram(x)
+                rows = x if x.dim() == 2 else _rows(module, x, real)
+                grams.setdefault(consumer.module, GramSum()).add(rows)
 
             return model.get_submodule(consumer.module).register_forward_pre_hook(hook)
 

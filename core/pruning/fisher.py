@@ -8,6 +8,7 @@ Shapes: B batch, T frames, N rows, O outputs of a module.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,28 +26,76 @@ Watch = Callable[[], AbstractContextManager[list[Tensor]]]
 """Inside the context a forward pass adds tensors to the list."""
 
 
-def output_fisher(
-    model: Conformer, modules: Sequence[str], speech: Calibration, *, seed: int
-) -> tuple[dict[str, Float[Tensor, "_ _"]], int]:
-    """Return the sum of g g^T over each module's output rows, and the number of distributions.
+@dataclass(kw_only=True, slots=True)
+class ReaderSums:
+    """Of a layer's inputs x and their gradients g: sums over real frames."""
+
+    gram: Float[Tensor, "inputs1 inputs1"]
+    """Of x x^T, with a last input of ones, in double precision: it is inverted."""
+    products: Float[Tensor, "inputs1 inputs1"]
+    """Of g g^T, in the gradients' own precision: it is only multiplied. What belongs to the ones is
+    left 0."""
+
+    @classmethod
+    def zeros(cls, size: int, dtype: torch.dtype) -> "ReaderSums":
+        return cls(
+            gram=torch.zeros(size, size, dtype=torch.float64),
+            products=torch.zeros(size, size, dtype=dtype),
+        )
+
+    def add(
+        self, x: Float[Tensor, "frames inputs"], gradient: Float[Tensor, "frames inputs"]
+    ) -> None:
+        """Add the frames of a batch."""
+        rows = x.double()
+        rows = torch.cat((rows, rows.new_ones(len(rows), 1)), 1)
+        self.gram += gram(rows).cpu()
+        self.products[:-1, :-1] += (gradient.T @ gradient).cpu()
+
+
+@dataclass(kw_only=True, slots=True)
+class FisherSums:
+    """What one pass over the speech, forward and backward, tells of some modules."""
+
+    outputs: dict[str, Float[Tensor, "_ _"]]
+    """Sum of g g^T over each module's output rows, by its name."""
+    readers: list[ReaderSums]
+    """Of each norm's outputs, which some layers read."""
+    count: int
+    """Number of distributions, one a frame for CTC."""
+
+
+def fisher_sums(
+    model: Conformer,
+    speech: Calibration,
+    *,
+    modules: Sequence[str] = (),
+    norms: Sequence[nn.Module] = (),
+    seed: int,
+) -> FisherSums:
+    """Return the sums of gradients' products, on the CPU, of all that is asked for at once.
 
     Args:
-        model: evaluated as it is.
-        modules: names of linear layers and convolutions.
-        speech: calibration speech.
+        model: evaluated as it is; its gradients are not touched.
+        speech: calibration speech, walked through once.
+        modules: names of linear layers and convolutions, for the Fisher information of what they
+            give.
+        norms: modules whose outputs are read by others, for that of what these read.
         seed: of the labels, which are drawn from the model's own distribution.
     """
-    watched = [model.get_submodule(name) for name in modules]
-    sums: dict[str, Tensor] = {}
-    total = 0
-    for _, gradients, _, count in label_gradients(
-        model, speech, lambda: watch_outputs(watched), seed=seed
-    ):
-        total += count
-        for name, module, gradient in zip(modules, watched, gradients, strict=True):
-            rows = _rows(module, gradient)
-            sums[name] = sums.get(name, 0) + gram(rows)
-    return sums, total
+    watched = [*(model.get_submodule(name) for name in modules), *norms]
+    dtype = model.frontend.linear.weight.dtype
+    readers = [ReaderSums.zeros(model.shape.width + 1, dtype) for _ in norms]
+    sums, split = FisherSums(outputs={}, readers=readers, count=0), len(modules)
+    batches = label_gradients(model, speech, lambda: watch_outputs(watched), seed=seed)
+    for outputs, gradients, is_frame, count in batches:
+        sums.count += count
+        for name, gradient in zip(modules, gradients[:split], strict=True):
+            rows = _rows(model.get_submodule(name), gradient)
+            sums.outputs[name] = sums.outputs.get(name, 0) + (rows.T @ rows).cpu()
+        for reader, x, gradient in zip(readers, outputs[split:], gradients[split:], strict=True):
+            reader.add(x.detach()[is_frame], gradient[is_frame])
+    return sums
 
 
 def label_gradients(
@@ -114,4 +163,4 @@ def _rows(module: nn.Module, gradient: Float[Tensor, "batch ..."]) -> Float[Tens
     # A pointwise layer reads an image, too, but with channels last: (B, S, G, C).
     is_convolution = isinstance(module, nn.Conv2d)
     last = gradient.permute(0, 2, 3, 1) if is_convolution else gradient
-    return last.reshape(-1, last.shape[-1]).double()
+    return last.reshape(-1, last.shape[-1])

@@ -19,7 +19,6 @@ takes minutes.
 Shapes: I inputs, those that always stay (the bias) last; U units of b inputs; r pending rows.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,19 +56,18 @@ def removal_order(
 
     Args:
         gram: H, in double precision.
-        products: M = W^T F W, likewise.
+        products: M = W^T F W, likewise, which is changed.
         num_units: units; unit u has the inputs u * unit_inputs and following.
         unit_inputs: inputs of one unit. Inputs beyond those of all units always stay.
         damping: share of the mean of H's diagonal that is added to it.
         pending: rows of changes that are collected; the result does not depend on it.
     """
-    inverse = damped_inverse(gram, damping)
-    elimination = _Elimination(inverse, products.clone(), num_units, unit_inputs, pending)
-    return _removal_order([elimination])
+    matrices = damped_inverse(gram, damping)[None], products[None]
+    return _removal_order(_Elimination(*matrices, num_units, pending, unit_inputs=unit_inputs))
 
 
 def joint_removal_order(
-    readers: Iterable[tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs inputs"]]],
+    readers: list[tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs inputs"]]],
     *,
     num_units: int,
     damping: float = DAMPING,
@@ -80,17 +78,26 @@ def joint_removal_order(
     sum over the consumers.
 
     Args:
-        readers: H and M of each consumer, in double precision; M is changed. A hundred of them may
-            not fit into memory twice, so an iterator may let go of each.
+        readers: H, in double precision, and M of each consumer. The list is emptied: a hundred
+            matrices of 1,024 inputs do not fit into memory twice.
         num_units: units.
         damping: share of the mean of each H's diagonal that is added to it.
     """
-    return _removal_order(
-        [
-            _Elimination(damped_inverse(gram, damping), products, num_units, 1, PENDING)
-            for gram, products in readers
-        ]
-    )
+    return _removal_order(_Elimination(*_stack(readers, damping), num_units, PENDING))
+
+
+def _stack(
+    readers: list[tuple[Tensor, Tensor]], damping: float
+) -> tuple[Float[Tensor, "consumers inputs inputs"], Float[Tensor, "consumers inputs inputs"]]:
+    """Return H^-1 and M of all consumers; the list is emptied on the way."""
+    first, _ = readers[0]
+    inverses = first.new_empty(len(readers), *first.shape)
+    products = torch.empty_like(inverses)
+    while readers:
+        gram, own = readers.pop()
+        inverses[len(readers)] = damped_inverse(gram, damping)
+        products[len(readers)] = own
+    return inverses, products
 
 
 def damped_inverse(
@@ -107,41 +114,42 @@ def damped_inverse(
     return torch.cholesky_inverse(factor)
 
 
-def _removal_order(eliminations: "Sequence[_Elimination]") -> RemovalOrder:
-    num_units = eliminations[0].num_units
+def _removal_order(elimination: "_Elimination") -> RemovalOrder:
+    num_units = elimination.num_units
     remaining = torch.ones(num_units, dtype=torch.bool)
     units, growth = [], []
     for _ in range(num_units):
         index = remaining.nonzero().squeeze(1)
-        costs = sum(elimination.growth(index) for elimination in eliminations)
-        assert isinstance(costs, Tensor)
+        costs = elimination.growth(index)
         best = int(costs.argmin())
         unit = int(index[best])
         units.append(unit)
         growth.append(float(costs[best]))
         remaining[unit] = False
-        for elimination in eliminations:
-            elimination.remove(unit)
+        elimination.remove(unit)
     return RemovalOrder(
         units=torch.tensor(units), growth=torch.tensor(growth, dtype=torch.float64).clamp_min(0)
     )
 
 
 class _Elimination:
-    """H^-1 and M while units are removed, with the changes that are not added yet.
+    """H^-1 and M of some consumers while units are removed, with the changes not added yet.
 
     P = inverse - rows^T @ steps and M = products - steps^T @ halves - halves^T @ steps, where each
     of the three lists has a row for each removed input. The matrices hold the remaining units, and
     some of those that were removed lately.
+
+    Shapes: C consumers, k inputs of a unit, and r rows of the lists.
     """
 
     def __init__(
         self,
-        inverse: Float[Tensor, "inputs inputs"],
-        products: Float[Tensor, "inputs inputs"],
+        inverse: Float[Tensor, "consumers inputs inputs"],
+        products: Float[Tensor, "consumers inputs inputs"],
         num_units: int,
-        unit_inputs: int,
         pending: int,
+        *,
+        unit_inputs: int = 1,
     ) -> None:
         self._inverse, self._products = inverse, products
         self.num_units, self._block = num_units, unit_inputs
@@ -159,36 +167,44 @@ class _Elimination:
 
     def _start_lists(self) -> None:
         """Make room for the rows of removed inputs; they are filled from the first on."""
+        num_consumers, num_inputs, _ = self._inverse.shape
         most = self._pending + self._block
-        self._lists = [self._inverse.new_empty(most, len(self._inverse)) for _ in range(3)]
+        self._lists = [self._inverse.new_empty(num_consumers, most, num_inputs) for _ in range(3)]
         self._num_rows = 0
 
-    def _own(self, matrix: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "units block block"]:
+    def _own(
+        self, matrices: Float[Tensor, "consumers inputs inputs"]
+    ) -> Float[Tensor, "consumers units block block"]:
         inside, block = self.num_units * self._block, self._block
-        tiles = matrix[:inside, :inside].view(self.num_units, block, self.num_units, block)
-        return tiles.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+        shape = (len(matrices), self.num_units, block, self.num_units, block)
+        tiles = matrices[:, :inside, :inside].reshape(shape)
+        return tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).clone()
 
     def growth(self, units: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
-        """Return what the removal of each of these units would cost."""
+        """Return what the removal of each of these units would cost, in all consumers together."""
         held = self._index[units]
-        inverse, products = self._own_inverse[held], self._own_products[held]
+        inverse, products = self._own_inverse[:, held], self._own_products[:, held]
         if self._block == 1:
-            return (products / inverse)[:, 0, 0]
-        return torch.linalg.solve(inverse, products).diagonal(dim1=1, dim2=2).sum(1)
+            return (products / inverse)[:, :, 0, 0].sum(0)
+        return torch.linalg.solve(inverse, products).diagonal(dim1=2, dim2=3).sum((0, 2))
 
     def remove(self, unit: int) -> None:
         """Remove a unit's inputs and adjust everything else."""
         index = int(self._index[unit])
         inputs = slice(index * self._block, (index + 1) * self._block)
-        rows, steps, halves = (rows[: self._num_rows] for rows in self._lists)
-        row = self._inverse[inputs] - rows[:, inputs].T @ steps
-        product = self._products[inputs] - steps[:, inputs].T @ halves - halves[:, inputs].T @ steps
-        step = torch.linalg.solve(row[:, inputs], row)
+        rows, steps, halves = (rows[:, : self._num_rows] for rows in self._lists)
+        row = self._inverse[:, inputs] - rows[:, :, inputs].mT @ steps
+        product = (
+            self._products[:, inputs]
+            - steps[:, :, inputs].mT @ halves
+            - halves[:, :, inputs].mT @ steps
+        )
+        step = torch.linalg.solve(row[:, :, inputs], row)
         # M - step^T product - product^T step + step^T M_SS step, as two terms instead of three.
-        half = product - 0.5 * product[:, inputs] @ step
+        half = product - 0.5 * product[:, :, inputs] @ step
         self._update_own(row, step, half)
         for rows, new in zip(self._lists, (row, step, half), strict=True):
-            rows[self._num_rows : self._num_rows + self._block] = new
+            rows[:, self._num_rows : self._num_rows + self._block] = new
         self._num_rows += self._block
         self._is_removed[index] = True
         if self._num_rows >= self._pending:
@@ -196,23 +212,23 @@ class _Elimination:
 
     def _update_own(
         self,
-        row: Float[Tensor, "block inputs"],
-        step: Float[Tensor, "block inputs"],
-        half: Float[Tensor, "block inputs"],
+        row: Float[Tensor, "consumers block inputs"],
+        step: Float[Tensor, "consumers block inputs"],
+        half: Float[Tensor, "consumers block inputs"],
     ) -> None:
         inside = len(self._held) * self._block
         r, s, h = (
-            x[:, :inside].unflatten(1, (len(self._held), self._block)) for x in (row, step, half)
+            x[:, :, :inside].unflatten(2, (len(self._held), self._block)) for x in (row, step, half)
         )
-        self._own_inverse -= torch.einsum("kui,kuj->uij", r, s)
-        change = torch.einsum("kui,kuj->uij", s, h)
+        self._own_inverse -= torch.einsum("ckui,ckuj->cuij", r, s)
+        change = torch.einsum("ckui,ckuj->cuij", s, h)
         self._own_products -= change + change.mT
 
     def _add_pending(self) -> None:
-        rows, steps, halves = (rows[: self._num_rows] for rows in self._lists)
-        self._inverse.addmm_(rows.T, steps, alpha=-1)
-        self._products.addmm_(steps.T, halves, alpha=-1)
-        self._products.addmm_(halves.T, steps, alpha=-1)
+        rows, steps, halves = (rows[:, : self._num_rows] for rows in self._lists)
+        self._inverse.baddbmm_(rows.mT, steps, alpha=-1)
+        self._products.baddbmm_(steps.mT, halves, alpha=-1)
+        self._products.baddbmm_(halves.mT, steps, alpha=-1)
         self._num_rows = 0
         if self._is_removed.sum() >= DROPPED_SHARE * len(self._held):
             self._drop_removed()
@@ -220,12 +236,31 @@ class _Elimination:
     def _drop_removed(self) -> None:
         """Take the rows and columns of removed units out of the matrices, where all are 0."""
         stays = ~self._is_removed
-        num_others = len(self._inverse) - len(self._held) * self._block
+        num_others = self._inverse.shape[1] - len(self._held) * self._block
         inputs = torch.cat((stays.repeat_interleave(self._block), stays.new_ones(num_others)))
         index = inputs.nonzero().squeeze(1).to(self._inverse.device)
-        self._inverse = self._inverse[index][:, index]
-        self._products = self._products[index][:, index]
-        self._own_inverse, self._own_products = self._own_inverse[stays], self._own_products[stays]
+        self._inverse = _shrink(self._inverse, index)
+        self._products = _shrink(self._products, index)
+        self._own_inverse = self._own_inverse[:, stays]
+        self._own_products = self._own_products[:, stays]
         self._held, self._is_removed = self._held[stays], self._is_removed[stays]
         self._index[self._held] = torch.arange(len(self._held))
         self._start_lists()
+
+
+def _shrink(
+    matrices: Float[Tensor, "consumers inputs inputs"], index: Int[Tensor, " left"]
+) -> Float[Tensor, "consumers left left"]:
+    """Return the matrices of some inputs, in the same memory.
+
+    Of 97 consumers a copy of all would be 0.8 GB. Each matrix is copied for itself, and then moves
+    to the front: what it overwrites has moved before.
+    """
+    if len(matrices) == 1:
+        return matrices[:, index][:, :, index]
+    size = len(index)
+    entries = matrices.view(-1)
+    smaller = entries[: len(matrices) * size * size].view(len(matrices), size, size)
+    for number, matrix in enumerate(matrices):
+        smaller[number] = matrix[index][:, index]
+    return smaller

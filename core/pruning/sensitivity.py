@@ -1,16 +1,7 @@
-"""Sensitivity tables: how far the output moves as units of an axis go, found by one backward pass.
+"""Sensitivity tables: how far the output moves as units of an axis go, measured level by level.
 
-To second order, a change dW of a consumer moves the distribution over tokens by
-
-    KL = tr(F dW H dW^T) / 2   nats a frame,
-
-with H = X^T X of its inputs and F the mean of g g^T over its rows, g being the gradient of
--log p(label) with respect to its output, of a label drawn from the model's own distribution. This
-is the Fisher information as a Kronecker product (K-FAC: Martens and Grosse, 2015), used for whole
-structures by LLM Surgeon (van der Ouderaa et al., arXiv 2312.17244). Structured OBS gives the
-smallest such KL after each removal, so order and table of an axis come from one elimination.
-
-No transcript is read: the labels are drawn.
+Here are tables that are measured; core/pruning/fisher_tables.py has those by the Fisher
+information.
 
 Example: a table 0.001, 0.003, 0.010 says that the first unit of the order costs 0.001 nats a frame,
 the first two 0.003 and all three 0.010, when the consumer is refitted each time.
@@ -38,14 +29,13 @@ from core.pruning.calibration import (
     DECODER,
     Calibration,
     Consumer,
+    GramSum,
     ResidualStreams,
     comparison_places,
     gram_watch,
-    iterate_grams,
     part_of,
     prunable_consumers,
 )
-from core.pruning.fisher import output_fisher
 from core.pruning.obs import RemovalOrder, removal_order
 from core.pruning.reconstruction import least_squares_columns
 from core.pruning.space import Space, unit_share
@@ -67,26 +57,6 @@ class SensitivityTable:
     """KL from the unpruned model's distribution at each level, in nats a frame."""
 
 
-def fisher_tables(
-    model: Conformer, space: Space, speech: Calibration, *, seed: int
-) -> Iterator[SensitivityTable]:
-    """Yield the table of each axis that has a consumer, one level for each unit.
-
-    Args:
-        model: the unpruned model; its gradients are not touched.
-        space: which axes may lose units.
-        speech: walked through twice.
-        seed: of the labels that are drawn.
-    """
-    targets = prunable_consumers(space)
-    fisher, num_frames = output_fisher(model, [c.module for c in targets], speech, seed=seed)
-    for consumer, sums in iterate_grams(model, identity_fold(model), targets, speech):
-        gram, columns = sums.cpu(), _columns(named_tensors(model), consumer)
-        weight = fisher[consumer.module].cpu() / gram[-1, -1]  # the last entry counts rows
-        order = _order(gram, columns, columns.T @ weight @ columns, consumer.axis.size)
-        yield unit_table(consumer.axis, order, 0.5 / num_frames)
-
-
 def unit_table(axis: Axis, order: RemovalOrder, scale: float) -> SensitivityTable:
     """Return a table of one level a unit: what the removals cost together, scaled to nats."""
     return SensitivityTable(
@@ -97,13 +67,20 @@ def unit_table(axis: Axis, order: RemovalOrder, scale: float) -> SensitivityTabl
     )
 
 
-def _order(
+def consumer_order(
     gram: Float[Tensor, "inputs1 inputs1"],
     columns: Float[Tensor, "outputs inputs"],
     products: Float[Tensor, "inputs inputs"],
     num_units: int,
 ) -> RemovalOrder:
-    """Return the OBS order; a consumer without a bias does not read the column of ones."""
+    """Return the OBS order; a consumer without a bias does not read the column of ones.
+
+    Args:
+        gram: of the consumer's inputs.
+        columns: of its weight.
+        products: M, which is changed.
+        num_units: units of the axis.
+    """
     return removal_order(
         gram if columns.shape[1] == len(gram) else gram[:-1, :-1],
         products,
@@ -112,7 +89,9 @@ def _order(
     )
 
 
-def _columns(tensors: Mapping[str, Tensor], consumer: Consumer) -> Float[Tensor, "outputs inputs"]:
+def consumer_columns(
+    tensors: Mapping[str, Tensor], consumer: Consumer
+) -> Float[Tensor, "outputs inputs"]:
     """Return the consumer's weight in double precision, its bias as a last column if it has one."""
     weight = tensors[f"{consumer.module}.weight"].detach().double().cpu().flatten(1)
     bias = tensors.get(f"{consumer.module}.bias")
@@ -141,13 +120,15 @@ def measured_tables(
     expected = _all_log_probs(model, whole, speech, places)
     for part in streams.parts:
         own = [consumer for consumer in targets if consumer.part == part]
-        grams: dict[str, Tensor] = {}
+        grams: dict[str, GramSum] = {}
         if own:
             streams.watch(part, gram_watch(model, own, grams))
         for consumer in own:
-            gram = grams.pop(consumer.module)
-            columns = _columns(tensors, consumer)
-            order = _order(gram.cpu(), columns, columns.T @ columns, consumer.axis.size).units
+            gram = grams.pop(consumer.module).total()
+            columns = consumer_columns(tensors, consumer)
+            order = consumer_order(
+                gram.cpu(), columns, columns.T @ columns, consumer.axis.size
+            ).units
             counts = level_counts(consumer.axis, levels)
             increases = [
                 mean_kl(
@@ -178,7 +159,7 @@ def refitted_consumer(
         removed: the units.
     """
     name = f"{consumer.module}.weight"
-    columns = _columns(tensors, consumer).to(gram)
+    columns = consumer_columns(tensors, consumer).to(gram)
     units = torch.ones(consumer.axis.size, dtype=torch.bool, device=gram.device)
     units[removed.to(gram.device)] = False
     inputs = units.repeat_interleave((len(gram) - 1) // consumer.axis.size)

@@ -36,13 +36,10 @@ from core.conformer.convolution import Convolution
 from core.conformer.factored import Factored
 from core.conformer.model import Conformer
 from core.environment import return_freed_memory
-from core.pruning.calibration import gram
+from core.pruning.calibration import SUMMED_ROWS, WaitingRows, gram
 
 RIDGE = 1e-3
 """Share of the mean of the inputs' squares by which a layer is drawn towards itself."""
-SUMMED_FRAMES = 2048
-"""Frames whose products are summed at once: a batch has a few hundred, and its sums for a layer of
-4,096 inputs, 134 MB, would be read and written for each."""
 SMALL = 1e-12
 """Added to variances: a channel that never moves has none."""
 
@@ -361,8 +358,8 @@ class _LeastSquares:
         zero = torch.zeros((), dtype=torch.float64, device=layer.weight.device)
         self._gram = zero.new_zeros(size, size)
         self._cross = zero.new_zeros(layer.out_features, size)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        """Inputs and what the layer misses, of frames that are in no sum yet."""
+        self._waiting = WaitingRows()
+        """Inputs, and what the layer misses."""
 
     def add(
         self, inputs: Float[Tensor, "frames inputs"], targets: Float[Tensor, "frames outputs"]
@@ -371,15 +368,14 @@ class _LeastSquares:
         missing = targets - self.layer(inputs)
         if self.layer.bias is not None:
             inputs = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), 1)
-        self._waiting.append((inputs, missing))
-        if sum(len(x) for x, _ in self._waiting) >= SUMMED_FRAMES:
-            self._sum_waiting()
+        self._waiting.add(inputs, missing)
+        self._sum(least=SUMMED_ROWS)
 
-    def _sum_waiting(self) -> None:
-        if not self._waiting:
+    def _sum(self, *, least: int) -> None:
+        rows = self._waiting.take(least=least)
+        if rows is None:
             return
-        inputs, missing = (torch.cat(tensors) for tensors in zip(*self._waiting, strict=True))
-        self._waiting.clear()
+        inputs, missing = rows
         # Products are of the model's own precision, and sums of them in double: their rounding,
         # some 1e-6 of the mean square, is nothing beside the ridge of 1e-3.
         self._gram += gram(inputs)
@@ -387,7 +383,7 @@ class _LeastSquares:
 
     def solve(self) -> None:
         """Change the layer to the solution."""
-        self._sum_waiting()
+        self._sum(least=1)
         diagonal = self._gram.diagonal()
         diagonal += RIDGE * diagonal.mean().clamp_min(SMALL)
         factor = torch.linalg.cholesky_ex(self._gram).L

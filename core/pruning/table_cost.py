@@ -13,7 +13,7 @@ from core.pruning.space import Space
 
 TRIED_INPUTS = 1024
 """Inputs of the elimination that is timed: of fewer, most time is that of Python."""
-DOUBLE_BYTES = 8
+SINGLE_BYTES, DOUBLE_BYTES = 4, 8
 READERS_OF_A_BLOCK = 4
 
 
@@ -37,9 +37,8 @@ def estimate_table_seconds(space: Space) -> float:
 def estimate_table_bytes(space: Space) -> int:
     """Return the memory of the sums that are held at once, beside the model.
 
-    While axes with a consumer have their turn: the Fisher of all consumers' outputs, and three
-    matrices of the largest consumer's inputs. Then, for the width: two sums and two matrices of
-    each reader.
+    The Fisher of all consumers' outputs, in single precision, waits for its turn. Meanwhile there
+    are, for the width, two matrices of each reader; then four of the largest consumer's inputs.
     """
     tensors = named_tensors(space.model)
     shapes = [
@@ -47,10 +46,9 @@ def estimate_table_bytes(space: Space) -> int:
     ]
     outputs = sum(rows * rows for rows, _ in shapes)
     largest = max((columns for _, columns in shapes), default=0)
-    of_consumers = outputs + 3 * (largest + 1) ** 2
     readers = READERS_OF_A_BLOCK * len(space.model.blocks) + 1
-    of_width = 4 * readers * (space.model.shape.width + 1) ** 2
-    return DOUBLE_BYTES * max(of_consumers, of_width)
+    of_width = 2 * readers * (space.model.shape.width + 1) ** 2
+    return SINGLE_BYTES * outputs + DOUBLE_BYTES * max(of_width, 4 * (largest + 1) ** 2)
 
 
 def measured_passes(space: Space, levels: int, *, consumers_too: bool) -> float:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.pruning.obs import joint_removal_order, removal_order
+from core.pruning.obs import PENDING, joint_removal_order, removal_order
 
 
 def problem(units, block, outputs=5, rows=200, *, has_bias=True, seed=0):
@@ -69,10 +69,13 @@ def test_the_first_unit_to_go_is_the_one_that_least_squares_misses_least():
 @pytest.mark.parametrize("pending", [1, 3, 64])
 def test_collecting_changes_alters_nothing(pending):
     x, weight, fisher = problem(24, 2)
-    arguments = (x.T @ x, weight.T @ fisher @ weight)
 
-    order = removal_order(*arguments, num_units=24, unit_inputs=2, pending=pending)
-    plain = removal_order(*arguments, num_units=24, unit_inputs=2, pending=1)
+    order, plain = (
+        removal_order(
+            x.T @ x, weight.T @ fisher @ weight, num_units=24, unit_inputs=2, pending=rows
+        )
+        for rows in (pending, 1)
+    )
 
     assert order.units.tolist() == plain.units.tolist()
     assert torch.allclose(order.growth, plain.growth, rtol=1e-9)
@@ -89,17 +92,21 @@ def test_of_two_units_that_say_the_same_only_one_goes_cheaply():
     assert int(order.units[1]) not in {1, 3} or float(order.growth[1]) > 1e-3
 
 
-def test_the_growth_of_a_unit_that_several_read_is_what_all_of_them_miss():
-    """Each reader has inputs and a weight of its own, and a bias; each is refitted for itself."""
-    problems = [problem(8, 1, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("units", [8, 2 * PENDING])
+def test_the_growth_of_a_unit_that_several_read_is_what_all_of_them_miss(units):
+    """Each reader has inputs and a weight of its own, and a bias; each is refitted for itself.
+
+    Of many units the removed ones are taken out of all matrices on the way.
+    """
+    problems = [problem(units, 1, seed=seed) for seed in range(3)]
 
     order = joint_removal_order(
         [(x.T @ x, weight.T @ fisher @ weight) for x, weight, fisher in problems],
-        num_units=8,
+        num_units=units,
         damping=0.0,
     )
 
-    kept = torch.ones(9, dtype=torch.bool)
+    kept = torch.ones(units + 1, dtype=torch.bool)
     for unit, total in zip(order.units.tolist(), order.growth.cumsum(0).tolist(), strict=True):
         kept[unit] = False
         left = sum(refitted_error(*each, kept) for each in problems)
@@ -108,10 +115,9 @@ def test_the_growth_of_a_unit_that_several_read_is_what_all_of_them_miss():
 
 def test_one_reader_alone_has_its_own_order():
     x, weight, fisher = problem(12, 1)
-    arguments = (x.T @ x, weight.T @ fisher @ weight)
 
-    joint = joint_removal_order([arguments], num_units=12)
-    alone = removal_order(*arguments, num_units=12, unit_inputs=1)
+    joint = joint_removal_order([(x.T @ x, weight.T @ fisher @ weight)], num_units=12)
+    alone = removal_order(x.T @ x, weight.T @ fisher @ weight, num_units=12, unit_inputs=1)
 
     assert joint.units.tolist() == alone.units.tolist()
     assert torch.equal(joint.growth, alone.growth)

@@ -128,7 +128,7 @@ def test_no_refit_adds_to_the_error_of_its_layer(speech, kind, monkeypatch):
     solve, added = sequential._LeastSquares.solve, []
 
     def solve_and_compare(fit):
-        fit._sum_waiting()
+        fit._sum(least=1)
         before, gram, cross = columns(fit.layer), fit._gram.clone(), fit._cross.clone()
         solve(fit)
         change = columns(fit.layer) - before

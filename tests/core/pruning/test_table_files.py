@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.pruning.sensitivity import fisher_tables
+from core.pruning.fisher_tables import fisher_tables
 from core.pruning.space import Space
 from core.pruning.table_files import load_tables, save_tables, tables_digest
 from core.testing import ragged_speech, small_model

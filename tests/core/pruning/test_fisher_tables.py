@@ -1,16 +1,21 @@
-"""The table of the residual width: its readers, and what their errors add up to."""
+"""Tables by the Fisher information; of the residual width: its readers, and what they miss."""
 
 import torch
 
 from core.conformer.masking import named_tensors
 from core.pruning.fisher import label_gradients, watch_outputs
+from core.pruning.fisher_tables import WIDTH_WEIGHT, fisher_tables, reader_norms
 from core.pruning.space import Space
-from core.pruning.width_table import WIDTH_WEIGHT, fisher_width_table, reader_norms
 from core.testing import ragged_speech, small_model
 
 
 def width_of(model):
     return next(axis for axis in model.axes() if axis.kind == "width")
+
+
+def width_table(model, speech):
+    (table,) = fisher_tables(model, Space.of(model, ["width"], 4.0), speech, seed=0)
+    return table
 
 
 def speech():
@@ -35,7 +40,7 @@ def test_without_any_unit_every_reader_gives_its_mean_and_the_table_says_what_th
     model = small_model().eval()
     axis = width_of(model)
 
-    table = fisher_width_table(model, axis, speech(), seed=0)
+    table = width_table(model, speech())
 
     norms, frames = reader_norms(model), 0
     inputs, gradients = [[] for _ in norms], [[] for _ in norms]
@@ -64,7 +69,7 @@ def test_a_unit_that_nobody_reads_goes_first_and_costs_nothing():
         for piece in (s for s in width_of(model).slices if s.dim == 1):
             named_tensors(model)[piece.tensor][:, 5] = 0
 
-    table = fisher_width_table(model, width_of(model), speech(), seed=0)
+    table = width_table(model, speech())
 
     assert int(table.order[0]) == 5
     assert float(table.increase[0]) < 1e-6 * float(table.increase[-1])
@@ -74,8 +79,8 @@ def test_padding_is_not_looked_at():
     model = small_model().eval()
     padded = [(torch.nn.functional.pad(f, (0, 0, 0, 64)), n) for f, n in speech()]
 
-    plain = fisher_width_table(model, width_of(model), speech(), seed=0)
-    other = fisher_width_table(model, width_of(model), padded, seed=0)
+    plain = width_table(model, speech())
+    other = width_table(model, padded)
 
     assert torch.allclose(plain.increase, other.increase, rtol=1e-3)
     assert Space.of(model, ["width"], 4.0).units[0].size == len(plain.order)
