@@ -110,6 +110,7 @@ def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
         micro_batches=config.training.micro_batches,
+        loss=config.loss,
     )
     train_run = make_train_run(
         config,

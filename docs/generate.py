@@ -326,8 +326,8 @@ This page is generated from the program. A search space is one TOML file with th
 Every key has a default. An unknown key, a wrong type or an impossible value is refused by name
 before anything runs.
 
-Every key under `[trial]`, except those of `[trial.corpus]`, `[trial.model]` and `[trial.teacher]`,
-takes one value or a distribution:
+Every key under `[trial]`, except those of `[trial.corpus]`, `[trial.model]`, `[trial.teacher]` and
+`[trial.loss]`, takes one value or a distribution:
 
 | Distribution | Meaning |
 |---|---|

@@ -125,7 +125,7 @@ class ModelConfig(Config):
     """Width of the predictor's embedding and LSTM, and of the joint; by default the residual width.
     """
     auxiliary_ctc: bool = False
-    """Whether a transducer has a CTC head beside it, with 0.3 of the loss."""
+    """Whether a transducer has a CTC head beside it."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout while the teacher is trained."""
 
@@ -279,6 +279,22 @@ class TrainingConfig(Config):
     augment: AugmentConfig = AugmentConfig()
 
 
+class LossConfig(Config):
+    """The loss of a transducer, in all training; that of CTC alone has no settings."""
+
+    ctc_weight: float = Field(0.3, ge=0, lt=1)
+    """Share of a CTC head beside the transducer."""
+    fastemit: float = Field(0.0, ge=0, le=1)
+    """By how much gradients of tokens grow beside those of blanks, so that tokens come earlier
+    (FastEmit; Yu et al., 2021). 0.005 is a usual value."""
+    sigma: float = Field(0.0, ge=0, le=1)
+    """By how much the logarithms of TDT's probabilities are lowered: a path of fewer steps loses
+    less, so long durations are preferred. NeMo's recipe has 0.02."""
+    omega: float = Field(0.0, ge=0, lt=1)
+    """Share of RNN-T's loss on the same tokens and blanks in that of TDT. NeMo's recipe takes that
+    loss for 0.1 of the batches."""
+
+
 class EvaluationConfig(Config):
     """Measurement of an outcome."""
 
@@ -322,6 +338,7 @@ class TrialConfig(Config):
     tuning: TuningConfig = TuningConfig()
     boosting: BoostingConfig = BoostingConfig()
     training: TrainingConfig = TrainingConfig()
+    loss: LossConfig = LossConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

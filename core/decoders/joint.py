@@ -56,9 +56,20 @@ class Joint(nn.Module):
         self, frames: Float[Tensor, "*#places width"], predicted: Float[Tensor, "*#places width"]
     ) -> tuple[Float[Tensor, "*places vocabulary"], Float[Tensor, "*places durations"]]:
         """Return the logits of tokens and of durations, from projected frames and predictions."""
-        whole = self.output(ACTIVATIONS[self.activation](frames + predicted))
+        return self.split(self.output(self.hidden(frames, predicted)))
+
+    def split(
+        self, whole: Float[Tensor, "*places outputs"]
+    ) -> tuple[Float[Tensor, "*places vocabulary"], Float[Tensor, "*places durations"]]:
+        """Return the logits of tokens and those of durations."""
         vocabulary = whole.shape[-1] - len(self.durations)
         return whole[..., :vocabulary], whole[..., vocabulary:]
+
+    def hidden(
+        self, frames: Float[Tensor, "*#places width"], predicted: Float[Tensor, "*#places width"]
+    ) -> Float[Tensor, "*places width"]:
+        """Return what the output layer reads."""
+        return ACTIVATIONS[self.activation](frames + predicted)
 
     def scores(
         self,

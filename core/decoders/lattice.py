@@ -12,7 +12,7 @@ Shapes: B batch, T frames, U tokens, P = U + 1 places, K blank durations, L labe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,10 @@ class LatticeScores:
             blank_durations=tuple(self.durations[i] for i in is_long),
             label_durations=self.durations,
         )
+
+    def without_durations(self) -> "LatticeScores":
+        """Return the same tokens and blanks as an RNN-T would give."""
+        return replace(self, duration=self.duration[..., :0], durations=())
 
 
 def transducer_loss(

@@ -5,19 +5,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from core.config.trial import LossConfig
 from core.conformer.output import Output
 from core.decoders.ctc import ctc_loss
 from core.decoders.lattice import LatticeScores, transducer_loss
 from core.distributed import part_of_mean
 
-CTC_WEIGHT = 0.3
-"""Share of a CTC head beside a transducer; NeMo's hybrids have the same."""
 LEAST = -30.0
 """Log-probability of a class that is never taken."""
+USUAL = LossConfig()
 
 
 def task_loss(
-    output: Output, tokens: Int[Tensor, "batch tokens"], num_tokens: Int[Tensor, " batch"]
+    output: Output,
+    tokens: Int[Tensor, "batch tokens"],
+    num_tokens: Int[Tensor, " batch"],
+    config: LossConfig = USUAL,
 ) -> Float[Tensor, ""]:
     """Return the mean over utterances of the loss per token.
 
@@ -25,15 +28,34 @@ def task_loss(
         output: of a forward pass, with the transcripts if the model has a transducer.
         tokens: transcripts.
         num_tokens: of each transcript.
+        config: of a transducer's loss.
     """
     if output.lattice is None:
         return ctc_loss(output, tokens, num_tokens)
-    losses = transducer_loss(output.lattice.arcs(), output.num_frames, num_tokens)
+    losses = _lattice_losses(output.lattice, output.num_frames, num_tokens, config)
     # An utterance without words has a loss, too: that of saying blank at every frame.
     mean = part_of_mean((losses / num_tokens.clamp(min=1)).mean(), len(num_tokens))
-    if output.ctc_logits is None:
+    if output.ctc_logits is None or config.ctc_weight == 0:
         return mean
-    return (1 - CTC_WEIGHT) * mean + CTC_WEIGHT * ctc_loss(output, tokens, num_tokens)
+    ctc = ctc_loss(output, tokens, num_tokens)
+    return (1 - config.ctc_weight) * mean + config.ctc_weight * ctc
+
+
+def _lattice_losses(
+    scores: LatticeScores,
+    num_frames: Int[Tensor, " batch"],
+    num_tokens: Int[Tensor, " batch"],
+    config: LossConfig,
+) -> Float[Tensor, " batch"]:
+    """Return each utterance's loss: RNN-T's, or TDT's with a share of RNN-T's."""
+    is_tdt = bool(scores.durations)
+    arcs = scores.arcs(sigma=config.sigma if is_tdt else 0.0)
+    own = transducer_loss(arcs, num_frames, num_tokens, fastemit=config.fastemit)
+    if not is_tdt or config.omega == 0:
+        return own
+    plain = scores.without_durations().arcs()
+    other = transducer_loss(plain, num_frames, num_tokens, fastemit=config.fastemit)
+    return (1 - config.omega) * own + config.omega * other
 
 
 def lattice_divergence(

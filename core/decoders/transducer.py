@@ -56,11 +56,24 @@ class Transducer(nn.Module):
         self, encoded: Float[Tensor, "batch time width"], places: Places
     ) -> Float[Tensor, "chosen outputs"]:
         """Return the log-probabilities at some places: of all tokens, then of all durations."""
-        utterance, frame, num_before = places.index.unbind(1)
-        predicted = self.joint.predictor(predict(self.predictor, places.tokens))
-        frames = self.joint.encoder(encoded)
-        logits = self.joint.logits(frames[utterance, frame], predicted[utterance, num_before])
-        return torch.cat([part.float().log_softmax(-1) for part in logits], -1)
+        hidden = self.joint_hidden(encoded, places)
+        logits = self.joint.split(self.joint.output(hidden))
+        # At least in single precision, whatever autocast gives.
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        return torch.cat([part.to(precise).log_softmax(-1) for part in logits], -1)
+
+    def joint_hidden(
+        self, encoded: Float[Tensor, "batch time width"], places: Places
+    ) -> Float[Tensor, "chosen joint"]:
+        """Return what the joint's output layer reads at some places."""
+        utterance, frame, _ = places.index.unbind(1)
+        predicted = self.joint.predictor(self.predicted(places))
+        return self.joint.hidden(self.joint.encoder(encoded)[utterance, frame], predicted)
+
+    def predicted(self, places: Places) -> Float[Tensor, "chosen outputs"]:
+        """Return the predictor's output before some places."""
+        utterance, _, num_before = places.index.unbind(1)
+        return predict(self.predictor, places.tokens)[utterance, num_before]
 
     def axes(self) -> list[Axis]:
         return [*self.predictor.axes(self.joint.predictor_slice()), self.joint.axis()]

@@ -2,7 +2,7 @@
 
 Targets: `bundle`, a copy; `onnx`, a graph for any runtime; `sherpa`, a graph with the files that
 sherpa-onnx loads; `onnx-asr`, the files that onnx-asr loads; `transformers`, the files that its
-`ParakeetForCTC` loads.
+Parakeet classes load.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Literal
 
 from core import bundle
 from core.bundle import Bundle
+from core.conformer.shape import Shape
 from core.data.audio import check_file
 from core.data.tokenizer import BLANK, FILE_NAME
 from core.digests import bundle_digest
@@ -19,7 +20,14 @@ from core.export import onnx_asr, sherpa_transducer, usage_snippets
 from core.export.model_card import FEATURES, Exported, card_text
 from core.export.onnx.conversion import DATA, LARGEST_INLINE, OPSET
 from core.export.onnx.transducer import GRAPHS
-from core.export.parakeet import EXTRACTOR, PROCESSOR, TOKENS_CONFIG, count_added
+from core.export.parakeet import (
+    EXTRACTOR,
+    GENERATION,
+    PROCESSOR,
+    TOKENS_CONFIG,
+    class_name,
+    count_added,
+)
 from core.export.sherpa import SPEC, TOKENS, needs_sherpa
 from core.export.targets import (
     ExportJob,
@@ -64,6 +72,7 @@ _PURPOSES = {
     PROCESSOR: "features and tokens together",
     FAST: "the tokenizer, as transformers reads it",
     TOKENS_CONFIG: "its class, and the blank's name",
+    GENERATION: "the token that a search begins with",
 }
 
 
@@ -142,7 +151,6 @@ def _write_card(
     files = tuple(sorted(path.name for path in job.folder.iterdir()))
     purposes = _PURPOSES | sherpa_transducer.PURPOSES | GRAPHS
     purposes |= onnx_asr.PURPOSES if to == "onnx-asr" else {}
-    is_pair = to == "onnx" and opened.model.transducer is not None
     about = Exported(
         name=name,
         to=to,
@@ -151,11 +159,17 @@ def _write_card(
         tokenizer=opened.tokenizer.digest,
         files={name: purposes[name] for name in files},
         verified=verified,
-        loading=usage_snippets.TEXTS[f"{to} transducer" if is_pair else to],
+        loading=_loading_code(opened.model.shape, to),
         notes=_notes(opened, to),
     )
     (job.folder / CARD).write_text(card_text(about, opened.report), encoding="utf-8")
     return files
+
+
+def _loading_code(shape: Shape, to: Target) -> str:
+    has_own = to in ("onnx", "transformers") and shape.transducer is not None
+    code = usage_snippets.TEXTS[f"{to} transducer" if has_own else to]
+    return code.replace("ParakeetForTDT", class_name(shape))
 
 
 def _check_options(out: Path, to: Target, *, is_int8: bool, verify_on: Sequence[Path]) -> None:
@@ -200,8 +214,9 @@ def _notes(opened: Bundle, to: Target) -> list[str]:
     added = count_added(opened.model) if to == "transformers" else 0
     if added:
         filled = (
-            "`ParakeetForCTC` has blocks of one size, and no factored layers: to fit it, the model"
-            f" has {added:,} more parameters here, which do not change its output."
+            f"`{class_name(opened.model.shape)}` has blocks of one size, and no factored layers: to"
+            f" fit it, the model has {added:,} more parameters here, which do not change its"
+            " output."
         )
         lines += ["", filled]
     return lines

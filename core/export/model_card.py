@@ -30,6 +30,13 @@ FEATURES: dict[FeatureKind, str] = {
         " NeMo's models: samples in [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false), each"
         " emphasised by 0.97, periodic Hann window, Slaney's mel scale, natural logarithm."
     ),
+    "sherpa_transducer": (
+        "It reads {mels} log-mel filter banks of 16 kHz mono speech, as sherpa-onnx"
+        " computes them for"
+        " NeMo's transducers: samples in [-1, 1], frames of 25 ms every 10 ms (`snip_edges` false),"
+        " each emphasised by 0.97, Povey window, Slaney's mel scale up to 7600 Hz, natural"
+        " logarithm."
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
+from core.decoders.predictor import GATES
 from core.pruning.low_rank import build_model, multiply_factors
 
 _ONE = ("norm.weight", "running_var", "deviation")
@@ -27,15 +28,22 @@ def pad_to_shape(model: Conformer, shape: Shape) -> Conformer:
 
 
 def _pad_tensor(name: str, source: Tensor | None, size: torch.Size) -> Tensor:
-    """Pad a tensor with neutral values at its end; the two halves of a GLU one by one."""
-    if name.endswith((".convolution.up.weight", ".convolution.up.bias")):
-        halves = (None, None) if source is None else source.chunk(2)
-        # Values come first, gates second. 2 channels padded to 3: a b, c d become a b 0, c d 0.
-        # Zeros at the very end would give a b c, d 0 0, which gates a by d instead of c.
-        half = torch.Size((size[0] // 2, *size[1:]))
-        return torch.cat([_pad_tensor("", half_source, half) for half_source in halves])
+    """Pad a tensor with neutral values at its end; parts of its rows one by one."""
+    # Values come first, gates second. 2 channels padded to 3: a b, c d become a b 0, c d 0. Zeros
+    # at the very end would give a b c, d 0 0, which gates a by d instead of c.
+    if parts := _row_parts(name):
+        sources = [None] * parts if source is None else source.chunk(parts)
+        size = torch.Size((size[0] // parts, *size[1:]))
+        return torch.cat([_pad_tensor("", part, size) for part in sources])
     whole = torch.ones(size) if name.endswith(_ONE) else torch.zeros(size)
     if source is not None:
         whole = whole.to(source)
         whole[tuple(slice(length) for length in source.shape)] = source
     return whole
+
+
+def _row_parts(name: str) -> int:
+    """Return how many parts a tensor's rows have: two of a GLU, four of an LSTM, otherwise 0."""
+    if name.endswith((".convolution.up.weight", ".convolution.up.bias")):
+        return 2
+    return GATES if ".predictor.layers." in name else 0

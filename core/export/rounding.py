@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.conformer.attention import distance_table
 from core.conformer.model import Conformer
+from core.decoders.places import Places
 
 ALLOWED = 4.0
 """Largest allowed multiple of torch's own error: rounding is random, and each error is the largest
@@ -51,9 +52,9 @@ class Errors:
 def rounding_errors(
     model: Conformer,
     speech: tuple[Float[Tensor, "batch mel_frames mels"], Int[Tensor, " batch"]],
-    other: Float[Tensor, "real vocabulary"],
-    is_frame: Bool[Tensor, "batch time"],
+    other: Float[Tensor, "distributions outputs"],
     *,
+    places: Places | None = None,
     is_relative: bool = False,
 ) -> Errors:
     """Return the errors of the model and of another program on a batch.
@@ -61,13 +62,13 @@ def rounding_errors(
     Args:
         model: in single precision.
         speech: features and their lengths.
-        other: the other program's log-probabilities of the real frames, in their order.
-        is_frame: whether each frame is real, not padding.
+        other: the other program's log-probabilities of the real frames or at the places, in order.
+        places: of a transducer.
         is_relative: whether an error is divided by 1 + the number's size.
     """
-    reference = log_probabilities_in_double(model, *speech)[is_frame]
+    reference = log_probabilities_in_double(model, *speech, places)
     with torch.inference_mode():
-        single = model(*speech).logits.log_softmax(-1)[is_frame]
+        single = model(*speech, places=places).log_probs()
     # An error of 1e-4 at a log-probability of -9 counts as 1e-5.
     size = 1 + reference.abs() if is_relative else torch.ones(())
     ours, theirs = (
@@ -82,8 +83,16 @@ def log_probabilities_in_double(
     model: Conformer,
     features: Float[Tensor, "batch mel_frames mels"],
     num_frames: Int[Tensor, " batch"],
-) -> Float[Tensor, "batch time vocabulary"]:
-    """Return log-probabilities in double precision; one block at a time is copied to it."""
+    places: Places | None = None,
+) -> Float[Tensor, "distributions outputs"]:
+    """Return log-probabilities in double precision; one block at a time is copied to it.
+
+    Args:
+        model: in single precision.
+        features: of a batch.
+        num_frames: mel frames of each utterance.
+        places: of a transducer; without them CTC's are returned, of the real frames.
+    """
     # Step by step as in `Conformer.forward`: a whole copy in double precision would take twice the
     # memory of the model, a copy of a block little.
     x = _in_double(model.frontend)(features.double(), num_frames)
@@ -93,7 +102,10 @@ def log_probabilities_in_double(
     )
     for block in model.typed_blocks():
         x = _in_double(block)(x, is_frame, distances, frozenset[str]())
-    return cast("Tensor", _in_double(model.ctc_head)(x)).log_softmax(-1)
+    if places is not None:
+        assert model.transducer is not None
+        return cast("Tensor", _in_double(model.transducer)(x, places))
+    return cast("Tensor", _in_double(model.ctc_head)(x)[is_frame]).log_softmax(-1)
 
 
 def _in_double(module: nn.Module) -> nn.Module:

@@ -34,24 +34,24 @@ def needs_sherpa() -> None:
     needs_package("sherpa_onnx", "sherpa")
 
 
-def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
+def tokens_text(tokenizer: Tokenizer, *, is_blank_last: bool = False) -> str:
     """Return one line per token with its symbol and id.
 
-    sherpa-onnx joins symbols and reads a leading U+2581 as a space; SentencePiece writes the
-    unknown token between two spaces.
+    The blank is 0, or the last token, with all others one lower. sherpa-onnx joins symbols and
+    reads a leading U+2581 as a space; SentencePiece writes the unknown token between two spaces.
 
     Raises:
         ExportError: if a token has no symbol, or one that the format cannot hold.
     """
     pieces, unknown = tokenizer.pieces, tokenizer.unknown
     are_words = all(
-        piece.startswith(WORD_START) for i, piece in enumerate(pieces) if i not in (blank, unknown)
+        piece.startswith(WORD_START) for i, piece in enumerate(pieces) if i not in (BLANK, unknown)
     )
     # A symbol cannot end with a space, but a part of a word may follow: use a no-break space.
     after = "" if are_words else "\u00a0"
     # U+2581, U+2047 and, where tokens are parts of words, a no-break space.
     pieces[unknown] = f"{WORD_START}{tokenizer.decode([unknown])}{after}"
-    pieces[blank] = BLANK_NAME
+    pieces[BLANK] = BLANK_NAME
     for number, piece in enumerate(pieces):
         if not piece or set(piece) & set(" \t\n\v\f\r"):
             raise ExportError(
@@ -59,7 +59,8 @@ def tokens_text(tokenizer: Tokenizer, *, blank: int = BLANK) -> str:
             )
     if len(set(pieces)) < len(pieces):
         raise ExportError("Tokens must have symbols of their own, but two have the same one.")
-    return "".join(f"{piece} {number}\n" for number, piece in enumerate(pieces))
+    ordered = [*pieces[1:], pieces[0]] if is_blank_last else pieces
+    return "".join(f"{piece} {number}\n" for number, piece in enumerate(ordered))
 
 
 def sherpa_spec(loader: Loader, graphs: Mapping[Precision, str]) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def transcribe_with_sherpa(
     files = export_spec["precisions"][precision]
     request = {
         "loader": export_spec["loader"],
-        "arguments": {name: str(folder / file) for name, file in files.items()},
+        "arguments": {name: str(folder / file) for name, file in files.items()}
+        | export_spec.get("options", {}),
     }
     graph = next(iter(files.values()))  # of a transducer, its encoder
     rule = f"sherpa-onnx must load and run `{graph}` by `{export_spec['loader']}`"

@@ -17,14 +17,14 @@ from core.data.audio import read_file
 from core.data.tokenizer import FILE_NAME
 from core.decoders.greedy import MOST_SYMBOLS
 from core.decoders.transducer import Transducer
-from core.export import onnx_asr, sherpa_transducer
+from core.export import onnx_asr
 from core.export.onnx.conversion import export_onnx
 from core.export.onnx.quantization import quantize_graphs, quantize_weights
 from core.export.onnx.transducer import GRAPH_ENDS, write_transducer_graphs
 from core.export.parakeet import write_parakeet
 from core.export.rounding import Errors
 from core.export.sherpa import SPEC, TOKENS, Precision, sherpa_spec, tokens_text
-from core.export.sherpa_transducer import write_sherpa_transducer
+from core.export.sherpa_transducer import SherpaKind, choose_kind, write_sherpa_transducer
 from core.export.transformers_check import check_export
 from core.export.verify import (
     LENGTHS,
@@ -46,6 +46,11 @@ from core.inference.onnx_session import Graph
 from core.inference.recognizer import transcribe_waveform
 from core.inference.sherpa_loader import Loader, choose_loader
 from core.stages import Announce
+
+OTHER_FEATURES = (
+    "It computes other features than NeMo; a model imported with `import --for-sherpa` reads the"
+    " same ones."
+)
 
 
 def write_bundle(source: Path, folder: Path) -> list[str]:
@@ -101,38 +106,51 @@ def _write_onnx_transducer(job: ExportJob, transducer: Transducer) -> list[str]:
     return verified
 
 
-def _write_sherpa_transducer(job: ExportJob) -> list[str]:
-    opened, folder = job.opened, job.folder
+def _write_sherpa_transducer(job: ExportJob, transducer: Transducer) -> list[str]:
+    opened, folder, kind = job.opened, job.folder, choose_kind(job.opened.model)
     job.announce("writing the graphs")
-    write_sherpa_transducer(opened, folder, is_int8=job.is_int8, inline_bytes=job.inline_bytes)
     write_common_files(opened, folder)
+    write_sherpa_transducer(
+        opened, transducer, kind, folder, is_int8=job.is_int8, inline_bytes=job.inline_bytes
+    )
     with TemporaryDirectory() as scratch:
         files = list(job.verify_on) or make_test_sounds(opened.tokenizer, Path(scratch))
         job.announce("comparing texts of sherpa-onnx and `transcribe`")
-        once, usual = (
-            _greedy_texts(opened, files, most_symbols=most)
-            for most in (sherpa_transducer.MOST_SYMBOLS, MOST_SYMBOLS)
-        )
-        texts = compare_texts(opened, folder, files, reference=once)
-        check_equal(texts, "sherpa-onnx")
-        same = sum(a == b for a, b in zip(once, usual, strict=True))
-        sentence = (
-            f"sherpa-onnx {texts.version}, in a process of its own, gives the transcripts of greedy"
-            f" search with one token a frame for {texts.equal} of {len(files)} sounds,"
-            f" {texts.with_words} of them with words, alone and in batches; `transcribe`, with up"
-            f" to {MOST_SYMBOLS} tokens a frame, gives {same} of them."
-        )
-        verified = [sentence]
+        limited = _greedy_texts(opened, files, most_symbols=kind.most_symbols)
+        texts = compare_texts(opened, folder, files, reference=limited)
+        if kind.is_exact:
+            check_equal(texts, "sherpa-onnx")
+        verified = [_limited_sentence(opened, files, kind, texts)]
+        if not kind.is_exact:
+            verified.append(OTHER_FEATURES)
         if job.is_int8:
             job.announce("comparing texts of sherpa-onnx in 8-bit integers")
-            texts = compare_texts(opened, folder, files, "int8", reference=once)
+            texts = compare_texts(opened, folder, files, "int8", reference=limited)
             verified.append(_integer_sentence(texts))
     return verified
 
 
+def _limited_sentence(opened: Bundle, files: Sequence[Path], kind: SherpaKind, texts: Texts) -> str:
+    """Say how many texts are those of a search with as many tokens at a frame as sherpa-onnx's."""
+    most = kind.most_symbols
+    sentence = (
+        f"sherpa-onnx {texts.version}, in a process of its own, gives the transcripts of greedy"
+        f" search with {'one token' if most == 1 else f'up to {most} tokens'} a frame for"
+        f" {texts.equal} of {len(files)} sounds, {texts.with_words} of them with words, alone and"
+        " in batches"
+    )
+    if most == MOST_SYMBOLS:
+        return f"{sentence}, as `transcribe` does."
+    usual = _greedy_texts(opened, files)
+    same = sum(a == b for a, b in zip(texts.reference, usual, strict=True))
+    return (
+        f"{sentence}; `transcribe`, with up to {MOST_SYMBOLS} tokens a frame, gives {same} of them."
+    )
+
+
 def write_sherpa(job: ExportJob) -> list[str]:
     if job.opened.model.transducer is not None:
-        return _write_sherpa_transducer(job)
+        return _write_sherpa_transducer(job, job.opened.model.transducer)
     opened, folder = job.opened, job.folder
     loader = choose_loader(opened.model.shape.frontend_spec, opened.tokenizer.size)
     write_common_files(opened, folder)
@@ -152,10 +170,7 @@ def write_sherpa(job: ExportJob) -> list[str]:
             " with words, alone and in batches."
         )
         if not loader.is_exact:
-            verified.append(
-                "It computes other features than NeMo; a model imported with `import --for-sherpa`"
-                " reads the same ones."
-            )
+            verified.append(OTHER_FEATURES)
         if job.is_int8:
             job.announce("comparing texts of sherpa-onnx in 8-bit integers")
             # The transcripts of `transcribe` are those of the graph in floats: not computed again.

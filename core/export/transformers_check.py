@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from core.bundle import Bundle
+from core.conformer.model import Conformer
 from core.data.audio import read_file
+from core.decoders.greedy import MOST_SYMBOLS
+from core.decoders.places import Places
 from core.export import transformers_worker
+from core.export.parakeet import class_name
 from core.export.rounding import Errors, rounding_errors
 from core.export.verify import Texts, check_equal, noise, one_space
 from core.export.worker_process import needs_package, run_worker
@@ -34,17 +38,71 @@ GIVEN, MADE = "given.npz", "made.npz"
 """Files of arrays for the process, and from it."""
 _LISTS, _LONGEST = 100, 12
 """Number and largest length of lists of tokens to decode."""
+_TOKENS = (1, 2)
+"""Along which a transducer's lattice is compared."""
+MOST_OF_TDT = 100
+"""Tokens at one frame, instead of `transcribe`'s ten: transformers has no limit for TDT."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Features to compare log-probabilities on."""
+
+    features: Float[Tensor, "batch mel_frames mels"]
+    lengths: Sequence[int]
+    """Real frames of each."""
+    places: Places | None
+    """All places along `_TOKENS`, of a transducer."""
+
+    @classmethod
+    def of(cls, model: Conformer, lengths: Sequence[int]) -> "Batch":
+        """Return a batch of noise, with padding of 0 as the processor has it."""
+        features = _zero_padding(*noise(model, lengths))
+        return cls.of_features(model, features, lengths)
+
+    @classmethod
+    def of_features(
+        cls,
+        model: Conformer,
+        features: Float[Tensor, "batch mel_frames mels"],
+        lengths: Sequence[int],
+    ) -> "Batch":
+        """Return a batch of these features."""
+        frames = model.frontend_spec.output_frames(torch.tensor(list(lengths)))
+        places = None if model.transducer is None else _all_places(frames, model.vocabulary)
+        return cls(features=features, lengths=lengths, places=places)
+
+    def real_rows(
+        self, log_probs: Float[Tensor, "batch time *places outputs"], model: Conformer
+    ) -> Float[Tensor, "distributions outputs"]:
+        """Return the rows of real frames, in the order of `Output.log_probs`."""
+        frames = model.frontend_spec.output_frames(torch.tensor(list(self.lengths)))
+        is_frame = torch.arange(log_probs.shape[1]) < frames[:, None]
+        return log_probs[is_frame].flatten(0, -2)
+
+
+def _all_places(num_frames: Int[Tensor, " batch"], vocabulary: int) -> Places:
+    tokens = torch.tensor([token % vocabulary for token in _TOKENS]).repeat(len(num_frames), 1)
+    index = [
+        torch.cartesian_prod(
+            torch.tensor([row]), torch.arange(int(count)), torch.arange(len(_TOKENS) + 1)
+        )
+        for row, count in enumerate(num_frames)
+    ]
+    return Places(tokens=tokens, index=torch.cat(index))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformersOutputs:
     """The outputs of transformers for features, for sounds, and for tokens."""
 
-    log_probabilities: tuple[Float[Tensor, "_ _ vocabulary"], ...]
-    """Log-probabilities of each batch, the blank first, as in our models."""
+    log_probabilities: tuple[Float[Tensor, "distributions outputs"], ...]
+    """Log-probabilities of each batch at real frames, the blank first, as in our models."""
     alone: tuple[str, ...]
     together: tuple[str, ...]
     """Transcripts of the same sounds in padded batches."""
+    frames: tuple[tuple[int, ...], ...]
+    """Of a transducer, at which frame each token of a sound alone was said."""
     spelled: tuple[str, ...]
     """The text of each list of tokens."""
     version: str
@@ -61,8 +119,9 @@ def needs_transformers() -> None:
 
 def run_transformers(
     folder: Path,
+    model: Conformer,
     *,
-    batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]] = (),
+    batches: Sequence[Batch] = (),
     sounds: Sequence[Float[Tensor, " _"]] = (),
     spelled: Sequence[Sequence[int]] = (),
 ) -> TransformersOutputs:
@@ -70,7 +129,8 @@ def run_transformers(
 
     Args:
         folder: of the export.
-        batches: features, and the number of real frames of each.
+        model: that was exported.
+        batches: to compute log-probabilities of.
         sounds: at 16 kHz.
         spelled: lists of token ids, to be decoded.
 
@@ -80,11 +140,12 @@ def run_transformers(
     needs_transformers()
     with TemporaryDirectory() as scratch:
         arrays: dict[str, Any] = {f"sound{i}": sound.numpy() for i, sound in enumerate(sounds)}
-        for i, (features, num_frames) in enumerate(batches):
-            arrays |= {f"features{i}": features.numpy(), f"frames{i}": np.array(num_frames)}
+        for i, batch in enumerate(batches):
+            arrays |= _arrays(batch, i, model.vocabulary)
         np.savez(Path(scratch) / GIVEN, **arrays)
         request = {
             "folder": str(folder),
+            "class": class_name(model.shape),
             "scratch": scratch,
             "sounds": len(sounds),
             "batches": len(batches),
@@ -93,15 +154,42 @@ def run_transformers(
         }
         answer = _run_worker(request, folder)
         with np.load(Path(scratch) / MADE) as outputs:
-            logs = [torch.from_numpy(outputs[f"logs{i}"]) for i in range(len(batches))]
+            rows = [
+                batch.real_rows(torch.from_numpy(outputs[f"logs{i}"]), model)
+                for i, batch in enumerate(batches)
+            ]
     texts = {name: tuple(answer[name]) for name in ("alone", "together", "spelled")}
-    # Columns 1 2 0 of theirs become 0 1 2: the blank comes first again.
-    by_ours = tuple(log.roll(1, dims=-1) for log in logs)
-    return TransformersOutputs(log_probabilities=by_ours, version=answer["version"], **texts)
+    by_ours = tuple(_blank_first(own, model.vocabulary) for own in rows)
+    return TransformersOutputs(
+        log_probabilities=by_ours,
+        version=answer["version"],
+        frames=tuple(map(tuple, answer["frames"])),
+        **texts,
+    )
+
+
+def _arrays(batch: Batch, number: int, vocabulary: int) -> dict[str, Any]:
+    arrays = {
+        f"features{number}": batch.features.numpy(),
+        f"frames{number}": np.array(batch.lengths),
+    }
+    if batch.places is not None:
+        # Before the first token a predictor reads the blank, which is their last token.
+        tokens = torch.nn.functional.pad(batch.places.tokens, (1, 0))
+        arrays[f"tokens{number}"] = ((tokens - 1) % vocabulary).numpy()
+    return arrays
+
+
+def _blank_first(
+    rows: Float[Tensor, "distributions outputs"], vocabulary: int
+) -> Float[Tensor, "distributions outputs"]:
+    # Columns 1 2 0 of theirs become 0 1 2; a TDT's durations behind them stay.
+    tokens, durations = rows[:, :vocabulary], rows[:, vocabulary:]
+    return torch.cat((tokens.roll(1, dims=-1), durations), -1)
 
 
 def _run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    rule = f"transformers must load and run `{folder.name}` by `ParakeetForCTC`"
+    rule = f"transformers must load and run `{folder.name}` by `{request['class']}`"
     # Files that are missing in the folder must not be downloaded.
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return run_worker(transformers_worker.__file__, request, rule=rule, env=env)
@@ -122,45 +210,54 @@ def check_export(
         CorpusError: naming a file that cannot be read.
         ExportError: if log-probabilities, a transcript or the text of tokens differ.
     """
-    batches = [(_zero_padding(*noise(bundle.model, lengths)), lengths) for lengths in LENGTHS]
+    model, name = bundle.model, class_name(bundle.model.shape)
+    batches = [Batch.of(model, lengths) for lengths in LENGTHS]
     spelled = _lists(bundle.tokenizer.size)
     sounds = [read_file(file) for file in files]
     announce("loading and running it in transformers")
-    outputs = run_transformers(folder, batches=batches, sounds=sounds, spelled=spelled)
+    outputs = run_transformers(folder, model, batches=batches, sounds=sounds, spelled=spelled)
     announce("comparing with our model")
-    gap, frames = _gap(bundle, batches, outputs)
-    within = f"{TOLERANCE:g}"
-    if not gap <= TOLERANCE:
-        announce("comparing both with double precision")
-        errors = _errors(bundle, batches, outputs)
-        if not errors.is_rounding:
-            raise ExportError(
-                f"`ParakeetForCTC` must give our log-probabilities within {TOLERANCE:g} of 1 +"
-                f" their size, but they differ by {gap:.3g}; from double precision ours are"
-                f" {errors.torch:.2g} away, its own {errors.other:.2g}."
-            )
-        within = f"rounding, {errors.torch:.1e} from double precision, its own {errors.other:.1e},"
+    gives = _check_log_probs(model, batches, outputs, announce)
     _check_spelling(bundle, spelled, outputs)
+    is_tdt = model.transducer is not None and bool(model.transducer.joint.durations)
+    most = MOST_OF_TDT if is_tdt else MOST_SYMBOLS
     texts = Texts.of(
         files,
-        tuple(transcribe_waveform(bundle, sound) for sound in sounds),
+        tuple(transcribe_waveform(bundle, sound, most_symbols=most) for sound in sounds),
         alone=outputs.alone,
         together=outputs.together,
         version=outputs.version,
     )
     check_equal(texts, "transformers")
-    loads = (
-        f"transformers {outputs.version}, in a process of its own, loads it by `ParakeetForCTC`."
-    )
-    gives = (
-        f"Its log-probabilities are ours within {within} of 1 + their size on ragged batches"
-        f" of 0.1 to 20 s ({gap:.1e} at most, {frames} frames)."
-    )
+    loads = f"transformers {outputs.version}, in a process of its own, loads it by `{name}`."
     says = (
         f"With its processor it gives the transcripts of `transcribe` for {texts.equal} of"
         f" {len(files)} sounds, {texts.with_words} of them with words, alone and in batches."
     )
     return [loads, gives, says, f"{len(spelled)} lists of tokens are decoded to the same text."]
+
+
+def _check_log_probs(
+    model: Conformer, batches: Sequence[Batch], outputs: TransformersOutputs, announce: Announce
+) -> str:
+    """Compare log-probabilities with ours; return a sentence about them."""
+    gap, count = _gap(model, batches, outputs)
+    within = f"{TOLERANCE:g}"
+    if not gap <= TOLERANCE:
+        announce("comparing both with double precision")
+        errors = _errors(model, batches, outputs)
+        if not errors.is_rounding:
+            raise ExportError(
+                f"`{class_name(model.shape)}` must give our log-probabilities within {TOLERANCE:g}"
+                f" of 1 + their size, but they differ by {gap:.3g}; from double precision ours are"
+                f" {errors.torch:.2g} away, its own {errors.other:.2g}."
+            )
+        within = f"rounding, {errors.torch:.1e} from double precision, its own {errors.other:.1e},"
+    unit = "places" if model.transducer else "frames"
+    return (
+        f"Its log-probabilities are ours within {within} of 1 + their size on ragged batches"
+        f" of 0.1 to 20 s ({gap:.1e} at most, {count} {unit})."
+    )
 
 
 def _check_spelling(
@@ -176,41 +273,27 @@ def _check_spelling(
 
 @torch.inference_mode()
 def _gap(
-    bundle: Bundle,
-    batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]],
-    outputs: TransformersOutputs,
+    model: Conformer, batches: Sequence[Batch], outputs: TransformersOutputs
 ) -> tuple[float, int]:
-    """Return the largest difference of log-probabilities over 1 + their size, and the frames."""
-    gap, frames = 0.0, 0
-    for (features, lengths), log_probabilities in zip(
-        batches, outputs.log_probabilities, strict=True
-    ):
-        expected = bundle.model(features, torch.tensor(list(lengths)))
-        right = expected.logits.log_softmax(-1)[expected.is_frame]
+    """Return the largest difference of log-probabilities over 1 + their size, and their number."""
+    gap, count = 0.0, 0
+    for batch, theirs in zip(batches, outputs.log_probabilities, strict=True):
+        num_frames = torch.tensor(list(batch.lengths))
+        right = model(batch.features, num_frames, places=batch.places).log_probs()
         # Rounding grows with a number's size: 1e-5 at 0, but 2.1e-4 is allowed at -20.
-        apart = (log_probabilities[expected.is_frame] - right).abs() / (1 + right.abs())
+        apart = (theirs - right).abs() / (1 + right.abs())
         gap = max(gap, float(apart.nan_to_num(nan=math.inf).max()))
-        frames += len(right)
-    return gap, frames
+        count += len(right)
+    return gap, count
 
 
-def _errors(
-    bundle: Bundle,
-    batches: Sequence[tuple[Float[Tensor, "_ _ mels"], Sequence[int]]],
-    outputs: TransformersOutputs,
-) -> Errors:
+def _errors(model: Conformer, batches: Sequence[Batch], outputs: TransformersOutputs) -> Errors:
     """Return the errors of our model and of transformers against double precision."""
     errors = Errors()
-    for (features, lengths), log_probabilities in zip(
-        batches, outputs.log_probabilities, strict=True
-    ):
-        num_frames = torch.tensor(list(lengths))
-        real = bundle.model.shape.frontend_spec.output_frames(num_frames)
-        is_frame = torch.arange(log_probabilities.shape[1]) < real[:, None]
-        speech = (features, num_frames)
-        other = log_probabilities[is_frame]
+    for batch, theirs in zip(batches, outputs.log_probabilities, strict=True):
+        speech = (batch.features, torch.tensor(list(batch.lengths)))
         errors = errors.combine(
-            rounding_errors(bundle.model, speech, other, is_frame, is_relative=True)
+            rounding_errors(model, speech, theirs, places=batch.places, is_relative=True)
         )
     return errors
 

@@ -1,10 +1,11 @@
 """The only file that runs transformers: a program that transcribes sounds and decodes tokens.
 
-On stdin a JSON object: the `folder` of an export, a folder `scratch`, how many `sounds` (samples at
-16 kHz) and `batches` (features and their lengths) its file of NumPy arrays `given.npz` holds, and
-lists of tokens to be `spelled`. The batches' log-probabilities become `made.npz` there. Last on
-stdout a JSON object: the texts of each sound `alone`, of all `together` in batches, of the tokens,
-and the `version`.
+On stdin a JSON object: the `folder` of an export, the `class` that loads it, a folder `scratch`,
+how many `sounds` (samples at 16 kHz) and `batches` (features and their lengths; of a transducer the
+tokens, too) its file of NumPy arrays `given.npz` holds, and lists of tokens to be `spelled`. The
+batches' log-probabilities become `made.npz` there. Last on stdout a JSON object: the texts of each
+sound `alone`, of all `together` in batches, the `frames` of the tokens of each sound alone, which
+transducers say, the texts of the tokens, and the `version`.
 
 It is a program of its own, like a user's, and imports nothing of ours.
 """
@@ -27,7 +28,8 @@ _NOTHING_FOREIGN: Any = {"trust_remote_code": False, "local_files_only": True}
 def main() -> None:
     request = json.load(sys.stdin)
     scratch = Path(request["scratch"])
-    loaded: Any = transformers.ParakeetForCTC.from_pretrained(
+    kind = getattr(transformers, request["class"])
+    loaded: Any = kind.from_pretrained(
         request["folder"], output_loading_info=True, use_safetensors=True, **_NOTHING_FOREIGN
     )
     model, loading_info = loaded  # a pair, with `output_loading_info`
@@ -41,13 +43,14 @@ def main() -> None:
         logs: dict[str, Any] = {
             f"logs{i}": _logs(model, arrays, i) for i in range(request["batches"])
         }
-        alone = [text for sound in sounds for text in _transcribe(model, processor, [sound])]
+        alone = [pair for sound in sounds for pair in _transcribe(model, processor, [sound])]
         # Sounds of a batch are padded to its longest: this is what `together` tests.
         parts = (sounds[begin : begin + _AT_ONCE] for begin in range(0, len(sounds), _AT_ONCE))
-        together = [text for part in parts for text in _transcribe(model, processor, part)]
+        together = [text for part in parts for text, _ in _transcribe(model, processor, part)]
     np.savez(scratch / "made.npz", **logs)
     answer = {
-        "alone": alone,
+        "alone": [text for text, _ in alone],
+        "frames": [frames for _, frames in alone],
         "together": together,
         "spelled": [_decode(processor, ids) for ids in request["spelled"]],
         "version": transformers.__version__,
@@ -60,12 +63,30 @@ def _logs(model: Any, arrays: Any, number: int) -> np.ndarray:
     lengths = torch.from_numpy(arrays[f"frames{number}"])
     # (batch, frames of features): true up to each utterance's length.
     mask = torch.arange(features.shape[1]) < lengths[:, None]
-    return model(features, attention_mask=mask).logits.log_softmax(-1).numpy()
+    tokens = {}
+    if f"tokens{number}" in arrays:
+        tokens["decoder_input_ids"] = torch.from_numpy(arrays[f"tokens{number}"])
+    logits = model(features, attention_mask=mask, **tokens).logits
+    # Of tokens, and of a TDT's durations: each has a distribution of its own.
+    size = model.config.vocab_size
+    parts = [part for part in (logits[..., :size], logits[..., size:]) if part.shape[-1]]
+    return torch.cat([part.log_softmax(-1) for part in parts], -1).numpy()
 
 
-def _transcribe(model: Any, processor: Any, sounds: list[np.ndarray]) -> list[str]:
-    inputs = processor(sounds, sampling_rate=_SAMPLE_RATE_HZ)
-    return processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+def _transcribe(
+    model: Any, processor: Any, sounds: list[np.ndarray]
+) -> list[tuple[str, list[int]]]:
+    """Return each text, and of a transducer the frames of its tokens."""
+    output = model.generate(**processor(sounds, sampling_rate=_SAMPLE_RATE_HZ))
+    tokens = getattr(output, "sequences", output)
+    texts = processor.batch_decode(tokens, skip_special_tokens=True)
+    if not hasattr(output, "durations"):
+        return [(text, []) for text in texts]
+    # Durations 0 2 0 1 of four steps: they were made at frames 0, 0, 2 and 2.
+    frames = output.durations.cumsum(-1) - output.durations
+    is_token = tokens != model.config.blank_token_id
+    own = [row[chosen].tolist() for row, chosen in zip(frames, is_token, strict=True)]
+    return list(zip(texts, own, strict=True))
 
 
 def _decode(processor: Any, ids: list[int]) -> str:

@@ -67,4 +67,14 @@ samples, rate_hz = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, one 
 inputs = processor(samples, sampling_rate=rate_hz)
 print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
 """,
+    "transformers transducer": """
+import soundfile
+from transformers import AutoProcessor, ParakeetForTDT
+
+processor = AutoProcessor.from_pretrained(".")  # the export's folder
+model = ParakeetForTDT.from_pretrained(".")
+samples, rate_hz = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, one channel
+output = model.generate(**processor(samples, sampling_rate=rate_hz))
+print(processor.batch_decode(output.sequences, skip_special_tokens=True))
+""",
 }

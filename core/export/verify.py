@@ -249,7 +249,7 @@ def _errors(model: Conformer, graph: nn.Module, batch: Expected, factor: int) ->
         numbers = torch.cat([torch.arange(int(length)) for length in batch.num_frames])
         actual = actual[numbers % factor == 0]
     speech = (batch.features, batch.num_frames)
-    return rounding_errors(model, speech, actual, batch.is_frame)
+    return rounding_errors(model, speech, actual)
 
 
 def compare_texts(

@@ -28,6 +28,8 @@ class RuntimeTranscripts:
     alone: tuple[str, ...]
     together: tuple[str, ...]
     """Transcripts of the same sounds in padded batches."""
+    times: tuple[tuple[float, ...], ...] = ()
+    """Of each sound alone, when each token begins, in seconds; empty if it does not say."""
     version: str
 
 
@@ -65,6 +67,7 @@ def transcribe_in_process(
     return RuntimeTranscripts(
         alone=tuple(answer["alone"]),
         together=tuple(answer["together"]),
+        times=tuple(map(tuple, answer["times"])),
         version=answer["version"],
     )
 

@@ -23,7 +23,7 @@ FEATURE_VERSION = 1  # part of every cache's digest: raise it when a feature cha
 _WINDOW, _SHIFT, _FFT = 400, 160, 512
 # Frame 0 covers samples -120 to 279: its middle, 80, is that of the first 10 ms.
 _LEFT = _WINDOW // 2 - _SHIFT // 2  # the first frame is centred on its 10 ms
-_LOW_HZ, _HIGH_HZ = 20.0, 7600.0
+_LOW_HZ, HIGH_HZ = 20.0, 7600.0
 _PREEMPHASIS = 0.97
 
 
@@ -44,7 +44,7 @@ def log_mel(
     with torch.autocast(waveforms.device.type, enabled=False):
         frames = frame_windows(waveforms.float(), num_samples, longest)  # (B, T, 400)
         frames = frames - frames.mean(dim=2, keepdim=True)
-        frames = preemphasize(frames) * _povey_window(waveforms.device)
+        frames = preemphasize(frames) * povey_window(waveforms.device)
         # (B, T, 257): 400 samples are padded to 512.
         power = torch.fft.rfft(frames, n=_FFT).abs().square()
         mels = floored_log(power @ _mel_bank(waveforms.device))
@@ -140,7 +140,8 @@ def _inside(spans: Int[Tensor, "batch masks 2"], size: int) -> Bool[Tensor, "bat
 
 
 @functools.cache
-def _povey_window(device: torch.device) -> Float[Tensor, " window"]:
+def povey_window(device: torch.device) -> Float[Tensor, " window"]:
+    """Return Kaldi's own window, a Hann window raised to the power 0.85."""
     return torch.hann_window(_WINDOW, periodic=False, device=device).pow(0.85)
 
 
@@ -148,7 +149,7 @@ def _povey_window(device: torch.device) -> Float[Tensor, " window"]:
 def _mel_bank(device: torch.device) -> Float[Tensor, "bins mels"]:
     """Triangles equally spaced on the HTK mel scale, as columns."""
     mel_of_bin = _mel(torch.arange(_FFT // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / _FFT)
-    low, high = _mel(torch.tensor([_LOW_HZ, _HIGH_HZ], dtype=torch.float64)).tolist()
+    low, high = _mel(torch.tensor([_LOW_HZ, HIGH_HZ], dtype=torch.float64)).tolist()
     step = (high - low) / (NUM_MELS + 1)
     lower = low + step * torch.arange(NUM_MELS, dtype=torch.float64)
     # Filter m is 0 at low + m step, 1 one step later, and 0 again after another: `2 - rising`

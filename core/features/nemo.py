@@ -6,7 +6,8 @@ has mean 0 and deviation 1 over the utterance.
 
 sherpa-onnx, given a model of NeMo's, computes others on the same scale: it cuts the frames that
 Kaldi would, 5 ms late, emphasises each by itself, and uses a periodic window, the deviation of a
-whole population, and a floor where the features are not normalised.
+whole population, and a floor where the features are not normalised. For a transducer it takes
+Kaldi's window, too, and ends at 7600 Hz.
 
 Shapes: B batch, N samples, T frames, M mel bins.
 """
@@ -19,16 +20,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.features.kaldi import (
+    HIGH_HZ,
     SAMPLE_RATE_HZ,
     floored_log,
     frame_windows,
     is_frame,
     log_mel,
+    povey_window,
     preemphasize,
 )
 from core.features.spec import FrontendSpec, Window
 
 _WINDOW, _HOP, _FFT = 400, 160, 512
+_HALF_HZ = SAMPLE_RATE_HZ / 2
+_OF_SHERPA = ("sherpa", "sherpa_transducer")
 _FLOOR = 2.0**-24
 """Is added to a power, so that silence has a logarithm."""
 _LEAST_DEVIATION = 1e-5
@@ -50,7 +55,7 @@ def compute_features(
         return waveforms.new_zeros(len(waveforms), 0, spec.mels, dtype=torch.float32), num_frames
     # A matrix product in bf16 would cost the logarithm its digits.
     with torch.autocast(waveforms.device.type, enabled=False):
-        if spec.features == "sherpa":
+        if spec.features in _OF_SHERPA:
             powers = _late_powers(spec, waveforms.float(), num_samples, longest)
         else:
             powers = _powers(spec, waveforms.float(), num_samples)[:, :longest]
@@ -92,16 +97,19 @@ def _late_powers(
 ) -> Float[Tensor, "batch frames mels"]:
     """Computes mel powers as sherpa-onnx does, in frames 5 ms later than NeMo's."""
     frames = preemphasize(frame_windows(waveforms, num_samples, longest))
-    window = _window("hann", waveforms.device, is_periodic=True)
+    if spec.features == "sherpa_transducer":
+        window, high_hz = povey_window(waveforms.device), HIGH_HZ
+    else:
+        window, high_hz = _window("hann", waveforms.device, is_periodic=True), _HALF_HZ
     power = torch.fft.rfft(frames * window, n=_FFT).abs().square()  # (B, T, bins)
-    return power @ _mel_bank(spec.mels, waveforms.device)
+    return power @ _mel_bank(spec.mels, waveforms.device, high_hz)
 
 
 def _logarithm(
     spec: FrontendSpec, powers: Float[Tensor, "batch frames mels"]
 ) -> Float[Tensor, "batch frames mels"]:
     # As sherpa-onnx: a floor where features are not normalized, else a constant that is added.
-    if spec.features == "sherpa" and spec.normalization == "none":
+    if spec.features in _OF_SHERPA and spec.normalization == "none":
         return floored_log(powers)
     return (powers + _FLOOR).log()
 
@@ -133,11 +141,13 @@ def _window(
 
 
 @functools.cache
-def _mel_bank(mels: int, device: torch.device) -> Float[Tensor, "bins mels"]:
+def _mel_bank(
+    mels: int, device: torch.device, high_hz: float = _HALF_HZ
+) -> Float[Tensor, "bins mels"]:
     """Triangles of equal area on Slaney's scale, as columns; torchaudio's are no doubles."""
     hz = torch.arange(_FFT // 2 + 1, dtype=torch.float64)[:, None] * SAMPLE_RATE_HZ / _FFT
     # 8000 Hz are 45.2 mel. 82 edges make 80 triangles, each from one edge to the next but one.
-    top = 15 + math.log(SAMPLE_RATE_HZ / 2 / 1000) / _STEP
+    top = 15 + math.log(high_hz / 1000) / _STEP
     edges = _hz(torch.linspace(0, top, mels + 2, dtype=torch.float64))
     lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (hz - lower) / (center - lower), (upper - hz) / (upper - center)

@@ -11,7 +11,7 @@ SubsamplingKind = Literal["conv4", "striding", "dw_striding", "linear"]
 """`conv4`: two 3x3 convolutions of stride 2 without padding. `striding`: with padding of 1, frames
 beyond an utterance zeroed before each. `dw_striding`: so, all but the first depthwise-separable.
 `linear`: one matrix, frame by frame."""
-FeatureKind = Literal["kaldi", "nemo", "sherpa"]
+FeatureKind = Literal["kaldi", "nemo", "sherpa", "sherpa_transducer"]
 Normalization = Literal["none", "per_feature"]
 Window = Literal["hann", "hamming"]
 
@@ -27,7 +27,8 @@ class FrontendSpec:
 
     features: FeatureKind = "kaldi"
     """`kaldi`: those of models trained here; `nemo`: Slaney's mel scale, centered frames;
-    `sherpa`: as sherpa-onnx computes them for a model of `nemo`, with the frames of Kaldi."""
+    `sherpa`: as sherpa-onnx computes them for a model of `nemo` with CTC, with Kaldi's frames;
+    `sherpa_transducer`: for one with a transducer, with Kaldi's window and range, too."""
     normalization: Normalization = "none"
     """Whether each mel bin has mean 0 and deviation 1 over an utterance; never for `kaldi`."""
     preemphasis: float = 0.97
@@ -88,12 +89,12 @@ class FrontendSpec:
         # 7 frames become 3 and then 1; 6 become 2 and then 0.
         return 7 if self.subsampling_kind == "conv4" else 1
 
-    @property
-    def for_sherpa(self) -> "FrontendSpec":
-        """The specification of the features that sherpa-onnx computes for a model of this one."""
+    def for_sherpa(self, *, has_transducer: bool) -> "FrontendSpec":
+        """Return the specification of what sherpa-onnx computes for a model of this one."""
         if self.features != "nemo":
             return self
-        return replace(self, features="sherpa", preemphasis=0.97, window="hann")
+        kind: FeatureKind = "sherpa_transducer" if has_transducer else "sherpa"
+        return replace(self, features=kind, preemphasis=0.97, window="hann")
 
     def count_frames(self, num_samples: Any) -> Any:
         """Counts the frames of features, from samples at 16 kHz."""

@@ -108,9 +108,11 @@ def spec_for_sherpa(model: Conformer) -> Conformer:
     Raises:
         ExportError: if sherpa-onnx has no loader for it.
     """
-    frontend_spec = model.shape.frontend_spec.for_sherpa
-    # For its error alone: a model without a loader is refused before a bundle is written.
-    choose_loader(frontend_spec, model.shape.vocabulary)
+    has_transducer = model.transducer is not None
+    frontend_spec = model.shape.frontend_spec.for_sherpa(has_transducer=has_transducer)
+    if not has_transducer:
+        # For its error alone: a model without a loader is refused before a bundle is written.
+        choose_loader(frontend_spec, model.shape.vocabulary)
     # On `meta` no memory is taken, and `assign` makes the weights those of the given model, not
     # copies.
     with torch.device("meta"):

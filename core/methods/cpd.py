@@ -108,7 +108,9 @@ class Rounds(GateStage):
         """Closes the units that this round removes; round 0 is the first."""
         ctx, model = self.ctx, self.model.eval()
         axes, mask = list(ctx.space.units), self.closed.sample()
-        sensitivity = fisher(model, axes, ctx.labeled, gated_loss(model), mask=mask)
+        sensitivity = fisher(
+            model, axes, ctx.labeled, gated_loss(model, ctx.config.loss), mask=mask
+        )
         scores = divide_by_cost(ctx.space, sensitivity, self.config.resource)
         # Closed units stay closed: they come first in the order of removal.
         active = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}

@@ -72,7 +72,7 @@ def rewiring_scores(ctx: MethodContext, axes: list[Axis]) -> dict[str, Tensor]:
     A gate scales weights, so that this is |sum of w dL/dw| over the weights of the unit.
     """
     ctx.student.eval()
-    loss = gated_loss(ctx.student)
+    loss = gated_loss(ctx.student, ctx.config.loss)
     sums = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
     for batch in ctx.labeled:
         for name, gradient in gate_gradients(ctx.student, axes, batch, loss).items():

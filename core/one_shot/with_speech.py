@@ -23,6 +23,7 @@ from core.config.pruning import AxisKind, Resource
 from core.conformer.axes import Axis
 from core.conformer.model import Conformer
 from core.data.calibration_speech import CalibrationSpeech
+from core.environment import return_freed_memory
 from core.files import atomic_folder, atomic_write, remove_leftovers
 from core.latency import cache
 from core.methods.obs import Settings, all_tables, axes_with_tables
@@ -123,14 +124,15 @@ def prune_with_speech(
     )
     yield comparison.compare(measured.model, measured.space, folder="", target=0.0)
     for size in sizes:
+        return_freed_memory()  # of the tables, and of the model before
         announce(size.title)
         own = folder / size.name
         if bundle.is_whole(own):
             yield _read_row(own, comparison)
             continue
         yield _prune_to(size, measured, dense, speech, comparison, folder=own, source=request.model)
-    for earlier in _other_sizes(folder, [size.name for size in sizes]):
-        yield _read_row(earlier, comparison)
+    earlier = _other_sizes(folder, [size.name for size in sizes])
+    yield from (_read_row(path, comparison) for path in earlier)
 
 
 def _prune_to(
@@ -296,15 +298,14 @@ def choice_by_hand(measured: Sensitivity, keep: Mapping[str, int]) -> Choice:
     """
     choice = measured.space.open_choice()
     for name, count in keep.items():
-        for table in _named_tables(measured.tables, name):
-            axis = table.axis
+        for axis, order in ((t.axis, t.order) for t in _named_tables(measured.tables, name)):
             if not axis.floor <= count <= axis.size:
                 raise ConfigError(
                     f"`--keep` must keep from {axis.floor} to {axis.size} units of `{axis.name}`,"
                     f" but keeps {count} instead."
                 )
             choice[axis.name][:] = True  # what was said of it before does not count
-            choice[axis.name][table.order[: axis.size - count]] = False
+            choice[axis.name][order[: axis.size - count]] = False
     return choice_without_empty(measured.space, choice)
 
 

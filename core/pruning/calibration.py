@@ -22,16 +22,13 @@ from core.conformer.axes import Axis, Slice
 from core.conformer.masking import Folded
 from core.conformer.model import Conformer
 from core.decoders.places import Places
+from core.environment import return_freed_memory
+from core.pruning.least_squares import GramSum
 from core.pruning.space import Space
 
 Calibration = Iterable[tuple[Float[Tensor, "_ _ mels"], Int[Tensor, " _"]]]
 """Batches of features and their numbers of mel frames: speech without its words, iterated over
 several times."""
-STRIP_INPUTS = 512
-"""Rows of X^T X that are computed at once."""
-SUMMED_ROWS = 2048
-"""Rows whose products are summed at once: a batch has a few hundred, and its sums for a layer of
-4,096 inputs, 134 MB, would be read and written for each."""
 FRONTEND = "frontend"
 DECODER = "decoder"
 """The part behind the last block; it does not change the residual stream."""
@@ -260,57 +257,9 @@ def iterate_grams(
         own = [consumer for consumer in consumers if consumer.part == part]
         grams: dict[str, GramSum] = {}
         streams.advance(part, gram_watch(model, own, grams))
-        for consumer in own:
-            if consumer.module in grams:
-                yield consumer, grams.pop(consumer.module).total()
-
-
-class WaitingRows:
-    """Rows of some tensors that are in no sum yet."""
-
-    def __init__(self) -> None:
-        self._batches: list[tuple[Tensor, ...]] = []
-
-    def add(self, *tensors: Float[Tensor, "rows _"]) -> None:
-        """Let the rows of a batch wait, those of each tensor."""
-        self._batches.append(tensors)
-
-    def take(self, *, least: int) -> tuple[Tensor, ...] | None:
-        """Return all that waits, one after the other, if it has at least so many rows."""
-        if sum(len(tensors[0]) for tensors in self._batches) < least:
-            return None
-        together = tuple(torch.cat(rows) for rows in zip(*self._batches, strict=True))
-        self._batches.clear()
-        return together
-
-
-class GramSum:
-    """X^T X in double precision, X having a last column of ones, summed as rows come."""
-
-    def __init__(self) -> None:
-        self._waiting = WaitingRows()
-        self._total: Tensor | None = None
-
-    def add(self, x: Float[Tensor, "rows inputs"]) -> None:
-        """Add the rows of a batch."""
-        self._waiting.add(x)
-        self._sum(least=SUMMED_ROWS)
-
-    def total(self) -> Float[Tensor, "inputs1 inputs1"]:
-        """Return the sum over all rows, of which there is at least one."""
-        self._sum(least=1)
-        assert self._total is not None
-        return self._total
-
-    def _sum(self, *, least: int) -> None:
-        rows = self._waiting.take(least=least)
-        if rows is None:
-            return
-        # With the ones, the last column holds the sums of the inputs and the number of rows: what
-        # a bias needs.
-        x = rows[0].double()
-        product = gram(torch.cat((x, x.new_ones(len(x), 1)), dim=1))
-        self._total = product if self._total is None else self._total.add_(product)
+        there = (consumer for consumer in own if consumer.module in grams)
+        yield from ((consumer, grams.pop(consumer.module).total()) for consumer in there)
+        return_freed_memory()
 
 
 def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, GramSum]) -> Watch:
@@ -344,19 +293,6 @@ def gram_watch(model: Conformer, consumers: list[Consumer], grams: dict[str, Gra
                 handle.remove()
 
     return watch
-
-
-def gram(x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "inputs inputs"]:
-    """Return X^T X; of many inputs half is computed, as it is its own transpose."""
-    # Of 4,096 inputs in strips of 512: 8 + 7 + ... + 1, that is 36 of 64 squares.
-    if x.shape[1] < 2 * STRIP_INPUTS:
-        return x.T @ x
-    product = x.new_empty(x.shape[1], x.shape[1])
-    for begin in range(0, x.shape[1], STRIP_INPUTS):
-        end = min(begin + STRIP_INPUTS, x.shape[1])
-        product[begin:end, begin:] = x[:, begin:end].T @ x[:, begin:]
-        product[end:, begin:end] = product[begin:end, end:].T
-    return product
 
 
 def _rows(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from core.conformer.model import Conformer
 from core.environment import return_freed_memory
-from core.pruning.calibration import Calibration, gram, split_batches
+from core.pruning.calibration import Calibration, split_batches
+from core.pruning.least_squares import gram
 
 MOST_ACTIVATIONS = 1.5e8
 """Numbers that one backward pass may hold: those of 10 s of a model of 0.6 B parameters."""

@@ -29,13 +29,13 @@ from core.pruning.calibration import (
     DECODER,
     Calibration,
     Consumer,
-    GramSum,
     ResidualStreams,
     comparison_places,
     gram_watch,
     part_of,
     prunable_consumers,
 )
+from core.pruning.least_squares import GramSum
 from core.pruning.obs import RemovalOrder, removal_order
 from core.pruning.reconstruction import least_squares_columns
 from core.pruning.space import Space, unit_share

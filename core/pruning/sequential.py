@@ -10,8 +10,9 @@ where `share` is the part's factor in the sum, 0.5 for a feed-forward. So a part
 earlier parts, and of parts that are gone. Before that, the layers of the part that read the stream
 (`up`; query, key and value) are refitted to give what the unpruned model's give, for the units that
 are left: they make up for entries of the width that are gone, and for the stream's own errors. The
-front end's projection comes first, the head last, towards the unpruned logits. A ridge pulls
-towards the layer as it is: few frames cannot ruin it.
+front end's projection comes first, the head last, towards the unpruned logits; of a transducer the
+joint's three layers, at the places that the unpruned model's search visits. A ridge pulls towards
+the layer as it is: few frames cannot ruin it.
 
 Batch-norm statistics move with their inputs: by the difference of means and the ratio of variances
 between the two models. An unpruned model is left as it is.
@@ -35,11 +36,10 @@ from core.conformer.block import BLOCK_SHARES, BlockModule
 from core.conformer.convolution import Convolution
 from core.conformer.factored import Factored
 from core.conformer.model import Conformer
+from core.decoders.transducer import Transducer
 from core.environment import return_freed_memory
-from core.pruning.calibration import SUMMED_ROWS, WaitingRows, gram
+from core.pruning.least_squares import LeastSquares
 
-RIDGE = 1e-3
-"""Share of the mean of the inputs' squares by which a layer is drawn towards itself."""
 SMALL = 1e-12
 """Added to variances: a channel that never moves has none."""
 
@@ -114,7 +114,7 @@ def _reconstruct_frontend(
     speech: Iterable[tuple[Tensor, Tensor]],
 ) -> list[_Stream]:
     """Refit the front end's projection; return the streams after it, one a batch."""
-    fit, streams, inputs = _LeastSquares(small.frontend.linear), [], []
+    fit, streams, inputs = LeastSquares(small.frontend.linear), [], []
     for features, num_frames in speech:
         x, y = (m.frontend.stack_channels(features, num_frames) for m in (small, whole))
         target = whole.frontend.linear(y)
@@ -144,11 +144,34 @@ def _reconstruct_decoders(
         units = remaining.units[joint.name]
         layers.append((small.transducer.joint.encoder, joint.encoder, units))
     for layer, reader, rows in layers:
-        fit = _LeastSquares(layer)
+        fit = LeastSquares(layer)
         for stream in streams:
             targets = reader(stream.whole[stream.is_frame])[:, rows]
             fit.add(stream.small[stream.is_frame], targets)
         fit.solve()
+    if small.transducer is not None and whole.transducer is not None:
+        _reconstruct_joint(small.transducer, whole.transducer, remaining, streams)
+
+
+def _reconstruct_joint(
+    small: Transducer, whole: Transducer, remaining: Remaining, streams: Sequence[_Stream]
+) -> None:
+    """Refit what reads the predictor, then what reads the joint, to give what the unpruned gives.
+
+    The places are those that greedy search of the unpruned model visits, and their neighbours.
+    """
+    units = remaining.units[whole.joint.name]
+    places = [whole.best_places(stream.whole, stream.is_frame.sum(1)) for stream in streams]
+    fit = LeastSquares(small.joint.predictor)
+    for chosen in places:
+        targets = whole.joint.predictor(whole.predicted(chosen))[:, units]
+        fit.add(small.predicted(chosen), targets)
+    fit.solve()
+    fit = LeastSquares(small.joint.output)
+    for stream, chosen in zip(streams, places, strict=True):
+        targets = whole.joint.output(whole.joint_hidden(stream.whole, chosen))
+        fit.add(small.joint_hidden(stream.small, chosen), targets)
+    fit.solve()
 
 
 def _reconstruct_module(
@@ -194,7 +217,7 @@ def _reconstruct_part(
             targets[number] = targets[number] + whole.output[..., width]
     if part is None:
         return
-    fit = _LeastSquares(_projection(part))
+    fit = LeastSquares(_projection(part))
     for x, target, stream in zip(hidden, targets, streams, strict=True):
         fit.add(x[stream.is_frame], target[stream.is_frame])
     fit.solve()
@@ -210,7 +233,7 @@ def _reconstruct_reader(
 ) -> None:
     """Refit a layer of `part` that reads the stream, to give what the unpruned model's gave."""
     layer = getattr(part, name)
-    fit = _LeastSquares(_last_factor(layer))
+    fit = LeastSquares(_last_factor(layer))
     for stream, whole in zip(streams, passes, strict=True):
         x = part.norm(stream.small)[stream.is_frame]
         fit.add(layer.reduce(x) if isinstance(layer, Factored) else x, whole.read.pop(name))
@@ -347,48 +370,3 @@ def _moments(
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
     return mean.to(like), variance.to(like)
-
-
-class _LeastSquares:
-    """The layer's weights that come nearest to targets, with a ridge towards what they are."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
-        size = layer.in_features + (layer.bias is not None)
-        zero = torch.zeros((), dtype=torch.float64, device=layer.weight.device)
-        self._gram = zero.new_zeros(size, size)
-        self._cross = zero.new_zeros(layer.out_features, size)
-        self._waiting = WaitingRows()
-        """Inputs, and what the layer misses."""
-
-    def add(
-        self, inputs: Float[Tensor, "frames inputs"], targets: Float[Tensor, "frames outputs"]
-    ) -> None:
-        """Add the frames of a batch."""
-        missing = targets - self.layer(inputs)
-        if self.layer.bias is not None:
-            inputs = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), 1)
-        self._waiting.add(inputs, missing)
-        self._sum(least=SUMMED_ROWS)
-
-    def _sum(self, *, least: int) -> None:
-        rows = self._waiting.take(least=least)
-        if rows is None:
-            return
-        inputs, missing = rows
-        # Products are of the model's own precision, and sums of them in double: their rounding,
-        # some 1e-6 of the mean square, is nothing beside the ridge of 1e-3.
-        self._gram += gram(inputs)
-        self._cross += missing.T @ inputs
-
-    def solve(self) -> None:
-        """Change the layer to the solution."""
-        self._sum(least=1)
-        diagonal = self._gram.diagonal()
-        diagonal += RIDGE * diagonal.mean().clamp_min(SMALL)
-        factor = torch.linalg.cholesky_ex(self._gram).L
-        change = torch.cholesky_solve(self._cross.T, factor).T
-        columns = self.layer.in_features
-        self.layer.weight.add_(change[:, :columns].to(self.layer.weight))
-        if self.layer.bias is not None:
-            self.layer.bias.add_(change[:, columns].to(self.layer.bias))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from core.config.trial import DistillationConfig
+from core.config.trial import DistillationConfig, LossConfig
 from core.conformer.masking import Folded, gated_forward
 from core.conformer.model import Conformer
 from core.conformer.output import Output
@@ -212,11 +212,13 @@ def logit_loss(
     return part_of_mean(mean, is_frame.sum())
 
 
-def gated_loss(model: Conformer) -> Callable[[Folded, Batch], Float[Tensor, ""]]:
+def gated_loss(
+    model: Conformer, config: LossConfig
+) -> Callable[[Folded, Batch], Float[Tensor, ""]]:
     """Return a function that computes the task's loss of a model under gates on a batch."""
 
     def loss(folded: Folded, batch: Batch) -> Float[Tensor, ""]:
         output = gated_forward(model, batch.features, batch.num_frames, folded, tokens=batch.tokens)
-        return task_loss(output, batch.tokens, batch.num_tokens)
+        return task_loss(output, batch.tokens, batch.num_tokens, config)
 
     return loss

@@ -217,7 +217,7 @@ def masked_losses(
     with autocast(batch.features.device, ctx.config.runtime.precision):
         folded = fold(named_tensors(model), ctx.space.axes, mask, narrow_from=narrow_from)
         output = gated_forward(model, batch.features, batch.num_frames, folded, tokens=batch.tokens)
-        task = task_loss(output, batch.tokens, batch.num_tokens)
+        task = task_loss(output, batch.tokens, batch.num_tokens, ctx.config.loss)
         whole = torch.ones(model.shape.width, device=ctx.device)
         # The residual width is always narrowed: hidden states have open units alone.
         width = kept_unit_indices(mask.get("width", whole))

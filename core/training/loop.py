@@ -14,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from core.config.trial import AugmentConfig, RuntimeConfig
+from core.config.trial import AugmentConfig, LossConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch, TrainBatches
-from core.decoders.task_loss import task_loss
+from core.decoders.task_loss import USUAL, task_loss
 from core.distributed import ALONE, Ranks, together
 from core.evaluation.evaluator import Evaluator
 from core.features.kaldi import spec_augment
@@ -258,8 +258,9 @@ class DenseStage:
         taught: TeachingTask | None = None,
         interctc: InterCTC | None = None,
         micro_batches: int = 1,
+        loss: LossConfig = USUAL,
     ) -> None:
-        self.model, self.stage, self.steps = model, stage, steps
+        self.model, self.stage, self.steps, self.loss = model, stage, steps, loss
         self.rates, self.evaluator, self.taught = rates, evaluator, taught
         self.interctc = interctc or InterCTC()
         self.precision, self.micro_batches = runtime.precision, micro_batches
@@ -290,7 +291,7 @@ class DenseStage:
         with autocast(batch.features.device, self.precision):
             skipped = sample_skips(self.model)
             output = self.forward(batch.features, batch.num_frames, skipped, batch.tokens)
-            task = task_loss(output, batch.tokens, batch.num_tokens)
+            task = task_loss(output, batch.tokens, batch.num_tokens, self.loss)
             if self.taught is None:
                 return self.interctc.losses(task, self.model, output, batch)
             distillation = self.taught.distillation

@@ -165,6 +165,7 @@ class Method(ABC):
             runtime=config.runtime,
             taught=TeachingTask(distillation=ctx.distillation, choice=choice),
             micro_batches=config.training.micro_batches,
+            loss=config.loss,
         )
 
 

@@ -39,7 +39,7 @@ from sweep.config.distributions import (
 )
 
 METHOD = "pruning.method"
-SHARED = ("corpus", "model", "teacher")
+SHARED = ("corpus", "model", "teacher", "loss")
 """Sections that one teacher, and so all trials of a sweep, have in common."""
 
 

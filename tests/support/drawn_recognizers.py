@@ -1,17 +1,20 @@
 """Recognizers of drawn weights that say different tokens of different noise."""
 
+from pathlib import Path
+
 import torch
 
 from core.config.trial import CorpusConfig
+from core.conformer.model import Conformer
 from core.data.tokenizer import Tokenizer
 from core.decoders.predictor import predict
 
 
-def short_tokenizer(folder):
+def short_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.train(["ONE TWO", "TEN"], CorpusConfig(tokens="char", vocabulary=12), folder)
 
 
-def balance(model):
+def balance(model: Conformer) -> None:
     """Let a model say all its tokens of noise, and the blank at about half of its places."""
     features = torch.randn(4, 300, model.mels, generator=torch.Generator().manual_seed(0))
     own = model.transducer

@@ -13,7 +13,6 @@ Shapes: N batch, M mel frames, T frames, D joint width, V vocabulary, blank incl
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -195,41 +194,6 @@ class StepGraph(nn.Module):
         return (self.joiner(encoder_outputs, predicted), *rest)
 
 
-class FramesGraph(EncoderGraph):
-    """The same for sherpa-onnx's stateless kind: frames come before channels."""
-
-    def forward(
-        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch time joint"], Int[Tensor, " batch"]]:
-        encoded, lengths = super().forward(features.mT, num_frames)
-        return encoded.mT, lengths
-
-
-class ContextGraph(nn.Module):
-    """The joint's projection of a stateless predictor's output, from its last tokens."""
-
-    def __init__(self, predictor: StatelessPredictor, joint: Joint) -> None:
-        super().__init__()
-        self.predictor, self.projection = predictor, joint.predictor
-
-    def forward(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch joint"]:
-        outputs, _ = self.predictor.advance(tokens[:, -1:], (tokens[:, :-1],))
-        return self.projection(outputs[:, 0])
-
-
-class AddedGraph(nn.Module):
-    """Logits of tokens, of a projected frame and a projected prediction."""
-
-    def __init__(self, joint: Joint) -> None:
-        super().__init__()
-        self.joiner = JoinerGraph(joint)
-
-    def forward(
-        self, frame: Float[Tensor, "batch joint"], predicted: Float[Tensor, "batch joint"]
-    ) -> Float[Tensor, "batch outputs"]:
-        return self.joiner(frame[..., None], predicted[..., None])[:, 0, 0]
-
-
 def write_encoder(
     model: Conformer, transducer: Transducer, file: Path, *, inline_bytes: int = LARGEST_INLINE
 ) -> None:
@@ -259,8 +223,8 @@ def write_step(transducer: Transducer, file: Path) -> None:
     batch = torch.export.Dim("batch")
     tracing = Tracing(
         module=module,
-        example=(frame, *_predictor_example(module.predictor.step.state)),
-        free=({0: batch}, *_predictor_free(batch)),
+        example=(frame, *predictor_example(module.predictor.step.state)),
+        free=({0: batch}, *predictor_free(batch)),
         inputs=STEP_INPUTS,
         outputs=STEP_OUTPUTS,
     )
@@ -286,72 +250,33 @@ def write_transducer_graphs(
         ExportError: if the extra `export` is not installed, or a duration is not its own index.
         OSError: if the disk is full or not writable.
     """
-    durations = transducer.joint.durations
-    if durations != tuple(range(len(durations))):
-        raise ExportError(
-            f"Durations of an export must be 0, 1, 2 and so on, but are {durations} instead."
-        )
+    check_durations(transducer)
     encoder, step = (folder / f"{name}{SUFFIXES[False]}" for name in (ENCODER, STEP))
     write_encoder(model, transducer, encoder, inline_bytes=inline_bytes)
     write_step(transducer, step)
 
 
-STATELESS_ENDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "encoder": (("x", "x_lens"), ("encoder_out", "encoder_out_lens")),
-    "decoder": (("y",), ("decoder_out",)),
-    "joiner": (("encoder_out", "decoder_out"), ("logit",)),
-}
-"""Inputs and outputs of the graphs of sherpa-onnx's stateless kind, by name."""
-
-
-def write_stateless(
-    model: Conformer, transducer: Transducer, folder: Path, *, inline_bytes: int = LARGEST_INLINE
-) -> None:
-    """Write the graphs `encoder`, `decoder` and `joiner` of sherpa-onnx's stateless kind.
-
-    Args:
-        model: the recognizer.
-        transducer: of it; its predictor is stateless, and it has no durations.
-        folder: for the graphs.
-        inline_bytes: the most bytes of weights in a graph's own file.
+def check_durations(transducer: Transducer) -> None:
+    """Check that durations are what other programs take them for.
 
     Raises:
-        ExportError: if the extra `export` is not installed.
-        OSError: if the disk is full or not writable.
+        ExportError: if one is not its own index.
     """
-    predictor, joint, batch = transducer.predictor, transducer.joint, torch.export.Dim("batch")
-    assert isinstance(predictor, StatelessPredictor)
-    width, free = joint.output.in_features, {0: batch}
-    tokens, row = torch.zeros(2, predictor.context, dtype=torch.int64), torch.zeros(2, width)
-    speech, free_speech = speech_example(model.frontend_spec.mels, is_mels_first=False)
-    parts: dict[str, tuple[nn.Module, tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]]] = {
-        # The name by which sherpa-onnx selects encoders with these inputs and outputs.
-        "encoder": (FramesGraph(model, joint), speech, free_speech, {"model_type": "zipformer2"}),
-        "decoder": (
-            ContextGraph(predictor, joint),
-            (tokens,),
-            (free,),
-            {"vocab_size": model.vocabulary, "context_size": predictor.context},
-        ),
-        # Two tensors: one that was given twice would be traced as one input.
-        "joiner": (AddedGraph(joint), (row, row.clone()), (free, free), {"joiner_dim": width}),
-    }
-    for name, (module, example, free_dims, metadata) in parts.items():
-        inputs, outputs = STATELESS_ENDS[name]
-        tracing = Tracing(
-            module=module.eval(), example=example, free=free_dims, inputs=inputs, outputs=outputs
+    durations = transducer.joint.durations
+    if durations != tuple(range(len(durations))):
+        raise ExportError(
+            f"Durations of an export must be 0, 1, 2 and so on, but are {durations} instead."
         )
-        texts = {key: str(value) for key, value in metadata.items()}
-        file = folder / f"{name}.onnx"
-        write_graph(tracing, file, metadata=texts, inline_bytes=inline_bytes)
 
 
-def _predictor_example(state: int) -> tuple[Tensor, ...]:
+def predictor_example(state: int) -> tuple[Tensor, ...]:
+    """Return inputs of a `PredictorGraph` to trace it with."""
     tokens, lengths = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
     return tokens, lengths, torch.zeros(1, 2, state), torch.zeros(1, 2, state)
 
 
-def _predictor_free(batch: object) -> Sequence[dict[int, object]]:
+def predictor_free(batch: object) -> Sequence[dict[int, object]]:
+    """Return which dimensions of these inputs are free."""
     return {0: batch}, {0: batch}, {1: batch}, {1: batch}
 
 

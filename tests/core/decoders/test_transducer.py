@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from core.config.pruning import PruningConfig
+from core.config.trial import LossConfig
 from core.conformer.axes import Lengths
 from core.conformer.masking import fold, gated_forward, named_tensors
 from core.conformer.model import Conformer
@@ -125,6 +128,37 @@ def test_the_extracted_model_computes_what_the_masked_one_did(kind, mask_kind):
         torch.testing.assert_close(own[found.is_frame], other[found.is_frame])
     assert (found.ctc_logits is None) != has_ctc
     assert small.transducer.joint.output.in_features == int((mask["transducer.joint"] != 0).sum())
+
+
+@KINDS
+def test_the_settings_of_the_loss_mix_and_lower_what_they_say(kind):
+    """Sigma and omega speak of TDT alone; the CTC head has a share of the whole."""
+    model = made(kind, has_ctc=True)
+    batch = noise_with_tokens()
+    output = model(batch.features.double(), batch.num_frames, tokens=batch.tokens)
+    arguments = output, batch.tokens, batch.num_tokens
+    alone, scores = replace(output, ctc_logits=None), output.lattice
+
+    def mean(losses):
+        return (losses / batch.num_tokens).mean()
+
+    lengths = output.num_frames, batch.num_tokens
+    own = mean(transducer_loss(scores.arcs(), *lengths))
+    plain = mean(transducer_loss(scores.without_durations().arcs(), *lengths))
+    lowered = mean(transducer_loss(scores.arcs(sigma=0.02), *lengths))
+    ctc = task_loss(*arguments, LossConfig(ctc_weight=0.5)) * 2 - own
+    is_tdt = bool(scores.durations)
+
+    def loss(**settings):
+        return task_loss(alone, *arguments[1:], LossConfig(**settings))
+
+    close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)  # CTC is in single
+    close(loss(), own)
+    close(loss(omega=0.1), 0.9 * own + 0.1 * plain)
+    close(loss(sigma=0.02), lowered if is_tdt else own)
+    close(loss(fastemit=0.5), own)  # gradients alone
+    close(task_loss(*arguments), 0.7 * own + 0.3 * ctc)
+    close(task_loss(*arguments, LossConfig(ctc_weight=0.0)), own)
 
 
 @KINDS

@@ -14,7 +14,15 @@ from core.importers.load import read_model
 from core.importers.safe_read import ImportingError
 from core.inference.graph_interface import ExportError
 from core.pruning.extraction import extract
-from core.testing import SHAPE, deeper, ragged_speech, random_mask, small_model, with_frontend
+from core.testing import (
+    SHAPE,
+    deeper,
+    ragged_speech,
+    random_mask,
+    small_model,
+    with_frontend,
+    with_transducer,
+)
 
 TEXTS = ["ABCD", "BAD CAB", "DAB"]
 HEARD = FrontendSpec(
@@ -61,6 +69,43 @@ def test_an_export_imported_again_says_the_same(kind, hears, tmp_path):
         rtol=0,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("mask", ["open", "binary", "empty_axes"])
+@pytest.mark.parametrize("kind", ["lstm rnnt", "lstm tdt"])
+def test_a_transducer_imported_again_says_the_same(kind, mask, tmp_path):
+    """Its embedding, layers and joint of different sizes get one size there; a CTC head stays."""
+    tokenizer = tokenizer_of(tmp_path)
+    shape = with_transducer(heard_there(deeper(2)), kind, has_ctc=True)
+    model = model_of(shape, tokenizer)
+    kept = [axis for axis in model.axes() if axis.kind != "width"]
+    small = extract(model, random_mask(kept, mask)).eval()
+    features, num_frames = ragged_speech(90, 61, 12)
+    places = small.best_places(features, num_frames)
+
+    write_parakeet(small, tokenizer, tmp_path)
+    again = read_model(tmp_path).model.eval()
+
+    sizes = {again.shape.transducer.embedding, again.shape.transducer.joint}
+    assert sizes == set(again.shape.transducer.units)
+    torch.testing.assert_close(
+        again(features, num_frames, places=places).at_places,
+        small(features, num_frames, places=places).at_places,
+        rtol=0,
+        atol=1e-5,
+    )
+    count = sum(p.numel() for p in small.parameters()) - sum(
+        p.numel() for p in small.head.parameters()
+    )
+    assert count_added(small) == sum(p.numel() for p in again.parameters()) - count
+
+
+def test_a_predictor_without_states_is_refused(tmp_path):
+    shape = with_transducer(heard_there(SHAPE), "stateless rnnt")
+    tokenizer = tokenizer_of(tmp_path)
+
+    with pytest.raises(ExportError, match=r"must be an LSTM, but this one reads its last 2 tokens"):
+        write_parakeet(model_of(shape, tokenizer), tokenizer, tmp_path)
 
 
 def test_what_is_alike_already_comes_back_tensor_by_tensor(tmp_path):

@@ -11,7 +11,15 @@ from core.export.rounding import Errors, log_probabilities_in_double, rounding_e
 from core.export.verify import LENGTHS, TOLERANCE, Expected, agreement, check_graph
 from core.inference.graph_interface import ExportError
 from core.inference.onnx_session import Graph
-from core.testing import deeper, ragged_speech, small_model, with_factors, with_frontend
+from core.testing import (
+    TRANSDUCERS,
+    deeper,
+    ragged_speech,
+    small_model,
+    with_factors,
+    with_frontend,
+    with_transducer,
+)
 
 pytestmark = pytest.mark.whole
 
@@ -34,8 +42,23 @@ def test_block_by_block_in_double_is_the_whole_model_in_double(shape):
     with torch.no_grad():
         right = whole(features.double(), num_frames)
     expected = right.logits.log_softmax(-1)[right.is_frame]
-    torch.testing.assert_close(found[right.is_frame], expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     assert model.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", TRANSDUCERS)
+def test_a_transducer_in_double_is_the_whole_model_in_double(kind):
+    shape = with_transducer(deeper(2), kind)
+    model, (features, num_frames) = small_model(shape=shape), ragged_speech(90, 60)
+    places = model.eval().best_places(features, num_frames)
+
+    found = log_probabilities_in_double(model, features, num_frames, places)
+
+    whole = small_model(shape=shape).double().eval()
+    with torch.no_grad():
+        right = whole(features.double(), num_frames, places=places)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, right.log_probs(), atol=1e-12, rtol=0)
 
 
 def test_single_precision_is_near_and_a_shift_is_measured():
@@ -43,8 +66,8 @@ def test_single_precision_is_near_and_a_shift_is_measured():
     output = model(*speech)
     right = output.logits.log_softmax(-1)[output.is_frame].detach()
 
-    same = rounding_errors(model, speech, right, output.is_frame)
-    shifted = rounding_errors(model, speech, right + 0.01, output.is_frame)
+    same = rounding_errors(model, speech, right)
+    shifted = rounding_errors(model, speech, right + 0.01)
 
     assert 0 < same.torch == same.other < 1e-5
     assert shifted.other == pytest.approx(0.01, rel=0.01)
@@ -61,10 +84,9 @@ def test_the_largest_errors_of_two_batches_count():
 def test_a_program_that_gives_no_number_is_infinitely_far_away():
     model, speech = small_model(), ragged_speech(90, 60)
     output = model(*speech)
-    is_frame = output.is_frame
-    nothing = torch.full_like(output.logits[is_frame], float("nan")).detach()
+    nothing = torch.full_like(output.logits[output.is_frame], float("nan")).detach()
 
-    errors = rounding_errors(model, speech, nothing, is_frame)
+    errors = rounding_errors(model, speech, nothing)
     found = agreement(model, NoNumbers(model), [(90, 60)])
 
     assert errors.other == found.gap == float("inf")

@@ -103,8 +103,10 @@ def test_the_loader_is_the_one_that_computes_the_features():
     assert nemo.name == "from_nemo_ctc"
     assert nemo.is_nemo
     assert not nemo.is_exact
-    assert choose_loader(frontend_spec.for_sherpa, 1025) == replace(nemo, is_exact=True)
-    assert NATIVE.for_sherpa == NATIVE
+    assert choose_loader(frontend_spec.for_sherpa(has_transducer=False), 1025) == replace(
+        nemo, is_exact=True
+    )
+    assert NATIVE.for_sherpa(has_transducer=False) == NATIVE
     assert nemo.metadata == {
         "vocab_size": "1025",
         "subsampling_factor": "1",

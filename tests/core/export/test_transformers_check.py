@@ -17,12 +17,18 @@ from core.config.trial import CorpusConfig
 from core.data.tokenizer import Tokenizer
 from core.export.export import export
 from core.export.parakeet import write_parakeet
-from core.export.transformers_check import check_export, needs_transformers, run_transformers
+from core.export.transformers_check import (
+    Batch,
+    check_export,
+    needs_transformers,
+    run_transformers,
+)
 from core.importers.load import import_model
 from core.inference.graph_interface import ExportError
 from core.one_shot.by_weights import config_of, prune_bundle
 from core.safe_text import markdown_text
-from core.testing import SHAPE, ragged_speech, small_model, with_frontend
+from core.testing import SHAPE, ragged_speech, small_model, with_frontend, with_transducer
+from tests.support.drawn_recognizers import balance, short_tokenizer
 
 pytestmark = pytest.mark.whole
 
@@ -59,10 +65,31 @@ def same_log_probabilities(model, folder):
     with torch.no_grad():
         expected = model(features, num_frames)
 
-    (found,) = run_transformers(folder, batches=[(features, LENGTHS)]).log_probabilities
+    batch = Batch.of_features(model, features, LENGTHS)
+    (found,) = run_transformers(folder, model, batches=[batch]).log_probabilities
 
-    right = expected.logits.log_softmax(-1)[expected.is_frame]
-    torch.testing.assert_close(found[expected.is_frame], right, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected.log_probs(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.long
+@needs
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lstm rnnt", "lstm tdt"])
+def test_a_pruned_transducer_says_the_same_there(kind, sounds, tmp_path):
+    tokenizer = short_tokenizer(tmp_path)
+    shape = replace(with_frontend(SHAPE, "dw_striding 8x"), vocabulary=tokenizer.size)
+    model = small_model(5, shape=with_transducer(shape, kind))
+    model.frontend.mean.zero_()
+    model.frontend.deviation.fill_(1.0)
+    balance(model)
+    bundle.save(tmp_path / "model", model, tokenizer, {})
+
+    done = export(tmp_path / "model", tmp_path / "out", "transformers", verify_on=sounds)
+
+    assert "for 2 of 2 sounds, 2 of them with words" in " ".join(done.verified)
+    assert "ParakeetFor" in done.verified[0]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "output.sequences" in card
 
 
 @pytest.mark.long
@@ -166,7 +193,7 @@ def test_a_module_that_a_model_brings_along_is_never_imported(published, tmp_pat
         file.write_text(json.dumps(values))
 
     with contextlib.suppress(ExportError):  # refused or passed over, either is right
-        run_transformers(folder, spelled=[[1]])
+        run_transformers(folder, small_model(), spelled=[[1]])
     import_model(str(folder), tmp_path / "again")
 
     assert len(files) >= 2

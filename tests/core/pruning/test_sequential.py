@@ -3,11 +3,18 @@
 import pytest
 import torch
 
-from core.pruning import sequential
 from core.pruning.extraction import clone
+from core.pruning.least_squares import LeastSquares
 from core.pruning.reconstruction import extract_and_reconstruct
 from core.pruning.space import Space
-from core.testing import ragged_speech, random_mask, small_model
+from core.testing import (
+    SHAPE,
+    TRANSDUCERS,
+    ragged_speech,
+    random_mask,
+    small_model,
+    with_transducer,
+)
 
 AXES = ["frontend", "width", "head", "inner", "channel", "module"]
 
@@ -17,9 +24,9 @@ def speech():
     return [ragged_speech(200, 160, 90, seed=seed) for seed in range(4)]
 
 
-def shifted_model(speech):
+def shifted_model(speech, shape=SHAPE):
     """A model whose batch norms have seen this speech, and whose biases are not zero."""
-    model = small_model()
+    model = small_model(shape=shape)
     model.train()
     with torch.no_grad():
         for features, num_frames in speech:
@@ -116,6 +123,36 @@ def first_activations(model, features, num_frames):
     return caught[0][is_frame]
 
 
+@torch.no_grad()
+def place_error(small, whole, speech):
+    """Squared distance of a transducer's log-probabilities where the unpruned model searches."""
+    total = 0.0
+    for features, num_frames in speech:
+        places = whole.best_places(features, num_frames)
+        expected, actual = (m(features, num_frames, places=places) for m in (whole, small))
+        total += float((expected.at_places - actual.at_places).square().sum())
+    return total
+
+
+@pytest.mark.parametrize("kind", TRANSDUCERS)
+def test_a_transducer_s_predictor_and_joint_are_made_up_for(speech, kind):
+    """Half of each axis of its own goes, and nothing of the encoder."""
+    model = shifted_model(speech, with_transducer(SHAPE, kind))
+    whole = {axis.name: torch.ones(axis.size).bool() for axis in model.axes()}
+    halved = {
+        name: torch.arange(len(units)) % 2 == 0 if name.startswith("transducer.") else units
+        for name, units in whole.items()
+    }
+
+    unpruned, plain, repaired = (
+        extract_and_reconstruct(clone(model), {}, choice, how=how, speech=speech)
+        for choice, how in ((whole, "sequential"), (halved, "none"), (halved, "sequential"))
+    )
+
+    assert place_error(unpruned, model, speech) < 1e-8
+    assert place_error(repaired, model, speech) < 0.5 * place_error(plain, model, speech)
+
+
 @pytest.mark.parametrize("kind", ["binary", "empty_modules"])
 def test_no_refit_adds_to_the_error_of_its_layer(speech, kind, monkeypatch):
     """Layer by layer, on the calibration speech, whatever the layers before have become.
@@ -125,7 +162,7 @@ def test_no_refit_adds_to_the_error_of_its_layer(speech, kind, monkeypatch):
     """
     model = shifted_model(speech)
     choice = {n: v > 0 for n, v in random_mask(model.axes(), kind, 0).items()}
-    solve, added = sequential._LeastSquares.solve, []
+    solve, added = LeastSquares.solve, []
 
     def solve_and_compare(fit):
         fit._sum(least=1)
@@ -134,7 +171,7 @@ def test_no_refit_adds_to_the_error_of_its_layer(speech, kind, monkeypatch):
         change = columns(fit.layer) - before
         added.append(float((change @ gram * change).sum() - 2 * (cross * change).sum()))
 
-    monkeypatch.setattr(sequential._LeastSquares, "solve", solve_and_compare)
+    monkeypatch.setattr(LeastSquares, "solve", solve_and_compare)
     extract_and_reconstruct(clone(model), {}, choice, how="sequential", speech=speech)
 
     assert len(added) > 8
