@@ -11,14 +11,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
 
 from core import bundle
 from core.config.pruning import without_other_methods
-from core.config.trial import TrialConfig
+from core.config.trial import Decoder, TrialConfig
 from core.conformer.model import Conformer
 from core.data.prepare import Speech, open_speech
 from core.evaluation.batch_decoding import decode_store
@@ -88,6 +88,8 @@ def training_arguments(parser: argparse.ArgumentParser, space: str) -> None:
     parser.add_argument("--plain", action="store_true", help="speech as it is: no SpecAugment")
     parser.add_argument("--untaught", action="store_true", help="no distillation: from transcripts")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), help="not the space's")
+    parser.add_argument("--decoder", choices=get_args(Decoder), help="not the space's")
+    parser.add_argument("--predictor", choices=("stateless", "lstm"), help="not the space's")
 
 
 def base_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -104,6 +106,8 @@ def base_of(args: argparse.Namespace) -> dict[str, Any]:
     base["training"] |= {"augment": PLAIN} if args.plain else {}
     base["distillation"] |= UNTAUGHT if args.untaught else {}
     base["runtime"] |= {"precision": args.precision} if args.precision else {}
+    for key in ("decoder", "predictor"):
+        base["model"] |= {key: value} if (value := getattr(args, key)) else {}
     every = max(1, base["pruning"]["steps"] + base["tuning"]["steps"])
     base["runtime"] |= {"report_steps": every, "checkpoint_steps": 100, "threads": 1}
     return base

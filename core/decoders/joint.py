@@ -8,6 +8,7 @@ Shapes: B batch, T frames, P places (tokens and one more), J joint width, V voca
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 }
 BLOCK_BYTES = 2**25
 """Of a block's logits. As large as fits a core's share of the cache pays; more gains nothing."""
+KEPT_BYTES = 2**28
+"""Of all logits of a batch: so many are kept for the gradients. More are computed again, which
+costs a quarter of the time of the joint."""
 
 
 class Joint(nn.Module):
@@ -78,6 +82,7 @@ class Joint(nn.Module):
         tokens: Int[Tensor, "batch tokens"],
         *,
         block_bytes: int = BLOCK_BYTES,
+        kept_bytes: int = KEPT_BYTES,
     ) -> LatticeScores:
         """Return the log-probabilities that the loss of a transcript needs.
 
@@ -85,8 +90,9 @@ class Joint(nn.Module):
             encoded: the encoder's frames.
             predicted: the predictor's output before each token and after the last.
             tokens: the transcripts.
-            block_bytes: largest size of the logits in memory; they are computed again for
-                gradients.
+            block_bytes: largest size of the logits that are computed at once.
+            kept_bytes: largest size of all logits that are kept for gradients; more are computed
+                again.
         """
         frames, predictions = self.encoder(encoded), self.predictor(predicted)
         row_bytes = 4 * predictions[..., 0].numel() * self.output.out_features
@@ -95,15 +101,16 @@ class Joint(nn.Module):
         # The tensors that are here now: under gates, the backward pass comes when the model has
         # its own ones back.
         weight, bias = self.output.weight, self.output.bias
+        score = partial(
+            _block_scores,
+            activation=ACTIVATIONS[self.activation],
+            blank=self.blank,
+            num_durations=len(self.durations),
+        )
+        if row_bytes * frames.shape[1] > kept_bytes:
+            score = partial(checkpoint, score, use_reentrant=False)
         parts = [
-            checkpoint(
-                _block_scores,
-                *(block, predictions, following, weight, bias),
-                activation=ACTIVATIONS[self.activation],
-                blank=self.blank,
-                num_durations=len(self.durations),
-                use_reentrant=False,
-            )
+            score(block, predictions, following, weight, bias)
             for block in frames.split(max(1, block_bytes // row_bytes), dim=1)
         ]
         blank, label, duration = (torch.cat(blocks, dim=1) for blocks in zip(*parts, strict=True))
@@ -161,9 +168,32 @@ def _block_scores(
 ]:
     """Return log-probabilities of blank, of the following token, and of durations."""
     logits = F.linear(activation(frames[:, :, None] + predictions[:, None]), weight, bias)
-    # Sums over a vocabulary need more digits than autocast's types have.
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
     of_tokens, of_durations = logits.split([len(bias) - num_durations, num_durations], dim=-1)
+    return score_logits(of_tokens, of_durations, following, blank=blank)
+
+
+def score_logits(
+    of_tokens: Float[Tensor, "batch frames places vocabulary"],
+    of_durations: Float[Tensor, "batch frames places durations"],
+    following: Int[Tensor, "batch places"],
+    *,
+    blank: int,
+) -> tuple[
+    Float[Tensor, "batch frames places"],
+    Float[Tensor, "batch frames places"],
+    Float[Tensor, "batch frames places durations"],
+]:
+    """Return log-probabilities of blank, of the following token, and of durations.
+
+    Args:
+        of_tokens: logits.
+        of_durations: logits; none for RNN-T.
+        following: the next token of each place.
+        blank: its number among the tokens.
+    """
+    # Sums over a vocabulary need more digits than autocast's types have.
+    if of_tokens.dtype.itemsize < 4:
+        of_tokens, of_durations = of_tokens.float(), of_durations.float()
     total = of_tokens.logsumexp(-1)
     index = following[:, None, :, None].expand(-1, of_tokens.shape[1], -1, 1)
     label = of_tokens.gather(-1, index)[..., 0]

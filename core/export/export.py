@@ -72,7 +72,7 @@ _PURPOSES = {
     PROCESSOR: "features and tokens together",
     FAST: "the tokenizer, as transformers reads it",
     TOKENS_CONFIG: "its class, and the blank's name",
-    GENERATION: "the token that a search begins with",
+    GENERATION: "the token that a search begins with, and others for it",
 }
 
 

@@ -168,7 +168,6 @@ def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None
     extractor = _extractor(shape.frontend_spec)
     for name, contents in {
         CONFIG: _config(shape),
-        GENERATION: _generation(shape),
         EXTRACTOR: extractor,
         PROCESSOR: _processor(extractor, _kind(shape), blank),
         FAST: tokens,
@@ -177,6 +176,7 @@ def write_parakeet(model: Conformer, tokenizer: Tokenizer, folder: Path) -> None
             "processor_class": "ParakeetProcessor",
             "pad_token": blank,
         },
+        **_generation(shape),
     }.items():
         (folder / name).write_text(
             json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8"
@@ -217,18 +217,22 @@ def _config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _generation(shape: Shape) -> dict[str, Any]:
-    """Return the settings of a search; CTC's needs no beginning."""
-    last, durations = shape.vocabulary - 1, getattr(shape.transducer, "durations", ())
-    settings: dict[str, Any] = {"decoder_start_token_id": last, "pad_token_id": last}
-    if shape.transducer is not None:
-        # No token is the end, so the last id is one that no token has. Without an end, transformers
-        # goes on with utterances of a batch that are done, at their last frame.
-        settings["eos_token_id"] = shape.vocabulary + len(durations)
-    if durations:
+def _generation(shape: Shape) -> dict[str, dict[str, Any]]:
+    """Return the file with the settings of a transducer's search."""
+    if shape.transducer is None:
+        return {}
+    size, num_durations = shape.vocabulary, len(shape.transducer.durations)
+    settings: dict[str, Any] = {
+        "decoder_start_token_id": size - 1,
+        "pad_token_id": size - 1,
+        # No token is the end, and this is the id of none. Without an end, transformers goes on with
+        # utterances of a batch that are done, at their last frame.
+        "eos_token_id": size + num_durations,
+    }
+    if num_durations:
         # Its search takes the best of all outputs, the durations' among them.
-        settings["suppress_tokens"] = [last + 1 + i for i in range(len(durations))]
-    return settings
+        settings["suppress_tokens"] = list(range(size, size + num_durations))
+    return {GENERATION: settings}
 
 
 def _decoder_config(shape: Shape) -> dict[str, Any]:

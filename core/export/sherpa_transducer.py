@@ -18,9 +18,9 @@ from core.decoders.greedy import MOST_SYMBOLS
 from core.decoders.transducer import Transducer
 from core.export.onnx.conversion import LARGEST_INLINE, graph_purposes
 from core.export.onnx.quantization import quantize_graphs
-from core.export.onnx.sherpa_graphs import NEMO_ENDS, STATELESS_ENDS, write_nemo, write_stateless
+from core.export.onnx.sherpa_graphs import write_nemo, write_stateless
 from core.export.sherpa import SPEC, TOKENS, Precision, tokens_text
-from core.inference.graph_interface import ExportError
+from core.inference.graph_interface import NEMO_ENDS, STATELESS_ENDS, ExportError
 
 LOADER = "from_transducer"
 MOST_OF_TDT = 5

@@ -22,6 +22,8 @@ from core.data.tokenizer import FILE_NAME, Tokenizer
 from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1
 from core.inference.graph_interface import ENCODER, SUFFIXES, ExportError
 from core.inference.onnx_session import Graph
+from core.inference.sherpa_graphs import ENCODER as SHERPA_ENCODER
+from core.inference.sherpa_graphs import SherpaGraphs
 from core.inference.transducer_graphs import TransducerGraphs
 from core.report import upgrade_format_1 as upgrade_report
 
@@ -29,7 +31,12 @@ FEATURES_FILE = "features.json"
 FEATURES_FORMAT = 2
 """The version of `features.json` that is written; 1 is read as well."""
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
-_ENCODERS = tuple(f"{ENCODER}{suffix}" for suffix in SUFFIXES.values())
+_NETWORKS: Mapping[str, type[TransducerGraphs] | type[SherpaGraphs]] = {
+    ENCODER: TransducerGraphs,
+    SHERPA_ENCODER: SherpaGraphs,
+}
+"""How graphs of a transducer are read, by the name of that of its encoder."""
+_ENCODERS = tuple(f"{name}{suffix}" for name in _NETWORKS for suffix in SUFFIXES.values())
 Runtime = Literal["torch", "onnxruntime", "int8"]
 """Eager torch; ONNX Runtime in floats, or in 8-bit integers with ranges computed at run time."""
 _PROBE = 64
@@ -67,17 +74,20 @@ class GraphNetwork(nn.Module):
         return Output(ctc_logits=logits, is_frame=is_frame, hidden=())
 
 
+TransducerNetwork = TransducerGraphs | SherpaGraphs
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedRecognizer:
     """A recognizer whose model runs in ONNX Runtime."""
 
-    model: GraphNetwork | TransducerGraphs
+    model: GraphNetwork | TransducerNetwork
     tokenizer: Tokenizer
     report: Mapping[str, Any]
     """The report of its bundle, as plain values."""
 
 
-Network = Conformer | GraphNetwork | TransducerGraphs
+Network = Conformer | GraphNetwork | TransducerNetwork
 Recognizer = Bundle | ExportedRecognizer
 
 
@@ -130,10 +140,11 @@ def load_export(folder: Path, *, is_int8: bool = False, threads: int = 1) -> Exp
     tokenizer = Tokenizer.load(folder / FILE_NAME)
     file_report = folder / "report.json"
     report = upgrade_report(bundle.read_table(file_report)) if file_report.exists() else {}
-    network: GraphNetwork | TransducerGraphs
+    network: GraphNetwork | TransducerNetwork
     if is_encoder(file):
         spec, size = read_features(folder / FEATURES_FILE), tokenizer.size
-        network = TransducerGraphs(folder, spec, size, is_int8=is_int8, threads=threads)
+        read = _NETWORKS[file.name.split(".")[0]]
+        network = read(folder, spec, size, is_int8=is_int8, threads=threads)
     else:
         network = _open_network(file, tokenizer.size, threads=threads)
     return ExportedRecognizer(model=network.eval(), tokenizer=tokenizer, report=report)
@@ -161,8 +172,9 @@ def graph_file(folder: Path, *, is_int8: bool) -> Path:
     Raises:
         ExportError: if there is none of that kind.
     """
-    has_transducer = any((folder / name).is_file() for name in _ENCODERS)
-    file = folder / (_ENCODERS if has_transducer else (FLOAT, INT8))[is_int8]
+    there = [name for name in _ENCODERS if (folder / name).is_file()]
+    suffix = SUFFIXES[is_int8]
+    file = folder / (f"{there[0].split('.')[0]}{suffix}" if there else (FLOAT, INT8)[is_int8])
     if not file.is_file():
         flags = " --int8" * is_int8
         raise ExportError(

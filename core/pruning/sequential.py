@@ -94,16 +94,17 @@ def reconstruct_streams(
     whole.eval()
     with torch.no_grad():
         streams = _reconstruct_frontend(small, whole, remaining, speech)
+        return_freed_memory()  # of extraction, too
         for number, block in enumerate(whole.typed_blocks()):
             is_left = number in remaining.blocks
             own = small.typed_blocks()[remaining.blocks.index(number)] if is_left else None
             for name, share in BLOCK_SHARES.items():
                 part, other = getattr(own, name, None), getattr(block, name)
                 _reconstruct_module(part, other, remaining, streams, share=share)
+                return_freed_memory()  # of a module: of a large model, half a gigabyte
             for stream in streams:
                 stream.whole = block.norm(stream.whole)
                 stream.small = stream.small if own is None else own.norm(stream.small)
-            return_freed_memory()  # of the sums of a block: of a large model, a gigabyte
         _reconstruct_decoders(small, whole, remaining, streams)
 
 
@@ -207,6 +208,7 @@ def _reconstruct_part(
     A part that is gone is passed by: what the unpruned model adds there is missing until a later
     part makes up for it.
     """
+    return_freed_memory()
     hidden = [] if part is None else [_hidden(part, stream) for stream in streams]
     # The difference of the streams is taken before the part: behind it, what the part adds would
     # have lost digits to them, and streams that are equal would give a change.

@@ -28,23 +28,7 @@ from core.export.onnx.transducer import (
     predictor_example,
     predictor_free,
 )
-
-Ends = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-"""Inputs and outputs of some graphs, by the graph's name."""
-STATELESS_ENDS: Ends = {
-    "encoder": (("x", "x_lens"), ("encoder_out", "encoder_out_lens")),
-    "decoder": (("y",), ("decoder_out",)),
-    "joiner": (("encoder_out", "decoder_out"), ("logit",)),
-}
-NEMO_ENDS: Ends = {
-    "encoder": (("audio_signal", "length"), ("outputs", "encoded_lengths")),
-    "decoder": (
-        ("targets", "target_length", "input_states_1", "input_states_2"),
-        ("decoder_outputs", "prednet_lengths", "output_states_1", "output_states_2"),
-    ),
-    "joiner": (("encoder_outputs", "decoder_outputs"), ("outputs",)),
-}
-
+from core.inference.graph_interface import NEMO_ENDS, STATELESS_ENDS, Ends
 
 _Parts = Mapping[
     str, tuple[nn.Module, tuple[Tensor, ...], tuple[Any, ...], Mapping[str, str | int]]

@@ -13,13 +13,19 @@ from core.export.onnx.sherpa_graphs import BlankLastPredictor, blank_last
 from core.export.onnx.transducer import JoinerGraph, PredictorGraph
 from core.export.sherpa import SPEC, transcribe_with_sherpa
 from core.export.sherpa_transducer import choose_kind
-from core.inference.graph_interface import ExportError
+from core.export.verify import make_test_sounds
+from core.inference.exported_model import open_recognizer
+from core.inference.graph_interface import ExportError, GraphError
+from core.inference.long_audio import transcribe_windows
+from core.inference.recognizer import transcript
+from core.inference.windows import Windowing
 from core.testing import FRONTEND_SPECS, SHAPE, small_model, with_frontend
 from tests.support.drawn_recognizers import balance, short_tokenizer
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.whole
 
+WHOLE = Windowing.fitting({})
 STATELESS = TransducerShape(embedding=9, context=2, joint=11)
 
 
@@ -56,6 +62,24 @@ def test_an_export_is_verified_in_floats_and_measured_in_integers(tmp_path):
     assert written["loader"] == "from_transducer"
     assert written["arguments"]["joiner"] == "joiner.onnx"
     assert transcribe_with_sherpa(tmp_path / "out", [], "int8").alone == ()
+    check_words_and_times(tmp_path)
+
+
+def check_words_and_times(tmp_path):
+    """The folder is used like the bundle; without one of its graphs it is refused."""
+    ours, graphs = bundle.load(tmp_path / "model"), open_recognizer(tmp_path / "out", threads=1)
+    (tmp_path / "sounds").mkdir()
+    for file in make_test_sounds(ours.tokenizer, tmp_path / "sounds"):
+        expected, found = (
+            transcript(opened, transcribe_windows(opened.model, file, windowing=WHOLE)).words
+            for opened in (ours, graphs)
+        )
+        assert [(w.text, w.start, w.end) for w in found] == [
+            (w.text, w.start, w.end) for w in expected
+        ]
+    (tmp_path / "out" / "joiner.onnx").unlink()
+    with pytest.raises(GraphError, match=r"joiner\.onnx. must be an ONNX graph, but there is no"):
+        open_recognizer(tmp_path / "out", threads=1)
 
 
 @pytest.mark.long
@@ -76,6 +100,7 @@ def test_nemo_s_kind_says_the_same_of_the_features_that_it_computes(tmp_path, na
     assert len(done.verified) == 1
     spec = json.loads((tmp_path / "out" / SPEC).read_text())
     assert spec["arguments"]["model_type"] == "nemo_transducer"
+    check_words_and_times(tmp_path)
 
 
 def test_a_blank_that_comes_last_changes_nothing_else():
