@@ -22,11 +22,13 @@ from benchmarks.lib.speed_tables import (
     long_audio,
     masked_overhead,
     orchestration,
+    published_name,
     quantisation,
     realised_speed,
     roofline,
     scaling,
     training_speed,
+    transducer_loss,
 )
 from benchmarks.lib.table_cells import Row, percent, removed, wer_of, with_interval
 
@@ -37,6 +39,8 @@ PAGES = (
     *sorted((ROOT / "docs" / "results").glob("*.md")),
     ROOT / "docs" / "large_models.md",
     ROOT / "docs" / "concepts" / "pruning-without-training.md",
+    ROOT / "docs" / "concepts" / "decoders.md",
+    ROOT / "docs" / "guides" / "prune-a-parakeet.md",
 )
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -260,7 +264,7 @@ def large_models(rows: Sequence[Row]) -> list[dict[str, str]]:
     """What each command took; the small shape is there for tests alone."""
     return [
         {
-            "model": f"parakeet-ctc-{row['shape']}",
+            "model": published_name(row["shape"]),
             "command": COMMANDS.get(row["name"], f"`export --to {row['name']}`"),
             "seconds": f"{row['seconds']:.0f}",
             "peak memory": f"{row['peak_gb']:.1f} GB",
@@ -272,10 +276,27 @@ def large_models(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def transducers(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """How many texts and times of exports are those of the same search in torch."""
+    return [
+        {
+            "transducer": row["name"],
+            "in": f"{row['runtime']} {row['version']}",
+            "tokens a frame": str(row["most_symbols"]),
+            "utterances": str(row["utterances"]),
+            "equal texts": str(row["equal"]),
+            "equal times": str(row["equal_times"]),
+            "as `transcribe`": str(row["as_transcribe"]),
+        }
+        for row in rows
+    ]
+
+
 COMMANDS = {
     "import": "`import`",
     "check": "`check`",
     "prune": "`prune --remove 0.5`",
+    "prune --audio": "`prune --audio`, 10 min of speech, 3 sizes",
     "bench": "`bench`",
     "transcribe": "`transcribe`, 10 s",
     "int8": "`export --to onnx --int8`",
@@ -316,6 +337,9 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "imported_in_sherpa": ("imported", imported_in_sherpa),
     "large_models": ("large_models", large_models),
     "large_audio": ("large_audio", large_audio),
+    "large_transducers": ("large_transducers", large_models),
+    "transducers": ("transducers", transducers),
+    "transducer_loss": ("transducer_loss", transducer_loss),
     "untuned_demo": ("untuned_demo", claim_wer),
     "untuned_commands": ("untuned_commands", claim_wer),
     "tuned_demo": ("tuned_demo", claim_wer),

@@ -151,7 +151,7 @@ def large_audio(rows: Sequence[Row]) -> list[dict[str, str]]:
     """What `prune --audio` took for a large model, stage by stage."""
     return [
         {
-            "model": f"parakeet-ctc-{row['shape']}",
+            "model": published_name(row["shape"]),
             "tables": minutes(row["stages"]["measuring"]),
             **{
                 f"{title.split()[1]} % removed": minutes(seconds)
@@ -165,6 +165,26 @@ def large_audio(rows: Sequence[Row]) -> list[dict[str, str]]:
         for row in rows
         if row["name"] == "prune --audio"
     ]
+
+
+def transducer_loss(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """How much faster losses and their gradients are than other programs'."""
+    return [
+        {
+            "size": row["name"],
+            "from": row["from"],
+            "RNN-T": f"{row['rnnt_ms']:.0f} ms",
+            "faster than torchaudio": f"{row['rnnt_faster']:.2f} times",
+            "TDT": f"{row['tdt_ms']:.0f} ms",
+            "faster than transformers": f"{row['tdt_faster']:.2f} times",
+        }
+        for row in rows
+    ]
+
+
+def published_name(shape: str) -> str:
+    """The published model of a shape."""
+    return f"parakeet-{shape}" if shape.startswith(("rnnt", "tdt")) else f"parakeet-ctc-{shape}"
 
 
 def minutes(seconds: float) -> str:

@@ -6,7 +6,8 @@ file that is mapped count, too. `silence` is the longest time without a line of 
 has random weights of the exact shape of a published one (large_source.py); texts mean nothing.
 What was measured stays in --dir, so an interrupted run goes on; --again measures steps anew.
 
-`python -m benchmarks.quality.large_models --shape 0.6b --save`, then `--shape 1.1b --save`.
+`python -m benchmarks.quality.large_models --shape 0.6b --save`, then `--shape 1.1b --save`; for
+transducers `--shape tdt-0.6b-v2 --name large_transducers --save`.
 `--steps "source,import,prune --audio" --name large_audio --save` makes the table of
 docs/concepts/pruning-without-training.md, for either shape.
 """
@@ -58,7 +59,18 @@ STEPS = (
     "transformers",
     "onnx-asr",
 )
-OF_TRANSDUCERS = ("source", "import", "check", "prune", "prune --audio", "transcribe", "onnx-asr")
+OF_TRANSDUCERS = (
+    "source",
+    "import",
+    "check",
+    "prune",
+    "prune --audio",
+    "bench",
+    "transcribe",
+    "onnx-asr",
+    "sherpa",
+    "transformers",
+)
 """Those of a shape that is no CTC."""
 SECONDS = 10.0
 """Of the speech that is transcribed."""

@@ -1,5 +1,6 @@
 """Transcripts of a feature store by batches."""
 
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -15,6 +16,7 @@ from core.data.feature_cache import FeatureStore
 from core.data.tokenizer import Tokenizer
 from core.decoders.ctc import greedy
 from core.decoders.greedy import GreedyDecoder
+from core.evaluation.transducer_beam import AnyDecoder, TransducerBeamSearch
 from core.evaluation.word_alignment import Decoder, join_words, path_words
 from core.features.spec import NATIVE
 
@@ -29,7 +31,7 @@ def decode_store(
     device: torch.device,
     *,
     shortest: int = NATIVE.shortest,
-    decoder: Decoder | None = None,
+    decoder: AnyDecoder | None = None,
 ) -> list[str]:
     """Return the transcripts in the store's order; an utterance too short for a frame gets "".
 
@@ -39,7 +41,7 @@ def decode_store(
         tokenizer: of the model.
         device: of the model.
         shortest: frames of features that the model needs for one output frame.
-        decoder: decodes one utterance from CTC logits; by default the best token of each frame or
+        decoder: decodes one utterance after the other; by default the best token of each frame or
             place is taken, for all utterances of a batch at once.
     """
     model.eval()
@@ -51,6 +53,8 @@ def decode_store(
         output = model(ready.features, ready.num_frames)
         if decoder is None:
             transcripts = map(tokenizer.decode, best_tokens(model, output))
+        elif isinstance(decoder, TransducerBeamSearch):
+            transcripts = map(tokenizer.decode, _searched_tokens(model, output, decoder))
         else:
             log_probabilities = output.logits.float().log_softmax(-1)  # (B, T, V)
             transcripts = map(
@@ -70,6 +74,17 @@ def best_tokens(model: nn.Module, output: Output) -> list[list[int]]:
     assert output.encoded is not None
     by_utterance = transducer.greedy(output.encoded, output.num_frames)
     return [[symbol.token for symbol in symbols] for symbols in by_utterance]
+
+
+def _searched_tokens(
+    model: nn.Module, output: Output, decoder: TransducerBeamSearch
+) -> Iterator[list[int]]:
+    assert isinstance(model, Conformer)
+    assert model.transducer is not None
+    assert output.encoded is not None
+    for encoded, count in zip(output.encoded, output.num_frames.tolist(), strict=True):
+        best, *_ = decoder.search(model.transducer, encoded[:count])
+        yield [symbol.token for symbol in best.symbols()]
 
 
 class _Decoding(nn.Module):

@@ -23,10 +23,11 @@ from core.data.pseudo_labels import PseudoLabeler
 from core.data.text_case import check_case
 from core.data.tokenizer import transcript as cut_transcript
 from core.decoders.greedy import MOST_SYMBOLS, GreedyDecoder, Symbol
+from core.decoders.transducer import Transducer
 from core.evaluation.batch_decoding import decode_store
+from core.evaluation.transducer_beam import AnyDecoder, TransducerBeamSearch
 from core.evaluation.wer import WerReport, wer_report
 from core.evaluation.word_alignment import (
-    Decoder,
     TokenRun,
     Word,
     best_path,
@@ -135,7 +136,7 @@ def transcribe(
 
 
 def transcript(
-    bundle: Recognizer, parts: Iterable[AudioSegment], decoder: Decoder | None = None
+    bundle: Recognizer, parts: Iterable[AudioSegment], decoder: AnyDecoder | None = None
 ) -> Transcript:
     """Decode the segments of a file, by the best token of each frame unless by a decoder.
 
@@ -168,7 +169,7 @@ def transcript(
 def decode_frames(
     bundle: Recognizer,
     parts: Iterable[Frames],
-    decoder: Decoder | None = None,
+    decoder: AnyDecoder | None = None,
     *,
     most_symbols: int = MOST_SYMBOLS,
 ) -> list[Word]:
@@ -177,13 +178,17 @@ def decode_frames(
     Args:
         bundle: the recognizer.
         parts: its frames, in order.
-        decoder: of CTC, which is taken instead of a transducer.
+        decoder: instead of greedy search; one of CTC is taken instead of a transducer, too.
         most_symbols: of a transducer at one frame.
 
     Raises:
         DecoderError: if there is a decoder of CTC, and the model has no CTC head.
     """
     transducer = getattr(bundle.model, "transducer", None)
+    if isinstance(decoder, TransducerBeamSearch):
+        assert isinstance(transducer, Transducer), "the beam search is of a bundle in torch"
+        best, *_ = decoder.search(transducer, _encoded(parts))
+        return join_tokens(map(_token_run, best.symbols()), bundle.tokenizer)
     if transducer is None or decoder is not None:
         path = (decoder or best_path)(map(_of_ctc, parts))
         return path_words(path, bundle.tokenizer)
@@ -194,9 +199,13 @@ def decode_frames(
 def _greedy_symbols(
     transducer: GreedyDecoder, parts: Iterable[Frames], most_symbols: int
 ) -> list[Symbol]:
-    encoded = torch.cat([part.encoded for part in parts if part.encoded is not None])[None]
+    encoded = _encoded(parts)[None]
     num_frames = torch.tensor([encoded.shape[1]])
     return transducer.greedy(encoded, num_frames, most_symbols=most_symbols)[0]
+
+
+def _encoded(parts: Iterable[Frames]) -> Float[Tensor, "time width"]:
+    return torch.cat([part.encoded for part in parts if part.encoded is not None])
 
 
 def _of_ctc(frames: Frames) -> Float[Tensor, "part vocabulary"]:
@@ -269,7 +278,7 @@ def transcribe_split(
     folder: Path,
     *,
     runs_on: nn.Module | None = None,
-    decoder: Decoder | None = None,
+    decoder: AnyDecoder | None = None,
 ) -> SplitTranscripts:
     """Transcribe a split.
 

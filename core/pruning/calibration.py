@@ -231,7 +231,7 @@ def split_batches(speech: Calibration, *, most_frames: int) -> Calibration:
     """Yield the same utterances in batches of at most so many mel frames, or one a batch.
 
     A backward pass holds the activations of a whole batch: 10 s of speech are 1,000 mel frames, and
-    750 MB of activations of a model of 0.6 billion parameters.
+    600 MB of activations of a model of 0.6 billion parameters.
     """
     for features, num_frames in speech:
         size = max(1, most_frames // features.shape[1])

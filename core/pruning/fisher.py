@@ -19,8 +19,8 @@ from core.environment import return_freed_memory
 from core.pruning.calibration import Calibration, split_batches
 from core.pruning.least_squares import gram
 
-MOST_ACTIVATIONS = 1.5e8
-"""Numbers that one backward pass may hold: those of 10 s of a model of 0.6 B parameters."""
+MOST_ACTIVATIONS = 1e8
+"""Numbers that one backward pass may hold: those of 7 s of a model of 0.6 B parameters."""
 ACTIVATIONS_PER_ENTRY = 48
 """Numbers that are held for each frame, block and entry of the width, about."""
 Watch = Callable[[], AbstractContextManager[list[Tensor]]]

@@ -9,7 +9,7 @@ from sweep.cli.options import AnyModel, Json, out
 from sweep.cli.output.stages import StageReporter
 
 if TYPE_CHECKING:  # torch takes seconds
-    from core.evaluation.word_alignment import Decoder
+    from core.evaluation.transducer_beam import AnyDecoder
 
 Depth = Annotated[
     int | None,
@@ -199,7 +199,7 @@ def _decoder(
     lm: Path | None,
     lm_weight: float | None,
     word_score: float | None,
-) -> "Decoder | None":
+) -> "AnyDecoder | None":
     """Returns the beam search that the options ask for; None means greedy decoding."""
     from core.config.base import ConfigError
 
@@ -210,12 +210,21 @@ def _decoder(
             f"`--lm-weight` must go with `--lm`, but is {lm_weight:g} without one instead"
         )
     from core.evaluation.beam import BEAM, LM_WEIGHT, WORD_SCORE, BeamSearch
+    from core.evaluation.transducer_beam import TransducerBeamSearch
+    from core.inference.exported_model import ExportedRecognizer
 
+    has_transducer = getattr(recognizer.model, "transducer", None) is not None
+    if has_transducer and isinstance(recognizer, ExportedRecognizer):
+        raise ConfigError(
+            "`--beam` must go with a bundle where the model has a transducer, but this is an export"
+            " instead; give the bundle that it was made from, or use the other program's own search"
+        )
+    make_search = TransducerBeamSearch.of if has_transducer else BeamSearch
     # A language model lowers the score of every word, so that short transcripts win without a
     # reward for each; without one there is nothing to make up for.
     if word_score is None:
         word_score = 0.0 if lm is None else WORD_SCORE
-    return BeamSearch(
+    return make_search(
         recognizer.tokenizer,
         width=BEAM if beam is None else beam,
         lm=lm,

@@ -14,7 +14,7 @@ from core.data.audio_decoding import (
     CorpusError,
 )
 from core.data.audio_stream import ENDINGS
-from core.evaluation.word_alignment import Decoder
+from core.evaluation.transducer_beam import AnyDecoder
 from core.files import temporary_path
 from core.inference.long_audio import AudioSegment, transcribe_windows
 from core.inference.recognizer import Transcript, transcript
@@ -72,7 +72,7 @@ def transcribe_files(
     files: Sequence[Path],
     *,
     windowing: Windowing,
-    decoder: Decoder | None,
+    decoder: AnyDecoder | None,
     advance: Callable[[float], None],
 ) -> Iterator[Result]:
     """Yields the result of each file, in order.
