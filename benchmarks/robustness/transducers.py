@@ -39,6 +39,8 @@ KINDS = {
         embedding=24, units=(32,), joint=32, activation="relu", durations=(0, 1, 2, 3, 4)
     ),
 }
+STAYS = 3.0
+"""By which the logit of a duration of 0 is lowered."""
 SAME_TIME = 0.005
 """Seconds; a frame has 0.04 or more."""
 
@@ -98,6 +100,9 @@ def drawn(shape: Shape, folder: Path, *, seed: int) -> Bundle:
     model.frontend.mean.zero_()
     model.frontend.deviation.fill_(1.0)
     balance(model)
+    if model.transducer is not None and model.transducer.joint.durations:
+        with torch.no_grad():  # so that most tokens take time: drawn ones would stay for ever
+            model.transducer.joint.output.bias[tokenizer.size] -= STAYS
     bundle.save(folder / "model", model, tokenizer, {})
     return bundle.load(folder / "model")
 

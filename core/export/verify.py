@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
@@ -343,7 +344,10 @@ def check_equal(texts: Texts, runtime: str) -> None:
         ExportError: if a transcript differs.
     """
     if texts.differing:
-        file, right, wrong = texts.differing[0]
+        file, *both = texts.differing[0]
+        # Some words from shortly before the first difference: a transcript may be long.
+        begin = max(0, len(commonprefix(both)) - 20)
+        right, wrong = ("..." * (begin > 0) + text[begin : begin + 80] for text in both)
         raise ExportError(
             f"{runtime} must give the transcripts of `transcribe`, but {len(texts.differing)} of"
             f" {len(texts.files)} differ: for `{file}` it gives `{wrong}` instead of `{right}`."
