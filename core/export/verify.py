@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
@@ -346,7 +345,8 @@ def check_equal(texts: Texts, runtime: str) -> None:
     if texts.differing:
         file, *both = texts.differing[0]
         # Some words from shortly before the first difference: a transcript may be long.
-        begin = max(0, len(commonprefix(both)) - 20)
+        pairs = enumerate(zip(*both, strict=False))
+        begin = max(0, next((i for i, (a, b) in pairs if a != b), 0) - 20)
         right, wrong = ("..." * (begin > 0) + text[begin : begin + 80] for text in both)
         raise ExportError(
             f"{runtime} must give the transcripts of `transcribe`, but {len(texts.differing)} of"
