@@ -18,6 +18,8 @@ def loaded(tiny_space):
             "calibration_batches": 0,
             "untaught": False,
             "precision": None,
+            "decoder": None,
+            "predictor": None,
             "latency": 0.5,
         }
         args = argparse.Namespace(space=str(tiny_space), seeds=2, **(asked | values))

@@ -141,7 +141,7 @@ class TransducerBeamSearch:
             later = [hypothesis for hypothesis in waiting if hypothesis.frame > t]
             if not now:
                 continue
-            arcs = _Arcs(transducer, frame, left=len(frames) - t)
+            arcs = _Arcs(transducer, frame, remaining=len(frames) - t)
             waiting = self._best([*later, *self._leave(now, arcs)])
             for prefix in {h.prefix for h in now} - {h.prefix for h in waiting}:
                 prefix.forget()
@@ -149,14 +149,14 @@ class TransducerBeamSearch:
 
     def _leave(self, now: Sequence[Hypothesis], arcs: "_Arcs") -> list[Hypothesis]:
         """Extend hypotheses until all have left their frame."""
-        left: list[Hypothesis] = []
+        beyond: list[Hypothesis] = []
         for count in range(self.most_symbols + 1):
             extended = list(self._extended(now, arcs))
-            left += [each for each in extended if each.frame > now[0].frame]
-            now = self._best(each for each in extended if each.frame == now[0].frame)
+            beyond += [h for h in extended if h.frame > now[0].frame]
+            now = self._best(h for h in extended if h.frame == now[0].frame)
             if not now or count == self.most_symbols:
                 break
-        return left
+        return beyond
 
     def _extended(self, now: Sequence[Hypothesis], arcs: "_Arcs") -> Iterator[Hypothesis]:
         """Yield the most probable extensions of hypotheses at one frame, and all by a blank."""
@@ -193,7 +193,7 @@ class TransducerBeamSearch:
             key = id(hypothesis.prefix), hypothesis.frame
             other = merged.get(key)
             merged[key] = hypothesis if other is None else _sum(hypothesis, other)
-        ordered = sorted(merged.values(), key=lambda each: each.score, reverse=True)
+        ordered = sorted(merged.values(), key=lambda hypothesis: hypothesis.score, reverse=True)
         return ordered[: self.width]
 
     def _with_last_word(self, hypothesis: Hypothesis) -> Hypothesis:
@@ -211,11 +211,11 @@ class _Arcs:
     """What leaves one frame: tokens and blank with their durations."""
 
     def __init__(
-        self, transducer: Transducer, frame: Float[Tensor, " joint"], *, left: int
+        self, transducer: Transducer, frame: Float[Tensor, " joint"], *, remaining: int
     ) -> None:
-        """Keep a frame, and how many frames are left with it."""
+        """Keep a frame, and how many frames remain, itself included."""
         self.predictor, self.joint = transducer.predictor, transducer.joint
-        self.frame, self.left = frame, left
+        self.frame, self.remaining = frame, remaining
 
     def step(self, frame: int, token: int, k: int, log_probability: float) -> Symbol:
         """Return a token or a blank at a frame, with its duration of this number."""
@@ -245,9 +245,9 @@ class _Arcs:
         A blank of the shortest duration always does, so that each frame can be left.
         """
         if token != BLANK:
-            return duration < self.left
+            return duration < self.remaining
         shortest = min(d for d in self.durations(BLANK) if d > 0)
-        return 0 < duration <= max(self.left, shortest)
+        return 0 < duration <= max(self.remaining, shortest)
 
     def _predict(self, prefixes: Sequence[Prefix]) -> None:
         """Let the predictor read the last tokens of prefixes."""

@@ -70,7 +70,7 @@ def test_in_a_wide_beam_a_score_is_the_likelihood_over_all_alignments(kind, seed
 @pytest.mark.parametrize("width", [1, 4, 16])
 @torch.no_grad()
 def test_in_a_narrow_beam_a_score_is_at_most_that(kind, width):
-    transducer, encoded = transducer_of(kind), speech(frames=30)
+    transducer, encoded = transducer_of(kind), speech(frames=12)
 
     found = TransducerBeamSearch(width=width).search(transducer, encoded)
 
