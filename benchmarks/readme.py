@@ -29,6 +29,7 @@ from benchmarks.lib.speed_tables import (
     scaling,
     training_speed,
     transducer_loss,
+    waits,
 )
 from benchmarks.lib.table_cells import Row, percent, removed, wer_of, with_interval
 
@@ -340,6 +341,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "large_transducers": ("large_transducers", large_models),
     "transducers": ("transducers", transducers),
     "transducer_loss": ("transducer_loss", transducer_loss),
+    "waits": ("waits", waits),
     "untuned_demo": ("untuned_demo", claim_wer),
     "untuned_commands": ("untuned_commands", claim_wer),
     "tuned_demo": ("tuned_demo", claim_wer),

@@ -182,6 +182,15 @@ def transducer_loss(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def waits(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Where steps wait for a device, and how often."""
+    return [
+        {"step": row["step"], "waits": str(row["waits"]), "where": row["where"]}
+        for row in rows
+        if row["where"] == "all of them" or row["step"] == "taught"
+    ]
+
+
 def published_name(shape: str) -> str:
     """The published model of a shape."""
     return f"parakeet-{shape}" if shape.startswith(("rnnt", "tdt")) else f"parakeet-ctc-{shape}"

@@ -93,7 +93,9 @@ def fisher_sums(
         sums.count += count
         for name, gradient in zip(modules, gradients[:split], strict=True):
             rows = _rows(model.get_submodule(name), gradient)
-            sums.outputs[name] = sums.outputs.get(name, 0) + (rows.T @ rows).cpu()
+            product = (rows.T @ rows).cpu()
+            # In place: a hundred new matrices a batch would leave holes in memory.
+            sums.outputs.setdefault(name, torch.zeros_like(product)).add_(product)
         for reader, x, gradient in zip(readers, outputs[split:], gradients[split:], strict=True):
             reader.add(x.detach()[is_frame], gradient[is_frame])
     return sums
