@@ -39,7 +39,7 @@ KINDS = {
         embedding=24, units=(32,), joint=32, activation="relu", durations=(0, 1, 2, 3, 4)
     ),
 }
-STAYS = 8.0
+STAYS = 3.0
 """By which the logit of a duration of 0 is lowered."""
 SAME_TIME = 0.005
 """Seconds; a frame has 0.04 or more."""
