@@ -7,7 +7,7 @@ kind and of its own, onnx-asr's and transformers' are compared token by token.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from core.export.sherpa import transcribe_with_sherpa
 from core.export.sherpa_transducer import choose_kind
 from core.export.transformers_check import MOST_OF_TDT, run_transformers
 from core.export.verify import one_space
+from core.export.worker_process import RuntimeTranscripts
 from core.inference.long_audio import compute_frames
 from core.testing import FRONTEND_SPECS, SHAPE, small_model, with_frontend
 from sweep.cli.transcribe_files import find_audio_files
@@ -43,16 +44,6 @@ STAYS = 3.0
 """By which the logit of a duration of 0 is lowered."""
 SAME_TIME = 0.005
 """Seconds; a frame has 0.04 or more."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Heard:
-    """Texts of sounds alone and in batches, and when each token of a sound alone begins."""
-
-    alone: Sequence[str]
-    together: Sequence[str]
-    times: Sequence[Sequence[float]]
-    version: str
 
 
 def main() -> None:
@@ -107,20 +98,19 @@ def drawn(shape: Shape, folder: Path, *, seed: int) -> Bundle:
     return bundle.load(folder / "model")
 
 
-def hear(opened: Bundle, runtime: Runtime, folder: Path, sounds: Sequence[Any]) -> Heard:
+def hear(
+    opened: Bundle, runtime: Runtime, folder: Path, sounds: Sequence[Any]
+) -> RuntimeTranscripts:
     """What a program hears, in a process of its own."""
     if runtime == "transformers":
         outputs = run_transformers(folder, opened.model, sounds=sounds)
         seconds = frame_seconds(opened)
-        times = [[seconds * frame for frame in frames] for frames in outputs.frames]
-        return Heard(
+        times = tuple(tuple(seconds * frame for frame in own) for own in outputs.frames)
+        return RuntimeTranscripts(
             alone=outputs.alone, together=outputs.together, times=times, version=outputs.version
         )
     run = transcribe_with_sherpa if runtime == "sherpa" else transcribe_with_onnx_asr
-    texts = run(folder, sounds)
-    return Heard(
-        alone=texts.alone, together=texts.together, times=texts.times, version=texts.version
-    )
+    return run(folder, sounds)
 
 
 def most_symbols(opened: Bundle, runtime: Runtime) -> int:
@@ -132,7 +122,9 @@ def most_symbols(opened: Bundle, runtime: Runtime) -> int:
     return MOST_OF_TDT if runtime == "transformers" and shape.durations else MOST_SYMBOLS
 
 
-def row(opened: Bundle, runtime: Runtime, sounds: Sequence[Any], heard: Heard) -> dict[str, Any]:
+def row(
+    opened: Bundle, runtime: Runtime, sounds: Sequence[Any], heard: RuntimeTranscripts
+) -> dict[str, Any]:
     """How many texts, and how many lists of times, are those of the same search in torch."""
     most = most_symbols(opened, runtime)
     own = [symbols_of(opened, sound, most_symbols=most) for sound in sounds]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from core.data.tokenizer import Tokenizer
 from core.decoders.ctc import BLANK
-from core.evaluation.ngram import NGram, SpelledWords, needs_extra
+from core.evaluation.ngram import SpelledWords
 from core.evaluation.word_alignment import TokenPath
 
 BEAM = 16
@@ -58,11 +58,7 @@ class BeamSearch:
         Raises:
             LmError: if flashlight-text is not installed, or the file is not in ARPA format.
         """
-        needs_extra()
-        ngram = None if lm is None else NGram(lm)
-        if ngram is not None:
-            ngram.check_spelling(tokenizer)
-        self._words = SpelledWords(tokenizer.pieces, ngram, weight=lm_weight, word_score=word_score)
+        self._words = SpelledWords.read(tokenizer, lm, weight=lm_weight, word_score=word_score)
         self._width = width
 
     def __call__(self, parts: Iterable[Float[Tensor, "_ vocabulary"]]) -> TokenPath:

@@ -128,6 +128,28 @@ class SpelledWords:
         self.lm = _flashlight_model(self)
         self.reset()
 
+    @classmethod
+    def read(
+        cls, tokenizer: Tokenizer, lm: Any, *, weight: float, word_score: float
+    ) -> "SpelledWords":
+        """Read the language model, if there is one.
+
+        Args:
+            tokenizer: of the recognizer.
+            lm: an ARPA file of words, or None.
+            weight: of its log-probabilities relative to the recognizer's.
+            word_score: added for each word, in nats.
+
+        Raises:
+            LmError: if flashlight-text is not installed, the file is not in ARPA format, or the
+                tokens can spell none of its words.
+        """
+        needs_extra()
+        ngram = None if lm is None else NGram(lm)
+        if ngram is not None:
+            ngram.check_spelling(tokenizer)
+        return cls(tokenizer.pieces, ngram, weight=weight, word_score=word_score)
+
     def reset(self) -> None:
         """Start with an empty hypothesis."""
         self.start = _Spelled(before=(BEGIN,), word="")

@@ -26,7 +26,7 @@ from core.decoders.greedy import MOST_SYMBOLS, Symbol
 from core.decoders.predictor import State
 from core.decoders.transducer import Transducer
 from core.evaluation.beam import BEAM, LM_WEIGHT
-from core.evaluation.ngram import NGram, SpelledWords, needs_extra
+from core.evaluation.ngram import SpelledWords
 from core.evaluation.word_alignment import Decoder
 
 Trail = tuple[Symbol, Any] | None
@@ -115,11 +115,7 @@ class TransducerBeamSearch:
         """
         if lm is None and word_score == 0:
             return cls(width=width)
-        needs_extra()
-        ngram = None if lm is None else NGram(lm)
-        if ngram is not None:
-            ngram.check_spelling(tokenizer)
-        words = SpelledWords(tokenizer.pieces, ngram, weight=lm_weight, word_score=word_score)
+        words = SpelledWords.read(tokenizer, lm, weight=lm_weight, word_score=word_score)
         return cls(width=width, words=words)
 
     @torch.inference_mode()
@@ -150,11 +146,11 @@ class TransducerBeamSearch:
     def _leave(self, now: Sequence[Hypothesis], arcs: "_Arcs") -> list[Hypothesis]:
         """Extend hypotheses until all have left their frame."""
         beyond: list[Hypothesis] = []
-        for count in range(self.most_symbols + 1):
+        for _ in range(self.most_symbols + 1):
             extended = list(self._extended(now, arcs))
             beyond += [h for h in extended if h.frame > now[0].frame]
             now = self._best(h for h in extended if h.frame == now[0].frame)
-            if not now or count == self.most_symbols:
+            if not now:
                 break
         return beyond
 

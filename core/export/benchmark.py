@@ -28,7 +28,7 @@ from core.inference.exported_model import (
 )
 from core.inference.graph_interface import ENCODER
 from core.inference.onnx_session import Graph
-from core.inference.transducer_graphs import TransducerGraphs
+from core.inference.transducer_graphs import TransducerNetwork, open_graphs
 from core.pruning.space import whole_cost
 from core.stages import Announce, be_silent
 
@@ -209,7 +209,7 @@ def load_in_runtime(
             announce("writing the graphs in 8-bit integers")
             quantize_graphs(folder, GRAPH_ENDS)
         spec, size = model.frontend_spec, model.vocabulary
-        return TransducerGraphs(folder, spec, size, is_int8=is_int8, threads=threads).eval()
+        return open_graphs(folder, spec, size, is_int8=is_int8, threads=threads).eval()
     graph = folder / f"model{SUFFIX}"
     if not graph.exists():
         announce("writing the graph")
@@ -235,5 +235,5 @@ def recognizer_in(opened: Recognizer, runtime: Runtime | None, *, threads: int) 
     if isinstance(network, Graph):
         spec = opened.model.frontend_spec
         network = GraphNetwork(network, spec, opened.tokenizer.size).eval()
-    assert isinstance(network, GraphNetwork | TransducerGraphs)
+    assert isinstance(network, GraphNetwork | TransducerNetwork)
     return ExportedRecognizer(model=network, tokenizer=opened.tokenizer, report=opened.report)

@@ -23,18 +23,15 @@ from core.features.spec import NATIVE, FrontendSpec, upgrade_format_1
 from core.inference.graph_interface import ENCODER, SUFFIXES, ExportError
 from core.inference.onnx_session import Graph
 from core.inference.sherpa_graphs import ENCODER as SHERPA_ENCODER
-from core.inference.sherpa_graphs import SherpaGraphs
-from core.inference.transducer_graphs import TransducerGraphs
+from core.inference.sherpa_graphs import open_sherpa_graphs
+from core.inference.transducer_graphs import TransducerNetwork, open_graphs
 from core.report import upgrade_format_1 as upgrade_report
 
 FEATURES_FILE = "features.json"
 FEATURES_FORMAT = 2
 """The version of `features.json` that is written; 1 is read as well."""
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
-_NETWORKS: Mapping[str, type[TransducerGraphs] | type[SherpaGraphs]] = {
-    ENCODER: TransducerGraphs,
-    SHERPA_ENCODER: SherpaGraphs,
-}
+_NETWORKS = {ENCODER: open_graphs, SHERPA_ENCODER: open_sherpa_graphs}
 """How graphs of a transducer are read, by the name of that of its encoder."""
 _ENCODERS = tuple(f"{name}{suffix}" for name in _NETWORKS for suffix in SUFFIXES.values())
 Runtime = Literal["torch", "onnxruntime", "int8"]
@@ -72,9 +69,6 @@ class GraphNetwork(nn.Module):
         frames = torch.arange(logits.shape[1])
         is_frame = frames < self.frontend_spec.output_frames(num_frames.cpu())[:, None]
         return Output(ctc_logits=logits, is_frame=is_frame, hidden=())
-
-
-TransducerNetwork = TransducerGraphs | SherpaGraphs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,56 +13,45 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.conformer.output import Output
 from core.decoders.ctc import BLANK
-from core.decoders.greedy import MOST_SYMBOLS, Symbol, greedy_search
+from core.decoders.greedy import Steps
 from core.decoders.predictor import NO_TOKEN
 from core.features.spec import FrontendSpec
-from core.inference.graph_interface import NEMO_ENDS, STATELESS_ENDS, SUFFIXES, GraphError
+from core.inference.graph_interface import NEMO_ENDS, STATELESS_ENDS, SUFFIXES
 from core.inference.onnx_session import open_session
+from core.inference.transducer_graphs import (
+    GraphDecoder,
+    TransducerNetwork,
+    count_durations,
+    run_graph,
+)
 
 ENCODER = "encoder"
 """Name of the graph of the encoder, without its suffix."""
 
 
-class SherpaTransducer:
+class SherpaTransducer(GraphDecoder):
     """Predictor and joint as two graphs."""
 
     def __init__(
         self, folder: Path, vocabulary: int, *, is_nemo: bool, suffix: str, threads: int
     ) -> None:
-        """Read the graphs; durations are 0, 1, 2 and so on, as many as the joint has.
+        """Read the graphs.
 
         Raises:
-            ExportError, GraphError, ValueError: as `open_session`, or if the joint has fewer
-                outputs than there are tokens.
+            ExportError, GraphError, ValueError: as `open_session` and `count_durations`.
         """
         self.vocabulary, self.is_nemo = vocabulary, is_nemo
         self.predictor, self.joint = (
             _open(folder, name, suffix, is_nemo=is_nemo, threads=threads)
             for name in ("decoder", "joiner")
         )
-        num_outputs = self.joint.get_outputs()[0].shape[-1]
-        if num_outputs < vocabulary:
-            raise GraphError(
-                f"`{folder}/joiner{suffix}` must have an output for each of {vocabulary} tokens,"
-                f" but has {num_outputs} instead."
-            )
-        self.durations = tuple(range(num_outputs - vocabulary))
+        self.durations = count_durations(self.joint, folder / f"joiner{suffix}", vocabulary)
 
-    @torch.inference_mode()
-    def greedy(
-        self,
-        encoded: Float[Tensor, "batch time joint"],
-        num_frames: Int[Tensor, " batch"],
-        *,
-        most_symbols: int = MOST_SYMBOLS,
-    ) -> list[list[Symbol]]:
-        """Return each utterance's tokens with their frames, the best at each place."""
-        steps = (_NemoSteps if self.is_nemo else _StatelessSteps)(self, len(encoded))
-        return greedy_search(steps, encoded, num_frames, most_symbols).symbols
+    def steps(self, batch: int) -> Steps:
+        return (_NemoSteps if self.is_nemo else _StatelessSteps)(self, batch)
 
 
 class _StatelessSteps:
@@ -73,13 +62,13 @@ class _StatelessSteps:
         context = transducer.predictor.get_inputs()[0].shape[1]
         self.tokens = np.full((batch, context), NO_TOKEN, np.int64)
         self.tokens[:, -1] = BLANK
-        self.predicted = _run(transducer.predictor, self.tokens)[0]
+        self.predicted = run_graph(transducer.predictor, self.tokens)[0]
 
     def logits(
         self, rows: Int[Tensor, " rows"], frames: Float[Tensor, "rows joint"]
     ) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows durations"]]:
         predicted = self.predicted[rows.numpy()]
-        logits = torch.from_numpy(_run(self.transducer.joint, frames.numpy(), predicted)[0])
+        logits = torch.from_numpy(run_graph(self.transducer.joint, frames.numpy(), predicted)[0])
         size = self.transducer.vocabulary
         return logits[:, :size], logits[:, size:]
 
@@ -87,7 +76,7 @@ class _StatelessSteps:
         chosen = rows.numpy()
         later = np.concatenate((self.tokens[chosen, 1:], tokens.numpy()[:, None]), 1)
         self.tokens[chosen] = later
-        self.predicted[chosen] = _run(self.transducer.predictor, later)[0]
+        self.predicted[chosen] = run_graph(self.transducer.predictor, later)[0]
 
 
 class _NemoSteps:
@@ -103,7 +92,7 @@ class _NemoSteps:
         self, rows: Int[Tensor, " rows"], frames: Float[Tensor, "rows joint"]
     ) -> tuple[Float[Tensor, "rows vocabulary"], Float[Tensor, "rows durations"]]:
         predicted = self.predicted[rows.numpy()]
-        outputs = _run(self.transducer.joint, frames.numpy()[..., None], predicted)[0]
+        outputs = run_graph(self.transducer.joint, frames.numpy()[..., None], predicted)[0]
         logits, size = torch.from_numpy(outputs[:, 0, 0]), self.transducer.vocabulary
         return logits[:, :size].roll(1, dims=1), logits[:, size:]
 
@@ -119,61 +108,40 @@ class _NemoSteps:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         theirs = ((tokens - 1) % self.transducer.vocabulary).astype(np.int32)[:, None]
         lengths = np.ones(len(tokens), np.int32)
-        predicted, _, *after = _run(self.transducer.predictor, theirs, lengths, *states)
+        predicted, _, *after = run_graph(self.transducer.predictor, theirs, lengths, *states)
         return predicted, after
 
 
-class SherpaGraphs(nn.Module):
-    """The graphs of a transducer with the interface of a `Conformer` in inference."""
+def open_sherpa_graphs(
+    folder: Path,
+    frontend_spec: FrontendSpec,
+    vocabulary: int,
+    *,
+    is_int8: bool = False,
+    threads: int = 1,
+) -> TransducerNetwork:
+    """Read the three graphs of an export to sherpa-onnx.
 
-    def __init__(
-        self,
-        folder: Path,
-        frontend_spec: FrontendSpec,
-        vocabulary: int,
-        *,
-        is_int8: bool = False,
-        threads: int = 1,
-    ) -> None:
-        """Read the graphs.
+    Args:
+        folder: of the export.
+        frontend_spec: the features that they read; Kaldi's are those of its own kind.
+        vocabulary: number of tokens, blank included.
+        is_int8: whether those in 8-bit integers are read.
+        threads: of ONNX Runtime.
 
-        Args:
-            folder: of an export to sherpa-onnx.
-            frontend_spec: the features that they read; Kaldi's are those of its own kind.
-            vocabulary: number of tokens, blank included.
-            is_int8: whether those in 8-bit integers are read.
-            threads: of ONNX Runtime.
-
-        Raises:
-            ExportError, GraphError, ValueError: as `open_session`.
-        """
-        super().__init__()
-        suffix, self.is_nemo = SUFFIXES[is_int8], frontend_spec.features != "kaldi"
-        self.encoder = _open(folder, ENCODER, suffix, is_nemo=self.is_nemo, threads=threads)
-        self.transducer = SherpaTransducer(
-            folder, vocabulary, is_nemo=self.is_nemo, suffix=suffix, threads=threads
-        )
-        self.frontend_spec, self.vocabulary = frontend_spec, vocabulary
-        self.mels = frontend_spec.mels
-
-    def forward(
-        self, features: Float[Tensor, "batch mel_frames mels"], num_frames: Int[Tensor, " batch"]
-    ) -> Output:
-        """Return the encoder's frames, projected by the joint."""
-        speech = features.mT.contiguous() if self.is_nemo else features
-        arrays = _run(self.encoder, speech.cpu().numpy(), num_frames.cpu().numpy())
-        encoded, lengths = map(torch.from_numpy, arrays)
-        frames = encoded.mT.contiguous() if self.is_nemo else encoded
-        is_frame = torch.arange(frames.shape[1]) < lengths[:, None]
-        return Output(ctc_logits=None, is_frame=is_frame, hidden=(), encoded=frames)
+    Raises:
+        ExportError, GraphError, ValueError: as `open_session`.
+    """
+    suffix, is_nemo = SUFFIXES[is_int8], frontend_spec.features != "kaldi"
+    return TransducerNetwork(
+        _open(folder, ENCODER, suffix, is_nemo=is_nemo, threads=threads),
+        SherpaTransducer(folder, vocabulary, is_nemo=is_nemo, suffix=suffix, threads=threads),
+        frontend_spec,
+        vocabulary,
+        is_mels_first=is_nemo,
+    )
 
 
 def _open(folder: Path, name: str, suffix: str, *, is_nemo: bool, threads: int) -> Any:
     inputs, outputs = (NEMO_ENDS if is_nemo else STATELESS_ENDS)[name]
     return open_session(folder / f"{name}{suffix}", [(*inputs, *outputs)], threads=threads)
-
-
-def _run(session: Any, *arrays: np.ndarray) -> list[np.ndarray]:
-    names = (end.name for end in session.get_inputs())
-    outputs: list[np.ndarray] = session.run(None, dict(zip(names, arrays, strict=True)))
-    return outputs

@@ -131,8 +131,8 @@ def prune_with_speech(
             yield _read_row(own, comparison)
             continue
         yield _prune_to(size, measured, dense, speech, comparison, folder=own, source=request.model)
-    earlier = _other_sizes(folder, [size.name for size in sizes])
-    yield from (_read_row(path, comparison) for path in earlier)
+    for earlier in _other_sizes(folder, [size.name for size in sizes]):
+        yield _read_row(earlier, comparison)
 
 
 def _prune_to(
@@ -199,8 +199,7 @@ def measure_sensitivity(
     space = Space.of(
         model, AXES, request.utterance_seconds, latency=_latency_table(request, model, folder)
     )
-    file = folder / TABLES
-    axes = axes_with_tables(space)
+    file, axes = folder / TABLES, axes_with_tables(space)
     tables = load_tables(file, axes, digest=digest)
     announce("measuring how far each part moves the output")
     new = all_tables(
@@ -298,14 +297,15 @@ def choice_by_hand(measured: Sensitivity, keep: Mapping[str, int]) -> Choice:
     """
     choice = measured.space.open_choice()
     for name, count in keep.items():
-        for axis, order in ((t.axis, t.order) for t in _named_tables(measured.tables, name)):
+        for table in _named_tables(measured.tables, name):
+            axis = table.axis
             if not axis.floor <= count <= axis.size:
                 raise ConfigError(
                     f"`--keep` must keep from {axis.floor} to {axis.size} units of `{axis.name}`,"
                     f" but keeps {count} instead."
                 )
             choice[axis.name][:] = True  # what was said of it before does not count
-            choice[axis.name][order[: axis.size - count]] = False
+            choice[axis.name][table.order[: axis.size - count]] = False
     return choice_without_empty(measured.space, choice)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from core.conformer.model import Conformer
 from core.environment import return_freed_memory
 from core.pruning.calibration import Calibration, split_batches
-from core.pruning.least_squares import gram
+from core.pruning.least_squares import gram, with_ones
 
 MOST_ACTIVATIONS = 1e8
 """Numbers that one backward pass may hold: those of 7 s of a model of 0.6 B parameters."""
@@ -48,9 +48,7 @@ class ReaderSums:
         self, x: Float[Tensor, "frames inputs"], gradient: Float[Tensor, "frames inputs"]
     ) -> None:
         """Add the frames of a batch."""
-        rows = x.double()
-        rows = torch.cat((rows, rows.new_ones(len(rows), 1)), 1)
-        self.gram += gram(rows).cpu()
+        self.gram += gram(with_ones(x.double())).cpu()
         self.products[:-1, :-1] += (gradient.T @ gradient).cpu()
 
 

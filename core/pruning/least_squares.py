@@ -63,8 +63,7 @@ class GramSum:
             return
         # With the ones, the last column holds the sums of the inputs and the number of rows: what
         # a bias needs.
-        x = rows[0].double()
-        product = gram(torch.cat((x, x.new_ones(len(x), 1)), dim=1))
+        product = gram(with_ones(rows[0].double()))
         self._total = product if self._total is None else self._total.add_(product)
 
 
@@ -86,7 +85,7 @@ class LeastSquares:
         """Add the frames of a batch."""
         missing = targets - self.layer(inputs)
         if self.layer.bias is not None:
-            inputs = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), 1)
+            inputs = with_ones(inputs)
         self._waiting.add(inputs, missing)
         self._sum(least=SUMMED_ROWS)
 
@@ -111,6 +110,11 @@ class LeastSquares:
         self.layer.weight.add_(change[:, :columns].to(self.layer.weight))
         if self.layer.bias is not None:
             self.layer.bias.add_(change[:, columns].to(self.layer.bias))
+
+
+def with_ones(x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows inputs1"]:
+    """Return inputs with a last column of ones, for a bias."""
+    return torch.cat((x, x.new_ones(len(x), 1)), 1)
 
 
 def gram(x: Float[Tensor, "rows inputs"]) -> Float[Tensor, "inputs inputs"]:

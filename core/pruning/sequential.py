@@ -208,7 +208,7 @@ def _reconstruct_part(
     A part that is gone is passed by: what the unpruned model adds there is missing until a later
     part makes up for it.
     """
-    return_freed_memory()
+    return_freed_memory()  # of the readers' sums, before the projection's are there
     hidden = [] if part is None else [_hidden(part, stream) for stream in streams]
     # The difference of the streams is taken before the part: behind it, what the part adds would
     # have lost digits to them, and streams that are equal would give a change.
