@@ -34,6 +34,7 @@ from core.pruning.reconstruction import reestimate_statistics
 from core.pruning.space import Space
 from core.report import LONGEST_TRAINED, Report
 from core.runtime import seed_everything, select_device
+from core.step_memory import with_counted_parts
 from core.training import checkpoint
 from core.training.foster_stage import FosterStage, make_foster_stage
 from core.training.loop import fit
@@ -219,7 +220,8 @@ def _train(
 def _make_stage(
     config: AdaptationConfig, source_bundle: Bundle, speech: _Speeches, judge: Evaluator
 ) -> FosterStage:
-    trial, size = config.trial, speech.new.tokenizer.size
+    size = speech.new.tokenizer.size
+    trial = with_counted_parts(config.trial, source_bundle.model.shape)
 
     def evaluate(model: nn.Module) -> Report:
         new = judge.wer(model, speech.new.dev)
@@ -241,7 +243,7 @@ def _make_stage(
         runtime=trial.runtime,
         counts=speech.new.train.token_counts(size),
         evaluate=evaluate,
-        micro_batches=trial.training.micro_batches,
+        micro_batches=trial.training.parts,
     )
 
 

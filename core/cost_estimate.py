@@ -1,17 +1,14 @@
 """What a trial will cost, before any data is looked at: what `check` shows before a sweep."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from core import bundle
 from core.config.settings import ConcreteSettings
 from core.config.trial import NO_SPEECH, TrialConfig
 from core.conformer.model import Conformer
 from core.conformer.shape import Shape
-from core.data.batching import Batch
 from core.methods.obs import Settings as ObsSettings
 from core.pruning.space import Space
 from core.pruning.table_cost import (
@@ -21,6 +18,7 @@ from core.pruning.table_cost import (
 )
 from core.runtime import seed_everything, select_device
 from core.stages import Announce, be_silent
+from core.step_memory import StepMemory, estimate_largest, noise_batch, with_counted_parts
 from core.training.intermediate_ctc import InterCTC
 from core.training.loop import DenseStage, Rates
 
@@ -39,6 +37,10 @@ class CostEstimate:
     """To compute the sensitivity tables, once for all trials; 0 where there are none."""
     table_gigabytes: float = 0.0
     """Memory of their sums, beside the model."""
+    memory: StepMemory | None = None
+    """Of the step that needs most; None where nothing is trained."""
+    micro_batches: int = 1
+    """Parts of a batch, `auto` counted."""
 
 
 def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> CostEstimate:
@@ -60,6 +62,9 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     params, gflops = int(cost.params), float(cost.flops) / 1e9
     if config.corpus.name == NO_SPEECH:  # a step would take four times the memory, for nothing
         return CostEstimate(params=params, gflops=gflops, seconds_per_step=0.0)
+    announce("counting the memory of a step")
+    config = with_counted_parts(config, model.shape)
+    memory, parts = estimate_largest(config, model.shape), config.training.parts
     model.set_stochastic_depth(config.teacher.stochastic_depth)
     rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
     stage = DenseStage(
@@ -70,8 +75,9 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
         evaluator=None,
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
+        micro_batches=parts,
     )
-    batch = _noise(config, model.shape).to(device)
+    batch = noise_batch(config, model.shape, seconds=4.0).to(device)
     announce("taking a step of training to warm up")
     stage.step(batch, 0)
     announce("timing a step of training")
@@ -79,14 +85,19 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     # As a number: on a GPU this waits until the step is done.
     float(stage.step(batch, 1)["total"])
     elapsed = time.perf_counter() - started
-    if "obs" not in (config.pruning.method, _start_of(config)):
-        return CostEstimate(params=params, gflops=gflops, seconds_per_step=elapsed)
-    announce("timing an order of units")
-    passes = _table_passes(config, space) * config.pruning.calibration_batches * elapsed
-    return CostEstimate(
+    estimate = CostEstimate(
         params=params,
         gflops=gflops,
         seconds_per_step=elapsed,
+        memory=memory,
+        micro_batches=parts,
+    )
+    if "obs" not in (config.pruning.method, _start_of(config)):
+        return estimate
+    announce("timing an order of units")
+    passes = _table_passes(config, space) * config.pruning.calibration_batches * elapsed
+    return replace(
+        estimate,
         table_seconds=passes + estimate_table_seconds(space),
         table_gigabytes=estimate_table_bytes(space) / 1e9,
     )
@@ -113,19 +124,3 @@ def _open_unpruned(config: TrialConfig) -> Conformer:
     if config.teacher.bundle:
         return bundle.load(Path(config.teacher.bundle)).model
     return Conformer(Shape.of(config.model, config.corpus.vocabulary))
-
-
-def _noise(config: TrialConfig, shape: Shape) -> Batch:
-    """A full batch of utterances of 4 s."""
-    # A batch of 60 s is 15 utterances of 400 frames, with 8 tokens each.
-    count = max(1, round(config.training.batch_seconds / 4))
-    return Batch(
-        features=torch.randn(count, 400, shape.frontend_spec.mels),
-        num_frames=torch.full((count,), 400),
-        tokens=torch.randint(1, shape.vocabulary, (count, 8)),
-        num_tokens=torch.full((count,), 8),
-        seconds=4.0 * count,
-        ids=("",) * count,
-        texts=("",) * count,
-        indices=tuple(range(count)),
-    )

@@ -140,7 +140,7 @@ def moments(
     Each rank's own moments are joined (Chan et al., 1983): sums of squares would lose digits.
     """
     ranks = current()
-    num = torch.tensor(0.0 if ranks.is_idle else len(x), device=x.device)
+    num = x.new_full((), 0.0 if ranks.is_idle else len(x))
     mean = x.mean(0)
     squares = (x - mean).square().sum(0) * (not ranks.is_idle)
     row = torch.cat((mean, squares, num[None]))

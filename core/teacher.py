@@ -21,6 +21,7 @@ from core.pruning.reconstruction import reestimate_statistics
 from core.pruning.space import Space
 from core.report import LONGEST_TRAINED, Report
 from core.runtime import TrialDirs, num_cores, seed_everything, select_device
+from core.step_memory import with_counted_parts
 from core.training import checkpoint
 from core.training.intermediate_ctc import InterCTC
 from core.training.loop import DenseStage, Rates, fit
@@ -79,6 +80,7 @@ def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
     seed_everything(config, max(config.runtime.threads, num_cores()))
     speech, device = open_speech(dirs.features), select_device(config)
     model = Conformer(Shape.of(config.model, speech.tokenizer.size))
+    config = with_counted_parts(config, model.shape)
     mean, deviation = speech.train.statistics()
     # Statistics of the training features are buffers of the model and travel with it.
     model.frontend.mean.copy_(mean)
@@ -109,7 +111,7 @@ def _train(config: TrialConfig, dirs: TrialDirs) -> Iterator[Report]:
         evaluator=evaluator,
         runtime=config.runtime,
         interctc=InterCTC.of(config.teacher, len(model.blocks)),
-        micro_batches=config.training.micro_batches,
+        micro_batches=config.training.parts,
         loss=config.loss,
     )
     train_run = make_train_run(

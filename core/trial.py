@@ -23,12 +23,13 @@ from core.evaluation.evaluator import Evaluator
 from core.files import atomic_write
 from core.latency import cache
 from core.outside_files import read_json
-from core.pruning.extraction import as_mask, clone, extract
+from core.pruning.extraction import as_mask, clone, extract, without_weights
 from core.pruning.reconstruction import extract_and_reconstruct, reestimate_statistics
 from core.pruning.selection import Scores, choose_for_target, depth_order
 from core.pruning.space import Choice, Space
 from core.report import KEPT_UNITS, LONGEST_TRAINED, Outcome, Report
 from core.runtime import TrialDirs, seed_everything, select_device
+from core.step_memory import with_counted_parts
 from core.training import checkpoint
 from core.training.distillation import Distillation
 from core.training.loop import Trainable, TrainRun, Tuning, fit
@@ -354,12 +355,13 @@ def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Tr
     teacher = bundle.load(dirs.teacher / "model").model.to(device)
     if teacher.transducer is not None:
         config.check_transducer(has_ctc=teacher.head is not None)
+    config = with_counted_parts(config, teacher.shape)
     batches = calibration_batches(config, speech, device)
     audible = guard_audio(without_words(batches), method.needs)
     student = method.prepare_model(clone(teacher), config, audible).requires_grad_()
     axes = method.axes(config)
     space = Space.of(
-        clone(student),
+        without_weights(student),
         axes,
         pruning.utterance_seconds,
         unpruned=teacher,

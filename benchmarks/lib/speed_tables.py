@@ -191,6 +191,30 @@ def waits(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+STEP_PARTS = ("weights", "optimizer", "activations", "foretold", "measured")
+"""Columns of the memory of a step, in bytes."""
+
+
+def step_memory(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Memory of a step foretold and measured, in megabytes."""
+    return [
+        {
+            "model": row["size"],
+            "batch": f"{row['batch_seconds']:.0f} s",
+            "checkpointing": "yes" if row["checkpointing"] else "no",
+            **{
+                name: f"{row[name] / 1e6:.0f} MB"
+                for name in ("weights", "optimizer", "activations")
+            },
+            "foretold": f"{row['foretold'] / 1e6:.0f} MB",
+            "measured": f"{row['measured'] / 1e6:.0f} MB",
+            "measured to foretold": f"{row['measured'] / row['foretold']:.2f}",
+            "with holes in the heap": f"{row['measured_in_heap'] / row['foretold']:.2f}",
+        }
+        for row in rows
+    ]
+
+
 def published_name(shape: str) -> str:
     """The published model of a shape."""
     return f"parakeet-{shape}" if shape.startswith(("rnnt", "tdt")) else f"parakeet-ctc-{shape}"

@@ -20,10 +20,11 @@ from core.pruning.gates.hard_concrete import HardConcrete
 from core.pruning.lagrangian import Lagrangian
 from core.pruning.space import Space
 from core.training.distillation import Distillation, Student
-from core.training.gate_stage import NARROW_FROM
+from core.training.gate_stage import NARROW_FROM, active_blocks
 from core.training.optim_step import autocast, weighted_total
 from core.training.optimizers import primal
 
+CPU = torch.device("cpu")
 SIZES = ("tiny", "small")
 UTTERANCES = 15
 """Of 4 s each: the 60 s of speech that are a batch by default."""
@@ -51,24 +52,29 @@ def measured(size: str, repeats: int, precision: str) -> dict[str, Any]:
 class Steps:
     """The three steps, of one model on one batch."""
 
-    def __init__(self, size: str, precision: str) -> None:
+    def __init__(self, size: str, precision: str, *, device: torch.device = CPU) -> None:
         config = TrialConfig.parse({"model": {"size": size}})
         torch.manual_seed(0)
         self.precision = precision
-        self.model = Conformer(Shape.of(config.model, 128)).train()
-        self.distillation = Distillation(deepcopy(self.model), config.distillation)
+        # Each part is moved by itself: a device that is not there takes a module but once.
+        teacher = Conformer(Shape.of(config.model, 128))
+        self.model = deepcopy(teacher).train().to(device)
+        self.distillation = Distillation(teacher.to(device), config.distillation)
+        self.distillation.projection.to(device)
         self.space = Space.of(self.model, config.pruning.axes, 10.0)
         start = {axis.name: 3.0 for axis in self.space.prunable}
-        self.gates = HardConcrete(self.space.prunable, start=start)
-        self.lagrangian = Lagrangian(quadratic_start=50.0)
+        self.gates = HardConcrete(self.space.prunable, start=start).to(device)
+        self.narrow_from = NARROW_FROM if device.type == "cpu" else None
+        self.lagrangian = Lagrangian(quadratic_start=50.0).to(device)
         learned = [*self.model.parameters(), *self.distillation.projection.parameters()]
         self.optimizers = [
             primal(learned, learning_rate=1e-5, weight_decay=0.0),
-            torch.optim.Adam(self.gates.parameters(), lr=1e-4),
-            torch.optim.Adam(self.lagrangian.parameters(), lr=1e-4, maximize=True),
+            torch.optim.Adam(self.gates.parameters(), lr=1e-4, fused=True),
+            torch.optim.Adam(self.lagrangian.parameters(), lr=1e-4, maximize=True, fused=True),
         ]
-        self.speech = torch.randn(UTTERANCES, 400, 80), torch.full((UTTERANCES,), 400)
-        self.words = torch.randint(1, 128, (UTTERANCES, 12)), torch.full((UTTERANCES,), 12)
+        features, tokens = torch.randn(UTTERANCES, 400, 80), torch.randint(1, 128, (UTTERANCES, 12))
+        self.speech = features.to(device), torch.full((UTTERANCES,), 400)
+        self.words = tokens.to(device), torch.full((UTTERANCES,), 12)
 
     def dense(self) -> None:
         with autocast(self.speech[0].device, self.precision):
@@ -84,13 +90,15 @@ class Steps:
     def _searched(self, *, is_taught: bool) -> Tensor:
         space, mask = self.space, self.gates.sample()
         with autocast(self.speech[0].device, self.precision):
-            folded = fold(named_tensors(self.model), space.axes, mask, narrow_from=NARROW_FROM)
+            folded = fold(named_tensors(self.model), space.axes, mask, narrow_from=self.narrow_from)
             output = gated_forward(self.model, *self.speech, folded)
             terms = {"task": ctc_loss(output, *self.words)}
             if is_taught:
-                is_active = (True,) * len(self.model.blocks)
+                is_read = self.narrow_from is not None
                 student = Student(
-                    output=output, width=kept_unit_indices(mask["width"]), is_active=is_active
+                    output=output,
+                    width=kept_unit_indices(mask["width"]) if is_read else None,
+                    is_active=active_blocks(self.model, folded),
                 )
                 terms |= self.distillation.losses(*self.speech, student)
         expected = space.sparsity(space.mask_cost(self.gates.open_probability()), "flops")

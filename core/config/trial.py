@@ -4,7 +4,7 @@ A `TrialConfig` is always valid; core/config/base.py refuses what is not. The se
 in core/config/pruning.py.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -272,11 +272,18 @@ class TrainingConfig(Config):
     # 60 s: 15 utterances of 4 s, or 4 of which the longest has 15 s.
     batch_seconds: float = Field(60.0, gt=0, le=100_000)
     """Speech in a batch, padding included, in seconds."""
-    micro_batches: int = Field(1, ge=1, le=1024)
-    """Parts in which a batch passes, for less memory; batch-norm sees one part at a time."""
+    micro_batches: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
+    """Parts in which a batch passes, for less memory; batch-norm sees one part at a time. `auto`
+    takes the fewest with which a step fits into `runtime.memory_gigabytes`."""
     clip: float = Field(5.0, gt=0, le=1e6)
     """Largest norm of the weights' gradient; gates and multipliers are never clipped."""
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def parts(self) -> int:
+        """Number of micro-batches, once `auto` has been counted."""
+        assert self.micro_batches != "auto", "counted as a trial begins"
+        return self.micro_batches
 
 
 class LossConfig(Config):
@@ -316,6 +323,12 @@ class RuntimeConfig(Config):
     fp32. `auto` takes it where the processor has instructions for it: elsewhere it is slower."""
     compile: bool = False
     """`torch.compile` the stages whose shapes are fixed: teacher and tuning."""
+    checkpointing: bool = False
+    """Keep only what enters each block while training, and compute the rest again for its
+    gradients: activations take less memory, and a step a third more time."""
+    memory_gigabytes: float = Field(0.0, ge=0, le=10_000)
+    """Memory that a trial may take, in 10^9 bytes, for `training.micro_batches = "auto"`; 0 where
+    it is not known."""
     threads: int = Field(1, ge=1, le=1024)
     """CPU threads of a trial."""
     report_steps: int = Field(100, ge=1, le=10_000_000)
@@ -341,6 +354,15 @@ class TrialConfig(Config):
     loss: LossConfig = LossConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _memory_is_known(self) -> "TrialConfig":
+        if self.training.micro_batches == "auto" and self.runtime.memory_gigabytes == 0:
+            raise ConfigError(
+                '`runtime.memory_gigabytes` must be above 0 for `training.micro_batches = "auto"`,'
+                " but is 0 instead"
+            )
+        return self
 
     @model_validator(mode="after")
     def _transducer_is_supported(self) -> "TrialConfig":

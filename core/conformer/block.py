@@ -8,7 +8,7 @@ Shapes: B batch, T frames, D width.
 
 from collections.abc import Set as AbstractSet
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.attention import Attention
@@ -73,6 +73,7 @@ class Block(nn.Module):
         is_frame: Bool[Tensor, "batch time"],
         distances: Float[Tensor, "distances position_width"],
         closed: AbstractSet[str],
+        frames: Int[Tensor, " real"] | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """Compute the block without the modules named in `closed`, whose gates are closed.
 
@@ -81,13 +82,14 @@ class Block(nn.Module):
             is_frame: whether each frame is real, not padding.
             distances: the table of distances T - 1 to -(T - 1).
             closed: names of modules.
+            frames: the numbers of the real frames, where they are known.
         """
         if self.ff1 is not None and self.ff1.name not in closed:
             x = self._with(x, self.ff1(x), share=BLOCK_SHARES["ff1"])
         if self.attention is not None and self.attention.name not in closed:
             x = self._with(x, self.attention(x, is_frame, distances))
         if self.convolution is not None and self.convolution.name not in closed:
-            x = self._with(x, self.convolution(x, is_frame))
+            x = self._with(x, self.convolution(x, is_frame, frames))
         if self.ff2 is not None and self.ff2.name not in closed:
             x = self._with(x, self.ff2(x), share=BLOCK_SHARES["ff2"])
         return self.norm(x)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
@@ -33,14 +33,17 @@ class Convolution(nn.Module):
         self.down = linear(f"{name}.down", channels, width, ranks)
 
     def forward(
-        self, x: Float[Tensor, "batch time width"], is_frame: Bool[Tensor, "batch time"]
+        self,
+        x: Float[Tensor, "batch time width"],
+        is_frame: Bool[Tensor, "batch time"],
+        frames: Int[Tensor, " real"] | None = None,
     ) -> Float[Tensor, "batch time width"]:
         # (B, T, D) to (B, T, 2 C) to (B, T, C): channel j is up_j * sigmoid(up_(j + C)).
         x = F.glu(self.up(self.norm(x)), dim=-1)
         # Padding must not leak through the kernel.
         x = x * is_frame[:, :, None].to(x.dtype)
         x = depthwise(x, self.depthwise.weight, self.depthwise.bias)
-        return self.down(F.silu(self.batch_norm(x, is_frame)))
+        return self.down(F.silu(self.batch_norm(x, is_frame, frames)))
 
     def axes(self) -> list[Axis]:
         size = self.down.in_features

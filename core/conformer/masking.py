@@ -3,17 +3,21 @@
 The same folding is used in training under gates, where it is differentiable, and in extraction,
 where its result becomes a model. As only weights change, a gated step costs hardly more than a
 dense one, and less as gates close.
+
+Which units are closed is known at once where gates lie on the host. A device would have to be
+waited for: there gates are not read, and what is closed is computed and multiplied by 0.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.conformer.axes import Axis, Mask, Slice
 from core.conformer.model import Conformer
+from core.conformer.norm import LayerNorm
 from core.conformer.output import Output
 from core.decoders.places import Places
 
@@ -25,7 +29,14 @@ class Folded:
     tensors: Mapping[str, Tensor]
     """Parameters and buffers, scaled and narrowed, without those of closed modules and blocks."""
     closed: frozenset[str]
-    """Names of modules and blocks whose gate is closed."""
+    """Names of modules and blocks whose gate was read and is closed."""
+    unread: Mask = field(default_factory=dict)
+    """Gates of the modules, the blocks and the width, if they were not read."""
+
+    def has_open(self, name: str) -> Bool[Tensor, ""]:
+        """Return whether a module or block is open: of unread gates on their device."""
+        gate = self.unread.get(name)
+        return torch.tensor(name not in self.closed) if gate is None else (gate != 0).any()
 
 
 def close_empty_modules(axes: Sequence[Axis], mask: Mask) -> dict[str, Tensor]:
@@ -45,7 +56,11 @@ def close_empty_modules(axes: Sequence[Axis], mask: Mask) -> dict[str, Tensor]:
 
 
 def fold(
-    tensors: Mapping[str, Tensor], axes: Sequence[Axis], mask: Mask, *, narrow_from: float = 0.0
+    tensors: Mapping[str, Tensor],
+    axes: Sequence[Axis],
+    mask: Mask,
+    *,
+    narrow_from: float | None = 0.0,
 ) -> Folded:
     """Multiply the entries that gates scale, and remove those of closed gates.
 
@@ -57,21 +72,26 @@ def fold(
         axes: of the model.
         mask: values in [0, 1] by axis; axes without an entry are open.
         narrow_from: closed units are removed if they are at least this share of their axis, and
-            else stay as zero columns. The residual width is always narrowed: layer norm must not
-            see closed units.
+            else stay as zero columns. The residual width is always narrowed, as layer norm must
+            not see closed units. With None no gate is read and nothing is removed: for gates on a
+            device.
 
     Raises:
         ValueError: if an axis keeps fewer units than its floor.
     """
     mask = close_empty_modules(axes, mask)
     gated = [axis for axis in axes if axis.name in mask]
-    closed = frozenset(a.name for a in gated if a.is_whole and not mask[a.name].any())
+    is_read = narrow_from is not None
+    closed = frozenset(a.name for a in gated if is_read and a.is_whole and not mask[a.name].any())
     folded = {name: t for name, t in tensors.items() if not _is_inside(name, closed)}
     # All are scaled before any is narrowed, as slices name entries of whole tensors.
     for axis in gated:
         for piece in axis.slices:
             if piece.is_scaled and piece.tensor in folded:
                 folded[piece.tensor] = _scale(folded[piece.tensor], piece, mask[axis.name])
+    if narrow_from is None:
+        unread = {a.name: mask[a.name].detach() for a in gated if a.is_whole or a.kind == "width"}
+        return Folded(tensors=folded, closed=closed, unread=unread)
     for axis in gated:
         if not axis.is_whole:
             share = 0.0 if axis.kind == "width" else narrow_from
@@ -98,8 +118,19 @@ def gated_forward(
         tokens: transcripts, along which a transducer gives scores.
         places: at which a transducer gives all log-probabilities.
     """
+    tensors, skips = dict(folded.tensors), {}
+    if "width" in folded.unread:
+        is_open = (folded.unread["width"] != 0).to(features.dtype)
+        norms = [module.name for module in model.modules() if isinstance(module, LayerNorm)]
+        tensors |= dict.fromkeys((f"{name}.is_open" for name in norms), is_open)
+    for block in model.typed_blocks():
+        if block.name in folded.unread:
+            skips[block.name] = ~folded.has_open(block.name)
     return torch.func.functional_call(
-        model, dict(folded.tensors), (features, num_frames, folded.closed, tokens, places)
+        model,
+        tensors,
+        (features, num_frames, folded.closed, tokens, places),
+        {"skips": skips},
     )
 
 
@@ -108,6 +139,7 @@ def named_tensors(model: Conformer) -> dict[str, Tensor]:
 
 
 def kept_unit_indices(values: Float[Tensor, " units"]) -> Int[Tensor, " kept"]:
+    """Return the numbers of open units; a device is waited for."""
     return values.detach().nonzero().squeeze(1)
 
 
@@ -129,7 +161,7 @@ def _narrow(
     by_dim: dict[tuple[str, int], list[Tensor]] = {}
     for piece in axis.slices:
         if piece.tensor in folded:
-            entries = _entries(piece, open_units)
+            entries = _entries(piece, open_units).to(folded[piece.tensor].device, non_blocking=True)
             by_dim.setdefault((piece.tensor, piece.dim), []).append(entries)
     for (name, dim), entries_of in by_dim.items():
         folded[name] = folded[name].index_select(dim, torch.cat(entries_of))
@@ -142,7 +174,8 @@ def _entries(piece: Slice, units: Int[Tensor, " kept"]) -> Int[Tensor, " entries
 
 
 def _scale(tensor: Tensor, piece: Slice, values: Float[Tensor, " units"]) -> Tensor:
-    scale = values.to(tensor.dtype).repeat_interleave(piece.block)
+    values = values.to(tensor.device, tensor.dtype, non_blocking=True)
+    scale = values.repeat_interleave(piece.block)
     # One factor along the slice's dimension, the same for all others: (1, U block) for columns.
     shape = [1] * tensor.dim()
     shape[piece.dim] = -1

@@ -6,6 +6,7 @@ model's own.
 Shapes: B batch, M mel frames, T frames, D width, V vocabulary, blank 0.
 """
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 import torch
@@ -15,23 +16,29 @@ from torch import Tensor, nn
 from core.conformer.attention import distance_table
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts, total
 from core.conformer.block import Block
+from core.conformer.checkpointing import repeated_for_gradients
 from core.conformer.frontend import Frontend
-from core.conformer.output import DecoderError, Output
+from core.conformer.output import DecoderError, Output, frame_numbers
 from core.conformer.shape import Shape
 from core.decoders.ctc import CtcHead
 from core.decoders.places import Places
 from core.decoders.transducer import Transducer
+from core.features.kaldi import real_frames
 from core.features.spec import FrontendSpec
 
 Decoder = CtcHead | Transducer
 NOTHING: AbstractSet[str] = frozenset()
 """No closed module or block."""
+NO_SKIPS: Mapping[str, Tensor] = {}
 
 
 class Conformer(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.repeats_blocks = False
+        """Whether blocks compute their results again for their gradients, instead of keeping them.
+        """
         self.frontend = Frontend(shape, name="frontend")
         self.blocks = nn.ModuleList(
             Block(sizes, shape, name=f"blocks.{i}") for i, sizes in enumerate(shape.blocks)
@@ -87,25 +94,37 @@ class Conformer(nn.Module):
         closed: AbstractSet[str] = NOTHING,
         tokens: Int[Tensor, "batch tokens"] | None = None,
         places: Places | None = None,
+        *,
+        skips: Mapping[str, Bool[Tensor, ""]] = NO_SKIPS,
     ) -> Output:
         """Compute the outputs of all decoders.
 
         Args:
             features: of the batch.
-            num_frames: mel frames of each utterance.
+            num_frames: mel frames of each utterance; of numbers on the host, no step waits for the
+                device.
             closed: names of modules and blocks to leave out.
             tokens: transcripts, along which a transducer gives scores.
             places: at which a transducer gives all log-probabilities.
+            skips: whether blocks are to be left out, where this is known on the device alone.
         """
+        on_device = num_frames.to(features.device, non_blocking=True)
         # The residual stream keeps its precision under autocast, too.
-        x = self.frontend(features, num_frames).to(features.dtype)
-        time = torch.arange(x.shape[1], device=x.device)
-        is_frame = time < self.frontend.output_frames(num_frames)[:, None]  # (B, T)
-        hidden = self.encode_blocks(x, is_frame, closed)
+        x = self.frontend(features, on_device).to(features.dtype)
+        is_frame = real_frames(self.frontend.output_frames(on_device), x.shape[1])  # (B, T)
+        lengths = frames = None
+        if self.training:
+            output_frames = self.frontend_spec.output_frames
+            lengths = tuple(int(output_frames(number)) for number in num_frames.tolist())
+            numbers = torch.tensor(frame_numbers(lengths, x.shape[1]))
+            frames = numbers.to(x.device, non_blocking=True)
+        hidden = self.encode_blocks(x, is_frame, closed, frames=frames, skips=skips)
         # Without blocks, the decoders read the front end's frames.
         encoded = (x, *hidden)[-1]
         return Output(
             is_frame=is_frame,
+            lengths=lengths,
+            frames=frames,
             hidden=hidden,
             encoded=encoded,
             ctc_logits=None if self.head is None else self.head(encoded),
@@ -132,15 +151,29 @@ class Conformer(nn.Module):
         x: Float[Tensor, "batch time width"],
         is_frame: Bool[Tensor, "batch time"],
         closed: AbstractSet[str] = NOTHING,
+        *,
+        frames: Int[Tensor, " real"] | None = None,
+        skips: Mapping[str, Bool[Tensor, ""]] = NO_SKIPS,
     ) -> tuple[Float[Tensor, "batch time width"], ...]:
-        """Return the hidden states after each block, from the front end's frames."""
+        """Return the hidden states after each block, from the front end's frames.
+
+        Args:
+            x: the front end's frames.
+            is_frame: whether each frame is real, not padding.
+            closed: names of modules and blocks to leave out.
+            frames: the numbers of the real frames, where they are known.
+            skips: whether blocks are to be left out, where this is known on the device alone.
+        """
         distances = distance_table(
             x.shape[1], self.shape.position_width, device=x.device, dtype=x.dtype
         )
+        is_repeated = self.repeats_blocks and self.training and torch.is_grad_enabled()
         hidden = []
-        for block in self.blocks:
+        for block in self.typed_blocks():
             if block.name not in closed:
-                x = block(x, is_frame, distances, closed)
+                run = repeated_for_gradients(block) if is_repeated else block
+                y = run(x, is_frame, distances, closed, frames)
+                x = torch.where(skips[block.name], x, y) if block.name in skips else y
             hidden.append(x)
         return tuple(hidden)
 

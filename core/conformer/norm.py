@@ -5,24 +5,39 @@ Shapes: B batch, T frames, D width, C channels.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.axes import Slice
+from core.conformer.checkpointing import is_repeated
 from core.distributed import current, moments
+
+EPSILON = 1e-5
+"""Added to variances."""
 
 
 class LayerNorm(nn.Module):
     """Layer norm with the width of its tensors, so that narrowed weights need no other code."""
+
+    is_open: Tensor | None
+    """1 for each open unit, 0 for closed ones, which are 0 in the input; None: all are open."""
 
     def __init__(self, width: int, *, name: str) -> None:
         super().__init__()
         self.name = name
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("is_open", None, persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-5)
+        if self.is_open is None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=EPSILON)
+        # The statistics of open units alone. Example: x = (1, 0, 3) with the second unit closed has
+        # a mean of 2 and a variance of 1, as (1, 3) has.
+        x, num_open = x.to(torch.promote_types(x.dtype, torch.float32)), self.is_open.sum()
+        centered = (x - x.sum(-1, keepdim=True) / num_open) * self.is_open
+        variance = centered.square().sum(-1, keepdim=True) / num_open
+        return torch.addcmul(self.bias, centered * torch.rsqrt(variance + EPSILON), self.weight)
 
     def width_slices(self) -> tuple[Slice, ...]:
         return (
@@ -55,15 +70,26 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(
-        self, x: Float[Tensor, "batch time channels"], is_frame: Bool[Tensor, "batch time"]
+        self,
+        x: Float[Tensor, "batch time channels"],
+        is_frame: Bool[Tensor, "batch time"],
+        frames: Int[Tensor, " real"] | None = None,
     ) -> Float[Tensor, "batch time channels"]:
+        """Normalize a batch in training by its own statistics, else by the running ones.
+
+        Args:
+            x: the batch.
+            is_frame: whether each frame is real, not padding.
+            frames: the numbers of the real frames among all, where they are known; if None, a
+                device is waited for.
+        """
         if not self.training:
             # y = (x - mean) scale + bias as one multiply-add: x scale + (bias - mean scale).
-            scale = self.weight * torch.rsqrt(self.running_var + 1e-5)
+            scale = self.weight * torch.rsqrt(self.running_var + EPSILON)
             return torch.addcmul(self.bias - self.running_mean * scale, x, scale)
         # Only real frames are normalized, so that the statistics of an utterance do not depend on
         # how much padding its batch gives it; padded frames become 0.
-        frames = is_frame.flatten().nonzero().squeeze(1)
+        frames = is_frame.flatten().nonzero().squeeze(1) if frames is None else frames
         real = self._normalize(x.flatten(0, 1).index_select(0, frames))
         padded = real.new_zeros(is_frame.numel(), real.shape[1]).index_copy(0, frames, real)
         return padded.view(x.shape)
@@ -83,8 +109,12 @@ class BatchNorm(nn.Module):
             self.weight,
             self.bias,
             training=True,
-            momentum=self.momentum,
+            momentum=self._current_momentum(),
         )
+
+    def _current_momentum(self) -> float:
+        """Return 0 where a forward pass is repeated for its gradients: it has counted already."""
+        return 0.0 if is_repeated() else self.momentum
 
     def _normalize_over_ranks(
         self, real: Float[Tensor, "frames channels"]
@@ -93,10 +123,10 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             # As `F.batch_norm` on one rank: the batch is normalized by the biased variance, and the
             # running one is unbiased, spread N / (N - 1).
-            self.running_mean.lerp_(mean, self.momentum)
+            self.running_mean.lerp_(mean, self._current_momentum())
             unbiased = spread * num_frames / (num_frames - 1).clamp_min(1)
-            self.running_var.lerp_(unbiased, self.momentum)
-        scale = self.weight * torch.rsqrt(spread + 1e-5)
+            self.running_var.lerp_(unbiased, self._current_momentum())
+        scale = self.weight * torch.rsqrt(spread + EPSILON)
         return torch.addcmul(self.bias - mean * scale, real, scale).to(real.dtype)
 
     def _normalize_one(self, real: Float[Tensor, "1 channels"]) -> Float[Tensor, "1 channels"]:
@@ -105,7 +135,7 @@ class BatchNorm(nn.Module):
         `F.batch_norm` refuses such a batch.
         """
         with torch.no_grad():
-            self.running_mean.lerp_(real[0].to(self.running_mean), self.momentum)
+            self.running_mean.lerp_(real[0].to(self.running_mean), self._current_momentum())
         return (real - real) * self.weight + self.bias
 
     def channel_slices(self) -> tuple[Slice, ...]:

@@ -3,8 +3,10 @@
 Shapes: B batch, T frames, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -21,6 +23,14 @@ class DecoderError(ValueError):
         )
 
 
+def frame_numbers(lengths: Sequence[int], longest: int) -> Int[np.ndarray, " real"]:
+    """Return the numbers of the real frames among all frames of a batch.
+
+    Example: of lengths 2 and 3, padded to 3: 0, 1, 3, 4 and 5.
+    """
+    return np.flatnonzero(np.arange(longest) < np.asarray(lengths)[:, None])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """The output of a forward pass; frames beyond an utterance's length have no meaning."""
@@ -30,6 +40,10 @@ class Output:
     """Hidden states after each block, also after one that was skipped."""
     ctc_logits: Float[Tensor, "batch time vocabulary"] | None
     """None without a CTC head."""
+    lengths: tuple[int, ...] | None = None
+    """Real frames of each utterance, known to the host; of a model in training."""
+    frames: Int[Tensor, " real"] | None = None
+    """The numbers of the real frames among all, on the device; of a model in training."""
     encoded: Float[Tensor, "batch time width"] | None = None
     """Frames that decoders read."""
     lattice: LatticeScores | None = None
@@ -41,6 +55,12 @@ class Output:
     @property
     def num_frames(self) -> Int[Tensor, " batch"]:
         return self.is_frame.sum(1)
+
+    def real_frames(self) -> Int[Tensor, " real"]:
+        """Return the numbers of the real frames; unless in training, a device is waited for."""
+        if self.frames is not None:
+            return self.frames
+        return self.is_frame.flatten().nonzero().squeeze(1)
 
     def log_probs(self) -> Float[Tensor, "distributions outputs"]:
         """Return log-probabilities at the places that were asked for, or else at real frames."""

@@ -39,15 +39,14 @@ class Batch:
     """Each utterance's number in its store."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(
+        """Return features and tokens on a device; lengths stay on the host.
+
+        What is read of lengths on the host is known without waiting for the device.
+        """
+        return replace(
+            self,
             features=self.features.to(device, non_blocking=True),
-            num_frames=self.num_frames.to(device, non_blocking=True),
             tokens=self.tokens.to(device, non_blocking=True),
-            num_tokens=self.num_tokens.to(device, non_blocking=True),
-            seconds=self.seconds,
-            ids=self.ids,
-            texts=self.texts,
-            indices=self.indices,
         )
 
     def parts(self, count: int) -> list["Batch"]:

@@ -38,12 +38,15 @@ def ctc_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean over utterances of the loss per token."""
     log_probabilities = F.log_softmax(output.logits.float(), dim=-1).transpose(0, 1)
-    # Divides each utterance's loss by its tokens. One with more tokens than frames has an infinite
-    # loss, which counts as 0.
-    mean = F.ctc_loss(
-        log_probabilities, tokens, output.num_frames, num_tokens, blank=BLANK, zero_infinity=True
+    lengths = output.lengths or tuple(output.num_frames.tolist())
+    # The operator below `F.ctc_loss`, which would copy the tokens back to the host. An utterance
+    # with more tokens than frames has an infinite loss, which counts as 0.
+    losses, _ = torch.ops.aten._ctc_loss(  # noqa: SLF001 - an operator's name
+        log_probabilities, tokens, lengths, tuple(num_tokens.tolist()), BLANK, zero_infinity=True
     )
-    return part_of_mean(mean, len(num_tokens))
+    losses = torch.where(losses == torch.inf, 0.0, losses)
+    divisors = num_tokens.clamp(min=1).to(losses.device, non_blocking=True)
+    return part_of_mean((losses / divisors).mean(), len(num_tokens))
 
 
 def greedy(

@@ -66,11 +66,12 @@ class LatticeScores:
                 blanks=blank[None], labels=label[None], blank_durations=(1,), label_durations=(0,)
             )
         by_duration = self.duration.movedim(-1, 0)
-        is_long = [i for i, d in enumerate(self.durations) if d > 0]
+        # Durations ascend: blanks have all but one of 0.
+        first = int(self.durations[0] == 0)
         return Arcs(
-            blanks=blank + by_duration[is_long],
+            blanks=blank + by_duration[first:],
             labels=label + by_duration,
-            blank_durations=tuple(self.durations[i] for i in is_long),
+            blank_durations=self.durations[first:],
             label_durations=self.durations,
         )
 
@@ -163,9 +164,9 @@ class _Lattice:
             row = self.longest + t
             entering = torch.cat(
                 (
-                    sums[[row - d for d in self.blank_durations], :, 1:] + blanks[t],
+                    _rows(sums, row, self.blank_durations, -1)[..., 1:] + blanks[t],
                     # From one place further left, with the label of that place.
-                    sums[[row - d for d in self.label_durations], :, :-1]
+                    _rows(sums, row, self.label_durations, -1)[..., :-1]
                     + F.pad(labels[t, ..., :-1], (1, 0), value=NEVER),
                 )
             ).logsumexp(0)
@@ -183,8 +184,8 @@ class _Lattice:
             leaving = torch.cat(
                 (
                     ending[t][None],
-                    sums[[t + d for d in self.blank_durations], :, :-1] + self.blanks[t],
-                    sums[[t + d for d in self.label_durations], :, 1:] + self.labels[t],
+                    _rows(sums, t, self.blank_durations, 1)[..., :-1] + self.blanks[t],
+                    _rows(sums, t, self.label_durations, 1)[..., 1:] + self.labels[t],
                 )
             ).logsumexp(0)
             # The same sum from the right.
@@ -253,6 +254,15 @@ class _Lattice:
         # exact: 1e30 would swallow what is added to it.
         assert self.staying is not None
         return self.staying.masked_fill(self.staying <= NEVER, 0.0)
+
+
+def _rows(
+    sums: Float[Tensor, "frames batch places"], row: int, durations: Sequence[int], sign: int
+) -> Float[Tensor, "durations batch places"]:
+    """Return the rows that lie these durations after a row, or before it; no index is copied."""
+    if not durations:
+        return sums[:0]
+    return torch.stack([sums[row + sign * duration] for duration in durations])
 
 
 def _delayed(

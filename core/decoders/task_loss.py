@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.config.trial import LossConfig
@@ -32,9 +32,10 @@ def task_loss(
     """
     if output.lattice is None:
         return ctc_loss(output, tokens, num_tokens)
-    losses = _lattice_losses(output.lattice, output.num_frames, num_tokens, config)
+    on_device = num_tokens.to(tokens.device, non_blocking=True)
+    losses = _lattice_losses(output.lattice, output.num_frames, on_device, config)
     # An utterance without words has a loss, too: that of saying blank at every frame.
-    mean = part_of_mean((losses / num_tokens.clamp(min=1)).mean(), len(num_tokens))
+    mean = part_of_mean((losses / on_device.clamp(min=1)).mean(), len(num_tokens))
     if output.ctc_logits is None or config.ctc_weight == 0:
         return mean
     ctc = ctc_loss(output, tokens, num_tokens)
@@ -76,16 +77,26 @@ def lattice_divergence(
         num_tokens: of each transcript.
     """
     device, (_, time, places) = student.blank.device, student.blank.shape
+    num_frames, num_tokens = (n.to(device, non_blocking=True) for n in (num_frames, num_tokens))
     is_frame = torch.arange(time, device=device) < num_frames[:, None]
     is_place = torch.arange(places, device=device) <= num_tokens[:, None]
     inside = is_frame[:, :, None] & is_place[:, None]  # (B, T, P)
-    own, target = (_three_classes(scores, num_tokens)[inside] for scores in (student, teacher))
-    divergence = F.kl_div(own, target, reduction="sum", log_target=True)
+    own, target = (_three_classes(scores, num_tokens) for scores in (student, teacher))
+    divergence = _summed_divergence(own, target, inside)
     if student.durations:
-        divergence = divergence + F.kl_div(
-            student.duration[inside], teacher.duration[inside], reduction="sum", log_target=True
-        )
+        divergence = divergence + _summed_divergence(student.duration, teacher.duration, inside)
     return part_of_mean(divergence / inside.sum().clamp(min=1), inside.sum())
+
+
+def _summed_divergence(
+    student: Float[Tensor, "batch frames places classes"],
+    teacher: Float[Tensor, "batch frames places classes"],
+    inside: Bool[Tensor, "batch frames places"],
+) -> Float[Tensor, ""]:
+    """Return the KL divergence of the student from the teacher, the sum over places inside."""
+    # What lies outside is set to 0 on both sides; picking what lies inside would wait for a device.
+    own, target = (x.masked_fill(~inside[..., None], 0.0) for x in (student, teacher))
+    return F.kl_div(own, target, reduction="sum", log_target=True)
 
 
 def _three_classes(

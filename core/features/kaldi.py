@@ -48,7 +48,7 @@ def log_mel(
         # (B, T, 257): 400 samples are padded to 512.
         power = torch.fft.rfft(frames, n=_FFT).abs().square()
         mels = floored_log(power @ _mel_bank(waveforms.device))
-    return mels * is_frame(num_frames, longest)[:, :, None], num_frames
+    return mels * real_frames(num_frames, longest)[:, :, None], num_frames
 
 
 def floored_log(powers: Float[Tensor, "batch frames mels"]) -> Float[Tensor, "batch frames mels"]:
@@ -56,8 +56,8 @@ def floored_log(powers: Float[Tensor, "batch frames mels"]) -> Float[Tensor, "ba
     return powers.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
-def is_frame(num_frames: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch frames"]:
-    """Tell real frames from padding."""
+def real_frames(num_frames: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch frames"]:
+    """Tell real frames from padding, on the device of the numbers of frames."""
     return torch.arange(longest, device=num_frames.device) < num_frames[:, None]
 
 
@@ -98,6 +98,23 @@ def spec_augment(
         generator: draws their widths and positions.
     """
     batch, longest, mels = features.shape
+    is_masked = draw_masks((batch, longest, mels), num_frames, config, generator)
+    # Nothing is copied back: lengths come from the host, and masks go to the device.
+    is_masked = is_masked.to(features.device, non_blocking=True)
+    on_device = num_frames.to(features.device, non_blocking=True)
+    real = real_frames(on_device, longest)[:, :, None]
+    mean = (features * real).sum(1) / on_device.clamp_min(1)[:, None]
+    return torch.where(is_masked & real, mean[:, None, :], features)
+
+
+def draw_masks(
+    shape: tuple[int, int, int],
+    num_frames: Int[Tensor, " batch"],
+    config: AugmentConfig,
+    generator: torch.Generator,
+) -> Bool[Tensor, "batch frames mels"]:
+    """Draw where features are masked, on the generator's device."""
+    batch, longest, mels = shape
     # Masks by the second of each utterance's own length, not of the padded one.
     lengths = num_frames.to(generator.device)
     num_bands = torch.full_like(lengths, config.frequency_masks)
@@ -109,9 +126,7 @@ def spec_augment(
     is_masked = torch.zeros(batch, longest, mels, dtype=torch.bool, device=generator.device)
     is_masked |= _inside(bands, mels)[:, None, :]
     is_masked |= _inside(spans, longest)[:, :, None]
-    real = is_frame(num_frames, longest)[:, :, None]
-    mean = (features * real).sum(1) / num_frames.clamp_min(1)[:, None]
-    return torch.where(is_masked.to(features.device) & real, mean[:, None, :], features)
+    return is_masked
 
 
 def _spans(

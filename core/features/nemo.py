@@ -24,10 +24,10 @@ from core.features.kaldi import (
     SAMPLE_RATE_HZ,
     floored_log,
     frame_windows,
-    is_frame,
     log_mel,
     povey_window,
     preemphasize,
+    real_frames,
 )
 from core.features.spec import FrontendSpec, Window
 
@@ -60,7 +60,7 @@ def compute_features(
         else:
             powers = _powers(spec, waveforms.float(), num_samples)[:, :longest]
         mels = _logarithm(spec, powers)
-        is_real = is_frame(num_frames, longest)
+        is_real = real_frames(num_frames, longest)
         if spec.normalization == "per_feature":
             mels = _normalize(mels, is_real, spare=int(spec.features == "nemo"))
     return mels * is_real[:, :, None], num_frames

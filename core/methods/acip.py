@@ -18,12 +18,14 @@ addition, whose parameters would count here.
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from core.config.settings import GateSettings
 from core.config.trial import TrialConfig
 from core.conformer.axes import Axis, Mask
+from core.conformer.masking import close_empty_modules
 from core.conformer.model import Conformer
 from core.pruning.calibration import Calibration
 from core.pruning.gates.straight_through import StraightThrough
@@ -66,16 +68,14 @@ class GrowingL1:
         self._prices = prices(ctx)
         # 400 steps: lambda grows by 4.7 % a step, from 0.01 to at most 1e6.
         self._growth = 10 ** (DECADES / max(1, config.steps))
-        self._strength, self._step = START, 0
+        # On the device: whether it grows is decided there, without waiting.
+        self._strength, self._step = torch.tensor(START, device=ctx.device), 0
         self.optimizers: list[torch.optim.Optimizer] = []
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         del step
         whole = torch.stack([price * expected[name].sum() for name, price in self._prices.items()])
-        metrics = {
-            "lambda": whole.new_tensor(self._strength),
-            "kept": whole.new_tensor(self._remaining_share()),
-        }
+        metrics = {"lambda": self._strength.clone(), "kept": self._remaining_share()}
         return self._strength * whole.sum(), metrics
 
     def post_step(self) -> None:
@@ -83,21 +83,29 @@ class GrowingL1:
         self._step += 1
         # `smallest` 0.1 and 400 steps: 0.55 after 150 steps, 0.1 from step 300 on.
         course = 1 - (1 - self._smallest) * min(1.0, self._step / (DUE * config.steps))
-        if remaining <= self._smallest:
-            self._gates.freeze()
-        elif remaining > course:
-            self._strength *= self._growth
+        self._gates.freeze_if(remaining <= self._smallest)
+        grows = (remaining > self._smallest) & (remaining > course)
+        self._strength.mul_(torch.where(grows, self._growth, 1.0))
 
-    def _remaining_share(self) -> float:
-        space, mask = self._ctx.space, self._gates.sample()
-        cost = space.choice_cost({name: (z > 0).cpu() for name, z in mask.items()})
-        return 1 - float(space.sparsity(cost, self._ctx.config.pruning.resource))
+    @torch.no_grad()
+    def _remaining_share(self) -> Float[Tensor, ""]:
+        """Return the share of the resource that the open units cost."""
+        space = self._ctx.space
+        # In float64, where counts of FLOPs are exact up to 2**53.
+        is_open = {name: (z > 0).double() for name, z in self._gates.sample().items()}
+        remaining = 1 - space.sparsity(
+            space.mask_cost(close_empty_modules(space.axes, is_open)),
+            self._ctx.config.pruning.resource,
+        )
+        assert isinstance(remaining, Tensor)
+        return remaining.float()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"strength": self._strength, "step": self._step}
+        return {"strength": float(self._strength), "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._strength, self._step = state["strength"], state["step"]
+        self._strength.fill_(state["strength"])
+        self._step = state["step"]
 
 
 def prices(ctx: MethodContext) -> dict[str, float]:

@@ -91,7 +91,8 @@ class Rounds(GateStage):
     """Removals, with training steps between them."""
 
     def __init__(self, ctx: MethodContext) -> None:
-        self.closed = ClosedGates(list(ctx.space.units)).to(ctx.device)
+        # On the host: which are closed is known between rounds, and closed units are left out.
+        self.closed = ClosedGates(list(ctx.space.units))
         super().__init__(ctx, self.closed, NoControl())
         self.rounds = self.config.settings(Settings).rounds
         # Without a search all rounds follow each other, whatever the number of steps.

@@ -66,7 +66,7 @@ class Foster(Magnitude):
             counts=_token_counts(ctx, vocabulary),
             evaluate=evaluate,
             teacher=ctx.distillation.teacher,
-            micro_batches=config.training.micro_batches,
+            micro_batches=config.training.parts,
         )
         return stage
 

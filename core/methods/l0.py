@@ -47,10 +47,11 @@ class WarmedTarget:
         settings = config.settings(WarmedTargetSettings)
         self._ctx, self._rounds = ctx, rounds
         self._warmup_share = settings.warmup_share
-        pairs = [Lagrangian(quadratic_start=settings.lambda_quadratic) for _ in config.targets]
-        self._lagrangian = nn.ModuleList(pairs).to(ctx.device)
+        with ctx.device:
+            pairs = [Lagrangian(quadratic_start=settings.lambda_quadratic) for _ in config.targets]
+        self._lagrangian = nn.ModuleList(pairs)
         parameters = self._lagrangian.parameters()
-        self._dual = torch.optim.Adam(parameters, lr=settings.lambda_lr, maximize=True)
+        self._dual = torch.optim.Adam(parameters, lr=settings.lambda_lr, maximize=True, fused=True)
         self.optimizers = [self._dual]
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:

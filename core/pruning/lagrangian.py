@@ -111,7 +111,7 @@ class MinMax:
         self._multiplier.post_step_()
         if self._is_restarted:
             # `_violations` are those of the penalty of this step: g before the weights moved.
-            self._multiplier.weight[self._violations <= 0] = 0.0
+            self._multiplier.weight.masked_fill_(self._violations <= 0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors alone: all else in the optimizer follows from its arguments."""

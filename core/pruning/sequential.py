@@ -25,7 +25,7 @@ Shapes: B batch, T frames, N real frames, D width of the pruned model, W of the 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -266,7 +266,7 @@ def _pass(part: BlockModule, stream: _Stream, rows: Mapping[str, Int[Tensor, " r
     def keep(name: str, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         read[name] = output[stream.is_frame][:, rows[name]]
 
-    def keep_normalized(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def keep_normalized(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         normalized.append(inputs[0][stream.is_frame])
 
     handles = [getattr(part, name).register_forward_hook(partial(keep, name)) for name in rows]
@@ -306,7 +306,7 @@ class _InputsReachedError(Exception):
 def _inputs_of(module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     """Return the inputs that a module receives in a run, which ends there."""
 
-    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> NoReturn:
+    def stop(module: nn.Module, inputs: tuple[Any, ...]) -> NoReturn:
         del module
         raise _InputsReachedError(inputs[0])
 

@@ -31,9 +31,9 @@ class Student:
     """A student's output, and how its parts correspond to the teacher's."""
 
     output: Output
-    width: Int[Tensor, " kept"]
-    """Indices of the teacher's units of width that the student has."""
-    is_active: tuple[bool, ...]
+    width: Int[Tensor, " kept"] | None
+    """Numbers of the teacher's units of width that the student has; None for all of them."""
+    is_active: Bool[Tensor, " blocks"]
     """Whether each block still holds a module; one without computes only a norm of its input."""
     blocks: tuple[int, ...] | None = None
     """Numbers of the teacher's blocks that the student has; None for all of them."""
@@ -108,7 +108,8 @@ class Distillation(nn.Module):
         terms = []
         if output.ctc_logits is not None and targets.ctc_logits is not None:
             temperature = self.config.temperature
-            terms.append(logit_loss(output.logits, targets.logits, targets.is_frame, temperature))
+            frames = output.real_frames()
+            terms.append(logit_loss(output.logits, targets.logits, frames, temperature))
         if output.lattice and targets.lattice and num_tokens is not None:
             lattices = (output.lattice, targets.lattice)
             terms.append(lattice_divergence(*lattices, targets.num_frames, num_tokens))
@@ -116,30 +117,53 @@ class Distillation(nn.Module):
 
     def _layer_loss(self, targets: Output, student: Student) -> Float[Tensor, ""]:
         layers = target_layers(len(targets.hidden), self.config.layers)
-        frames = targets.is_frame.flatten().nonzero().squeeze(1)  # computed once for all layers
+        frames = student.output.real_frames()
         target_states = [_real(targets.hidden[i], frames) for i in layers]  # (N, D)
         # (D, K): a student with units 3 and 7 of the teacher's width uses columns 3 and 7.
-        weight = self.projection.weight.index_select(1, student.width)
+        weight = self.projection.weight
+        weight = weight if student.width is None else weight.index_select(1, student.width)
         student_states = [
             F.linear(_real(hidden, frames), weight, self.projection.bias)
             for hidden in student.output.hidden
         ]
+        if not student_states:
+            return weight.new_zeros(())
         if self.config.matching == "fixed":
-            matches = same_blocks(layers, student.blocks)
+            pairs = [
+                F.mse_loss(student_states[j], target_states[i])
+                for i, j in same_blocks(layers, student.blocks)
+            ]
         else:
-            with torch.no_grad():
-                distances = torch.tensor(
-                    [[F.mse_loss(s, w) for s in student_states] for w in target_states]
-                )
-            # Over the frames of all ranks, so that every rank matches the same blocks.
-            distances = whole(part_of_mean(distances, len(target_states[0])))
-            matches = ordered_matches(distances, student.is_active)
-        pairs = [F.mse_loss(student_states[j], target_states[i]) for i, j in matches]
-        return (
-            part_of_mean(torch.stack(pairs).sum(), len(target_states[0]))
-            if pairs
-            else weight.new_zeros(())
-        )
+            pairs = _matched_losses(student_states, target_states, student.is_active)
+        return part_of_mean(torch.stack([weight.new_zeros(()), *pairs]).sum(), len(frames))
+
+
+def _matched_losses(
+    student_states: Sequence[Float[Tensor, "real width"]],
+    target_states: Sequence[Float[Tensor, "real width"]],
+    is_active: Bool[Tensor, " blocks"],
+) -> list[Float[Tensor, ""]]:
+    """Return the mean square difference of each target layer from the block that it is matched to.
+
+    Which block that is stays on the device, so nothing waits for it.
+    """
+    with torch.no_grad():
+        rows = [
+            torch.stack([F.mse_loss(states, target) for states in student_states])
+            for target in target_states
+        ]
+    # Over the frames of all ranks, so that every rank matches the same blocks.
+    distances = whole(part_of_mean(torch.stack(rows), len(target_states[0])))
+    is_active = is_active.to(distances.device, non_blocking=True)
+    blocks, is_matched = ordered_matches(distances, is_active)
+    if distances.device.type == "cpu":  # numbers are at hand: no state is copied
+        matched_states = [student_states[j] for j in blocks.tolist()]
+    else:
+        matched_states = list(torch.stack(list(student_states)).index_select(0, blocks))
+    return [
+        torch.where(is_match, F.mse_loss(states, target), 0.0)
+        for is_match, states, target in zip(is_matched, matched_states, target_states, strict=True)
+    ]
 
 
 def _real(
@@ -166,29 +190,33 @@ def same_blocks(layers: Sequence[int], blocks: Sequence[int] | None) -> list[tup
 
 
 def ordered_matches(
-    distances: Float[Tensor, "targets blocks"], is_active: Sequence[bool]
-) -> list[tuple[int, int]]:
+    distances: Float[Tensor, "targets blocks"], is_active: Bool[Tensor, " blocks"]
+) -> tuple[Int[Tensor, " targets"], Bool[Tensor, " targets"]]:
     """Match target layers, from the last on, each to the nearest of the earlier active blocks.
 
-    A target layer without a remaining block has no match. For example, if the last target is
-    matched to block 4, the one before it is matched to the nearest of the active blocks 0 to 3.
+    For example, if the last target is matched to block 4, the one before it is matched to the
+    nearest of the active blocks 0 to 3.
+
+    Returns:
+        The block of each target layer, and whether it has one: a target without a remaining block
+        has no match, and neither do those before it.
     """
-    matches = []
-    last = distances.shape[1]
-    # From the last on: `last` is the block of the later target, and earlier targets lie before it.
-    for i in reversed(range(distances.shape[0])):
-        candidates = [j for j in range(last) if is_active[j]]
-        if not candidates:
-            break
-        last = min(candidates, key=lambda j: float(distances[i, j]))
-        matches.append((i, last))
-    return matches
+    numbers = torch.arange(distances.shape[1], device=distances.device)
+    remaining, blocks, is_matched = is_active, [], []
+    # From the last on: earlier targets lie before the block of the later one.
+    for row in distances.flip(0):
+        block = torch.where(remaining, row, torch.inf).argmin()
+        is_matched.append(remaining.any())
+        blocks.append(block)
+        # Without a match nothing remains anyway.
+        remaining = remaining & (numbers < block)
+    return torch.stack(blocks).flip(0), torch.stack(is_matched).flip(0)
 
 
 def logit_loss(
     student: Float[Tensor, "batch time vocabulary"],
     teacher: Float[Tensor, "batch time vocabulary"],
-    is_frame: Bool[Tensor, "batch time"],
+    frames: Int[Tensor, " real"],
     temperature: float,
     *,
     class_weights: Float[Tensor, " vocabulary"] | None = None,
@@ -198,18 +226,18 @@ def logit_loss(
     Args:
         student: its logits.
         teacher: its logits.
-        is_frame: whether each frame is real, not padding.
+        frames: the numbers of the real frames, which are compared.
         temperature: by which both logits are divided.
         class_weights: multiply the teacher's distribution, which is then normalized again.
     """
-    target = F.log_softmax(teacher[is_frame].float() / temperature, dim=-1)
+    target = F.log_softmax(_real(teacher, frames) / temperature, dim=-1)
     if class_weights is not None:
         target = F.log_softmax(target + class_weights.log(), dim=-1)
-    prediction = F.log_softmax(student[is_frame].float() / temperature, dim=-1)
+    prediction = F.log_softmax(_real(student, frames) / temperature, dim=-1)
     divergence = F.kl_div(prediction, target, reduction="sum", log_target=True)
     # Gradients shrink as 1 / temperature**2; undo that, so that the weight's effect stays the same.
-    mean = temperature**2 * divergence / is_frame.sum().clamp(min=1)
-    return part_of_mean(mean, is_frame.sum())
+    mean = temperature**2 * divergence / max(1, len(frames))
+    return part_of_mean(mean, len(frames))
 
 
 def gated_loss(

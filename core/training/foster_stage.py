@@ -66,7 +66,9 @@ class Boosted(nn.Module):
             old = self.old(features, num_frames)
         new = self.new(features, num_frames)
         both = torch.cat((old.hidden[-1], new.hidden[-1]), dim=-1)  # (B, T, 2 D)
-        return BoostedOutputs(fused=replace(old, ctc_logits=self.head(both)), new=new, old=old)
+        # The lengths of the new one, which a model in training knows on the host.
+        fused = replace(new, hidden=old.hidden, encoded=old.encoded, ctc_logits=self.head(both))
+        return BoostedOutputs(fused=fused, new=new, old=old)
 
     def train(self, mode: bool = True) -> "Boosted":  # noqa: FBT001, FBT002 - torch's signature
         """Keep the old model in evaluation mode, so that its statistics do not change."""
@@ -103,9 +105,11 @@ class Boosting:
             micro_batches: parts in which a batch is computed.
         """
         self.network, self.steps, self.rates, self.config = network, steps, rates, config
+        network.new.repeats_blocks = runtime.checkpointing
         self.precision, self.micro_batches = runtime.precision, micro_batches
         self.teacher = teacher
-        self.class_weights = effective_weights(counts, beta=config.boost_beta)
+        weights = effective_weights(counts, beta=config.boost_beta)
+        self.class_weights = weights.to(network.old.device)
         trainable = [*network.new.parameters(), *network.head.parameters()]
         self.primal = primal(trainable, learning_rate=rates.peak, weight_decay=rates.weight_decay)
 
@@ -121,8 +125,7 @@ class Boosting:
         )
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        device = batch.features.device
-        with autocast(device, self.precision):
+        with autocast(batch.features.device, self.precision):
             outputs = self.network.boosted_outputs(batch.features, batch.num_frames)
             target = outputs.old.logits
             if self.teacher is not None:
@@ -130,7 +133,7 @@ class Boosting:
                     target = self.teacher(batch.features, batch.num_frames).logits
             fused = outputs.fused.logits
             # Divided by its weight, a rare token's logit must be that much larger to be as likely.
-            divided = replace(outputs.fused, ctc_logits=fused / self.class_weights.to(device))
+            divided = replace(outputs.fused, ctc_logits=fused / self.class_weights)
             tasks = [
                 ctc_loss(output, batch.tokens, batch.num_tokens)
                 for output in (divided, outputs.new)
@@ -139,7 +142,7 @@ class Boosting:
                 # Old tokens come first, so the old model's logits align with the first ones.
                 fused[..., : target.shape[-1]],
                 target,
-                outputs.fused.is_frame,
+                outputs.new.real_frames(),
                 self.config.temperature,
             )
         task = torch.stack(tasks).sum()
@@ -169,9 +172,10 @@ class Compression:
         micro_batches: int = 1,
     ) -> None:
         self.model, self.network = model, network
+        model.repeats_blocks = runtime.checkpointing
         self.steps, self.rates, self.config = steps, rates, config
         self.precision, self.micro_batches = runtime.precision, micro_batches
-        self.class_weights = effective_weights(counts, beta=config.compress_beta)
+        self.class_weights = effective_weights(counts, beta=config.compress_beta).to(model.device)
         self.primal = primal(
             model.parameters(), learning_rate=rates.peak, weight_decay=rates.weight_decay
         )
@@ -189,8 +193,8 @@ class Compression:
         )
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        device, config = batch.features.device, self.config
-        with autocast(device, self.precision):
+        config = self.config
+        with autocast(batch.features.device, self.precision):
             with torch.no_grad():
                 target = self.network(batch.features, batch.num_frames)
             output = self.model(batch.features, batch.num_frames)
@@ -198,9 +202,9 @@ class Compression:
             logit = logit_loss(
                 output.logits,
                 target.logits,
-                target.is_frame,
+                output.real_frames(),
                 config.temperature,
-                class_weights=self.class_weights.to(device),
+                class_weights=self.class_weights,
             )
         return {"total": config.task_weight * task + logit, "task": task, "logit": logit}
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from core.config.pruning import PruningConfig, Resource
 from core.config.settings import GateSettings, SearchSettings
 from core.conformer.axes import Mask
+from core.conformer.block import Block
 from core.conformer.masking import Folded, fold, gated_forward, kept_unit_indices, named_tensors
 from core.conformer.model import Conformer
 from core.conformer.output import Output
@@ -76,8 +78,9 @@ class GateStage:
     """Weights, gates and multipliers, trained together."""
 
     stage: Stage = "search"
-    narrow_from = NARROW_FROM
-    """Share of an axis from which on closed units are left out of a step."""
+    narrow_from: float | None = NARROW_FROM
+    """Share of an axis from which on closed units are left out of a step; None: gates are not read,
+    as those on a device are not."""
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class GateStage:
         config = ctx.config.pruning
         self.ctx, self.config, self.steps = ctx, config, config.steps
         self.model = ctx.student
+        self.model.repeats_blocks = ctx.config.runtime.checkpointing
         self.gates, self.control = gates, control
         projection = ctx.distillation.projection
         self._settling = round(settling * self.steps)
@@ -109,8 +113,13 @@ class GateStage:
         self.weights = [*self.model.parameters(), *projection.parameters()]
         rate = config.settings(SearchSettings).learning_rate
         self.primal = primal(self.weights, learning_rate=rate, weight_decay=0.01)
+        tensors = [*gates.parameters(), *gates.buffers()]
+        if any(tensor.device.type != "cpu" for tensor in tensors):
+            self.narrow_from = None
         self.gate_primal = [
-            torch.optim.Adam([part], lr=self._rate, betas=gate_betas) for part in learned
+            # Fused: its count of steps stays on the device.
+            torch.optim.Adam([part], lr=self._rate, betas=gate_betas, fused=True)
+            for part in learned
         ]
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -118,7 +127,7 @@ class GateStage:
         optimizers = (self.primal, *self.gate_primal, *self.control.optimizers)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        parts = self.ctx.config.training.micro_batches
+        parts = self.ctx.config.training.parts
         losses = accumulate_gradients(
             batch, lambda part: self._losses(part, step), parts=parts, optimizers=optimizers
         )
@@ -202,7 +211,7 @@ def masked_losses(
     batch: Batch,
     *,
     targets: Output | None = None,
-    narrow_from: float = NARROW_FROM,
+    narrow_from: float | None = NARROW_FROM,
 ) -> Losses:
     """Return the student's losses under a mask, and `total`, their weighted sum.
 
@@ -211,17 +220,23 @@ def masked_losses(
         mask: values of the gates; differentiable.
         batch: speech with its words.
         targets: the teacher's output on this batch; computed if None.
-        narrow_from: share of an axis from which on closed units are left out.
+        narrow_from: share of an axis from which on closed units are left out; None: gates are not
+            read.
     """
     model, distillation = ctx.student, ctx.distillation
     with autocast(batch.features.device, ctx.config.runtime.precision):
         folded = fold(named_tensors(model), ctx.space.axes, mask, narrow_from=narrow_from)
         output = gated_forward(model, batch.features, batch.num_frames, folded, tokens=batch.tokens)
         task = task_loss(output, batch.tokens, batch.num_tokens, ctx.config.loss)
-        whole = torch.ones(model.shape.width, device=ctx.device)
-        # The residual width is always narrowed: hidden states have open units alone.
-        width = kept_unit_indices(mask.get("width", whole))
-        student = Student(output=output, width=width, is_active=active_blocks(model, folded))
+        # Where gates are read, the residual width is narrowed: hidden states have open units alone.
+        is_narrow = narrow_from is not None and "width" in mask
+        student = Student(
+            output=output,
+            width=kept_unit_indices(mask["width"]).to(ctx.device, non_blocking=True)
+            if is_narrow
+            else None,
+            is_active=active_blocks(model, folded),
+        )
         terms = distillation.losses(
             batch.features,
             batch.num_frames,
@@ -232,13 +247,19 @@ def masked_losses(
     return weighted_total({"task": task, **terms}, distillation)
 
 
-def active_blocks(model: Conformer, folded: Folded) -> tuple[bool, ...]:
-    """Return whether each block still holds an open module."""
-    closed = folded.closed
-    return tuple(
-        block.name not in closed and any(part.name not in closed for part in block.parts())
-        for block in model.typed_blocks()
-    )
+def active_blocks(model: Conformer, folded: Folded) -> Bool[Tensor, " blocks"]:
+    """Return whether each block still holds an open module; of unread gates on their device."""
+    device = next(iter(folded.unread.values())).device if folded.unread else None
+
+    def is_active(block: Block) -> Tensor:
+        if not block.parts():
+            return torch.zeros((), dtype=torch.bool, device=device)
+        names = (block.name, *(part.name for part in block.parts()))
+        own, *parts = (folded.has_open(name).to(device, non_blocking=True) for name in names)
+        return own & torch.stack(parts).any()
+
+    flags = [is_active(block) for block in model.typed_blocks()]
+    return torch.stack(flags) if flags else torch.zeros(0, dtype=torch.bool)
 
 
 def evaluate_extracted(ctx: MethodContext, result: SearchResult, stage: Stage) -> Report:

@@ -16,9 +16,6 @@ from core.pruning.scoring import rank_within_axis
 from core.training.gate_stage import Control, GateStage
 from core.training.method import Method, MethodContext, load_method
 
-NEVER_NARROW = 2.0
-"""A share above 1: no closed unit is left out of a step."""
-
 
 class ConcreteStage(GateStage):
     """Trains weights and hard-concrete gates, which are annealed and may be closed in rounds."""
@@ -38,7 +35,7 @@ class ConcreteStage(GateStage):
         self.concrete = make_hard_concrete_gates(ctx, is_shrinking=shrink_rounds > 1)
         super().__init__(ctx, self.concrete, control, **settings)
         if self.concrete.has_gradient_when_closed:
-            self.narrow_from = NEVER_NARROW
+            self.narrow_from = None
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         number = step * self._rounds // self.steps
@@ -75,11 +72,10 @@ def make_hard_concrete_gates(ctx: MethodContext, *, is_shrinking: bool = False) 
     }
     moved = {name: settings.start_spread * order for name, order in start_order(ctx).items()}
     start = {
-        name: (alike + moved.get(name, torch.zeros(()))).clamp(-CLAMP, CLAMP)
+        name: (alike + moved.get(name, torch.zeros(()))).clamp(-CLAMP, CLAMP).to(ctx.device)
         for name, alike in middle.items()
     }
-    gates = KINDS[settings.gates](axes, start=start, is_shrinking=is_shrinking)
-    return gates.to(ctx.device)
+    return KINDS[settings.gates](axes, start=start, is_shrinking=is_shrinking)
 
 
 def start_order(ctx: MethodContext) -> dict[str, Float[Tensor, " _"]]:

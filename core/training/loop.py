@@ -17,6 +17,7 @@ from torch import Tensor
 from core.config.trial import AugmentConfig, LossConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch, TrainBatches
+from core.data.read_ahead import ReadAhead
 from core.decoders.task_loss import USUAL, task_loss
 from core.distributed import ALONE, Ranks, together
 from core.evaluation.evaluator import Evaluator
@@ -65,7 +66,8 @@ class Tuning(Trainable, Protocol):
 class RunningMeans:
     """Mean losses and speed since the last report."""
 
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
+    """Added up on the device, in float64."""
     steps: int = 0
     seconds: float = 0.0
     """Seconds of speech trained on."""
@@ -73,12 +75,12 @@ class RunningMeans:
 
     def add(self, losses: dict[str, Tensor], seconds: float) -> None:
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
         self.steps += 1
         self.seconds += seconds
 
     def means(self) -> dict[str, float]:
-        return {name: value / self.steps for name, value in self.sums.items()}
+        return {name: float(value) / self.steps for name, value in self.sums.items()}
 
     def speed(self) -> float:
         return self.seconds / (time.perf_counter() - self.started)
@@ -88,7 +90,7 @@ class RunningMeans:
 class TrainRun:
     """The state that a trial's stages share: data, random generators, checkpoints, step counts."""
 
-    batches: TrainBatches
+    batches: TrainBatches | ReadAhead
     augment: AugmentConfig
     augment_rng: torch.Generator
     """Its own generator, so that touching the model does not reorder the data."""
@@ -114,7 +116,7 @@ class TrainRun:
             "stage": stage.stage,
             "step": step,
             "steps_before": self.steps_before,
-            "sums": running.sums,
+            "sums": {name: float(value) for name, value in running.sums.items()},
             "since": running.steps,
             "reports": [asdict(report) for report in self.reports],
             "model": stage.state(),
@@ -261,6 +263,7 @@ class DenseStage:
         loss: LossConfig = USUAL,
     ) -> None:
         self.model, self.stage, self.steps, self.loss = model, stage, steps, loss
+        model.repeats_blocks = runtime.checkpointing
         self.rates, self.evaluator, self.taught = rates, evaluator, taught
         self.interctc = interctc or InterCTC()
         self.precision, self.micro_batches = runtime.precision, micro_batches
@@ -295,8 +298,9 @@ class DenseStage:
             if self.taught is None:
                 return self.interctc.losses(task, self.model, output, batch)
             distillation = self.taught.distillation
-            width = self.taught.width.to(batch.features.device)
-            is_active = tuple(bool(block.parts()) for block in self.model.typed_blocks())
+            width = self.taught.width.to(batch.features.device, non_blocking=True)
+            is_active = torch.tensor([bool(block.parts()) for block in self.model.typed_blocks()])
+            is_active = is_active.bool().to(batch.features.device, non_blocking=True)
             blocks = self.taught.blocks
             student = Student(output=output, width=width, is_active=is_active, blocks=blocks)
             terms = distillation.losses(

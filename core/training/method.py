@@ -164,7 +164,7 @@ class Method(ABC):
             evaluator=ctx.evaluator,
             runtime=config.runtime,
             taught=TeachingTask(distillation=ctx.distillation, choice=choice),
-            micro_batches=config.training.micro_batches,
+            micro_batches=config.training.parts,
             loss=config.loss,
         )
 

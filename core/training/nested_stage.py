@@ -46,9 +46,11 @@ class Nested:
         """
         config = ctx.config
         self.ctx, self.steps, self._num_drawn = ctx, steps, 2 + drawn_sizes
-        self.masks = [as_mask(_on(choice, ctx.device)) for choice in choices]
+        # On the host, where they are read without waiting: closed units are left out.
+        self.masks = [as_mask(dict(choice)) for choice in choices]
         self.rates = tuning_rates(config)
         ctx.student.set_dropout(config.tuning.dropout)
+        ctx.student.repeats_blocks = config.runtime.checkpointing
         projection = ctx.distillation.projection
         self.primal = primal(
             [*ctx.student.parameters(), *projection.parameters()],
@@ -62,7 +64,7 @@ class Nested:
         return optimizer_step(
             batch,
             lambda part: self._losses(part, masks),
-            parts=self.ctx.config.training.micro_batches,
+            parts=self.ctx.config.training.parts,
             optimizer=self.primal,
             rate=self.rates.at(step, steps=self.steps),
             clip=self.rates.clip,
@@ -142,7 +144,3 @@ def absorb(model: Conformer, gates: Mask, choice: Choice) -> None:
     folded = fold(named_tensors(model), model.axes(), values, narrow_from=math.inf)
     for name, parameter in model.named_parameters():
         parameter.copy_(folded.tensors[name])
-
-
-def _on(choice: Choice, device: torch.device) -> dict[str, Tensor]:
-    return {name: units.to(device) for name, units in choice.items()}

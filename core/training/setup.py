@@ -9,6 +9,7 @@ from torch import Tensor
 from core.config.trial import TrialConfig
 from core.data.batching import Batch, TrainBatches
 from core.data.prepare import Speech
+from core.data.read_ahead import ReadAhead
 from core.training.loop import TrainRun
 
 CHECKPOINTS = "checkpoints"
@@ -34,14 +35,16 @@ def make_train_run(
         steps: of all stages.
         clean_steps: first steps without simulated recording conditions.
     """
+    batches = TrainBatches(
+        speech.train,
+        config.training.batch_seconds,
+        config.seed,
+        augment=config.training.augment,
+        clean_batches=clean_steps,
+    )
     return TrainRun(
-        batches=TrainBatches(
-            speech.train,
-            config.training.batch_seconds,
-            config.seed,
-            augment=config.training.augment,
-            clean_batches=clean_steps,
-        ),
+        # A CPU has no time to spare while it computes.
+        batches=batches if device.type == "cpu" else ReadAhead(batches, is_pinned=True),
         augment=config.training.augment,
         augment_rng=torch.Generator().manual_seed(config.seed),
         runtime=config.runtime,
@@ -66,5 +69,5 @@ def calibration_batches(config: TrialConfig, speech: Speech, device: torch.devic
 
 
 def without_words(batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
-    """Return features and numbers of frames of these batches."""
-    return [(batch.features, batch.num_frames) for batch in batches]
+    """Return features and numbers of frames of these batches, on one device."""
+    return [(batch.features, batch.num_frames.to(batch.features.device)) for batch in batches]

@@ -32,7 +32,9 @@ def adjust_config(kind: Kind, config: TrialConfig, record: TrialRecord) -> dict[
     """
     if kind == "memory":
         # 1, 2, 4, 8, 16 micro-batches: the optimizer's step stays that of the whole batch.
-        parts = 2 * config.training.micro_batches
+        # If `auto` was counted too low, the most is tried at once.
+        before = config.training.micro_batches
+        parts = MOST_MICRO_BATCHES if before == "auto" else 2 * before
         return {MICRO_BATCHES: parts} if parts <= MOST_MICRO_BATCHES else None
     if kind == "divergence" and TUNING_RATE not in record.adjustments:
         return {name: CALMER * rate for name, rate in _rates(config).items()}

@@ -134,7 +134,7 @@ def test_several_ranks_give_the_numbers_of_one(shared, others, size, micro_batch
     # and running means are late to follow them. The outcome's statistics are taken anew.
     assert asdict(outcome_too) == asdict(outcome)
     for report, report_too in zip(reports_alone, told_too, strict=True):
-        assert report_too.losses == pytest.approx(report.losses, rel=1e-5, abs=1e-7)
+        assert report_too.losses == pytest.approx(report.losses, rel=5e-5, abs=1e-7)
         if report.stage == "search":
             assert report_too.expected_sparsity == pytest.approx(report.expected_sparsity, rel=1e-5)
         assert report_too.gflops == report.gflops

@@ -18,7 +18,7 @@ def balance(model: Conformer) -> None:
     """Let a model say all its tokens of noise, and the blank at about half of its places."""
     features = torch.randn(4, 300, model.mels, generator=torch.Generator().manual_seed(0))
     own = model.transducer
-    last = model.head if own is None else own.joint.output
+    last = model.ctc_head if own is None else own.joint.output
     with torch.no_grad():
         last.weight *= 20.0
         output = model(features, torch.full((4,), 300))
@@ -30,7 +30,7 @@ def balance(model: Conformer) -> None:
             predicted = own.joint.predictor(predict(own.predictor, tokens))
             logits = torch.cat(own.joint.logits(frames[:, :, None], predicted[:, None]), -1)
         mean = logits.flatten(0, -2).mean(0)
-        last.bias -= mean
+        last.bias.sub_(mean)
         first = (logits - mean)[..., : model.vocabulary]
         # Before the first token, the blank is the best of some places only.
         first = first if own is None else first[:, :, 0]

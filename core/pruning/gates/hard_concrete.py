@@ -52,14 +52,15 @@ class HardConcrete(nn.Module):
 
         Args:
             axes: whose units get gates.
-            start: log_alpha by axis name, one value for all units or one for each.
+            start: log_alpha by axis name, one value for all units or one for each; gates are on
+                the device of these.
             is_shrinking: whether gates can be closed permanently.
         """
         super().__init__()
         self.names = [axis.name for axis in axes]
         self.sizes = [axis.size for axis in axes]
         self.floors = {axis.name: axis.floor for axis in axes if axis.floor}
-        starts = [torch.zeros(axis.size) + start[axis.name] for axis in axes]
+        starts = [torch.as_tensor(start[axis.name]).float().expand(axis.size) for axis in axes]
         self.log_alpha = nn.Parameter(torch.cat(starts))
         self.start = torch.cat(starts)
         self.register_buffer("active", torch.ones_like(self.start) if is_shrinking else None)
@@ -76,10 +77,10 @@ class HardConcrete(nn.Module):
     def _with_floor(self, name: str, z: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
         """Open the best gates of an axis if fewer than its floor were sampled open."""
         floor = self.floors[name]
-        if int((z > 0).sum()) >= floor:
-            return z
         best = self.scores()[name].topk(floor).indices
-        return torch.where((z == 0) & torch.zeros_like(z).index_fill(0, best, 1.0).bool(), 1.0, z)
+        is_best = torch.zeros_like(z).index_fill(0, best, 1.0).bool()
+        is_short = (z > 0).sum() < floor
+        return torch.where(is_short & is_best & (z == 0), 1.0, z)
 
     def median(self) -> dict[str, Tensor]:
         """Return deterministic gates: 0 where P(z > 0) <= 0.5 (Gallego-Posada et al., 2022)."""

@@ -57,32 +57,36 @@ class StraightThrough(nn.Module):
         For example, a unit that closes gets a score in [-0.99, 0], and each later step lowers it by
         1, so units that closed earlier score lower.
         """
-        if self.is_frozen:
-            # From `worth`, which stopped when they were frozen: gradient steps since then are
-            # undone.
-            frozen = self.worth * self.start
-            self.mask.copy_(torch.where(frozen > 0, frozen, self.mask.clamp(max=0)))
-            return
+        # From `worth`, which stopped when they were frozen: gradient steps since then are undone.
+        frozen = self.worth * self.start
+        frozen = torch.where(frozen > 0, frozen, self.mask.clamp(max=0))
         # Start 10: masks stay below 15, which a rate of 0.1 can bring down to 0 in 150 steps.
-        self.mask.clamp_(max=CEILING * self.start)
-        mask = self.mask / self.start
+        moved = self.mask.clamp(max=CEILING * self.start)
+        self.mask.copy_(torch.where(self.is_frozen, frozen, moved))
+        mask = moved / self.start
         # Units that close in the same step are ordered by how far the mask fell, by less than 1.
         closed = torch.where(self.worth > 0, mask.clamp(min=-0.99), self.worth - 1)
-        self.worth.copy_(torch.where(mask > 0, mask, closed))
+        worth = torch.where(mask > 0, mask, closed)
+        self.worth.copy_(torch.where(self.is_frozen, self.worth, worth))
 
-    def freeze(self) -> None:
-        """Fix all masks from now on."""
+    @torch.no_grad()
+    def freeze_if(self, condition: Bool[Tensor, ""]) -> None:
+        """Fix all masks as they are, from now on, if this holds."""
+        mask, worth = self.mask.clone(), self.worth.clone()
         self.clamp()
-        self.is_frozen.fill_(value=True)
+        self.mask.copy_(torch.where(condition, self.mask, mask))
+        self.worth.copy_(torch.where(condition, self.worth, worth))
+        self.is_frozen.logical_or_(condition)
 
     @torch.no_grad()
     def is_open(self) -> Bool[Tensor, " gates"]:
         """Return where masks are positive, or among the largest of an axis that must stay."""
         is_open = self.mask > 0
         for axis, inside in zip(self.axes, is_open.split(self.sizes), strict=True):
-            if axis.floor and int(inside.sum()) < axis.floor:
+            if axis.floor:
                 largest = self._by_axis(self.worth)[axis.name].topk(axis.floor).indices
-                inside[largest] = True
+                is_largest = torch.zeros_like(inside).index_fill(0, largest, value=1)
+                inside.logical_or_((inside.sum() < axis.floor) & is_largest)
         return is_open
 
     def _by_axis(self, gates: Float[Tensor, " gates"]) -> dict[str, Tensor]:

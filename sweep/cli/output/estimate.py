@@ -9,6 +9,10 @@ from sweep.config.sweep import SweepConfig
 
 if TYPE_CHECKING:  # torch takes seconds that a line of text should not
     from core.cost_estimate import CostEstimate
+    from core.step_memory import StepMemory
+
+CARDS = (24, 40, 80)
+"""Memory of usual GPUs, in GB."""
 
 
 def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]:
@@ -34,7 +38,31 @@ def estimate_values(config: SweepConfig, cost: "CostEstimate") -> dict[str, Any]
         "worker_hours": seconds / 3600,
         "table_seconds": cost.table_seconds,
         "table_gigabytes": cost.table_gigabytes,
+        "micro_batches": cost.micro_batches,
+        "memory_gigabytes": _gigabytes(cost.memory) if cost.memory else {},
     }
+
+
+def _gigabytes(memory: "StepMemory") -> dict[str, float]:
+    """Return the memory of a step, and its parts, in 10^9 bytes."""
+    parts = ("weights", "gradients", "optimizer", "activations", "peak")
+    return {name: getattr(memory, name) / 1e9 for name in parts}
+
+
+def _memory_lines(gigabytes: Mapping[str, float], parts: int) -> list[str]:
+    """Say what a step needs of memory, and how many trials fit a card; nothing if it is unknown."""
+    if not gigabytes:
+        return []
+    fits = ", ".join(f"{int(card / gigabytes['peak'])} on {card} GB" for card in CARDS)
+    in_parts = f", a batch in {parts} parts" if parts > 1 else ""
+    named = ", ".join(
+        f"{name} {gigabytes[name]:.2g}"
+        for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    return [
+        f"memory of a step: at most {gigabytes['peak']:.2g} GB ({named}){in_parts}",
+        f"trials at once, by memory: {fits}",
+    ]
 
 
 def estimate_lines(values: Mapping[str, Any]) -> list[str]:
@@ -48,6 +76,7 @@ def estimate_lines(values: Mapping[str, Any]) -> list[str]:
             f"sensitivity tables: about {values['table_seconds']:.0f} s and"
             f" {values['table_gigabytes']:.2g} GB, once for all trials"
         )
+    timed += _memory_lines(values["memory_gigabytes"], values["micro_batches"])
     return [
         f"{values['name']}: {values['trials']} trials" + (f" over {searched}" if searched else ""),
         f"teacher: {values['params']:,} parameters, {values['gflops']:.3g} GFLOPs an utterance",

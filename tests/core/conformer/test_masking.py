@@ -76,6 +76,36 @@ def test_it_does_so_in_training_mode_too_where_no_dropout_acts(kind, shape):
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
+@pytest.mark.parametrize("is_training", [False, True])
+@SHAPES
+def test_gates_that_are_not_read_give_what_gates_that_are_read_give(kind, is_training, shape):
+    model = small_model(shape=shape).double().train(is_training)
+    features, num_frames = ragged_speech(61, 40, 33, dtype=torch.float64)
+
+    outputs, gradients = [], []
+    for narrow_from in (0.0, None):
+        mask = random_mask(model.axes(), kind)
+        for gates in mask.values():
+            gates.requires_grad_()
+        output = masked(model, features, num_frames, mask, narrow_from=narrow_from)
+        output.logits[output.is_frame].square().sum().backward()
+        outputs.append(output.logits[output.is_frame])
+        # Units of a closed module are left out where gates are read.
+        gradients.append(
+            {
+                name: torch.zeros(0) if gates.grad is None else gates.grad[gates != 0]
+                for name, gates in mask.items()
+            }
+        )
+
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+    for name, gradient in gradients[0].items():
+        others = gradients[1][name]
+        wanted = gradient if len(gradient) == len(others) else torch.zeros_like(others)
+        torch.testing.assert_close(others, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
 @SHAPES
 def test_gates_on_tensors_are_gates_at_the_consumers_input(kind, shape):
     model = small_model(shape=shape).double()

@@ -19,13 +19,19 @@ from core.training.distillation import (
 )
 
 
+def all_of(blocks):
+    return torch.ones(blocks, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("matching", ["ordered", "fixed"])
 def test_distilling_a_model_from_itself_costs_nothing(matching):
     model = small_model(shape=deeper(4))
     distillation = Distillation(clone(model), DistillationConfig(matching=matching, layers=2))
     features, num_frames = ragged_speech(61, 40)
     student = Student(
-        output=model(features, num_frames), width=torch.arange(16), is_active=(True,) * 4
+        output=model(features, num_frames),
+        width=torch.arange(16),
+        is_active=all_of(4),
     )
 
     losses = distillation.losses(features, num_frames, student)
@@ -42,7 +48,11 @@ def test_a_narrower_student_is_compared_through_the_columns_it_has():
     output = gated_forward(
         model, features, num_frames, fold(named_tensors(model), model.axes(), mask)
     )
-    student = Student(output=output, width=kept_unit_indices(mask["width"]), is_active=(True, True))
+    student = Student(
+        output=output,
+        width=kept_unit_indices(mask["width"]),
+        is_active=all_of(2),
+    )
 
     losses = distillation.losses(features, num_frames, student)
     losses["layer"].backward()
@@ -65,7 +75,9 @@ def test_without_weights_there_are_no_terms():
     features, num_frames = ragged_speech(61)
     model = small_model()
     student = Student(
-        output=model(features, num_frames), width=torch.arange(16), is_active=(True, True)
+        output=model(features, num_frames),
+        width=torch.arange(16),
+        is_active=all_of(2),
     )
 
     assert Distillation(model, config).losses(features, num_frames, student) == {}
@@ -78,7 +90,7 @@ def test_padding_is_not_distilled():
 
     def losses():
         output = model(features, num_frames)
-        student = Student(output=output, width=torch.arange(16), is_active=(True, True))
+        student = Student(output=output, width=torch.arange(16), is_active=all_of(2))
         return distillation.losses(features, num_frames, student)
 
     before = losses()
@@ -94,11 +106,35 @@ def test_matches_keep_the_order_of_layers_and_pass_over_dead_blocks():
     # row 0 is block 3, which may no longer be taken.
     distances = torch.tensor([[5.0, 4.0, 3.0, 0.0], [9.0, 9.0, 1.0, 2.0]])
 
-    assert ordered_matches(distances, (True,) * 4) == [(1, 2), (0, 1)]
-    assert ordered_matches(distances, (True, False, True, True)) == [(1, 2), (0, 0)]
-    assert ordered_matches(distances, (True, True, False, True)) == [(1, 3), (0, 1)]
-    assert ordered_matches(distances, (False, False, False, True)) == [(1, 3)]
-    assert ordered_matches(distances, (False,) * 4) == []
+    assert matches_of(distances, (True,) * 4) == [(0, 1), (1, 2)]
+    assert matches_of(distances, (True, False, True, True)) == [(0, 0), (1, 2)]
+    assert matches_of(distances, (True, True, False, True)) == [(0, 1), (1, 3)]
+    assert matches_of(distances, (False, False, False, True)) == [(1, 3)]
+    assert matches_of(distances, (False,) * 4) == []
+
+
+def matches_of(distances, is_active):
+    """Pairs of a target layer and its block."""
+    blocks, is_matched = ordered_matches(distances, torch.tensor(is_active))
+    pairs = enumerate(zip(blocks.tolist(), is_matched.tolist(), strict=True))
+    return [(target, block) for target, (block, matched) in pairs if matched]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_matching_by_tensors_is_the_search_from_the_last_layer_on(seed):
+    generator = torch.Generator().manual_seed(seed)
+    distances = torch.rand(3, 6, generator=generator)
+    is_active = (torch.rand(6, generator=generator) < 0.6).tolist()
+
+    expected, last = [], 6
+    for target in (2, 1, 0):
+        candidates = [block for block in range(last) if is_active[block]]
+        if not candidates:
+            break
+        last = min(candidates, key=lambda block: float(distances[target, block]))
+        expected.insert(0, (target, last))
+
+    assert matches_of(distances, is_active) == expected
 
 
 def test_block_to_block_follows_blocks_to_their_new_numbers():
@@ -119,7 +155,7 @@ def test_a_student_of_fewer_blocks_is_taught_by_the_layers_that_it_has(matching,
     student = Student(
         output=small(features, num_frames),
         width=torch.arange(16),
-        is_active=(True,) * len(left),
+        is_active=all_of(len(left)),
         blocks=left,
     )
 
@@ -141,8 +177,9 @@ def test_the_logit_term_is_the_divergence_by_definition():
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     is_frame = torch.tensor([[True, True, True], [True, False, False]])
+    frames = torch.tensor([0, 1, 2, 3])
 
-    actual = logit_loss(student, teacher, is_frame, 2.0)
+    actual = logit_loss(student, teacher, frames, 2.0)
 
     p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
     expected = 4 * (p * (p / q).log()).sum(-1)[is_frame].mean()
@@ -166,12 +203,12 @@ def test_ctc_costs_nothing_where_the_words_are_said_and_much_where_others_are():
 def test_class_weights_shift_what_is_wanted():
     torch.manual_seed(0)
     teacher, weights = torch.randn(2, 3, 5), torch.tensor([0.5, 0.5, 2.0, 1.0, 1.0])
-    is_frame = torch.ones(2, 3, dtype=torch.bool)
+    frames = torch.arange(6)
     shifted = 2 * ((teacher / 2).softmax(-1) * weights).log()
 
-    assert logit_loss(shifted, teacher, is_frame, 2.0, class_weights=weights).item() < 1e-6
-    assert logit_loss(teacher, teacher, is_frame, 2.0, class_weights=weights).item() > 0.01
+    assert logit_loss(shifted, teacher, frames, 2.0, class_weights=weights).item() < 1e-6
+    assert logit_loss(teacher, teacher, frames, 2.0, class_weights=weights).item() > 0.01
     torch.testing.assert_close(
-        logit_loss(shifted, teacher, is_frame, 2.0, class_weights=torch.ones(5)),
-        logit_loss(shifted, teacher, is_frame, 2.0),
+        logit_loss(shifted, teacher, frames, 2.0, class_weights=torch.ones(5)),
+        logit_loss(shifted, teacher, frames, 2.0),
     )
