@@ -74,6 +74,13 @@ class Outcome:
     latency_busy: bool | None = None
     """Whether other programs kept the machine busy while it was measured, so that it says little;
     None in records of before that was looked at."""
+    latency_idle: bool | None = None
+    """Whether it was measured while no trial of the sweep ran, in turns with the unpruned model;
+    None before the sweep's end, and in records of before that was done."""
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    """How many times as fast as the unpruned model, so measured: median and quartiles of pairs."""
     real_time_factor: float
     """Seconds of computing a second of speech."""
     steps: int

@@ -227,6 +227,9 @@ class DistillationConfig(Config):
     """How many of the teacher's blocks are matched, equally spaced and ending with the last."""
     matching: Literal["ordered", "fixed"] = "ordered"
     """Nearest student block with the order kept, or block i to block i."""
+    teacher_precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the teacher's weights while it teaches. bf16 takes half of their memory; it is meant
+    for GPUs, as few processors are fast with it."""
 
 
 class TuningConfig(Config):

@@ -73,6 +73,11 @@ class Conformer(nn.Module):
         return self.frontend.linear.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights, which its features must have."""
+        return self.frontend.linear.weight.dtype
+
+    @property
     def ctc_head(self) -> CtcHead:
         """Return the CTC head.
 

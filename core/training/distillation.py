@@ -46,6 +46,8 @@ class Distillation(nn.Module):
         super().__init__()
         self.config = config
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
+        if config.teacher_precision == "bf16":
+            self.teacher.to(torch.bfloat16)
         self.projection = nn.Linear(teacher.shape.width, teacher.shape.width)
         # The identity: hidden states of student and teacher are at first compared as they are.
         nn.init.eye_(self.projection.weight)
@@ -92,6 +94,7 @@ class Distillation(nn.Module):
         """Return the teacher's output, or None if all terms have a weight of 0."""
         if self.config.logit_weight == 0 and self.config.layer_weight == 0:
             return None
+        features = features.to(self.teacher.dtype)
         output: Output = self.teacher(features, num_frames, tokens=tokens)
         return output
 

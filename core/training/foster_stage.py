@@ -130,7 +130,8 @@ class Boosting:
             target = outputs.old.logits
             if self.teacher is not None:
                 with torch.no_grad():
-                    target = self.teacher(batch.features, batch.num_frames).logits
+                    features = batch.features.to(self.teacher.dtype)
+                    target = self.teacher(features, batch.num_frames).logits
             fused = outputs.fused.logits
             # Divided by its weight, a rare token's logit must be that much larger to be as likely.
             divided = replace(outputs.fused, ctc_logits=fused / self.class_weights)

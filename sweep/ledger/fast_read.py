@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sweep.ledger.files import FILE, STUDY, readable, sound_database
-from sweep.ledger.optuna_rows import late_run_ids, row_to_record, rows, study_attributes
+from sweep.ledger.optuna_rows import (
+    late_run_ids,
+    row_to_record,
+    rows,
+    study_attributes,
+    with_late_latencies,
+)
 from sweep.ledger.records import TrialRecord, sort_by_number
 
 
@@ -57,6 +63,8 @@ def _records(database: sqlite3.Connection) -> list[TrialRecord]:
     for row in rows(run_query):
         record = row_to_record(row)
         records[record.number] = record  # of a retried trial the last row counts
-    for trial, run_id in late_run_ids(study_attributes(run_query)).items():
+    attributes = study_attributes(run_query)
+    for trial, run_id in late_run_ids(attributes).items():
         records[trial] = replace(records[trial], mlflow_run_id=run_id)
+    records = with_late_latencies(records, attributes)
     return list(sort_by_number(records).values())

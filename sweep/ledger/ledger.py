@@ -29,6 +29,7 @@ from sweep.ledger import backends
 from sweep.ledger.backends import OpenLedger, rows_in
 from sweep.ledger.files import LedgerError, damaged_error, first_line
 from sweep.ledger.optuna_rows import (
+    LATENCIES,
     NUMBER,
     OTHERS,
     OUTCOMES,
@@ -36,8 +37,10 @@ from sweep.ledger.optuna_rows import (
     RUN,
     STATES,
     late_run_ids,
+    late_values,
     record_to_row,
     row_to_record,
+    with_late_latencies,
 )
 from sweep.ledger.records import CurvePoint, State, TrialRecord, sort_by_number
 
@@ -74,7 +77,9 @@ class Ledger:
                 first.setdefault(name, distribution)
         self._store_choices({n: json_to_distribution(text) for n, text in first.items()})
         self._records = sort_by_number(self._records)
-        ids = late_run_ids(storage.get_study_user_attrs(self._study))
+        attributes = storage.get_study_user_attrs(self._study)
+        self._records = with_late_latencies(self._records, attributes)
+        ids = late_run_ids(attributes)
         for number, run_id in ids.items():
             self._records[number] = replace(self._records[number], mlflow_run_id=run_id)
 
@@ -261,6 +266,13 @@ class Ledger:
             self._records[number] = record
         else:
             self._write(record)
+
+    def update_latencies(self, number: int, outcomes: Sequence[Outcome]) -> TrialRecord:
+        """Store latencies of a finished trial's outcomes that were measured after its end."""
+        text = json.dumps(late_values(outcomes))
+        self.set_attribute(f"{LATENCIES}{number}", text)
+        self._records[number] = replace(self._records[number], outcomes=tuple(outcomes))
+        return self._records[number]
 
     def advance(self, number: int, report: Report) -> TrialRecord:
         """Store a report of a running trial; one that a resumed trial repeats replaces the old."""

@@ -10,12 +10,13 @@ Private parts of Optuna, checked with version 5.0.0 (docs/reference/compat.md): 
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic_core import from_json
 
-from sweep.ledger.records import State, TrialRecord, parse_record
+from core.report import Outcome
+from sweep.ledger.records import State, TrialRecord, parse_outcomes, parse_record
 
 TRIALS = """
 SELECT trial_id, number, state FROM trials
@@ -54,6 +55,18 @@ ROW = "record"
 OUTCOMES = "outcomes"
 RUN = "mlflow run of trial "
 """Prefix of the study's attributes with runs whose ids came after their trials were over."""
+LATENCIES = "latencies of trial "
+"""Prefix of the study's attributes with outcomes whose latencies were measured after the end."""
+LATE_FIELDS = (
+    "latency_ms",
+    "latency_busy",
+    "latency_idle",
+    "real_time_factor",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+)
+"""Fields of an outcome that are measured anew."""
 
 RunQuery = Callable[[str], Iterable[Sequence[Any]]]
 """Runs one of the queries on a database, with the study's name as `study`."""
@@ -153,6 +166,32 @@ def row_to_record(row: Row) -> TrialRecord:
             "outcomes": attributes.get(OUTCOMES, ()),
         }
     )
+
+
+def late_values(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+    """What `with_late_latencies` needs of outcomes, by the folder of each model."""
+    return {o.model: {name: getattr(o, name) for name in LATE_FIELDS} for o in outcomes}
+
+
+def with_late_latencies(
+    records: Mapping[int, TrialRecord], attributes: Mapping[str, Any]
+) -> dict[int, TrialRecord]:
+    """Records with the latencies that were measured after their trials were over.
+
+    A trial that was tuned further since has other models, to which the old values do not belong.
+
+    Raises:
+        ValueError, TypeError, KeyError: if an attribute has not this form.
+    """
+    updated = dict(records)
+    for key, text in attributes.items():
+        if not key.startswith(LATENCIES):
+            continue
+        number, values = int(key.removeprefix(LATENCIES)), from_json(text)
+        record = updated[number]
+        outcomes = [asdict(outcome) | values.get(outcome.model, {}) for outcome in record.outcomes]
+        updated[number] = replace(record, outcomes=parse_outcomes(outcomes))
+    return updated
 
 
 def late_run_ids(attributes: Mapping[str, Any]) -> dict[int, str]:

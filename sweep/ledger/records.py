@@ -1,6 +1,6 @@
 """Trials as plain data: the records that the ledger stores and every command reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import UnionType
@@ -76,10 +76,19 @@ def parse_record(values: Mapping[str, Any]) -> TrialRecord:
     Raises:
         ValueError: naming the first wrong value.
     """
-    outcomes = tuple(_build(Outcome, fields, "outcomes.") for fields in values["outcomes"])
+    outcomes = parse_outcomes(values["outcomes"])
     curve = tuple(map(_parse_point, values["curve"]))
     record: TrialRecord = _build(TrialRecord, {**values, "outcomes": outcomes, "curve": curve})
     return record
+
+
+def parse_outcomes(values: Sequence[Any]) -> tuple[Outcome, ...]:
+    """The outcomes of plain values, which may be anything.
+
+    Raises:
+        ValueError: naming the first wrong value.
+    """
+    return tuple(_build(Outcome, fields, "outcomes.") for fields in values)
 
 
 def _parse_point(point: Any) -> CurvePoint:

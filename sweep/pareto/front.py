@@ -5,14 +5,32 @@ it. Hypervolume and knee are those of the two.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.report import Outcome
 from sweep.ledger.records import TrialRecord
 
 BUSY = " (busy)"
 """Stands behind a latency that was measured while other programs kept the machine busy."""
+BESIDE = " (beside trials)"
+"""Stands behind a latency that could not be measured again after the last trial."""
+
+
+def latency_text(result: Mapping[str, Any]) -> str:
+    """A latency in ms, with how many times as fast as the unpruned model, or why it says little.
+
+    Args:
+        result: fields of an outcome, by name.
+    """
+    if result["latency_busy"]:
+        note = BUSY
+    elif result["latency_idle"] is False:
+        note = BESIDE
+    else:
+        note = "" if result["speedup"] is None else f" ({result['speedup']:.1f}x)"
+    return f"{result['latency_ms']:.1f}{note}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from core.report import Outcome
 from core.safe_text import csv_cell, markdown_text
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
-from sweep.pareto.front import BUSY, Point
+from sweep.pareto.front import Point, latency_text
 from sweep.report import chart_data
 from sweep.report.chart_data import Scene
 from sweep.wer_labels import against_note
@@ -180,5 +180,5 @@ def _cells(point: Point) -> dict[str, str]:
         "WER (%)": f"{100 * result.wer:.2f}",
         "interval (%)": f"{100 * result.wer_low:.2f} to {100 * result.wer_high:.2f}",
         "test WER (%)": f"{100 * result.test_wer:.2f}" if result.test_wer is not None else "",
-        "latency (ms)": f"{result.latency_ms:.1f}{BUSY if result.latency_busy else ''}",
+        "latency (ms)": latency_text(asdict(result)),
     }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from plotly import graph_objects as go
 
+from core.report import Outcome
 from sweep.pareto.front import Point
 from sweep.report.audio_page import TEMPLATES, AudioComparison, audio_values
 from sweep.report.chart_data import BLACK, Scene
@@ -127,7 +128,7 @@ def _front_line(scene: Scene) -> go.Scatter:
 def _cloud(scene: Scene, method: str, points: list[Point], *, is_front: bool) -> go.Scatter:
     mark = scene.marks[method]
     numbers, words = _sampled_names(scene, points)
-    has_words = bool(words) or any(point.result.latency_busy for point in points)
+    has_words = bool(words) or any(_latency_note(point.result) for point in points)
     few = scene.is_sparse
     # plotly writes numpy arrays as base64 of their bytes: 4 bytes a number, where a list of floats
     # would take some 18 letters each. Seven digits are enough for what the page shows.
@@ -197,10 +198,21 @@ def _hover_numbers(scene: Scene, point: Point, numbers: list[str]) -> list[float
 
 def _hover_texts(scene: Scene, point: Point, words: list[str]) -> str:
     sampled = scene.params.get(point.trial, {})
-    busy = "<br>latency measured while the machine was busy" * bool(point.result.latency_busy)
-    return busy + "".join(
+    return _latency_note(point.result) + "".join(
         f"<br>{html.escape(name)}: {html.escape(str(sampled.get(name, '')))}" for name in words
     )
+
+
+def _latency_note(result: Outcome) -> str:
+    """How far a latency can be believed, and how many times as fast it is."""
+    if result.latency_busy:
+        return "<br>latency measured while the machine was busy"
+    if result.latency_idle is False:
+        return "<br>latency measured beside trials"
+    if result.speedup is None:
+        return ""
+    low, high = result.speedup_low, result.speedup_high
+    return f"<br>{result.speedup:.2f} times as fast as the unpruned model ({low:.2f} to {high:.2f})"
 
 
 def _hover(

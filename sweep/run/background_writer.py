@@ -128,6 +128,12 @@ class BackgroundWriter:
             self._drawn_at = time.monotonic()
             self._submit(self._draw, self.ledger.records())
 
+    def update_trial(self, record: TrialRecord) -> None:
+        """Write that the latencies of a finished trial were measured anew."""
+        outcomes = [asdict(outcome) for outcome in record.outcomes]
+        self.event("latencies", trial=record.number, outcomes=outcomes)
+        self._submit(self.tracker.update_latencies, record)
+
     def _log_lineage(self) -> None:
         """Log the speech of training and evaluation, once it is prepared."""
         speech = None if self._has_lineage else speech_lineage(self.folder / "features")

@@ -23,6 +23,7 @@ from sweep.ledger.ledger import Ledger
 from sweep.ledger.records import TrialRecord
 from sweep.run import nodes, ray_cluster, worker
 from sweep.run.background_writer import BackgroundWriter
+from sweep.run.idle_latencies import measure_latencies, unmeasured
 from sweep.run.progress import Progress
 from sweep.run.signals import SIGNAL_SECONDS, SignalHandler
 from sweep.run.tune_callback import TuneCallback
@@ -130,6 +131,7 @@ class Segment:
                     self._check_machines(address, progress)
                     self._make_teacher(writer, progress)
                     self._run_trials_to_the_end(writer, progress, can_grow=bool(address))
+                self._measure_latencies(writer, progress, is_local=not address)
             except (KeyboardInterrupt, SystemExit):  # the latter is Ray's, while it starts
                 pass  # the ledger holds the trials that remain
             finally:
@@ -259,6 +261,21 @@ class Segment:
                 self.ledger.reconcile()
             else:
                 return
+
+    def _measure_latencies(
+        self, writer: BackgroundWriter, progress: Progress, *, is_local: bool
+    ) -> None:
+        """Measure the latencies of all models again, on this machine, where no trial runs now.
+
+        On a cluster the driver's machine may be no worker's: latencies stay as workers saw them.
+        """
+        is_due = self.is_complete and is_local
+        remaining = unmeasured(self.ledger.records()) if is_due else []
+        if remaining:
+            progress.show_event("measuring latencies, as no trial runs any more")
+        for number, outcomes in measure_latencies(self.folder, remaining, self._config_of):
+            self.signals.check()
+            writer.update_trial(self.ledger.update_latencies(number, outcomes))
 
     def _run_trials(self, writer: BackgroundWriter, progress: Progress, *, can_grow: bool) -> None:
         sampling = Sampling(self.config.space, search=self.config.search, budget=self.config.sweep)

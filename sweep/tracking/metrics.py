@@ -75,6 +75,18 @@ def last_logged_order(latest: Mapping[str, float], *, filled: int | None = None)
     return max(orders)
 
 
+LATENCIES = (
+    "latency_ms",
+    "latency_busy",
+    "latency_idle",
+    "real_time_factor",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+)
+"""Metrics that are measured again after a sweep's last trial."""
+
+
 def outcome_metrics(outcome: Outcome) -> dict[str, float]:
     """The final metrics of a finished trial, each logged once."""
     values = {
@@ -88,6 +100,10 @@ def outcome_metrics(outcome: Outcome) -> dict[str, float]:
         "params": outcome.params,
         "latency_ms": outcome.latency_ms,
         "latency_busy": outcome.latency_busy,
+        "latency_idle": outcome.latency_idle,
+        "speedup": outcome.speedup,
+        "speedup_low": outcome.speedup_low,
+        "speedup_high": outcome.speedup_high,
         "real_time_factor": outcome.real_time_factor,
         "target_sparsity": outcome.target_sparsity,
         "realised_sparsity": outcome.realised_sparsity,

@@ -179,6 +179,11 @@ class Tracker:
         self._enqueue(self._trials.log_artifacts, record, milliseconds_now(), about=record.number)
         self._enqueue(self._trials.end, record, milliseconds_now(), about=record.number)
 
+    def update_latencies(self, record: TrialRecord) -> None:
+        """Log the latencies of a finished trial that were measured after its end."""
+        at = milliseconds_now()
+        self._enqueue(self._trials.log_latencies, record, at, about=record.number)
+
     def reconcile(self, records: Iterable[TrialRecord], *, is_last: bool = False) -> None:
         """Make MLflow agree with the ledger: one run a trial, in its state, and no others.
 

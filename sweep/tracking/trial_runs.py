@@ -12,7 +12,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.report.front_files import csv_text
 from sweep.tracking import mlflow_repair as repair
-from sweep.tracking.metrics import outcome_metrics
+from sweep.tracking.metrics import LATENCIES, outcome_metrics
 from sweep.tracking.mlflow_client import Runs, RunState, run_state
 from sweep.tracking.provenance import Dataset
 from sweep.tracking.retry_queue import TimedReport
@@ -86,6 +86,12 @@ class TrialRuns:
         tags = {"state": record.state, "reason": record.error or "", "attempts": record.attempts}
         self._runs.log_metrics(state, values, at=at, tags=tags)
         self._runs.end(state, STATUS[record.state])
+
+    def log_latencies(self, record: TrialRecord, at: int) -> None:
+        """Log the latency of a finished trial's first outcome, as it was measured after its end."""
+        values = outcome_metrics(record.outcomes[0])
+        latencies = {name: values[name] for name in LATENCIES if name in values}
+        self._runs.log_metrics(self._state(record, at), latencies, at=at, step=1)
 
     def reconcile(self, record: TrialRecord, candidates: Sequence[Any]) -> bool:
         """Make MLflow agree with a trial's record.

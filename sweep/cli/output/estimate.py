@@ -61,7 +61,7 @@ def _memory_lines(gigabytes: Mapping[str, float], parts: int) -> list[str]:
     )
     return [
         f"memory of a step: at most {gigabytes['peak']:.2g} GB ({named}){in_parts}",
-        f"trials at once, by memory: {fits}",
+        f"trials at once, by memory: {fits}, less what CUDA itself takes",
     ]
 
 

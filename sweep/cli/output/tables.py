@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
-from sweep.pareto.front import BUSY, Point
+from sweep.pareto.front import Point, latency_text
 from sweep.snapshot import SweepSnapshot
 from sweep.wer_labels import AGAINST_TEACHER, note_of
 
@@ -101,7 +101,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(row["state"], row["method"]),
         *(_number(row["target_sparsity"], 100, 1), _number(row["realised_sparsity"], 100, 1)),
         *(_number(row["wer"], 100, 2), _number(row["gflops"], 1, 4)),
-        f"{_number(row['latency_ms'], 1, 1)}{BUSY if row['latency_busy'] else ''}",
+        "" if row["latency_ms"] is None else latency_text(row),
         str(row["attempts"]),
         f"{row['steps']}/{row['total_steps']}" if row["total_steps"] else "",
     )

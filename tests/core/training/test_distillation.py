@@ -8,7 +8,7 @@ from core.conformer.masking import fold, gated_forward, kept_unit_indices, named
 from core.conformer.output import Output
 from core.decoders.ctc import ctc_loss
 from core.pruning.extraction import clone, extract
-from core.testing import deeper, ragged_speech, random_mask, small_model
+from core.testing import deeper, ragged_speech, random_mask, small_model, with_transducer
 from core.training.distillation import (
     Distillation,
     Student,
@@ -68,6 +68,26 @@ def test_the_teacher_neither_learns_nor_leaves_evaluation_mode():
     assert not any(p.requires_grad for p in distillation.teacher.parameters())
     assert not any(m.training for m in distillation.teacher.modules())
     assert distillation.projection.training
+
+
+@pytest.mark.parametrize("kind", ["ctc", "lstm tdt"])
+def test_a_teacher_of_half_precision_teaches_nearly_the_same(kind):
+    shape = deeper(2) if kind == "ctc" else with_transducer(deeper(2), kind)
+    model, teacher = small_model(0, shape=shape), small_model(1, shape=shape)
+    features, num_frames = ragged_speech(61, 40)
+    tokens, num_tokens = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
+    output = model(features, num_frames, tokens=tokens)
+    student = Student(output=output, width=None, is_active=all_of(2))
+
+    single, half = (
+        Distillation(clone(teacher), DistillationConfig(teacher_precision=precision)).losses(
+            features, num_frames, student, transcripts=(tokens, num_tokens)
+        )
+        for precision in ("fp32", "bf16")
+    )
+
+    for name, loss in single.items():
+        torch.testing.assert_close(half[name], loss, rtol=0.05, atol=0.01)
 
 
 def test_without_weights_there_are_no_terms():

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 import optuna
 import psycopg
@@ -14,6 +15,7 @@ from made_outcomes import make_outcome
 from core.report import Report
 from sweep.config.distributions import Choice, Range
 from sweep.ledger.backends import copy_as_sqlite, find_backend
+from sweep.ledger.fast_read import records_in
 from sweep.ledger.files import ADDRESS, FILE, JOURNAL, LedgerError
 from sweep.ledger.ledger import Ledger
 from sweep.local_lock import LockedError
@@ -452,6 +454,33 @@ def test_a_finished_trial_can_be_tuned_on_and_keeps_what_it_had_if_that_fails(le
     assert again.finish(0, [make_outcome(wer=0.1)]).outcomes[0].wer == 0.1
     again.close()
     assert reopened(tmp_path).records() == again.records()
+
+
+def test_latencies_that_are_measured_after_the_end_replace_those_of_before(ledger, tmp_path):
+    ledger.add(PARAMS, LEAVES)
+    ledger.start(0)
+    old = [make_outcome(0.2, 1.0, model="model"), make_outcome(0.3, 0.5, model="model.1")]
+    ledger.finish(0, old)
+
+    new = [replace(old[0], latency_ms=7.0, latency_idle=True, speedup=2.0), old[1]]
+    ledger.update_latencies(0, new)
+
+    assert ledger.record(0).outcomes == tuple(new)
+    assert reopened(tmp_path).records() == records_in(tmp_path) == ledger.records()
+
+
+def test_a_trial_that_is_tuned_on_has_the_latencies_of_its_new_models(ledger, tmp_path):
+    ledger.add(PARAMS, LEAVES)
+    ledger.start(0)
+    ledger.finish(0, [make_outcome(0.2, 1.0, model="model")])
+    ledger.update_latencies(0, [make_outcome(0.2, 1.0, model="model", latency_ms=7.0)])
+    ledger.tune_further(0, 10)
+    ledger.start(0)
+
+    ledger.finish(0, [make_outcome(0.1, 1.0, model="model-10", latency_ms=9.0)])
+
+    for records in (ledger.records(), reopened(tmp_path).records(), records_in(tmp_path)):
+        assert records[0].outcomes[0].latency_ms == 9.0
 
 
 def test_what_is_not_finished_is_not_tuned_on(ledger):

@@ -82,6 +82,13 @@ def test_a_sweep_ends_with_every_trial_judged_and_recorded(make):
     for record in records:
         model = folder / "trials" / f"{record.number:04}" / record.outcomes[0].model
         assert (model / "model.safetensors").exists()
+    for record in records:
+        outcome = record.outcomes[0]
+        assert outcome.latency_idle
+        assert outcome.speedup_low <= outcome.speedup <= outcome.speedup_high
+        values = MlflowClient(database_uri(folder)).get_run(record.mlflow_run_id).data.metrics
+        assert values["latency_ms"] == outcome.latency_ms
+        assert values["speedup"] == outcome.speedup
     assert "data-listen" in (folder / "front" / "front.html").read_text("utf-8")
     rows = trial_rows(load_snapshot(folder))
     assert {"trial", "state", "wer", "on_front", "config", "mlflow_run_id"} <= set(rows[0])

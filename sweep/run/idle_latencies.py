@@ -1,0 +1,62 @@
+"""Latencies of a sweep's models, measured once no trial of it runs any more.
+
+Trials run side by side, and a latency that a worker measures beside others says little. So all
+outcomes are measured again when the last trial is over, one after the other on one machine, in
+turns with the unpruned model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.config.trial import TrialConfig
+from core.report import Outcome
+from sweep.ledger.records import TrialRecord
+
+ConfigOf = Callable[[TrialRecord], TrialConfig]
+
+
+def unmeasured(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the finished trials with an outcome whose latency was measured beside trials."""
+    finished = [record for record in records if record.state == "finished"]
+    return [r for r in finished if not all(outcome.latency_idle for outcome in r.outcomes)]
+
+
+def measure_latencies(
+    folder: Path, records: Sequence[TrialRecord], config_of: ConfigOf
+) -> Iterator[tuple[int, tuple[Outcome, ...]]]:
+    """Measure the models of trials, and yield each trial's number with its new outcomes.
+
+    A model that is not there any more, or cannot be read, keeps its latency.
+
+    Args:
+        folder: of the sweep.
+        records: of the trials.
+        config_of: returns a trial's configuration.
+    """
+    from core import bundle  # noqa: PLC0415  # seconds of imports, needed at the end alone
+    from core.latency.idle import measure_idle  # noqa: PLC0415  # seconds of imports
+    from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
+
+    unpruned: Any = None
+    for record in records:
+        config, outcomes = config_of(record), []
+        for outcome in record.outcomes:
+            try:
+                unpruned = unpruned or bundle.load(folder / "teacher" / "model").model
+                model = bundle.load(folder / "trials" / f"{record.number:04}" / outcome.model).model
+            except (OSError, ValueError):
+                outcomes.append(replace(outcome, latency_idle=False))
+                continue
+            seconds = config.pruning.utterance_seconds
+            latency = measure_idle(
+                model,
+                unpruned,
+                utterance_seconds=seconds,
+                repeats=config.evaluation.latency_repeats,
+                threads=config.runtime.threads,
+                device=select_device(config),
+            )
+            outcomes.append(latency.updated(outcome, utterance_seconds=seconds))
+        yield record.number, tuple(outcomes)
