@@ -65,26 +65,7 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
     announce("counting the memory of a step")
     config = with_counted_parts(config, model.shape)
     memory, parts = estimate_largest(config, model.shape), config.training.parts
-    model.set_stochastic_depth(config.teacher.stochastic_depth)
-    rates = Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0)
-    stage = DenseStage(
-        model,
-        stage="teacher",
-        steps=2,
-        rates=rates,
-        evaluator=None,
-        runtime=config.runtime,
-        interctc=InterCTC.of(config.teacher, len(model.blocks)),
-        micro_batches=parts,
-    )
-    batch = noise_batch(config, model.shape, seconds=4.0).to(device)
-    announce("taking a step of training to warm up")
-    stage.step(batch, 0)
-    announce("timing a step of training")
-    started = time.perf_counter()
-    # As a number: on a GPU this waits until the step is done.
-    float(stage.step(batch, 1)["total"])
-    elapsed = time.perf_counter() - started
+    elapsed = _step_seconds(config, model, announce)
     estimate = CostEstimate(
         params=params,
         gflops=gflops,
@@ -101,6 +82,29 @@ def estimate_cost(config: TrialConfig, *, announce: Announce = be_silent) -> Cos
         table_seconds=passes + estimate_table_seconds(space),
         table_gigabytes=estimate_table_bytes(space) / 1e9,
     )
+
+
+def _step_seconds(config: TrialConfig, model: Conformer, announce: Announce) -> float:
+    """Return the time of a dense training step on a full batch of noise, after one to warm up."""
+    model.set_stochastic_depth(config.teacher.stochastic_depth)
+    stage = DenseStage(
+        model,
+        stage="teacher",
+        steps=2,
+        rates=Rates(peak=1e-4, warmup_share=0.0, weight_decay=0.0, clip=1.0),
+        evaluator=None,
+        runtime=config.runtime,
+        interctc=InterCTC.of(config.teacher, len(model.blocks)),
+        micro_batches=config.training.parts,
+    )
+    batch = noise_batch(config, model.shape, seconds=4.0).to(model.device)
+    announce("taking a step of training to warm up")
+    stage.step(batch, 0)
+    announce("timing a step of training")
+    started = time.perf_counter()
+    # As a number: on a GPU this waits until the step is done.
+    float(stage.step(batch, 1)["total"])
+    return time.perf_counter() - started
 
 
 def _table_passes(config: TrialConfig, space: Space) -> float:

@@ -121,12 +121,10 @@ def estimate_step_memory(config: TrialConfig, shape: Shape, batch: Batch) -> Ste
         for step in range(2):  # the optimizers' state comes with the first
             stage.step(own, step)
         optimizers = [stage.primal, *stage.gate_primal, *stage.control.optimizers]
-        gradients = [p.grad for p in _parameters(optimizers) if p.grad is not None]
-        states = [state for optimizer in optimizers for state in optimizer.state.values()]
         return StepMemory(
             weights=weights,
-            gradients=_num_bytes(gradients),
-            optimizer=_num_bytes(tree_leaves(states)),
+            gradients=_num_bytes(parameter.grad for parameter in _parameters(optimizers)),
+            optimizer=sum(_num_bytes(tree_leaves(o.state)) for o in optimizers),
             peak=live.peak,
         )
 
@@ -139,9 +137,8 @@ def estimate_largest(config: TrialConfig, shape: Shape) -> StepMemory:
         shape: of the unpruned model.
     """
     batches = [noise_batch(config, shape, seconds=seconds) for seconds in LENGTHS]
-    return max(
-        (estimate_step_memory(config, shape, batch) for batch in batches), key=lambda m: m.peak
-    )
+    estimates = [estimate_step_memory(config, shape, batch) for batch in batches]
+    return max(estimates, key=lambda estimate: estimate.peak)
 
 
 def with_counted_parts(config: TrialConfig, shape: Shape) -> TrialConfig:
@@ -188,17 +185,17 @@ def noise_batch(config: TrialConfig, shape: Shape, *, seconds: float) -> Batch:
 
 def make_largest_stage(config: TrialConfig, shape: Shape) -> GateStage:
     """Make the search of `l0`: every gate is learned, and none is read."""
-    axes = config.pruning.axes
-    pruning = PruningConfig.model_validate({"method": "l0", "steps": 2, "axes": axes})
+    own = {"method": "l0", "steps": 2, "axes": config.pruning.axes}
+    pruning = PruningConfig.model_validate(own)
     # Matching by order reads which block is nearest; matching by number needs as much memory.
     distillation = config.distillation.model_copy(update={"matching": "fixed"})
     config = config.model_copy(update={"pruning": pruning, "distillation": distillation})
-    teacher, student = Conformer(shape), Conformer(shape)
+    student = Conformer(shape)
     space = Space.of(without_weights(student), pruning.axes, pruning.utterance_seconds)
     ctx = MethodContext(
         config=config,
         student=student,
-        distillation=Distillation(teacher, distillation),
+        distillation=Distillation(Conformer(shape), distillation),
         space=space,
         speech=(),
         labeled=(),

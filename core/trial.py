@@ -359,10 +359,9 @@ def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Tr
     batches = calibration_batches(config, speech, device)
     audible = guard_audio(without_words(batches), method.needs)
     student = method.prepare_model(clone(teacher), config, audible).requires_grad_()
-    axes = method.axes(config)
     space = Space.of(
         without_weights(student),
-        axes,
+        method.axes(config),
         pruning.utterance_seconds,
         unpruned=teacher,
         latency=cache.open_table(config, dirs.teacher),
@@ -389,9 +388,8 @@ def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Tr
 def _extract_small(
     ctx: MethodContext, result: SearchResult, choice: Choice, how: Repair
 ) -> Conformer:
-    small = extract_and_reconstruct(
-        ctx.student, result.reference, choice, how=how, speech=ctx.speech
-    )
+    student, gates = ctx.student, result.reference
+    small = extract_and_reconstruct(student, gates, choice, how=how, speech=ctx.speech)
     if how != "sequential":  # which has moved them with their inputs, before it refitted the rest
         reestimate_statistics(small, ctx.speech)
     return small

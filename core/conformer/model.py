@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from core.conformer.attention import distance_table
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts, total
 from core.conformer.block import Block
-from core.conformer.checkpointing import repeated_for_gradients
 from core.conformer.frontend import Frontend
 from core.conformer.output import DecoderError, Output, frame_numbers
+from core.conformer.recomputation import repeated_for_gradients
 from core.conformer.shape import Shape
 from core.decoders.ctc import CtcHead
 from core.decoders.places import Places

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from core.conformer.axes import Slice
-from core.conformer.checkpointing import is_repeated
+from core.conformer.recomputation import is_repeated
 from core.distributed import current, moments
 
 EPSILON = 1e-5

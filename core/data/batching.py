@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from core.config.trial import AugmentConfig
+from core.config.augmentation import AugmentConfig
 from core.data.feature_cache import FeatureStore, Item
 from core.data.recording_conditions import Condition, apply_condition, draw_conditions
 from core.features.kaldi import FRAMES_PER_SECOND

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.config.trial import AugmentConfig
+from core.config.augmentation import AugmentConfig
 from core.features.kaldi import FRAMES_PER_SECOND, NUM_MELS, SAMPLE_RATE_HZ
 from core.features.nemo import compute_features
 from core.features.spec import FrontendSpec

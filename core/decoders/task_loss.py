@@ -36,10 +36,10 @@ def task_loss(
     losses = _lattice_losses(output.lattice, output.num_frames, on_device, config)
     # An utterance without words has a loss, too: that of saying blank at every frame.
     mean = part_of_mean((losses / on_device.clamp(min=1)).mean(), len(num_tokens))
-    if output.ctc_logits is None or config.ctc_weight == 0:
+    weight = config.ctc_weight
+    if output.ctc_logits is None or weight == 0:
         return mean
-    ctc = ctc_loss(output, tokens, num_tokens)
-    return (1 - config.ctc_weight) * mean + config.ctc_weight * ctc
+    return (1 - weight) * mean + weight * ctc_loss(output, tokens, num_tokens)
 
 
 def _lattice_losses(

@@ -8,12 +8,13 @@ Shapes: B batch, N samples, T frames, M mel bins.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from core.config.trial import AugmentConfig
+from core.config.augmentation import AugmentConfig
 
 SAMPLE_RATE_HZ = 16_000
 NUM_MELS = 80
@@ -97,18 +98,17 @@ def spec_augment(
         config: number and widths of the masks.
         generator: draws their widths and positions.
     """
-    batch, longest, mels = features.shape
-    is_masked = draw_masks((batch, longest, mels), num_frames, config, generator)
     # Nothing is copied back: lengths come from the host, and masks go to the device.
+    is_masked = draw_masks(features.shape, num_frames, config, generator)
     is_masked = is_masked.to(features.device, non_blocking=True)
     on_device = num_frames.to(features.device, non_blocking=True)
-    real = real_frames(on_device, longest)[:, :, None]
+    real = real_frames(on_device, features.shape[1])[:, :, None]
     mean = (features * real).sum(1) / on_device.clamp_min(1)[:, None]
     return torch.where(is_masked & real, mean[:, None, :], features)
 
 
 def draw_masks(
-    shape: tuple[int, int, int],
+    shape: Sequence[int],
     num_frames: Int[Tensor, " batch"],
     config: AugmentConfig,
     generator: torch.Generator,

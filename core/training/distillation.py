@@ -157,16 +157,20 @@ def _matched_losses(
         ]
     # Over the frames of all ranks, so that every rank matches the same blocks.
     distances = whole(part_of_mean(torch.stack(rows), len(target_states[0])))
-    is_active = is_active.to(distances.device, non_blocking=True)
-    blocks, is_matched = ordered_matches(distances, is_active)
-    if distances.device.type == "cpu":  # numbers are at hand: no state is copied
-        matched_states = [student_states[j] for j in blocks.tolist()]
-    else:
-        matched_states = list(torch.stack(list(student_states)).index_select(0, blocks))
-    return [
-        torch.where(is_match, F.mse_loss(states, target), 0.0)
-        for is_match, states, target in zip(is_matched, matched_states, target_states, strict=True)
-    ]
+    blocks, is_matched = ordered_matches(
+        distances, is_active.to(distances.device, non_blocking=True)
+    )
+    triples = zip(is_matched, _chosen(student_states, blocks), target_states, strict=True)
+    return [torch.where(is_match, F.mse_loss(s, t), 0.0) for is_match, s, t in triples]
+
+
+def _chosen(
+    states: Sequence[Float[Tensor, "real width"]], numbers: Int[Tensor, " targets"]
+) -> Sequence[Float[Tensor, "real width"]]:
+    """Return the states of these numbers; on a device copies, as numbers stay there."""
+    if numbers.device.type == "cpu":
+        return [states[number] for number in numbers.tolist()]
+    return list(torch.stack(list(states)).index_select(0, numbers))
 
 
 def _real(

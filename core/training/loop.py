@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from core.config.trial import AugmentConfig, LossConfig, RuntimeConfig
+from core.config.augmentation import AugmentConfig
+from core.config.trial import LossConfig, RuntimeConfig
 from core.conformer.model import Conformer
 from core.data.batching import Batch, TrainBatches
 from core.data.read_ahead import ReadAhead

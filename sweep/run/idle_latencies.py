@@ -8,7 +8,6 @@ turns with the unpruned model.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from core.config.trial import TrialConfig
 from core.report import Outcome
@@ -35,28 +34,32 @@ def measure_latencies(
         records: of the trials.
         config_of: returns a trial's configuration.
     """
+    for record in records:
+        trial, config = folder / "trials" / f"{record.number:04}", config_of(record)
+        outcomes = [
+            _measured(outcome, trial / outcome.model, folder / "teacher" / "model", config)
+            for outcome in record.outcomes
+        ]
+        yield record.number, tuple(outcomes)
+
+
+def _measured(outcome: Outcome, model: Path, unpruned: Path, config: TrialConfig) -> Outcome:
+    """Return an outcome with a new latency; `latency_idle` is false if it could not be measured."""
     from core import bundle  # noqa: PLC0415  # seconds of imports, needed at the end alone
     from core.latency.idle import measure_idle  # noqa: PLC0415  # seconds of imports
     from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
 
-    unpruned: Any = None
-    for record in records:
-        config, outcomes = config_of(record), []
-        for outcome in record.outcomes:
-            try:
-                unpruned = unpruned or bundle.load(folder / "teacher" / "model").model
-                model = bundle.load(folder / "trials" / f"{record.number:04}" / outcome.model).model
-            except (OSError, ValueError):
-                outcomes.append(replace(outcome, latency_idle=False))
-                continue
-            seconds = config.pruning.utterance_seconds
-            latency = measure_idle(
-                model,
-                unpruned,
-                utterance_seconds=seconds,
-                repeats=config.evaluation.latency_repeats,
-                threads=config.runtime.threads,
-                device=select_device(config),
-            )
-            outcomes.append(latency.updated(outcome, utterance_seconds=seconds))
-        yield record.number, tuple(outcomes)
+    try:
+        small, whole = (bundle.load(path).model for path in (model, unpruned))
+    except (OSError, ValueError):
+        return replace(outcome, latency_idle=False)
+    seconds = config.pruning.utterance_seconds
+    latency = measure_idle(
+        small,
+        whole,
+        utterance_seconds=seconds,
+        repeats=config.evaluation.latency_repeats,
+        threads=config.runtime.threads,
+        device=select_device(config),
+    )
+    return latency.updated(outcome, utterance_seconds=seconds)

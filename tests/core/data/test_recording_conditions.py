@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torchaudio.functional import resample
 
-from core.config.trial import AugmentConfig, TrialConfig
+from core.config.augmentation import AugmentConfig
+from core.config.trial import TrialConfig
 from core.data.batching import TrainBatches, dev_batches
 from core.data.feature_cache import FeatureStore
 from core.data.prepare import Speech

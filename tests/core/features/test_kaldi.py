@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.compliance.kaldi import fbank
 
-from core.config.trial import AugmentConfig
+from core.config.augmentation import AugmentConfig
 from core.data.audio import read_cut
 from core.features.kaldi import NUM_MELS, count_frames, log_mel, spec_augment
 
