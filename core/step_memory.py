@@ -183,25 +183,26 @@ def noise_batch(config: TrialConfig, shape: Shape, *, seconds: float) -> Batch:
     )
 
 
-def make_largest_stage(config: TrialConfig, shape: Shape) -> GateStage:
+def make_largest_stage(config: TrialConfig, shape: Shape, device: torch.device = HOST) -> GateStage:
     """Make the search of `l0`: every gate is learned, and none is read."""
     own = {"method": "l0", "steps": 2, "axes": config.pruning.axes}
     pruning = PruningConfig.model_validate(own)
     # Matching by order reads which block is nearest; matching by number needs as much memory.
     distillation = config.distillation.model_copy(update={"matching": "fixed"})
     config = config.model_copy(update={"pruning": pruning, "distillation": distillation})
-    student = Conformer(shape)
+    with device:
+        student, teacher = Conformer(shape), Conformer(shape)
     space = Space.of(without_weights(student), pruning.axes, pruning.utterance_seconds)
     ctx = MethodContext(
         config=config,
         student=student,
-        distillation=Distillation(Conformer(shape), distillation),
+        distillation=Distillation(teacher, distillation),
         space=space,
         speech=(),
         labeled=(),
         choose=lambda _scores, _target: space.open_choice(),
-        evaluator=Evaluator(config, space, None, HOST),
-        device=HOST,
+        evaluator=Evaluator(config, space, None, device),
+        device=device,
     )
     stage = load_method("l0").search(ctx)
     assert isinstance(stage, GateStage)

@@ -60,7 +60,6 @@ class Steps:
         teacher = Conformer(Shape.of(config.model, 128))
         self.model = deepcopy(teacher).train().to(device)
         self.distillation = Distillation(teacher.to(device), config.distillation)
-        self.distillation.projection.to(device)
         self.space = Space.of(self.model, config.pruning.axes, 10.0)
         start = {axis.name: 3.0 for axis in self.space.prunable}
         self.gates = HardConcrete(self.space.prunable, start=start).to(device)

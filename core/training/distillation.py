@@ -48,7 +48,8 @@ class Distillation(nn.Module):
         self.teacher = teacher.eval().requires_grad_(requires_grad=False)
         if config.teacher_precision == "bf16":
             self.teacher.to(torch.bfloat16)
-        self.projection = nn.Linear(teacher.shape.width, teacher.shape.width)
+        width = teacher.shape.width
+        self.projection = nn.Linear(width, width, device=teacher.device)
         # The identity: hidden states of student and teacher are at first compared as they are.
         nn.init.eye_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)

@@ -87,7 +87,7 @@ def context_on_gpu(method: str, shape: Shape, batch: Batch, **pruning: Any) -> M
     return MethodContext(
         config=config,
         student=student,
-        distillation=distillation_on_gpu(whole, config.distillation),
+        distillation=Distillation(clone(whole), config.distillation),
         space=space,
         speech=[(batch.features, batch.num_frames)],
         labeled=[batch],
@@ -95,12 +95,6 @@ def context_on_gpu(method: str, shape: Shape, batch: Batch, **pruning: Any) -> M
         evaluator=Evaluator(config, space, None, GPU),
         device=GPU,
     )
-
-
-def distillation_on_gpu(teacher: Conformer, config: DistillationConfig) -> Distillation:
-    distillation = Distillation(clone(teacher), config)
-    distillation.projection.to(GPU)
-    return distillation
 
 
 def half_of(space: Space) -> dict[str, torch.Tensor]:
