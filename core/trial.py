@@ -353,8 +353,8 @@ def open_trial(config: TrialConfig, dirs: TrialDirs, ranks: Ranks = ALONE) -> Tr
     device, pruning = select_device(config), config.pruning
     speech, method = open_speech(dirs.features), load_method(pruning.method)
     teacher = bundle.load(dirs.teacher / "model").model.to(device)
-    if teacher.transducer is not None:
-        config.check_transducer(has_ctc=teacher.head is not None)
+    has_ctc, has_transducer = teacher.head is not None, teacher.transducer is not None
+    config.check_decoders(has_ctc=has_ctc, has_transducer=has_transducer)
     config = with_counted_parts(config, teacher.shape)
     batches = calibration_batches(config, speech, device)
     audible = guard_audio(without_words(batches), method.needs)

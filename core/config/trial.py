@@ -46,6 +46,7 @@ class DemoConfig(Config):
         return self
 
 
+DecoderName = Literal["auto", "ctc", "transducer"]
 Case = Literal["as_written", "lower", "upper"]
 
 
@@ -251,6 +252,9 @@ class LossConfig(Config):
 class EvaluationConfig(Config):
     """Measurement of an outcome."""
 
+    decoder: DecoderName = "auto"
+    """The decoder that is judged, of a model with two; `auto` takes a transducer if there is one.
+    Parameters and FLOPs count both."""
     bootstrap_samples: int = Field(1000, ge=100, le=1_000_000)
     """Resamples of the utterances behind an interval of the WER."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -312,9 +316,29 @@ class TrialConfig(Config):
 
     @model_validator(mode="after")
     def _transducer_is_supported(self) -> "TrialConfig":
-        if not self.teacher.bundle and self.model.decoder != "ctc":
-            self.check_transducer(has_ctc=self.model.auxiliary_ctc)
+        if not self.teacher.bundle:
+            is_ctc = self.model.decoder == "ctc"
+            has_ctc = is_ctc or self.model.auxiliary_ctc
+            self.check_decoders(has_ctc=has_ctc, has_transducer=not is_ctc)
         return self
+
+    def check_decoders(self, *, has_ctc: bool, has_transducer: bool) -> None:
+        """Check that all that is asked for works with the decoders of a model.
+
+        Args:
+            has_ctc: whether the model has a CTC head.
+            has_transducer: whether it has a transducer.
+
+        Raises:
+            ConfigError: naming the first setting that does not.
+        """
+        judged = self.evaluation.decoder
+        if (judged == "ctc" and not has_ctc) or (judged == "transducer" and not has_transducer):
+            raise ConfigError(
+                f"`evaluation.decoder` must be a decoder of the model, but is `{judged}` instead"
+            )
+        if has_transducer:
+            self.check_transducer(has_ctc=has_ctc)
 
     def check_transducer(self, *, has_ctc: bool) -> None:
         """Check that all that is asked for works on a model with a transducer.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from core.config.trial import DecoderName
 from core.conformer.masking import Folded
 from core.conformer.model import Conformer
 from core.conformer.output import Output
@@ -32,6 +33,7 @@ def decode_store(
     *,
     shortest: int = NATIVE.shortest,
     decoder: AnyDecoder | None = None,
+    judged: DecoderName = "auto",
 ) -> list[str]:
     """Return the transcripts in the store's order; an utterance too short for a frame gets "".
 
@@ -43,6 +45,7 @@ def decode_store(
         shortest: frames of features that the model needs for one output frame.
         decoder: decodes one utterance after the other; by default the best token of each frame or
             place is taken, for all utterances of a batch at once.
+        judged: which decoder of a hybrid gives the best tokens.
     """
     model.eval()
     texts = [""] * len(store)
@@ -52,7 +55,7 @@ def decode_store(
         ready = batch.to(device)
         output = model(ready.features, ready.num_frames)
         if decoder is None:
-            transcripts = map(tokenizer.decode, best_tokens(model, output))
+            transcripts = map(tokenizer.decode, best_tokens(model, output, judged))
         elif isinstance(decoder, TransducerBeamSearch):
             transcripts = map(tokenizer.decode, _searched_tokens(model, output, decoder))
         else:
@@ -66,10 +69,16 @@ def decode_store(
     return texts
 
 
-def best_tokens(model: nn.Module, output: Output) -> list[list[int]]:
-    """Return each utterance's tokens by greedy decoding: a transducer's, or else the CTC head's."""
+def best_tokens(model: nn.Module, output: Output, judged: DecoderName = "auto") -> list[list[int]]:
+    """Return each utterance's tokens by greedy decoding.
+
+    Args:
+        model: has the transducer, if there is one.
+        output: of the model.
+        judged: which decoder of a hybrid; by default a transducer, or else the CTC head.
+    """
     transducer: GreedyDecoder | None = getattr(model, "transducer", None)
-    if transducer is None:
+    if transducer is None or judged == "ctc":
         return greedy(output.logits, output.num_frames)
     assert output.encoded is not None
     by_utterance = transducer.greedy(output.encoded, output.num_frames)

@@ -59,6 +59,7 @@ class Evaluator:
             utterance_seconds=pruning.utterance_seconds,
             repeats=self.config.evaluation.latency_repeats,
             device=self.device,
+            judged=self.config.evaluation.decoder,
         )
         return Outcome(
             method=pruning.method,
@@ -99,7 +100,14 @@ class Evaluator:
         config = self.config.evaluation
         # Of the unpruned model: pruning never changes the front end's kernels and strides.
         shortest = self.space.model.shape.frontend_spec.shortest
-        texts = decode_store(model, store, self.speech.tokenizer, self.device, shortest=shortest)
+        texts = decode_store(
+            model,
+            store,
+            self.speech.tokenizer,
+            self.device,
+            shortest=shortest,
+            judged=config.decoder,
+        )
         return wer_report(
             store.texts,
             texts,

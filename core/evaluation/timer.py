@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from core.config.trial import DecoderName
 from core.evaluation.batch_decoding import best_tokens
 from core.features.spec import NATIVE
 from core.stages import Announce, be_silent
@@ -40,7 +41,12 @@ class Latency:
 
 
 def measure_latency(
-    model: nn.Module, *, utterance_seconds: float, repeats: int, device: torch.device
+    model: nn.Module,
+    *,
+    utterance_seconds: float,
+    repeats: int,
+    device: torch.device,
+    judged: DecoderName = "auto",
 ) -> Latency:
     """Time a forward pass over one utterance, and check whether the machine is busy.
 
@@ -49,6 +55,7 @@ def measure_latency(
         utterance_seconds: length of the utterance.
         repeats: timed passes, after two that are not counted.
         device: of the model.
+        judged: which decoder of a hybrid decodes.
     """
     before = CpuTimes.now()
     taken = pass_seconds(
@@ -56,6 +63,7 @@ def measure_latency(
         speech=noise(1, utterance_seconds, device, mels=mels_of([model])),
         repeats=repeats,
         device=device,
+        judged=judged,
     )[""]
     after, threads = CpuTimes.now(), torch.get_num_threads()
     return Latency(
@@ -174,6 +182,7 @@ def pass_seconds(
     device: torch.device,
     most_seconds: float = math.inf,
     announce: Announce = be_silent,
+    judged: DecoderName = "auto",
 ) -> dict[str, list[float]]:
     """Return wall times of forward passes, the models in turns, without those to warm up.
 
@@ -185,6 +194,7 @@ def pass_seconds(
         most_seconds: no turn begins that would end later. If a model is so slow that no third pass
             fits, its last pass counts, as warming up hardly changes it.
         announce: called with what begins.
+        judged: which decoder of a hybrid decodes.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
@@ -193,7 +203,7 @@ def pass_seconds(
     for turn in range(repeats + WARM_UP):
         for name, model in models.items():
             announce(f"timing {name}, {len(speech[1])} at a time, pass {turn + 1}")
-            times[name].append(time_forward(model, speech, device))
+            times[name].append(time_forward(model, speech, device, judged))
         before, turn_started = turn_started, time.perf_counter()
         # Another turn is taken to last as long as this one.
         if turn_started - started + (turn_started - before) > most_seconds:
@@ -216,12 +226,17 @@ def noise(
     return features, torch.full((utterances,), frames, device=device)
 
 
-def time_forward(model: nn.Module, speech: tuple[Tensor, Tensor], device: torch.device) -> float:
-    """Return the wall time of one pass, in seconds."""
+def time_forward(
+    model: nn.Module,
+    speech: tuple[Tensor, Tensor],
+    device: torch.device,
+    judged: DecoderName = "auto",
+) -> float:
+    """Return the wall time of one pass, in seconds, with the search of a transducer."""
     synchronize(device)
     started = time.perf_counter()
     output = model(*speech)
-    if getattr(model, "transducer", None) is not None:
+    if judged != "ctc" and getattr(model, "transducer", None) is not None:
         best_tokens(model, output)  # CTC's takes no time that could be measured
     synchronize(device)
     return time.perf_counter() - started

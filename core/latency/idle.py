@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from core.config.trial import DecoderName
 from core.conformer.model import Conformer
 from core.evaluation.timer import CpuTimes, is_crowded, is_spread, mels_of, noise, pass_seconds
 from core.report import Outcome
@@ -56,6 +57,7 @@ def measure_idle(
     repeats: int,
     threads: int,
     device: torch.device,
+    judged: DecoderName = "auto",
 ) -> IdleLatency:
     """Time a model and the unpruned one in turns, so that drift of the machine meets both alike.
 
@@ -66,6 +68,7 @@ def measure_idle(
         repeats: passes of each that count, at least 15.
         threads: of torch.
         device: of both models.
+        judged: which decoder of a hybrid decodes.
     """
     models = {UNPRUNED: unpruned.to(device), OWN: model.to(device)}
     with _threads(threads):
@@ -76,6 +79,7 @@ def measure_idle(
             repeats=max(repeats, LEAST_PASSES),
             device=device,
             most_seconds=MOST_SECONDS,
+            judged=judged,
         )
         after = CpuTimes.now()
     ratios = np.divide(taken[UNPRUNED], taken[OWN])

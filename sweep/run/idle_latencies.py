@@ -61,5 +61,6 @@ def _measured(outcome: Outcome, model: Path, unpruned: Path, config: TrialConfig
         repeats=config.evaluation.latency_repeats,
         threads=config.runtime.threads,
         device=select_device(config),
+        judged=config.evaluation.decoder,
     )
     return latency.updated(outcome, utterance_seconds=seconds)
