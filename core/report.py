@@ -12,6 +12,17 @@ LONGEST_TRAINED = "longest_trained_seconds"
 # `model` and `model.1-700` match; `../other`, `a/b` and the empty name do not.
 _FOLDER = re.compile(r"\w[\w.-]{0,99}")
 
+LATENCY_FIELDS = (
+    "latency_ms",
+    "latency_busy",
+    "latency_idle",
+    "real_time_factor",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+)
+"""Fields of an outcome that are measured again once no trial of a sweep runs."""
+
 Stage = Literal["speech", "teacher", "search", "tune", "measure"]
 Reference = Literal["transcripts", "teacher"]
 """The reference of a word error rate: human transcripts, or the teacher's."""

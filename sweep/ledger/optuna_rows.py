@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from core.report import Outcome
+from core.report import LATENCY_FIELDS, Outcome
 from sweep.ledger.records import State, TrialRecord, parse_outcomes, parse_record
 
 TRIALS = """
@@ -57,16 +57,6 @@ RUN = "mlflow run of trial "
 """Prefix of the study's attributes with runs whose ids came after their trials were over."""
 LATENCIES = "latencies of trial "
 """Prefix of the study's attributes with outcomes whose latencies were measured after the end."""
-LATE_FIELDS = (
-    "latency_ms",
-    "latency_busy",
-    "latency_idle",
-    "real_time_factor",
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-)
-"""Fields of an outcome that are measured anew."""
 
 RunQuery = Callable[[str], Iterable[Sequence[Any]]]
 """Runs one of the queries on a database, with the study's name as `study`."""
@@ -170,7 +160,7 @@ def row_to_record(row: Row) -> TrialRecord:
 
 def late_values(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
     """What `with_late_latencies` needs of outcomes, by the folder of each model."""
-    return {o.model: {name: getattr(o, name) for name in LATE_FIELDS} for o in outcomes}
+    return {o.model: {name: getattr(o, name) for name in LATENCY_FIELDS} for o in outcomes}
 
 
 def with_late_latencies(

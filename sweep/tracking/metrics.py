@@ -75,18 +75,6 @@ def last_logged_order(latest: Mapping[str, float], *, filled: int | None = None)
     return max(orders)
 
 
-LATENCIES = (
-    "latency_ms",
-    "latency_busy",
-    "latency_idle",
-    "real_time_factor",
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-)
-"""Metrics that are measured again after a sweep's last trial."""
-
-
 def outcome_metrics(outcome: Outcome) -> dict[str, float]:
     """The final metrics of a finished trial, each logged once."""
     values = {

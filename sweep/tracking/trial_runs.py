@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from core.report import LATENCY_FIELDS
 from sweep.ledger.records import TrialRecord
 from sweep.pareto import front
 from sweep.report.front_files import csv_text
 from sweep.tracking import mlflow_repair as repair
-from sweep.tracking.metrics import LATENCIES, outcome_metrics
+from sweep.tracking.metrics import outcome_metrics
 from sweep.tracking.mlflow_client import Runs, RunState, run_state
 from sweep.tracking.provenance import Dataset
 from sweep.tracking.retry_queue import TimedReport
@@ -90,7 +91,7 @@ class TrialRuns:
     def log_latencies(self, record: TrialRecord, at: int) -> None:
         """Log the latency of a finished trial's first outcome, as it was measured after its end."""
         values = outcome_metrics(record.outcomes[0])
-        latencies = {name: values[name] for name in LATENCIES if name in values}
+        latencies = {name: values[name] for name in LATENCY_FIELDS if name in values}
         self._runs.log_metrics(self._state(record, at), latencies, at=at, step=1)
 
     def reconcile(self, record: TrialRecord, candidates: Sequence[Any]) -> bool:
