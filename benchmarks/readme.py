@@ -17,6 +17,7 @@ from benchmarks.lib.method_tables import (
     methods,
 )
 from benchmarks.lib.speed_tables import (
+    idle_latencies,
     large_audio,
     latency_target,
     long_audio,
@@ -345,6 +346,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[dict[str, str]]]]] =
     "waits": ("waits", waits),
     "waits_before": ("waits_before", waits),
     "step_memory": ("step_memory", step_memory),
+    "idle_latencies": ("idle_latencies", idle_latencies),
     "untuned_demo": ("untuned_demo", claim_wer),
     "untuned_commands": ("untuned_commands", claim_wer),
     "tuned_demo": ("tuned_demo", claim_wer),

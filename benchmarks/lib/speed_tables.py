@@ -191,6 +191,22 @@ def waits(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
+def idle_latencies(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """How far latencies of sweeps are from those of the idle machine afterwards."""
+    return [
+        {
+            "sweep": row["sweep"],
+            "models": str(row["models"]),
+            "latencies": f"{row['lowest_ms']:.0f} to {row['highest_ms']:.0f} ms",
+            "largest difference": f"{100 * row['worst']:.0f} %",
+            "in the order of FLOPs": "yes" if row["in_order"] else "no",
+            "beside trials": f"{100 * row['worst_beside']:.0f} %",
+            "in order beside trials": "yes" if row["in_order_beside"] else "no",
+        }
+        for row in rows
+    ]
+
+
 STEP_PARTS = ("weights", "optimizer", "activations", "foretold", "measured")
 """Columns of the memory of a step, in bytes."""
 

@@ -128,6 +128,10 @@ class BackgroundWriter:
             self._drawn_at = time.monotonic()
             self._submit(self._draw, self.ledger.records())
 
+    def wait(self) -> None:
+        """Wait until all that was submitted so far is written."""
+        self._submit(lambda: None).result()
+
     def update_trial(self, record: TrialRecord) -> None:
         """Write that the latencies of a finished trial were measured anew."""
         outcomes = [asdict(outcome) for outcome in record.outcomes]

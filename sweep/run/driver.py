@@ -273,6 +273,7 @@ class Segment:
         remaining = unmeasured(self.ledger.records()) if is_due else []
         if remaining:
             progress.show_event("measuring latencies, as no trial runs any more")
+            writer.wait()  # drawing a front takes a core
         for number, outcomes in measure_latencies(self.folder, remaining, self._config_of):
             self.signals.check()
             writer.update_trial(self.ledger.update_latencies(number, outcomes))

@@ -7,11 +7,15 @@ turns with the unpruned model.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from core.config.trial import TrialConfig
 from core.report import Outcome
 from sweep.ledger.records import TrialRecord
+
+RETRIES = 2
+"""Further measurements of a latency, while other programs keep the machine busy."""
 
 ConfigOf = Callable[[TrialRecord], TrialConfig]
 
@@ -54,7 +58,8 @@ def _measured(outcome: Outcome, model: Path, unpruned: Path, config: TrialConfig
     except (OSError, ValueError):
         return replace(outcome, latency_idle=False)
     seconds = config.pruning.utterance_seconds
-    latency = measure_idle(
+    measure = partial(
+        measure_idle,
         small,
         whole,
         utterance_seconds=seconds,
@@ -63,4 +68,8 @@ def _measured(outcome: Outcome, model: Path, unpruned: Path, config: TrialConfig
         device=select_device(config),
         judged=config.evaluation.decoder,
     )
+    latency = measure()
+    for _ in range(RETRIES):
+        # What ran before may not have ended yet, a worker's process for example.
+        latency = measure() if latency.is_busy else latency
     return latency.updated(outcome, utterance_seconds=seconds)
