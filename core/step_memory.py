@@ -2,7 +2,7 @@
 
 A step runs on fake tensors, which have a shape and no numbers, and the bytes that are alive are
 counted at each operator: what torch asks for, to the byte. What an allocator keeps beside that is
-not in it. A CPU's heap keeps about a third more, unless blocks are mapped one by one
+not in it. A CPU's heap keeps holes between blocks, unless these are mapped one by one
 (`MALLOC_MMAP_THRESHOLD_=65536`).
 """
 

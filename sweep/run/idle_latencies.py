@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.config.trial import TrialConfig
 from core.report import Outcome
 from sweep.ledger.records import TrialRecord
+
+if TYPE_CHECKING:  # torch takes seconds, needed at the end alone
+    from core.latency.idle import IdleLatency
 
 RETRIES = 2
 """Further measurements of a latency, while other programs keep the machine busy."""
@@ -68,8 +72,12 @@ def _measured(outcome: Outcome, model: Path, unpruned: Path, config: TrialConfig
         device=select_device(config),
         judged=config.evaluation.decoder,
     )
+    return _believable(measure).updated(outcome, utterance_seconds=seconds)
+
+
+def _believable(measure: Callable[[], "IdleLatency"]) -> "IdleLatency":
+    """Measure again while the machine is busy: a worker's process may not have ended yet."""
     latency = measure()
     for _ in range(RETRIES):
-        # What ran before may not have ended yet, a worker's process for example.
         latency = measure() if latency.is_busy else latency
-    return latency.updated(outcome, utterance_seconds=seconds)
+    return latency
