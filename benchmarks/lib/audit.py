@@ -8,11 +8,12 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from core.report import LATENCY_FIELDS
 from sweep.identity import identity
 from sweep.ledger.ledger import Ledger
 from sweep.ledger.records import TrialRecord
 
-ON_THE_CLOCK = ("latency_ms", "latency_busy", "real_time_factor")
+ON_THE_CLOCK = LATENCY_FIELDS
 """What of an outcome is measured in seconds, and so never twice the same."""
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-TIMES = {"audio_seconds_per_second", "latency_ms", "latency_busy", "real_time_factor"}
+from core.report import LATENCY_FIELDS
+
+TIMES = {"audio_seconds_per_second", *LATENCY_FIELDS}
 """Fields that hold a measured time, by old and new names: equal runs differ in them."""
 
 Case = dict[str, Any]

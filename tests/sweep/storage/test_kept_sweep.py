@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from core.report import LATENCY_FIELDS
 from sweep.config.sweep import create, load
 from sweep.run import driver
 from sweep.storage.object_store import Remote
@@ -35,9 +36,7 @@ def trials_of(folder):
 
 
 MEASURED = (
-    "latency_ms",
-    "latency_busy",
-    "real_time_factor",
+    *LATENCY_FIELDS,
     "seconds",
     "attempts",
     "mlflow_run_id",
