@@ -31,6 +31,8 @@ from torch.backends import cudnn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from core.step_memory import RULES
+
 GPU = torch.device("cuda")
 FOLDER = "core/"
 ATEN = torch.ops.aten
@@ -96,16 +98,10 @@ def invented(func: Any, args: Sequence[Any]) -> Any:
     raise NotImplementedError(f"A wait in {innermost_place()}, whose result is unknown: {func}")
 
 
-def _ctc_losses(log_probs: Tensor, _tokens: Tensor, _n: Any, counts: Any, *_: Any) -> Any:
-    time, batch = log_probs.shape[:2]
-    return log_probs.new_empty(batch), log_probs.new_empty(batch, time, 2 * max(counts) + 1)
-
-
 SHAPES: Mapping[Any, Callable[..., Any]] = {
     ATEN._use_cudnn_ctc_loss.default: lambda *_: False,  # noqa: SLF001 - an operator's name
     ATEN._use_miopen_ctc_loss.default: lambda *_: False,  # noqa: SLF001 - an operator's name
-    ATEN._ctc_loss.default: _ctc_losses,  # noqa: SLF001 - an operator's name
-    ATEN._ctc_loss_backward.default: lambda *a, **_: torch.empty_like(a[1]),  # noqa: SLF001
+    **RULES,
 }
 """Results of operators for which torch has no rule of shapes."""
 

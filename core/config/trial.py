@@ -338,9 +338,9 @@ class TrialConfig(Config):
                 f"`evaluation.decoder` must be a decoder of the model, but is `{judged}` instead"
             )
         if has_transducer:
-            self.check_transducer(has_ctc=has_ctc)
+            self._check_transducer(has_ctc=has_ctc)
 
-    def check_transducer(self, *, has_ctc: bool) -> None:
+    def _check_transducer(self, *, has_ctc: bool) -> None:
         """Check that all that is asked for works on a model with a transducer.
 
         Args:

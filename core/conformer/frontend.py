@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.conformer.axes import Axis, Cost, Lengths, Slice, UnitCounts
 from core.conformer.shape import Shape
+from core.features.kaldi import real_frames
 from core.features.spec import FrontendSpec
 
 
@@ -176,5 +177,5 @@ def _zero_padding(
     x: Float[Tensor, "batch channels frames bins"], num_frames: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch channels frames bins"]:
     """Set frames beyond each utterance to 0, so that kernels read nothing of them."""
-    is_frame = torch.arange(x.shape[2], device=x.device) < num_frames[:, None]
+    is_frame = real_frames(num_frames, x.shape[2])
     return x * is_frame[:, None, :, None].to(x.dtype)

@@ -81,8 +81,9 @@ def fold(
     """
     mask = close_empty_modules(axes, mask)
     gated = [axis for axis in axes if axis.name in mask]
-    is_read = narrow_from is not None
-    closed = frozenset(a.name for a in gated if is_read and a.is_whole and not mask[a.name].any())
+    closed: frozenset[str] = frozenset()
+    if narrow_from is not None:
+        closed = frozenset(a.name for a in gated if a.is_whole and not mask[a.name].any())
     folded = {name: t for name, t in tensors.items() if not _is_inside(name, closed)}
     # All are scaled before any is narrowed, as slices name entries of whole tensors.
     for axis in gated:

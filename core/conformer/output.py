@@ -56,7 +56,7 @@ class Output:
     def num_frames(self) -> Int[Tensor, " batch"]:
         return self.is_frame.sum(1)
 
-    def real_frames(self) -> Int[Tensor, " real"]:
+    def frame_numbers(self) -> Int[Tensor, " real"]:
         """Return the numbers of the real frames; unless in training, a device is waited for."""
         if self.frames is not None:
             return self.frames

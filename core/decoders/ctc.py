@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core.conformer.axes import Cost, Lengths, Slice, UnitCounts
 from core.conformer.output import Output
 from core.distributed import part_of_mean
+from core.features.kaldi import real_frames
 
 BLANK = 0
 
@@ -57,7 +58,7 @@ def greedy(
     starts = torch.ones_like(best, dtype=torch.bool)
     # Tokens 5 5 0 5 start at frames 0, 2 and 3; without the blank they are 5 5.
     starts[:, 1:] = best[:, 1:] != best[:, :-1]
-    is_real = torch.arange(best.shape[1], device=best.device) < num_frames[:, None]
+    is_real = real_frames(num_frames, best.shape[1])
     is_token = starts & (best != BLANK) & is_real
     # One copy from the device for the whole batch, then a split by utterance.
     counts = is_token.sum(dim=1).tolist()

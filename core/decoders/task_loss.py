@@ -10,6 +10,7 @@ from core.conformer.output import Output
 from core.decoders.ctc import ctc_loss
 from core.decoders.lattice import LatticeScores, transducer_loss
 from core.distributed import part_of_mean
+from core.features.kaldi import real_frames
 
 LEAST = -30.0
 """Log-probability of a class that is never taken."""
@@ -78,7 +79,7 @@ def lattice_divergence(
     """
     device, (_, time, places) = student.blank.device, student.blank.shape
     num_frames, num_tokens = (n.to(device, non_blocking=True) for n in (num_frames, num_tokens))
-    is_frame = torch.arange(time, device=device) < num_frames[:, None]
+    is_frame = real_frames(num_frames, time)
     is_place = torch.arange(places, device=device) <= num_tokens[:, None]
     inside = is_frame[:, :, None] & is_place[:, None]  # (B, T, P)
     own, target = (_three_classes(scores, num_tokens) for scores in (student, teacher))

@@ -65,11 +65,7 @@ def measure_latency(
         device=device,
         judged=judged,
     )[""]
-    after, threads = CpuTimes.now(), torch.get_num_threads()
-    return Latency(
-        seconds=statistics.median(taken),
-        is_busy=is_crowded(before, after, threads=threads) or is_spread(taken),
-    )
+    return Latency(seconds=statistics.median(taken), is_busy=was_busy(before, taken))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +92,17 @@ class CpuTimes:
             idle = ticks[3] + ticks[4]
             busy = (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
         return cls(wall=time.perf_counter(), busy=busy, own=sum(os.times()[:2]), cores=cores)
+
+
+def was_busy(before: CpuTimes, taken: Sequence[float]) -> bool:
+    """Whether other programs kept the machine busy during passes that have just ended.
+
+    Args:
+        before: counters when the passes began.
+        taken: seconds of each pass.
+    """
+    crowded = is_crowded(before, CpuTimes.now(), threads=torch.get_num_threads())
+    return crowded or is_spread(taken)
 
 
 def is_crowded(before: CpuTimes, after: CpuTimes, *, threads: int) -> bool:

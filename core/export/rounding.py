@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from core.conformer.attention import distance_table
 from core.conformer.model import Conformer
 from core.decoders.places import Places
+from core.features.kaldi import real_frames
 
 ALLOWED = 4.0
 """Largest allowed multiple of torch's own error: rounding is random, and each error is the largest
@@ -96,7 +97,7 @@ def log_probabilities_in_double(
     # Step by step as in `Conformer.forward`: a whole copy in double precision would take twice the
     # memory of the model, a copy of a block little.
     x = _in_double(model.frontend)(features.double(), num_frames)
-    is_frame = torch.arange(x.shape[1]) < model.frontend.output_frames(num_frames)[:, None]
+    is_frame = real_frames(model.frontend.output_frames(num_frames), x.shape[1])
     distances = distance_table(
         x.shape[1], model.shape.position_width, device=x.device, dtype=x.dtype
     )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from core.conformer.output import Output
 from core.decoders.ctc import BLANK
 from core.decoders.greedy import MOST_SYMBOLS, Steps, Symbol, greedy_search
+from core.features.kaldi import real_frames
 from core.features.spec import FrontendSpec
 from core.inference.graph_interface import (
     ENCODER,
@@ -162,7 +163,7 @@ class TransducerNetwork(nn.Module):
         arrays = run_graph(self.encoder, speech.cpu().numpy(), num_frames.cpu().numpy())
         encoded, lengths = map(torch.from_numpy, arrays)
         frames = encoded.mT.contiguous() if self.is_mels_first else encoded  # (B, T, J)
-        is_frame = torch.arange(frames.shape[1]) < lengths[:, None]
+        is_frame = real_frames(lengths, frames.shape[1])
         return Output(ctc_logits=None, is_frame=is_frame, hidden=(), encoded=frames)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from core.config.trial import DecoderName
 from core.conformer.model import Conformer
-from core.evaluation.timer import CpuTimes, is_crowded, is_spread, mels_of, noise, pass_seconds
+from core.evaluation.timer import CpuTimes, mels_of, noise, pass_seconds, was_busy
 from core.report import Outcome
 
 LEAST_PASSES = 15
@@ -81,7 +81,7 @@ def measure_idle(
             most_seconds=MOST_SECONDS,
             judged=judged,
         )
-        after = CpuTimes.now()
+        is_busy = was_busy(before, taken[OWN])
     ratios = np.divide(taken[UNPRUNED], taken[OWN])
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
     return IdleLatency(
@@ -89,7 +89,7 @@ def measure_idle(
         speedup=middle,
         speedup_low=low,
         speedup_high=high,
-        is_busy=is_crowded(before, after, threads=threads) or is_spread(taken[OWN]),
+        is_busy=is_busy,
     )
 
 

@@ -114,7 +114,7 @@ class Rounds(GateStage):
         )
         scores = divide_by_cost(ctx.space, sensitivity, self.config.resource)
         # Closed units stay closed: they come first in the order of removal.
-        active = {n: torch.where(mask[n].cpu() > 0, v, -1.0) for n, v in scores.items()}
+        active = {n: torch.where(mask[n] > 0, v, -1.0) for n, v in scores.items()}
         # Target 0.6 in 3 rounds: 0.2, 0.4 and 0.6 are removed in all after each.
         remaining = ctx.choose(active, ctx.target * (number + 1) / self._rounds)
         self.closed.close(scores, remaining, number)

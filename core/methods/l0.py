@@ -55,8 +55,10 @@ class WarmedTarget:
         self.optimizers = [self._dual]
 
     def penalty(self, expected: Mask, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        penalties, metrics = list[Tensor](), dict[str, Tensor]()
-        sparsities, config = expected_sparsities(self._ctx, expected), self._ctx.config.pruning
+        penalties: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
+        sparsities = expected_sparsities(self._ctx, expected)
+        config = self._ctx.config.pruning
         for pair, (resource, sparsity) in zip(self._lagrangian, sparsities.items(), strict=True):
             assert isinstance(pair, Lagrangian)
             target = staged_target(

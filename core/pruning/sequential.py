@@ -38,6 +38,7 @@ from core.conformer.factored import Factored
 from core.conformer.model import Conformer
 from core.decoders.transducer import Transducer
 from core.environment import return_freed_memory
+from core.features.kaldi import real_frames
 from core.pruning.least_squares import LeastSquares
 
 SMALL = 1e-12
@@ -120,7 +121,7 @@ def _reconstruct_frontend(
         x, y = (m.frontend.stack_channels(features, num_frames) for m in (small, whole))
         target = whole.frontend.linear(y)
         frames = small.frontend.output_frames(num_frames)
-        is_frame = torch.arange(x.shape[1], device=x.device) < frames[:, None]
+        is_frame = real_frames(frames, x.shape[1])
         fit.add(x[is_frame], target[is_frame][:, remaining.width])
         streams.append(_Stream(is_frame=is_frame, whole=target, small=x))
         inputs.append(x)

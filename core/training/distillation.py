@@ -112,7 +112,7 @@ class Distillation(nn.Module):
         terms = []
         if output.ctc_logits is not None and targets.ctc_logits is not None:
             temperature = self.config.temperature
-            frames = output.real_frames()
+            frames = output.frame_numbers()
             terms.append(logit_loss(output.logits, targets.logits, frames, temperature))
         if output.lattice and targets.lattice and num_tokens is not None:
             lattices = (output.lattice, targets.lattice)
@@ -121,7 +121,7 @@ class Distillation(nn.Module):
 
     def _layer_loss(self, targets: Output, student: Student) -> Float[Tensor, ""]:
         layers = target_layers(len(targets.hidden), self.config.layers)
-        frames = student.output.real_frames()
+        frames = student.output.frame_numbers()
         target_states = [_real(targets.hidden[i], frames) for i in layers]  # (N, D)
         # (D, K): a student with units 3 and 7 of the teacher's width uses columns 3 and 7.
         weight = self.projection.weight

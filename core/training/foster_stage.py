@@ -143,7 +143,7 @@ class Boosting:
                 # Old tokens come first, so the old model's logits align with the first ones.
                 fused[..., : target.shape[-1]],
                 target,
-                outputs.new.real_frames(),
+                outputs.new.frame_numbers(),
                 self.config.temperature,
             )
         task = torch.stack(tasks).sum()
@@ -203,7 +203,7 @@ class Compression:
             logit = logit_loss(
                 output.logits,
                 target.logits,
-                output.real_frames(),
+                output.frame_numbers(),
                 config.temperature,
                 class_weights=self.class_weights,
             )

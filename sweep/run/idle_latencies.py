@@ -16,6 +16,7 @@ from core.report import Outcome
 from sweep.ledger.records import TrialRecord
 
 if TYPE_CHECKING:  # torch takes seconds, needed at the end alone
+    from core.conformer.model import Conformer
     from core.latency.idle import IdleLatency
 
 RETRIES = 2
@@ -42,24 +43,34 @@ def measure_latencies(
         records: of the trials.
         config_of: returns a trial's configuration.
     """
+    whole = _load(folder / "teacher" / "model") if records else None
     for record in records:
         trial, config = folder / "trials" / f"{record.number:04}", config_of(record)
         outcomes = [
-            _measured(outcome, trial / outcome.model, folder / "teacher" / "model", config)
+            _measured(outcome, _load(trial / outcome.model), whole, config)
             for outcome in record.outcomes
         ]
         yield record.number, tuple(outcomes)
 
 
-def _measured(outcome: Outcome, model: Path, unpruned: Path, config: TrialConfig) -> Outcome:
-    """Return an outcome with a new latency; `latency_idle` is false if it could not be measured."""
+def _load(folder: Path) -> "Conformer | None":
+    """Return the model of a bundle; None if it is not there or cannot be read."""
     from core import bundle  # noqa: PLC0415  # seconds of imports, needed at the end alone
+
+    try:
+        return bundle.load(folder).model
+    except (OSError, ValueError):
+        return None
+
+
+def _measured(
+    outcome: Outcome, small: "Conformer | None", whole: "Conformer | None", config: TrialConfig
+) -> Outcome:
+    """Return an outcome with a new latency; `latency_idle` is false if it could not be measured."""
     from core.latency.idle import measure_idle  # noqa: PLC0415  # seconds of imports
     from core.runtime import select_device  # noqa: PLC0415  # seconds of imports
 
-    try:
-        small, whole = (bundle.load(path).model for path in (model, unpruned))
-    except (OSError, ValueError):
+    if small is None or whole is None:
         return replace(outcome, latency_idle=False)
     seconds = config.pruning.utterance_seconds
     measure = partial(

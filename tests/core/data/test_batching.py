@@ -5,17 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.data.batching import TrainBatches, dev_batches, plan_epoch, read_batch
-from core.data.feature_cache import FeatureStore
-from core.data.tokenizer import Tokenizer, transcript
 
 lengths = st.lists(st.integers(0, 3000), min_size=1, max_size=60).map(np.array)
-
-
-@pytest.fixture(scope="module")
-def store(demo_corpus, demo_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    tokenizer = Tokenizer.train(map(transcript, demo_corpus.train), demo_config, folder)
-    return FeatureStore.build(demo_corpus.train, tokenizer, folder / "train", is_training=True)
 
 
 def padding(batches, num_frames):
